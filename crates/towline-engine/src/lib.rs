@@ -1,1 +1,12 @@
-//! towline-engine.
+//! The core of Towline.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod identity;
+pub mod ids;
+pub mod log_store;
+pub mod message;
+pub mod reporter;
+pub mod snapshot_store;
+pub mod state_machine;
+pub mod transport;

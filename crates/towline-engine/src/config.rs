@@ -1,0 +1,294 @@
+//! Settings: what serde loads ([`Config`]) and what the engine runs on ([`ValidConfig`]).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
+///
+/// A bound that is hit is a counter, an error the caller sees, or a report to Raft; never a silent loss.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Length of a tick in milliseconds. Default 10. All other times of Raft are multiples of it. A smaller tick costs
+    /// wake-ups of the shard thread.
+    pub tick_ms: u64,
+    /// Ticks between two heartbeats of a leader. Default 10, so 100 ms.
+    pub heartbeat_ticks: u32,
+    /// The shortest election timeout in ticks. Default 100, so 1 s. Must be above the pauses of your machines: a leader
+    /// that is not scheduled for so long loses its office.
+    pub election_ticks_min: u32,
+    /// The longest election timeout in ticks. Default 200, so 2 s. Each node draws from the range anew at each election.
+    pub election_ticks_max: u32,
+    /// Payload bytes of one append message. Default 256 KiB.
+    pub append_bytes_max: u64,
+    /// Append messages under way to one peer before an answer. Default 64. Together with `append_bytes_max` this must fit
+    /// in `lane_append_bytes_max`, or a healthy peer would overflow its own lane.
+    pub append_inflight_max: usize,
+    /// Bytes of committed entries handed to the apply worker at once. Default 16 MiB.
+    pub committed_bytes_max: u64,
+    /// Bytes of one command. Default 1 MiB. Larger proposals are rejected.
+    pub proposal_bytes_max: usize,
+    /// Proposals of one group that wait for the shard. Default 65,536. At the bound callers get `Busy`.
+    pub proposal_queue_max: usize,
+    /// Bytes of those proposals. Default 64 MiB.
+    pub proposal_queue_bytes_max: usize,
+    /// Bytes of entries of one group that are not applied yet. Default 64 MiB. At the bound proposals get `Busy` and
+    /// appends from a leader are refused with a nack, until the apply worker has caught up.
+    pub unapplied_bytes_max: usize,
+    /// Bytes of applied entries of one group that stay in memory for followers which lag a little. Default 32 MiB.
+    /// Colder entries are read from the log store.
+    pub log_cache_bytes_max: usize,
+    /// Reads of one group that wait for a barrier. Default 65,536. At the bound callers get `Busy`.
+    pub read_queue_max: usize,
+    /// Milliseconds until a read that cannot be confirmed fails. Default 5,000.
+    pub read_timeout_ms: u64,
+    /// Append messages of one peer that wait for its lane. Default 4,096. At the bound a message is dropped, counted and
+    /// reported to Raft as unreachable.
+    pub lane_append_messages_max: usize,
+    /// Bytes of those messages. Default 32 MiB.
+    pub lane_append_bytes_max: usize,
+    /// Read-barrier messages of one peer that wait for its control lane. Default 1,024.
+    pub lane_reads_max: usize,
+    /// Bytes one dispatch carries at most, unless a single message is larger. Default 1 MiB.
+    pub lane_batch_bytes_max: usize,
+    /// Milliseconds one dispatch may wait for flow control before the link is given up. Default 3,000.
+    pub lane_dispatch_timeout_ms: u64,
+    /// Milliseconds one attempt to connect may take. Default 1,000.
+    pub lane_connect_timeout_ms: u64,
+    /// The first wait before a reconnect, in milliseconds; it doubles, with jitter, up to the next field. Default 20.
+    pub lane_backoff_min_ms: u64,
+    /// The longest wait before a reconnect, in milliseconds. Default 400. Must be below the shortest election timeout, so
+    /// that a peer that comes back is reached before anybody calls an election for want of it.
+    pub lane_backoff_max_ms: u64,
+    /// Append messages of one group that wait for the shard on the receiving side. Default 4,096. At the bound the sender
+    /// gets a nack.
+    pub inbox_messages_max: usize,
+    /// Bytes of those messages. Default 64 MiB.
+    pub inbox_bytes_max: usize,
+    /// Appends and proposals of one group handled in one turn of the shard. Default 4,096: bounds how long other groups
+    /// and the clock wait.
+    pub turn_burst_max: usize,
+    /// Raft groups on this node. Default 1,024.
+    pub groups_max: usize,
+    /// Threads that apply committed entries. Default 1. A group always uses the same one.
+    pub apply_workers: usize,
+    /// Threads of the node's own network runtime. Default 2.
+    pub network_workers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            tick_ms: 10,
+            heartbeat_ticks: 10,
+            election_ticks_min: 100,
+            election_ticks_max: 200,
+            append_bytes_max: 256 << 10,
+            append_inflight_max: 64,
+            committed_bytes_max: 16 << 20,
+            proposal_bytes_max: 1 << 20,
+            proposal_queue_max: 65_536,
+            proposal_queue_bytes_max: 64 << 20,
+            unapplied_bytes_max: 64 << 20,
+            log_cache_bytes_max: 32 << 20,
+            read_queue_max: 65_536,
+            read_timeout_ms: 5_000,
+            lane_append_messages_max: 4_096,
+            lane_append_bytes_max: 32 << 20,
+            lane_reads_max: 1_024,
+            lane_batch_bytes_max: 1 << 20,
+            lane_dispatch_timeout_ms: 3_000,
+            lane_connect_timeout_ms: 1_000,
+            lane_backoff_min_ms: 20,
+            lane_backoff_max_ms: 400,
+            inbox_messages_max: 4_096,
+            inbox_bytes_max: 64 << 20,
+            turn_burst_max: 4_096,
+            groups_max: 1_024,
+            apply_workers: 1,
+            network_workers: 2,
+        }
+    }
+}
+
+impl Config {
+    /// Checks every rule between the fields.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the field, its value and the accepted form.
+    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+        let at_least = |field: &'static str, value: u64, min: u64| {
+            if value >= min { Ok(()) } else { Err(invalid(field, value, format!("a number from {min} on"))) }
+        };
+        at_least("tick_ms", self.tick_ms, 1)?;
+        at_least("heartbeat_ticks", self.heartbeat_ticks.into(), 1)?;
+        at_least("append_bytes_max", self.append_bytes_max, 1)?;
+        at_least("append_inflight_max", self.append_inflight_max as u64, 1)?;
+        at_least("committed_bytes_max", self.committed_bytes_max, 1)?;
+        at_least("proposal_bytes_max", self.proposal_bytes_max as u64, 1)?;
+        for (field, value) in [
+            ("proposal_queue_max", self.proposal_queue_max),
+            ("read_queue_max", self.read_queue_max),
+            ("lane_append_messages_max", self.lane_append_messages_max),
+            ("lane_reads_max", self.lane_reads_max),
+            ("lane_batch_bytes_max", self.lane_batch_bytes_max),
+            ("inbox_messages_max", self.inbox_messages_max),
+            ("turn_burst_max", self.turn_burst_max),
+            ("groups_max", self.groups_max),
+            ("apply_workers", self.apply_workers),
+            ("network_workers", self.network_workers),
+        ] {
+            at_least(field, value as u64, 1)?;
+        }
+        for (field, value) in [
+            ("read_timeout_ms", self.read_timeout_ms),
+            ("lane_dispatch_timeout_ms", self.lane_dispatch_timeout_ms),
+            ("lane_connect_timeout_ms", self.lane_connect_timeout_ms),
+            ("lane_backoff_min_ms", self.lane_backoff_min_ms),
+        ] {
+            at_least(field, value, 1)?;
+        }
+        self.validate_relations()?;
+        Ok(ValidConfig { config: self })
+    }
+
+    fn validate_relations(&self) -> Result<(), ConfigError> {
+        // Two missed heartbeats must not end a leader's office.
+        let floor = self.heartbeat_ticks.saturating_mul(3);
+        if self.election_ticks_min < floor {
+            let form = format!("at least 3 x heartbeat_ticks, {floor}");
+            return Err(invalid("election_ticks_min", self.election_ticks_min, form));
+        }
+        if self.election_ticks_max <= self.election_ticks_min {
+            let form = format!("more than election_ticks_min, {}", self.election_ticks_min);
+            return Err(invalid("election_ticks_max", self.election_ticks_max, form));
+        }
+        let window = self.append_bytes_max.saturating_mul(self.append_inflight_max as u64);
+        if window > self.lane_append_bytes_max as u64 {
+            let form = format!("at least append_bytes_max x append_inflight_max, {window}");
+            return Err(invalid("lane_append_bytes_max", self.lane_append_bytes_max, form));
+        }
+        if self.append_inflight_max > self.lane_append_messages_max {
+            let form = format!("at least append_inflight_max, {}", self.append_inflight_max);
+            return Err(invalid("lane_append_messages_max", self.lane_append_messages_max, form));
+        }
+        if window > self.inbox_bytes_max as u64 {
+            let form = format!("at least append_bytes_max x append_inflight_max, {window}");
+            return Err(invalid("inbox_bytes_max", self.inbox_bytes_max, form));
+        }
+        for (field, value) in [
+            ("proposal_queue_bytes_max", self.proposal_queue_bytes_max),
+            ("unapplied_bytes_max", self.unapplied_bytes_max),
+        ] {
+            if value < self.proposal_bytes_max {
+                let form = format!("at least proposal_bytes_max, {}", self.proposal_bytes_max);
+                return Err(invalid(field, value, form));
+            }
+        }
+        if self.lane_backoff_min_ms > self.lane_backoff_max_ms {
+            let form = format!("at least lane_backoff_min_ms, {}", self.lane_backoff_min_ms);
+            return Err(invalid("lane_backoff_max_ms", self.lane_backoff_max_ms, form));
+        }
+        let election_ms = self.tick_ms.saturating_mul(self.election_ticks_min.into());
+        if self.lane_backoff_max_ms >= election_ms {
+            let form = format!("below the shortest election timeout, {election_ms} ms");
+            return Err(invalid("lane_backoff_max_ms", self.lane_backoff_max_ms, form));
+        }
+        Ok(())
+    }
+}
+
+fn invalid(field: &'static str, value: impl ToString, accepted: String) -> ConfigError {
+    ConfigError { field, value: value.to_string(), accepted }
+}
+
+/// Settings that keep every rule. Made by [`Config::validate`] only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidConfig {
+    config: Config,
+}
+
+impl ValidConfig {
+    /// Length of a tick.
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(self.config.tick_ms)
+    }
+
+    /// The shortest election timeout.
+    pub fn election_timeout_min(&self) -> Duration {
+        self.tick() * self.config.election_ticks_min
+    }
+
+    /// Time between two heartbeats.
+    pub fn heartbeat(&self) -> Duration {
+        self.tick() * self.config.heartbeat_ticks
+    }
+}
+
+impl std::ops::Deref for ValidConfig {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl Default for ValidConfig {
+    fn default() -> Self {
+        Self { config: Config::default() }
+    }
+}
+
+/// A setting that breaks a rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting `{field}` is {value}, but must be {accepted}")]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What is accepted.
+    pub accepted: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_keep_every_rule() {
+        assert_eq!(Config::default().validate(), Ok(ValidConfig::default()));
+    }
+
+    #[test]
+    fn a_file_names_only_what_differs_and_nothing_unknown() {
+        let config: Config = toml::from_str("heartbeat_ticks = 5").unwrap();
+        assert_eq!(config, Config { heartbeat_ticks: 5, ..Config::default() });
+        let error = toml::from_str::<Config>("heartbeat_tick = 5").unwrap_err().to_string();
+        assert!(error.contains("heartbeat_tick"), "{error}");
+    }
+
+    #[test]
+    fn a_window_that_overflows_its_lane_is_refused_by_name() {
+        let config = Config { append_inflight_max: 256, append_bytes_max: 1 << 20, ..Config::default() };
+        assert_eq!(config.validate().unwrap_err().field, "lane_append_bytes_max");
+    }
+
+    #[test]
+    fn each_broken_relation_is_refused_by_name() {
+        let d = Config::default;
+        for (field, config) in [
+            ("tick_ms", Config { tick_ms: 0, ..d() }),
+            ("election_ticks_min", Config { election_ticks_min: 29, ..d() }),
+            ("election_ticks_max", Config { election_ticks_max: 100, ..d() }),
+            ("lane_append_messages_max", Config { lane_append_messages_max: 63, ..d() }),
+            ("inbox_bytes_max", Config { inbox_bytes_max: 1 << 20, ..d() }),
+            ("unapplied_bytes_max", Config { unapplied_bytes_max: 1, ..d() }),
+            ("lane_backoff_max_ms", Config { lane_backoff_max_ms: 1_000, ..d() }),
+            ("apply_workers", Config { apply_workers: 0, ..d() }),
+        ] {
+            assert_eq!(config.validate().unwrap_err().field, field);
+        }
+    }
+}

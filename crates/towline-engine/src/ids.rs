@@ -1,0 +1,297 @@
+//! Names of things: nodes, groups, clusters, incarnations, and the addresses of peers.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The id of a node, unique in its cluster for ever: an id is never given to another machine or an emptied disk.
+///
+/// Never zero, because Raft uses zero for "nobody".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(NonZeroU64);
+
+impl NodeId {
+    /// The id `raw`, or `None` for zero.
+    pub const fn new(raw: u64) -> Option<Self> {
+        match NonZeroU64::new(raw) {
+            Some(id) => Some(Self(id)),
+            None => None,
+        }
+    }
+
+    /// The id as a number, never zero.
+    pub const fn as_u64(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl From<NonZeroU64> for NodeId {
+    fn from(id: NonZeroU64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = IdError;
+
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        s.parse::<NonZeroU64>().map(Self).map_err(|_| IdError::Node { given: s.into() })
+    }
+}
+
+/// The id of a Raft group. A node hosts many; one group is the common case and is [`GroupId::DEFAULT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GroupId(u64);
+
+impl GroupId {
+    /// The group of a cluster that has only one.
+    pub const DEFAULT: Self = Self(1);
+
+    /// The group with the number `raw`. Every number is a valid group.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The number of the group.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The name of a cluster. Nodes of different clusters refuse each other in the handshake.
+///
+/// 1 to 64 characters out of ASCII letters, digits, `-`, `_` and `.`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ClusterId(Arc<str>);
+
+impl ClusterId {
+    /// The longest name, in bytes.
+    pub const LEN_MAX: usize = 64;
+
+    /// The cluster called `name`.
+    ///
+    /// # Errors
+    /// [`IdError::Cluster`] if the name is empty, too long or has another character.
+    pub fn new(name: &str) -> Result<Self, IdError> {
+        let fits = (1..=Self::LEN_MAX).contains(&name.len());
+        if fits && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+            Ok(Self(name.into()))
+        } else {
+            Err(IdError::Cluster { given: name.chars().take(Self::LEN_MAX + 1).collect() })
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ClusterId {
+    type Err = IdError;
+
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        Self::new(s)
+    }
+}
+
+impl TryFrom<String> for ClusterId {
+    type Error = IdError;
+
+    fn try_from(s: String) -> Result<Self, IdError> {
+        Self::new(&s)
+    }
+}
+
+impl From<ClusterId> for String {
+    fn from(id: ClusterId) -> Self {
+        id.0.as_ref().into()
+    }
+}
+
+/// A random number that is made together with a data directory and dies with it.
+///
+/// The handshake carries it and peers remember it, so that a node whose disk was emptied cannot come back under
+/// its old id and vote a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Incarnation(NonZeroU64);
+
+impl Incarnation {
+    /// The incarnation `raw`, or `None` for zero.
+    pub const fn new(raw: u64) -> Option<Self> {
+        match NonZeroU64::new(raw) {
+            Some(n) => Some(Self(n)),
+            None => None,
+        }
+    }
+
+    /// As a number, never zero.
+    pub const fn as_u64(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0.get())
+    }
+}
+
+/// Where a peer listens: `scheme://host:port`. The scheme picks the registered transport.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PeerAddr {
+    text: Arc<str>,
+    scheme_len: usize,
+}
+
+impl PeerAddr {
+    /// The longest address, in bytes.
+    pub const LEN_MAX: usize = 512;
+
+    /// Parses `scheme://host:port`.
+    ///
+    /// # Errors
+    /// [`IdError::Address`] if there is no scheme, no host or no port from 0 to 65535.
+    pub fn new(text: &str) -> Result<Self, IdError> {
+        let bad = || IdError::Address { given: text.chars().take(80).collect() };
+        let (scheme, rest) = text.split_once("://").ok_or_else(bad)?;
+        let (host, port) = rest.rsplit_once(':').ok_or_else(bad)?;
+        let scheme_ok = !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+        let host_ok = !host.is_empty() && !host.bytes().any(|b| b.is_ascii_whitespace() || b == b'/');
+        if !scheme_ok || !host_ok || port.parse::<u16>().is_err() || text.len() > Self::LEN_MAX {
+            return Err(bad());
+        }
+        Ok(Self { text: text.into(), scheme_len: scheme.len() })
+    }
+
+    /// `grpc` of `grpc://host:port`.
+    pub fn scheme(&self) -> &str {
+        self.text.get(..self.scheme_len).unwrap_or_default()
+    }
+
+    /// `host:port` of `grpc://host:port`.
+    pub fn authority(&self) -> &str {
+        self.text.get(self.scheme_len + 3..).unwrap_or_default()
+    }
+
+    /// The whole address.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for PeerAddr {
+    type Err = IdError;
+
+    fn from_str(s: &str) -> Result<Self, IdError> {
+        Self::new(s)
+    }
+}
+
+impl TryFrom<String> for PeerAddr {
+    type Error = IdError;
+
+    fn try_from(s: String) -> Result<Self, IdError> {
+        Self::new(&s)
+    }
+}
+
+impl From<PeerAddr> for String {
+    fn from(addr: PeerAddr) -> Self {
+        addr.text.as_ref().into()
+    }
+}
+
+/// A name that is not of its form.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdError {
+    /// A node id is a whole number from 1.
+    #[error("`{given}` is no node id: a whole number from 1 is expected")]
+    Node {
+        /// What was given.
+        given: String,
+    },
+    /// See [`ClusterId`] for the form.
+    #[error("`{given}` is no cluster name: 1 to 64 letters, digits, `-`, `_` or `.` are expected")]
+    Cluster {
+        /// What was given, cut to its first characters.
+        given: String,
+    },
+    /// See [`PeerAddr`] for the form.
+    #[error("`{given}` is no address: `scheme://host:port` is expected, such as `grpc://127.0.0.1:7001`")]
+    Address {
+        /// What was given, cut to its first characters.
+        given: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_id_is_never_zero() {
+        assert!(NodeId::new(0).is_none());
+        assert!("0".parse::<NodeId>().is_err());
+        assert_eq!("7".parse::<NodeId>().unwrap().as_u64(), 7);
+    }
+
+    #[test]
+    fn a_cluster_name_has_a_bounded_alphabet_and_length() {
+        assert!(ClusterId::new("prod-eu_1.a").is_ok());
+        for bad in ["", "a b", "ä", &"x".repeat(65)] {
+            assert!(ClusterId::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_has_scheme_host_and_port() {
+        let addr = PeerAddr::new("grpc://[::1]:7001").unwrap();
+        assert_eq!((addr.scheme(), addr.authority()), ("grpc", "[::1]:7001"));
+        for bad in [
+            "127.0.0.1:1",
+            "grpc://",
+            "grpc://h",
+            "grpc://h:x",
+            "://h:1",
+            "grpc://:1",
+            "grpc://h:70000",
+            "g://a/b:1",
+        ] {
+            assert!(PeerAddr::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,625 @@
+//! How frames reach a peer and how they come in.
+//!
+//! A transport moves frames. It keeps no queue of its own, retries nothing and decides nothing: queues, batching,
+//! backoff, drop policy, reports to Raft and metrics live once, above it, in the lanes. What a transport owes:
+//!
+//! * a [`Link`] is one ordered stream with its own flow control; links of different lanes do not delay each other;
+//! * when a link dies, [`LinkFeedback::closed`] is called exactly once (dropping the feedback does it too);
+//! * nobody's frames reach [`PeerSession::deliver`] before [`Inbound::admit`] accepted that peer's [`Hello`].
+//!
+//! The suite in `towline-testkit` proves an implementation.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use crate::message::{Batch, Lane, Message};
+use crate::snapshot_store::{SnapshotMeta, Trailer};
+
+/// The version of the protocol this build speaks; a peer with another one is refused in the handshake.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The cause behind a transport's error, of whatever library it is built on.
+pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
+
+/// A way to reach peers. Its futures run on the node's network runtime.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// The scheme of the addresses it serves, such as `grpc`; also a metric label.
+    fn scheme(&self) -> &'static str;
+
+    /// Accepts connections at `at` until the listener is shut down or dropped.
+    ///
+    /// # Errors
+    /// [`TransportError::Bind`] names the address, for instance when it is in use.
+    async fn listen(
+        &self,
+        at: &PeerAddr,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<Box<dyn Listener>, TransportError>;
+
+    /// Opens one lane to a peer. Returns once the peer has answered the handshake; the caller bounds the time.
+    /// Dropping the future gives the attempt up. `feedback` belongs to the link from the moment of the call.
+    ///
+    /// # Errors
+    /// [`ConnectError::Refused`] carries the peer's own reason.
+    async fn connect(
+        &self,
+        to: &Peer,
+        lane: Lane,
+        hello: &Hello,
+        feedback: LinkFeedback,
+    ) -> Result<Connected, ConnectError>;
+
+    /// Offers a snapshot to a peer, which answers before a byte of it moves. A transport without snapshot transfer
+    /// keeps this default; the attempt then fails and is reported as every other failure.
+    ///
+    /// # Errors
+    /// [`TransferError`]; never [`TransferError::Refused`], which is an answer ([`OfferAnswer::Refused`]).
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+    ) -> Result<OfferAnswer, TransferError> {
+        let _ = (to, hello, offer);
+        Err(TransferError::Unsupported)
+    }
+}
+
+/// A peer to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it listens.
+    pub address: PeerAddr,
+}
+
+/// The first thing a dialler says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The dialler's cluster.
+    pub cluster: ClusterId,
+    /// The dialler.
+    pub from: NodeId,
+    /// Whom it means to reach.
+    pub to: NodeId,
+    /// The dialler's incarnation.
+    pub incarnation: Incarnation,
+    /// The protocol it speaks: [`PROTOCOL_VERSION`].
+    pub protocol: u32,
+}
+
+/// The answer to a [`Hello`] that was accepted. The engine compares the incarnation with the one it remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// Who answered.
+    pub node: NodeId,
+    /// The answering node's incarnation.
+    pub incarnation: Incarnation,
+    /// The protocol it speaks.
+    pub protocol: u32,
+}
+
+/// What [`Transport::connect`] gives.
+pub struct Connected {
+    /// The lane.
+    pub link: Box<dyn Link>,
+    /// Who answered.
+    pub welcome: Welcome,
+}
+
+impl fmt::Debug for Connected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connected").field("welcome", &self.welcome).finish_non_exhaustive()
+    }
+}
+
+/// One lane to one peer.
+#[async_trait]
+pub trait Link: Send {
+    /// Hands a batch to the lane. `Ok` means that flow control took it, in order; it does not mean delivered. May wait
+    /// for the peer to make room: the caller bounds the time.
+    ///
+    /// Not cancel-safe: after an error, or when the future is dropped before it ended, the link is of no further use
+    /// and the caller drops it. Whatever it had accepted counts as lost.
+    ///
+    /// # Errors
+    /// [`DispatchError`].
+    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError>;
+}
+
+/// Where a link tells the engine what comes back. Its calls never block.
+///
+/// Dropping it means [`LinkClosed::Abandoned`], so no path forgets to say that a link is gone.
+pub struct LinkFeedback {
+    events: Option<Arc<dyn LinkEvents>>,
+}
+
+impl LinkFeedback {
+    /// A feedback that tells `events`. The engine makes these, and tests of transports.
+    pub fn new(events: Arc<dyn LinkEvents>) -> Self {
+        Self { events: Some(events) }
+    }
+
+    /// The peer refused messages of one group; the link itself is well.
+    pub fn nack(&self, nack: Nack) {
+        if let Some(events) = &self.events {
+            events.nack(nack);
+        }
+    }
+
+    /// The link is gone.
+    pub fn closed(mut self, cause: LinkClosed) {
+        if let Some(events) = self.events.take() {
+            events.closed(cause);
+        }
+    }
+}
+
+impl Drop for LinkFeedback {
+    fn drop(&mut self) {
+        if let Some(events) = self.events.take() {
+            events.closed(LinkClosed::Abandoned);
+        }
+    }
+}
+
+impl fmt::Debug for LinkFeedback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinkFeedback").finish_non_exhaustive()
+    }
+}
+
+/// The receiving end of a [`LinkFeedback`]. Its methods never block and never panic.
+pub trait LinkEvents: Send + Sync + 'static {
+    /// See [`LinkFeedback::nack`].
+    fn nack(&self, nack: Nack);
+    /// Called exactly once. See [`LinkFeedback::closed`].
+    fn closed(&self, cause: LinkClosed);
+}
+
+/// A peer could not take messages of one group. Other groups on the same lane are not concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Nack {
+    /// The group.
+    pub group: GroupId,
+    /// Why.
+    pub cause: NackCause,
+}
+
+/// Why messages of a group were not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NackCause {
+    /// The group's inbox, or its part of memory, is full.
+    InboxFull,
+    /// The group is not on that node (yet).
+    UnknownGroup,
+    /// The group is quarantined there.
+    GroupDown,
+    /// The message was not one this peer may send: wrong sender or receiver, a kind that is not allowed, or fields
+    /// that would damage the receiver's log.
+    Rejected,
+}
+
+/// Why a link ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LinkClosed {
+    /// The peer ended it.
+    ByPeer {
+        /// What the peer or the library said.
+        detail: String,
+    },
+    /// The connection broke, or keep-alive found it dead.
+    Broken {
+        /// What the library said.
+        detail: String,
+    },
+    /// The peer sent something that is not of the protocol.
+    Violation {
+        /// What it was.
+        detail: String,
+    },
+    /// Our side gave it up.
+    Abandoned,
+}
+
+/// The listening side of a transport. Dropping it stops accepting and closes what was accepted.
+#[async_trait]
+pub trait Listener: Send + Sync {
+    /// Where it listens: with the real port if port 0 was asked for.
+    fn local_addr(&self) -> SocketAddr;
+    /// Stops accepting, closes what was accepted and returns when both are done.
+    async fn shutdown(self: Box<Self>);
+}
+
+/// The way in. A session exists only after its handshake, so having one *is* being authenticated.
+pub trait Inbound: Send + Sync + 'static {
+    /// Decides whether a dialler may come in. Never blocks for long (it may read a small table).
+    ///
+    /// `cert` is what the dialler's certificate says, where the transport checked one.
+    ///
+    /// # Errors
+    /// [`Refusal`], which the transport sends to the dialler before it closes.
+    fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal>;
+
+    /// A connection that never got as far as a valid [`Hello`]: for counters and the log.
+    fn refused(&self, refusal: &Refusal) {
+        let _ = refusal;
+    }
+}
+
+/// What a verified certificate says about its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertIdentity {
+    /// The node it was issued to.
+    pub node: NodeId,
+}
+
+/// A peer that passed the handshake.
+#[async_trait]
+pub trait PeerSession: Send + Sync {
+    /// Who it is.
+    fn peer(&self) -> NodeId;
+
+    /// What the transport answers to its hello.
+    fn welcome(&self) -> Welcome;
+
+    /// Takes a batch that arrived on a lane. Never blocks. Groups that could not take theirs come back as nacks, at
+    /// most one a group, which the transport sends to the peer.
+    ///
+    /// # Errors
+    /// [`Violation`]: the transport closes the lane. Nothing that concerns one group alone does that.
+    fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation>;
+
+    /// Takes a snapshot offer.
+    ///
+    /// # Errors
+    /// A typed refusal, before any payload.
+    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal>;
+}
+
+/// A connection-level refusal. Its [`code`](Self::code) is what crosses the wire.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The dialler belongs to another cluster.
+    #[error("wrong cluster: this node belongs to `{ours}`")]
+    WrongCluster {
+        /// The cluster of the node that refused.
+        ours: String,
+    },
+    /// The dialler wanted another node; an address points to the wrong machine.
+    #[error("wrong node: this is node {ours}")]
+    WrongNode {
+        /// The node that refused.
+        ours: u64,
+    },
+    /// The dialler is no member of any group here.
+    #[error("node {peer} is not a member")]
+    UnknownPeer {
+        /// Who called.
+        peer: u64,
+    },
+    /// The dialler's id is known with another data directory: its disk was emptied, or two nodes use one id.
+    #[error("node {peer} came with another incarnation: its data directory is not the one that joined")]
+    WrongIncarnation {
+        /// Who called.
+        peer: u64,
+    },
+    /// The dialler speaks another version of the protocol.
+    #[error("protocol version {theirs} is not spoken here, but {ours}")]
+    Version {
+        /// Of the node that refused.
+        ours: u32,
+        /// Of the dialler.
+        theirs: u32,
+    },
+    /// The certificate does not belong to the node id in the hello, or there is none where one is required.
+    #[error("not authenticated: {detail}")]
+    Unauthenticated {
+        /// What is wrong.
+        detail: String,
+    },
+    /// The first frame was not a hello.
+    #[error("malformed hello: {detail}")]
+    Malformed {
+        /// What is wrong.
+        detail: String,
+    },
+    /// The node has as many connections as it allows, from this peer or in all.
+    #[error("too many connections")]
+    TooManyConnections,
+    /// No hello came in time.
+    #[error("no hello within the handshake timeout")]
+    HandshakeTimeout,
+    /// The node is shutting down.
+    #[error("shutting down")]
+    ShuttingDown,
+}
+
+/// A transport could not start to listen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The address could not be bound.
+    #[error("cannot listen at {address}")]
+    Bind {
+        /// Where.
+        address: PeerAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address is not one this transport can listen at or may not, with the reason.
+    #[error("cannot listen at {address}: {detail}")]
+    Address {
+        /// Where.
+        address: PeerAddr,
+        /// Why not, and what is allowed.
+        detail: String,
+    },
+}
+
+/// A lane could not be opened. Nothing was sent.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The peer answered, and refused.
+    #[error("refused by the peer: {0}")]
+    Refused(#[source] Refusal),
+    /// Another node, or another version, answered than was expected.
+    #[error("the wrong peer answered: {detail}")]
+    WrongPeer {
+        /// Who answered.
+        detail: String,
+    },
+    /// Nobody answered.
+    #[error("cannot reach {address}")]
+    Unreachable {
+        /// Where.
+        address: PeerAddr,
+        /// What the library said.
+        #[source]
+        source: BoxError,
+    },
+    /// What answered does not speak the protocol.
+    #[error("{address} does not speak the protocol: {detail}")]
+    Protocol {
+        /// Where.
+        address: PeerAddr,
+        /// What it said.
+        detail: String,
+    },
+    /// The address is not one this transport can or may dial.
+    #[error("cannot dial {address}: {detail}")]
+    Address {
+        /// Where.
+        address: PeerAddr,
+        /// Why not.
+        detail: String,
+    },
+}
+
+/// A batch could not be handed over. It, and all that the link accepted before and did not deliver, counts as lost.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DispatchError {
+    /// The link is gone.
+    #[error("the link is closed")]
+    Closed,
+    /// One message is larger than a frame may be.
+    #[error("a message of {bytes} bytes does not fit in a frame of {bytes_max}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+}
+
+/// The peer broke the protocol in a way that concerns the whole connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("protocol violation: {detail}")]
+pub struct Violation {
+    /// What it did.
+    pub detail: String,
+}
+
+/// A snapshot a leader wants to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotOffer {
+    /// Raft's message, without the body: the receiver steps it once the body is durable.
+    pub message: Message,
+    /// What the body is.
+    pub meta: SnapshotMeta,
+    /// The sender's attempt number.
+    pub attempt: u64,
+}
+
+/// The peer's answer to an offer.
+pub enum OfferAnswer {
+    /// It wants the bytes from `offset` on.
+    Accepted {
+        /// Where to start.
+        offset: u64,
+        /// Takes the bytes.
+        transfer: Box<dyn Transfer>,
+    },
+    /// It has that much already, and has told its Raft: a success.
+    AlreadyHave {
+        /// Its commit index.
+        commit: u64,
+    },
+    /// It does not want it.
+    Refused(SnapshotRefusal),
+}
+
+/// The sending side of a transfer. Dropping it aborts: the peer must see a reset, never an ordinary end of stream.
+#[async_trait]
+pub trait Transfer: Send {
+    /// Sends a chunk; may wait for flow control.
+    ///
+    /// # Errors
+    /// [`TransferError`]; the transfer is over.
+    async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError>;
+
+    /// Ends the transfer and waits until the peer has the snapshot durable, verified and taken by Raft.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError>;
+
+    /// What the peer has acknowledged so far; readable while [`send`](Self::send) waits.
+    fn progress(&self) -> TransferProgress;
+}
+
+/// A piece of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Its place in the body.
+    pub offset: u64,
+    /// The bytes.
+    pub data: Bytes,
+    /// Their checksum.
+    pub crc32c: u32,
+}
+
+/// How far the receiver is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransferProgress {
+    /// Bytes it has written.
+    pub acked: u64,
+    /// What it is doing.
+    pub phase: TransferPhase,
+}
+
+/// What the receiver of a snapshot is doing; each phase has a bound of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum TransferPhase {
+    Receiving,
+    Verifying,
+    Syncing,
+    Stepping,
+}
+
+/// The receiver has the snapshot: durable, verified, taken by Raft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotReceipt {
+    /// The receiver's commit index.
+    pub commit: u64,
+}
+
+/// What a receiver answers to an offer it does not refuse.
+pub enum SinkAnswer {
+    /// It wants the bytes from `offset` on.
+    Accept {
+        /// Where to start.
+        offset: u64,
+        /// Takes the bytes.
+        sink: Box<dyn SnapshotSink>,
+    },
+    /// It has that much already.
+    AlreadyHave {
+        /// Its commit index.
+        commit: u64,
+    },
+}
+
+/// The receiving side of a transfer, fed by the transport. Dropping it keeps the verified prefix for a resume.
+#[async_trait]
+pub trait SnapshotSink: Send {
+    /// Takes a chunk.
+    ///
+    /// # Errors
+    /// A typed refusal; the transfer is over.
+    async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal>;
+
+    /// Ends it: verifies, makes durable, steps Raft and looks whether Raft took it.
+    ///
+    /// # Errors
+    /// A typed refusal; the attempt failed.
+    async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal>;
+
+    /// How far it is; the transport sends this to the sender now and then.
+    fn progress(&self) -> TransferProgress;
+}
+
+/// A receiver does not want a snapshot, or could not take it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotRefusal {
+    /// As many transfers as allowed are running. Passes by itself.
+    #[error("busy with other snapshots")]
+    Busy,
+    /// Larger than the receiver allows. Lasting.
+    #[error("snapshot of {length} bytes is larger than {length_max}")]
+    TooLarge {
+        /// Its length.
+        length: u64,
+        /// The limit.
+        length_max: u64,
+    },
+    /// Not for this node or group.
+    #[error("not for this node or group")]
+    WrongNode,
+    /// The sender's term is old.
+    #[error("stale term: {theirs} below {ours}")]
+    StaleTerm {
+        /// The receiver's term.
+        ours: u64,
+        /// The sender's term.
+        theirs: u64,
+    },
+    /// The bytes are not what the trailer says.
+    #[error("corrupt: {detail}")]
+    Corrupt {
+        /// What is wrong.
+        detail: String,
+    },
+    /// The receiver's disk failed or is full.
+    #[error("receiver cannot store it: {detail}")]
+    Storage {
+        /// What happened.
+        detail: String,
+    },
+    /// Raft ignored it.
+    #[error("not taken by Raft: {detail}")]
+    NotTaken {
+        /// Why, as far as is known.
+        detail: String,
+    },
+    /// This version of the receiver does not take snapshots.
+    #[error("snapshots are not supported")]
+    Unsupported,
+}
+
+/// A transfer failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// No connection, before anything moved.
+    #[error("cannot offer the snapshot")]
+    Connect(#[source] ConnectError),
+    /// The receiver gave up, with its reason.
+    #[error("the receiver gave up: {0}")]
+    Refused(#[source] SnapshotRefusal),
+    /// The stream broke.
+    #[error("the transfer broke: {detail}")]
+    Broken {
+        /// What the library said.
+        detail: String,
+    },
+    /// The transport does not carry snapshots.
+    #[error("this transport does not carry snapshots")]
+    Unsupported,
+}
