@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod core;
+pub mod errors;
 pub mod identity;
 pub mod ids;
 pub mod log_store;
@@ -9,4 +11,5 @@ pub mod message;
 pub mod reporter;
 pub mod snapshot_store;
 pub mod state_machine;
+pub mod status;
 pub mod transport;
