@@ -32,5 +32,6 @@ pub(crate) use {
     link::PeerGate,
 };
 
-#[cfg(all(test, feature = "driver"))]
+#[cfg(test)]
+#[cfg(feature = "driver")]
 mod tests;

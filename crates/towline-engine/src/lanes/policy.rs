@@ -6,12 +6,13 @@ mod backoff;
 mod conflate;
 mod control;
 
-#[allow(unused_imports)] // the core and the simulator use what the workers do not
-pub(crate) use append::{AppendQueue, Dropped, Full};
-pub(crate) use backoff::Backoff;
-pub(crate) use conflate::ConflatingQueue;
-#[allow(unused_imports)]
-pub(crate) use control::{ControlQueue, Pushed, keep_round};
+#[allow(unused_imports)] // the core uses some of it, the workers another part
+pub(crate) use {
+    append::{AppendQueue, Dropped, Full},
+    backoff::Backoff,
+    conflate::ConflatingQueue,
+    control::{ControlQueue, Pushed, keep_round},
+};
 
 use crate::message::{Batch, Envelope};
 

@@ -41,6 +41,8 @@ impl AppendQueue {
     ///
     /// # Errors
     /// [`Full`] at either bound.
+    // By value: a box would allocate exactly when the queue is overloaded.
+    #[allow(clippy::result_large_err)]
     pub(crate) fn push(&mut self, envelope: Envelope, now_ms: u64) -> Result<(), Full> {
         let bytes = self.bytes.saturating_add(cost(&envelope));
         let fits = self.line.len() < self.messages_max && bytes <= self.bytes_max;

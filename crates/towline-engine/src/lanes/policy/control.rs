@@ -30,6 +30,8 @@ pub(crate) fn keep_round(older: &Message, newer: &mut Message) {
 }
 
 /// What became of a message that was pushed.
+// By value: a box would allocate exactly when the queue is overloaded.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
     /// It waits.
