@@ -11,6 +11,8 @@ pub mod ids;
 pub(crate) mod lanes;
 pub mod log_store;
 pub mod message;
+#[cfg(feature = "driver")]
+pub mod node;
 pub mod reporter;
 pub mod snapshot_store;
 pub mod state_machine;

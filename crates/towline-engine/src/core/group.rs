@@ -406,6 +406,11 @@ impl<W, R> Group<W, R> {
         self.replica.last_index()
     }
 
+    /// Whether everything that was handed out to be applied is applied.
+    pub(crate) fn is_idle_behind_apply(&self) -> bool {
+        self.handed.index == self.replica.log().applied()
+    }
+
     pub(crate) fn status(&self) -> GroupStatus {
         GroupStatus {
             group: self.id,

@@ -38,8 +38,6 @@ pub enum Reject {
     Quiet,
     /// Too much is waiting to be applied.
     Full,
-    /// The group is out of service.
-    Down,
 }
 
 /// `from` is the peer whose connection brought the message.

@@ -46,8 +46,6 @@ pub(crate) struct ReadyParts {
     pub(crate) number: u64,
     /// To be made durable.
     pub(crate) entries: Vec<Entry>,
-    /// To be made durable, if it changed.
-    pub(crate) hard_state: Option<HardState>,
     /// `false`: nothing here needs the disk (at most a commit index that may as well be written later).
     pub(crate) must_write: bool,
     /// To be applied.
@@ -211,7 +209,6 @@ impl Replica {
         let parts = ReadyParts {
             number: ready.number(),
             entries: ready.take_entries().into_iter().map(convert::entry_from_raft).collect(),
-            hard_state: ready.hs().map(convert::hard_state_from_raft),
             must_write: ready.must_sync(),
             committed: ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect(),
             messages: plain(ready.take_messages()),
