@@ -1,2 +1,54 @@
-//! Entry.
-fn main() {}
+//! The tools of this repository: `cargo xtask ci` is the whole of CI, `cargo xtask demo` shows what the library is for.
+//!
+//! One file per subcommand; what two of them share stands in a file of its own. It depends on none of the crates here.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool speaks by printing")]
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod ci;
+mod msrv;
+mod tidy;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Checks, generates, shows and measures Towline")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that must hold before a change is taken
+    Ci(ci::Options),
+    /// Layering, confinement, manifests, test rules; also part of ci
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let root = workspace_root();
+    let done = match Cli::parse().command {
+        Command::Ci(options) => ci::run(&root, &options),
+        Command::Tidy => tidy::run(&root),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The directory of the workspace's Cargo.toml: cargo names xtask's own while it runs it.
+fn workspace_root() -> PathBuf {
+    let manifest_dir =
+        std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let xtask = PathBuf::from(manifest_dir);
+    xtask.parent().map(Path::to_path_buf).unwrap_or(xtask)
+}
