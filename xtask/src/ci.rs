@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, msrv, tidy};
+use crate::{Result, codegen, msrv, tidy};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -37,6 +37,7 @@ enum Outcome {
 const STEPS: &[Step] = &[
     Step { name: "fmt", what: "the tree is formatted", run: fmt },
     Step { name: "tidy", what: "layering, confinement, manifests, test rules", run: tidy_step },
+    Step { name: "codegen", what: "generated code is what the schema makes", run: codegen_step },
     Step { name: "sans-io", what: "no tokio under towline-engine without its driver", run: sans_io },
     Step { name: "msrv", what: "no dependency needs a newer Rust than its crate states", run: msrv_step },
     Step { name: "deny", what: "advisories, licenses, sources", run: deny },
@@ -133,6 +134,11 @@ fn fmt(root: &Path) -> Result<Outcome> {
 
 fn tidy_step(root: &Path) -> Result<Outcome> {
     tidy::run(root)?;
+    Ok(Outcome::Passed)
+}
+
+fn codegen_step(root: &Path) -> Result<Outcome> {
+    codegen::check_or_write(root, true)?;
     Ok(Outcome::Passed)
 }
 

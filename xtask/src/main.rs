@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod ci;
+mod codegen;
 mod msrv;
 mod tidy;
 
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Everything that must hold before a change is taken
     Ci(ci::Options),
+    /// Messages and stubs from the protobuf schema, without protoc
+    Codegen(codegen::Options),
     /// Layering, confinement, manifests, test rules; also part of ci
     Tidy,
 }
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let root = workspace_root();
     let done = match Cli::parse().command {
         Command::Ci(options) => ci::run(&root, &options),
+        Command::Codegen(options) => codegen::run(&root, &options),
         Command::Tidy => tidy::run(&root),
     };
     match done {
