@@ -69,7 +69,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     println!("{:>12} {:>10} {:>10} {:>12}", "records", "p50 us", "p99 us", "records/s");
     for records in FLOOR_BATCHES {
         let floor = floor(data.path(), records)?;
-        let per_second = records as f64 * floor.len() as f64 / (floor.mean() * floor.len() as f64 / 1e6);
+        let per_second = records as f64 * 1e6 / floor.mean();
         let (p50, p99) = (floor.value_at_quantile(0.5), floor.value_at_quantile(0.99));
         println!("{records:>12} {p50:>10} {p99:>10} {per_second:>12.0}");
     }
@@ -83,7 +83,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Seconds-long series of one write and fdatasync each, on a growing file; microseconds.
+/// One write and fdatasync after the other on a growing file, in microseconds each.
 fn floor(directory: &Path, records: usize) -> Result<Histogram<u64>> {
     let mut histogram = Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?;
     let path = directory.join("floor");

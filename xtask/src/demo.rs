@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::sleep;
 
 use crate::cluster::{self, Agreement, Cluster};
-use crate::load::{self, Load};
+use crate::load::{self, Finished, Load};
 use crate::{Result, interruptible, svg};
 
 #[derive(clap::Args)]
@@ -100,10 +100,9 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     screen.say(format!("restart of node {} with the same command", follower + 1));
     screen.watch(&load, begun, third * 3).await;
 
-    let (acked, uncertain) = (load.acked(), load.uncertain());
-    let ran = begun.elapsed();
     screen.bar.finish_and_clear();
-    let histories = load.stop().await?;
+    let Finished { histories, acked, uncertain } = load.stop().await?;
+    let ran = begun.elapsed();
     let agreement = cluster.wait_equal(CATCH_UP_DEADLINE).await?;
     let verdict = load::verify(&cluster.redis_addresses(), &histories).await?;
     for finding in &verdict.findings {

@@ -49,6 +49,13 @@ pub(crate) struct Load {
     writers: Vec<JoinHandle<History>>,
 }
 
+/// A load that ended.
+pub(crate) struct Finished {
+    pub(crate) histories: Vec<History>,
+    pub(crate) acked: u64,
+    pub(crate) uncertain: u64,
+}
+
 impl Load {
     /// Must be called on a tokio runtime. `seed` decides which writes are made in which order.
     pub(crate) fn start(addresses: Vec<SocketAddr>, leader: usize, writers: usize, seed: u64) -> Self {
@@ -74,10 +81,6 @@ impl Load {
         self.shared.acked.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn uncertain(&self) -> u64 {
-        self.shared.uncertain.load(Ordering::Relaxed)
-    }
-
     /// Call it right before a node is killed.
     pub(crate) fn watch_failover(&self, killed: usize) {
         *self.shared.watch() = Watch { since: Instant::now(), not_from: killed, took: None };
@@ -89,14 +92,16 @@ impl Load {
         self.shared.watch().took
     }
 
-    /// Ends the writers and gives what they remember.
-    pub(crate) async fn stop(self) -> Result<Vec<History>> {
+    /// Ends the writers; what they were told until then is the whole history.
+    pub(crate) async fn stop(self) -> Result<Finished> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut histories = Vec::new();
         for writer in self.writers {
             histories.push(writer.await?);
         }
-        Ok(histories)
+        let (acked, uncertain) =
+            (self.shared.acked.load(Ordering::Relaxed), self.shared.uncertain.load(Ordering::Relaxed));
+        Ok(Finished { histories, acked, uncertain })
     }
 }
 
