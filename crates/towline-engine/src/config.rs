@@ -164,9 +164,10 @@ impl Config {
             let form = format!("more than election_ticks_min, {}", self.election_ticks_min);
             return Err(invalid("election_ticks_max", self.election_ticks_max, form));
         }
-        let window = self.append_bytes_max.saturating_mul(self.append_inflight_max as u64);
+        let window =
+            self.append_bytes_max.saturating_add(128).saturating_mul(self.append_inflight_max as u64);
         if window > self.lane_append_bytes_max as u64 {
-            let form = format!("at least append_bytes_max x append_inflight_max, {window}");
+            let form = format!("at least (append_bytes_max + 128) x append_inflight_max, {window}");
             return Err(invalid("lane_append_bytes_max", self.lane_append_bytes_max, form));
         }
         if self.append_inflight_max > self.lane_append_messages_max {
@@ -174,7 +175,7 @@ impl Config {
             return Err(invalid("lane_append_messages_max", self.lane_append_messages_max, form));
         }
         if window > self.inbox_bytes_max as u64 {
-            let form = format!("at least append_bytes_max x append_inflight_max, {window}");
+            let form = format!("at least (append_bytes_max + 128) x append_inflight_max, {window}");
             return Err(invalid("inbox_bytes_max", self.inbox_bytes_max, form));
         }
         for (field, value) in [
@@ -204,7 +205,7 @@ fn invalid(field: &'static str, value: impl ToString, accepted: String) -> Confi
 }
 
 /// Settings that keep every rule. Made by [`Config::validate`] only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ValidConfig {
     config: Config,
 }
@@ -231,12 +232,6 @@ impl std::ops::Deref for ValidConfig {
 
     fn deref(&self) -> &Config {
         &self.config
-    }
-}
-
-impl Default for ValidConfig {
-    fn default() -> Self {
-        Self { config: Config::default() }
     }
 }
 

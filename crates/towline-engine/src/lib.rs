@@ -6,8 +6,6 @@ mod core;
 pub mod errors;
 pub mod identity;
 pub mod ids;
-// The node drives them; on their own nothing calls them yet.
-#[allow(dead_code)]
 pub(crate) mod lanes;
 pub mod log_store;
 pub mod message;
@@ -17,4 +15,5 @@ pub mod reporter;
 pub mod snapshot_store;
 pub mod state_machine;
 pub mod status;
+pub mod storage;
 pub mod transport;

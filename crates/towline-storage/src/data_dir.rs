@@ -168,3 +168,9 @@ fn make_dir(path: &Path) -> Result<(), DataDirError> {
     }
     File::open(parent).and_then(|d| d.sync_all()).map_err(failed)
 }
+
+impl From<DataDir> for towline_engine::storage::Storage {
+    fn from(dir: DataDir) -> Self {
+        Self { log: dir.log(), identity: dir.identity() }
+    }
+}

@@ -18,18 +18,9 @@ use crate::config::{Config, ConfigError};
 use crate::identity::{IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::{LaneSettings, Lanes, LanesDeps};
-use crate::log_store::LogStore;
 use crate::reporter::Mailbox;
+use crate::storage::Storage;
 use crate::transport::{Transport, TransportError};
-
-/// Where a node keeps what must survive.
-#[derive(Clone)]
-pub struct Storage {
-    /// The logs of all groups.
-    pub log: Arc<dyn LogStore>,
-    /// Who the node is, and whom it has met.
-    pub identity: Arc<dyn IdentityStore>,
-}
 
 /// Describes a node; [`start`](Self::start) runs it.
 #[must_use = "nothing happens before `start`"]

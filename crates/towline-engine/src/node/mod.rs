@@ -16,7 +16,7 @@ mod start;
 mod waiter;
 mod writer;
 
-pub use self::builder::{NodeBuilder, StartError, Storage};
+pub use self::builder::{NodeBuilder, StartError};
 pub use self::handle::{Consistency, Group, Proposal};
 pub use self::start::{GroupBuilder, Start};
 

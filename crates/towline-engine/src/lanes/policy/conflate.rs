@@ -21,6 +21,7 @@ impl<K, T> Default for ConflatingQueue<K, T> {
 
 impl<K: Ord + Copy, T> ConflatingQueue<K, T> {
     /// Puts a value in; gives back the one it supersedes.
+    #[cfg(test)]
     pub(crate) fn push(&mut self, key: K, value: T) -> Option<T> {
         self.push_with(key, value, |_, _| {})
     }
