@@ -106,10 +106,10 @@ impl Watched {
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.cut.is_none() {
-            if let Poll::Ready(cut) = self.end.as_mut().poll(cx) {
-                self.cut = Some(cut);
-            }
+        if self.cut.is_none()
+            && let Poll::Ready(cut) = self.end.as_mut().poll(cx)
+        {
+            self.cut = Some(cut);
         }
         self.cut.map_or(Ok(()), |cut| Err(cut.into()))
     }

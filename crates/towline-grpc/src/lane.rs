@@ -158,11 +158,11 @@ impl Inbound {
             };
             // Never waits: whoever does not read its nacks must not stop the batches of its groups. The sender finds out
             // by Raft's own probing then.
-            if let Some(frame) = nacks {
-                if self.answers.try_send(Ok(frame)).is_err() {
-                    nacks_dropped += 1;
-                    tracing::debug!(%peer, lane = lane.as_str(), nacks_dropped, "no room for nacks");
-                }
+            if let Some(frame) = nacks
+                && self.answers.try_send(Ok(frame)).is_err()
+            {
+                nacks_dropped += 1;
+                tracing::debug!(%peer, lane = lane.as_str(), nacks_dropped, "no room for nacks");
             }
         }
     }

@@ -1,4 +1,11 @@
 //! Who comes in, who does not, and what both sides learn; listeners and addresses.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod common;
 

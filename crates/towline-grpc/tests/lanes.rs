@@ -1,4 +1,11 @@
 //! Lanes between two transports: order, nacks, flow control, ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod common;
 

@@ -24,7 +24,7 @@ pub const ENTRIES_MAX: usize = 131_072;
 /// Member ids in one frame, over all its snapshot records.
 pub const MEMBERS_MAX: usize = 4_096;
 
-/// Nacks in one frame; more are sent as further frames.
+/// Nacks in one frame: as many as envelopes, since a frame is answered with at most one a group.
 pub const NACKS_MAX: usize = 4_096;
 
 /// Bytes of the text in a refusal; a longer one is cut.

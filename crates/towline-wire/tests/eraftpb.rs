@@ -1,4 +1,11 @@
 //! The schema is field-compatible with raft's own: the bytes of one decode as the other.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use proptest::prelude::*;
 use prost::Message as _;

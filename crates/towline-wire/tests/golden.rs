@@ -1,6 +1,13 @@
 //! The bytes of each kind of frame in protocol version 1. They never change: a number is never given another meaning and
 //! never reused, a field that a receiver does not know is skipped, and what is not understood that way needs a new
 //! protocol version.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use bytes::Bytes;
 use prost::Message as _;

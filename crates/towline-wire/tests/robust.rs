@@ -1,4 +1,11 @@
 //! Whatever the bytes are: no panic, a typed error, and no more memory than the limits allow.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 use bytes::Bytes;
 use proptest::prelude::*;

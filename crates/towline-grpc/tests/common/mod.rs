@@ -1,5 +1,5 @@
 //! Doubles of the engine's side of the seams, and raw peers.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
 
 use std::future::Future;
 use std::net::SocketAddr;
