@@ -226,11 +226,10 @@ impl RaftLog {
                 }
             }
             puts.push((record::TRUNCATED_KEY, record::encode_truncated(install.at)));
-            if !part.installed {
-                puts.push((record::INSTALLING_KEY, record::encode_installing(install.installing)));
-            }
-        } else if part.installed {
-            out.delete(raw, record::INSTALLING_KEY.to_vec());
+        }
+        let installing = part.install.as_ref().filter(|_| !part.installed).map(|install| install.installing);
+        if part.install.is_some() || part.installed {
+            puts.push((record::INSTALLING_KEY, record::encode_installing(installing)));
         }
         if let Some(state) = &part.hard_state {
             puts.push((record::HARD_STATE_KEY, record::encode_hard_state(state)));
@@ -322,7 +321,7 @@ impl LogStore for RaftLog {
             conf: self.stored(raw, record::CONF_KEY, record::decode_conf)?,
             truncated: span.truncated,
             last_index: span.last,
-            installing: self.stored(raw, record::INSTALLING_KEY, record::decode_installing)?,
+            installing: self.stored(raw, record::INSTALLING_KEY, record::decode_installing)?.flatten(),
         })
     }
 

@@ -43,14 +43,20 @@ pub(crate) fn decode_truncated(framed: &[u8]) -> Result<Applied, Damage> {
     Ok(Applied { index, term })
 }
 
-/// The 32 bytes of the id.
-pub(crate) fn encode_installing(content: ContentId) -> Vec<u8> {
-    format::seal(INSTALLING_VERSION, &content.0)
+/// The 32 bytes of the id, or none once there is nothing to install any more.
+///
+/// The record is never deleted: when raft-engine moved a value to another file and purged the one with the deletion, a
+/// restart finds the value again. What was overwritten does not come back.
+pub(crate) fn encode_installing(content: Option<ContentId>) -> Vec<u8> {
+    format::seal(INSTALLING_VERSION, content.as_ref().map_or(&[], |c| &c.0))
 }
 
-pub(crate) fn decode_installing(framed: &[u8]) -> Result<ContentId, Damage> {
+pub(crate) fn decode_installing(framed: &[u8]) -> Result<Option<ContentId>, Damage> {
     let (_, payload) = format::open(INSTALLING_VERSION, framed)?;
-    payload.try_into().map(ContentId).map_err(|_| Damage::Short { bytes: framed.len() })
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    payload.try_into().map(|id| Some(ContentId(id))).map_err(|_| Damage::Short { bytes: framed.len() })
 }
 
 /// Membership, index and member table, in that order.

@@ -6,6 +6,7 @@ use towline_engine::log_store::{GroupWrite, LogBatch, LogStore};
 use towline_engine::message::Entry;
 use towline_storage::{DataDir, DataDirError};
 
+#[allow(clippy::unwrap_used)] // a fixture
 fn identity() -> Identity {
     Identity {
         cluster: "test".parse().unwrap(),

@@ -325,6 +325,29 @@ fn truncation_and_removal_survive_purges() {
     assert_eq!(all(&log, OTHER), entries(10..12, 2));
 }
 
+/// raft-engine moves values to another file and purges the one with their deletion; after a restart a deleted value
+/// was back, and the node would have restored an old snapshot over a newer state.
+#[test]
+fn the_end_of_an_installation_survives_purges() {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path(), &SMALL).unwrap();
+    let install = Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 32]) };
+    let other = |install, installed| LogBatch {
+        writes: vec![GroupWrite { install, installed, ..GroupWrite::new(OTHER) }],
+    };
+    log.append(&mut other(Some(install), false)).unwrap();
+    for index in 1..100 {
+        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
+        if index == 50 {
+            log.append(&mut other(None, true)).unwrap();
+        }
+        log.compact(GROUP, index - 1).unwrap();
+        log.purge().unwrap();
+    }
+    drop(log);
+    assert_eq!(open(dir.path(), &SMALL).unwrap().recover(OTHER).unwrap().installing, None);
+}
+
 /// raft-engine caches the last block a thread read without asking which log it is from.
 #[test]
 fn two_logs_read_by_one_thread_stay_apart() {

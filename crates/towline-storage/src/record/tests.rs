@@ -64,8 +64,10 @@ fn truncated_v1_is_written_and_read_as_released() {
 #[test]
 fn installing_v1_is_written_and_read_as_released() {
     let content = ContentId(std::array::from_fn(|i| i as u8));
-    assert_eq!(hex(&encode_installing(content)), hex(&golden("installing_v1")));
-    assert_eq!(decode_installing(&golden("installing_v1")), Ok(content));
+    for (content, name) in [(Some(content), "installing_v1"), (None, "installing_none_v1")] {
+        assert_eq!(hex(&encode_installing(content)), hex(&golden(name)));
+        assert_eq!(decode_installing(&golden(name)), Ok(content));
+    }
 }
 
 #[test]
