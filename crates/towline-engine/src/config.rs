@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The upper bound of `append_bytes_max` and `proposal_bytes_max`, in bytes: a message may carry one more entry than
+/// `append_bytes_max` says, and must fit in what every transport carries
+/// ([`MESSAGE_BYTES_MAX`](crate::transport::MESSAGE_BYTES_MAX)).
+pub const PAYLOAD_BYTES_MAX: u64 = crate::transport::MESSAGE_BYTES_MAX as u64 / 2 - (64 << 10);
+
 /// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
 ///
 /// A bound that is hit is a counter, an error the caller sees, or a report to Raft; never a silent loss.
@@ -275,6 +280,8 @@ mod tests {
         let d = Config::default;
         for (field, config) in [
             ("tick_ms", Config { tick_ms: 0, ..d() }),
+            ("append_bytes_max", Config { append_bytes_max: 2 << 20, append_inflight_max: 1, ..d() }),
+            ("proposal_bytes_max", Config { proposal_bytes_max: 4 << 20, ..d() }),
             ("election_ticks_min", Config { election_ticks_min: 29, ..d() }),
             ("election_ticks_max", Config { election_ticks_max: 100, ..d() }),
             ("lane_append_messages_max", Config { lane_append_messages_max: 63, ..d() }),

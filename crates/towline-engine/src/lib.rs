@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
-mod core;
+pub mod core;
 pub mod errors;
 pub mod identity;
 pub mod ids;

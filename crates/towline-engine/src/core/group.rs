@@ -25,19 +25,23 @@ use crate::status::{GroupState, GroupStatus};
 const TRANSFER_LAG_MAX: u64 = 4_096;
 
 /// What a group is made of.
-pub(crate) struct GroupSetup {
-    pub(crate) replica: ReplicaSetup,
+pub struct GroupSetup {
+    /// Raft's part.
+    pub replica: ReplicaSetup,
     /// Unique to this node and its run: makes read rounds unique in the cluster.
-    pub(crate) origin: [u8; 16],
+    pub origin: [u8; 16],
     /// Ticks after a restart during which no vote is given: one shortest election timeout, zero for a new group.
-    pub(crate) quiet_ticks: u64,
-    pub(crate) read_timeout_ticks: u64,
-    pub(crate) read_retry_ticks: u64,
-    pub(crate) unapplied_bytes_max: usize,
+    pub quiet_ticks: u64,
+    /// Ticks until a read that cannot be confirmed fails.
+    pub read_timeout_ticks: u64,
+    /// Ticks until a read round counts as lost.
+    pub read_retry_ticks: u64,
+    /// Bytes of entries that are not applied: at the bound proposals are busy and appends refused.
+    pub unapplied_bytes_max: usize,
 }
 
 /// One Raft group. `W` waits for a proposal, `R` for a read; the group only carries them.
-pub(crate) struct Group<W, R> {
+pub struct Group<W, R> {
     id: GroupId,
     me: NodeId,
     replica: Replica,
@@ -71,31 +75,33 @@ struct Unpersisted {
 
 /// What a group wants done. Cleared and used again by the driver.
 #[derive(Debug)]
-pub(crate) struct Effects<W, R> {
+pub struct Effects<W, R> {
     /// To be sent now.
-    pub(crate) messages: Vec<Message>,
+    pub messages: Vec<Message>,
     /// To be made durable, then answered by [`Group::written`] with the number.
-    pub(crate) write: Option<(u64, GroupWrite)>,
+    pub write: Option<(u64, GroupWrite)>,
     /// For the state machine, in order.
-    pub(crate) apply: Vec<Apply<W, R>>,
+    pub apply: Vec<Apply<W, R>>,
     /// Proposals that failed.
-    pub(crate) refused: Vec<(W, ProposeError)>,
+    pub refused: Vec<(W, ProposeError)>,
     /// Reads that failed.
-    pub(crate) unread: Vec<(R, ReadError)>,
+    pub unread: Vec<(R, ReadError)>,
     /// Ranges to be read from the log store, each answered by [`Group::fetched`].
-    pub(crate) fetches: Vec<Fetch>,
+    pub fetches: Vec<Fetch>,
     /// The group cannot go on on this node.
-    pub(crate) fatal: Option<String>,
+    pub fatal: Option<String>,
 }
 
 /// Work for the state machine.
 #[derive(Debug)]
-pub(crate) enum Apply<W, R> {
+pub enum Apply<W, R> {
     /// Committed entries with whoever waits for them.
     Entries {
+        /// Contiguous.
         entries: Vec<Entry>,
         /// One place a command.
         waiters: Vec<Option<W>>,
+        /// The place reached once they are applied.
         through: Applied,
     },
     /// Reads that may be answered when everything before is applied.
@@ -119,7 +125,7 @@ impl<W, R> Default for Effects<W, R> {
 impl<W, R> Group<W, R> {
     /// # Errors
     /// The raft crate's own words, if it does not accept the setup.
-    pub(crate) fn new(setup: GroupSetup) -> Result<Self, String> {
+    pub fn new(setup: GroupSetup) -> Result<Self, String> {
         let (id, me, hard_state) = (setup.replica.group, setup.replica.node, setup.replica.hard_state);
         let applied = setup.replica.log.applied();
         let handed = Applied { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
@@ -144,7 +150,7 @@ impl<W, R> Group<W, R> {
     }
 
     /// One tick of the clock has passed.
-    pub(crate) fn tick(&mut self, fx: &mut Effects<W, R>) {
+    pub fn tick(&mut self, fx: &mut Effects<W, R>) {
         self.ticks += 1;
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         // A sole voter wins its election inside the step that starts it, and raft then insists that its whole log is
@@ -163,7 +169,7 @@ impl<W, R> Group<W, R> {
     ///
     /// # Errors
     /// [`Reject`]: raft did not see it, nothing changed.
-    pub(crate) fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
+    pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
         inbound::check(&self.replica, self.me, from, &message)?;
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
@@ -188,7 +194,7 @@ impl<W, R> Group<W, R> {
 
     /// Appends commands if this node leads. They are proposed together, in order; whoever waits for one that is
     /// refused is told through the effects.
-    pub(crate) fn propose(&mut self, proposals: Vec<(Bytes, W)>, fx: &mut Effects<W, R>) {
+    pub fn propose(&mut self, proposals: Vec<(Bytes, W)>, fx: &mut Effects<W, R>) {
         if proposals.is_empty() {
             return;
         }
@@ -224,12 +230,12 @@ impl<W, R> Group<W, R> {
     }
 
     /// A read that must see every command acknowledged before now.
-    pub(crate) fn read(&mut self, reader: R) {
+    pub fn read(&mut self, reader: R) {
         self.reads.add(reader, self.ticks + self.read_timeout_ticks);
     }
 
     /// Reads that are not answered yet.
-    pub(crate) fn reads_waiting(&self) -> usize {
+    pub fn reads_waiting(&self) -> usize {
         self.reads.len()
     }
 
@@ -237,7 +243,7 @@ impl<W, R> Group<W, R> {
     ///
     /// # Errors
     /// [`TransferLeaderError`] if that cannot go well; raft itself would say nothing.
-    pub(crate) fn transfer(&mut self, target: NodeId) -> Result<(), TransferLeaderError> {
+    pub fn transfer(&mut self, target: NodeId) -> Result<(), TransferLeaderError> {
         if !self.replica.is_leader() {
             return Err(TransferLeaderError::NotLeader { hint: self.replica.leader() });
         }
@@ -260,7 +266,7 @@ impl<W, R> Group<W, R> {
     }
 
     /// Everything up to write `number` is durable.
-    pub(crate) fn written(&mut self, number: u64, fx: &mut Effects<W, R>) {
+    pub fn written(&mut self, number: u64, fx: &mut Effects<W, R>) {
         debug_assert!(number <= self.writes, "write {number} was never made");
         self.written = self.written.max(number);
         self.release(fx);
@@ -278,19 +284,19 @@ impl<W, R> Group<W, R> {
     }
 
     /// The state machine has applied everything up to `index`.
-    pub(crate) fn applied(&mut self, index: u64) {
+    pub fn applied(&mut self, index: u64) {
         if index > self.replica.log().applied() {
             self.replica.applied_to(index);
         }
     }
 
     /// Entries of a fetch came back; none if the read failed.
-    pub(crate) fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
+    pub fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
         self.replica.fetched(low, entries);
     }
 
     /// Collects what raft wants done after any number of inputs. Call it once a turn.
-    pub(crate) fn poll(&mut self, fx: &mut Effects<W, R>) {
+    pub fn poll(&mut self, fx: &mut Effects<W, R>) {
         self.start_read_round();
         let mut write = GroupWrite::new(self.id);
         while let Some(ready) = self.replica.ready() {
@@ -373,7 +379,7 @@ impl<W, R> Group<W, R> {
     }
 
     /// Takes everybody who waits; the group will not be driven any more.
-    pub(crate) fn dissolve(&mut self, cause: &std::sync::Arc<str>, fx: &mut Effects<W, R>) {
+    pub fn dissolve(&mut self, cause: &std::sync::Arc<str>, fx: &mut Effects<W, R>) {
         let lost = |w| (w, ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
         fx.refused.extend(self.proposals.take_all().map(lost));
         let stopped = |r| (r, ReadError::Stopped { cause: cause.clone() });
@@ -381,7 +387,7 @@ impl<W, R> Group<W, R> {
     }
 
     /// The hard state, if it moved past what was last written: a clean shutdown writes the commit index too.
-    pub(crate) fn unwritten_hard_state(&self) -> Option<HardState> {
+    pub fn unwritten_hard_state(&self) -> Option<HardState> {
         let now = self.replica.hard_state();
         (now != self.hard_state_made).then_some(now)
     }
@@ -391,7 +397,8 @@ impl<W, R> Group<W, R> {
         self.replica.log().unapplied_bytes()
     }
 
-    pub(crate) fn state(&self) -> GroupState {
+    /// The newest state.
+    pub fn state(&self) -> GroupState {
         GroupState {
             role: self.replica.role(),
             leader: self.replica.leader(),
@@ -402,16 +409,18 @@ impl<W, R> Group<W, R> {
         }
     }
 
-    pub(crate) fn last_index(&self) -> u64 {
+    /// The index of the last entry, written or not.
+    pub fn last_index(&self) -> u64 {
         self.replica.last_index()
     }
 
     /// Whether everything that was handed out to be applied is applied.
-    pub(crate) fn is_idle_behind_apply(&self) -> bool {
+    pub fn is_idle_behind_apply(&self) -> bool {
         self.handed.index == self.replica.log().applied()
     }
 
-    pub(crate) fn status(&self) -> GroupStatus {
+    /// A closer look.
+    pub fn status(&self) -> GroupStatus {
         GroupStatus {
             group: self.id,
             node: self.me,

@@ -19,7 +19,7 @@ pub(crate) fn cost(entry: &Entry) -> usize {
 
 /// The in-memory part of one group's log.
 #[derive(Debug)]
-pub(crate) struct GroupLog {
+pub struct GroupLog {
     /// Entries up to here are gone.
     truncated: Applied,
     /// Terms of all entries after `truncated`, as (first index of a run, term).
@@ -48,7 +48,7 @@ pub(crate) enum Lookup {
 
 impl GroupLog {
     /// A log as recovered: `terms` of all entries after `truncated`, `tail` the entries after `applied`.
-    pub(crate) fn new(
+    pub fn new(
         truncated: Applied,
         terms: Vec<(u64, u64)>,
         last_index: u64,
@@ -69,15 +69,18 @@ impl GroupLog {
         }
     }
 
-    pub(crate) fn first_index(&self) -> u64 {
+    /// The first index that is kept.
+    pub fn first_index(&self) -> u64 {
         self.truncated.index + 1
     }
 
-    pub(crate) fn last_index(&self) -> u64 {
+    /// The last index; the truncation point if there is no entry.
+    pub fn last_index(&self) -> u64 {
         self.last_index
     }
 
-    pub(crate) fn applied(&self) -> u64 {
+    /// The highest applied index.
+    pub fn applied(&self) -> u64 {
         self.applied
     }
 
@@ -87,7 +90,7 @@ impl GroupLog {
     }
 
     /// The term at `index`; `None` below the truncation point and past the end.
-    pub(crate) fn term(&self, index: u64) -> Option<u64> {
+    pub fn term(&self, index: u64) -> Option<u64> {
         if index == self.truncated.index {
             return Some(self.truncated.term);
         }

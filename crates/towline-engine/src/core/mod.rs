@@ -10,7 +10,7 @@ mod proposals;
 mod raft;
 mod reads;
 
-pub(crate) use self::group::{Apply, Effects, Group, GroupSetup};
+pub use self::group::{Apply, Effects, Group, GroupSetup};
 pub use self::inbound::Reject;
-pub(crate) use self::log::GroupLog;
-pub(crate) use self::raft::{Fetch, ReplicaSetup};
+pub use self::log::GroupLog;
+pub use self::raft::{Fetch, ReplicaSetup};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
 
-pub(crate) use self::storage::Fetch;
+pub use self::storage::Fetch;
 use self::storage::LogView;
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
@@ -17,21 +17,31 @@ use crate::reporter::SnapshotStatus;
 use crate::status::{PeerProgress, PeerStatus, Role};
 
 /// What a replica is made of.
-pub(crate) struct ReplicaSetup {
-    pub(crate) node: NodeId,
-    pub(crate) group: GroupId,
-    pub(crate) log: GroupLog,
-    pub(crate) hard_state: HardState,
-    pub(crate) conf_state: ConfState,
-    pub(crate) heartbeat_ticks: usize,
+pub struct ReplicaSetup {
+    /// This node.
+    pub node: NodeId,
+    /// The group.
+    pub group: GroupId,
+    /// The log as recovered.
+    pub log: GroupLog,
+    /// Term, vote and commit as recovered; the commit at least at the applied index.
+    pub hard_state: HardState,
+    /// The membership as recovered.
+    pub conf_state: ConfState,
+    /// Ticks between two heartbeats of a leader.
+    pub heartbeat_ticks: usize,
     /// The range each election timeout is drawn from, end exclusive. One value makes it deterministic.
-    pub(crate) election_ticks: std::ops::Range<usize>,
+    pub election_ticks: std::ops::Range<usize>,
     /// The shortest election timeout; the lease of a leader.
-    pub(crate) election_ticks_min: usize,
-    pub(crate) append_bytes_max: u64,
-    pub(crate) append_inflight_max: usize,
-    pub(crate) uncommitted_bytes_max: u64,
-    pub(crate) committed_bytes_max: u64,
+    pub election_ticks_min: usize,
+    /// Bytes of one append message.
+    pub append_bytes_max: u64,
+    /// Append messages under way to one peer.
+    pub append_inflight_max: usize,
+    /// Bytes of uncommitted entries a leader takes.
+    pub uncommitted_bytes_max: u64,
+    /// Bytes of committed entries given out at once.
+    pub committed_bytes_max: u64,
 }
 
 /// One member of one group: the raft crate's node behind plain types.

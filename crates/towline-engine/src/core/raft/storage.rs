@@ -13,11 +13,11 @@ use crate::message::{ConfState, Entry, HardState};
 
 /// A range of the log that raft wants for a follower and that is not in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fetch {
+pub struct Fetch {
     /// The first index wanted.
-    pub(crate) low: u64,
+    pub low: u64,
     /// The end, exclusive.
-    pub(crate) high: u64,
+    pub high: u64,
 }
 
 /// Reads of one index that wait at the same time: one or two a peer. More are dropped; raft asks again at the next
