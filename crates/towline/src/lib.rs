@@ -1,1 +1,4 @@
 //! towline.
+
+#[cfg(feature = "codec")]
+pub mod codec;

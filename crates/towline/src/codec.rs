@@ -1,0 +1,170 @@
+//! Application commands as bytes: serde and bincode under a size limit.
+//!
+//! What it deliberately does not do: it carries no version and no checksum. Commands live in the log of every node
+//! until the log is compacted, so change a command type only by adding variants at the end of its enum, and let every
+//! node learn a new variant before any node proposes it.
+//!
+//! ```
+//! use serde::{Deserialize, Serialize};
+//! use towline::codec;
+//!
+//! const COMMAND_BYTES_MAX: usize = 64 << 10;
+//!
+//! #[derive(Debug, PartialEq, Serialize, Deserialize)]
+//! enum Command<'a> {
+//!     Add { account: u64, cents: i64 },
+//!     Rename { account: u64, name: &'a str }, // borrowed from the bytes: no copy
+//! }
+//!
+//! let command = Command::Rename { account: 7, name: "petty cash" };
+//! let bytes = codec::encode(&command, COMMAND_BYTES_MAX)?;
+//! assert_eq!(codec::decode::<Command>(&bytes, COMMAND_BYTES_MAX)?, command);
+//! # Ok::<(), codec::CodecError>(())
+//! ```
+
+use bincode::config::{Configuration, standard};
+use bincode::enc::write::Writer;
+use bincode::error::{DecodeError, EncodeError};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The largest limit: a larger `bytes_max` counts as this one.
+pub const BYTES_MAX: usize = 64 << 20;
+
+/// Small values up to this size take one allocation.
+const FIRST_ALLOCATION_BYTES: usize = 128;
+
+/// `value` in bincode's standard configuration: little endian, variable-length integers.
+///
+/// # Errors
+/// [`CodecError::TooLarge`] once more than `bytes_max` bytes came out; [`CodecError::Encode`] if the type refuses.
+pub fn encode<T: Serialize + ?Sized>(value: &T, bytes_max: usize) -> Result<Bytes, CodecError> {
+    let bytes_max = bytes_max.min(BYTES_MAX);
+    let mut out =
+        Bounded { bytes: Vec::with_capacity(FIRST_ALLOCATION_BYTES.min(bytes_max)), bytes_max, full: false };
+    match bincode::serde::encode_into_writer(value, &mut out, standard()) {
+        Ok(()) => Ok(out.bytes.into()),
+        Err(_) if out.full => Err(CodecError::TooLarge { bytes_max }),
+        Err(source) => Err(CodecError::Encode { source }),
+    }
+}
+
+/// The value that [`encode`] made `bytes` of. Nothing may follow it. `T` may borrow from `bytes`.
+///
+/// Before it reads the value, a forged length can claim no more than 16 times `bytes_max` of memory, rounded up to
+/// one of 1 MiB, 16 MiB, and 1 GiB.
+///
+/// # Errors
+/// [`CodecError::TooLarge`] if `bytes` is longer than `bytes_max`; [`CodecError::Decode`] if it is no `T`;
+/// [`CodecError::Trailing`] if something follows.
+pub fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8], bytes_max: usize) -> Result<T, CodecError> {
+    let bytes_max = bytes_max.min(BYTES_MAX);
+    if bytes.len() > bytes_max {
+        return Err(CodecError::TooLarge { bytes_max });
+    }
+    // Bincode's limit is a constant of the type and counts the memory of containers, not the input: hence the steps.
+    const SMALL: Configuration<
+        bincode::config::LittleEndian,
+        bincode::config::Varint,
+        bincode::config::Limit<{ 1 << 20 }>,
+    > = standard().with_limit();
+    let decoded = match bytes_max {
+        0..=0x1_0000 => bincode::serde::borrow_decode_from_slice(bytes, SMALL),
+        0x1_0001..=0x10_0000 => {
+            bincode::serde::borrow_decode_from_slice(bytes, standard().with_limit::<{ 16 << 20 }>())
+        }
+        _ => bincode::serde::borrow_decode_from_slice(bytes, standard().with_limit::<{ 1 << 30 }>()),
+    };
+    match decoded {
+        Ok((value, used)) if used == bytes.len() => Ok(value),
+        Ok((_, used)) => Err(CodecError::Trailing { bytes: bytes.len().saturating_sub(used) }),
+        Err(source) => Err(CodecError::Decode { source: Box::new(source) }),
+    }
+}
+
+struct Bounded {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+    full: bool,
+}
+
+impl Writer for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        if self.bytes.len().saturating_add(bytes.len()) > self.bytes_max {
+            self.full = true;
+            return Err(EncodeError::UnexpectedEnd);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Why a value could not be encoded or decoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// Longer than allowed. Likely a command that carries more than the application meant to accept.
+    #[error("longer than the limit of {bytes_max} bytes")]
+    TooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The type cannot be encoded, such as a sequence of unknown length.
+    #[error("cannot be encoded")]
+    Encode {
+        /// Bincode's reason.
+        source: EncodeError,
+    },
+    /// The bytes are no such value. Likely written by another version of the application.
+    #[error("not a value of the expected type")]
+    Decode {
+        /// Bincode's reason.
+        source: Box<DecodeError>,
+    },
+    /// Bytes follow the value. Likely written by another version of the application.
+    #[error("{bytes} bytes follow the value")]
+    Trailing {
+        /// How many.
+        bytes: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_survives_the_round_trip() {
+        let value = (7_u64, vec!["a".to_owned(), "b".to_owned()], Some(-3_i32));
+        let bytes = encode(&value, 100).unwrap();
+        assert_eq!(decode::<(u64, Vec<String>, Option<i32>)>(&bytes, 100).unwrap(), value);
+    }
+
+    #[test]
+    fn the_bytes_of_a_value_never_change() {
+        assert_eq!(&encode(&(1_u8, 300_u64, "ab"), 100).unwrap()[..], [1, 251, 44, 1, 2, b'a', b'b']);
+    }
+
+    #[test]
+    fn the_limit_is_exact_in_both_directions() {
+        let value = "x".repeat(99); // one byte of length before it
+        let bytes = encode(&value, 100).unwrap();
+        assert_eq!(bytes.len(), 100);
+        assert!(matches!(encode(&value, 99), Err(CodecError::TooLarge { bytes_max: 99 })));
+        assert!(decode::<String>(&bytes, 100).is_ok());
+        assert!(matches!(decode::<String>(&bytes, 99), Err(CodecError::TooLarge { bytes_max: 99 })));
+    }
+
+    #[test]
+    fn what_follows_a_value_is_refused() {
+        assert!(matches!(decode::<u8>(&[1, 2, 3], 100), Err(CodecError::Trailing { bytes: 2 })));
+    }
+
+    #[test]
+    fn a_forged_length_claims_no_memory() {
+        // 253: eight bytes of length follow.
+        let forged = [253, 0, 0, 0, 0, 0, 1, 0, 0];
+        assert!(matches!(decode::<String>(&forged, 100), Err(CodecError::Decode { .. })));
+        assert!(matches!(decode::<Vec<u64>>(&forged, 2 << 20), Err(CodecError::Decode { .. })));
+    }
+}
