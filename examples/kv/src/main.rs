@@ -1,2 +1,4 @@
-//! Entry.
+//! A Redis-protocol key-value cluster on Towline.
+#![allow(dead_code)]
+mod machine;
 fn main() {}
