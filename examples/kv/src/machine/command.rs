@@ -23,27 +23,11 @@ pub(crate) struct Command<'a> {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(deserialize = "'de: 'a"))]
 pub(crate) enum Op<'a> {
-    Set {
-        key: Blob<'a>,
-        value: Blob<'a>,
-        expiry: Expiry,
-        condition: Condition,
-        answer_old: bool,
-    },
-    Delete {
-        keys: Vec<Blob<'a>>,
-    },
-    Add {
-        key: Blob<'a>,
-        delta: i64,
-    },
-    Append {
-        key: Blob<'a>,
-        value: Blob<'a>,
-    },
-    SetMany {
-        pairs: Vec<(Blob<'a>, Blob<'a>)>,
-    },
+    Set { key: Blob<'a>, value: Blob<'a>, expiry: Expiry, condition: Condition, answer_old: bool },
+    Delete { keys: Vec<Blob<'a>> },
+    Add { key: Blob<'a>, delta: i64 },
+    Append { key: Blob<'a>, value: Blob<'a> },
+    SetMany { pairs: Vec<(Blob<'a>, Blob<'a>)> },
     Flush,
 }
 

@@ -24,7 +24,7 @@ use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource,
 
 pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op};
 pub(crate) use overlay::parse_integer;
-pub(crate) use view::{Digest, Stored, View, wall_clock_ms};
+pub(crate) use view::{Stored, View, wall_clock_ms};
 
 use layout::{META_KEY, Meta, data_key, due_key, key_of_due};
 use overlay::Overlay;
