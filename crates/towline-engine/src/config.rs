@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+/// The upper bound of `append_bytes_max` and `proposal_bytes_max`, in bytes: a message may carry one more entry than
+/// `append_bytes_max` says, and must fit in what every transport carries
+/// ([`MESSAGE_BYTES_MAX`](crate::transport::MESSAGE_BYTES_MAX)).
+pub const PAYLOAD_BYTES_MAX: u64 = crate::transport::MESSAGE_BYTES_MAX as u64 / 2 - (64 << 10);
+
 /// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
 ///
 /// A bound that is hit is a counter, an error the caller sees, or a report to Raft; never a silent loss.
@@ -164,9 +169,10 @@ impl Config {
             let form = format!("more than election_ticks_min, {}", self.election_ticks_min);
             return Err(invalid("election_ticks_max", self.election_ticks_max, form));
         }
-        let window = self.append_bytes_max.saturating_mul(self.append_inflight_max as u64);
+        let window =
+            self.append_bytes_max.saturating_add(128).saturating_mul(self.append_inflight_max as u64);
         if window > self.lane_append_bytes_max as u64 {
-            let form = format!("at least append_bytes_max x append_inflight_max, {window}");
+            let form = format!("at least (append_bytes_max + 128) x append_inflight_max, {window}");
             return Err(invalid("lane_append_bytes_max", self.lane_append_bytes_max, form));
         }
         if self.append_inflight_max > self.lane_append_messages_max {
@@ -174,7 +180,7 @@ impl Config {
             return Err(invalid("lane_append_messages_max", self.lane_append_messages_max, form));
         }
         if window > self.inbox_bytes_max as u64 {
-            let form = format!("at least append_bytes_max x append_inflight_max, {window}");
+            let form = format!("at least (append_bytes_max + 128) x append_inflight_max, {window}");
             return Err(invalid("inbox_bytes_max", self.inbox_bytes_max, form));
         }
         for (field, value) in [
@@ -204,7 +210,7 @@ fn invalid(field: &'static str, value: impl ToString, accepted: String) -> Confi
 }
 
 /// Settings that keep every rule. Made by [`Config::validate`] only.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ValidConfig {
     config: Config,
 }
@@ -231,12 +237,6 @@ impl std::ops::Deref for ValidConfig {
 
     fn deref(&self) -> &Config {
         &self.config
-    }
-}
-
-impl Default for ValidConfig {
-    fn default() -> Self {
-        Self { config: Config::default() }
     }
 }
 
@@ -280,6 +280,8 @@ mod tests {
         let d = Config::default;
         for (field, config) in [
             ("tick_ms", Config { tick_ms: 0, ..d() }),
+            ("append_bytes_max", Config { append_bytes_max: 2 << 20, append_inflight_max: 1, ..d() }),
+            ("proposal_bytes_max", Config { proposal_bytes_max: 4 << 20, ..d() }),
             ("election_ticks_min", Config { election_ticks_min: 29, ..d() }),
             ("election_ticks_max", Config { election_ticks_max: 100, ..d() }),
             ("lane_append_messages_max", Config { lane_append_messages_max: 63, ..d() }),

@@ -128,7 +128,7 @@ impl LogBatch {
     /// the first: entries it overwrites are dropped, states are replaced, an install forgets what came before.
     pub fn merge(&mut self, later: GroupWrite) {
         match self.writes.iter_mut().find(|w| w.group == later.group) {
-            Some(earlier) => earlier.then(later),
+            Some(earlier) => earlier.append(later),
             None => self.writes.push(later),
         }
     }
@@ -167,7 +167,7 @@ impl GroupWrite {
     }
 
     /// Makes this write have the effect of itself followed by `later`.
-    fn then(&mut self, later: GroupWrite) {
+    pub fn append(&mut self, later: GroupWrite) {
         if later.install.is_some() {
             self.install = later.install;
             self.installed = false;

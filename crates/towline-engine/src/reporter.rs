@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
-use towline_metrics::{ReportKind, ReportOutcome};
+use towline_metrics::labels::{ReportKind, ReportOutcome};
 
 use crate::ids::{GroupId, NodeId};
 

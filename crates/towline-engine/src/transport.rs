@@ -27,6 +27,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// The cause behind a transport's error, of whatever library it is built on.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
+/// The largest encoded message every transport carries, in bytes. The engine never makes a larger one.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
 /// A way to reach peers. Its futures run on the node's network runtime.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {

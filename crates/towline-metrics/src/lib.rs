@@ -1,18 +1,54 @@
-//! t
-/// a
-#[derive(Debug,Clone,Copy,PartialEq,Eq,Hash)] pub enum ReportKind { /// a
-Unreachable, /// a
-SnapshotFinish, /// a
-SnapshotFailure }
-/// b
-#[derive(Debug,Clone,Copy,PartialEq,Eq,Hash)] pub enum ReportOutcome { /// a
-Applied, /// a
-Stale, /// a
-Coalesced, /// a
-AfterClose, /// a
-Synthesized, /// a
-UnknownPeer }
-impl ReportKind { /// a
- pub fn as_str(self)->&'static str { match self {Self::Unreachable=>"u",Self::SnapshotFinish=>"f",_=>"x"} } }
-impl ReportOutcome { /// a
- pub fn as_str(self)->&'static str { match self {Self::Applied=>"a",Self::Stale=>"s",Self::Coalesced=>"c",Self::AfterClose=>"ac",Self::Synthesized=>"sy",_=>"un"} } }
+//! What Towline counts: metric names, cached handles, and readers and writers that count bytes.
+//!
+//! The engine, the transports and the storage all count through this crate, so that one name means one
+//! thing everywhere. It speaks the [`metrics`] facade: any recorder of that ecosystem can receive the
+//! numbers. With the feature `prometheus` it also brings an exporter with a scrape endpoint.
+//!
+//! What it deliberately does not do:
+//!
+//! * It knows nothing of Raft. Ids are plain `u64`, and it depends on no other Towline crate.
+//! * It installs no global recorder and starts nothing by itself.
+//! * It takes no free-form labels. Apart from ids and the transport's name, every label value comes from
+//!   a closed enum in [`labels`], and the tables of peers and groups are bounded
+//!   ([`PEERS_MAX`], [`GROUPS_MAX`]).
+//! * It takes no time. Durations are arguments.
+//!
+//! Handles are made once and kept: take a [`PeerMetrics`] or a [`GroupMetrics`] at start and count on it;
+//! counting is an atomic increment and allocates nothing.
+//!
+//! **A handle made before its recorder is installed stays a no-op for ever.** Install the global recorder
+//! first, or hand one to [`NodeMetrics::new`]. The latter also keeps several nodes of one process apart
+//! where they use different recorders; where they share one, the `node` label does.
+//!
+//! ```
+//! use std::io::Read;
+//! use towline_metrics::labels::{Direction, DropReason, Lane, SnapshotOutcome};
+//! use towline_metrics::{CountingReader, NodeMetrics};
+//!
+//! let node = NodeMetrics::new(1, None); // or Some(recorder)
+//! let peer = node.peer(2, "grpc");
+//! peer.lane(Lane::Append).messages_sent(3);
+//! peer.lane(Lane::Append).dropped(DropReason::QueueFull, 1);
+//!
+//! let mut body = CountingReader::new(&b"a snapshot"[..], peer.snapshot_record(Direction::Sent));
+//! let moved = body.count(); // readable from elsewhere while the copy runs
+//! std::io::copy(&mut body, &mut std::io::sink())?;
+//! assert_eq!(moved.bytes(), 10);
+//! body.finish(SnapshotOutcome::Finished); // dropping it instead records `Cancelled`
+//! # Ok::<(), std::io::Error>(())
+//! ```
+
+mod bytes_io;
+#[cfg(feature = "prometheus")]
+pub mod exporter;
+mod group;
+mod handles;
+pub mod labels;
+pub mod names;
+mod node;
+mod peer;
+
+pub use bytes_io::{ByteCount, ByteTally, CountingReader, CountingWriter, RecordTotal};
+pub use group::GroupMetrics;
+pub use node::{GROUPS_MAX, NodeMetrics, PEERS_MAX, SharedRecorder};
+pub use peer::{LaneMetrics, PeerMetrics};

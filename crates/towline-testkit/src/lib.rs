@@ -1,1 +1,24 @@
-//! towline-testkit.
+//! What it takes to test an engine, a transport, a log or a state machine of Towline.
+//!
+//! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
+//!   write and fsync.
+//! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
+//!
+//! ```
+//! use towline_engine::ids::GroupId;
+//! use towline_engine::log_store::{GroupWrite, LogBatch, LogStore};
+//! use towline_testkit::log::MemLog;
+//!
+//! let log = MemLog::new();
+//! log.fail_append(2, towline_testkit::log::AppendFault::BeforeDurable);
+//! let batch = || LogBatch { writes: vec![GroupWrite::new(GroupId::DEFAULT)] };
+//! assert!(log.append(&mut batch()).is_ok());
+//! assert!(log.append(&mut batch()).is_err());
+//! let after_a_power_loss = log.crash();
+//! assert!(after_a_power_loss.append(&mut batch()).is_ok());
+//! ```
+//!
+//! It is for tests: its suites panic where an assertion fails.
+
+pub mod log;
+pub mod suites;

@@ -1,1 +1,51 @@
-//! towline-wire.
+//! What Towline's transports put on the wire: the protobuf schema, its limits, its conversions to and from the engine's
+//! own types, and the rules of the handshake. A transport that uses it speaks the same protocol as every other one.
+//!
+//! It moves no bytes, opens no connection and knows no clock. Payloads are [`bytes::Bytes`] that move through it: a
+//! message goes from the engine's type to [`pb`] and back without a copy of what it carries. Nothing here panics on any
+//! input, and what a frame may make a receiver allocate is bounded before it is decoded ([`limits`]).
+//!
+//! ```
+//! use bytes::Bytes;
+//! use prost::Message as _;
+//! use towline_engine::ids::{GroupId, NodeId};
+//! use towline_engine::message::{Batch, Envelope, Message, MessageKind};
+//! use towline_wire::{Received, batch_of, decode_frame, frames};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = |id| NodeId::new(id).ok_or("zero");
+//! let mut message = Message::new(MessageKind::Heartbeat, node(1)?, node(2)?);
+//! message.term = 7;
+//! let batch = Batch { envelopes: vec![Envelope { group: GroupId::DEFAULT, message }] };
+//!
+//! for frame in frames(batch.clone())? {
+//!     let bytes: Bytes = frame.encode_to_vec().into();
+//!     let Received { batch: arrived, rejected } = batch_of(decode_frame(bytes)?)?;
+//!     assert_eq!((arrived, rejected.len()), (batch.clone(), 0));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The upgrade policy, the byte tables and the handshake are in `docs/wire.md`.
+#![forbid(unsafe_code)]
+
+mod error;
+mod frames;
+mod handshake;
+pub mod limits;
+mod raft;
+mod scan;
+
+/// The generated messages of `proto/towline/v1`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
+pub mod pb {
+    include!("gen/towline.v1.rs");
+}
+
+pub use error::WireError;
+pub use frames::{
+    Frames, Received, Rejected, batch_of, decode_frame, encoded_len, frames, merge_nacks, nacks_frame,
+    nacks_of,
+};
+pub use handshake::{check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};

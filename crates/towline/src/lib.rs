@@ -1,8 +1,31 @@
-//! towline.
+//! Raft for Rust services.
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "codec")]
 pub mod codec;
 
-pub use towline_engine::message::{Entry, EntryKind};
+pub use towline_engine::config::{Config, ConfigError};
+pub use towline_engine::errors::{Outcome, ProposeError, ReadError, TransferLeaderError, UncertainCause};
+pub use towline_engine::identity::{Identity, IdentityError, IdentityStore};
+pub use towline_engine::ids::{ClusterId, GroupId, IdError, Incarnation, NodeId, PeerAddr};
+pub use towline_engine::log_store::{LogError, LogReadError, LogStore};
+pub use towline_engine::node::{
+    Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
+};
 pub use towline_engine::snapshot_store::SnapshotMeta;
-pub use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+pub use towline_engine::state_machine::{
+    Applied, ApplyBatch, Command, Fatal, Replies, SnapshotSource, StateMachine,
+};
+pub use towline_engine::status::{GroupState, GroupStatus, PeerProgress, PeerStatus, Role};
+pub use towline_engine::storage::Storage;
+pub use towline_engine::transport::{Transport, TransportError};
+
+/// The seams, for whoever implements a transport or a log.
+pub use towline_engine as engine;
+/// Names, handles and the exporter of what the engine counts.
+pub use towline_metrics as metrics;
+
+#[cfg(feature = "grpc")]
+pub use towline_grpc::{GrpcConfig, GrpcTransport};
+#[cfg(feature = "storage")]
+pub use towline_storage::{DataDir, DataDirConfig, DataDirError, LogConfig};

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
-use towline::{Entry, EntryKind};
+use towline::engine::message::{Entry, EntryKind};
 
 use super::*;
 

@@ -226,11 +226,19 @@ impl<R: Replica> Pipeline<R> {
     /// given one more turn before the system is called. Whether there were any.
     async fn answer_now(&mut self) -> bool {
         let before = self.waiting.len();
-        poll_fn(|cx| Poll::Ready(self.answer_some(cx))).await;
+        poll_fn(|cx| {
+            self.answer_some(cx);
+            Poll::Ready(())
+        })
+        .await;
         let answered = self.waiting.len() < before;
         if answered && !self.waiting.is_empty() {
             tokio::task::yield_now().await;
-            poll_fn(|cx| Poll::Ready(self.answer_some(cx))).await;
+            poll_fn(|cx| {
+                self.answer_some(cx);
+                Poll::Ready(())
+            })
+            .await;
         }
         answered
     }

@@ -10,7 +10,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use towline::{Applied, ApplyBatch, Entry, EntryKind, Replies, StateMachine as _};
+use towline::engine::message::{Entry, EntryKind};
+use towline::{Applied, ApplyBatch, Replies, StateMachine as _};
 
 use super::*;
 use crate::machine::{Answer, KvMachine, StoreConfig, View};

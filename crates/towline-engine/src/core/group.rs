@@ -1,0 +1,451 @@
+//! One Raft group as a pure state machine: inputs are method calls, outputs are [`Effects`].
+//!
+//! It knows no clock (a tick is an input), no thread, no socket and no runtime. Whoever drives it must
+//! * hand each [`Effects::write`] to the log in order and say [`Group::written`] once it is durable;
+//! * hand [`Effects::apply`] to the state machine in order and say [`Group::applied`];
+//! * send [`Effects::messages`]; those that must wait for a write come out of `written` itself.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::inbound::{self, Reject};
+use super::proposals::Proposals;
+use super::raft::{Fetch, ReadyParts, Replica, ReplicaSetup};
+use super::reads::Reads;
+use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
+use crate::ids::{GroupId, NodeId};
+use crate::log_store::GroupWrite;
+use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
+use crate::reporter::{RaftReports, SnapshotStatus};
+use crate::state_machine::Applied;
+use crate::status::{GroupState, GroupStatus};
+
+/// How far behind the target of a transfer may be, in entries: it has to catch up while proposals stand still.
+const TRANSFER_LAG_MAX: u64 = 4_096;
+
+/// What a group is made of.
+pub struct GroupSetup {
+    /// Raft's part.
+    pub replica: ReplicaSetup,
+    /// Unique to this node and its run: makes read rounds unique in the cluster.
+    pub origin: [u8; 16],
+    /// Ticks after a restart during which no vote is given: one shortest election timeout, zero for a new group.
+    pub quiet_ticks: u64,
+    /// Ticks until a read that cannot be confirmed fails.
+    pub read_timeout_ticks: u64,
+    /// Ticks until a read round counts as lost.
+    pub read_retry_ticks: u64,
+    /// Bytes of entries that are not applied: at the bound proposals are busy and appends refused.
+    pub unapplied_bytes_max: usize,
+}
+
+/// One Raft group. `W` waits for a proposal, `R` for a read; the group only carries them.
+pub struct Group<W, R> {
+    id: GroupId,
+    me: NodeId,
+    replica: Replica,
+    proposals: Proposals<W>,
+    reads: Reads<R>,
+    /// Readies that are not persisted, in order.
+    unpersisted: VecDeque<Unpersisted>,
+    writes: u64,
+    /// The last write that raft was told is durable.
+    written: u64,
+    /// The hard state as of the last write that is durable, and as of the last one made.
+    durable_term: u64,
+    hard_state_made: HardState,
+    /// Highest index given out to be applied.
+    handed: Applied,
+    ticks: u64,
+    quiet_ticks: u64,
+    read_timeout_ticks: u64,
+    read_retry_ticks: u64,
+    unapplied_bytes_max: usize,
+}
+
+/// A ready that is not persisted: what may happen only afterwards.
+struct Unpersisted {
+    number: u64,
+    /// Persisted as soon as this write is; a ready without one of its own follows the write before it.
+    write: u64,
+    term: u64,
+    messages: Vec<Message>,
+}
+
+/// What a group wants done. Cleared and used again by the driver.
+#[derive(Debug)]
+pub struct Effects<W, R> {
+    /// To be sent now.
+    pub messages: Vec<Message>,
+    /// To be made durable, then answered by [`Group::written`] with the number.
+    pub write: Option<(u64, GroupWrite)>,
+    /// For the state machine, in order.
+    pub apply: Vec<Apply<W, R>>,
+    /// Proposals that failed.
+    pub refused: Vec<(W, ProposeError)>,
+    /// Reads that failed.
+    pub unread: Vec<(R, ReadError)>,
+    /// Ranges to be read from the log store, each answered by [`Group::fetched`].
+    pub fetches: Vec<Fetch>,
+    /// The group cannot go on on this node.
+    pub fatal: Option<String>,
+}
+
+/// Work for the state machine.
+#[derive(Debug)]
+pub enum Apply<W, R> {
+    /// Committed entries with whoever waits for them.
+    Entries {
+        /// Contiguous.
+        entries: Vec<Entry>,
+        /// One place a command.
+        waiters: Vec<Option<W>>,
+        /// The place reached once they are applied.
+        through: Applied,
+    },
+    /// Reads that may be answered when everything before is applied.
+    Reads(Vec<R>),
+}
+
+impl<W, R> Default for Effects<W, R> {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            write: None,
+            apply: Vec::new(),
+            refused: Vec::new(),
+            unread: Vec::new(),
+            fetches: Vec::new(),
+            fatal: None,
+        }
+    }
+}
+
+impl<W, R> Group<W, R> {
+    /// # Errors
+    /// The raft crate's own words, if it does not accept the setup.
+    pub fn new(setup: GroupSetup) -> Result<Self, String> {
+        let (id, me, hard_state) = (setup.replica.group, setup.replica.node, setup.replica.hard_state);
+        let applied = setup.replica.log.applied();
+        let handed = Applied { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
+        Ok(Self {
+            id,
+            me,
+            replica: Replica::new(setup.replica)?,
+            proposals: Proposals::new(),
+            reads: Reads::new(setup.origin),
+            unpersisted: VecDeque::new(),
+            writes: 0,
+            written: 0,
+            durable_term: hard_state.term,
+            hard_state_made: hard_state,
+            handed,
+            ticks: 0,
+            quiet_ticks: setup.quiet_ticks,
+            read_timeout_ticks: setup.read_timeout_ticks,
+            read_retry_ticks: setup.read_retry_ticks,
+            unapplied_bytes_max: setup.unapplied_bytes_max,
+        })
+    }
+
+    /// One tick of the clock has passed.
+    pub fn tick(&mut self, fx: &mut Effects<W, R>) {
+        self.ticks += 1;
+        self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
+        // A sole voter wins its election inside the step that starts it, and raft then insists that its whole log is
+        // persisted.
+        if !(self.replica.is_sole_voter() && !self.unpersisted.is_empty() && !self.replica.is_leader()) {
+            self.replica.tick();
+        }
+        for reader in self.reads.tick(self.ticks) {
+            let error =
+                if self.replica.leader().is_none() { ReadError::NoLeader } else { ReadError::Timeout };
+            fx.unread.push((reader, error));
+        }
+    }
+
+    /// A message that the connection of `from` brought.
+    ///
+    /// # Errors
+    /// [`Reject`]: raft did not see it, nothing changed.
+    pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
+        inbound::check(&self.replica, self.me, from, &message)?;
+        match message.kind {
+            MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
+                if self.quiet_ticks > 0 =>
+            {
+                return Err(Reject::Quiet);
+            }
+            MessageKind::TimeoutNow if self.replica.is_sole_voter() => return Err(Reject::KindNotAllowed),
+            // Only what is committed is sure to leave memory by itself: a log full of uncommitted entries must still
+            // take the entry that commits them.
+            MessageKind::Append
+                if !message.entries.is_empty()
+                    && self.replica.log().unapplied_bytes() >= self.unapplied_bytes_max
+                    && self.handed.index > self.replica.log().applied() =>
+            {
+                return Err(Reject::Full);
+            }
+            _ => self.replica.step(message),
+        }
+        Ok(())
+    }
+
+    /// Appends commands if this node leads. They are proposed together, in order; whoever waits for one that is
+    /// refused is told through the effects.
+    pub fn propose(&mut self, proposals: Vec<(Bytes, W)>, fx: &mut Effects<W, R>) {
+        if proposals.is_empty() {
+            return;
+        }
+        if !self.replica.is_leader() {
+            let hint = self.replica.leader();
+            fx.refused.extend(proposals.into_iter().map(|(_, w)| (w, ProposeError::NotLeader { hint })));
+            return;
+        }
+        self.give_up_lost(fx);
+        let mut room = self.unapplied_bytes_max.saturating_sub(self.unapplied_bytes());
+        if self.replica.transferring() {
+            room = 0;
+        }
+        let (mut commands, mut waiters) =
+            (Vec::with_capacity(proposals.len()), Vec::with_capacity(proposals.len()));
+        for (command, waiter) in proposals {
+            if room == 0 {
+                fx.refused.push((waiter, ProposeError::Busy));
+                continue;
+            }
+            room = room.saturating_sub(command.len());
+            commands.push(command);
+            waiters.push(waiter);
+        }
+        if commands.is_empty() {
+            return;
+        }
+        let first_index = self.replica.last_index() + 1;
+        match self.replica.propose(commands) {
+            Ok(()) => self.proposals.appended(self.replica.term(), first_index, waiters),
+            Err(_) => fx.refused.extend(waiters.into_iter().map(|w| (w, ProposeError::Busy))),
+        }
+    }
+
+    /// A read that must see every command acknowledged before now.
+    pub fn read(&mut self, reader: R) {
+        self.reads.add(reader, self.ticks + self.read_timeout_ticks);
+    }
+
+    /// Reads that are not answered yet.
+    pub fn reads_waiting(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// Starts to hand leadership over.
+    ///
+    /// # Errors
+    /// [`TransferLeaderError`] if that cannot go well; raft itself would say nothing.
+    pub fn transfer(&mut self, target: NodeId) -> Result<(), TransferLeaderError> {
+        if !self.replica.is_leader() {
+            return Err(TransferLeaderError::NotLeader { hint: self.replica.leader() });
+        }
+        if target == self.me || !self.replica.is_voter(target) {
+            return Err(TransferLeaderError::NotVoter { target });
+        }
+        if self.replica.transferring() {
+            return Err(TransferLeaderError::Busy);
+        }
+        let peer = self.replica.peers().into_iter().find(|p| p.id == target);
+        let lag = peer.as_ref().map_or(u64::MAX, |p| self.replica.last_index().saturating_sub(p.matched));
+        if !peer.is_some_and(|p| p.recent_active && p.pending_snapshot == 0) || lag > TRANSFER_LAG_MAX {
+            return Err(TransferLeaderError::NotReady {
+                target,
+                detail: format!("it is {lag} entries behind or silent"),
+            });
+        }
+        self.replica.transfer_leader(target);
+        Ok(())
+    }
+
+    /// Everything up to write `number` is durable.
+    pub fn written(&mut self, number: u64, fx: &mut Effects<W, R>) {
+        debug_assert!(number <= self.writes, "write {number} was never made");
+        self.written = self.written.max(number);
+        self.release(fx);
+    }
+
+    /// Tells raft what is persisted and lets go what waited for it, strictly in this order: a response to a message
+    /// that left too early would find raft in a state it does not expect.
+    fn release(&mut self, fx: &mut Effects<W, R>) {
+        while self.unpersisted.front().is_some_and(|u| u.write <= self.written) {
+            let Some(ready) = self.unpersisted.pop_front() else { break };
+            self.replica.on_persist_ready(ready.number);
+            self.durable_term = self.durable_term.max(ready.term);
+            fx.messages.extend(ready.messages);
+        }
+    }
+
+    /// The state machine has applied everything up to `index`.
+    pub fn applied(&mut self, index: u64) {
+        if index > self.replica.log().applied() {
+            self.replica.applied_to(index);
+        }
+    }
+
+    /// Entries of a fetch came back; none if the read failed.
+    pub fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
+        self.replica.fetched(low, entries);
+    }
+
+    /// Collects what raft wants done after any number of inputs. Call it once a turn.
+    pub fn poll(&mut self, fx: &mut Effects<W, R>) {
+        self.start_read_round();
+        let mut write = GroupWrite::new(self.id);
+        while let Some(ready) = self.replica.ready() {
+            self.take_ready(ready, &mut write, fx);
+            // Readies that needed no write are persisted with the write before them, which may be long durable.
+            self.release(fx);
+        }
+        if !write.is_empty() {
+            fx.write = Some((self.writes, write));
+        }
+        self.give_up_lost(fx);
+        let ready_reads = self.reads.take_confirmed(self.handed.index);
+        if !ready_reads.is_empty() {
+            fx.apply.push(Apply::Reads(ready_reads));
+        }
+        fx.fetches.append(&mut self.replica.take_fetches());
+    }
+
+    fn start_read_round(&mut self) {
+        // A leader drops rounds without a word until it has committed in its term, and so does raft without a leader.
+        let can_confirm = match self.replica.is_leader() {
+            true => self.replica.committed_in_term(),
+            false => self.replica.leader().is_some(),
+        };
+        if can_confirm && let Some(context) = self.reads.start_round(self.ticks + self.read_retry_ticks) {
+            self.replica.read_index(context);
+        }
+    }
+
+    fn take_ready(&mut self, mut ready: ReadyParts, write: &mut GroupWrite, fx: &mut Effects<W, R>) {
+        for (context, index) in ready.reads {
+            self.reads.confirm(&context, index);
+        }
+        // `must_write` is false when at most the commit index moved: it goes with the next write, and a restart that
+        // knows an older one finds the newer by asking the leader.
+        if ready.must_write {
+            if write.is_empty() {
+                self.writes += 1;
+            }
+            self.hard_state_made = self.replica.hard_state();
+            write.hard_state = Some(self.hard_state_made);
+            let mut later = GroupWrite::new(self.id);
+            later.entries = std::mem::take(&mut ready.entries);
+            write.append(later);
+        }
+        // The first messages of a leader that voted for itself alone could leave before its term is durable; after a
+        // crash it would use the same term again, with other entries.
+        let hold = self.replica.term() > self.durable_term;
+        let (now, after) = if hold { (Vec::new(), ready.messages) } else { (ready.messages, Vec::new()) };
+        fx.messages.extend(now);
+        let messages = after.into_iter().chain(ready.messages_after_write).collect();
+        let term = self.replica.term();
+        self.unpersisted.push_back(Unpersisted { number: ready.number, write: self.writes, term, messages });
+        self.hand_out(ready.committed, fx);
+    }
+
+    fn hand_out(&mut self, entries: Vec<Entry>, fx: &mut Effects<W, R>) {
+        let Some(last) = entries.last() else { return };
+        if let Some(change) = entries.iter().find(|e| e.kind != EntryKind::Normal) {
+            // Applying what is not understood, or skipping it, would split the membership for ever.
+            fx.fatal = Some(format!(
+                "entry {} changes the membership, which this version cannot apply",
+                change.index
+            ));
+            return;
+        }
+        self.handed = Applied { index: last.index, term: last.term };
+        let matched = self.proposals.committed(&entries);
+        let hint = self.replica.leader();
+        fx.refused.extend(matched.superseded.into_iter().map(|w| (w, ProposeError::Superseded { hint })));
+        fx.apply.push(Apply::Entries { entries, waiters: matched.waiters, through: self.handed });
+    }
+
+    /// Nobody waits on for an entry of a leadership that is over: it may be committed by the next leader, or not.
+    fn give_up_lost(&mut self, fx: &mut Effects<W, R>) {
+        if !self.replica.is_leader() || self.proposals.is_of_other_term(self.replica.term()) {
+            let lost = |w| (w, ProposeError::Uncertain { cause: UncertainCause::LostLeadership });
+            fx.refused.extend(self.proposals.take_all().map(lost));
+        }
+    }
+
+    /// Takes everybody who waits; the group will not be driven any more.
+    pub fn dissolve(&mut self, cause: &std::sync::Arc<str>, fx: &mut Effects<W, R>) {
+        let lost = |w| (w, ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
+        fx.refused.extend(self.proposals.take_all().map(lost));
+        let stopped = |r| (r, ReadError::Stopped { cause: cause.clone() });
+        fx.unread.extend(self.reads.take_all().into_iter().map(stopped));
+    }
+
+    /// The hard state, if it moved past what was last written: a clean shutdown writes the commit index too.
+    pub fn unwritten_hard_state(&self) -> Option<HardState> {
+        let now = self.replica.hard_state();
+        (now != self.hard_state_made).then_some(now)
+    }
+
+    /// Bytes of entries that are not applied, with those raft has not given out to be written.
+    fn unapplied_bytes(&self) -> usize {
+        self.replica.log().unapplied_bytes()
+    }
+
+    /// The newest state.
+    pub fn state(&self) -> GroupState {
+        GroupState {
+            role: self.replica.role(),
+            leader: self.replica.leader(),
+            term: self.replica.term(),
+            commit: self.replica.commit(),
+            applied: self.replica.log().applied(),
+            down: None,
+        }
+    }
+
+    /// The index of the last entry, written or not.
+    pub fn last_index(&self) -> u64 {
+        self.replica.last_index()
+    }
+
+    /// Whether everything that was handed out to be applied is applied.
+    pub fn is_idle_behind_apply(&self) -> bool {
+        self.handed.index == self.replica.log().applied()
+    }
+
+    /// A closer look.
+    pub fn status(&self) -> GroupStatus {
+        GroupStatus {
+            group: self.id,
+            node: self.me,
+            state: self.state(),
+            first_index: self.replica.log().first_index(),
+            last_index: self.replica.last_index(),
+            unapplied_bytes: self.unapplied_bytes(),
+            peers: if self.replica.is_leader() { self.replica.peers() } else { Vec::new() },
+        }
+    }
+}
+
+impl<W, R> RaftReports for Group<W, R> {
+    fn report_unreachable(&mut self, peer: NodeId) {
+        if self.replica.is_leader() && self.replica.is_member(peer) {
+            self.replica.report_unreachable(peer);
+        }
+    }
+
+    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
+        if self.replica.is_leader() && self.replica.is_member(peer) {
+            self.replica.report_snapshot(peer, status);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Checks on messages of a peer, before raft sees them.
+//!
+//! The raft crate looks at the message type and, for responses, at the sender, and trusts the rest: on several of the
+//! fields below it would panic or damage its log. Each check names what it prevents.
+
+use super::raft::Replica;
+use crate::ids::NodeId;
+use crate::message::{Entry, Message, MessageKind};
+
+/// Terms and indices above this are nobody's honest ones, and leave room for the arithmetic of raft.
+const NUMBER_MAX: u64 = 1 << 62;
+
+/// Bytes of the context of a read round or a campaign.
+const CONTEXT_BYTES_MAX: usize = 256;
+
+/// Why a message was not given to raft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reject {
+    /// Not addressed to this node, or from itself.
+    WrongNode,
+    /// The sender named in the message is not the peer that sent it.
+    WrongSender,
+    /// A response of somebody who is no member.
+    UnknownPeer,
+    /// A snapshot outside of a transfer.
+    KindNotAllowed,
+    /// No term, or one out of range.
+    BadTerm,
+    /// Entries that are not contiguous, not of rising terms, or not expected in this kind.
+    BadEntries,
+    /// A commit index beyond the log, or an acknowledgement of entries that do not exist.
+    BadIndex,
+    /// A read round that is empty or too long.
+    BadContext,
+    /// A read round for a leader, and this node leads not.
+    NotLeader,
+    /// A request for a vote soon after a restart: this node may have promised its vote to a leader's lease before.
+    Quiet,
+    /// Too much is waiting to be applied.
+    Full,
+}
+
+/// `from` is the peer whose connection brought the message.
+pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) -> Result<(), Reject> {
+    if m.to != me || m.from == me {
+        return Err(Reject::WrongNode);
+    }
+    if m.from != from {
+        return Err(Reject::WrongSender);
+    }
+    if m.context.len() > CONTEXT_BYTES_MAX {
+        return Err(Reject::BadContext);
+    }
+    // A term of zero makes raft treat the message as its own; only a read round travels without a term.
+    if (m.term == 0) != (m.kind == MessageKind::ReadIndex) || m.term > NUMBER_MAX {
+        return Err(Reject::BadTerm);
+    }
+    if [m.index, m.commit, m.log_term, m.commit_term, m.reject_hint].iter().any(|&n| n > NUMBER_MAX) {
+        return Err(Reject::BadIndex);
+    }
+    match m.kind {
+        MessageKind::Append => check_append(m),
+        MessageKind::Heartbeat => check_heartbeat(replica, m),
+        MessageKind::AppendResponse => check_append_response(replica, m),
+        MessageKind::ReadIndex => check_read_index(replica, m),
+        MessageKind::ReadIndexResponse => check_one_context(&m.entries),
+        // Its bytes come by a transfer, which steps the message itself once they are durable.
+        MessageKind::Snapshot => Err(Reject::KindNotAllowed),
+        MessageKind::HeartbeatResponse
+        | MessageKind::RequestVoteResponse
+        | MessageKind::RequestPreVoteResponse => check_known(replica, m),
+        MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow => Ok(()),
+    }
+}
+
+/// Raft would index past the end of its log, or store entries under indices they do not have.
+fn check_append(m: &Message) -> Result<(), Reject> {
+    let mut term = m.log_term;
+    for (place, entry) in m.entries.iter().enumerate() {
+        let expected = m.index + 1 + place as u64;
+        if entry.index != expected || entry.term < term || entry.term > m.term || entry.term == 0 {
+            return Err(Reject::BadEntries);
+        }
+        term = entry.term;
+    }
+    Ok(())
+}
+
+/// Raft panics when told to commit what is not in its log: so dies a follower that lost its disk.
+fn check_heartbeat(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    if m.term >= replica.term() && m.commit > replica.last_index() { Err(Reject::BadIndex) } else { Ok(()) }
+}
+
+/// Raft would take a peer to have entries that do not exist, and then read past the end of the log for it.
+fn check_append_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    check_known(replica, m)?;
+    let beyond = m.term == replica.term() && replica.is_leader() && m.index > replica.last_index();
+    if beyond || (m.reject && m.reject_hint > m.index) || m.request_snapshot > replica.last_index() {
+        return Err(Reject::BadIndex);
+    }
+    Ok(())
+}
+
+/// A node that does not lead forwards a read round under its original sender's name; the leader would then see a
+/// message whose sender is not the peer it came from.
+fn check_read_index(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    if !replica.is_leader() {
+        return Err(Reject::NotLeader);
+    }
+    check_one_context(&m.entries)
+}
+
+fn check_one_context(entries: &[Entry]) -> Result<(), Reject> {
+    match entries {
+        [one] if (1..=CONTEXT_BYTES_MAX).contains(&one.data.len()) => Ok(()),
+        _ => Err(Reject::BadContext),
+    }
+}
+
+fn check_known(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    if replica.is_member(m.from) { Ok(()) } else { Err(Reject::UnknownPeer) }
+}

@@ -1,0 +1,239 @@
+//! The part of a group's log that lives in memory: every term, every entry that is not applied yet, and as many
+//! applied entries as the cache allows.
+//!
+//! Raft reads the log inside its own steps, so what it may need at once must be here. Only entries for a follower that
+//! lags far behind are not; those are read from the log store off the loop (see [`Lookup::Cold`]).
+
+use std::collections::VecDeque;
+
+use crate::message::Entry;
+use crate::state_machine::Applied;
+
+/// Memory that an entry costs beside its payload; bounds count it, so that a million empty entries are not free.
+const ENTRY_OVERHEAD_BYTES: usize = 96;
+
+/// What the bounds count for an entry.
+pub(crate) fn cost(entry: &Entry) -> usize {
+    entry.payload_bytes() + ENTRY_OVERHEAD_BYTES
+}
+
+/// The in-memory part of one group's log.
+#[derive(Debug)]
+pub struct GroupLog {
+    /// Entries up to here are gone.
+    truncated: Applied,
+    /// Terms of all entries after `truncated`, as (first index of a run, term).
+    terms: VecDeque<(u64, u64)>,
+    last_index: u64,
+    /// Contiguous up to `last_index`.
+    cached: VecDeque<Entry>,
+    applied: u64,
+    unapplied_bytes: usize,
+    applied_bytes: usize,
+    cache_bytes_max: usize,
+}
+
+/// What a range of the log is to this cache.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// Here they are, from the start of the range, at least one.
+    Here(Vec<Entry>),
+    /// In the log store only.
+    Cold,
+    /// Truncated.
+    Compacted,
+    /// Past the end.
+    Beyond,
+}
+
+impl GroupLog {
+    /// A log as recovered: `terms` of all entries after `truncated`, `tail` the entries after `applied`.
+    pub fn new(
+        truncated: Applied,
+        terms: Vec<(u64, u64)>,
+        last_index: u64,
+        tail: Vec<Entry>,
+        applied: u64,
+        cache_bytes_max: usize,
+    ) -> Self {
+        let unapplied_bytes = tail.iter().map(cost).sum();
+        Self {
+            truncated,
+            terms: terms.into(),
+            last_index,
+            cached: tail.into(),
+            applied,
+            unapplied_bytes,
+            applied_bytes: 0,
+            cache_bytes_max,
+        }
+    }
+
+    /// The first index that is kept.
+    pub fn first_index(&self) -> u64 {
+        self.truncated.index + 1
+    }
+
+    /// The last index; the truncation point if there is no entry.
+    pub fn last_index(&self) -> u64 {
+        self.last_index
+    }
+
+    /// The highest applied index.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Cost of the entries that are not applied: what `unapplied_bytes_max` bounds.
+    pub(crate) fn unapplied_bytes(&self) -> usize {
+        self.unapplied_bytes
+    }
+
+    /// The term at `index`; `None` below the truncation point and past the end.
+    pub fn term(&self, index: u64) -> Option<u64> {
+        if index == self.truncated.index {
+            return Some(self.truncated.term);
+        }
+        if index < self.truncated.index || index > self.last_index {
+            return None;
+        }
+        let run = self.terms.partition_point(|&(first, _)| first <= index).checked_sub(1)?;
+        self.terms.get(run).map(|&(_, term)| term)
+    }
+
+    fn cached_first(&self) -> u64 {
+        self.last_index + 1 - self.cached.len() as u64
+    }
+
+    /// Entries of `low..high`, as many as fit in `bytes_max` payload bytes but at least one.
+    pub(crate) fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Lookup {
+        if low <= self.truncated.index {
+            return Lookup::Compacted;
+        }
+        if high > self.last_index + 1 {
+            return Lookup::Beyond;
+        }
+        let Some(start) = low.checked_sub(self.cached_first()) else {
+            return Lookup::Cold;
+        };
+        let (start, count) = (start as usize, high.saturating_sub(low) as usize);
+        let mut bytes = 0u64;
+        let fits = |entry: &&Entry| {
+            let first = bytes == 0;
+            bytes += cost(entry) as u64;
+            first || bytes <= bytes_max
+        };
+        Lookup::Here(
+            self.cached.range(start.min(self.cached.len())..).take(count).take_while(fits).cloned().collect(),
+        )
+    }
+
+    /// Adds entries, contiguous, from anywhere after the applied index: what they overlap is replaced.
+    pub(crate) fn append(&mut self, entries: &[Entry]) {
+        let Some(first) = entries.first().map(|e| e.index) else { return };
+        debug_assert!(first > self.applied && first <= self.last_index + 1, "append at {first} leaves a gap");
+        self.truncate_from(first);
+        for entry in entries {
+            if self.terms.back().is_none_or(|&(_, term)| term != entry.term) {
+                self.terms.push_back((entry.index, entry.term));
+            }
+            self.last_index = entry.index;
+            self.unapplied_bytes += cost(entry);
+            self.cached.push_back(entry.clone());
+        }
+    }
+
+    fn truncate_from(&mut self, first: u64) {
+        while self.last_index >= first {
+            if let Some(gone) = self.cached.pop_back() {
+                self.unapplied_bytes -= cost(&gone);
+            }
+            self.last_index -= 1;
+        }
+        while self.terms.back().is_some_and(|&(start, _)| start >= first) {
+            self.terms.pop_back();
+        }
+    }
+
+    /// Entries up to `index` are applied: they may leave memory, oldest first, once the cache is full.
+    pub(crate) fn applied_to(&mut self, index: u64) {
+        let start = (self.applied + 1).saturating_sub(self.cached_first()) as usize;
+        let newly = index.saturating_sub(self.applied) as usize;
+        let bytes: usize = self.cached.iter().skip(start).take(newly).map(cost).sum();
+        self.unapplied_bytes -= bytes;
+        self.applied_bytes += bytes;
+        self.applied = self.applied.max(index);
+        while self.applied_bytes > self.cache_bytes_max && self.cached_first() <= self.applied {
+            let Some(gone) = self.cached.pop_front() else { break };
+            self.applied_bytes -= cost(&gone);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u64, term: u64) -> Entry {
+        Entry { index, term, data: vec![0; 4].into(), ..Entry::default() }
+    }
+
+    fn log(cache_bytes_max: usize) -> GroupLog {
+        GroupLog::new(Applied::NONE, Vec::new(), 0, Vec::new(), 0, cache_bytes_max)
+    }
+
+    fn indices(lookup: Lookup) -> Vec<u64> {
+        match lookup {
+            Lookup::Here(entries) => entries.iter().map(|e| e.index).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_overlapping_append_replaces_entries_and_terms() {
+        let mut log = log(0);
+        log.append(&[entry(1, 1), entry(2, 1), entry(3, 1)]);
+        log.append(&[entry(2, 3)]);
+        assert_eq!((log.last_index(), log.term(1), log.term(2), log.term(3)), (2, Some(1), Some(3), None));
+        assert_eq!(log.unapplied_bytes(), 2 * cost(&entry(1, 1)));
+    }
+
+    #[test]
+    fn entries_that_are_not_applied_are_never_evicted() {
+        let mut log = log(0);
+        log.append(&[entry(1, 1), entry(2, 1), entry(3, 2)]);
+        log.applied_to(2);
+        assert_eq!(log.entries(1, 3, 1000), Lookup::Cold);
+        assert_eq!(indices(log.entries(3, 4, 1000)), [3]);
+        assert_eq!((log.term(1), log.term(2)), (Some(1), Some(1)), "terms stay");
+        assert_eq!(log.unapplied_bytes(), cost(&entry(3, 2)));
+    }
+
+    #[test]
+    fn applied_entries_stay_up_to_the_bound() {
+        let mut log = log(2 * cost(&entry(1, 1)));
+        log.append(&(1..=5).map(|i| entry(i, 1)).collect::<Vec<_>>());
+        log.applied_to(5);
+        assert_eq!(log.entries(3, 6, 1000), Lookup::Cold);
+        assert_eq!(indices(log.entries(4, 6, 1000)), [4, 5]);
+    }
+
+    #[test]
+    fn a_lookup_gives_at_least_one_entry_and_no_more_than_fit() {
+        let mut log = log(0);
+        log.append(&(1..=5).map(|i| entry(i, 1)).collect::<Vec<_>>());
+        assert_eq!(indices(log.entries(2, 6, 0)), [2]);
+        assert_eq!(indices(log.entries(2, 6, 2 * cost(&entry(1, 1)) as u64)), [2, 3]);
+        assert_eq!(log.entries(2, 7, 1000), Lookup::Beyond);
+        assert_eq!(log.entries(0, 2, 1000), Lookup::Compacted);
+    }
+
+    #[test]
+    fn a_recovered_log_knows_the_terms_below_its_cache() {
+        let tail = vec![entry(7, 4)];
+        let log = GroupLog::new(Applied { index: 2, term: 1 }, vec![(3, 1), (5, 4)], 7, tail, 6, 0);
+        let terms: Vec<_> = (1..=8).map(|i| log.term(i)).collect();
+        assert_eq!(terms, [None, Some(1), Some(1), Some(1), Some(4), Some(4), Some(4), None]);
+        assert_eq!(log.entries(3, 8, 1000), Lookup::Cold);
+    }
+}

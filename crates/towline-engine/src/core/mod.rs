@@ -1,0 +1,16 @@
+//! The core: one Raft group as a pure state machine.
+//!
+//! What is absent here, and stays absent: clocks, threads, sockets, runtimes, files, random numbers. Time is the number
+//! of ticks, randomness and identity are arguments, and everything that happens is an effect the driver carries out.
+
+mod group;
+mod inbound;
+mod log;
+mod proposals;
+mod raft;
+mod reads;
+
+pub use self::group::{Apply, Effects, Group, GroupSetup};
+pub use self::inbound::Reject;
+pub use self::log::GroupLog;
+pub use self::raft::{Fetch, ReplicaSetup};

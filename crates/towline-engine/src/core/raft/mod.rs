@@ -1,0 +1,282 @@
+//! The only place that knows the types of the raft crate. An upgrade of it touches this folder.
+
+mod convert;
+mod logger;
+mod storage;
+
+use bytes::Bytes;
+use raft::eraftpb::{self, MessageType};
+use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
+
+pub use self::storage::Fetch;
+use self::storage::LogView;
+use super::log::GroupLog;
+use crate::ids::{GroupId, NodeId};
+use crate::message::{ConfState, Entry, HardState, Message};
+use crate::reporter::SnapshotStatus;
+use crate::status::{PeerProgress, PeerStatus, Role};
+
+/// What a replica is made of.
+pub struct ReplicaSetup {
+    /// This node.
+    pub node: NodeId,
+    /// The group.
+    pub group: GroupId,
+    /// The log as recovered.
+    pub log: GroupLog,
+    /// Term, vote and commit as recovered; the commit at least at the applied index.
+    pub hard_state: HardState,
+    /// The membership as recovered.
+    pub conf_state: ConfState,
+    /// Ticks between two heartbeats of a leader.
+    pub heartbeat_ticks: usize,
+    /// The range each election timeout is drawn from, end exclusive. One value makes it deterministic.
+    pub election_ticks: std::ops::Range<usize>,
+    /// The shortest election timeout; the lease of a leader.
+    pub election_ticks_min: usize,
+    /// Bytes of one append message.
+    pub append_bytes_max: u64,
+    /// Append messages under way to one peer.
+    pub append_inflight_max: usize,
+    /// Bytes of uncommitted entries a leader takes.
+    pub uncommitted_bytes_max: u64,
+    /// Bytes of committed entries given out at once.
+    pub committed_bytes_max: u64,
+}
+
+/// One member of one group: the raft crate's node behind plain types.
+pub(crate) struct Replica {
+    raw: RawNode<LogView>,
+}
+
+/// What raft wants done, in plain types. See the raft crate's `Ready`.
+#[derive(Debug, Default)]
+pub(crate) struct ReadyParts {
+    /// Dense, from 1.
+    pub(crate) number: u64,
+    /// To be made durable.
+    pub(crate) entries: Vec<Entry>,
+    /// `false`: nothing here needs the disk (at most a commit index that may as well be written later).
+    pub(crate) must_write: bool,
+    /// To be applied.
+    pub(crate) committed: Vec<Entry>,
+    /// A leader's messages: may leave before the write is durable.
+    pub(crate) messages: Vec<Message>,
+    /// Messages that must not leave before it is.
+    pub(crate) messages_after_write: Vec<Message>,
+    /// Read rounds that were confirmed, with their index.
+    pub(crate) reads: Vec<(Vec<u8>, u64)>,
+}
+
+/// Raft took none of the proposals: a transfer of leadership is under way, or too much is uncommitted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ProposalsDropped;
+
+impl Replica {
+    /// # Errors
+    /// The raft crate's own words, if it does not accept the setup.
+    pub(crate) fn new(setup: ReplicaSetup) -> Result<Self, String> {
+        let config = raft::Config {
+            id: setup.node.as_u64(),
+            election_tick: setup.election_ticks_min,
+            heartbeat_tick: setup.heartbeat_ticks,
+            applied: setup.log.applied(),
+            max_size_per_msg: setup.append_bytes_max,
+            max_inflight_msgs: setup.append_inflight_max,
+            check_quorum: true,
+            pre_vote: true,
+            min_election_tick: setup.election_ticks.start,
+            max_election_tick: setup.election_ticks.end,
+            read_only_option: ReadOnlyOption::Safe,
+            skip_bcast_commit: false,
+            // Raft would merge appends past max_size_per_msg; the lanes batch instead.
+            batch_append: false,
+            priority: 0,
+            max_uncommitted_size: setup.uncommitted_bytes_max.max(setup.append_bytes_max),
+            max_committed_size_per_ready: setup.committed_bytes_max,
+        };
+        let logger = logger::logger(setup.node, setup.group);
+        let view = LogView::new(setup.log, setup.hard_state, setup.conf_state);
+        RawNode::new(&config, view, &logger).map(|raw| Self { raw }).map_err(|e| e.to_string())
+    }
+
+    pub(crate) fn log(&self) -> &GroupLog {
+        &self.raw.store().log
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    pub(crate) fn role(&self) -> Role {
+        match self.raw.raft.state {
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        }
+    }
+
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        NodeId::new(self.raw.raft.leader_id)
+    }
+
+    pub(crate) fn commit(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// With entries that are not written yet.
+    pub(crate) fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    pub(crate) fn hard_state(&self) -> HardState {
+        convert::hard_state_from_raft(&self.raw.raft.hard_state())
+    }
+
+    /// Whether this leader has committed in its term; before that it cannot confirm reads.
+    pub(crate) fn committed_in_term(&self) -> bool {
+        self.raw.raft.commit_to_current_term()
+    }
+
+    pub(crate) fn transferring(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// Whether this node decides alone: it then wins an election inside a single step.
+    pub(crate) fn is_sole_voter(&self) -> bool {
+        self.raw.raft.prs().is_singleton() && self.raw.raft.promotable()
+    }
+
+    pub(crate) fn is_member(&self, node: NodeId) -> bool {
+        self.raw.raft.prs().get(node.as_u64()).is_some()
+    }
+
+    pub(crate) fn is_voter(&self, node: NodeId) -> bool {
+        self.raw.raft.prs().conf().voters().contains(node.as_u64())
+    }
+
+    pub(crate) fn tick(&mut self) {
+        self.raw.tick();
+    }
+
+    /// The message must have passed the inbound checks: raft panics on some that have not. What raft refuses beyond
+    /// those (a response of somebody unknown) has no effect.
+    pub(crate) fn step(&mut self, message: Message) {
+        if let Err(error) = self.raw.step(convert::message_to_raft(message)) {
+            tracing::debug!(%error, "raft ignored a message");
+        }
+    }
+
+    /// Appends commands as one proposal, so that they are broadcast together. They get the indices after
+    /// [`last_index`](Self::last_index) as it was before, in order.
+    pub(crate) fn propose(&mut self, commands: Vec<Bytes>) -> Result<(), ProposalsDropped> {
+        let mut message = eraftpb::Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.raw.raft.id;
+        let entry = |data| {
+            let mut entry = eraftpb::Entry::default();
+            entry.data = data;
+            entry
+        };
+        message.set_entries(commands.into_iter().map(entry).collect::<Vec<_>>().into());
+        self.raw.raft.step(message).map_err(|_| ProposalsDropped)
+    }
+
+    pub(crate) fn read_index(&mut self, context: Vec<u8>) {
+        self.raw.read_index(context);
+    }
+
+    pub(crate) fn transfer_leader(&mut self, to: NodeId) {
+        self.raw.transfer_leader(to.as_u64());
+    }
+
+    pub(crate) fn report_unreachable(&mut self, peer: NodeId) {
+        self.raw.report_unreachable(peer.as_u64());
+    }
+
+    pub(crate) fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
+        let status = match status {
+            SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
+            SnapshotStatus::Failure => raft::SnapshotStatus::Failure,
+        };
+        self.raw.report_snapshot(peer.as_u64(), status);
+    }
+
+    /// The next thing raft wants done. Entries are readable by raft when this returns; they are durable once
+    /// [`on_persist_ready`](Self::on_persist_ready) says so.
+    pub(crate) fn ready(&mut self) -> Option<ReadyParts> {
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        let plain = |messages: Vec<eraftpb::Message>| {
+            messages.into_iter().filter_map(convert::message_from_raft).collect()
+        };
+        let parts = ReadyParts {
+            number: ready.number(),
+            entries: ready.take_entries().into_iter().map(convert::entry_from_raft).collect(),
+            must_write: ready.must_sync(),
+            committed: ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect(),
+            messages: plain(ready.take_messages()),
+            messages_after_write: plain(ready.take_persisted_messages()),
+            reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
+        };
+        self.raw.mut_store().log.append(&parts.entries);
+        self.raw.advance_append_async(ready);
+        Some(parts)
+    }
+
+    /// Everything up to this ready is durable. Must be called before the messages of that ready leave.
+    pub(crate) fn on_persist_ready(&mut self, number: u64) {
+        self.raw.on_persist_ready(number);
+    }
+
+    /// The state machine has applied everything up to `index`.
+    pub(crate) fn applied_to(&mut self, index: u64) {
+        self.raw.advance_apply_to(index);
+        self.raw.mut_store().log.applied_to(index);
+    }
+
+    /// Ranges that raft wants and that are not in memory.
+    pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
+        self.raw.mut_store().take_wanted()
+    }
+
+    /// Entries of a fetch came back; none if the read failed (raft asks again by itself).
+    pub(crate) fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
+        let failed = entries.is_empty();
+        for context in self.raw.mut_store().fetched(low, entries) {
+            // Calling raft back without the entries would only make it ask again at once, for ever.
+            if !failed {
+                self.raw.on_entries_fetched(context);
+            }
+        }
+        self.raw.mut_store().forget_arrived();
+    }
+
+    /// What this leader knows of its peers.
+    pub(crate) fn peers(&self) -> Vec<PeerStatus> {
+        let me = self.raw.raft.id;
+        let peer = |(&id, p): (&u64, &raft::Progress)| {
+            Some(PeerStatus {
+                id: NodeId::new(id).filter(|_| id != me)?,
+                progress: match p.state {
+                    ProgressState::Probe => PeerProgress::Probe,
+                    ProgressState::Replicate => PeerProgress::Replicate,
+                    ProgressState::Snapshot => PeerProgress::Snapshot,
+                },
+                matched: p.matched,
+                next: p.next_idx,
+                recent_active: p.recent_active,
+                pending_snapshot: p.pending_snapshot,
+            })
+        };
+        let mut peers: Vec<_> = self.raw.raft.prs().iter().filter_map(peer).collect();
+        peers.sort_by_key(|p| p.id);
+        peers
+    }
+}

@@ -1,0 +1,145 @@
+//! What the raft crate reads the log through. Answers from memory only; anything colder becomes a [`Fetch`].
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use raft::eraftpb;
+use raft::storage::GetEntriesContext;
+use raft::{Error, RaftState, Storage, StorageError};
+
+use super::convert;
+use crate::core::log::{GroupLog, Lookup};
+use crate::message::{ConfState, Entry, HardState};
+
+/// A range of the log that raft wants for a follower and that is not in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// The first index wanted.
+    pub low: u64,
+    /// The end, exclusive.
+    pub high: u64,
+}
+
+/// Reads of one index that wait at the same time: one or two a peer. More are dropped; raft asks again at the next
+/// heartbeat response.
+const FETCH_CALLERS_MAX: usize = 16;
+
+pub(super) struct LogView {
+    pub(super) log: GroupLog,
+    hard_state: HardState,
+    conf_state: ConfState,
+    fetches: RefCell<Fetches>,
+}
+
+#[derive(Default)]
+struct Fetches {
+    /// Asked for since the last look.
+    wanted: Vec<Fetch>,
+    /// Under way, by first index, with what raft wants to be called back with.
+    callers: BTreeMap<u64, Vec<GetEntriesContext>>,
+    /// The last one that came back; kept while raft is called back.
+    arrived: Vec<Entry>,
+}
+
+impl LogView {
+    pub(super) fn new(log: GroupLog, hard_state: HardState, conf_state: ConfState) -> Self {
+        Self { log, hard_state, conf_state, fetches: RefCell::default() }
+    }
+
+    /// Ranges asked for since the last call, each to be answered by [`fetched`](Self::fetched).
+    pub(super) fn take_wanted(&mut self) -> Vec<Fetch> {
+        std::mem::take(&mut self.fetches.get_mut().wanted)
+    }
+
+    /// Entries from `low` on came back (none if the read failed): whom to call back.
+    pub(super) fn fetched(&mut self, low: u64, entries: Vec<Entry>) -> Vec<GetEntriesContext> {
+        let fetches = self.fetches.get_mut();
+        fetches.arrived = entries;
+        fetches.callers.remove(&low).unwrap_or_default()
+    }
+
+    /// Raft was called back: what came is not needed any more.
+    pub(super) fn forget_arrived(&mut self) {
+        self.fetches.get_mut().arrived = Vec::new();
+    }
+
+    fn cold(
+        &self,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<eraftpb::Entry>> {
+        let mut fetches = self.fetches.borrow_mut();
+        let here = fetches.arrived.iter().position(|e| e.index == low);
+        if let Some(at) = here {
+            let mut bytes = 0;
+            let fits = |e: &&Entry| {
+                let first = bytes == 0;
+                bytes += crate::core::log::cost(e) as u64;
+                e.index < high && (first || bytes <= bytes_max)
+            };
+            let entries = fetches.arrived.iter().skip(at).take_while(fits);
+            return Ok(entries.cloned().map(convert::entry_to_raft).collect());
+        }
+        if !context.can_async() {
+            // Only entries after the applied index are read this way, and those never leave memory.
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        match fetches.callers.get_mut(&low) {
+            Some(callers) if callers.len() >= FETCH_CALLERS_MAX => {}
+            Some(callers) => callers.push(context),
+            None => {
+                fetches.callers.insert(low, vec![context]);
+                fetches.wanted.push(Fetch { low, high });
+            }
+        }
+        Err(Error::Store(StorageError::LogTemporarilyUnavailable))
+    }
+}
+
+impl Storage for LogView {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(
+            convert::hard_state_to_raft(self.hard_state),
+            convert::conf_state_to_raft(&self.conf_state),
+        ))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        context: GetEntriesContext,
+    ) -> raft::Result<Vec<eraftpb::Entry>> {
+        let bytes_max = max_size.into().unwrap_or(u64::MAX);
+        match self.log.entries(low, high, bytes_max) {
+            Lookup::Here(entries) => Ok(entries.into_iter().map(convert::entry_to_raft).collect()),
+            Lookup::Cold => self.cold(low, high, bytes_max, context),
+            Lookup::Compacted => Err(Error::Store(StorageError::Compacted)),
+            Lookup::Beyond => Err(Error::Store(StorageError::Unavailable)),
+        }
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        self.log.term(index).ok_or(Error::Store(if index < self.log.first_index() {
+            StorageError::Compacted
+        } else {
+            StorageError::Unavailable
+        }))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.log.first_index())
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.log.last_index())
+    }
+
+    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<eraftpb::Snapshot> {
+        // The log is kept whole, so no follower needs one; and no other error is survivable here.
+        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}

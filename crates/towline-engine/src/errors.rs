@@ -1,0 +1,154 @@
+//! What a caller of a group is told when a proposal, a read or a transfer of leadership did not go through.
+
+use std::sync::Arc;
+
+use crate::ids::NodeId;
+
+/// A proposal was not answered by the state machine. [`outcome`](Self::outcome) says whether it may still have an effect.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// This node does not lead the group. Ask the node in `hint`, or wait for a leader.
+    #[error("not the leader{}", Hint(.hint))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        hint: Option<NodeId>,
+    },
+    /// A queue is full, or leadership is being handed over. Try again a little later.
+    #[error("busy: too much is waiting to be applied, or leadership is being handed over")]
+    Busy,
+    /// The command is larger than `proposal_bytes_max`.
+    #[error("a command of {bytes} bytes is larger than {bytes_max}")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// A command has at least one byte: Raft uses empty entries for itself.
+    #[error("a command must not be empty")]
+    Empty,
+    /// The command was appended to the log, and then the engine lost sight of it. It may be applied or not. Retry only
+    /// what is idempotent, or carries a key by which the state machine recognises it.
+    #[error("the outcome is not known: {cause}")]
+    Uncertain {
+        /// What happened.
+        cause: UncertainCause,
+    },
+    /// Another leader's entry was committed in the place of this command: it was not applied and never will be.
+    #[error("superseded by another leader; the command was not applied{}", Hint(.hint))]
+    Superseded {
+        /// Who leads, as far as this node knows.
+        hint: Option<NodeId>,
+    },
+    /// The group or the node does not run any more; the command was not appended.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: Arc<str>,
+    },
+}
+
+impl ProposeError {
+    /// Whether the command may have been applied, or may be applied yet.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Uncertain { .. } => Outcome::MayHaveHappened,
+            _ => Outcome::NeverHappened,
+        }
+    }
+}
+
+/// Whether a command that was answered with an error had an effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It had none and never will.
+    NeverHappened,
+    /// It may have been applied, or may be applied yet.
+    MayHaveHappened,
+}
+
+/// Why the engine lost sight of a command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum UncertainCause {
+    /// This node lost its leadership before the command was committed.
+    #[error("leadership was lost before the command was committed")]
+    LostLeadership,
+    /// The group was quarantined or the node stopped.
+    #[error("the group went down: {0}")]
+    Down(Arc<str>),
+}
+
+struct Hint<'a>(&'a Option<NodeId>);
+
+impl std::fmt::Display for Hint<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(id) => write!(f, "; node {id} is"),
+            None => f.write_str("; no leader is known"),
+        }
+    }
+}
+
+/// A read could not be confirmed. Reads have no effect, so they can always be tried again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// No leader was known when the deadline passed.
+    #[error("no leader is known")]
+    NoLeader,
+    /// Too many reads are waiting. Try again a little later.
+    #[error("busy: too many reads are waiting")]
+    Busy,
+    /// A leader is known, but a majority did not confirm the read in time.
+    #[error("no majority confirmed the read in time")]
+    Timeout,
+    /// The group or the node does not run any more.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: Arc<str>,
+    },
+}
+
+/// Leadership was not handed over. Nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferLeaderError {
+    /// Only a leader can hand over.
+    #[error("not the leader{}", Hint(.hint))]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        hint: Option<NodeId>,
+    },
+    /// The target is no voter of this group, or is this node.
+    #[error("node {target} is not another voter of this group")]
+    NotVoter {
+        /// The target.
+        target: NodeId,
+    },
+    /// The target is too far behind, or was not heard of lately: proposals would stop for nothing.
+    #[error("node {target} is not ready to lead: {detail}")]
+    NotReady {
+        /// The target.
+        target: NodeId,
+        /// What is wanting.
+        detail: String,
+    },
+    /// Another hand-over is under way.
+    #[error("leadership is being handed over already")]
+    Busy,
+    /// It was tried, and the target did not become leader within an election timeout.
+    #[error("node {target} did not take over in time")]
+    Timeout {
+        /// The target.
+        target: NodeId,
+    },
+    /// The group or the node does not run any more.
+    #[error("stopped: {cause}")]
+    Stopped {
+        /// Why.
+        cause: Arc<str>,
+    },
+}

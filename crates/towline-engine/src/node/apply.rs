@@ -1,0 +1,234 @@
+//! Apply workers: threads that run state machines, and answer whoever waits.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use towline_metrics::GroupMetrics;
+
+use super::shard::{ShardEvent, ShardSender};
+use super::waiter::{ProposalWaiter, ReadWaiter, Waiter};
+use crate::core::Apply;
+use crate::errors::{ProposeError, ReadError, UncertainCause};
+use crate::ids::GroupId;
+use crate::message::Entry;
+use crate::state_machine::{Applied, ApplyBatch, Replies, StateMachine};
+
+pub(crate) type Task = Apply<Box<dyn Waiter>, ReadWaiter>;
+
+/// A state machine whose types are hidden.
+pub(crate) trait Target: Send {
+    fn durable(&self) -> Applied;
+    /// # Errors
+    /// Why the group cannot go on; every waiter is answered either way.
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        waiters: Vec<Option<Box<dyn Waiter>>>,
+        through: Applied,
+    ) -> Result<(), Arc<str>>;
+    /// # Errors
+    /// As for `apply`.
+    fn flush(&mut self) -> Result<Applied, Arc<str>>;
+}
+
+/// The [`Target`] around a user's machine.
+pub(crate) struct Machine<S> {
+    pub(crate) machine: S,
+    pub(crate) metrics: Arc<GroupMetrics>,
+}
+
+impl<S: StateMachine> Target for Machine<S> {
+    fn durable(&self) -> Applied {
+        self.machine.durable()
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        waiters: Vec<Option<Box<dyn Waiter>>>,
+        through: Applied,
+    ) -> Result<(), Arc<str>> {
+        let started = Instant::now();
+        let batch = ApplyBatch::new(entries, through);
+        let commands = batch.len();
+        let mut replies = Replies::with_capacity(commands);
+        let result = match catch_unwind(AssertUnwindSafe(|| self.machine.apply(batch, &mut replies))) {
+            Ok(Ok(())) if replies.len() == commands => Ok(()),
+            Ok(Ok(())) => {
+                Err(format!("state machine gave {} replies to {commands} commands", replies.len()).into())
+            }
+            Ok(Err(fatal)) => Err(fatal.to_string().into()),
+            Err(panic) => Err(format!("state machine panicked: {}", panic_text(panic.as_ref())).into()),
+        };
+        self.metrics.apply(started.elapsed(), commands as u64);
+        match &result {
+            Ok(()) => {
+                for (waiter, reply) in waiters.into_iter().zip(replies.into_vec()) {
+                    // The waiter was made by the handle of this group, so it has this group's type.
+                    let waiter =
+                        waiter.and_then(|w| w.into_any().downcast::<ProposalWaiter<S::Response>>().ok());
+                    if let Some(waiter) = waiter {
+                        waiter.answer(reply);
+                    }
+                }
+            }
+            Err(cause) => fail_all(waiters, cause),
+        }
+        result
+    }
+
+    fn flush(&mut self) -> Result<Applied, Arc<str>> {
+        match catch_unwind(AssertUnwindSafe(|| self.machine.flush())) {
+            Ok(Ok(applied)) => Ok(applied),
+            Ok(Err(fatal)) => Err(fatal.to_string().into()),
+            Err(panic) => Err(format!("state machine panicked: {}", panic_text(panic.as_ref())).into()),
+        }
+    }
+}
+
+fn fail_all(waiters: Vec<Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
+    for waiter in waiters.into_iter().flatten() {
+        waiter.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
+    }
+}
+
+/// What a panic said, if it said something.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+enum Work {
+    Start { group: GroupId, life: u64, target: Box<dyn Target> },
+    Apply { group: GroupId, life: u64, tasks: Vec<Task> },
+    Flush { group: GroupId, done: oneshot::Sender<Result<Applied, Arc<str>>> },
+    Remove { group: GroupId, life: u64 },
+    Stop,
+}
+
+/// The way to one worker. What queues is bounded by `unapplied_bytes_max` and `read_queue_max` of each group.
+#[derive(Clone)]
+pub(crate) struct ApplyWorker {
+    work: Sender<Work>,
+}
+
+impl ApplyWorker {
+    /// Starts the thread.
+    pub(crate) fn start(number: usize, shard: ShardSender) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (work, queue) = channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("towline-apply-{number}"))
+            .spawn(move || Worker { shard, targets: BTreeMap::new() }.run(&queue))?;
+        Ok((Self { work }, thread))
+    }
+
+    /// From now on the group's work goes to `target`.
+    pub(crate) fn start_group(&self, group: GroupId, life: u64, target: Box<dyn Target>) {
+        let _ = self.work.send(Work::Start { group, life, target });
+    }
+
+    pub(crate) fn apply(&self, group: GroupId, life: u64, tasks: Vec<Task>) {
+        if let Err(lost) = self.work.send(Work::Apply { group, life, tasks })
+            && let Work::Apply { tasks, .. } = lost.0
+        {
+            fail_tasks(tasks, &"the apply worker has stopped".into());
+        }
+    }
+
+    /// Makes what is applied durable.
+    pub(crate) async fn flush(&self, group: GroupId) -> Result<Applied, Arc<str>> {
+        let (done, waiting) = oneshot::channel();
+        let _ = self.work.send(Work::Flush { group, done });
+        waiting.await.unwrap_or_else(|_| Err("the apply worker has stopped".into()))
+    }
+
+    /// Lets go of the group's state machine.
+    pub(crate) fn remove_group(&self, group: GroupId, life: u64) {
+        let _ = self.work.send(Work::Remove { group, life });
+    }
+
+    pub(crate) fn stop(&self) {
+        let _ = self.work.send(Work::Stop);
+    }
+}
+
+struct Worker {
+    shard: ShardSender,
+    targets: BTreeMap<GroupId, (u64, Box<dyn Target>)>,
+}
+
+impl Worker {
+    fn run(mut self, queue: &Receiver<Work>) {
+        while let Ok(work) = queue.recv() {
+            match work {
+                Work::Start { group, life, target } => {
+                    self.targets.insert(group, (life, target));
+                }
+                Work::Apply { group, life, tasks } => self.apply(group, life, tasks),
+                Work::Flush { group, done } => {
+                    let result = match self.targets.get_mut(&group) {
+                        Some((_, target)) => target.flush(),
+                        None => Err("the group is not running".into()),
+                    };
+                    let _ = done.send(result);
+                }
+                Work::Remove { group, life } => {
+                    if self.targets.get(&group).is_some_and(|(running, _)| *running == life) {
+                        self.targets.remove(&group);
+                    }
+                }
+                Work::Stop => return,
+            }
+        }
+    }
+
+    fn apply(&mut self, group: GroupId, life: u64, tasks: Vec<Task>) {
+        let Some((_, target)) = self.targets.get_mut(&group).filter(|(running, _)| *running == life) else {
+            return fail_tasks(tasks, &"the group is not running".into());
+        };
+        let (mut applied, mut failed) = (None, None);
+        let mut tasks = tasks.into_iter();
+        for task in tasks.by_ref() {
+            match task {
+                Apply::Entries { entries, waiters, through } => {
+                    match target.apply(&entries, waiters, through) {
+                        Ok(()) => applied = Some(through.index),
+                        Err(cause) => {
+                            failed = Some(cause);
+                            break;
+                        }
+                    }
+                }
+                Apply::Reads(readers) => readers.into_iter().for_each(ReadWaiter::answer),
+            }
+        }
+        if let Some(index) = applied {
+            self.shard.post(ShardEvent::Applied { group, life, index });
+        }
+        if let Some(cause) = failed {
+            fail_tasks(tasks.collect(), &cause);
+            self.targets.remove(&group);
+            self.shard.post(ShardEvent::ApplyFailed { group, life, cause });
+        }
+    }
+}
+
+/// Answers everybody in tasks that will not be done.
+pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {
+    for task in tasks {
+        match task {
+            Apply::Entries { waiters, .. } => fail_all(waiters, cause),
+            Apply::Reads(readers) => {
+                readers.into_iter().for_each(|r| r.fail(ReadError::Stopped { cause: cause.clone() }));
+            }
+        }
+    }
+}

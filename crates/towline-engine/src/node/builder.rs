@@ -1,0 +1,312 @@
+//! Describing and starting a node.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
+
+use tokio::runtime::Handle;
+use towline_metrics::NodeMetrics;
+
+use super::apply::ApplyWorker;
+use super::counters::Counters;
+use super::peers::{Door, Peers, Registry};
+use super::reader::LogReader;
+use super::shard::{self, ShardDeps, ShardMail};
+use super::writer::Writer;
+use super::{Inner, Node};
+use crate::config::{Config, ConfigError};
+use crate::identity::{IdentityError, IdentityStore};
+use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
+use crate::lanes::{LaneSettings, Lanes, LanesDeps};
+use crate::reporter::Mailbox;
+use crate::storage::Storage;
+use crate::transport::{Transport, TransportError};
+
+/// Describes a node; [`start`](Self::start) runs it.
+#[must_use = "nothing happens before `start`"]
+pub struct NodeBuilder {
+    id: NodeId,
+    cluster: ClusterId,
+    config: Config,
+    storage: Option<Storage>,
+    transports: Vec<(Arc<dyn Transport>, PeerAddr)>,
+    addresses: BTreeMap<NodeId, PeerAddr>,
+    metrics: Option<NodeMetrics>,
+    runtime: Option<Handle>,
+}
+
+impl NodeBuilder {
+    pub(super) fn new(id: NodeId, cluster: ClusterId) -> Self {
+        Self {
+            id,
+            cluster,
+            config: Config::default(),
+            storage: None,
+            transports: Vec::new(),
+            addresses: BTreeMap::new(),
+            metrics: None,
+            runtime: None,
+        }
+    }
+
+    /// Settings; the defaults are meant for production.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Where to keep what must survive.
+    pub fn storage(mut self, storage: impl Into<Storage>) -> Self {
+        self.storage = Some(storage.into());
+        self
+    }
+
+    /// A transport, and where this node listens with it. May be called once for each scheme: the scheme of a peer's
+    /// address picks the transport it is called with.
+    pub fn transport(mut self, transport: Arc<dyn Transport>, listen: PeerAddr) -> Self {
+        self.transports.push((transport, listen));
+        self
+    }
+
+    /// Calls a peer at another address than the one it was bootstrapped with.
+    pub fn peer_address(mut self, peer: NodeId, address: PeerAddr) -> Self {
+        self.addresses.insert(peer, address);
+        self
+    }
+
+    /// What counts. Without it the recorder of the process is used, if one is installed by the time of the start.
+    pub fn metrics(mut self, metrics: NodeMetrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Moves bytes on the caller's runtime instead of one of the node's own. Work that blocks that runtime then delays
+    /// heartbeats.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Starts the threads and listens. No group runs yet.
+    ///
+    /// # Errors
+    /// [`StartError`] says what is wrong, and nothing runs.
+    pub async fn start(self) -> Result<Node, StartError> {
+        let config = self.config.validate()?;
+        let storage = self.storage.ok_or(StartError::Incomplete { missing: "storage" })?;
+        if self.transports.is_empty() {
+            return Err(StartError::Incomplete { missing: "transport" });
+        }
+        check_identity(self.id, &self.cluster, &*storage.identity)?;
+        let own_runtime = match &self.runtime {
+            Some(_) => None,
+            None => Some(
+                tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(config.network_workers)
+                    .thread_name("towline-net")
+                    .enable_all()
+                    .build()
+                    .map_err(|source| StartError::Thread { source })?,
+            ),
+        };
+        let runtime = own_runtime.as_ref().map(|r| r.handle().clone()).or(self.runtime);
+        let runtime = runtime.ok_or(StartError::Stopped)?;
+
+        let metrics = self.metrics.unwrap_or_else(|| NodeMetrics::new(self.id.as_u64(), None));
+        let counters = Arc::new(Counters::new(metrics.clone()));
+        let registry: Registry = Arc::new(RwLock::default());
+        let peers = Peers::load(self.id, self.cluster, storage.identity, registry.clone(), counters.clone())?;
+        let peers = Arc::new(peers);
+        let mail = ShardMail::new();
+        let (sender, scheduled) = (mail.sender.clone(), mail.scheduled.clone());
+        let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));
+        let hello_of = peers.clone();
+        let transports = self.transports.iter().map(|(t, _)| (t.scheme().to_owned(), t.clone())).collect();
+        let deps = LanesDeps {
+            reporter: mailbox.clone(),
+            gate: peers.clone(),
+            counters: counters.clone(),
+            transports,
+            runtime: runtime.clone(),
+            hello: Arc::new(move |to| hello_of.hello(to)),
+        };
+        let lanes = Lanes::new(LaneSettings::from(&config), deps);
+
+        let io = |source| StartError::Thread { source };
+        let (writer, writing) =
+            Writer::start(storage.log.clone(), sender.clone(), metrics.clone()).map_err(io)?;
+        let (reader, reading) = LogReader::start(storage.log.clone(), sender.clone()).map_err(io)?;
+        let (mut appliers, mut threads) = (Vec::new(), vec![writing, reading]);
+        for number in 0..config.apply_workers {
+            let (worker, thread) = ApplyWorker::start(number, sender.clone()).map_err(io)?;
+            appliers.push(worker);
+            threads.push(thread);
+        }
+        let shard_deps = ShardDeps {
+            node: self.id,
+            config: config.clone(),
+            mailbox: mailbox.clone(),
+            lanes: lanes.clone(),
+            writer: writer.clone(),
+            reader: reader.clone(),
+            metrics: metrics.clone(),
+            counters: counters.clone(),
+        };
+        threads.push(shard::start(mail, shard_deps).map_err(io)?);
+        let inner = Inner {
+            id: self.id,
+            config,
+            store: storage.log,
+            peers: peers.clone(),
+            registry,
+            shard: sender,
+            scheduled,
+            mailbox,
+            lanes,
+            writer,
+            reader,
+            appliers,
+            metrics,
+            addresses: self.addresses,
+            runtime: runtime.clone(),
+            lives: AtomicU64::new(1),
+            states: Mutex::default(),
+        };
+        // From here on dropping the node stops its threads, so that a failure to listen leaves nothing behind.
+        let node = Node {
+            inner: Arc::new(inner),
+            listeners: Mutex::default(),
+            threads: Mutex::new(threads),
+            runtime: own_runtime,
+        };
+        for (transport, at) in self.transports {
+            let door = Arc::new(Door(peers.clone()));
+            let listening = runtime.spawn(async move { transport.listen(&at, door).await });
+            let listener = listening.await.map_err(|_| StartError::Stopped)??;
+            node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
+        }
+        Ok(node)
+    }
+}
+
+fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) -> Result<(), StartError> {
+    match store.load()? {
+        Some(identity) if identity.cluster != *cluster => {
+            Err(StartError::OtherCluster { found: identity.cluster, expected: cluster.clone() })
+        }
+        Some(identity) if identity.node != id => {
+            Err(StartError::OtherNode { found: identity.node, expected: id })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A node or a group could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The builder was not told everything.
+    #[error("the node has no {missing}")]
+    Incomplete {
+        /// What is missing.
+        missing: &'static str,
+    },
+    /// The identity could not be read or written.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The data directory belongs to another node.
+    #[error("the data directory belongs to node {found}, not to node {expected}")]
+    OtherNode {
+        /// Whose it is.
+        found: NodeId,
+        /// Who was to be started.
+        expected: NodeId,
+    },
+    /// The data directory belongs to another cluster.
+    #[error("the data directory belongs to cluster `{found}`, not to `{expected}`")]
+    OtherCluster {
+        /// Of which cluster it is.
+        found: ClusterId,
+        /// Which was to be started.
+        expected: ClusterId,
+    },
+    /// The node could not listen.
+    #[error(transparent)]
+    Listen(#[from] TransportError),
+    /// A thread or the runtime could not be made.
+    #[error("a thread could not be started")]
+    Thread {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The log could not be read or written.
+    #[error("log of group {group}: {cause}")]
+    Log {
+        /// The group.
+        group: GroupId,
+        /// What happened, with the place.
+        cause: Arc<str>,
+    },
+    /// There is nothing to restart. Bootstrap the group, if that is what you mean.
+    #[error("nothing is stored of group {group}: an empty directory starts only by an explicit bootstrap")]
+    NothingStored {
+        /// The group.
+        group: GroupId,
+    },
+    /// There is a log, but nobody it belongs to: the identity file is gone.
+    #[error("group {group} is stored here, but the directory has no identity")]
+    NoIdentity {
+        /// The group.
+        group: GroupId,
+    },
+    /// The group is stored already. Restart it.
+    #[error("group {group} is stored here already: it is to be restarted, not bootstrapped")]
+    AlreadyBootstrapped {
+        /// The group.
+        group: GroupId,
+    },
+    /// The list of founding members cannot be.
+    #[error("the list of members cannot be: {detail}")]
+    Members {
+        /// What is wrong.
+        detail: String,
+    },
+    /// This version does not change memberships.
+    #[error("joining an existing group is not supported by this version")]
+    JoinRefused,
+    /// The group runs already on this node.
+    #[error("group {group} runs already")]
+    AlreadyRuns {
+        /// The group.
+        group: GroupId,
+    },
+    /// `groups_max` are running.
+    #[error("{groups_max} groups run already, as many as `groups_max` allows")]
+    TooManyGroups {
+        /// The limit.
+        groups_max: usize,
+    },
+    /// What is stored does not fit together, or not to the state machine.
+    #[error("group {group} cannot start: {detail}")]
+    Mismatch {
+        /// The group.
+        group: GroupId,
+        /// What does not fit.
+        detail: String,
+    },
+    /// The state machine failed while committed entries were applied to it.
+    #[error("group {group} cannot start: {cause}")]
+    StateMachine {
+        /// The group.
+        group: GroupId,
+        /// What it said.
+        cause: Arc<str>,
+    },
+    /// The node stopped meanwhile.
+    #[error("the node has stopped")]
+    Stopped,
+}

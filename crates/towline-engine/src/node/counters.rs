@@ -1,0 +1,204 @@
+//! Adapts what the engine counts to the metrics crate, with handles made once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use towline_metrics::labels::{self, RejectCause, ReportKind, ReportOutcome};
+use towline_metrics::{NodeMetrics, PeerMetrics};
+
+use crate::core::Reject;
+use crate::ids::{GroupId, NodeId};
+use crate::lanes::policy::{Depth, DropReason};
+use crate::lanes::{LaneCounter, LaneCounters};
+use crate::message::Lane;
+use crate::reporter::ReportCounter;
+use crate::transport::{Nack, NackCause, Refusal};
+
+/// The counters of a node.
+pub(crate) struct Counters {
+    pub(crate) metrics: NodeMetrics,
+    /// Reports have no transport label, but a peer's handle is made with one: the one its lanes use.
+    peers: Mutex<BTreeMap<NodeId, PeerMetrics>>,
+    /// Nacks for messages the shard refused after the lane had taken them; sent with the next answer on that lane.
+    late: Mutex<BTreeMap<NodeId, Vec<Nack>>>,
+}
+
+/// Late nacks kept a peer; one a group is enough, and more are dropped.
+const LATE_NACKS_MAX: usize = 64;
+
+impl Counters {
+    pub(crate) fn new(metrics: NodeMetrics) -> Self {
+        Self { metrics, peers: Mutex::default(), late: Mutex::default() }
+    }
+
+    fn peer(&self, peer: NodeId, scheme: Option<&str>) -> PeerMetrics {
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        match (peers.get(&peer), scheme) {
+            (Some(known), _) => known.clone(),
+            (None, None) => self.metrics.other_peers().clone(),
+            (None, Some(scheme)) => {
+                let made = self.metrics.peer(peer.as_u64(), static_scheme(scheme));
+                peers.insert(peer, made.clone());
+                made
+            }
+        }
+    }
+
+    /// What came in on a lane.
+    pub(crate) fn received(&self, peer: NodeId, lane: Lane, messages: u64, bytes: u64) {
+        let peer = self.peer(peer, None);
+        let lane = peer.lane(lane_label(lane));
+        lane.messages_received(messages);
+        lane.payload_bytes_received(bytes);
+    }
+
+    pub(crate) fn nacks_sent(&self, peer: NodeId, lane: Lane, n: u64) {
+        self.peer(peer, None).lane(lane_label(lane)).nacks_sent(n);
+    }
+
+    pub(crate) fn report(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome) {
+        self.peer(peer, None).report(kind, outcome);
+    }
+
+    pub(crate) fn rejected(&self, reject: Reject) {
+        self.metrics.rejected(match reject {
+            Reject::WrongNode => RejectCause::WrongNode,
+            Reject::WrongSender | Reject::UnknownPeer => RejectCause::UnknownPeer,
+            Reject::KindNotAllowed => RejectCause::NotAllowedKind,
+            Reject::BadTerm => RejectCause::BadTerm,
+            Reject::BadEntries => RejectCause::BadEntries,
+            Reject::BadIndex => RejectCause::BadCommit,
+            Reject::BadContext => RejectCause::EmptyReadIndex,
+            Reject::NotLeader => RejectCause::NotLeader,
+            Reject::Quiet => RejectCause::Quiet,
+            Reject::Full => RejectCause::InboxFull,
+        });
+    }
+
+    pub(crate) fn refused(&self, refusal: &Refusal) {
+        self.metrics.rejected(match refusal {
+            Refusal::WrongCluster { .. } => RejectCause::WrongCluster,
+            Refusal::WrongNode { .. } => RejectCause::WrongNode,
+            Refusal::UnknownPeer { .. } => RejectCause::UnknownPeer,
+            Refusal::WrongIncarnation { .. } => RejectCause::WrongIncarnation,
+            Refusal::Version { .. } => RejectCause::Version,
+            Refusal::Unauthenticated { .. } => RejectCause::Unauthenticated,
+            Refusal::TooManyConnections => RejectCause::TooManyConnections,
+            Refusal::HandshakeTimeout => RejectCause::HandshakeTimeout,
+            _ => RejectCause::Malformed,
+        });
+    }
+
+    /// Keeps a nack until the peer's lane delivers again.
+    pub(crate) fn nack_later(&self, peer: NodeId, nack: Nack) {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let nacks = late.entry(peer).or_default();
+        if nacks.len() < LATE_NACKS_MAX && !nacks.contains(&nack) {
+            nacks.push(nack);
+        }
+    }
+
+    pub(crate) fn take_late(&self, peer: NodeId) -> Vec<Nack> {
+        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        late.get_mut(&peer).map(std::mem::take).unwrap_or_default()
+    }
+}
+
+/// What the peer is told of a message that its lane had taken and the group then refused. What the peer cannot mend by
+/// probing is only counted.
+pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
+    match reject {
+        Reject::Full => Some(Nack { group, cause: NackCause::InboxFull }),
+        Reject::BadEntries => Some(Nack { group, cause: NackCause::Rejected }),
+        _ => None,
+    }
+}
+
+/// Metric labels live for ever; schemes are the few that transports have.
+fn static_scheme(scheme: &str) -> &'static str {
+    match scheme {
+        "grpc" => "grpc",
+        "quic" => "quic",
+        "mem" => "mem",
+        _ => labels::OTHER,
+    }
+}
+
+fn lane_label(lane: Lane) -> labels::Lane {
+    match lane {
+        Lane::Control => labels::Lane::Control,
+        Lane::Append => labels::Lane::Append,
+    }
+}
+
+fn drop_label(reason: DropReason) -> labels::DropReason {
+    match reason {
+        DropReason::QueueFull => labels::DropReason::QueueFull,
+        DropReason::Superseded => labels::DropReason::Superseded,
+        DropReason::LinkDown => labels::DropReason::LinkDown,
+        DropReason::DispatchFailed => labels::DropReason::DispatchFailed,
+        DropReason::DispatchTimeout => labels::DropReason::DispatchTimeout,
+        DropReason::UnknownPeer => labels::DropReason::UnknownPeer,
+        DropReason::Shutdown => labels::DropReason::Shutdown,
+    }
+}
+
+impl ReportCounter for Counters {
+    fn count(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome) {
+        if outcome == ReportOutcome::AfterClose {
+            self.metrics.report_after_close();
+        }
+        self.report(peer, kind, outcome);
+    }
+}
+
+impl LaneCounters for Counters {
+    fn lane(&self, peer: NodeId, scheme: &str, lane: Lane) -> Arc<dyn LaneCounter> {
+        Arc::new(LaneHandle { peer: self.peer(peer, Some(scheme)), lane: lane_label(lane) })
+    }
+
+    fn unrouted(&self, peer: NodeId, lane: Lane, reason: DropReason) {
+        self.peer(peer, None).lane(lane_label(lane)).dropped(drop_label(reason), 1);
+    }
+}
+
+struct LaneHandle {
+    peer: PeerMetrics,
+    lane: labels::Lane,
+}
+
+impl LaneCounter for LaneHandle {
+    fn sent(&self, messages: usize, bytes: usize) {
+        let lane = self.peer.lane(self.lane);
+        lane.messages_sent(messages as u64);
+        lane.payload_bytes_sent(bytes as u64);
+        lane.batches_sent(1);
+    }
+
+    fn dropped(&self, reason: DropReason, messages: usize) {
+        self.peer.lane(self.lane).dropped(drop_label(reason), messages as u64);
+    }
+
+    fn connected(&self) {
+        self.peer.lane(self.lane).connected();
+    }
+
+    fn connect_failed(&self) {
+        self.peer.lane(self.lane).connect_failed();
+    }
+
+    fn closed(&self) {
+        self.peer.lane(self.lane).link_closed();
+    }
+
+    fn nack(&self) {
+        self.peer.lane(self.lane).nacks_received(1);
+    }
+
+    fn depth(&self, depth: Depth) {
+        let lane = self.peer.lane(self.lane);
+        lane.queue_messages(depth.messages as u64);
+        lane.queue_bytes(depth.bytes as u64);
+        lane.queue_age(std::time::Duration::from_millis(depth.age_ms));
+    }
+}

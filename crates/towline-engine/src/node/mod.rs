@@ -1,0 +1,219 @@
+//! The driver: the threads around the core, and the public handles.
+//!
+//! One shard thread runs all groups, one thread writes the log, one reads cold entries from it, apply workers run state
+//! machines, and a small runtime moves bytes. Each knows the others only as queues.
+
+mod apply;
+mod builder;
+mod counters;
+mod handle;
+mod ingress;
+mod peers;
+mod reader;
+mod recover;
+mod shard;
+mod start;
+mod waiter;
+mod writer;
+
+pub use self::builder::{NodeBuilder, StartError};
+pub use self::handle::{Consistency, Group, Proposal};
+pub use self::start::{GroupBuilder, Start};
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{oneshot, watch};
+use towline_metrics::NodeMetrics;
+
+use self::apply::ApplyWorker;
+use self::peers::{Peers, Registry};
+use self::reader::LogReader;
+use self::shard::{Control, ShardEvent, ShardSender};
+use self::writer::Writer;
+use crate::config::ValidConfig;
+use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
+use crate::lanes::Lanes;
+use crate::log_store::LogStore;
+use crate::reporter::Mailbox;
+use crate::state_machine::StateMachine;
+use crate::status::{GroupState, Role};
+use crate::transport::Listener;
+
+/// One process's part in a cluster. Hosts any number of groups.
+///
+/// [`shutdown`](Self::shutdown) ends it in order. Dropping it ends it as a crash would, apart from joining its threads.
+pub struct Node {
+    inner: Arc<Inner>,
+    listeners: Mutex<Vec<Box<dyn Listener>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    runtime: Option<Runtime>,
+}
+
+struct Inner {
+    id: NodeId,
+    config: ValidConfig,
+    store: Arc<dyn LogStore>,
+    peers: Arc<Peers>,
+    registry: Registry,
+    shard: ShardSender,
+    scheduled: Arc<ingress::Scheduled>,
+    mailbox: Arc<Mailbox>,
+    lanes: Lanes,
+    writer: Writer,
+    reader: LogReader,
+    appliers: Vec<ApplyWorker>,
+    metrics: NodeMetrics,
+    addresses: BTreeMap<NodeId, PeerAddr>,
+    runtime: Handle,
+    lives: AtomicU64,
+    /// Groups that run or ran, to follow their state at shutdown.
+    states: Mutex<BTreeMap<GroupId, watch::Receiver<GroupState>>>,
+}
+
+impl Node {
+    /// Describes a node of a cluster.
+    pub fn builder(id: NodeId, cluster: ClusterId) -> NodeBuilder {
+        NodeBuilder::new(id, cluster)
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> NodeId {
+        self.inner.id
+    }
+
+    /// Where the node listens, with real ports where port 0 was asked for.
+    pub fn listen_addrs(&self) -> Vec<std::net::SocketAddr> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|l| l.local_addr()).collect()
+    }
+
+    /// Whether something is stored for a group: then it is to be restarted, else bootstrapped.
+    ///
+    /// # Errors
+    /// [`StartError::Log`] if the log cannot say.
+    pub fn has_group(&self, group: GroupId) -> Result<bool, StartError> {
+        let recovered = self.inner.store.recover(group);
+        let recovered =
+            recovered.map_err(|error| StartError::Log { group, cause: writer::describe(&error).into() })?;
+        Ok(recovered.conf.is_some())
+    }
+
+    /// Describes a group to be started on this node, with its state machine.
+    pub fn group<S: StateMachine>(&self, id: GroupId, machine: S) -> GroupBuilder<'_, S> {
+        GroupBuilder::new(self, id, machine)
+    }
+
+    /// Ends the node in order, within `deadline`: hands leadership over, answers who still waits, flushes the state
+    /// machines, stops listening, and joins every thread. With a deadline of zero nothing is handed over or flushed, as
+    /// in a crash; what was acknowledged is durable either way.
+    pub async fn shutdown(mut self, deadline: Duration) {
+        let until = Instant::now() + deadline;
+        if !deadline.is_zero() {
+            // A part of the time: the rest is for flushing.
+            self.hand_over(deadline / 2).await;
+        }
+        let groups: Vec<_> =
+            self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        let cause: Arc<str> = "the node was shut down".into();
+        for group in groups {
+            let (answer, answered) = oneshot::channel();
+            let control = Control::Close { group, cause: cause.clone(), answer };
+            if Instant::now() < until {
+                // The state machine first: closing the group lets go of it.
+                let left = until.saturating_duration_since(Instant::now());
+                match tokio::time::timeout(left, self.inner.applier(group).flush(group)).await {
+                    Ok(Err(error)) => tracing::warn!(%group, %error, "the state machine was not flushed"),
+                    Ok(Ok(_)) => {}
+                    Err(_) => tracing::warn!(%group, "the state machine was not flushed in time"),
+                }
+            }
+            self.inner.shard.post(ShardEvent::Control(control));
+            if let Ok(Some(last)) = answered.await
+                && !deadline.is_zero()
+                && let Err(error) = self.inner.writer.barrier(Some(last)).await
+            {
+                tracing::warn!(%group, %error, "the last commit index was not written");
+            }
+        }
+        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        for listener in listeners {
+            listener.shutdown().await;
+        }
+        self.inner.lanes.shutdown().await;
+        self.stop_threads();
+        if let Some(runtime) = self.runtime.take() {
+            // A runtime must not be dropped inside another one, and its tasks hold the data directory.
+            let (done, ended) = oneshot::channel();
+            std::thread::spawn(move || {
+                runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
+                let _ = done.send(());
+            });
+            let _ = ended.await;
+        }
+    }
+
+    async fn hand_over(&self, within: Duration) {
+        let states = self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (group, mut state) in states {
+            if state.borrow().role != Role::Leader {
+                continue;
+            }
+            let (answer, answered) = oneshot::channel();
+            self.inner.shard.post(ShardEvent::Control(Control::Transfer { group, target: None, answer }));
+            match answered.await {
+                Ok(Ok(())) => {
+                    let _ = tokio::time::timeout(within, state.wait_for(|s| s.role != Role::Leader)).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%group, %error, "leadership is not handed over"),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn stop_threads(&self) {
+        self.inner.shard.post(ShardEvent::Control(Control::Stop));
+        self.inner.writer.stop();
+        self.inner.reader.stop();
+        self.inner.appliers.iter().for_each(ApplyWorker::stop);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!(node = %self.inner.id, "a thread of the node had panicked");
+            }
+        }
+    }
+}
+
+/// How long tasks on the node's runtime may take to notice that it ends.
+const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop_threads();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn applier(&self, group: GroupId) -> &ApplyWorker {
+        // There is at least one, by the validation of the settings.
+        let number = group.as_u64() as usize % self.appliers.len().max(1);
+        self.appliers.get(number).unwrap_or_else(|| unreachable!("the settings ask for an apply worker"))
+    }
+
+    fn next_life(&self) -> u64 {
+        self.lives.fetch_add(1, Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,203 @@
+//! Whom this node knows: its own identity, the members of its groups, and the incarnation each peer last came with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use async_trait::async_trait;
+
+use super::counters::Counters;
+use super::ingress::Ingress;
+use crate::identity::{Identity, IdentityError, IdentityStore};
+use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use crate::lanes::PeerGate;
+use crate::message::{Batch, Lane};
+use crate::transport::{
+    CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, Refusal, SinkAnswer,
+    SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+};
+
+/// The groups of a node, as the connections see them.
+pub(crate) type Registry = Arc<RwLock<BTreeMap<GroupId, Arc<Ingress>>>>;
+
+/// What a node knows of itself and of others.
+pub(crate) struct Peers {
+    node: NodeId,
+    cluster: ClusterId,
+    store: Arc<dyn IdentityStore>,
+    known: Mutex<Known>,
+    registry: Registry,
+    counters: Arc<Counters>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// `None` until the first group is bootstrapped: until then nobody is let in and nobody is called.
+    identity: Option<Identity>,
+    members: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    seen: BTreeMap<NodeId, Incarnation>,
+}
+
+impl Peers {
+    /// # Errors
+    /// [`IdentityError`] if what is stored cannot be read.
+    pub(crate) fn load(
+        node: NodeId,
+        cluster: ClusterId,
+        store: Arc<dyn IdentityStore>,
+        registry: Registry,
+        counters: Arc<Counters>,
+    ) -> Result<Self, IdentityError> {
+        let known = Known { identity: store.load()?, members: BTreeMap::new(), seen: store.seen()? };
+        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.lock().identity.clone()
+    }
+
+    /// Makes the identity of a new directory, with a fresh incarnation; an existing one stays.
+    pub(crate) fn found(&self) -> Result<(), IdentityError> {
+        let mut known = self.lock();
+        if known.identity.is_some() {
+            return Ok(());
+        }
+        let incarnation = loop {
+            if let Some(incarnation) = Incarnation::new(fastrand::u64(..)) {
+                break incarnation;
+            }
+        };
+        let identity = Identity { cluster: self.cluster.clone(), node: self.node, incarnation };
+        self.store.create(&identity)?;
+        known.identity = Some(identity);
+        Ok(())
+    }
+
+    pub(crate) fn set_members(&self, group: GroupId, members: BTreeSet<NodeId>) {
+        self.lock().members.insert(group, members);
+    }
+
+    /// What to say to a peer first. Only asked for once a group runs, so there is an identity.
+    pub(crate) fn hello(&self, to: NodeId) -> Hello {
+        let incarnation = self.identity().map(|i| i.incarnation).or(Incarnation::new(u64::MAX));
+        Hello {
+            cluster: self.cluster.clone(),
+            from: self.node,
+            to,
+            incarnation: incarnation.unwrap_or_else(|| unreachable!("u64::MAX is not zero")),
+            protocol: PROTOCOL_VERSION,
+        }
+    }
+
+    /// Compares a peer's incarnation with the one it came with before; the first is remembered, durably, before it
+    /// counts. So a peer whose disk was emptied is told apart from the one that gave its votes.
+    fn recognise(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), Refusal> {
+        let mut known = self.lock();
+        match known.seen.get(&peer) {
+            Some(seen) if *seen == incarnation => Ok(()),
+            Some(_) => Err(Refusal::WrongIncarnation { peer: peer.as_u64() }),
+            None => {
+                self.store.remember(peer, incarnation).map_err(|error| {
+                    tracing::error!(%peer, %error, "a peer's incarnation could not be remembered");
+                    Refusal::ShuttingDown
+                })?;
+                known.seen.insert(peer, incarnation);
+                Ok(())
+            }
+        }
+    }
+
+    fn check(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Welcome, Refusal> {
+        if hello.protocol != PROTOCOL_VERSION {
+            return Err(Refusal::Version { ours: PROTOCOL_VERSION, theirs: hello.protocol });
+        }
+        if hello.cluster != self.cluster {
+            return Err(Refusal::WrongCluster { ours: self.cluster.to_string() });
+        }
+        if hello.to != self.node {
+            return Err(Refusal::WrongNode { ours: self.node.as_u64() });
+        }
+        if let Some(cert) = cert.filter(|cert| cert.node != hello.from) {
+            return Err(Refusal::Unauthenticated {
+                detail: format!("the certificate is of node {}, the hello of node {}", cert.node, hello.from),
+            });
+        }
+        let identity = self.identity().ok_or(Refusal::UnknownPeer { peer: hello.from.as_u64() })?;
+        let member = self.lock().members.values().any(|members| members.contains(&hello.from));
+        if !member || hello.from == self.node {
+            return Err(Refusal::UnknownPeer { peer: hello.from.as_u64() });
+        }
+        self.recognise(hello.from, hello.incarnation)?;
+        Ok(Welcome { node: self.node, incarnation: identity.incarnation, protocol: PROTOCOL_VERSION })
+    }
+}
+
+impl PeerGate for Peers {
+    fn welcome(&self, welcome: &Welcome) -> Result<(), String> {
+        self.recognise(welcome.node, welcome.incarnation).map_err(|refusal| refusal.to_string())
+    }
+}
+
+/// The way in, given to the transports.
+pub(crate) struct Door(pub(crate) Arc<Peers>);
+
+impl Inbound for Door {
+    fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
+        let welcome = self.0.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
+        Ok(Arc::new(Session { peers: self.0.clone(), peer: hello.from, welcome }))
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        tracing::warn!(node = %self.0.node, %refusal, "a connection was refused");
+        self.0.counters.refused(refusal);
+    }
+}
+
+struct Session {
+    peers: Arc<Peers>,
+    peer: NodeId,
+    welcome: Welcome,
+}
+
+#[async_trait]
+impl PeerSession for Session {
+    fn peer(&self) -> NodeId {
+        self.peer
+    }
+
+    fn welcome(&self) -> Welcome {
+        self.welcome.clone()
+    }
+
+    fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation> {
+        let counters = &self.peers.counters;
+        counters.received(self.peer, lane, batch.envelopes.len() as u64, batch.payload_bytes() as u64);
+        let registry = self.peers.registry.read().unwrap_or_else(PoisonError::into_inner);
+        let mut nacks = if lane == Lane::Append { counters.take_late(self.peer) } else { Vec::new() };
+        for envelope in batch.envelopes {
+            let group = envelope.group;
+            let result = match registry.get(&group) {
+                Some(ingress) => ingress.deliver(self.peer, envelope.message),
+                None => Err(NackCause::UnknownGroup),
+            };
+            // One a group is enough: the sender goes back to probing either way.
+            if let Err(cause) = result
+                && !nacks.iter().any(|nack| nack.group == group)
+            {
+                nacks.push(Nack { group, cause });
+            }
+        }
+        if !nacks.is_empty() {
+            counters.nacks_sent(self.peer, lane, nacks.len() as u64);
+        }
+        Ok(nacks)
+    }
+
+    async fn offer(&self, _offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+        // The log is kept whole in this version, so nobody has a snapshot to offer.
+        Err(SnapshotRefusal::Unsupported)
+    }
+}

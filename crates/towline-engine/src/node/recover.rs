@@ -1,0 +1,195 @@
+//! From what is stored to a group that can run. Blocking.
+
+use std::sync::Arc;
+
+use super::StartError;
+use super::apply::Target;
+use super::writer::describe;
+use crate::config::ValidConfig;
+use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup};
+use crate::ids::{GroupId, NodeId};
+use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
+use crate::message::{Entry, EntryKind, HardState};
+use crate::state_machine::Applied;
+
+/// Payload bytes read at once while the log is read at start.
+const READ_BYTES_MAX: usize = 4 << 20;
+
+/// What a start has to know.
+pub(crate) struct Recovery<'a> {
+    pub(crate) store: &'a dyn LogStore,
+    pub(crate) group: GroupId,
+    pub(crate) node: NodeId,
+    pub(crate) config: &'a ValidConfig,
+    /// Ticks without a vote: zero for a group that was just bootstrapped.
+    pub(crate) quiet_ticks: u64,
+    pub(crate) origin: [u8; 16],
+}
+
+impl Recovery<'_> {
+    /// Brings the state machine up to the commit index that is stored, and makes the group.
+    ///
+    /// # Errors
+    /// [`StartError`] if nothing is stored, or what is stored does not fit together or to the state machine.
+    pub(crate) fn run<W, R>(&self, target: &mut dyn Target) -> Result<(Group<W, R>, ConfRecord), StartError> {
+        let group = self.group;
+        let recovered = self
+            .store
+            .recover(group)
+            .map_err(|error| StartError::Log { group, cause: describe(&error).into() })?;
+        let conf = recovered.conf.clone().ok_or(StartError::NothingStored { group })?;
+        if recovered.installing.is_some() {
+            return Err(
+                self.mismatch("a snapshot was being installed, which this version cannot finish".into())
+            );
+        }
+        let durable = target.durable();
+        let hard_state = self.check(&recovered, &conf, durable)?;
+        let applied = self.replay(target, durable, hard_state.commit, conf.index)?;
+        let tail = self.read(applied.index + 1, recovered.last_index + 1)?;
+        let terms = self.terms(recovered.truncated.index + 1, recovered.last_index)?;
+        let config = self.config;
+        let cache_bytes = config.log_cache_bytes_max;
+        let log =
+            GroupLog::new(recovered.truncated, terms, recovered.last_index, tail, applied.index, cache_bytes);
+        let replica = ReplicaSetup {
+            node: self.node,
+            group,
+            log,
+            hard_state,
+            conf_state: conf.conf_state.clone(),
+            heartbeat_ticks: config.heartbeat_ticks as usize,
+            election_ticks: config.election_ticks_min as usize..config.election_ticks_max as usize,
+            election_ticks_min: config.election_ticks_min as usize,
+            append_bytes_max: config.append_bytes_max,
+            append_inflight_max: config.append_inflight_max,
+            uncommitted_bytes_max: config.unapplied_bytes_max as u64,
+            committed_bytes_max: config.committed_bytes_max,
+        };
+        let setup = GroupSetup {
+            replica,
+            origin: self.origin,
+            quiet_ticks: self.quiet_ticks,
+            read_timeout_ticks: config.read_timeout_ms.div_ceil(config.tick_ms),
+            read_retry_ticks: config.heartbeat_ticks.into(),
+            unapplied_bytes_max: config.unapplied_bytes_max,
+        };
+        let group = Group::new(setup).map_err(|cause| self.mismatch(cause))?;
+        Ok((group, conf))
+    }
+
+    /// Everything raft would panic on later, or that would lose acknowledged commands without a word.
+    fn check(
+        &self,
+        stored: &Recovered,
+        conf: &ConfRecord,
+        durable: Applied,
+    ) -> Result<HardState, StartError> {
+        let mut hard_state = stored.hard_state.unwrap_or_default();
+        // What is applied was committed; the commit index is only written along with other things.
+        hard_state.commit = hard_state.commit.max(durable.index).max(stored.truncated.index);
+        let last = stored.last_index;
+        if durable.index > last {
+            return Err(self.mismatch(format!(
+                "the state machine is at {}, past the end of the log, {last}",
+                durable.index
+            )));
+        }
+        if hard_state.commit > last {
+            return Err(self
+                .mismatch(format!("entry {} is committed, but the log ends at {last}", hard_state.commit)));
+        }
+        if durable.index < stored.truncated.index {
+            return Err(self.mismatch(format!(
+                "the state machine is at {}, but the log begins after {}",
+                durable.index, stored.truncated.index
+            )));
+        }
+        if durable.index > 0 {
+            let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(&error))?;
+            if term != durable.term {
+                return Err(self.mismatch(format!(
+                    "the state machine is at entry {} of term {}, but the log has term {term} there: they are of different \
+                     histories",
+                    durable.index, durable.term
+                )));
+            }
+        }
+        if !conf.conf_state.contains(self.node) {
+            return Err(self.mismatch(format!("node {} is no member", self.node)));
+        }
+        Ok(hard_state)
+    }
+
+    /// Applies what is known to be committed, in pieces, so that it need not be in memory at once. Stops before a change
+    /// of membership that is not stored yet: that one goes through raft.
+    fn replay(
+        &self,
+        target: &mut dyn Target,
+        from: Applied,
+        commit: u64,
+        conf_index: u64,
+    ) -> Result<Applied, StartError> {
+        let mut at = from;
+        while at.index < commit {
+            let mut entries = Vec::new();
+            self.store
+                .entries(self.group, at.index + 1..commit + 1, READ_BYTES_MAX, &mut entries)
+                .map_err(|error| self.unread(&error))?;
+            let open = entries.iter().position(|e| e.kind != EntryKind::Normal && e.index > conf_index);
+            entries.truncate(open.unwrap_or(entries.len()));
+            let Some(last) = entries.last() else { break };
+            let through = Applied { index: last.index, term: last.term };
+            target
+                .apply(&entries, Vec::new(), through)
+                .map_err(|cause| StartError::StateMachine { group: self.group, cause })?;
+            at = through;
+            if open.is_some() {
+                break;
+            }
+        }
+        Ok(at)
+    }
+
+    fn read(&self, low: u64, high: u64) -> Result<Vec<Entry>, StartError> {
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let next = entries.last().map_or(low, |e| e.index + 1);
+            if next >= high {
+                return Ok(entries);
+            }
+            let before = entries.len();
+            self.store
+                .entries(self.group, next..high, READ_BYTES_MAX, &mut entries)
+                .map_err(|error| self.unread(&error))?;
+            if entries.len() == before {
+                return Err(self.mismatch(format!("entry {next} is missing")));
+            }
+        }
+    }
+
+    /// The terms of the log as runs. Terms only rise, so the end of a run is found by halving.
+    fn terms(&self, first: u64, last: u64) -> Result<Vec<(u64, u64)>, StartError> {
+        let term = |index| self.store.term(self.group, index).map_err(|error| self.unread(&error));
+        let (mut runs, mut start) = (Vec::new(), first);
+        while start <= last {
+            let of_run = term(start)?;
+            let (mut in_run, mut after) = (start, last + 1);
+            while after - in_run > 1 {
+                let middle = in_run + (after - in_run) / 2;
+                if term(middle)? == of_run { in_run = middle } else { after = middle }
+            }
+            runs.push((start, of_run));
+            start = after;
+        }
+        Ok(runs)
+    }
+
+    fn mismatch(&self, detail: String) -> StartError {
+        StartError::Mismatch { group: self.group, detail }
+    }
+
+    fn unread(&self, error: &LogReadError) -> StartError {
+        StartError::Log { group: self.group, cause: Arc::from(error.to_string()) }
+    }
+}

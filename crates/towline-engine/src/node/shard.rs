@@ -1,0 +1,498 @@
+//! The shard: one thread that runs the loop of all groups of a node.
+//!
+//! A turn goes in a fixed order, and the order is the point: what became durable is told to raft before anything else,
+//! then reports, then messages of peers (control before appends), then proposals, then the clock; last comes one ready
+//! for each group that was touched, one write for all of them, and the messages.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Wake, Waker};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
+use towline_metrics::{GroupMetrics, NodeMetrics};
+
+use super::apply::{ApplyWorker, panic_text};
+use super::counters::Counters;
+use super::ingress::{Ingress, Scheduled, Taken};
+use super::reader::LogReader;
+use super::waiter::{ReadWaiter, Waiter};
+use super::writer::{WriteId, Writer};
+use crate::config::ValidConfig;
+use crate::core::{Apply, Effects, Group};
+use crate::errors::{ProposeError, TransferLeaderError};
+use crate::ids::{GroupId, NodeId};
+use crate::lanes::Lanes;
+use crate::log_store::GroupWrite;
+use crate::message::{Entry, Envelope};
+use crate::reporter::{Mailbox, RaftReports, Report};
+use crate::status::{GroupState, GroupStatus, Role};
+
+pub(crate) type CoreGroup = Group<Box<dyn Waiter>, ReadWaiter>;
+type CoreEffects = Effects<Box<dyn Waiter>, ReadWaiter>;
+
+/// What the other threads tell the shard. Bounded by what the shard itself has under way with each of them.
+pub(crate) enum ShardEvent {
+    Written(Vec<WriteId>),
+    LogPoisoned(Arc<str>),
+    Applied { group: GroupId, life: u64, index: u64 },
+    ApplyFailed { group: GroupId, life: u64, cause: Arc<str> },
+    Fetched { group: GroupId, life: u64, low: u64, entries: Vec<Entry> },
+    Control(Control),
+}
+
+/// What a caller asks of the shard.
+pub(crate) enum Control {
+    Start(Box<StartGroup>),
+    Status {
+        group: GroupId,
+        answer: oneshot::Sender<GroupStatus>,
+    },
+    Transfer {
+        group: GroupId,
+        target: Option<NodeId>,
+        answer: oneshot::Sender<Result<(), TransferLeaderError>>,
+    },
+    /// Takes a group out of service; answers with a last write if its hard state is not all durable.
+    Close {
+        group: GroupId,
+        cause: Arc<str>,
+        answer: oneshot::Sender<Option<GroupWrite>>,
+    },
+    Stop,
+}
+
+/// A recovered group, ready to run.
+pub(crate) struct StartGroup {
+    pub(crate) id: GroupId,
+    pub(crate) life: u64,
+    pub(crate) group: CoreGroup,
+    pub(crate) ingress: Arc<Ingress>,
+    pub(crate) state: watch::Sender<GroupState>,
+    pub(crate) apply: ApplyWorker,
+    pub(crate) metrics: Arc<GroupMetrics>,
+    pub(crate) started: oneshot::Sender<()>,
+}
+
+/// The way to the shard. Never blocks.
+#[derive(Clone)]
+pub(crate) struct ShardSender {
+    events: Arc<Mutex<Vec<ShardEvent>>>,
+    wake: Waker,
+}
+
+impl ShardSender {
+    pub(crate) fn post(&self, event: ShardEvent) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        self.wake.wake_by_ref();
+    }
+}
+
+/// Wakes the shard thread, at most one system call for any number of posts between two turns.
+struct Unpark {
+    woken: AtomicBool,
+    thread: Mutex<Option<Thread>>,
+}
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.woken.swap(true, Ordering::AcqRel)
+            && let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+        {
+            thread.unpark();
+        }
+    }
+}
+
+/// The shard's mail, made before its thread because everybody needs a way to it.
+pub(crate) struct ShardMail {
+    pub(crate) sender: ShardSender,
+    pub(crate) scheduled: Arc<Scheduled>,
+    unpark: Arc<Unpark>,
+}
+
+impl ShardMail {
+    pub(crate) fn new() -> Self {
+        let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), thread: Mutex::default() });
+        let wake = Waker::from(unpark.clone());
+        let sender = ShardSender { events: Arc::default(), wake: wake.clone() };
+        Self { sender, scheduled: Arc::new(Scheduled::new(wake)), unpark }
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        self.sender.wake.clone()
+    }
+}
+
+/// What the shard works with.
+pub(crate) struct ShardDeps {
+    pub(crate) node: NodeId,
+    pub(crate) config: ValidConfig,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) lanes: Lanes,
+    pub(crate) writer: Writer,
+    pub(crate) reader: LogReader,
+    pub(crate) metrics: NodeMetrics,
+    pub(crate) counters: Arc<Counters>,
+}
+
+struct Running {
+    life: u64,
+    group: CoreGroup,
+    ingress: Arc<Ingress>,
+    state: watch::Sender<GroupState>,
+    apply: ApplyWorker,
+    metrics: Arc<GroupMetrics>,
+    dirty: bool,
+}
+
+struct Shard {
+    deps: ShardDeps,
+    groups: BTreeMap<GroupId, Running>,
+    fx: CoreEffects,
+    writes: Vec<(WriteId, GroupWrite)>,
+    envelopes: Vec<Envelope>,
+    stopping: bool,
+}
+
+/// Starts the thread.
+pub(crate) fn start(mail: ShardMail, deps: ShardDeps) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("towline-shard".into()).spawn(move || {
+        *mail.unpark.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        let span = tracing::info_span!("shard", node = deps.node.as_u64());
+        let _entered = span.enter();
+        let shard = Shard {
+            deps,
+            groups: BTreeMap::new(),
+            fx: Effects::default(),
+            writes: Vec::new(),
+            envelopes: Vec::new(),
+            stopping: false,
+        };
+        shard.run(&mail);
+    })
+}
+
+impl Shard {
+    fn run(mut self, mail: &ShardMail) {
+        let tick = self.deps.config.tick();
+        let mut tick_at = Instant::now() + tick;
+        let (mut events, mut scheduled, mut reports) = (Vec::new(), Vec::new(), Vec::new());
+        while !self.stopping {
+            if !mail.unpark.woken.swap(false, Ordering::AcqRel) {
+                let wait = tick_at.saturating_duration_since(Instant::now());
+                if !wait.is_zero() {
+                    std::thread::park_timeout(wait);
+                    mail.unpark.woken.store(false, Ordering::Release);
+                }
+            }
+            let started = Instant::now();
+            std::mem::swap(
+                &mut events,
+                &mut *mail.sender.events.lock().unwrap_or_else(PoisonError::into_inner),
+            );
+            let worked = !events.is_empty();
+            let control = self.take_events(&mut events);
+            self.deps.mailbox.drain(&mut reports);
+            reports.drain(..).for_each(|report| self.take_report(report));
+            control.into_iter().for_each(|control| self.take_control(control));
+            mail.scheduled.take(&mut scheduled);
+            let worked = worked || !scheduled.is_empty();
+            scheduled.drain(..).for_each(|group| self.take_ingress(group));
+            if started >= tick_at {
+                tick_at = self.tick(tick_at, tick, started);
+            }
+            self.poll();
+            if worked {
+                self.deps.metrics.shard_turn(started.elapsed());
+            }
+        }
+        let cause: Arc<str> = "the node has stopped".into();
+        let groups: Vec<_> = self.groups.keys().copied().collect();
+        groups.into_iter().for_each(|group| self.retire(group, &cause));
+        self.deps.mailbox.close();
+    }
+
+    /// Completions of the log come first of all; what callers ask is kept for its place in the turn.
+    fn take_events(&mut self, events: &mut Vec<ShardEvent>) -> Vec<Control> {
+        let mut control = Vec::new();
+        for event in events.drain(..) {
+            match event {
+                ShardEvent::Written(writes) => {
+                    for WriteId { group, life, number } in writes {
+                        self.with(group, Some(life), |running, fx| running.group.written(number, fx));
+                    }
+                }
+                ShardEvent::LogPoisoned(cause) => {
+                    self.go_silent(&format!("the log cannot be written: {cause}").into())
+                }
+                ShardEvent::Applied { group, life, index } => {
+                    self.with(group, Some(life), |running, _| running.group.applied(index));
+                }
+                ShardEvent::ApplyFailed { group, life, cause } => {
+                    if self.groups.get(&group).is_some_and(|running| running.life == life) {
+                        self.quarantine(group, &cause);
+                    }
+                }
+                ShardEvent::Fetched { group, life, low, entries } => {
+                    self.with(group, Some(life), |running, _| running.group.fetched(low, entries));
+                }
+                ShardEvent::Control(asked) => control.push(asked),
+            }
+        }
+        control
+    }
+
+    fn take_report(&mut self, report: Report) {
+        match report {
+            Report::Unreachable { group, peer, cause } => {
+                tracing::debug!(%group, %peer, ?cause, "messages were lost");
+                self.with(group, None, |running, _| running.group.report_unreachable(peer));
+                self.deps.counters.report(peer, ReportKind::Unreachable, ReportOutcome::Applied);
+            }
+            Report::Snapshot { attempt, status } => {
+                self.with(attempt.group, None, |running, _| {
+                    running.group.report_snapshot(attempt.peer, status)
+                });
+            }
+        }
+    }
+
+    fn take_control(&mut self, control: Control) {
+        match control {
+            Control::Start(start) => self.start_group(*start),
+            Control::Status { group, answer } => {
+                if let Some(running) = self.groups.get(&group) {
+                    let _ = answer.send(running.group.status());
+                }
+            }
+            Control::Transfer { group, target, answer } => {
+                let mut result =
+                    Err(TransferLeaderError::Stopped { cause: "the group is not running".into() });
+                self.with(group, None, |running, _| {
+                    let target = target.or_else(|| best_successor(&running.group.status()));
+                    result = match target {
+                        Some(target) => running.group.transfer(target),
+                        None => Err(TransferLeaderError::NotLeader { hint: running.group.state().leader }),
+                    };
+                });
+                let _ = answer.send(result);
+            }
+            Control::Close { group, cause, answer } => {
+                let last = self.groups.get(&group).and_then(|running| {
+                    let hard_state = running.group.unwritten_hard_state()?;
+                    Some(GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) })
+                });
+                self.retire(group, &cause);
+                let _ = answer.send(last);
+            }
+            Control::Stop => self.stopping = true,
+        }
+    }
+
+    fn start_group(&mut self, start: StartGroup) {
+        let StartGroup { id, life, group, ingress, state, apply, metrics, started } = start;
+        self.groups.insert(id, Running { life, group, ingress, state, apply, metrics, dirty: true });
+        let _ = started.send(());
+    }
+
+    fn take_ingress(&mut self, group: GroupId) {
+        let burst_max = self.deps.config.turn_burst_max;
+        let counters = self.deps.counters.clone();
+        self.with(group, None, |running, fx| {
+            let mut taken = Taken::default();
+            running.ingress.take(burst_max, &mut taken);
+            for (from, message) in taken.control.into_iter().chain(taken.appends) {
+                let kind = message.kind;
+                if let Err(reject) = running.group.step(from, message) {
+                    tracing::debug!(%group, %from, ?kind, ?reject, "a message was refused");
+                    counters.rejected(reject);
+                    if let Some(nack) = super::counters::late_nack(group, reject) {
+                        counters.nack_later(from, nack);
+                    }
+                }
+            }
+            running.group.propose(taken.proposals, fx);
+            taken.reads.into_iter().for_each(|reader| running.group.read(reader));
+        });
+    }
+
+    /// One tick, however many were missed: replaying them would let an election time out in one go.
+    fn tick(&mut self, due: Instant, tick: Duration, now: Instant) -> Instant {
+        let groups: Vec<_> = self.groups.keys().copied().collect();
+        for group in groups {
+            self.with(group, None, |running, fx| running.group.tick(fx));
+        }
+        let missed = (now - due).as_nanos() / tick.as_nanos().max(1);
+        if missed > 0 {
+            self.deps.metrics.ticks_skipped(missed as u64);
+            return now + tick;
+        }
+        due + tick
+    }
+
+    /// One ready for each group that was touched, one write for all, then the messages.
+    fn poll(&mut self) {
+        let dirty: Vec<_> = self.groups.iter().filter(|(_, r)| r.dirty).map(|(id, _)| *id).collect();
+        for group in dirty {
+            self.with(group, None, |running, fx| running.group.poll(fx));
+            if let Some(running) = self.groups.get_mut(&group) {
+                running.dirty = false;
+                running.ingress.set_reads_held(running.group.reads_waiting());
+                running.publish();
+            }
+        }
+        if !self.writes.is_empty() {
+            self.deps.writer.write(std::mem::take(&mut self.writes));
+        }
+        if !self.envelopes.is_empty() {
+            self.deps.lanes.send_many(self.envelopes.drain(..));
+        }
+    }
+
+    /// Runs something on a group and carries its effects out. A panic in there ends this group alone.
+    fn with(&mut self, id: GroupId, life: Option<u64>, run: impl FnOnce(&mut Running, &mut CoreEffects)) {
+        let Some(running) = self.groups.get_mut(&id).filter(|r| life.is_none_or(|life| r.life == life))
+        else {
+            return;
+        };
+        running.dirty = true;
+        let fx = &mut self.fx;
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(running, fx))) {
+            let cause = format!("the group panicked: {}", panic_text(panic.as_ref()));
+            // Its half-made effects must not get out: a write without its messages, or the other way round.
+            let fx = std::mem::take(&mut self.fx);
+            abandon(fx, &cause.as_str().into());
+            return self.quarantine(id, &cause.into());
+        }
+        self.carry_out(id);
+    }
+
+    fn carry_out(&mut self, id: GroupId) {
+        let Some(running) = self.groups.get(&id) else { return };
+        let fx = &mut self.fx;
+        self.envelopes.extend(fx.messages.drain(..).map(|message| Envelope { group: id, message }));
+        if let Some((number, write)) = fx.write.take() {
+            self.writes.push((WriteId { group: id, life: running.life, number }, write));
+        }
+        let tasks = answer_or_queue(&mut fx.apply, running);
+        if !tasks.is_empty() {
+            running.apply.apply(id, running.life, tasks);
+        }
+        for (waiter, error) in fx.refused.drain(..) {
+            waiter.fail(error);
+        }
+        for (reader, error) in fx.unread.drain(..) {
+            reader.fail(error);
+        }
+        for fetch in fx.fetches.drain(..) {
+            self.deps.reader.fetch(id, running.life, fetch);
+        }
+        if let Some(cause) = fx.fatal.take() {
+            self.quarantine(id, &cause.into());
+        }
+    }
+
+    /// Takes one group out of service, and says so loudly.
+    fn quarantine(&mut self, group: GroupId, cause: &Arc<str>) {
+        tracing::error!(%group, %cause, "the group is quarantined on this node");
+        self.retire(group, cause);
+    }
+
+    /// A node whose log cannot be written must not go on as if it could: a leader that kept its heartbeats up would keep
+    /// its office without ever committing again. No tick, no heartbeat, no vote.
+    fn go_silent(&mut self, cause: &Arc<str>) {
+        let groups: Vec<_> = self.groups.keys().copied().collect();
+        groups.into_iter().for_each(|group| self.retire(group, cause));
+    }
+
+    fn retire(&mut self, group: GroupId, cause: &Arc<str>) {
+        let Some(mut running) = self.groups.remove(&group) else { return };
+        running.ingress.close(cause);
+        let mut fx = CoreEffects::default();
+        // The group may be in any state after a panic; whoever waits in it is told by the drop of its waiter then.
+        if catch_unwind(AssertUnwindSafe(|| running.group.dissolve(cause, &mut fx))).is_ok() {
+            abandon(fx, cause);
+        }
+        running.apply.remove_group(group, running.life);
+        running.metrics.role(GroupRole::Quarantined);
+        running.state.send_modify(|state| {
+            state.role = Role::Down;
+            state.leader = None;
+            state.down = Some(cause.clone());
+        });
+    }
+}
+
+/// Reads that nothing is queued before are answered here; everything else goes to the apply worker.
+fn answer_or_queue(apply: &mut Vec<super::apply::Task>, running: &Running) -> Vec<super::apply::Task> {
+    let idle = running.group.is_idle_behind_apply();
+    let mut tasks = Vec::with_capacity(apply.len());
+    for task in apply.drain(..) {
+        match task {
+            Apply::Reads(readers) if tasks.is_empty() && idle => {
+                readers.into_iter().for_each(ReadWaiter::answer)
+            }
+            task => {
+                if let Apply::Entries { waiters, .. } = &task {
+                    waiters.iter().flatten().for_each(|w| running.metrics.commit_time(w.since().elapsed()));
+                }
+                tasks.push(task);
+            }
+        }
+    }
+    tasks
+}
+
+fn abandon(fx: CoreEffects, cause: &Arc<str>) {
+    super::apply::fail_tasks(fx.apply, cause);
+    fx.refused.into_iter().for_each(|(waiter, error): (Box<dyn Waiter>, ProposeError)| waiter.fail(error));
+    fx.unread.into_iter().for_each(|(reader, error)| reader.fail(error));
+}
+
+/// The voter that has the most of the log.
+fn best_successor(status: &GroupStatus) -> Option<NodeId> {
+    status.peers.iter().filter(|p| p.recent_active).max_by_key(|p| p.matched).map(|p| p.id)
+}
+
+impl Running {
+    /// Tells watchers and gauges what changed.
+    fn publish(&self) {
+        let state = self.group.state();
+        self.metrics.commit(state.commit);
+        self.metrics.applied(state.applied);
+        self.metrics.last_index(self.group.last_index());
+        self.state.send_if_modified(|old| {
+            if old.term != state.term {
+                self.metrics.term(state.term);
+            }
+            if old.role != state.role {
+                self.metrics.role(match state.role {
+                    Role::Follower => GroupRole::Follower,
+                    Role::Candidate => GroupRole::Candidate,
+                    Role::Leader => GroupRole::Leader,
+                    Role::Down => GroupRole::Quarantined,
+                });
+                if state.role == Role::Candidate {
+                    self.metrics.campaigned();
+                }
+            }
+            if old.leader != state.leader {
+                self.metrics.leader_changed();
+            }
+            let changed = *old != state;
+            if changed {
+                *old = state;
+            }
+            changed
+        });
+    }
+}

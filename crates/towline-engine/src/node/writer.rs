@@ -1,0 +1,185 @@
+//! The log writer: one thread, the only one that appends. It writes together whatever queued while its last write ran,
+//! so that one fsync serves all groups and all turns of the shard that came meanwhile.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+use towline_metrics::NodeMetrics;
+
+use super::shard::{ShardEvent, ShardSender};
+use crate::ids::GroupId;
+use crate::log_store::{GroupWrite, LogBatch, LogError, LogStore};
+
+/// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
+const MERGE_BYTES_MAX: usize = 16 << 20;
+
+/// A write of a group, named so that a late completion is not taken for one of the group's next life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WriteId {
+    pub(crate) group: GroupId,
+    pub(crate) life: u64,
+    pub(crate) number: u64,
+}
+
+enum Work {
+    Write(Vec<(WriteId, GroupWrite)>),
+    /// A write somebody waits for; also a barrier: everything before it is durable when it is answered.
+    Waited(Option<GroupWrite>, oneshot::Sender<Result<(), Arc<str>>>),
+    Stop,
+}
+
+/// The way to the writer. Bounded by what the groups may have unapplied.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    work: Sender<Work>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(crate) fn start(
+        store: Arc<dyn LogStore>,
+        shard: ShardSender,
+        metrics: NodeMetrics,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let (work, queue) = channel();
+        let thread = std::thread::Builder::new()
+            .name("towline-log".into())
+            .spawn(move || WriterThread { store, shard, metrics, poisoned: None }.run(&queue))?;
+        Ok((Self { work }, thread))
+    }
+
+    pub(crate) fn write(&self, writes: Vec<(WriteId, GroupWrite)>) {
+        // A writer that is gone has told the shard why.
+        let _ = self.work.send(Work::Write(writes));
+    }
+
+    /// Everything queued before is durable, and `write` too, when this resolves.
+    ///
+    /// # Errors
+    /// Why the log cannot be written.
+    pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), Arc<str>> {
+        let (done, waiting) = oneshot::channel();
+        let _ = self.work.send(Work::Waited(write, done));
+        waiting.await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
+    }
+
+    pub(crate) fn stop(&self) {
+        let _ = self.work.send(Work::Stop);
+    }
+}
+
+struct WriterThread {
+    store: Arc<dyn LogStore>,
+    shard: ShardSender,
+    metrics: NodeMetrics,
+    poisoned: Option<Arc<str>>,
+}
+
+#[derive(Default)]
+struct Merged {
+    batch: LogBatch,
+    writes: Vec<WriteId>,
+    waiting: Vec<oneshot::Sender<Result<(), Arc<str>>>>,
+    parts: u64,
+    bytes: usize,
+    stop: bool,
+}
+
+impl WriterThread {
+    fn run(mut self, queue: &Receiver<Work>) {
+        let mut merged = Merged::default();
+        while let Ok(work) = queue.recv() {
+            merged.add(work);
+            while !merged.stop
+                && merged.bytes < MERGE_BYTES_MAX
+                && let Ok(more) = queue.try_recv()
+            {
+                merged.add(more);
+            }
+            self.write(&mut merged);
+            if merged.stop {
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, merged: &mut Merged) {
+        let started = Instant::now();
+        let bytes = merged.batch.payload_bytes() as u64;
+        let result = match &self.poisoned {
+            Some(cause) => Err(cause.clone()),
+            None if merged.batch.is_empty() => Ok(()),
+            None => self.append(&mut merged.batch),
+        };
+        merged.batch.writes.clear();
+        if result.is_ok() && merged.parts > 0 {
+            self.metrics.log_write(started.elapsed(), bytes, merged.parts);
+        }
+        for waiting in merged.waiting.drain(..) {
+            let _ = waiting.send(result.clone());
+        }
+        let writes = std::mem::take(&mut merged.writes);
+        match result {
+            Ok(()) if writes.is_empty() => {}
+            Ok(()) => self.shard.post(ShardEvent::Written(writes)),
+            Err(cause) if self.poisoned.is_none() => {
+                self.metrics.log_poisoned();
+                tracing::error!(%cause, "the log is poisoned: this node goes silent");
+                self.poisoned = Some(cause.clone());
+                self.shard.post(ShardEvent::LogPoisoned(cause));
+            }
+            Err(_) => {}
+        }
+        (merged.parts, merged.bytes) = (0, 0);
+    }
+
+    fn append(&self, batch: &mut LogBatch) -> Result<(), Arc<str>> {
+        // A store may panic when its disk fails; that is a failed write like any other.
+        match catch_unwind(AssertUnwindSafe(|| self.store.append(batch))) {
+            Ok(result) => result.map_err(|error| describe(&error).into()),
+            Err(_) => Err("the log store panicked during a write".into()),
+        }
+    }
+}
+
+impl Merged {
+    fn add(&mut self, work: Work) {
+        match work {
+            Work::Write(writes) => {
+                for (id, write) in writes {
+                    self.writes.push(id);
+                    self.merge(write);
+                }
+            }
+            Work::Waited(write, done) => {
+                if let Some(write) = write {
+                    self.merge(write);
+                }
+                self.waiting.push(done);
+            }
+            Work::Stop => self.stop = true,
+        }
+    }
+
+    fn merge(&mut self, write: GroupWrite) {
+        self.parts += 1;
+        self.bytes += write.entries.iter().map(crate::message::Entry::payload_bytes).sum::<usize>();
+        self.batch.merge(write);
+    }
+}
+
+/// The error with its causes, on one line.
+pub(crate) fn describe(error: &LogError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

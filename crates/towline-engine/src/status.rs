@@ -1,0 +1,87 @@
+//! What a group tells about itself.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::ids::{GroupId, NodeId};
+
+/// What this node is in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes, or asks whether it would get them.
+    Candidate,
+    /// Leads.
+    Leader,
+    /// Out of service on this node: quarantined, or stopped. It neither ticks nor votes.
+    Down,
+}
+
+/// The newest state of a group; cheap to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GroupState {
+    /// What this node is.
+    pub role: Role,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Raft's term.
+    pub term: u64,
+    /// The highest index known to be committed.
+    pub commit: u64,
+    /// The highest index the state machine has applied.
+    pub applied: u64,
+    /// Why the group is out of service, if it is.
+    pub down: Option<Arc<str>>,
+}
+
+/// A closer look at a group, taken on its shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// This node.
+    pub node: NodeId,
+    /// The newest state.
+    pub state: GroupState,
+    /// The index of the first entry that is kept.
+    pub first_index: u64,
+    /// The index of the last entry.
+    pub last_index: u64,
+    /// Bytes of entries that are not applied yet, with their overhead.
+    pub unapplied_bytes: usize,
+    /// What a leader knows of its peers; empty on other nodes.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// What a leader knows of a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerStatus {
+    /// The peer.
+    pub id: NodeId,
+    /// How the leader sends to it.
+    pub progress: PeerProgress,
+    /// The highest index known to be in its log.
+    pub matched: u64,
+    /// The next index to send.
+    pub next: u64,
+    /// Whether it was heard of within the last election timeout.
+    pub recent_active: bool,
+    /// The index of a snapshot under way to it, or zero.
+    pub pending_snapshot: u64,
+}
+
+/// How a leader sends to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerProgress {
+    /// One message at a time. A peer that has caught up stays here until the next write, so this alone says nothing
+    /// about its health.
+    Probe,
+    /// A stream of appends.
+    Replicate,
+    /// Nothing but heartbeats, until the outcome of a snapshot is known.
+    Snapshot,
+}

@@ -1,0 +1,43 @@
+use std::time::Duration;
+
+/// Settings of a [`GrpcTransport`](crate::GrpcTransport). The defaults are meant for production with the engine's own
+/// defaults (an election timeout of 1 s at least).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcConfig {
+    /// Silence after which a connection is probed. Default 250 ms. Together with the next field it bounds how long a dead
+    /// peer goes unnoticed, and should stay below the shortest election timeout. Costs a ping each time.
+    pub keepalive_interval: Duration,
+    /// How long a probe may remain unanswered until the connection counts as dead. Default 500 ms. Must be above the
+    /// pauses of your machines.
+    pub keepalive_timeout: Duration,
+    /// How long a dialler may take for its hello. Default 1 s. A connection that never gets as far as a stream is cut at
+    /// twice of it.
+    pub handshake_timeout: Duration,
+    /// Connections accepted at once, two a peer in the usual case. Default 256. At the bound a dialler is refused with
+    /// `TooManyConnections`.
+    pub connections_max: usize,
+    /// Streams of one peer and lane at once. Default 2: a peer that reconnects is let in before its old stream is known
+    /// to be dead. At the bound the oldest is closed.
+    pub streams_per_lane_max: usize,
+    /// Bytes of one lane under way before the receiver must have taken some. Default 2 MiB.
+    pub stream_window_bytes: u32,
+    /// The same for a connection. Default 4 MiB.
+    pub connection_window_bytes: u32,
+    /// Allows plain text beyond loopback: everybody on that network can read the log and write to it. Default false.
+    pub allow_plaintext_off_loopback: bool,
+}
+
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self {
+            keepalive_interval: Duration::from_millis(250),
+            keepalive_timeout: Duration::from_millis(500),
+            handshake_timeout: Duration::from_secs(1),
+            connections_max: 256,
+            streams_per_lane_max: 2,
+            stream_window_bytes: 2 << 20,
+            connection_window_bytes: 4 << 20,
+            allow_plaintext_off_loopback: false,
+        }
+    }
+}

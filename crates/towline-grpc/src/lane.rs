@@ -1,0 +1,187 @@
+//! One inbound lane: handshake, then batches in and nacks out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use towline_engine::message::Lane;
+use towline_engine::transport::{PeerSession, Refusal};
+use towline_wire::{
+    Received, batch_of, check_first_frame, merge_nacks, nacks_frame, pb, refused_frame, welcome_frame,
+};
+
+use crate::codec::violation;
+use crate::connection::Connection;
+use crate::listener::{Phase, Shared};
+use crate::service::transport_server::Transport;
+
+/// Frames that wait to go back to a dialler. At the bound nacks are dropped and counted; batches are read on.
+const ANSWERS_WAITING_MAX: usize = 16;
+/// How long the last word to a dialler may wait for room.
+const FAREWELL: Duration = Duration::from_millis(250);
+
+type Answers = mpsc::Sender<Result<pb::Frame, Status>>;
+
+/// The gRPC service.
+pub(crate) struct Lanes {
+    shared: Arc<Shared>,
+}
+
+impl Lanes {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[tonic::async_trait]
+impl Transport for Lanes {
+    type LaneStream = ReceiverStream<Result<pb::Frame, Status>>;
+
+    async fn lane(
+        &self,
+        request: Request<Streaming<pb::Frame>>,
+    ) -> Result<Response<Self::LaneStream>, Status> {
+        let connection = request.extensions().get::<Arc<Connection>>().cloned();
+        let connection = connection.ok_or_else(|| Status::internal("no connection"))?;
+        let (answers, receiver) = mpsc::channel(ANSWERS_WAITING_MAX);
+        let lane = Inbound { shared: Arc::clone(&self.shared), connection, answers };
+        tokio::spawn(lane.run(request.into_inner()));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// A refusal, and whether the engine made it.
+struct Refused {
+    refusal: Refusal,
+    by_engine: bool,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, by_engine: false }
+    }
+}
+
+struct Inbound {
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+    answers: Answers,
+}
+
+impl Inbound {
+    async fn run(self, mut frames: Streaming<pb::Frame>) {
+        let last = match self.handshake(&mut frames).await {
+            Ok((session, lane)) => {
+                self.connection.admit();
+                if self.answers.send(Ok(welcome_frame(&session.welcome()))).await.is_err() {
+                    return;
+                }
+                self.serve(frames, session, lane).await.map(Err)
+            }
+            Err(Refused { refusal, by_engine }) => {
+                if by_engine {
+                    self.connection.refused_by_engine();
+                } else {
+                    self.connection.refuse(&refusal);
+                }
+                Some(Ok(refused_frame(&refusal)))
+            }
+        };
+        if let Some(last) = last {
+            let _ = timeout(FAREWELL, self.answers.send(last)).await;
+        }
+    }
+
+    async fn handshake(
+        &self,
+        frames: &mut Streaming<pb::Frame>,
+    ) -> Result<(Arc<dyn PeerSession>, Lane), Refused> {
+        if self.connection.surplus {
+            return Err(Refusal::TooManyConnections.into());
+        }
+        let malformed = |detail: &str| Refusal::Malformed { detail: detail.into() };
+        let first = timeout(self.shared.config.handshake_timeout, frames.message())
+            .await
+            .map_err(|_| Refusal::HandshakeTimeout)?
+            .map_err(|status| malformed(status.message()))?
+            .ok_or_else(|| malformed("the stream ended before a hello"))?;
+        let (hello, lane) = check_first_frame(first)?;
+        if *self.shared.phase.borrow() != Phase::Open {
+            return Err(Refusal::ShuttingDown.into());
+        }
+        // At first contact the engine may write down whom it met.
+        let inbound = Arc::clone(&self.shared.inbound);
+        let admitted = tokio::task::spawn_blocking(move || inbound.admit(&hello, None)).await;
+        // The task can only fail by a panic of the engine or the end of the runtime.
+        let session = admitted
+            .map_err(|_| Refusal::ShuttingDown)?
+            .map_err(|refusal| Refused { refusal, by_engine: true })?;
+        Ok((session, lane))
+    }
+
+    /// Reads batches until the lane ends. Gives what the dialler is told last, if it is still there.
+    async fn serve(
+        &self,
+        mut frames: Streaming<pb::Frame>,
+        session: Arc<dyn PeerSession>,
+        lane: Lane,
+    ) -> Option<Status> {
+        let peer = session.peer();
+        let mut seat = self.shared.seats.take(peer, lane);
+        let mut phase = self.shared.phase.subscribe();
+        let mut nacks_dropped = 0_u64;
+        loop {
+            let frame = tokio::select! {
+                biased;
+                _ = phase.wait_for(|phase| *phase != Phase::Open) => {
+                    return Some(Status::unavailable("shutting down"));
+                }
+                _ = &mut seat.lost => return Some(Status::aborted("a newer stream of this peer took the place")),
+                () = self.answers.closed() => return None,
+                frame = frames.message() => frame,
+            };
+            let received = match frame {
+                Ok(Some(frame)) => batch_of(frame).map_err(violation),
+                Ok(None) => return None,
+                Err(status) => Err(status),
+            };
+            let nacks = match received.and_then(|received| take(session.as_ref(), lane, received)) {
+                Ok(nacks) => nacks,
+                Err(status) => {
+                    tracing::debug!(%peer, lane = lane.as_str(), %status, "lane closed");
+                    // The words, but not the cause, which is ours.
+                    return Some(Status::new(status.code(), status.message()));
+                }
+            };
+            // Never waits: whoever does not read its nacks must not stop the batches of its groups. The sender finds out
+            // by Raft's own probing then.
+            if let Some(frame) = nacks
+                && self.answers.try_send(Ok(frame)).is_err()
+            {
+                nacks_dropped += 1;
+                tracing::debug!(%peer, lane = lane.as_str(), nacks_dropped, "no room for nacks");
+            }
+        }
+    }
+}
+
+/// Hands a batch to the session. A message that is not well-formed costs its group a nack, not its lane the stream.
+fn take(session: &dyn PeerSession, lane: Lane, received: Received) -> Result<Option<pb::Frame>, Status> {
+    let Received { batch, rejected } = received;
+    for refused in &rejected {
+        tracing::debug!(
+            peer = %session.peer(), group = %refused.group, lane = lane.as_str(), error = %refused.error,
+            "message rejected"
+        );
+    }
+    let taken = if batch.envelopes.is_empty() {
+        Vec::new()
+    } else {
+        session.deliver(lane, batch).map_err(|violation| Status::invalid_argument(violation.detail))?
+    };
+    let nacks = merge_nacks(taken, &rejected);
+    Ok((!nacks.is_empty()).then(|| nacks_frame(nacks)))
+}

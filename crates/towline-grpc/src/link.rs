@@ -1,0 +1,231 @@
+//! The dialling side: a connection and a stream of its own for each link.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+use towline_engine::ids::PeerAddr;
+use towline_engine::message::{Batch, Lane};
+use towline_engine::transport::{
+    ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer,
+};
+use towline_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
+use towline_wire::{WireError, check_answer, frames, hello_frame, nacks_of, pb};
+
+use crate::address::{PlainText, Unusable};
+use crate::codec::is_violation;
+use crate::config::GrpcConfig;
+use crate::service::transport_client::TransportClient;
+
+/// Frames between `dispatch` and HTTP/2. One, so that flow control is felt at once; HTTP/2 itself holds one more.
+const FRAMES_WAITING_MAX: usize = 1;
+
+/// Bytes of the headers of a response.
+const HEADERS_BYTES_MAX: u32 = 8 << 10;
+
+pub(crate) async fn connect(
+    config: &GrpcConfig,
+    plain_text: &PlainText,
+    to: &Peer,
+    lane: Lane,
+    hello: &Hello,
+    feedback: LinkFeedback,
+) -> Result<Connected, ConnectError> {
+    let address = &to.address;
+    let sockets = plain_text.resolve(address).await.map_err(|unusable| match unusable {
+        Unusable::Forbidden(detail) => ConnectError::Address { address: address.clone(), detail },
+        Unusable::Lookup(source) => {
+            ConnectError::Unreachable { address: address.clone(), source: source.into() }
+        }
+    })?;
+    // From here on whatever was started ends with this value: when the future is dropped, too.
+    let tasks = Tasks::default();
+    let channel = dial(config, &tasks, address, &sockets).await?;
+
+    let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
+    let closed = |detail: &str| ConnectError::Protocol { address: address.clone(), detail: detail.into() };
+    sender.send(hello_frame(hello, lane)).await.map_err(|_| closed("closed before the hello"))?;
+    let mut client = TransportClient::new(channel)
+        .max_decoding_message_size(FRAME_BYTES_MAX)
+        .max_encoding_message_size(FRAME_BYTES_MAX);
+    let answer = client.lane(ReceiverStream::new(receiver)).await;
+    let mut answers = answer.map_err(|status| no_answer(address, status))?.into_inner();
+    let first = answers.message().await.map_err(|status| no_answer(address, status))?;
+    let first = first.ok_or_else(|| closed("closed without an answer to the hello"))?;
+    let welcome = check_answer(address, to.id, first)?;
+
+    let (alive, gone) = oneshot::channel();
+    tasks.spawn(async move {
+        read(answers, feedback).await;
+        drop(alive);
+    });
+    let link = GrpcLink { stream: Some(Stream { sender, gone, _tasks: tasks }) };
+    Ok(Connected { link: Box::new(link), welcome })
+}
+
+/// One channel on one new connection. Nothing of it is shared with another link.
+async fn dial(
+    config: &GrpcConfig,
+    tasks: &Tasks,
+    address: &PeerAddr,
+    sockets: &[SocketAddr],
+) -> Result<Channel, ConnectError> {
+    let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
+    let mut last = None;
+    for socket in sockets {
+        let endpoint = Endpoint::from_shared(format!("http://{socket}"))
+            .map_err(|e| ConnectError::Address { address: address.clone(), detail: e.to_string() })?;
+        let channel = endpoint
+            .executor(tasks.clone_for_executor())
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(config.keepalive_interval)
+            .keep_alive_timeout(config.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .http2_adaptive_window(false)
+            .initial_stream_window_size(config.stream_window_bytes)
+            .initial_connection_window_size(config.connection_window_bytes)
+            .http2_max_header_list_size(HEADERS_BYTES_MAX)
+            .buffer_size(1)
+            .connect()
+            .await;
+        match channel {
+            Ok(channel) => return Ok(channel),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(unreachable(last.map_or_else(|| "no address".into(), Into::into)))
+}
+
+/// Why there was no answer: the connection broke, or what is there does not speak the protocol.
+fn no_answer(address: &PeerAddr, status: Status) -> ConnectError {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<std::io::Error>() {
+            return ConnectError::Unreachable { address: address.clone(), source: status.into() };
+        }
+        cause = error.source();
+    }
+    ConnectError::Protocol { address: address.clone(), detail: detail(&status) }
+}
+
+/// Tells what comes back until the stream ends, then that it has ended.
+async fn read(mut answers: Streaming<pb::Frame>, feedback: LinkFeedback) {
+    let cause = loop {
+        match answers.message().await {
+            Ok(Some(frame)) => match nacks_of(frame) {
+                Ok(nacks) => nacks.into_iter().for_each(|nack| feedback.nack(nack)),
+                Err(error) => break LinkClosed::Violation { detail: error.to_string() },
+            },
+            Ok(None) => break LinkClosed::ByPeer { detail: "end of the stream".into() },
+            Err(status) if is_violation(&status) => {
+                break LinkClosed::Violation { detail: status.message().into() };
+            }
+            // A status that the peer sent has no source here.
+            Err(status) if status.source().is_none() => break LinkClosed::ByPeer { detail: detail(&status) },
+            Err(status) => break LinkClosed::Broken { detail: detail(&status) },
+        }
+    };
+    feedback.closed(cause);
+}
+
+/// The innermost cause says most: the outer ones are "h2 protocol error" and "transport error".
+fn detail(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        let inner = error.to_string();
+        if !text.contains(&inner) {
+            text.push_str(": ");
+            text.push_str(&inner);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+struct GrpcLink {
+    /// `None` once a dispatch failed or was dropped midway.
+    stream: Option<Stream>,
+}
+
+struct Stream {
+    sender: mpsc::Sender<pb::Frame>,
+    /// Resolves when the reader has ended.
+    gone: oneshot::Receiver<()>,
+    _tasks: Tasks,
+}
+
+#[async_trait]
+impl Link for GrpcLink {
+    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
+        // Taken out and put back at the end: if this future is dropped in between, so is the stream.
+        let mut stream = self.stream.take().ok_or(DispatchError::Closed)?;
+        let frames = frames(batch).map_err(|error| match error {
+            WireError::MessageTooLarge { bytes, bytes_max } => DispatchError::TooLarge { bytes, bytes_max },
+            // More entries than a frame may have: no message of that kind is within the limit.
+            _ => DispatchError::TooLarge { bytes: MESSAGE_BYTES_MAX, bytes_max: MESSAGE_BYTES_MAX },
+        })?;
+        for frame in frames {
+            tokio::select! {
+                biased;
+                _ = &mut stream.gone => return Err(DispatchError::Closed),
+                sent = stream.sender.send(frame) => sent.map_err(|_| DispatchError::Closed)?,
+            }
+        }
+        self.stream = Some(stream);
+        Ok(())
+    }
+}
+
+/// The tasks of one link: connection, request body, reader. Dropping it ends them, which closes the connection.
+///
+/// Without it, a link that is dropped while its peer takes nothing would leave them waiting for flow control.
+#[derive(Debug, Default)]
+struct Tasks {
+    started: Arc<Mutex<Vec<AbortHandle>>>,
+}
+
+/// Starts the library's own tasks of one link.
+#[derive(Debug, Clone)]
+struct Executor {
+    started: Arc<Mutex<Vec<AbortHandle>>>,
+}
+
+impl Tasks {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.clone_for_executor().start(task);
+    }
+
+    fn clone_for_executor(&self) -> Executor {
+        Executor { started: Arc::clone(&self.started) }
+    }
+}
+
+impl Executor {
+    fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = tokio::spawn(task).abort_handle();
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started.retain(|task| !task.is_finished());
+        started.push(handle);
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Executor {
+    fn execute(&self, task: F) {
+        self.start(task);
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
+        started.iter().for_each(AbortHandle::abort);
+    }
+}

@@ -1,0 +1,288 @@
+//! Label names, and the closed sets of label values.
+//!
+//! Each enum here is the full set of values its label can take, so the number of series a node can make
+//! is known in advance. `as_str()` is the value as it appears in the metric; changing one breaks
+//! dashboards and is a breaking change.
+
+/// Label on every metric: the id of the node that counted.
+pub const NODE: &str = "node";
+/// Label: the id of the other node, or [`OTHER`].
+pub const PEER: &str = "peer";
+/// Label: the transport's scheme, such as `grpc`, or [`OTHER`].
+pub const TRANSPORT: &str = "transport";
+/// Label: the id of the Raft group, or [`OTHER`].
+pub const GROUP: &str = "group";
+/// Label with the values of [`Lane`].
+pub const LANE: &str = "lane";
+/// Label with the values of [`DropReason`].
+pub const REASON: &str = "reason";
+/// Label with the values of [`ReportKind`].
+pub const KIND: &str = "kind";
+/// Label with the values of an outcome enum: which one depends on the metric.
+pub const OUTCOME: &str = "outcome";
+/// Label with the values of [`Direction`].
+pub const DIRECTION: &str = "direction";
+/// Label with the values of [`RejectCause`].
+pub const CAUSE: &str = "cause";
+/// Label with the values of [`Table`].
+pub const TABLE: &str = "table";
+
+/// Value of an id label where no single id applies: an unknown peer, or one past the bound of its table.
+pub const OTHER: &str = "other";
+
+/// What the handle tables need of a closed label set. Positions are `0..ALL.len()`, in the order of `ALL`.
+pub(crate) trait Closed: Copy + 'static {
+    const VALUES: &'static [Self];
+    fn value(self) -> &'static str;
+    fn position(self) -> usize;
+}
+
+macro_rules! closed {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $value:literal,)+ }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$inner])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value, in the order of declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The label value.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $value,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Closed for $name {
+            const VALUES: &'static [Self] = Self::ALL;
+
+            fn value(self) -> &'static str {
+                self.as_str()
+            }
+
+            fn position(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+closed! {
+    /// One of the separate streams between two nodes.
+    Lane {
+        /// Heartbeats, votes, read-index.
+        Control = "control",
+        /// Log entries and their answers.
+        Append = "append",
+        /// Snapshot transfers.
+        Snapshot = "snapshot",
+    }
+}
+
+closed! {
+    /// Which way something moved, as seen by the node that counts.
+    Direction {
+        /// From this node to the peer.
+        Sent = "sent",
+        /// From the peer to this node.
+        Received = "received",
+    }
+}
+
+closed! {
+    /// Why an outgoing message was dropped before the peer could have it.
+    DropReason {
+        /// The lane's queue was at its bound in messages or bytes.
+        QueueFull = "queue_full",
+        /// A newer control message of the same group and kind took its slot.
+        Superseded = "superseded",
+        /// The lane had no link, or the link died with the message accepted.
+        LinkDown = "link_down",
+        /// The transport refused the batch.
+        DispatchFailed = "dispatch_failed",
+        /// Flow control did not take the batch before the dispatch deadline.
+        DispatchTimeout = "dispatch_timeout",
+        /// No address is known for the peer.
+        UnknownPeer = "unknown_peer",
+        /// The node is stopping.
+        Shutdown = "shutdown",
+    }
+}
+
+closed! {
+    /// What a report told Raft.
+    ReportKind {
+        /// A peer could not be reached.
+        Unreachable = "unreachable",
+        /// A snapshot arrived and was taken.
+        SnapshotFinish = "snapshot_finish",
+        /// A snapshot attempt failed.
+        SnapshotFailure = "snapshot_failure",
+    }
+}
+
+closed! {
+    /// What became of a report.
+    ReportOutcome {
+        /// Raft was told.
+        Applied = "applied",
+        /// It belonged to an attempt that is no longer live.
+        Stale = "stale",
+        /// An identical report was waiting already.
+        Coalesced = "coalesced",
+        /// The mailbox was closed.
+        AfterClose = "after_close",
+        /// The watchdog made it up because nobody else had reported.
+        Synthesized = "synthesized",
+        /// The peer is not a member.
+        UnknownPeer = "unknown_peer",
+    }
+}
+
+closed! {
+    /// Why something that came in from the network was refused.
+    RejectCause {
+        /// The sender belongs to another cluster.
+        WrongCluster = "wrong_cluster",
+        /// It was addressed to another node.
+        WrongNode = "wrong_node",
+        /// The sender is no known member.
+        UnknownPeer = "unknown_peer",
+        /// The sender's incarnation differs from the one on record: its disk was wiped or replaced.
+        WrongIncarnation = "wrong_incarnation",
+        /// No such group on this node.
+        UnknownGroup = "unknown_group",
+        /// A message type that no peer may send, or not on this lane.
+        NotAllowedKind = "not_allowed_kind",
+        /// A term that no correct peer sends.
+        BadTerm = "bad_term",
+        /// Entries that are not contiguous or do not follow their previous index.
+        BadEntries = "bad_entries",
+        /// A commit index beyond the log.
+        BadCommit = "bad_commit",
+        /// A term older than the group's.
+        StaleTerm = "stale_term",
+        /// A read-index message without its context.
+        EmptyReadIndex = "empty_read_index",
+        /// A request only a leader can serve.
+        NotLeader = "not_leader",
+        /// The group's inbox was at its bound.
+        InboxFull = "inbox_full",
+        /// The group is stopped or quarantined.
+        GroupDown = "group_down",
+        /// The node keeps silent, its log being poisoned.
+        Quiet = "quiet",
+        /// Bytes that do not decode.
+        Malformed = "malformed",
+        /// A frame above its size limit.
+        Oversized = "oversized",
+        /// A protocol version this node does not speak.
+        Version = "version",
+        /// The peer did not prove who it is.
+        Unauthenticated = "unauthenticated",
+        /// The bound on connections was reached.
+        TooManyConnections = "too_many_connections",
+        /// The handshake did not complete in time.
+        HandshakeTimeout = "handshake_timeout",
+    }
+}
+
+closed! {
+    /// How a proposal ended.
+    ProposalOutcome {
+        /// Committed and applied.
+        Committed = "committed",
+        /// Never happened: this node does not lead.
+        NotLeader = "not_leader",
+        /// Never happened: a bound was reached.
+        Busy = "busy",
+        /// Never happened: not acceptable as it is.
+        Rejected = "rejected",
+        /// May or may not have happened.
+        Uncertain = "uncertain",
+        /// The group or the node stopped.
+        Stopped = "stopped",
+    }
+}
+
+closed! {
+    /// How a snapshot transfer ended.
+    SnapshotOutcome {
+        /// Durable, verified and taken by the receiver's Raft.
+        Finished = "finished",
+        /// The receiver did not need it.
+        AlreadyHad = "already_had",
+        /// Broken on the way, not verified, or not taken.
+        Failed = "failed",
+        /// The receiver refused the offer.
+        Refused = "refused",
+        /// Given up by this side, also by dropping the transfer.
+        Cancelled = "cancelled",
+    }
+}
+
+closed! {
+    /// How a read ended.
+    ReadOutcome {
+        /// The caller got its view.
+        Served = "served",
+        /// The caller got an error.
+        Failed = "failed",
+    }
+}
+
+closed! {
+    /// A bounded table of handles in this crate.
+    Table {
+        /// Handles per peer and transport, at most [`PEERS_MAX`](crate::PEERS_MAX).
+        Peers = "peers",
+        /// Handles per group, at most [`GROUPS_MAX`](crate::GROUPS_MAX).
+        Groups = "groups",
+    }
+}
+
+/// The value of the gauge [`GROUP_ROLE`](crate::names::GROUP_ROLE).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GroupRole {
+    /// 0
+    Follower,
+    /// 1
+    Candidate,
+    /// 2
+    Leader,
+    /// 3
+    PreCandidate,
+    /// 4: the group panicked or its log is poisoned; it keeps silent.
+    Quarantined,
+}
+
+impl GroupRole {
+    /// Every role, in the order of its code.
+    pub const ALL: &[Self] =
+        &[Self::Follower, Self::Candidate, Self::Leader, Self::PreCandidate, Self::Quarantined];
+
+    /// The number the gauge shows.
+    #[must_use]
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Follower => 0,
+            Self::Candidate => 1,
+            Self::Leader => 2,
+            Self::PreCandidate => 3,
+            Self::Quarantined => 4,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The table of names against itself, and against what the handles really register.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may stop at once")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::Memory;
+use metrics::Unit;
+use towline_metrics::NodeMetrics;
+use towline_metrics::labels::{self, *};
+use towline_metrics::names::{self, Kind};
+
+/// Constants of the module as written in its source, which is where a new one is added.
+fn constants_in_source() -> Vec<(String, String)> {
+    let source = include_str!("../src/names.rs");
+    let quoted = |line: &str| Some(line.split('"').nth(1)?.to_owned());
+    source
+        .lines()
+        .filter(|line| line.contains("= \"towline_"))
+        .map(|line| (line.split('=').next().unwrap().trim().to_owned(), quoted(line).unwrap()))
+        .collect()
+}
+
+#[test]
+fn every_name_is_in_the_table_exactly_once() {
+    let source = constants_in_source();
+    assert!(source.len() > 40, "found only {}", source.len());
+    assert_eq!(source.len(), names::ALL.len());
+    for (constant, name) in source {
+        let rows = names::ALL.iter().filter(|metric| metric.name == name).count();
+        assert_eq!(rows, 1, "{constant} = {name}");
+    }
+}
+
+#[test]
+fn names_follow_the_conventions() {
+    for metric in names::ALL {
+        let name = metric.name;
+        assert!(name.starts_with("towline_"), "{name}");
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+        assert_eq!(name.ends_with("_total"), metric.kind == Kind::Counter, "{name}");
+        let base = name.trim_end_matches("_total");
+        assert_eq!(base.ends_with("_bytes"), metric.unit == Unit::Bytes, "{name}");
+        assert_eq!(base.ends_with("_seconds"), metric.unit == Unit::Seconds, "{name}");
+        assert!(metric.description.ends_with('.'), "{name}");
+    }
+}
+
+#[test]
+fn what_is_registered_is_what_the_table_says() {
+    let memory = Memory::new();
+    let node = NodeMetrics::new(7, Some(memory.shared()));
+    let _ = (node.peer(2, "grpc"), node.group(1));
+    let recorded = memory.recorded();
+    let table: BTreeMap<_, _> = names::ALL.iter().map(|metric| (metric.name, metric)).collect();
+    let mut registered = BTreeSet::new();
+    for (series, (kind, name, label_names)) in &recorded.kinds {
+        let row = table.get(name.as_str()).unwrap_or_else(|| panic!("{name} is not in the table"));
+        let expected: Vec<_> = std::iter::once(labels::NODE).chain(row.labels.iter().copied()).collect();
+        assert_eq!(*kind, row.kind, "{series}");
+        assert_eq!(*label_names, expected, "{series}");
+        assert!(series.contains("{node=7"), "{series}");
+        registered.insert(name.as_str());
+    }
+    let described: BTreeSet<_> = recorded.described.keys().map(String::as_str).collect();
+    assert_eq!(registered, table.keys().copied().collect(), "registered against the table");
+    assert_eq!(described, registered, "described against registered");
+    for (name, (kind, unit, text)) in &recorded.described {
+        let row = table[name.as_str()];
+        assert_eq!((*kind, *unit, text.as_str()), (row.kind, Some(row.unit), row.description), "{name}");
+    }
+}
+
+#[test]
+fn label_values_are_distinct_within_their_set() {
+    fn check(set: &str, values: Vec<&'static str>) {
+        let distinct: BTreeSet<_> = values.iter().collect();
+        assert_eq!(distinct.len(), values.len(), "{set}");
+        for value in &values {
+            assert!(value.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{set} {value}");
+            assert_ne!(*value, labels::OTHER, "{set}");
+        }
+    }
+    macro_rules! check_all {
+        ($($set:ident),+) => { $(check(stringify!($set), $set::ALL.iter().map(|v| v.as_str()).collect());)+ };
+    }
+    check_all!(Lane, Direction, DropReason, ReportKind, ReportOutcome, RejectCause, ProposalOutcome);
+    check_all!(SnapshotOutcome, ReadOutcome, Table);
+    let codes: Vec<_> = GroupRole::ALL.iter().map(|role| role.code()).collect();
+    assert_eq!(codes, [0, 1, 2, 3, 4]);
+}

@@ -1,0 +1,176 @@
+//! The directory of a node.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fs4::fs_std::FileExt;
+use towline_engine::identity::{IdentityError, IdentityStore};
+use towline_engine::log_store::LogError;
+
+use crate::disk::Disk;
+use crate::{IdentityFile, RaftLog};
+
+const LOCK_FILE: &str = "LOCK";
+const LOG_DIR: &str = "log";
+
+/// Settings of a [`DataDir`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct DataDirConfig {
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// Settings of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogConfig {
+    /// A log file is closed once it has this many bytes. Smaller files give space back sooner and cost more file
+    /// changes. Every file is read whole when the log is opened. Default: 64 MiB.
+    pub file_bytes: u64,
+    /// Space of forgotten entries is given back once the files take more than this many bytes; at least
+    /// [`file_bytes`](Self::file_bytes). The log takes about so much disk in the long run, and opening it reads so
+    /// much. Default: 1 GiB.
+    pub purge_bytes: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { file_bytes: 64 * 1024 * 1024, purge_bytes: 1024 * 1024 * 1024 }
+    }
+}
+
+/// The directory a node keeps its log and identity in, locked for this process.
+///
+/// ```text
+/// LOCK         held while any part is in use
+/// identity     who this directory belongs to
+/// peers        the incarnations of the nodes it has met
+/// log/         the entries and states of all groups
+/// ```
+///
+/// It stays locked until it and everything taken out of it is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    log: Arc<RaftLog>,
+    identity: Arc<IdentityFile>,
+    path: PathBuf,
+}
+
+impl DataDir {
+    /// Opens the directory at `path`, which is made if it is missing, with default settings.
+    ///
+    /// # Errors
+    /// See [`DataDirError`].
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        Self::open_with(path, DataDirConfig::default())
+    }
+
+    /// Opens the directory at `path`, which is made if it is missing.
+    ///
+    /// # Errors
+    /// See [`DataDirError`].
+    pub fn open_with(path: &Path, config: DataDirConfig) -> Result<Self, DataDirError> {
+        make_dir(path)?;
+        let lock = Arc::new(DirLock::take(path)?);
+        let identity = IdentityFile::new(path, Some(lock.clone()));
+        // Damage shows now, not when a peer calls.
+        identity.load().map_err(DataDirError::Identity)?;
+        identity.seen().map_err(DataDirError::Identity)?;
+        let log_dir = path.join(LOG_DIR);
+        make_dir(&log_dir)?;
+        let log = RaftLog::open(&log_dir, &config.log, Disk::new(), Some(lock)).map_err(DataDirError::Log)?;
+        Ok(Self { log: Arc::new(log), identity: Arc::new(identity), path: path.into() })
+    }
+
+    /// The log of all groups.
+    pub fn log(&self) -> Arc<RaftLog> {
+        self.log.clone()
+    }
+
+    /// Who this directory belongs to.
+    pub fn identity(&self) -> Arc<IdentityFile> {
+        self.identity.clone()
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A data directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataDirError {
+    /// Another process, or another node of this one, has it open. Stop that first; a lock that is left over from a
+    /// killed process does not exist.
+    #[error("data directory {} is locked by another process", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It could not be made or read.
+    #[error("data directory {}: {during} failed", path.display())]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was being done.
+        during: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The log could not be opened.
+    #[error("the log of the data directory cannot be opened")]
+    Log(#[source] LogError),
+    /// The identity could not be read.
+    #[error("the identity of the data directory cannot be read")]
+    Identity(#[source] IdentityError),
+}
+
+/// Keeps the directory locked; the system lets go of it when the process ends, however it does.
+#[derive(Debug)]
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    fn take(path: &Path) -> Result<Self, DataDirError> {
+        let failed = |source| DataDirError::Io { path: path.into(), during: "lock", source };
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join(LOCK_FILE))
+            .map_err(failed)?;
+        match FileExt::try_lock_exclusive(&file) {
+            Ok(true) => Ok(Self { _file: file }),
+            Ok(false) => Err(DataDirError::Locked { path: path.into() }),
+            Err(source) => Err(failed(source)),
+        }
+    }
+}
+
+/// Makes a directory that survives a power loss, with those above it.
+fn make_dir(path: &Path) -> Result<(), DataDirError> {
+    let failed = |source| DataDirError::Io { path: path.into(), during: "creation", source };
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_dir(parent)?;
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made.map_err(failed)?,
+    }
+    File::open(parent).and_then(|d| d.sync_all()).map_err(failed)
+}
+
+impl From<DataDir> for towline_engine::storage::Storage {
+    fn from(dir: DataDir) -> Self {
+        Self { log: dir.log(), identity: dir.identity() }
+    }
+}

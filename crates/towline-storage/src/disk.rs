@@ -1,0 +1,233 @@
+//! The file system under the log: the real one, with three rules of ours.
+//!
+//! * The first failed write or sync is the last operation that reaches the disk. It is kept as the cause, everything
+//!   after it is refused, and nothing is tried again: a retried fsync can report success for pages the kernel dropped.
+//!   raft-engine would retry a full disk and panic on a failed sync, also while it is dropped.
+//! * A `.rewrite` file is synced after each write. raft-engine syncs those once a purge, so that several records could
+//!   be in flight at a crash, and a lost one before a stored one could not be told from damage.
+//! * Tests may fail or watch each operation.
+
+use std::fmt;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+
+type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
+type RealReader = <DefaultFileSystem as FileSystem>::Reader;
+type RealWriter = <DefaultFileSystem as FileSystem>::Writer;
+
+/// What is done to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    Create,
+    Delete,
+    Rename,
+    Truncate,
+    Write,
+    Sync,
+}
+
+impl Op {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Delete => "delete",
+            Self::Rename => "rename",
+            Self::Truncate => "truncate",
+            Self::Write => "write",
+            Self::Sync => "sync",
+        }
+    }
+}
+
+/// Sees every operation before it is done, and may refuse it.
+pub(crate) trait Hook: Send + Sync {
+    fn before(&self, op: Op, path: &Path) -> io::Result<()>;
+    fn after(&self, op: Op, path: &Path);
+}
+
+/// The first operation that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) during: &'static str,
+    pub(crate) source: io::Error,
+}
+
+#[derive(Default)]
+struct Shared {
+    failed: AtomicBool,
+    failure: Mutex<Option<Failure>>,
+    hook: Option<Arc<dyn Hook>>,
+}
+
+impl Shared {
+    fn run<T>(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(io::Error::other("an earlier disk operation failed"));
+        }
+        let result = match &self.hook {
+            None => act(),
+            Some(hook) => hook.before(op, path).and_then(|()| act()).inspect(|_| hook.after(op, path)),
+        };
+        result.map_err(|source| {
+            // raft-engine looks for its own word for a full disk and then goes on in another file. It must not.
+            let shown = io::Error::from(source.kind());
+            let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(Failure { during: op.as_str(), source });
+            self.failed.store(true, Ordering::Release);
+            shown
+        })
+    }
+
+    /// For operations whose failure raft-engine would turn into a panic, or try again: whoever writes asks
+    /// [`Disk::failed`] before anything is acknowledged.
+    fn run_quietly(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.run(op, path, act).is_err() {
+            tracing::error!(op = op.as_str(), file = %path.display(), "log disk operation failed or refused");
+        }
+        Ok(())
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    real: Arc<DefaultFileSystem>,
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").field("failed", &self.failed()).finish_non_exhaustive()
+    }
+}
+
+impl Disk {
+    pub(crate) fn new() -> Self {
+        Self::with_hook(None)
+    }
+
+    pub(crate) fn with_hook(hook: Option<Arc<dyn Hook>>) -> Self {
+        Self { real: Arc::new(DefaultFileSystem), shared: Arc::new(Shared { hook, ..Shared::default() }) }
+    }
+
+    /// Whether any write, sync or change of a directory has failed.
+    pub(crate) fn failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
+    /// The first failure, once.
+    pub(crate) fn take_failure(&self) -> Option<Failure> {
+        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl FileSystem for Disk {
+    type Handle = DiskFile;
+    type Reader = RealReader;
+    type Writer = DiskWriter;
+
+    fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<DiskFile> {
+        let path = path.as_ref();
+        let real = self.shared.run(Op::Create, path, || self.real.create(path))?;
+        Ok(DiskFile { real: Arc::new(real), path: path.into(), shared: self.shared.clone() })
+    }
+
+    fn open<P: AsRef<Path>>(&self, path: P, perm: Permission) -> io::Result<DiskFile> {
+        let path = path.as_ref();
+        let real = self.real.open(path, perm)?;
+        Ok(DiskFile { real: Arc::new(real), path: path.into(), shared: self.shared.clone() })
+    }
+
+    fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {
+        let path = path.as_ref();
+        self.shared.run(Op::Delete, path, || self.real.delete(path))
+    }
+
+    fn rename<P: AsRef<Path>>(&self, from: P, to: P) -> io::Result<()> {
+        let (from, to) = (from.as_ref(), to.as_ref());
+        self.shared.run(Op::Rename, to, || self.real.rename(from, to))
+    }
+
+    fn new_reader(&self, handle: Arc<DiskFile>) -> io::Result<RealReader> {
+        self.real.new_reader(handle.real.clone())
+    }
+
+    fn new_writer(&self, handle: Arc<DiskFile>) -> io::Result<DiskWriter> {
+        let sync_each = handle.path.extension().is_some_and(|e| e == "rewrite");
+        Ok(DiskWriter { real: self.real.new_writer(handle.real.clone())?, file: handle, sync_each })
+    }
+}
+
+/// An open file.
+pub(crate) struct DiskFile {
+    real: Arc<RealHandle>,
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl Handle for DiskFile {
+    fn truncate(&self, offset: usize) -> io::Result<()> {
+        self.shared.run(Op::Truncate, &self.path, || Handle::truncate(&*self.real, offset))
+    }
+
+    fn file_size(&self) -> io::Result<usize> {
+        self.real.file_size()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.shared.run_quietly(Op::Sync, &self.path, || self.real.sync())
+    }
+}
+
+/// Writes an open file.
+pub(crate) struct DiskWriter {
+    real: RealWriter,
+    file: Arc<DiskFile>,
+    sync_each: bool,
+}
+
+impl Write for DiskWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (real, file) = (&mut self.real, &self.file);
+        let written = file.shared.run(Op::Write, &file.path, || real.write(bytes))?;
+        if self.sync_each {
+            file.sync()?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.real.flush()
+    }
+}
+
+impl Read for DiskWriter {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.real.read(out)
+    }
+}
+
+impl Seek for DiskWriter {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.real.seek(to)
+    }
+}
+
+impl WriteExt for DiskWriter {
+    fn truncate(&mut self, offset: usize) -> io::Result<()> {
+        let (real, file) = (&mut self.real, &self.file);
+        file.shared.run_quietly(Op::Truncate, &file.path, || real.truncate(offset))
+    }
+
+    // A hint: a full disk shows itself in the write that follows.
+    fn allocate(&mut self, offset: usize, size: usize) -> io::Result<()> {
+        if self.file.shared.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.real.allocate(offset, size)
+    }
+}

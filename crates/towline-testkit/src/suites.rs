@@ -1,0 +1,3 @@
+//! What every implementation of a seam must do.
+
+pub mod log_store;

@@ -1,0 +1,242 @@
+//! Raft's messages: the engine's types and the schema's, by value.
+
+use towline_engine::ids::NodeId;
+use towline_engine::message::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, SnapshotRecord};
+
+use crate::error::WireError;
+use crate::pb;
+
+impl From<MessageKind> for pb::MessageType {
+    fn from(kind: MessageKind) -> Self {
+        match kind {
+            MessageKind::Append => Self::Append,
+            MessageKind::AppendResponse => Self::AppendResponse,
+            MessageKind::RequestVote => Self::RequestVote,
+            MessageKind::RequestVoteResponse => Self::RequestVoteResponse,
+            MessageKind::RequestPreVote => Self::RequestPreVote,
+            MessageKind::RequestPreVoteResponse => Self::RequestPreVoteResponse,
+            MessageKind::Heartbeat => Self::Heartbeat,
+            MessageKind::HeartbeatResponse => Self::HeartbeatResponse,
+            MessageKind::Snapshot => Self::Snapshot,
+            MessageKind::TimeoutNow => Self::TimeoutNow,
+            MessageKind::ReadIndex => Self::ReadIndex,
+            MessageKind::ReadIndexResponse => Self::ReadIndexResp,
+        }
+    }
+}
+
+impl TryFrom<pb::MessageType> for MessageKind {
+    type Error = WireError;
+
+    fn try_from(kind: pb::MessageType) -> Result<Self, WireError> {
+        use pb::MessageType as Pb;
+        Ok(match kind {
+            Pb::Append => Self::Append,
+            Pb::AppendResponse => Self::AppendResponse,
+            Pb::RequestVote => Self::RequestVote,
+            Pb::RequestVoteResponse => Self::RequestVoteResponse,
+            Pb::RequestPreVote => Self::RequestPreVote,
+            Pb::RequestPreVoteResponse => Self::RequestPreVoteResponse,
+            Pb::Heartbeat => Self::Heartbeat,
+            Pb::HeartbeatResponse => Self::HeartbeatResponse,
+            Pb::Snapshot => Self::Snapshot,
+            Pb::TimeoutNow => Self::TimeoutNow,
+            Pb::ReadIndex => Self::ReadIndex,
+            Pb::ReadIndexResp => Self::ReadIndexResponse,
+            Pb::Hup
+            | Pb::Beat
+            | Pb::Propose
+            | Pb::Unreachable
+            | Pb::SnapStatus
+            | Pb::CheckQuorum
+            | Pb::TransferLeader => return Err(WireError::ForbiddenKind { kind: kind.as_str_name() }),
+        })
+    }
+}
+
+impl From<Entry> for pb::Entry {
+    fn from(entry: Entry) -> Self {
+        let kind = match entry.kind {
+            EntryKind::Normal => pb::EntryType::Normal,
+            EntryKind::ConfChange => pb::EntryType::ConfChange,
+            EntryKind::ConfChangeV2 => pb::EntryType::ConfChangeV2,
+        };
+        Self {
+            entry_type: kind.into(),
+            term: entry.term,
+            index: entry.index,
+            data: entry.data,
+            sync_log: false,
+            context: entry.context,
+        }
+    }
+}
+
+impl TryFrom<pb::Entry> for Entry {
+    type Error = WireError;
+
+    fn try_from(entry: pb::Entry) -> Result<Self, WireError> {
+        let kind = match pb::EntryType::try_from(entry.entry_type) {
+            Ok(pb::EntryType::Normal) => EntryKind::Normal,
+            Ok(pb::EntryType::ConfChange) => EntryKind::ConfChange,
+            Ok(pb::EntryType::ConfChangeV2) => EntryKind::ConfChangeV2,
+            Err(_) => return Err(WireError::UnknownEntryKind { number: entry.entry_type }),
+        };
+        if entry.term == 0 {
+            return Err(WireError::Zero { field: "entries.term" });
+        }
+        if entry.index == 0 {
+            return Err(WireError::Zero { field: "entries.index" });
+        }
+        // The index after an entry's must exist, or the next one could not be counted.
+        if entry.index == u64::MAX {
+            return Err(WireError::IndexOverflow { index: entry.index, entries: 1 });
+        }
+        Ok(Self { kind, term: entry.term, index: entry.index, data: entry.data, context: entry.context })
+    }
+}
+
+impl From<Message> for pb::Message {
+    fn from(message: Message) -> Self {
+        Self {
+            msg_type: pb::MessageType::from(message.kind).into(),
+            to: message.to.as_u64(),
+            from: message.from.as_u64(),
+            term: message.term,
+            log_term: message.log_term,
+            index: message.index,
+            entries: message.entries.into_iter().map(Into::into).collect(),
+            commit: message.commit,
+            snapshot: message.snapshot.map(Into::into),
+            reject: message.reject,
+            reject_hint: message.reject_hint,
+            context: message.context,
+            request_snapshot: message.request_snapshot,
+            deprecated_priority: 0,
+            commit_term: message.commit_term,
+            priority: message.priority,
+        }
+    }
+}
+
+impl TryFrom<pb::Message> for Message {
+    type Error = WireError;
+
+    fn try_from(message: pb::Message) -> Result<Self, WireError> {
+        let number = message.msg_type;
+        let kind: MessageKind =
+            pb::MessageType::try_from(number).map_err(|_| WireError::UnknownKind { number })?.try_into()?;
+        // Raft takes a message of term zero for one of its own node, so only a read barrier may carry it.
+        if message.term == 0 && kind != MessageKind::ReadIndex {
+            return Err(WireError::Zero { field: "term" });
+        }
+        // A read barrier carries its round in an entry without term and index.
+        let entries: Vec<Entry> = match kind {
+            MessageKind::ReadIndex | MessageKind::ReadIndexResponse => {
+                message.entries.into_iter().map(barrier_entry).collect::<Result<_, _>>()?
+            }
+            _ => message.entries.into_iter().map(Entry::try_from).collect::<Result<_, _>>()?,
+        };
+        // So that `index + entries + 1` is an index.
+        if message.index.checked_add(entries.len() as u64).is_none_or(|last| last == u64::MAX) {
+            return Err(WireError::IndexOverflow { index: message.index, entries: entries.len() });
+        }
+        Ok(Self {
+            kind,
+            to: node(message.to, "to")?,
+            from: node(message.from, "from")?,
+            term: message.term,
+            log_term: message.log_term,
+            index: message.index,
+            entries,
+            commit: message.commit,
+            commit_term: message.commit_term,
+            snapshot: message.snapshot.map(SnapshotRecord::try_from).transpose()?,
+            request_snapshot: message.request_snapshot,
+            reject: message.reject,
+            reject_hint: message.reject_hint,
+            context: message.context,
+            priority: match message.priority {
+                0 => i64::try_from(message.deprecated_priority).unwrap_or(i64::MAX),
+                priority => priority,
+            },
+        })
+    }
+}
+
+fn barrier_entry(entry: pb::Entry) -> Result<Entry, WireError> {
+    if entry.entry_type != i32::from(pb::EntryType::Normal) {
+        return Err(WireError::UnknownEntryKind { number: entry.entry_type });
+    }
+    let kind = EntryKind::Normal;
+    Ok(Entry { kind, term: entry.term, index: entry.index, data: entry.data, context: entry.context })
+}
+
+impl From<SnapshotRecord> for pb::Snapshot {
+    fn from(record: SnapshotRecord) -> Self {
+        let conf_state = Some(record.conf_state.into());
+        let metadata = pb::SnapshotMetadata { conf_state, index: record.index, term: record.term };
+        Self { data: bytes::Bytes::new(), metadata: Some(metadata) }
+    }
+}
+
+impl TryFrom<pb::Snapshot> for SnapshotRecord {
+    type Error = WireError;
+
+    fn try_from(snapshot: pb::Snapshot) -> Result<Self, WireError> {
+        if !snapshot.data.is_empty() {
+            return Err(WireError::InlineSnapshot { bytes: snapshot.data.len() });
+        }
+        let metadata = snapshot.metadata.ok_or(WireError::Missing { field: "snapshot.metadata" })?;
+        Ok(Self {
+            index: metadata.index,
+            term: metadata.term,
+            conf_state: metadata.conf_state.unwrap_or_default().try_into()?,
+        })
+    }
+}
+
+impl From<ConfState> for pb::ConfState {
+    fn from(state: ConfState) -> Self {
+        let raw = |ids: Vec<NodeId>| ids.into_iter().map(NodeId::as_u64).collect();
+        Self {
+            voters: raw(state.voters),
+            learners: raw(state.learners),
+            voters_outgoing: raw(state.voters_outgoing),
+            learners_next: raw(state.learners_next),
+            auto_leave: state.auto_leave,
+        }
+    }
+}
+
+impl TryFrom<pb::ConfState> for ConfState {
+    type Error = WireError;
+
+    fn try_from(state: pb::ConfState) -> Result<Self, WireError> {
+        let nodes =
+            |ids: Vec<u64>, field| ids.into_iter().map(|id| node(id, field)).collect::<Result<Vec<_>, _>>();
+        Ok(Self {
+            voters: nodes(state.voters, "conf_state.voters")?,
+            learners: nodes(state.learners, "conf_state.learners")?,
+            voters_outgoing: nodes(state.voters_outgoing, "conf_state.voters_outgoing")?,
+            learners_next: nodes(state.learners_next, "conf_state.learners_next")?,
+            auto_leave: state.auto_leave,
+        })
+    }
+}
+
+impl From<HardState> for pb::HardState {
+    fn from(state: HardState) -> Self {
+        Self { term: state.term, vote: state.vote.map_or(0, NodeId::as_u64), commit: state.commit }
+    }
+}
+
+impl From<pb::HardState> for HardState {
+    fn from(state: pb::HardState) -> Self {
+        Self { term: state.term, vote: NodeId::new(state.vote), commit: state.commit }
+    }
+}
+
+pub(crate) fn node(raw: u64, field: &'static str) -> Result<NodeId, WireError> {
+    NodeId::new(raw).ok_or(WireError::Zero { field })
+}

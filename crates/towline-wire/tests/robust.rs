@@ -1,0 +1,258 @@
+//! Whatever the bytes are: no panic, a typed error, and no more memory than the limits allow.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout
+)]
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use prost::Message as _;
+use towline_engine::ids::{GroupId, NodeId, PeerAddr};
+use towline_engine::message::{Batch, Entry, Envelope, Message, MessageKind};
+use towline_engine::transport::{ConnectError, Nack, NackCause, PROTOCOL_VERSION, Refusal};
+use towline_wire::limits::*;
+use towline_wire::{
+    Received, WireError, batch_of, check_answer, check_first_frame, decode_frame, encoded_len, frames,
+    merge_nacks, nacks_of, pb, refused_frame,
+};
+
+fn node(id: u64) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+fn message(kind: MessageKind) -> Message {
+    Message { term: 1, ..Message::new(kind, node(1), node(2)) }
+}
+
+fn envelope(message: Message) -> Envelope {
+    Envelope { group: GroupId::new(1), message }
+}
+
+fn every_decoder(bytes: Bytes) {
+    let Ok(frame) = decode_frame(bytes) else { return };
+    let address = PeerAddr::new("grpc://127.0.0.1:1").unwrap();
+    let _ = check_first_frame(frame.clone());
+    let _ = check_answer(&address, node(1), frame.clone());
+    let _ = nacks_of(frame.clone());
+    if let Ok(received) = batch_of(frame) {
+        let _ = merge_nacks(Vec::new(), &received.rejected);
+    }
+}
+
+fn sample() -> Vec<u8> {
+    let mut append = message(MessageKind::Append);
+    append.entries = (1..4)
+        .map(|index| Entry { term: 1, index, data: Bytes::from_static(b"abc"), ..Entry::default() })
+        .collect();
+    let mut snapshot = message(MessageKind::Snapshot);
+    snapshot.snapshot = Some(Default::default());
+    let batch = Batch { envelopes: vec![envelope(append), envelope(snapshot)] };
+    frames(batch).unwrap().next().unwrap().encode_to_vec()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(50_000))]
+
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        every_decoder(bytes.into());
+    }
+
+    #[test]
+    fn mutated_frames_never_panic(at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), cut: prop::sample::Index) {
+        let mut bytes = sample();
+        for (index, value) in at {
+            let index = index.index(bytes.len());
+            bytes[index] = value;
+        }
+        every_decoder(bytes.clone().into());
+        bytes.truncate(cut.index(bytes.len()));
+        every_decoder(bytes.into());
+    }
+}
+
+/// `count` empty fields `number` inside the given outer fields.
+fn nested(outer: &[u8], number: u8, count: usize) -> Bytes {
+    let mut bytes = [number << 3 | 2, 0].repeat(count);
+    for field in outer.iter().rev() {
+        let mut wrapped = vec![field << 3 | 2];
+        prost::encoding::encode_varint(bytes.len() as u64, &mut wrapped);
+        wrapped.append(&mut bytes);
+        bytes = wrapped;
+    }
+    bytes.into()
+}
+
+#[test]
+fn what_a_frame_would_allocate_is_bounded_before_it_is_decoded() {
+    let too_many = |what| WireError::TooMany {
+        what,
+        count_max: match what {
+            "entries" => ENTRIES_MAX,
+            _ => 4_096,
+        },
+    };
+    for (outer, number, max, what) in [
+        (&[4][..], 1, ENVELOPES_MAX, "envelopes"),
+        (&[4, 1, 2], 7, ENTRIES_MAX, "entries"),
+        (&[5], 1, NACKS_MAX, "nacks"),
+    ] {
+        assert!(decode_frame(nested(outer, number, max)).is_ok(), "{what}");
+        assert_eq!(decode_frame(nested(outer, number, max + 1)).unwrap_err(), too_many(what));
+    }
+    let conf_state = pb::ConfState { voters: vec![1; MEMBERS_MAX + 1], ..Default::default() };
+    let metadata = Some(pb::SnapshotMetadata { conf_state: Some(conf_state), ..Default::default() });
+    let snapshot = Some(pb::Snapshot { metadata, ..Default::default() });
+    let message = Some(pb::Message { snapshot, ..Default::default() });
+    let batch = pb::Batch { envelopes: vec![pb::Envelope { group: 1, message }] };
+    let frame = pb::Frame { kind: Some(pb::frame::Kind::Batch(batch)) };
+    assert_eq!(decode_frame(frame.encode_to_vec().into()).unwrap_err(), too_many("members"));
+}
+
+#[test]
+fn a_frame_above_the_limit_is_refused_unread() {
+    let bytes = FRAME_BYTES_MAX + 1;
+    let error = decode_frame(vec![0; bytes].into()).unwrap_err();
+    assert_eq!(error, WireError::FrameTooLarge { bytes, bytes_max: FRAME_BYTES_MAX });
+}
+
+#[test]
+fn a_large_batch_becomes_frames_that_fit_and_keep_the_order() {
+    let envelopes: Vec<_> = (0..10_000_u64)
+        .map(|i| {
+            let mut append = message(MessageKind::Append);
+            (append.index, append.context) = (i, vec![7; 1_000].into());
+            envelope(append)
+        })
+        .collect();
+    let frames: Vec<_> = frames(Batch { envelopes: envelopes.clone() }).unwrap().collect();
+    assert!(frames.iter().all(|frame| encoded_len(frame) <= FRAME_BYTES_TARGET + 8));
+    assert!(frames.len() >= 10);
+    let back: Vec<_> = frames.into_iter().flat_map(|f| batch_of(f).unwrap().batch.envelopes).collect();
+    assert_eq!(back, envelopes);
+}
+
+#[test]
+fn many_small_messages_are_split_by_count() {
+    let envelopes = vec![envelope(message(MessageKind::Heartbeat)); ENVELOPES_MAX + 1];
+    let frames: Vec<_> = frames(Batch { envelopes }).unwrap().collect();
+    assert_eq!(frames.len(), 2);
+}
+
+#[test]
+fn the_largest_message_fits_and_a_larger_one_is_refused() {
+    let with = |bytes: usize| {
+        let mut append = message(MessageKind::Append);
+        append.context = vec![0; bytes].into();
+        frames(Batch { envelopes: vec![envelope(append)] }).map(|f| f.collect::<Vec<_>>())
+    };
+    let largest = with(MESSAGE_BYTES_MAX - 100).unwrap();
+    assert_eq!(largest.len(), 1);
+    assert!(decode_frame(largest[0].encode_to_vec().into()).is_ok());
+    assert!(matches!(with(MESSAGE_BYTES_MAX), Err(WireError::MessageTooLarge { .. })));
+}
+
+#[test]
+fn a_payload_is_not_copied_on_the_way_in() {
+    let bytes: Bytes = sample().into();
+    let range = bytes.as_ptr_range();
+    let received = batch_of(decode_frame(bytes.clone()).unwrap()).unwrap();
+    let data = &received.batch.envelopes[0].message.entries[0].data;
+    assert!(range.contains(&data.as_ptr()));
+}
+
+#[test]
+fn a_bad_message_concerns_its_group_alone() {
+    let good = pb::Message::from(message(MessageKind::Append));
+    let entry = pb::Entry { term: 1, index: u64::MAX, ..Default::default() };
+    let bad = [
+        (
+            pb::Message { msg_type: 2, ..good.clone() },
+            WireError::ForbiddenKind { kind: "MESSAGE_TYPE_PROPOSE" },
+        ),
+        (pb::Message { msg_type: 99, ..good.clone() }, WireError::UnknownKind { number: 99 }),
+        (pb::Message { from: 0, ..good.clone() }, WireError::Zero { field: "from" }),
+        (pb::Message { to: 0, ..good.clone() }, WireError::Zero { field: "to" }),
+        (pb::Message { term: 0, ..good.clone() }, WireError::Zero { field: "term" }),
+        (
+            pb::Message { entries: vec![entry], ..good.clone() },
+            WireError::IndexOverflow { index: u64::MAX, entries: 1 },
+        ),
+        (
+            pb::Message { index: u64::MAX, ..good.clone() },
+            WireError::IndexOverflow { index: u64::MAX, entries: 0 },
+        ),
+        (
+            pb::Message {
+                snapshot: Some(pb::Snapshot { data: vec![1].into(), metadata: None }),
+                ..good.clone()
+            },
+            WireError::InlineSnapshot { bytes: 1 },
+        ),
+    ];
+    for (message, error) in bad {
+        let envelopes = vec![
+            pb::Envelope { group: 1, message: Some(message) },
+            pb::Envelope { group: 2, message: Some(good.clone()) },
+        ];
+        let received = Received::try_from(pb::Batch { envelopes }).unwrap();
+        assert_eq!(received.rejected[0].error, error);
+        assert_eq!(received.rejected[0].group, GroupId::new(1));
+        assert_eq!(received.batch.envelopes[0].group, GroupId::new(2));
+        let nacks = merge_nacks(Vec::new(), &received.rejected);
+        assert_eq!(nacks, [Nack { group: GroupId::new(1), cause: NackCause::Rejected }]);
+    }
+}
+
+#[test]
+fn a_read_barrier_may_have_term_zero_and_an_entry_without_index() {
+    let entries = vec![pb::Entry { data: vec![1].into(), ..Default::default() }];
+    let read = pb::Message { msg_type: 15, from: 1, to: 2, entries, ..Default::default() };
+    assert_eq!(Message::try_from(read).unwrap().entries[0].data, [1][..]);
+}
+
+#[test]
+fn every_refusal_arrives_as_itself() {
+    let text = || "why".to_owned();
+    let address = PeerAddr::new("grpc://127.0.0.1:1").unwrap();
+    for refusal in [
+        Refusal::WrongCluster { ours: text() },
+        Refusal::WrongNode { ours: 3 },
+        Refusal::UnknownPeer { peer: 4 },
+        Refusal::WrongIncarnation { peer: 5 },
+        Refusal::Version { ours: 1, theirs: 2 },
+        Refusal::Unauthenticated { detail: text() },
+        Refusal::Malformed { detail: text() },
+        Refusal::TooManyConnections,
+        Refusal::HandshakeTimeout,
+        Refusal::ShuttingDown,
+    ] {
+        match check_answer(&address, node(1), refused_frame(&refusal)) {
+            Err(ConnectError::Refused(arrived)) => assert_eq!(arrived, refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_unknown_refusal_shows_its_text_and_a_long_one_is_cut() {
+    let refused = pb::Refused { code: 77, detail: "ä".repeat(10_000), ..Default::default() };
+    match Refusal::try_from(refused) {
+        Err(WireError::UnknownRefusal { code: 77, detail }) => assert_eq!(detail.len(), DETAIL_BYTES_MAX),
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        encoded_len(&refused_frame(&Refusal::Malformed { detail: "ä".repeat(10_000) })) < HELLO_BYTES_MAX
+    );
+}
+
+#[test]
+fn a_future_version_is_told_whatever_else_the_hello_holds() {
+    let hello = pb::Hello { protocol: PROTOCOL_VERSION + 1, lane: 9, ..Default::default() };
+    let frame = pb::Frame { kind: Some(pb::frame::Kind::Hello(hello)) };
+    let refusal = Refusal::Version { ours: PROTOCOL_VERSION, theirs: PROTOCOL_VERSION + 1 };
+    assert_eq!(check_first_frame(frame), Err(refusal));
+}

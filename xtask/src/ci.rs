@@ -1,0 +1,281 @@
+//! `cargo xtask ci`: named steps in the order of what fails fastest, timed, the first failure named.
+//!
+//! Two families of artifacts are built: check metadata (clippy, then docs from the same) and one debug build of
+//! everything (tests, examples, doctests). No step changes RUSTFLAGS, which would build the dependency tree anew.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Result, codegen, msrv, tidy};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run only this step (may be given several times)
+    #[arg(long, value_name = "STEP")]
+    only: Vec<String>,
+    /// Name the steps and stop
+    #[arg(long)]
+    list: bool,
+    /// Run the later steps although one failed
+    #[arg(long)]
+    keep_going: bool,
+}
+
+struct Step {
+    name: &'static str,
+    what: &'static str,
+    run: fn(&Path) -> Result<Outcome>,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Passed,
+    Skipped(String),
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "fmt", what: "the tree is formatted", run: fmt },
+    Step { name: "tidy", what: "layering, confinement, manifests, test rules", run: tidy_step },
+    Step { name: "codegen", what: "generated code is what the schema makes", run: codegen_step },
+    Step { name: "sans-io", what: "no tokio under towline-engine without its driver", run: sans_io },
+    Step { name: "msrv", what: "no dependency needs a newer Rust than its crate states", run: msrv_step },
+    Step { name: "deny", what: "advisories, licenses, sources", run: deny },
+    Step {
+        name: "clippy",
+        what: "warnings denied: workspace, then each crate and feature set alone",
+        run: clippy,
+    },
+    Step { name: "doc", what: "documentation builds, warnings denied", run: doc },
+    Step { name: "package", what: "each library crate packs", run: package },
+    Step { name: "build", what: "everything builds, examples and benches too", run: build },
+    Step { name: "hello", what: "examples/hello runs", run: hello },
+    Step { name: "test", what: "all tests and doctests", run: test },
+];
+
+/// The crates that are published, lowest first.
+pub(crate) const LIBRARIES: &[&str] = &[
+    "towline-metrics",
+    "towline-engine",
+    "towline-wire",
+    "towline-storage",
+    "towline-grpc",
+    "towline-testkit",
+    "towline",
+];
+
+/// Workspace members that are not published.
+const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv"];
+
+/// Feature sets that a consumer can pick and that no other invocation covers: crate, arguments.
+const FEATURE_SETS: &[(&str, &[&str])] = &[
+    ("towline-engine", &["--lib", "--no-default-features"]),
+    ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
+    ("towline", &["--lib", "--no-default-features"]),
+];
+
+pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    if options.list {
+        for step in STEPS {
+            println!("{:8} {}", step.name, step.what);
+        }
+        return Ok(());
+    }
+    if let Some(unknown) = options.only.iter().find(|name| !STEPS.iter().any(|step| step.name == **name)) {
+        return Err(format!("no step is called {unknown}; `cargo xtask ci --list` names them").into());
+    }
+    let chosen: Vec<&Step> = STEPS
+        .iter()
+        .filter(|step| options.only.is_empty() || options.only.iter().any(|name| name == step.name))
+        .collect();
+
+    let mut rows = Vec::new();
+    let mut first_failure: Option<(&str, String)> = None;
+    for step in chosen {
+        if first_failure.is_some() && !options.keep_going {
+            rows.push((step.name, "not run".to_owned(), Duration::ZERO, step.what.to_owned()));
+            continue;
+        }
+        println!("\n=== {}: {}", step.name, step.what);
+        let started = Instant::now();
+        let outcome = (step.run)(root);
+        let took = started.elapsed();
+        match outcome {
+            Ok(Outcome::Passed) => rows.push((step.name, "ok".to_owned(), took, step.what.to_owned())),
+            Ok(Outcome::Skipped(why)) => {
+                println!("skipped: {why}");
+                rows.push((step.name, "skipped".to_owned(), took, why));
+            }
+            Err(error) => {
+                println!("FAILED {}: {error}", step.name);
+                rows.push((step.name, "FAILED".to_owned(), took, error.to_string()));
+                first_failure.get_or_insert((step.name, error.to_string()));
+            }
+        }
+    }
+
+    println!("\n{:8} {:>8} {:>9}  ", "step", "result", "seconds");
+    for (name, result, took, note) in &rows {
+        let note = note.lines().next().unwrap_or_default();
+        println!("{name:8} {result:>8} {:>9.1}  {note}", took.as_secs_f64());
+    }
+    let total: Duration = rows.iter().map(|row| row.2).sum();
+    println!("{:8} {:>8} {:>9.1}", "total", "", total.as_secs_f64());
+    match first_failure {
+        None => Ok(()),
+        Some((name, error)) => Err(format!("ci failed first at `{name}`: {error}").into()),
+    }
+}
+
+fn fmt(root: &Path) -> Result<Outcome> {
+    cargo(root, &["fmt", "--all", "--check"], &[])?;
+    Ok(Outcome::Passed)
+}
+
+fn tidy_step(root: &Path) -> Result<Outcome> {
+    tidy::run(root)?;
+    Ok(Outcome::Passed)
+}
+
+fn codegen_step(root: &Path) -> Result<Outcome> {
+    codegen::check_or_write(root, true)?;
+    Ok(Outcome::Passed)
+}
+
+fn msrv_step(root: &Path) -> Result<Outcome> {
+    msrv::run(root)?;
+    Ok(Outcome::Passed)
+}
+
+/// `core/` must build for a simulator that owns time and network: the dependency tree says whether it can.
+fn sans_io(root: &Path) -> Result<Outcome> {
+    let arguments = [
+        "tree",
+        "-p",
+        "towline-engine",
+        "--no-default-features",
+        "-e",
+        "normal",
+        "--prefix",
+        "none",
+        "--locked",
+    ];
+    let tree = captured(root, &arguments)?;
+    if !tree.lines().any(|line| line.starts_with("towline-engine ")) {
+        return Err("cargo tree does not show towline-engine: this check sees nothing".into());
+    }
+    match tree.lines().find(|line| line.starts_with("tokio ") || line.starts_with("mio ")) {
+        None => Ok(Outcome::Passed),
+        Some(line) => Err(format!("towline-engine without its driver depends on {line}").into()),
+    }
+}
+
+fn deny(root: &Path) -> Result<Outcome> {
+    if captured(root, &["deny", "--version"]).is_err() {
+        return Ok(Outcome::Skipped("cargo-deny is not installed; deny.toml was not checked".to_owned()));
+    }
+    cargo(root, &["deny", "--all-features", "check"], &[])?;
+    Ok(Outcome::Passed)
+}
+
+/// The workspace first: one pass finds most. Then each library alone, because features unify across a workspace and
+/// hide a missing one; `--lib` for the same reason against its own dev-dependencies.
+fn clippy(root: &Path) -> Result<Outcome> {
+    let denied = ["--", "-D", "warnings"];
+    cargo(root, &[&["clippy", "--locked", "--workspace", "--all-targets"], &denied[..]].concat(), &[])?;
+    for library in LIBRARIES {
+        for targets in ["--all-targets", "--lib"] {
+            cargo(root, &[&["clippy", "--locked", "-p", library, targets], &denied[..]].concat(), &[])?;
+        }
+    }
+    for (library, features) in FEATURE_SETS {
+        cargo(root, &[&["clippy", "--locked", "-p", library], *features, &denied[..]].concat(), &[])?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn doc(root: &Path) -> Result<Outcome> {
+    let mut arguments = vec!["doc", "--locked", "--no-deps"];
+    for library in LIBRARIES {
+        arguments.extend(["-p", library]);
+    }
+    // As docs.rs does it; the flags of rustdoc do not touch what the compiler built.
+    arguments.push("--all-features");
+    cargo(root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")])?;
+    Ok(Outcome::Passed)
+}
+
+/// All library crates in one call: cargo resolves their versions among themselves before any is published.
+fn package(root: &Path) -> Result<Outcome> {
+    let mut arguments = vec!["package", "--locked", "--workspace", "--no-verify", "--allow-dirty"];
+    for member in UNPUBLISHED {
+        arguments.extend(["--exclude", member]);
+    }
+    cargo(root, &arguments, &[])?;
+    Ok(Outcome::Passed)
+}
+
+/// `--all-targets` picks the same features as the tests do, so the test step builds nothing again.
+fn build(root: &Path) -> Result<Outcome> {
+    cargo(root, &["build", "--locked", "--workspace", "--all-targets"], &[])?;
+    Ok(Outcome::Passed)
+}
+
+/// The binary of the build step; `cargo run -p` would resolve other features and build the tree again.
+fn hello(root: &Path) -> Result<Outcome> {
+    let binary = target_directory(root)?.join("debug").join("towline-hello");
+    println!("$ {}", binary.display());
+    let status = Command::new(&binary)
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| format!("{}: {error} (the build step makes it)", binary.display()))?;
+    if !status.success() {
+        return Err(format!("towline-hello ended with {status}").into());
+    }
+    Ok(Outcome::Passed)
+}
+
+fn test(root: &Path) -> Result<Outcome> {
+    cargo(root, &["test", "--locked", "--workspace", "--no-fail-fast"], &[])?;
+    Ok(Outcome::Passed)
+}
+
+/// Where cargo puts what it builds, whatever the environment and the configuration say.
+pub(crate) fn target_directory(root: &Path) -> Result<std::path::PathBuf> {
+    let metadata = captured(root, &["metadata", "--no-deps", "--format-version", "1"])?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let directory = metadata.get("target_directory").and_then(|value| value.as_str());
+    Ok(directory.ok_or("cargo metadata names no target directory")?.into())
+}
+
+/// Runs cargo with its output on ours.
+pub(crate) fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    println!("$ cargo {}", arguments.join(" "));
+    let status = command(root, arguments).envs(environment.iter().copied()).stdin(Stdio::null()).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("`cargo {}` ended with {status}", arguments.join(" ")).into())
+    }
+}
+
+/// Runs cargo and gives what it printed.
+pub(crate) fn captured(root: &Path, arguments: &[&str]) -> Result<String> {
+    let output = command(root, arguments).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("`cargo {}` ended with {}: {said}", arguments.join(" "), output.status).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn command(root: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Set by the cargo that runs us; inherited, they would make the inner cargo rebuild crates that read them.
+    for variable in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
+        command.env_remove(variable);
+    }
+    command.current_dir(root).args(arguments);
+    command
+}

@@ -1,0 +1,345 @@
+//! Three `towline-kv` processes on loopback: started, killed, restarted, asked how they are.
+//!
+//! A process ends when its guard is dropped, so that no exit path of a command leaves one behind.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+use crate::{Result, ci};
+
+/// A status or digest is small; more is not one of ours.
+const HTTP_BYTES_MAX: u64 = 1 << 20;
+const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The binary that was named, or the example built in release mode.
+pub(crate) fn kv_binary(root: &Path, named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(binary) = named {
+        return Ok(fs::canonicalize(binary).map_err(|error| format!("{}: {error}", binary.display()))?);
+    }
+    ci::cargo(root, &["build", "--locked", "--release", "-p", "towline-kv"], &[])?;
+    Ok(ci::target_directory(root)?.join("release").join("towline-kv"))
+}
+
+/// A running process; dropping it kills the process and waits for its end.
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts it in a process group of its own, so that Ctrl-C reaches us first, with its output in `log`.
+    pub(crate) fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let out: File = OpenOptions::new().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let child = command
+            .spawn()
+            .map_err(|error| format!("{}: {error}", command.get_program().to_string_lossy()))?;
+        Ok(Self { child })
+    }
+
+    /// Resident memory in bytes, where the system tells it.
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    }
+
+    fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SIGKILL on Unix. An error means that it has ended already; there is no one to tell.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Addresses nobody listens on: all are held at once before any is given back.
+pub(crate) fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
+    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(held.iter().map(TcpListener::local_addr).collect::<std::io::Result<Vec<_>>>()?)
+}
+
+struct Node {
+    id: u64,
+    raft: SocketAddr,
+    redis: SocketAddr,
+    http: SocketAddr,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+/// What a node says of itself at `/status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Status {
+    pub(crate) leader: bool,
+    pub(crate) applied: u64,
+}
+
+/// Nodes are named by their position, 0 to 2; their ids are one more.
+pub(crate) struct Cluster {
+    binary: PathBuf,
+    data: PathBuf,
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    pub(crate) fn start(binary: PathBuf, data: &Path, count: usize) -> Result<Self> {
+        let mut addresses = free_addresses(count * 3)?.into_iter();
+        let mut next = || addresses.next().ok_or("too few addresses");
+        let mut nodes = Vec::new();
+        for id in (1_u64..).take(count) {
+            let (raft, redis, http) = (next()?, next()?, next()?);
+            nodes.push(Node {
+                id,
+                raft,
+                redis,
+                http,
+                log: data.join(format!("node-{id}.log")),
+                process: None,
+            });
+        }
+        let mut cluster = Self { binary, data: data.to_path_buf(), nodes };
+        for position in 0..count {
+            cluster.restart(position)?;
+        }
+        Ok(cluster)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub(crate) fn redis_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.redis).collect()
+    }
+
+    /// kill -9; it returns once the process is gone.
+    pub(crate) fn kill(&mut self, position: usize) -> Result<()> {
+        let node = self.nodes.get_mut(position).ok_or("no such node")?;
+        node.process.take().map(drop).ok_or_else(|| format!("node {} does not run", node.id).into())
+    }
+
+    /// The command a node was first started with; its directory decides that it is a restart.
+    pub(crate) fn restart(&mut self, position: usize) -> Result<()> {
+        let mut command = Command::new(&self.binary);
+        let node = self.nodes.get(position).ok_or("no such node")?;
+        command
+            .args(["serve", "--cluster", "demo", "--bootstrap"])
+            .args(["--id", &node.id.to_string()])
+            .arg("--data")
+            .arg(self.data.join(format!("node-{}", node.id)))
+            .args(["--raft", &format!("grpc://{}", node.raft)])
+            .args(["--redis", &node.redis.to_string(), "--http", &node.http.to_string()]);
+        for peer in &self.nodes {
+            command.args(["--peer", &format!("{}=grpc://{},{}", peer.id, peer.raft, peer.redis)]);
+        }
+        let process = Process::start(command, &node.log)?;
+        if let Some(node) = self.nodes.get_mut(position) {
+            node.process = Some(process);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn resident_bytes(&self) -> Vec<Option<u64>> {
+        self.nodes.iter().map(|node| node.process.as_ref().and_then(Process::resident_bytes)).collect()
+    }
+
+    /// An error with the last lines of its log if a node that should run has ended.
+    fn check_alive(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            if let Some(status) = node.process.as_mut().and_then(Process::ended) {
+                let log = fs::read_to_string(&node.log).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let tail = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("\n  ");
+                return Err(format!("node {} ended by itself with {status}:\n  {tail}", node.id).into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn status(&self, position: usize) -> Result<Status> {
+        let node = self.nodes.get(position).ok_or("no such node")?;
+        status_of(&http_json(node.http, "/status").await?)
+    }
+
+    /// The position of the node that says it leads.
+    pub(crate) async fn wait_leader(&mut self, deadline: Duration) -> Result<usize> {
+        let started = Instant::now();
+        loop {
+            self.check_alive()?;
+            for position in 0..self.len() {
+                let running = self.nodes.get(position).is_some_and(|node| node.process.is_some());
+                if running && self.status(position).await.is_ok_and(|status| status.leader) {
+                    return Ok(position);
+                }
+            }
+            if started.elapsed() > deadline {
+                return Err(format!("no node leads after {} s", deadline.as_secs()).into());
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Waits until every node has applied the same entries, and then compares what they made of them.
+    pub(crate) async fn wait_equal(&mut self, deadline: Duration) -> Result<Agreement> {
+        let started = Instant::now();
+        loop {
+            self.check_alive()?;
+            let seen = match self.digests().await {
+                Ok(digests) => match agreement(&digests) {
+                    Some(agreement) => return Ok(agreement),
+                    None => format!("{digests:?}"),
+                },
+                Err(error) => error.to_string(),
+            };
+            if started.elapsed() > deadline {
+                return Err(format!(
+                    "nodes differ in what they applied after {} s: {seen}",
+                    deadline.as_secs()
+                )
+                .into());
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Applied index and digest of each node. The digest is read over all data, so the cheap status goes first.
+    async fn digests(&self) -> Result<Vec<(u64, String)>> {
+        let mut applied = Vec::new();
+        for position in 0..self.len() {
+            applied.push(self.status(position).await?.applied);
+        }
+        if applied.windows(2).any(|pair| matches!(pair, [a, b] if a != b)) {
+            return Err(format!("applied indexes {applied:?}").into());
+        }
+        let mut digests = Vec::new();
+        for node in &self.nodes {
+            let value = http_json(node.http, "/digest").await?;
+            let applied =
+                value.get("applied").and_then(Value::as_u64).ok_or("/digest names no applied index")?;
+            let digest = value.get("digest").and_then(Value::as_str).ok_or("/digest has no digest")?;
+            digests.push((applied, digest.to_owned()));
+        }
+        Ok(digests)
+    }
+}
+
+/// All nodes at one applied index: what they hold is equal, or it is not.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Agreement {
+    Equal { applied: u64, digest: String },
+    Differ(String),
+}
+
+/// None while the nodes have not applied the same entries, which says nothing about their data.
+fn agreement(digests: &[(u64, String)]) -> Option<Agreement> {
+    let ((applied, digest), rest) = digests.split_first()?;
+    if rest.iter().any(|(other, _)| other != applied) {
+        return None;
+    }
+    Some(if rest.iter().all(|(_, other)| other == digest) {
+        Agreement::Equal { applied: *applied, digest: digest.clone() }
+    } else {
+        Agreement::Differ(format!("at applied index {applied}: {digests:?}"))
+    })
+}
+
+fn status_of(value: &Value) -> Result<Status> {
+    let role = find(value, "role").and_then(Value::as_str).ok_or("/status names no role")?;
+    let applied = find(value, "applied").ok_or("/status names no applied index")?;
+    // {"index": .., "term": ..} or the index alone.
+    let applied = applied.as_u64().or_else(|| applied.get("index")?.as_u64()).ok_or("applied is no index")?;
+    Ok(Status { leader: role.eq_ignore_ascii_case("leader"), applied })
+}
+
+/// A key of the object, or of the objects in it: the one group may stand in a list of groups.
+fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
+    match value {
+        Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|inner| find(inner, key))),
+        Value::Array(list) => list.iter().find_map(|inner| find(inner, key)),
+        _ => None,
+    }
+}
+
+async fn http_json(address: SocketAddr, path: &str) -> Result<Value> {
+    let body = timeout(HTTP_TIMEOUT, http_body(address, path))
+        .await
+        .map_err(|_| format!("http://{address}{path}: no answer in {} s", HTTP_TIMEOUT.as_secs()))?
+        .map_err(|error| format!("http://{address}{path}: {error}"))?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+/// HTTP/1.0, so that the body ends with the connection and is never chunked.
+async fn http_body(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(HTTP_BYTES_MAX).read_to_end(&mut answer).await?;
+    let head_end = answer.windows(4).position(|window| window == b"\r\n\r\n").ok_or("no HTTP answer")?;
+    let body = answer.split_off(head_end + 4);
+    let head = String::from_utf8_lossy(&answer);
+    let line = head.lines().next().unwrap_or_default();
+    match line.split_whitespace().nth(1) {
+        Some("200") => Ok(body),
+        _ => Err(line.to_owned().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn digests(of: &[(u64, &str)]) -> Vec<(u64, String)> {
+        of.iter().map(|(applied, digest)| (*applied, (*digest).to_owned())).collect()
+    }
+
+    #[test]
+    fn nodes_that_applied_the_same_and_hold_other_data_differ() {
+        assert!(matches!(agreement(&digests(&[(7, "a"), (7, "b"), (7, "a")])), Some(Agreement::Differ(_))));
+        let equal = Some(Agreement::Equal { applied: 7, digest: "a".to_owned() });
+        assert_eq!(agreement(&digests(&[(7, "a"), (7, "a")])), equal);
+    }
+
+    #[test]
+    fn nodes_at_other_indexes_are_not_compared() {
+        assert_eq!(agreement(&digests(&[(7, "a"), (8, "b")])), None);
+    }
+
+    #[test]
+    fn a_status_is_read_flat_or_in_a_list_of_groups() {
+        let leader = Status { leader: true, applied: 9 };
+        assert_eq!(status_of(&json!({"id": 1, "role": "leader", "applied": 9})).unwrap(), leader);
+        let nested = json!({"node": 1, "groups": [{"role": "Leader", "applied": {"index": 9, "term": 2}}]});
+        assert_eq!(status_of(&nested).unwrap(), leader);
+        assert!(status_of(&json!({"role": "leader"})).is_err());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_dropped_process_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new("tail");
+        command.args(["-f", "/dev/null"]);
+        let process = Process::start(command, &directory.path().join("log")).unwrap();
+        let proc = PathBuf::from(format!("/proc/{}", process.child.id()));
+        assert!(proc.exists());
+        drop(process);
+        assert!(!proc.exists());
+    }
+}

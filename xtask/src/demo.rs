@@ -1,0 +1,205 @@
+//! `cargo xtask demo`: a three-node cluster under load, its leader killed, and the proof that nothing was lost.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::sleep;
+
+use crate::cluster::{self, Agreement, Cluster};
+use crate::load::{self, Finished, Load};
+use crate::{Result, interruptible, svg};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// How long the load runs
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(6..))]
+    seconds: u64,
+    /// Keep the data directories when all went well
+    #[arg(long)]
+    keep: bool,
+    /// Decides the order of writes and which follower is killed; printed when not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Connections that write, each its own keys
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    writers: u16,
+    /// Run this towline-kv rather than build one
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Draw the lines of this run as an SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+const NODES: usize = 3;
+const LEADER_DEADLINE: Duration = Duration::from_secs(20);
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// Between two looks at the load; the progress bar moves at this rate.
+const TICK: Duration = Duration::from_millis(100);
+/// Between two lines where there is no terminal for a bar.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
+
+pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    let binary = cluster::kv_binary(root, options.binary.as_deref())?;
+    let data = tempfile::Builder::new().prefix("towline-demo-").tempdir()?;
+    let mut screen = Screen::new(options.seconds);
+    let done = interruptible(demo(binary, data.path(), options, &mut screen));
+    screen.bar.finish_and_clear();
+
+    if let Some(file) = options.svg.as_ref().filter(|_| done.is_ok()) {
+        fs::write(file, svg::terminal("cargo xtask demo", &screen.lines))
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    if options.keep || done.is_err() {
+        println!("data and logs are kept in {}", data.keep().display());
+    }
+    done
+}
+
+async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Screen) -> Result<()> {
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let started = Instant::now();
+    screen.say(format!("three nodes on loopback, {} writers, seed {seed}", options.writers));
+    let mut cluster = Cluster::start(binary, data, NODES)?;
+    let first = cluster.wait_leader(LEADER_DEADLINE).await?;
+    screen.say(format!("node {} leads after {} ms", first + 1, started.elapsed().as_millis()));
+
+    let load = Load::start(cluster.redis_addresses(), first, options.writers.into(), seed);
+    let third = Duration::from_secs(options.seconds) / 3;
+    let begun = Instant::now();
+
+    screen.watch(&load, begun, third).await;
+    let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+    load.watch_failover(leader);
+    cluster.kill(leader)?;
+    screen.say(format!("kill -9 of the leader, node {}, after {} writes", leader + 1, load.acked()));
+    let failover = wait_failover(&load, screen, begun).await?;
+    screen.say(format!(
+        "another node took over: first write acknowledged {} ms after the kill",
+        failover.as_millis()
+    ));
+    cluster.restart(leader)?;
+    screen.say(format!("restart of node {} with the same command", leader + 1));
+
+    screen.watch(&load, begun, third * 2).await;
+    let now_leads = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let followers: Vec<usize> = (0..NODES).filter(|node| *node != now_leads).collect();
+    let follower = random.choice(&followers).copied().ok_or("no follower")?;
+    cluster.kill(follower)?;
+    let acked_at_kill = load.acked();
+    screen.say(format!("kill -9 of a follower, node {}", follower + 1));
+    screen.watch(&load, begun, begun.elapsed() + third / 3).await;
+    if load.acked() == acked_at_kill {
+        return Err("no write was acknowledged while one follower of three was down".into());
+    }
+    cluster.restart(follower)?;
+    screen.say(format!("restart of node {} with the same command", follower + 1));
+    screen.watch(&load, begun, third * 3).await;
+
+    screen.bar.finish_and_clear();
+    let Finished { histories, acked, uncertain } = load.stop().await?;
+    let ran = begun.elapsed();
+    let agreement = cluster.wait_equal(CATCH_UP_DEADLINE).await?;
+    let verdict = load::verify(&cluster.redis_addresses(), &histories).await?;
+    for finding in &verdict.findings {
+        screen.say(format!("  {finding}"));
+    }
+    let equal = match &agreement {
+        Agreement::Equal { applied, digest } => {
+            let short: String = digest.chars().take(12).collect();
+            format!("yes, at index {applied}, digest {short}")
+        }
+        Agreement::Differ(how) => format!("NO: {how}"),
+    };
+    let rate = acked as f64 / ran.as_secs_f64();
+    screen.say(String::new());
+    screen.say(format!("{:<26}{acked} in {:.1} s ({rate:.0}/s)", "acknowledged writes", ran.as_secs_f64()));
+    screen.say(format!("{:<26}{uncertain}", "uncertain writes"));
+    screen.say(format!("{:<26}1, first write after {} ms", "leader failovers", failover.as_millis()));
+    screen
+        .say(format!("{:<26}{} of {} looked for", "acknowledged writes lost", verdict.lost, verdict.checked));
+    screen.say(format!("{:<26}{}", "unasked effects", verdict.foreign));
+    screen.say(format!("{:<26}{equal}", "all three nodes equal"));
+
+    if !verdict.clean() {
+        return Err(format!(
+            "{} acknowledged writes are lost, {} effects unasked",
+            verdict.lost, verdict.foreign
+        )
+        .into());
+    }
+    if verdict.checked == 0 {
+        return Err("no write was acknowledged: nothing is proven".into());
+    }
+    match agreement {
+        Agreement::Equal { .. } => Ok(()),
+        Agreement::Differ(how) => Err(format!("the nodes hold different data {how}").into()),
+    }
+}
+
+async fn wait_failover(load: &Load, screen: &mut Screen, begun: Instant) -> Result<Duration> {
+    let started = Instant::now();
+    loop {
+        if let Some(took) = load.failover() {
+            return Ok(took);
+        }
+        if started.elapsed() > LEADER_DEADLINE {
+            return Err(format!(
+                "no write was acknowledged in {} s after the leader died",
+                LEADER_DEADLINE.as_secs()
+            )
+            .into());
+        }
+        screen.show(load, begun);
+        sleep(TICK / 10).await;
+    }
+}
+
+/// The bar where there is a terminal, plain lines where not, and every line kept for the picture.
+struct Screen {
+    bar: ProgressBar,
+    lines: Vec<String>,
+    plain: bool,
+    last_plain: Instant,
+}
+
+impl Screen {
+    fn new(seconds: u64) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(seconds * 1000) };
+        if let Ok(style) = ProgressStyle::with_template("{bar:40.cyan/blue} {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, lines: Vec::new(), plain, last_plain: Instant::now() }
+    }
+
+    fn say(&mut self, line: String) {
+        self.bar.suspend(|| println!("{line}"));
+        self.lines.push(line);
+    }
+
+    fn show(&mut self, load: &Load, begun: Instant) {
+        let ran = begun.elapsed();
+        let rate = load.acked() as f64 / ran.as_secs_f64().max(0.001);
+        let message =
+            format!("{:.0} s, {} writes acknowledged, {rate:.0}/s", ran.as_secs_f64(), load.acked());
+        if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
+            self.last_plain = Instant::now();
+            println!("{message}");
+        }
+        self.bar.set_position(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
+        self.bar.set_message(message);
+    }
+
+    /// Shows the load until it has run for `until`.
+    async fn watch(&mut self, load: &Load, begun: Instant, until: Duration) {
+        while begun.elapsed() < until {
+            self.show(load, begun);
+            sleep(TICK).await;
+        }
+    }
+}

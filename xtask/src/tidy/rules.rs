@@ -1,0 +1,125 @@
+//! The tables. Each row is a decision of docs/architecture.md; changing one changes the architecture.
+
+/// Who may depend on whom, among the crates of this workspace.
+pub(super) struct Layer {
+    pub(super) name: &'static str,
+    pub(super) normal: &'static [&'static str],
+    /// Beyond the normal ones.
+    pub(super) dev: &'static [&'static str],
+    /// Whether it may switch on towline-engine's `driver`. Transports and stores know the seams, not the driver.
+    pub(super) driver: bool,
+}
+
+const fn layer(name: &'static str, normal: &'static [&'static str]) -> Layer {
+    Layer { name, normal, dev: &[], driver: false }
+}
+
+pub(super) const ENGINE: &str = "towline-engine";
+
+pub(super) const LAYERS: &[Layer] = &[
+    layer("towline-metrics", &[]),
+    layer(ENGINE, &["towline-metrics"]),
+    layer("towline-wire", &[ENGINE]),
+    layer("towline-tls", &[ENGINE]),
+    layer("towline-grpc", &[ENGINE, "towline-wire", "towline-tls"]),
+    layer("towline-quic", &[ENGINE, "towline-wire", "towline-tls"]),
+    layer("towline-storage", &[ENGINE]),
+    Layer {
+        name: "towline-testkit",
+        normal: &[ENGINE],
+        dev: &[
+            "towline-metrics",
+            "towline-wire",
+            "towline-tls",
+            "towline-grpc",
+            "towline-quic",
+            "towline-storage",
+        ],
+        driver: true,
+    },
+    Layer {
+        name: "towline",
+        normal: &[
+            "towline-metrics",
+            ENGINE,
+            "towline-wire",
+            "towline-tls",
+            "towline-grpc",
+            "towline-quic",
+            "towline-storage",
+        ],
+        dev: &["towline-testkit"],
+        driver: true,
+    },
+    layer("xtask", &[]),
+];
+
+/// Examples see what a consumer sees: the facade, and the testkit in their tests.
+pub(super) const EXAMPLE: Layer =
+    Layer { name: "examples", normal: &["towline"], dev: &["towline-testkit"], driver: false };
+
+/// Dependencies that only the named crates may have, in any section but dev.
+pub(super) const CONFINED_DEPENDENCIES: &[(&str, &[&str])] = &[
+    ("raft", &[ENGINE, "towline-storage"]),
+    ("protobuf", &[ENGINE, "towline-storage"]),
+    ("raft-engine", &["towline-storage"]),
+    ("tonic", &["towline-grpc"]),
+    ("quinn", &["towline-quic"]),
+];
+
+/// Words that occur only in the named places; a path ends in `/` (a folder) or is a prefix of a path.
+/// Tests may use them anywhere.
+pub(super) struct Confined {
+    pub(super) rule: &'static str,
+    pub(super) words: &'static [&'static str],
+    pub(super) allowed: &'static [&'static str],
+    pub(super) why: &'static str,
+}
+
+pub(super) const CONFINED_WORDS: &[Confined] = &[
+    Confined {
+        rule: "raft-types",
+        words: &["raft::", "use raft", "eraftpb", "extern crate raft"],
+        allowed: &["crates/towline-engine/src/core/raft", "crates/towline-storage/src/codec.rs"],
+        why: "an upgrade of raft touches one module of the engine and one of the storage",
+    },
+    Confined {
+        rule: "raft-engine-types",
+        words: &["raft_engine::"],
+        allowed: &["crates/towline-storage/src/"],
+        why: "the durable log's library is the storage crate's own affair",
+    },
+];
+
+/// Invariants of absence: words that must not occur in the named places.
+pub(super) struct Absent {
+    pub(super) rule: &'static str,
+    pub(super) places: &'static [&'static str],
+    pub(super) words: &'static [&'static str],
+    pub(super) why: &'static str,
+}
+
+pub(super) const ABSENT_WORDS: &[Absent] = &[Absent {
+    rule: "sans-io",
+    places: &[
+        "crates/towline-engine/src/core/",
+        "crates/towline-engine/src/core.rs",
+        "crates/towline-engine/src/lanes/policy",
+    ],
+    words: &["tokio", "Instant::now", "SystemTime", "std::thread", "thread::spawn", "std::net", "std::fs"],
+    why: "the core knows no runtime, clock, thread, socket or file: inputs in, effects out",
+}];
+
+/// A file of these names has no concept. (`tests/common` is cargo's own name for what test files share.)
+pub(super) const FORBIDDEN_STEMS: &[&str] = &["util", "utils", "misc", "manager", "helper", "helpers"];
+
+pub(super) const FILE_LINES_MAX: usize = 800;
+
+/// Longer files, each with its reason.
+pub(super) const LONG_FILES: &[(&str, &str)] = &[];
+
+/// Generated code: committed, compared by codegen, not for reading.
+pub(super) const GENERATED: &str = "/src/gen/";
+
+/// What says that a sleep in a test is not how the test waits.
+pub(super) const SLEEP_REASON: &str = "// not synchronisation: ";

@@ -1,0 +1,197 @@
+//! Rules on Rust files: where words may occur, how tests wait, how long a file may be and what it may be called.
+
+use std::collections::BTreeSet;
+
+use super::code::{line_of, occurrences, test_regions, without_comments_and_literals};
+use super::rules::{
+    ABSENT_WORDS, CONFINED_WORDS, FILE_LINES_MAX, FORBIDDEN_STEMS, GENERATED, LONG_FILES, SLEEP_REASON,
+};
+use super::{File, Violation};
+
+pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
+    let sources: Vec<Source<'_>> =
+        tree.iter().filter(|file| file.path.ends_with(".rs")).map(Source::new).collect();
+    let test_files: BTreeSet<String> = sources.iter().flat_map(Source::files_of_test_modules).collect();
+
+    for source in &sources {
+        name(source, violations);
+        if source.file.path.contains(GENERATED) {
+            continue;
+        }
+        length(source, violations);
+        ignored_tests(source, violations);
+        let all_test = is_test_path(&source.file.path)
+            || test_files.iter().any(|test| {
+                source.file.path == *test
+                    || source.file.path.starts_with(&format!("{}/", test.trim_end_matches(".rs")))
+            });
+        words(source, all_test, violations);
+        sleeps(source, all_test, violations);
+    }
+    for (path, _) in LONG_FILES {
+        if !tree.is_empty() && !sources.iter().any(|source| source.file.path == *path) {
+            violations.push(Violation {
+                path: (*path).to_owned(),
+                line: 0,
+                rule: "length",
+                what: "has an exception, but does not exist".to_owned(),
+            });
+        }
+    }
+}
+
+struct Source<'a> {
+    file: &'a File,
+    code: String,
+    /// By 1-based line.
+    under_cfg_test: Vec<bool>,
+    test_modules: Vec<String>,
+}
+
+impl<'a> Source<'a> {
+    fn new(file: &'a File) -> Self {
+        let code = without_comments_and_literals(&file.text);
+        let (under_cfg_test, test_modules) = test_regions(&code);
+        Self { file, code, under_cfg_test, test_modules }
+    }
+
+    fn is_test_line(&self, line: usize) -> bool {
+        self.under_cfg_test.get(line).copied().unwrap_or(false)
+    }
+
+    /// `#[cfg(test)] mod x;` in `a/b.rs` means `a/b/x.rs`; in `a/mod.rs`, `a/lib.rs` or `a/main.rs`, `a/x.rs`.
+    fn files_of_test_modules(&self) -> Vec<String> {
+        let (directory, stem) = split(&self.file.path);
+        let base = match stem {
+            "mod" | "lib" | "main" => directory.to_owned(),
+            stem => format!("{directory}{stem}/"),
+        };
+        self.test_modules
+            .iter()
+            .flat_map(|module| [format!("{base}{module}.rs"), format!("{base}{module}/mod.rs")])
+            .collect()
+    }
+
+    fn violation(&self, line: usize, rule: &'static str, what: String) -> Violation {
+        Violation { path: self.file.path.clone(), line, rule, what }
+    }
+}
+
+/// The directory with its `/`, and the name without `.rs`.
+fn split(path: &str) -> (&str, &str) {
+    let at = path.rfind('/').map_or(0, |at| at + 1);
+    let (directory, name) = path.split_at(at);
+    (directory, name.trim_end_matches(".rs"))
+}
+
+fn is_test_path(path: &str) -> bool {
+    path.contains("/tests/") || path.ends_with("/tests.rs")
+}
+
+fn name(source: &Source<'_>, violations: &mut Vec<Violation>) {
+    let (directory, stem) = split(&source.file.path);
+    let folder = directory.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    // A module folder is judged once, by its mod.rs, or by its files where it has none.
+    for word in FORBIDDEN_STEMS {
+        if stem == *word || folder == *word || stem.ends_with(&format!("_{word}")) {
+            violations.push(source.violation(0, "name", format!("`{word}` names no concept")));
+            return;
+        }
+    }
+}
+
+fn length(source: &Source<'_>, violations: &mut Vec<Violation>) {
+    let lines = source.file.text.lines().count();
+    if lines > FILE_LINES_MAX && !LONG_FILES.iter().any(|(path, _)| *path == source.file.path) {
+        violations.push(source.violation(
+            0,
+            "length",
+            format!("{lines} lines, {FILE_LINES_MAX} allowed: find the second concept, or give a reason in LONG_FILES"),
+        ));
+    }
+}
+
+fn ignored_tests(source: &Source<'_>, violations: &mut Vec<Violation>) {
+    for word in ["#[ignore", ", ignore)]"] {
+        for (at, _) in source.code.match_indices(word) {
+            let line = line_of(&source.code, at);
+            violations.push(source.violation(
+                line,
+                "ignored",
+                "a test that never runs proves nothing".to_owned(),
+            ));
+        }
+    }
+    // A doctest that is skipped; ```text and ```no_run say what is meant.
+    for (index, line) in source.file.text.lines().enumerate() {
+        let line = line.trim_start();
+        let fence =
+            ["///", "//!"].iter().find_map(|mark| line.strip_prefix(mark)?.trim_start().strip_prefix("```"));
+        if fence.is_some_and(|attributes| attributes.split(',').any(|word| word.trim() == "ignore")) {
+            violations.push(source.violation(index + 1, "ignored", "a doctest that never runs".to_owned()));
+        }
+    }
+}
+
+fn words(source: &Source<'_>, all_test: bool, violations: &mut Vec<Violation>) {
+    let path = &source.file.path;
+    // Tests in these places keep the rule on words that the others may not have either.
+    if all_test {
+        return;
+    }
+    for confined in CONFINED_WORDS {
+        if confined.allowed.iter().any(|allowed| path.starts_with(allowed)) {
+            continue;
+        }
+        report(source, confined.words, confined.rule, confined.why, violations);
+    }
+    for absent in ABSENT_WORDS {
+        if absent.places.iter().any(|place| path.starts_with(place)) {
+            report(source, absent.words, absent.rule, absent.why, violations);
+        }
+    }
+}
+
+fn report(
+    source: &Source<'_>,
+    words: &[&str],
+    rule: &'static str,
+    why: &str,
+    violations: &mut Vec<Violation>,
+) {
+    // One line may match several words; it is one violation.
+    let mut lines = BTreeSet::new();
+    for word in words {
+        for at in occurrences(&source.code, word) {
+            let line = line_of(&source.code, at);
+            if !source.is_test_line(line) && lines.insert(line) {
+                violations.push(source.violation(line, rule, format!("`{word}` here: {why}")));
+            }
+        }
+    }
+}
+
+/// A test waits on a condition with a deadline. A sleep that is something else says what, on its line or above it.
+fn sleeps(source: &Source<'_>, all_test: bool, violations: &mut Vec<Violation>) {
+    let lines: Vec<&str> = source.file.text.lines().collect();
+    let explained = |line: Option<usize>| {
+        let text = line.and_then(|index| lines.get(index)).copied().unwrap_or_default();
+        text.split_once(SLEEP_REASON).is_some_and(|(_, reason)| !reason.trim().is_empty())
+    };
+    for at in occurrences(&source.code, "sleep(") {
+        let line = line_of(&source.code, at);
+        let before = source.code.get(..at).unwrap_or_default().trim_end();
+        let called = !before.ends_with("fn") && !before.ends_with('.');
+        if called
+            && (all_test || source.is_test_line(line))
+            && !explained(line.checked_sub(1))
+            && !explained(line.checked_sub(2))
+        {
+            violations.push(source.violation(
+                line,
+                "sleep",
+                format!("wait on a condition with a deadline, or say `{SLEEP_REASON}<why>`"),
+            ));
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! Each rule is seen to fail on a planted violation, and the repository itself is seen to pass.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::code::{test_regions, without_comments_and_literals};
+use super::{Violation, check};
+
+/// A tree that breaks no rule: one library of each kind the rules tell apart, an example, xtask.
+fn clean_tree() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    write(
+        root,
+        "Cargo.toml",
+        "[workspace]\nmembers = []\n[workspace.dependencies]\n\
+         towline-engine = { path = \"crates/towline-engine\", default-features = false }\n\
+         [profile.release]\ndebug = 1\n",
+    );
+    for (name, dependencies) in [
+        ("towline-metrics", ""),
+        ("towline-engine", "towline-metrics.workspace = true\nraft.workspace = true"),
+        ("towline-wire", "towline-engine.workspace = true\nprost.workspace = true"),
+        ("towline", "towline-engine = { workspace = true, features = [\"driver\"] }"),
+    ] {
+        write(root, &format!("crates/{name}/Cargo.toml"), &library(name, dependencies));
+        write(root, &format!("crates/{name}/README.md"), "Read me.\n");
+        write(root, &format!("crates/{name}/src/lib.rs"), "//! A crate.\n");
+    }
+    for (path, name, dependencies) in [
+        ("examples/hello", "towline-hello", "towline.workspace = true"),
+        ("xtask", "xtask", "clap.workspace = true"),
+    ] {
+        write(root, &format!("{path}/Cargo.toml"), &unpublished(name, dependencies));
+        write(root, &format!("{path}/src/main.rs"), "fn main() {}\n");
+    }
+    directory
+}
+
+const INHERITED: &str = "rust-version = \"1.85\"\nversion.workspace = true\nedition.workspace = true\n\
+    license.workspace = true\nrepository.workspace = true\nauthors.workspace = true\n";
+
+fn library(name: &str, dependencies: &str) -> String {
+    format!(
+        "[package]\nname = \"{name}\"\ndescription = \"It does one thing\"\nkeywords = [\"raft\"]\n\
+         categories = [\"database\"]\nreadme = \"README.md\"\n{INHERITED}\
+         [package.metadata.docs.rs]\nall-features = true\n[lints]\nworkspace = true\n[dependencies]\n{dependencies}\n"
+    )
+}
+
+fn unpublished(name: &str, dependencies: &str) -> String {
+    format!(
+        "[package]\nname = \"{name}\"\ndescription = \"It does one thing\"\npublish = false\n{INHERITED}\
+         [lints]\nworkspace = true\n[dependencies]\n{dependencies}\n"
+    )
+}
+
+fn write(root: &Path, path: &str, text: &str) {
+    let path = root.join(path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// What `check` says of a clean tree with these files written over it.
+fn planted(files: &[(&str, &str)]) -> Vec<Violation> {
+    let directory = clean_tree();
+    for (path, text) in files {
+        write(directory.path(), path, text);
+    }
+    check(directory.path()).unwrap().1
+}
+
+/// Asserts that exactly one violation is found: of this rule, in this file.
+#[track_caller]
+fn assert_one(files: &[(&str, &str)], rule: &str, path: &str) {
+    let found = planted(files);
+    assert!(
+        matches!(found.as_slice(), [one] if one.rule == rule && one.path == path),
+        "expected one [{rule}] in {path}, found {found:#?}"
+    );
+}
+
+#[test]
+fn this_repository_is_tidy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let (files, violations) = check(root).unwrap();
+    assert!(files > 20, "the tree was not read");
+    let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();
+    assert!(violations.is_empty(), "\n{}", lines.join("\n"));
+}
+
+#[test]
+fn a_clean_tree_has_no_violation() {
+    assert_eq!(planted(&[]), []);
+}
+
+#[test]
+fn an_upward_dependency_is_found_in_every_section() {
+    for section in
+        ["dependencies", "dev-dependencies", "build-dependencies", "target.'cfg(unix)'.dependencies"]
+    {
+        let manifest = library("towline-metrics", &format!("[{section}]\ntowline-engine.workspace = true"));
+        let manifest =
+            if section == "dependencies" { manifest.replacen("[dependencies]\n", "", 1) } else { manifest };
+        assert_one(
+            &[("crates/towline-metrics/Cargo.toml", &manifest)],
+            "layering",
+            "crates/towline-metrics/Cargo.toml",
+        );
+    }
+}
+
+#[test]
+fn a_renamed_dependency_is_found() {
+    let manifest = library("towline-metrics", "core = { package = \"towline-engine\", workspace = true }");
+    assert_one(
+        &[("crates/towline-metrics/Cargo.toml", &manifest)],
+        "layering",
+        "crates/towline-metrics/Cargo.toml",
+    );
+}
+
+#[test]
+fn an_example_that_reaches_under_the_facade_is_found() {
+    let manifest = unpublished("towline-hello", "towline-engine.workspace = true");
+    assert_one(&[("examples/hello/Cargo.toml", &manifest)], "layering", "examples/hello/Cargo.toml");
+}
+
+#[test]
+fn xtask_that_depends_on_a_crate_of_ours_is_found() {
+    let manifest = unpublished("xtask", "towline.workspace = true");
+    assert_one(&[("xtask/Cargo.toml", &manifest)], "layering", "xtask/Cargo.toml");
+}
+
+#[test]
+fn a_crate_without_a_layer_is_found() {
+    let files = [
+        ("crates/towline-new/Cargo.toml", library("towline-new", "")),
+        ("crates/towline-new/README.md", String::new()),
+    ];
+    let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+    assert_one(&files, "layering", "crates/towline-new/Cargo.toml");
+}
+
+#[test]
+fn a_wire_crate_that_switches_the_driver_on_is_found() {
+    for entry in ["features = [\"driver\"]", "default-features = true"] {
+        let manifest = library("towline-wire", &format!("towline-engine = {{ workspace = true, {entry} }}"));
+        assert_one(
+            &[("crates/towline-wire/Cargo.toml", &manifest)],
+            "layering",
+            "crates/towline-wire/Cargo.toml",
+        );
+    }
+}
+
+#[test]
+fn a_workspace_table_that_switches_the_driver_on_is_found() {
+    let manifest = "[workspace.dependencies]\ntowline-engine = { path = \"crates/towline-engine\" }\n";
+    assert_one(&[("Cargo.toml", manifest)], "layering", "Cargo.toml");
+}
+
+#[test]
+fn a_foreign_library_outside_its_crate_is_found() {
+    for dependency in ["raft", "raft-engine", "tonic", "quinn"] {
+        let manifest = library("towline-wire", &format!("{dependency}.workspace = true"));
+        assert_one(
+            &[("crates/towline-wire/Cargo.toml", &manifest)],
+            "layering",
+            "crates/towline-wire/Cargo.toml",
+        );
+        let manifest = library("towline-wire", &format!("[dev-dependencies]\n{dependency}.workspace = true"));
+        assert_eq!(planted(&[("crates/towline-wire/Cargo.toml", &manifest)]), [], "tests may");
+    }
+}
+
+#[test]
+fn a_version_outside_the_workspace_table_is_found() {
+    for entry in ["bytes = \"1\"", "bytes = { version = \"1\" }", "bytes = { path = \"../bytes\" }"] {
+        let manifest = library("towline-wire", entry);
+        assert_one(
+            &[("crates/towline-wire/Cargo.toml", &manifest)],
+            "versions",
+            "crates/towline-wire/Cargo.toml",
+        );
+    }
+    let manifest = library("towline-wire", "")
+        .replace("version.workspace = true\nedition", "version = \"9.9.9\"\nedition");
+    assert_one(
+        &[("crates/towline-wire/Cargo.toml", &manifest)],
+        "versions",
+        "crates/towline-wire/Cargo.toml",
+    );
+}
+
+#[test]
+fn missing_lints_are_found() {
+    let manifest = library("towline-wire", "").replace("[lints]\nworkspace = true\n", "");
+    assert_one(&[("crates/towline-wire/Cargo.toml", &manifest)], "lints", "crates/towline-wire/Cargo.toml");
+}
+
+#[test]
+fn each_missing_piece_of_metadata_is_found() {
+    for line in [
+        "description = \"It does one thing\"\n",
+        "keywords = [\"raft\"]\n",
+        "categories = [\"database\"]\n",
+        "readme = \"README.md\"\n",
+        "rust-version = \"1.85\"\n",
+        "[package.metadata.docs.rs]\nall-features = true\n",
+    ] {
+        let manifest = library("towline-wire", "");
+        assert!(manifest.contains(line), "{line}");
+        let manifest = manifest.replace(line, "");
+        assert_one(
+            &[("crates/towline-wire/Cargo.toml", &manifest)],
+            "metadata",
+            "crates/towline-wire/Cargo.toml",
+        );
+    }
+    let manifest = library("towline-wire", "").replace("README.md", "ABSENT.md");
+    assert_one(
+        &[("crates/towline-wire/Cargo.toml", &manifest)],
+        "metadata",
+        "crates/towline-wire/Cargo.toml",
+    );
+    let manifest = unpublished("towline-hello", "").replace("publish = false\n", "");
+    assert_one(&[("examples/hello/Cargo.toml", &manifest)], "metadata", "examples/hello/Cargo.toml");
+}
+
+#[test]
+fn aborting_on_panic_is_found_wherever_it_is_said() {
+    let profile = "[profile.release.package.x]\nopt-level = 1\n[profile.bench]\npanic = \"abort\"\n";
+    assert_one(&[("Cargo.toml", profile)], "unwinding", "Cargo.toml");
+    let flags = "[build]\nrustflags = [\"-C\", \"panic=abort\"]\n";
+    assert_one(&[(".cargo/config.toml", flags)], "unwinding", ".cargo/config.toml");
+    let profile = "[profile.release]\npanic = \"abort\"\n";
+    assert_one(&[(".cargo/config.toml", profile)], "unwinding", ".cargo/config.toml");
+}
+
+#[test]
+fn raft_types_outside_their_module_are_found() {
+    for code in [
+        "use raft::RawNode;\n",
+        "use ::raft::RawNode;\n",
+        "fn f(m: raft::prelude::Message) {}\n",
+        "type E = eraftpb::Entry;\n",
+        "use raft as consensus;\n",
+    ] {
+        assert_one(
+            &[("crates/towline-engine/src/node.rs", code)],
+            "raft-types",
+            "crates/towline-engine/src/node.rs",
+        );
+        for allowed in
+            ["crates/towline-engine/src/core/raft.rs", "crates/towline-engine/src/core/raft/step.rs"]
+        {
+            assert_eq!(planted(&[(allowed, code)]), [], "{allowed} may");
+        }
+        assert_eq!(planted(&[("crates/towline-wire/tests/golden.rs", code)]), [], "tests may");
+    }
+    let engine = "use raft_engine::Engine;\n";
+    assert_one(
+        &[("crates/towline-engine/src/node.rs", engine)],
+        "raft-engine-types",
+        "crates/towline-engine/src/node.rs",
+    );
+}
+
+#[test]
+fn our_own_module_named_raft_and_words_about_it_pass() {
+    let code = "//! Unlike `raft::RawNode`, eraftpb is not seen here.\nuse crate::core::raft::Step;\n\
+                const WHY: &str = \"use raft::RawNode\";\n/* raft::x /* nested */ raft::y */\n\
+                fn f<'a>(x: &'a str) -> char { let _ = r#\"raft::\"#; '\"' }\n";
+    assert_eq!(planted(&[("crates/towline-engine/src/node.rs", code)]), []);
+}
+
+#[test]
+fn raft_types_in_a_unit_test_pass_and_after_it_are_found() {
+    let test = "#[cfg(test)]\nmod tests {\n    use raft::RawNode;\n    fn f() { let _ = '}'; }\n}\n";
+    assert_eq!(planted(&[("crates/towline-engine/src/node.rs", test)]), []);
+    let after = format!("{test}use raft::Config;\n");
+    assert_one(
+        &[("crates/towline-engine/src/node.rs", &after)],
+        "raft-types",
+        "crates/towline-engine/src/node.rs",
+    );
+    let files = [
+        ("crates/towline-engine/src/node.rs", "#[cfg(test)]\nmod fixtures;\n"),
+        ("crates/towline-engine/src/node/fixtures.rs", "use raft::RawNode;\n"),
+    ];
+    assert_eq!(planted(&files), []);
+}
+
+#[test]
+fn a_clock_a_thread_or_a_runtime_in_the_core_is_found() {
+    for place in [
+        "crates/towline-engine/src/core/group.rs",
+        "crates/towline-engine/src/core.rs",
+        "crates/towline-engine/src/lanes/policy.rs",
+        "crates/towline-engine/src/lanes/policy/backoff.rs",
+    ] {
+        for code in [
+            "use tokio::sync::mpsc;\n",
+            "fn f() { let _ = std::time::Instant::now(); }\n",
+            "use std::time::SystemTime;\n",
+            "use std::thread;\n",
+            "use std::net::SocketAddr;\n",
+        ] {
+            assert_one(&[(place, code)], "sans-io", place);
+        }
+        assert_eq!(planted(&[(place, "//! Knows no tokio.\nuse std::time::{Duration, Instant};\n")]), []);
+    }
+    assert_eq!(planted(&[("crates/towline-engine/src/lanes/worker.rs", "use tokio::sync::mpsc;\n")]), []);
+}
+
+#[test]
+fn a_name_without_a_concept_is_found() {
+    for path in [
+        "crates/towline-wire/src/utils.rs",
+        "crates/towline-wire/src/misc.rs",
+        "crates/towline-wire/src/manager.rs",
+        "crates/towline-wire/src/lane_manager.rs",
+        "crates/towline-wire/src/utils/time.rs",
+        "crates/towline-wire/src/utils/mod.rs",
+    ] {
+        assert_one(&[(path, "//! A module.\n")], "name", path);
+    }
+}
+
+#[test]
+fn a_file_that_is_too_long_is_found_unless_generated() {
+    let text = "// line\n".repeat(801);
+    assert_one(&[("crates/towline-wire/src/frame.rs", &text)], "length", "crates/towline-wire/src/frame.rs");
+    assert_eq!(planted(&[("crates/towline-wire/src/gen/towline.v1.rs", &text)]), []);
+    assert_eq!(planted(&[("crates/towline-wire/src/frame.rs", &"// line\n".repeat(800))]), []);
+}
+
+#[test]
+fn an_ignored_test_is_found() {
+    for code in [
+        "#[test]\n#[ignore]\nfn f() {}\n",
+        "#[test]\n#[ignore = \"slow\"]\nfn f() {}\n",
+        "#[test]\n#[cfg_attr(unix, ignore)]\nfn f() {}\n",
+        "/// ```ignore\n/// f();\n/// ```\nfn f() {}\n",
+        "//! ```rust,ignore\n//! f();\n//! ```\n",
+    ] {
+        assert_one(
+            &[("crates/towline-wire/tests/frames.rs", code)],
+            "ignored",
+            "crates/towline-wire/tests/frames.rs",
+        );
+    }
+}
+
+#[test]
+fn a_sleep_in_a_test_is_found_unless_explained() {
+    for sleep in ["std::thread::sleep(D)", "tokio::time::sleep(D).await", "sleep(D).await"] {
+        let test = format!("fn f() {{\n    {sleep};\n}}\n");
+        assert_one(
+            &[("crates/towline-wire/tests/frames.rs", &test)],
+            "sleep",
+            "crates/towline-wire/tests/frames.rs",
+        );
+        let unit = format!("#[cfg(test)]\nmod tests {{\n    fn f() {{ {sleep}; }}\n}}\n");
+        assert_one(
+            &[("crates/towline-wire/src/frame.rs", &unit)],
+            "sleep",
+            "crates/towline-wire/src/frame.rs",
+        );
+        let empty = format!("fn f() {{\n    {sleep}; // not synchronisation: \n}}\n");
+        assert_one(
+            &[("crates/towline-wire/tests/frames.rs", &empty)],
+            "sleep",
+            "crates/towline-wire/tests/frames.rs",
+        );
+
+        let explained =
+            format!("fn f() {{\n    {sleep}; // not synchronisation: poll interval under a deadline\n}}\n");
+        assert_eq!(planted(&[("crates/towline-wire/tests/frames.rs", &explained)]), []);
+        assert_eq!(planted(&[("crates/towline-wire/src/frame.rs", &format!("fn f() {{ {sleep}; }}\n"))]), []);
+    }
+}
+
+#[test]
+fn hidden_text_keeps_its_lines() {
+    let text = "a // b\n\"c\nd\" e /* f\ng */ h '\\'' 'i' <'j> r\"k\\\" l b\"m\"\n";
+    let code = without_comments_and_literals(text);
+    assert_eq!(code.lines().count(), text.lines().count());
+    let words: Vec<&str> = code.split_whitespace().collect();
+    assert_eq!(words, ["a", "e", "h", "<'j>", "l", "b"]);
+}
+
+#[test]
+fn a_test_region_ends_where_its_item_ends() {
+    let code =
+        "#[cfg(test)]\nuse a::{b};\nfn c() {}\n#[cfg(test)]\n#[path = \"\"]\npub(crate) mod d;\nfn e() {}\n";
+    let (lines, modules) = test_regions(code);
+    let inside: Vec<usize> = (1..=7).filter(|line| lines[*line]).collect();
+    assert_eq!(inside, [1, 2, 4, 5, 6]);
+    assert_eq!(modules, ["d"]);
+}
