@@ -228,7 +228,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..6_u8, any::<u8>(), prop::option::of(1..40_u64)).prop_map(|(key, value, ttl_ms)| Step::Set { key, value, ttl_ms }),
         2 => (0..6_u8).prop_map(|key| Step::Delete { key }),
         3 => (0..6_u8, -5..5_i64).prop_map(|(key, delta)| Step::Add { key, delta }),
-        3 => (0..6_u8, b'0'..b'9').prop_map(|(key, value)| Step::Append { key, value }),
+        3 => (0..6_u8, b'0'..=b'9').prop_map(|(key, value)| Step::Append { key, value }),
         1 => Just(Step::Flush),
     ]
 }
