@@ -42,6 +42,7 @@ impl Server {
         Ok(Self { listener: TcpListener::bind(at).await? })
     }
 
+    #[cfg(test)]
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
