@@ -348,6 +348,26 @@ fn the_end_of_an_installation_survives_purges() {
     assert_eq!(open(dir.path(), &SMALL).unwrap().recover(OTHER).unwrap().installing, None);
 }
 
+/// raft-engine moves entries to another file; if they are then overwritten by fewer and those are truncated, the purge
+/// of the file that overwrote them brought the overwritten ones back at the next start.
+#[test]
+fn overwritten_entries_do_not_come_back_after_truncation_and_purges() {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path(), &SMALL).unwrap();
+    put(&log, OTHER, entries(1..11, 1)).unwrap();
+    for index in 1..100 {
+        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
+        if index == 50 {
+            put(&log, OTHER, entries(5..7, 2)).unwrap();
+            log.compact(OTHER, 6).unwrap();
+        }
+        log.compact(GROUP, index - 1).unwrap();
+        log.purge().unwrap();
+    }
+    drop(log);
+    assert_eq!(open(dir.path(), &SMALL).unwrap().recover(OTHER).unwrap().last_index, 6);
+}
+
 /// raft-engine caches the last block a thread read without asking which log it is from.
 #[test]
 fn two_logs_read_by_one_thread_stay_apart() {
