@@ -128,15 +128,8 @@ impl RaftLog {
             }
             span.last = engine.last_index(raw).unwrap_or(span.truncated.index);
         }
-        // A removed group can be left behind as an empty shell.
-        spans.retain(|group, span| *span != Span::default() || self.holds_records(group.as_u64()));
         *write(&self.spans) = spans;
         Ok(())
-    }
-
-    fn holds_records(&self, raw: u64) -> bool {
-        let keys = [record::HARD_STATE_KEY, record::CONF_KEY, record::TRUNCATED_KEY, record::INSTALLING_KEY];
-        self.engine.as_ref().is_some_and(|e| keys.iter().any(|key| e.get(raw, key).is_some()))
     }
 
     fn engine(&self) -> Result<&RaftEngine, LogError> {

@@ -294,10 +294,11 @@ fn a_missing_file_refuses() {
 #[test]
 fn truncation_and_removal_survive_purges() {
     let dir = TempDir::new().unwrap();
-    let removed = GroupId::new(3);
+    let (removed, partly) = (GroupId::new(3), GroupId::new(4));
     let mut log = open(dir.path(), &SMALL).unwrap();
     put(&log, OTHER, entries(1..4, 1)).unwrap();
     put(&log, removed, entries(1..4, 1)).unwrap();
+    put(&log, partly, entries(1..6, 1)).unwrap();
     let mut index = 1;
     for round in 0..40 {
         for _ in 0..8 {
@@ -307,6 +308,7 @@ fn truncation_and_removal_survive_purges() {
         log.compact(GROUP, index - 2).unwrap();
         if round == 10 {
             log.compact(OTHER, 9).unwrap();
+            log.compact(partly, 3).unwrap();
             log.remove(removed).unwrap();
         }
         log.purge().unwrap();
@@ -318,7 +320,8 @@ fn truncation_and_removal_survive_purges() {
     assert!(files(dir.path()).len() < 12, "purged: {}", files(dir.path()).len());
     drop(log);
     let log = open(dir.path(), &SMALL).unwrap();
-    assert_eq!(log.groups().unwrap(), [GROUP, OTHER]);
+    assert_eq!(log.groups().unwrap(), [GROUP, OTHER, partly]);
+    assert_eq!(all(&log, partly), entries(4..6, 1));
     assert_eq!(log.recover(OTHER).unwrap().truncated, Applied { index: 9, term: 1 });
     assert_eq!(log.recover(OTHER).unwrap().last_index, 9);
     put(&log, OTHER, entries(10..12, 2)).unwrap();
