@@ -1,6 +1,7 @@
 //! Accepts Redis clients.
 
 use std::io;
+#[cfg(test)]
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
