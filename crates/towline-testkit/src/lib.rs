@@ -2,6 +2,7 @@
 //!
 //! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
 //!   write and fsync.
+//! * [`sim`]: a cluster of cores in one thread, where every delay, loss and crash comes from a seed.
 //! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
 //!
 //! ```
@@ -21,4 +22,5 @@
 //! It is for tests: its suites panic where an assertion fails.
 
 pub mod log;
+pub mod sim;
 pub mod suites;
