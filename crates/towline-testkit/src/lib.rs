@@ -2,6 +2,9 @@
 //!
 //! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
 //!   write and fsync.
+//! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
+//! * [`list`]: a state machine that remembers everything and fails on request.
+//! * [`cluster`]: nodes on all of these, started, killed and asked in a line each.
 //! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
 //!
 //! ```
@@ -20,5 +23,8 @@
 //!
 //! It is for tests: its suites panic where an assertion fails.
 
+pub mod cluster;
+pub mod list;
 pub mod log;
+pub mod mem;
 pub mod suites;
