@@ -14,18 +14,14 @@ fn repository() -> Option<PathBuf> {
     root.join("docs").is_dir().then(|| root.to_path_buf())
 }
 
-fn read(path: &Path) -> String {
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 #[test]
 fn the_documents_show_the_examples_that_are_tested() {
-    let tested = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
-    let tested = rust_blocks(&tested);
+    let tested = include_str!("../README.md");
+    let tested = rust_blocks(tested);
     assert_eq!(tested.len(), 2, "the counter and the retry");
     let Some(root) = repository() else { return };
     for (document, example) in [("README.md", tested[0]), ("docs/guarantees.md", tested[1])] {
-        let text = read(&root.join(document));
+        let text = std::fs::read_to_string(root.join(document)).expect(document);
         assert_eq!(rust_blocks(&text), [example], "{document} differs from crates/towline/README.md");
     }
 }
