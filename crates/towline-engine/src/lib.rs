@@ -1,4 +1,69 @@
-//! The core of Towline.
+//! The core of Towline: Raft groups as pure state machines, the lanes and the reporter around them, and the seams that
+//! a transport, a log or a state machine implements. A service depends on the facade, `towline`, which re-exports what it
+//! needs; this crate is for those who implement a seam or drive the core themselves.
+//!
+//! * **Seams**: [`state_machine`], [`transport`], [`log_store`], [`identity`], [`reporter`], and [`snapshot_store`], which
+//!   nothing implements yet. Plain types only: none of the raft crate, of tonic or of protobuf is visible.
+//! * **[`core`](mod@crate::core)**: one group as a state machine. Ticks, messages and completions in, [`Effects`](crate::core::Effects) out.
+//! * **`node`** (feature `driver`, on by default): the threads, the network workers, the public handles. Without it no
+//!   tokio is in the dependency tree.
+//!
+//! What it deliberately does not do: it opens no socket and no file; it knows neither gRPC nor a disk format. What this
+//! version does not do yet: snapshots, log compaction, changes of membership.
+//!
+//! The core, driven by hand. A group of one voter commits when its own write is durable, not before:
+//!
+//! ```
+//! use towline_engine::core::{Apply, Effects, Group, GroupLog, GroupSetup, ReplicaSetup};
+//! use towline_engine::ids::{GroupId, NodeId};
+//! use towline_engine::message::{ConfState, HardState};
+//! use towline_engine::state_machine::Applied;
+//!
+//! # fn main() -> Result<(), String> {
+//! let node = NodeId::new(1).ok_or("zero")?;
+//! let replica = ReplicaSetup {
+//!     node,
+//!     group: GroupId::DEFAULT,
+//!     log: GroupLog::new(Applied::NONE, Vec::new(), 0, Vec::new(), 0, 1 << 20),
+//!     hard_state: HardState::default(),
+//!     conf_state: ConfState { voters: vec![node], ..ConfState::default() },
+//!     heartbeat_ticks: 1,
+//!     election_ticks: 10..11, // always 10: deterministic
+//!     election_ticks_min: 10,
+//!     append_bytes_max: 64 << 10,
+//!     append_inflight_max: 16,
+//!     uncommitted_bytes_max: 1 << 20,
+//!     committed_bytes_max: 1 << 20,
+//! };
+//! let mut group = Group::<&str, ()>::new(GroupSetup {
+//!     replica,
+//!     origin: [0; 16],
+//!     quiet_ticks: 0,
+//!     read_timeout_ticks: 500,
+//!     read_retry_ticks: 10,
+//!     unapplied_bytes_max: 1 << 20,
+//! })?;
+//! let mut effects = Effects::default();
+//!
+//! (0..10).for_each(|_| group.tick(&mut effects)); // no leader was heard of: an election, which it wins alone
+//! group.poll(&mut effects);
+//! while let Some((number, _write)) = effects.write.take() {
+//!     group.written(number, &mut effects); // a driver hands the write to its log first
+//!     group.poll(&mut effects);
+//! }
+//! effects.apply.clear();
+//!
+//! group.propose(vec![("add 1".into(), "who asked")], &mut effects);
+//! group.poll(&mut effects);
+//! assert!(effects.apply.is_empty(), "nothing is committed that is not durable");
+//! let (number, _write) = effects.write.take().ok_or("no write")?;
+//! group.written(number, &mut effects);
+//! group.poll(&mut effects);
+//! let Some(Apply::Entries { entries, waiters, .. }) = effects.apply.pop() else { return Err("not committed".into()) };
+//! assert_eq!((&entries[0].data[..], waiters[0]), (&b"add 1"[..], Some("who asked")));
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod config;

@@ -1,4 +1,4 @@
-//! Raft for Rust services.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "codec")]

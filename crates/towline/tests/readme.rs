@@ -1,0 +1,27 @@
+//! The examples of the documents are the ones that run: the README of this crate is its first page, so its code is
+//! tested, and what the repository's documents show must be the same text.
+
+use std::path::{Path, PathBuf};
+
+/// The code blocks of a document, in order.
+fn rust_blocks(text: &str) -> Vec<&str> {
+    text.split("```rust\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
+}
+
+/// The root of the repository; `None` in a package, which has this crate alone.
+fn repository() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?;
+    root.join("docs").is_dir().then(|| root.to_path_buf())
+}
+
+#[test]
+fn the_documents_show_the_examples_that_are_tested() {
+    let tested = include_str!("../README.md");
+    let tested = rust_blocks(tested);
+    assert_eq!(tested.len(), 2, "the counter and the retry");
+    let Some(root) = repository() else { return };
+    for (document, example) in [("README.md", tested[0]), ("docs/guarantees.md", tested[1])] {
+        let text = std::fs::read_to_string(root.join(document)).expect(document);
+        assert_eq!(rust_blocks(&text), [example], "{document} differs from crates/towline/README.md");
+    }
+}
