@@ -24,6 +24,8 @@ const STUBS: &str = "crates/towline-grpc/src/gen";
 
 /// The protobuf package, and the module of towline-wire that its messages live in.
 const PACKAGE: &str = ".towline.v1";
+/// The transport's own codec: it bounds what a frame may make it allocate.
+const CODEC: &str = "crate::codec::FrameCodec";
 const MESSAGES_MODULE: &str = "::towline_wire::pb";
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
@@ -79,7 +81,8 @@ fn generate(root: &Path) -> Result<BTreeMap<&'static str, Files>> {
             .bytes(".")
             .emit_rerun_if_changed(false)
             .out_dir(&out);
-        let builder = if stubs { builder.extern_path(PACKAGE, MESSAGES_MODULE) } else { builder };
+        let builder =
+            if stubs { builder.extern_path(PACKAGE, MESSAGES_MODULE).codec_path(CODEC) } else { builder };
         builder.compile_fds(descriptors.clone()).map_err(|error| format!("{folder}: {error}"))?;
         format(root, &out)?;
         generated.insert(folder, committed(&out)?);

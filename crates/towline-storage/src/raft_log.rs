@@ -128,15 +128,8 @@ impl RaftLog {
             }
             span.last = engine.last_index(raw).unwrap_or(span.truncated.index);
         }
-        // A removed group can be left behind as an empty shell.
-        spans.retain(|group, span| *span != Span::default() || self.holds_records(group.as_u64()));
         *write(&self.spans) = spans;
         Ok(())
-    }
-
-    fn holds_records(&self, raw: u64) -> bool {
-        let keys = [record::HARD_STATE_KEY, record::CONF_KEY, record::TRUNCATED_KEY, record::INSTALLING_KEY];
-        self.engine.as_ref().is_some_and(|e| keys.iter().any(|key| e.get(raw, key).is_some()))
     }
 
     fn engine(&self) -> Result<&RaftEngine, LogError> {
@@ -213,19 +206,8 @@ impl RaftLog {
         check_entries(&part.entries, span).map_err(invalid)?;
 
         let mut puts: Vec<(&[u8], Vec<u8>)> = Vec::with_capacity(4);
-        let engine = self.engine()?;
         if let Some(install) = &part.install {
-            // First, or raft-engine finds a hole between the old entries and the new ones. It takes the records too,
-            // so those that stay are written again.
-            out.add_command(raw, Command::Clean);
-            for (key, replaced) in
-                [(record::HARD_STATE_KEY, part.hard_state.is_some()), (record::CONF_KEY, part.conf.is_some())]
-            {
-                if !replaced && let Some(kept) = engine.get(raw, key) {
-                    puts.push((key, kept));
-                }
-            }
-            puts.push((record::TRUNCATED_KEY, record::encode_truncated(install.at)));
+            self.forget(part.group, install.at, out)?;
         }
         let installing = part.install.as_ref().filter(|_| !part.installed).map(|install| install.installing);
         if part.install.is_some() || part.installed {
@@ -248,6 +230,25 @@ impl RaftLog {
             span.last = last.index;
         }
         Ok(span)
+    }
+
+    /// Forgets all entries of a group; its records stay.
+    ///
+    /// By `Clean`, for two reasons. Without one raft-engine finds a hole before what follows. And only `Clean` is still
+    /// known after a purge: without one, entries that were overwritten before the log became empty come back from the
+    /// file they were moved to. It takes the records too, so they are written again.
+    fn forget(&self, group: GroupId, at: Applied, out: &mut raft_engine::LogBatch) -> Result<(), LogError> {
+        let (raw, engine) = (group.as_u64(), self.engine()?);
+        let put = |out: &mut raft_engine::LogBatch, key: &[u8], value| {
+            out.put(raw, key.to_vec(), value).map_err(|e| LogError::Invalid { group, detail: e.to_string() })
+        };
+        out.add_command(raw, Command::Clean);
+        for key in [record::HARD_STATE_KEY, record::CONF_KEY, record::INSTALLING_KEY] {
+            if let Some(kept) = engine.get(raw, key) {
+                put(out, key, kept)?;
+            }
+        }
+        put(out, record::TRUNCATED_KEY, record::encode_truncated(at))
     }
 
     fn read<T: Send + 'static>(
@@ -401,9 +402,13 @@ impl LogStore for RaftLog {
         })?;
         let truncated = Applied { index: through, term };
         let mut out = raft_engine::LogBatch::default();
-        out.add_command(group.as_u64(), Command::Compact { index: next });
-        out.put(group.as_u64(), record::TRUNCATED_KEY.to_vec(), record::encode_truncated(truncated))
-            .map_err(|e| LogError::Invalid { group, detail: e.to_string() })?;
+        if through >= span.last {
+            self.forget(group, truncated, &mut out)?;
+        } else {
+            out.add_command(group.as_u64(), Command::Compact { index: next });
+            out.put(group.as_u64(), record::TRUNCATED_KEY.to_vec(), record::encode_truncated(truncated))
+                .map_err(|e| LogError::Invalid { group, detail: e.to_string() })?;
+        }
         // Synced although it need not be: a second unsynced record would spoil what `scan` relies on.
         self.commit(&mut out, "compaction")?;
         write(&self.spans).insert(group, Span { truncated, last: span.last.max(through) });

@@ -2,6 +2,10 @@
 //!
 //! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
 //!   write and fsync.
+//! * [`sim`]: a cluster of cores in one thread, where every delay, loss and crash comes from a seed.
+//! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
+//! * [`list`]: a state machine that remembers everything and fails on request.
+//! * [`cluster`]: nodes on all of these, started, killed and asked in a line each.
 //! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
 //!
 //! ```
@@ -20,5 +24,9 @@
 //!
 //! It is for tests: its suites panic where an assertion fails.
 
+pub mod cluster;
+pub mod list;
 pub mod log;
+pub mod sim;
+pub mod mem;
 pub mod suites;

@@ -1,2 +1,73 @@
-//! Entry.
-fn main() {}
+//! A Redis-protocol key-value cluster on Towline.
+#![allow(clippy::print_stderr)] // a program that tells a person what is wrong
+
+mod cli;
+mod config;
+mod http;
+mod machine;
+mod node;
+mod redis;
+mod replica;
+mod serve;
+mod stop;
+mod supervise;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+
+/// Why the program ends.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It was called wrongly: exit code 2, as clap does.
+    Usage(String),
+    /// It could not do what it was asked: exit code 1.
+    Run(String),
+}
+
+impl Failure {
+    /// With the chain of causes on one line.
+    pub(crate) fn run(what: String, error: impl std::error::Error) -> Self {
+        let mut text = format!("{what}: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        Self::Run(text)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,raft=warn,raft_engine=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime cannot start: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    let ended = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve::run(*args).await,
+            Command::Cluster(args) => supervise::run(args).await,
+        }
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(text)) => {
+            eprintln!("error: {text}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Run(text)) => {
+            eprintln!("error: {text}");
+            ExitCode::from(1)
+        }
+    }
+}

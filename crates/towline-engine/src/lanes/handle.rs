@@ -154,22 +154,25 @@ impl Lanes {
 
     /// Stops taking messages, drops what waits, and returns when every worker has ended.
     pub(crate) async fn shutdown(&self) {
-        let ending = {
-            let mut workers = self.workers();
-            workers.closed = true;
-            let old = self.change_routes(|routes| {
-                routes.closed = true;
-                std::mem::take(&mut routes.peers)
-            });
-            for (peer, lanes) in old {
-                workers.retire(peer, Some(lanes), DropReason::Shutdown);
-            }
-            workers.by_peer.clear();
-            std::mem::take(&mut workers.stopping)
-        };
+        self.close();
+        let ending = std::mem::take(&mut self.workers().stopping);
         for running in ending {
             running.join().await;
         }
+    }
+
+    /// As [`shutdown`](Self::shutdown), without waiting for the workers.
+    pub(crate) fn close(&self) {
+        let mut workers = self.workers();
+        workers.closed = true;
+        let old = self.change_routes(|routes| {
+            routes.closed = true;
+            std::mem::take(&mut routes.peers)
+        });
+        for (peer, lanes) in old {
+            workers.retire(peer, Some(lanes), DropReason::Shutdown);
+        }
+        workers.by_peer.clear();
     }
 
     fn workers(&self) -> MutexGuard<'_, Workers> {

@@ -24,7 +24,7 @@ const KEY: (crate::ids::NodeId, Lane) = (
 
 /// Long enough for anything a worker still does, in virtual time.
 async fn quiet() {
-    tokio::time::sleep(Duration::from_millis(900)).await;
+    tokio::time::sleep(Duration::from_millis(900)).await; // not synchronisation: moves the paused clock
 }
 
 fn small() -> Config {
@@ -146,7 +146,7 @@ async fn a_peer_that_restarts_is_back_within_the_backoff_cap() {
         script.with(|w| w.connect.insert((node(2), lane), Does::Fail));
         script.kill(node(2), lane);
     }
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(60)).await; // not synchronisation: moves the paused clock
     script.with(|w| w.connect.clear());
     let start = Instant::now();
     script.until(|w| w.connected[&KEY] == 2 && w.connected[&(node(2), Lane::Control)] == 2).await;
@@ -244,7 +244,7 @@ async fn control_messages_conflate_while_the_link_is_down_and_expire() {
     let lanes = script.lanes(small());
     lanes.set_peer(peer(2, 1));
     lanes.send(message(2, 1, MessageKind::RequestVote, 1));
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await; // not synchronisation: moves the paused clock
     lanes.send_many((1..=9).map(|term| message(2, 1, MessageKind::Heartbeat, term)));
     lanes.send_many((1..=3).map(|term| message(2, 1, MessageKind::ReadIndexResponse, term)));
     script.with(|w| w.connect.clear());
@@ -278,7 +278,7 @@ async fn a_peer_may_be_removed_while_a_dispatch_hangs() {
     script.until(|w| w.closed == 2).await;
     assert_eq!(script.dropped(Lane::Append, DropReason::UnknownPeer), 2);
     let attempts = script.with(|w| w.attempts);
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::sleep(Duration::from_secs(10)).await; // not synchronisation: moves the paused clock
     assert_eq!((script.with(|w| w.attempts), script.reports()), (attempts, vec![]));
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -118,16 +119,20 @@ enum Work {
 #[derive(Clone)]
 pub(crate) struct ApplyWorker {
     work: Sender<Work>,
+    /// Set once: what is still queued is given up, however long it would take.
+    stopping: Arc<AtomicBool>,
 }
 
 impl ApplyWorker {
     /// Starts the thread.
     pub(crate) fn start(number: usize, shard: ShardSender) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (work, queue) = channel();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let seen = stopping.clone();
         let thread = std::thread::Builder::new()
             .name(format!("towline-apply-{number}"))
-            .spawn(move || Worker { shard, targets: BTreeMap::new() }.run(&queue))?;
-        Ok((Self { work }, thread))
+            .spawn(move || Worker { shard, targets: BTreeMap::new(), stopping: seen }.run(&queue))?;
+        Ok((Self { work, stopping }, thread))
     }
 
     /// From now on the group's work goes to `target`.
@@ -155,7 +160,9 @@ impl ApplyWorker {
         let _ = self.work.send(Work::Remove { group, life });
     }
 
+    /// Ends the thread after the batch it is at.
     pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
         let _ = self.work.send(Work::Stop);
     }
 }
@@ -163,6 +170,7 @@ impl ApplyWorker {
 struct Worker {
     shard: ShardSender,
     targets: BTreeMap<GroupId, (u64, Box<dyn Target>)>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -198,6 +206,9 @@ impl Worker {
         let mut tasks = tasks.into_iter();
         for task in tasks.by_ref() {
             match task {
+                task if self.stopping.load(Ordering::Acquire) => {
+                    fail_tasks(vec![task], &"the node was shut down".into());
+                }
                 Apply::Entries { entries, waiters, through } => {
                     match target.apply(&entries, waiters, through) {
                         Ok(()) => applied = Some(through.index),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use towline_metrics::NodeMetrics;
 
 use super::apply::ApplyWorker;
@@ -98,7 +98,7 @@ impl NodeBuilder {
             return Err(StartError::Incomplete { missing: "transport" });
         }
         check_identity(self.id, &self.cluster, &*storage.identity)?;
-        let own_runtime = match &self.runtime {
+        let mut own_runtime = OwnRuntime(match &self.runtime {
             Some(_) => None,
             None => Some(
                 tokio::runtime::Builder::new_multi_thread()
@@ -108,8 +108,8 @@ impl NodeBuilder {
                     .build()
                     .map_err(|source| StartError::Thread { source })?,
             ),
-        };
-        let runtime = own_runtime.as_ref().map(|r| r.handle().clone()).or(self.runtime);
+        });
+        let runtime = own_runtime.0.as_ref().map(|r| r.handle().clone()).or(self.runtime);
         let runtime = runtime.ok_or(StartError::Stopped)?;
 
         let metrics = self.metrics.unwrap_or_else(|| NodeMetrics::new(self.id.as_u64(), None));
@@ -171,13 +171,14 @@ impl NodeBuilder {
             runtime: runtime.clone(),
             lives: AtomicU64::new(1),
             states: Mutex::default(),
+            starting: Mutex::default(),
         };
         // From here on dropping the node stops its threads, so that a failure to listen leaves nothing behind.
         let node = Node {
             inner: Arc::new(inner),
             listeners: Mutex::default(),
             threads: Mutex::new(threads),
-            runtime: own_runtime,
+            runtime: own_runtime.0.take(),
         };
         for (transport, at) in self.transports {
             let door = Arc::new(Door(peers.clone()));
@@ -186,6 +187,17 @@ impl NodeBuilder {
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
         }
         Ok(node)
+    }
+}
+
+/// Until the node has it. A start that fails drops it inside the caller's runtime, where waiting for its end is forbidden.
+struct OwnRuntime(Option<Runtime>);
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -278,7 +290,7 @@ pub enum StartError {
     /// This version does not change memberships.
     #[error("joining an existing group is not supported by this version")]
     JoinRefused,
-    /// The group runs already on this node.
+    /// The group runs already on this node, or another start of it is under way.
     #[error("group {group} runs already")]
     AlreadyRuns {
         /// The group.

@@ -20,7 +20,7 @@ pub use self::builder::{NodeBuilder, StartError};
 pub use self::handle::{Consistency, Group, Proposal};
 pub use self::start::{GroupBuilder, Start};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -46,7 +46,9 @@ use crate::transport::Listener;
 
 /// One process's part in a cluster. Hosts any number of groups.
 ///
-/// [`shutdown`](Self::shutdown) ends it in order. Dropping it ends it as a crash would, apart from joining its threads.
+/// [`shutdown`](Self::shutdown) ends it in order. Dropping it ends it as a crash would, but joins its threads, and lets
+/// go of its storage and its ports before the drop returns. On a runtime of the caller the tasks of the node notice a
+/// little later, and hold both until then; [`shutdown`](Self::shutdown) waits for them.
 pub struct Node {
     inner: Arc<Inner>,
     listeners: Mutex<Vec<Box<dyn Listener>>>,
@@ -73,6 +75,8 @@ struct Inner {
     lives: AtomicU64,
     /// Groups that run or ran, to follow their state at shutdown.
     states: Mutex<BTreeMap<GroupId, watch::Receiver<GroupState>>>,
+    /// Groups whose start is under way.
+    starting: Mutex<BTreeSet<GroupId>>,
 }
 
 impl Node {
@@ -109,7 +113,8 @@ impl Node {
 
     /// Ends the node in order, within `deadline`: hands leadership over, answers who still waits, flushes the state
     /// machines, stops listening, and joins every thread. With a deadline of zero nothing is handed over or flushed, as
-    /// in a crash; what was acknowledged is durable either way.
+    /// in a crash; what was acknowledged is durable either way. A call of a state machine that is running is waited for,
+    /// however long it takes.
     pub async fn shutdown(mut self, deadline: Duration) {
         let until = Instant::now() + deadline;
         if !deadline.is_zero() {
@@ -144,16 +149,15 @@ impl Node {
             listener.shutdown().await;
         }
         self.inner.lanes.shutdown().await;
-        self.stop_threads();
-        if let Some(runtime) = self.runtime.take() {
-            // A runtime must not be dropped inside another one, and its tasks hold the data directory.
-            let (done, ended) = oneshot::channel();
-            std::thread::spawn(move || {
-                runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
-                let _ = done.send(());
-            });
-            let _ = ended.await;
-        }
+        let ending = self.begin_end();
+        let (done, ended) = oneshot::channel();
+        // On a thread of its own: joining would hold up the caller's runtime, and a runtime must not be dropped inside
+        // another one.
+        std::thread::spawn(move || {
+            ending.wait();
+            let _ = done.send(());
+        });
+        let _ = ended.await;
     }
 
     async fn hand_over(&self, within: Duration) {
@@ -174,16 +178,37 @@ impl Node {
         }
     }
 
-    fn stop_threads(&self) {
+    /// Tells everything to stop, and gives what is to be waited for.
+    fn begin_end(&mut self) -> Ending {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.inner.lanes.close();
         self.inner.shard.post(ShardEvent::Control(Control::Stop));
         self.inner.writer.stop();
         self.inner.reader.stop();
         self.inner.appliers.iter().for_each(ApplyWorker::stop);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
+        Ending { node: self.inner.id, threads, runtime: self.runtime.take() }
+    }
+}
+
+/// What a node leaves to be waited for.
+struct Ending {
+    node: NodeId,
+    threads: Vec<JoinHandle<()>>,
+    runtime: Option<Runtime>,
+}
+
+impl Ending {
+    /// Blocks until threads and tasks have ended. Not to be called inside a runtime.
+    fn wait(self) {
+        for thread in self.threads {
             if thread.join().is_err() {
-                tracing::error!(node = %self.inner.id, "a thread of the node had panicked");
+                tracing::error!(node = %self.node, "a thread of the node had panicked");
             }
+        }
+        if let Some(runtime) = self.runtime {
+            // Its tasks hold the data directory.
+            runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
         }
     }
 }
@@ -193,9 +218,10 @@ const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.stop_threads();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+        let ending = self.begin_end();
+        if !ending.threads.is_empty() || ending.runtime.is_some() {
+            // On a thread of its own, because this may be inside a runtime.
+            let _ = std::thread::spawn(move || ending.wait()).join();
         }
     }
 }

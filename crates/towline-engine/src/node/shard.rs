@@ -302,6 +302,8 @@ impl Shard {
         let StartGroup { id, life, group, ingress, state, apply, metrics, started } = start;
         self.groups.insert(id, Running { life, group, ingress, state, apply, metrics, dirty: true });
         let _ = started.send(());
+        // What came for it before this turn was announced when there was nobody to take it.
+        self.take_ingress(id);
     }
 
     fn take_ingress(&mut self, group: GroupId) {

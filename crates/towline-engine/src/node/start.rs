@@ -49,7 +49,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
     /// [`StartError`]; the node and its other groups are not concerned.
     pub async fn start(self, start: Start) -> Result<Group<S>, StartError> {
         let (node, group) = (&self.node.inner, self.id);
-        node.check_room(group)?;
+        let _reserved = node.reserve(group)?;
         // Whatever an earlier life of this group still has in the queue must be written before its log is read.
         let log_error = |cause| StartError::Log { group, cause };
         node.writer.barrier(None).await.map_err(log_error)?;
@@ -81,9 +81,10 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             started,
         };
         node.shard.post(ShardEvent::Control(Control::Start(Box::new(start))));
-        running.await.map_err(|_| StartError::Stopped)?;
+        // Before anything is waited for: if this future is dropped, the group runs on and must be known.
         node.registry.write().unwrap_or_else(PoisonError::into_inner).insert(group, ingress.clone());
         node.states.lock().unwrap_or_else(PoisonError::into_inner).insert(group, watched.clone());
+        running.await.map_err(|_| StartError::Stopped)?;
         Ok(Group::new(Shared {
             id: group,
             node: node.id,
@@ -98,17 +99,33 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
     }
 }
 
+/// A start that is under way.
+struct Reserved {
+    node: Arc<Inner>,
+    group: GroupId,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.node.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+    }
+}
+
 impl Inner {
-    fn check_room(&self, group: GroupId) -> Result<(), StartError> {
+    /// Keeps every other start of the group out: two lives of one group at a time could vote twice.
+    fn reserve(self: &Arc<Self>, group: GroupId) -> Result<Reserved, StartError> {
         let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        match states.get(&group) {
-            Some(state) if state.borrow().role != Role::Down => Err(StartError::AlreadyRuns { group }),
-            Some(_) => Ok(()),
-            None if states.len() >= self.config.groups_max => {
-                Err(StartError::TooManyGroups { groups_max: self.config.groups_max })
-            }
-            None => Ok(()),
+        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = states.get(&group);
+        if known.is_some_and(|state| state.borrow().role != Role::Down) || starting.contains(&group) {
+            return Err(StartError::AlreadyRuns { group });
         }
+        let new = starting.iter().filter(|other| !states.contains_key(other)).count();
+        if known.is_none() && states.len() + new >= self.config.groups_max {
+            return Err(StartError::TooManyGroups { groups_max: self.config.groups_max });
+        }
+        starting.insert(group);
+        Ok(Reserved { node: self.clone(), group })
     }
 
     async fn blocking<T: Send + 'static>(

@@ -28,7 +28,7 @@ pub(crate) struct WriteId {
 enum Work {
     Write(Vec<(WriteId, GroupWrite)>),
     /// A write somebody waits for; also a barrier: everything before it is durable when it is answered.
-    Waited(Option<GroupWrite>, oneshot::Sender<Result<(), Arc<str>>>),
+    Waited(Option<Box<GroupWrite>>, oneshot::Sender<Result<(), Arc<str>>>),
     Stop,
 }
 
@@ -63,7 +63,7 @@ impl Writer {
     /// Why the log cannot be written.
     pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), Arc<str>> {
         let (done, waiting) = oneshot::channel();
-        let _ = self.work.send(Work::Waited(write, done));
+        let _ = self.work.send(Work::Waited(write.map(Box::new), done));
         waiting.await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
     }
 
@@ -157,7 +157,7 @@ impl Merged {
             }
             Work::Waited(write, done) => {
                 if let Some(write) = write {
-                    self.merge(write);
+                    self.merge(*write);
                 }
                 self.waiting.push(done);
             }

@@ -1,6 +1,6 @@
 //! What every [`LogStore`] must do: each sentence of its contract is a check here.
 //!
-//! ```ignore
+//! ```text
 //! struct Mine { .. }
 //! impl towline_testkit::suites::log_store::Fixture for Mine { .. }
 //! towline_testkit::log_store_suite!(mine, Mine::new);

@@ -74,11 +74,8 @@ pub(super) fn hard_state_from_raft(hs: &eraftpb::HardState) -> HardState {
 }
 
 pub(super) fn hard_state_to_raft(hs: HardState) -> eraftpb::HardState {
-    let mut out = eraftpb::HardState::default();
-    out.term = hs.term;
-    out.vote = hs.vote.map_or(raft::INVALID_ID, NodeId::as_u64);
-    out.commit = hs.commit;
-    out
+    let vote = hs.vote.map_or(raft::INVALID_ID, NodeId::as_u64);
+    eraftpb::HardState { term: hs.term, vote, commit: hs.commit, ..Default::default() }
 }
 
 fn record_from_raft(meta: &eraftpb::SnapshotMetadata) -> SnapshotRecord {

@@ -177,11 +177,7 @@ impl Replica {
         let mut message = eraftpb::Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
-        let entry = |data| {
-            let mut entry = eraftpb::Entry::default();
-            entry.data = data;
-            entry
-        };
+        let entry = |data| eraftpb::Entry { data, ..Default::default() };
         message.set_entries(commands.into_iter().map(entry).collect::<Vec<_>>().into());
         self.raw.raft.step(message).map_err(|_| ProposalsDropped)
     }

@@ -88,7 +88,7 @@ impl Script {
             if self.with(|w| holds(w)) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: moves the paused clock
         }
         panic!("not within a minute");
     }

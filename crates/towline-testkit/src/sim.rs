@@ -1,0 +1,688 @@
+//! A whole cluster of cores in one thread. Every choice (who takes a turn, how long a message takes, what is lost, when a
+//! write becomes durable, who crashes) is drawn from one seed, so a failure replays exactly.
+//!
+//! Each node is a [`Group`](towline_engine::core::Group) driven the way the engine's shard drives it, in the same order:
+//! what became durable first, then what was applied, reports, messages (control before appends), proposals, the clock;
+//! then one poll. [`History`] checks as it goes that
+//! * all nodes apply the same entries in the same order, each command at most once;
+//! * an acknowledged command is where it was acknowledged, on every node, for ever;
+//! * a command whose proposer was told that it never happened is never applied;
+//! * a read sees everything that was acknowledged or seen before it began.
+//!
+//! ```
+//! use towline_testkit::sim::{Chaos, Sim, SimOptions};
+//!
+//! # fn main() -> Result<(), towline_testkit::sim::Violation> {
+//! let mut sim = Sim::new(7, 3, SimOptions { chaos: Chaos::rough(), ..SimOptions::default() })?;
+//! sim.run(2_000)?;
+//! sim.converge()?;
+//! assert!(sim.history().acked_count() > 0);
+//! # Ok(())
+//! # }
+//! ```
+
+mod disk;
+mod history;
+mod net;
+mod node;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+use bytes::Bytes;
+use towline_engine::core::Reject;
+use towline_engine::errors::TransferLeaderError;
+use towline_engine::ids::NodeId;
+use towline_engine::message::{ConfState, Message};
+use towline_engine::reporter::RaftReports;
+use towline_engine::status::{GroupStatus, Role};
+
+pub use self::history::{History, ProposalResult, ReadResult};
+use self::net::Net;
+pub use self::net::NetOptions;
+use self::node::{CoreEffects, CoreGroup, SimNode};
+
+/// Steps within which a healthy cluster must come to rest.
+const CONVERGE_STEPS_MAX: u64 = 20_000;
+
+/// How a cluster is made and what happens to it. Probabilities are in parts of a thousand.
+#[derive(Debug, Clone)]
+pub struct SimOptions {
+    /// The network.
+    pub net: NetOptions,
+    /// Faults and load.
+    pub chaos: Chaos,
+    /// Members that do not vote, beside the voters.
+    pub learners: u64,
+    /// Each node draws its election timeout from here, anew at every restart.
+    pub election_ticks: Range<usize>,
+    /// Ticks between two heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Whether a restarted node gives no vote for the shortest election timeout. Off is wrong; it is for controls.
+    pub quiet_after_restart: bool,
+    /// Ticks until a read fails.
+    pub read_timeout_ticks: u64,
+    /// Bytes that may wait to be applied.
+    pub unapplied_bytes_max: usize,
+    /// Bytes of one append message.
+    pub append_bytes_max: u64,
+    /// Append messages under way to one peer.
+    pub append_inflight_max: usize,
+    /// Bytes of committed entries given out at once.
+    pub committed_bytes_max: u64,
+    /// Bytes of applied entries in memory; little, so that reads of the log store happen.
+    pub cache_bytes_max: usize,
+    /// A turn in which the disk completes writes.
+    pub sync_permille: u32,
+    /// A turn in which the state machine works.
+    pub apply_permille: u32,
+    /// A turn in which the clock ticks.
+    pub tick_permille: u32,
+    /// An apply after which the state machine is durable. Zero is a volatile one.
+    pub flush_permille: u32,
+    /// The disk says "durable" as soon as it is asked, and is not. Wrong, of course; it is for controls.
+    pub sync_lies: bool,
+}
+
+impl Default for SimOptions {
+    fn default() -> Self {
+        Self {
+            net: NetOptions::default(),
+            chaos: Chaos::default(),
+            learners: 0,
+            election_ticks: 10..20,
+            heartbeat_ticks: 2,
+            quiet_after_restart: true,
+            read_timeout_ticks: 60,
+            unapplied_bytes_max: 64 << 10,
+            append_bytes_max: 1 << 10,
+            append_inflight_max: 8,
+            committed_bytes_max: 4 << 10,
+            cache_bytes_max: 1 << 10,
+            sync_permille: 700,
+            apply_permille: 700,
+            tick_permille: 500,
+            flush_permille: 0,
+            sync_lies: false,
+        }
+    }
+}
+
+/// What happens by itself in each step, in parts of a thousand. The default is nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Chaos {
+    /// Some node gets a few proposals.
+    pub propose_permille: u32,
+    /// Some node gets a read.
+    pub read_permille: u32,
+    /// Some leader is asked to hand over.
+    pub transfer_permille: u32,
+    /// Some node crashes.
+    pub crash_permille: u32,
+    /// A sync is cut short by a crash: before it, after it but before anybody was told, or right after that.
+    pub crash_at_sync_permille: u32,
+    /// A node that is down starts again.
+    pub restart_permille: u32,
+    /// The network splits: in two, or in one direction between two nodes.
+    pub partition_permille: u32,
+    /// The network heals.
+    pub heal_permille: u32,
+}
+
+impl Chaos {
+    /// Load alone.
+    pub fn load() -> Self {
+        Self { propose_permille: 100, read_permille: 60, ..Self::default() }
+    }
+
+    /// Load, and a bit of everything that can go wrong.
+    pub fn rough() -> Self {
+        Self {
+            transfer_permille: 2,
+            crash_permille: 2,
+            crash_at_sync_permille: 5,
+            restart_permille: 20,
+            partition_permille: 2,
+            heal_permille: 6,
+            ..Self::load()
+        }
+    }
+}
+
+/// A property did not hold. The seed and the options replay it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("seed {seed}, step {step}: {detail}")]
+pub struct Violation {
+    /// The seed of the run.
+    pub seed: u64,
+    /// The step it was found in.
+    pub step: u64,
+    /// What was found.
+    pub detail: String,
+}
+
+/// The simulator.
+pub struct Sim {
+    seed: u64,
+    options: SimOptions,
+    rng: fastrand::Rng,
+    now: u64,
+    members: ConfState,
+    nodes: BTreeMap<NodeId, SimNode>,
+    net: Net,
+    history: History,
+    rejects: HashMap<Reject, u64>,
+    crashes: u64,
+    /// No more faults: the cluster is to converge.
+    calm: bool,
+}
+
+impl Sim {
+    /// A cluster of voters with ids from 1, and the learners of the options after them, all started.
+    ///
+    /// # Errors
+    /// A group that does not start.
+    pub fn new(seed: u64, voters: u64, options: SimOptions) -> Result<Self, Violation> {
+        let ids = |range: Range<u64>| range.filter_map(NodeId::new).collect::<Vec<_>>();
+        let members = ConfState {
+            voters: ids(1..voters + 1),
+            learners: ids(voters + 1..voters + options.learners + 1),
+            ..ConfState::default()
+        };
+        let nodes = members.voters.iter().chain(&members.learners).map(|&id| (id, SimNode::default()));
+        let mut sim = Self {
+            seed,
+            rng: fastrand::Rng::with_seed(seed),
+            now: 0,
+            nodes: nodes.collect(),
+            members,
+            options,
+            net: Net::default(),
+            history: History::default(),
+            rejects: HashMap::new(),
+            crashes: 0,
+            calm: false,
+        };
+        sim.ids().into_iter().try_for_each(|id| sim.restart(id))?;
+        Ok(sim)
+    }
+
+    /// Any number of steps.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn run(&mut self, steps: u64) -> Result<(), Violation> {
+        (0..steps).try_for_each(|_| self.step())
+    }
+
+    /// Steps until `wanted` holds.
+    ///
+    /// # Errors
+    /// The first violation, or that it did not come to hold.
+    pub fn run_until(
+        &mut self,
+        what: &str,
+        steps_max: u64,
+        wanted: impl Fn(&Self) -> bool,
+    ) -> Result<(), Violation> {
+        for _ in 0..steps_max {
+            if wanted(self) {
+                return Ok(());
+            }
+            self.step()?;
+        }
+        Err(self.violation(format!("not within {steps_max} steps: {what}")))
+    }
+
+    /// Some node takes a turn, and whatever chaos brings.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn step(&mut self) -> Result<(), Violation> {
+        self.now += 1;
+        if !self.calm {
+            self.chaos()?;
+        }
+        let ids = self.ids();
+        if let Some(&id) = ids.get(self.rng.usize(0..ids.len())) {
+            let tick = self.chance(self.options.tick_permille);
+            self.turn(id, tick)?;
+        }
+        Ok(())
+    }
+
+    /// No more faults, everybody up and connected: the cluster must elect a leader, take a command, and bring every
+    /// node to the same place, which holds everything acknowledged.
+    ///
+    /// # Errors
+    /// A violation; also if that takes too long.
+    pub fn converge(&mut self) -> Result<(), Violation> {
+        self.calm = true;
+        self.options.net = NetOptions::default();
+        self.net.heal();
+        for id in self.ids() {
+            self.hold_writes(id, false);
+            self.hold_applies(id, false);
+            if !self.is_up(id) {
+                self.restart(id)?;
+            }
+        }
+        let until = self.now + CONVERGE_STEPS_MAX;
+        let acked = |sim: &Self, command: Option<u64>| {
+            matches!(command.map(|c| sim.history.proposal(c)), Some(ProposalResult::Acked(_)))
+        };
+        let mut last = None;
+        while !acked(self, last) || !self.is_level() {
+            if self.now > until {
+                return Err(self.violation(format!("the cluster does not converge: {}", self.describe())));
+            }
+            let open = last.is_some_and(|c| *self.history.proposal(c) == ProposalResult::Open);
+            if !open
+                && !acked(self, last)
+                && let Some(leader) = self.leader()
+            {
+                last = Some(self.propose(leader)?);
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// Whether every node has applied everything anybody has.
+    fn is_level(&self) -> bool {
+        self.nodes.values().all(|n| n.machine.through.index == self.history.last_index())
+    }
+
+    fn describe(&self) -> String {
+        let lines = self.nodes.iter().map(|(id, n)| {
+            format!(
+                "node {id} durable to {}: {:?}",
+                n.disk.last_index(),
+                n.group.as_ref().map(|g| g.status())
+            )
+        });
+        lines.collect::<Vec<_>>().join("; ")
+    }
+
+    /// One turn of a node, in the order of the engine's shard.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn turn(&mut self, id: NodeId, tick: bool) -> Result<(), Violation> {
+        self.sync(id)?;
+        if !self.is_up(id) {
+            return Ok(());
+        }
+        self.apply(id)?;
+        let arrived = self.net.receive(self.now, id);
+        self.tell_lost();
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        node.mail.messages.extend(arrived);
+        let mail = (
+            std::mem::take(&mut node.mail.fetches),
+            std::mem::take(&mut node.mail.unreachable),
+            std::mem::take(&mut node.mail.messages),
+        );
+        let fetched: Vec<_> = mail.0.into_iter().map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
+        self.with(id, |group, _| {
+            fetched.into_iter().for_each(|(low, entries)| group.fetched(low, entries));
+            mail.1.into_iter().for_each(|peer| group.report_unreachable(peer));
+        })?;
+        for message in mail.2 {
+            let _ = self.deliver(id, message.from, message)?;
+        }
+        self.with(id, |group, fx| {
+            if tick {
+                group.tick(fx);
+            }
+            group.poll(fx);
+        })?;
+        Ok(())
+    }
+
+    /// Steps one message into a node, as if the connection of `from` had brought it. Refusals that the engine answers
+    /// with a NACK are reported to the sender.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn deliver(
+        &mut self,
+        id: NodeId,
+        from: NodeId,
+        message: Message,
+    ) -> Result<Result<(), Reject>, Violation> {
+        let result = self.with(id, |group, _| group.step(from, message))?.unwrap_or(Ok(()));
+        if let Err(reject) = result {
+            *self.rejects.entry(reject).or_default() += 1;
+            if matches!(reject, Reject::Full | Reject::BadEntries) {
+                self.net.lost.push((from, id));
+                self.tell_lost();
+            }
+        }
+        Ok(result)
+    }
+
+    /// Runs something on the group of a node and carries its effects out. `None` if the node is down.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn with<T>(
+        &mut self,
+        id: NodeId,
+        run: impl FnOnce(&mut CoreGroup, &mut CoreEffects) -> T,
+    ) -> Result<Option<T>, Violation> {
+        let mut fx = CoreEffects::default();
+        let Some(group) = self.nodes.get_mut(&id).and_then(|n| n.group.as_mut()) else { return Ok(None) };
+        let result = run(group, &mut fx);
+        self.carry_out(id, fx)?;
+        Ok(Some(result))
+    }
+
+    fn carry_out(&mut self, id: NodeId, mut fx: CoreEffects) -> Result<(), Violation> {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if let Some((number, write)) = fx.write.take() {
+            node.disk.write(number, write);
+            if self.options.sync_lies
+                && let Some(group) = &mut node.group
+            {
+                group.written(number, &mut fx);
+            }
+        }
+        node.mail.applies.extend(fx.apply);
+        node.mail.fetches.extend(fx.fetches);
+        for message in fx.messages {
+            self.net.send(self.now, message, &self.options.net, &mut self.rng);
+        }
+        self.tell_lost();
+        for (command, error) in fx.refused {
+            self.history.refused(command, error).map_err(|detail| self.violation(detail))?;
+        }
+        fx.unread.into_iter().for_each(|(read, error)| self.history.unread(read, error));
+        match fx.fatal {
+            Some(fatal) => Err(self.violation(format!("node {id} cannot go on: {fatal}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn sync(&mut self, id: NodeId) -> Result<(), Violation> {
+        let sync = self.chance(self.options.sync_permille);
+        let Some(node) = self.nodes.get_mut(&id).filter(|n| n.disk.pending() > 0) else { return Ok(()) };
+        if !sync || node.hold_writes {
+            return Ok(());
+        }
+        let count = self.rng.usize(1..=node.disk.pending());
+        let crash = !self.calm && self.chance(self.options.chaos.crash_at_sync_permille);
+        let when = self.rng.u8(0..3);
+        if crash && when == 0 {
+            self.crash(id);
+            return Ok(());
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let synced = node.disk.sync(count).map_err(|detail| self.violation(detail))?;
+        if crash && when == 1 {
+            self.crash(id);
+            return Ok(());
+        }
+        if let Some(number) = synced {
+            self.with(id, |group, fx| group.written(number, fx))?;
+        }
+        if crash {
+            self.crash(id);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, id: NodeId) -> Result<(), Violation> {
+        let (apply, flush) =
+            (self.chance(self.options.apply_permille), self.chance(self.options.flush_permille));
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if !apply || node.hold_applies || node.mail.applies.is_empty() {
+            return Ok(());
+        }
+        let count = self.rng.usize(1..=node.mail.applies.len());
+        let result = node.apply(id, count, &mut self.history);
+        if flush {
+            node.machine.durable = node.machine.through;
+        }
+        let through = node.machine.through.index;
+        result.map_err(|detail| self.violation(detail))?;
+        self.with(id, |group, _| group.applied(through))?;
+        Ok(())
+    }
+
+    /// Lost messages become reports to their senders, as the lanes make them.
+    fn tell_lost(&mut self) {
+        for (sender, receiver) in self.net.lost.drain(..) {
+            if let Some(node) = self.nodes.get_mut(&sender) {
+                node.mail.unreachable.push(receiver);
+            }
+        }
+    }
+
+    fn chaos(&mut self) -> Result<(), Violation> {
+        let chaos = self.options.chaos.clone();
+        let ids = self.ids();
+        let some = ids.get(self.rng.usize(0..ids.len())).copied();
+        let other = ids.get(self.rng.usize(0..ids.len())).copied();
+        let (Some(some), Some(other)) = (some, other) else { return Ok(()) };
+        if self.chance(chaos.propose_permille) {
+            // Mostly where it makes sense, and sometimes anywhere.
+            let at = if self.chance(800) { self.leader().unwrap_or(some) } else { some };
+            let count = self.rng.usize(1..4);
+            let padding = self.rng.usize(0..64);
+            self.propose_many(at, count, padding)?;
+        }
+        if self.chance(chaos.read_permille) {
+            self.read(some)?;
+        }
+        if self.chance(chaos.transfer_permille)
+            && let Some(leader) = self.leader()
+        {
+            let _ = self.transfer(leader, other)?;
+        }
+        if self.chance(chaos.crash_permille) {
+            self.crash(some);
+        }
+        if self.chance(chaos.restart_permille)
+            && let Some(&down) = ids.iter().find(|id| !self.is_up(**id))
+        {
+            self.restart(down)?;
+        }
+        if self.chance(chaos.heal_permille) {
+            self.heal();
+        }
+        if self.chance(chaos.partition_permille) {
+            match self.rng.bool() {
+                true => self.isolate(some),
+                false => self.cut(some, other),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a node one command; its number names it in the history.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn propose(&mut self, id: NodeId) -> Result<u64, Violation> {
+        Ok(self.propose_many(id, 1, 0)?.start)
+    }
+
+    /// Gives a node commands in one go, each with so many bytes beside its number. A node that is down leaves them open.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn propose_many(
+        &mut self,
+        id: NodeId,
+        count: usize,
+        padding: usize,
+    ) -> Result<Range<u64>, Violation> {
+        let commands: Vec<u64> = (0..count).map(|_| self.history.invoke_proposal()).collect();
+        let range = commands.first().map_or(0..0, |&first| first..first + count as u64);
+        let proposals = commands.into_iter().map(|command| {
+            let mut data = command.to_be_bytes().to_vec();
+            data.resize(data.len() + padding, 0);
+            (Bytes::from(data), command)
+        });
+        let proposals = proposals.collect();
+        self.with(id, |group, fx| group.propose(proposals, fx))?;
+        Ok(range)
+    }
+
+    /// Starts a read on a node; its number names it in the history.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn read(&mut self, id: NodeId) -> Result<u64, Violation> {
+        let read = self.history.invoke_read();
+        self.with(id, |group, _| group.read(read))?;
+        Ok(read)
+    }
+
+    /// Asks a leader to hand over. `Ok(None)` if the node is down.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn transfer(
+        &mut self,
+        leader: NodeId,
+        to: NodeId,
+    ) -> Result<Option<Result<(), TransferLeaderError>>, Violation> {
+        self.with(leader, |group, _| group.transfer(to))
+    }
+
+    /// A power loss.
+    pub fn crash(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|n| n.group.is_some()) {
+            node.crash();
+            self.crashes += 1;
+            self.net.lose_all_to(id);
+            self.tell_lost();
+        }
+    }
+
+    /// Starts a node from what is durable.
+    ///
+    /// # Errors
+    /// What is durable does not fit together.
+    pub fn restart(&mut self, id: NodeId) -> Result<(), Violation> {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        node.start(id, &self.members, &self.options, &mut self.history, &mut self.rng)
+            .map_err(|detail| self.violation(detail))
+    }
+
+    /// From now on nothing gets from `from` to `to`.
+    pub fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.net.cut(from, to);
+    }
+
+    /// From now on nothing gets to or from a node.
+    pub fn isolate(&mut self, id: NodeId) {
+        for other in self.ids() {
+            self.net.cut(id, other);
+            self.net.cut(other, id);
+        }
+    }
+
+    /// Undoes every cut.
+    pub fn heal(&mut self) {
+        self.net.heal();
+    }
+
+    /// Whether writes of a node wait for ever instead of becoming durable.
+    pub fn hold_writes(&mut self, id: NodeId, hold: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.hold_writes = hold;
+        }
+    }
+
+    /// Makes every write of a node durable now, held or not.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn complete_writes(&mut self, id: NodeId) -> Result<(), Violation> {
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        let Some(newest) = node.disk.newest_pending() else { return Ok(()) };
+        let pending = node.disk.pending();
+        node.disk.sync(pending).map_err(|detail| self.violation(detail))?;
+        self.with(id, |group, fx| group.written(newest, fx))?;
+        Ok(())
+    }
+
+    /// Whether the state machine of a node stands still.
+    pub fn hold_applies(&mut self, id: NodeId, hold: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.hold_applies = hold;
+        }
+    }
+
+    /// What clients did and saw.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// The members, in order.
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// Whether a node runs.
+    pub fn is_up(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|n| n.group.is_some())
+    }
+
+    /// What a node says of itself; `None` if it is down.
+    pub fn status(&self, id: NodeId) -> Option<GroupStatus> {
+        Some(self.nodes.get(&id)?.group.as_ref()?.status())
+    }
+
+    /// The leader of the highest term that knows itself as one.
+    pub fn leader(&self) -> Option<NodeId> {
+        let statuses = self.nodes.keys().filter_map(|&id| self.status(id));
+        statuses.filter(|s| s.state.role == Role::Leader).max_by_key(|s| s.state.term).map(|s| s.node)
+    }
+
+    /// How far a node's state machine has come.
+    pub fn applied(&self, id: NodeId) -> u64 {
+        self.nodes.get(&id).map_or(0, |n| n.machine.through.index)
+    }
+
+    /// The last index that is durable on a node, and the term there.
+    pub fn durable(&self, id: NodeId) -> (u64, u64) {
+        self.nodes.get(&id).map_or((0, 0), |n| (n.disk.last_index(), n.disk.term(n.disk.last_index())))
+    }
+
+    /// How many writes of a node are not durable.
+    pub fn writes_pending(&self, id: NodeId) -> usize {
+        self.nodes.get(&id).map_or(0, |n| n.disk.pending())
+    }
+
+    /// Messages under way.
+    pub fn in_flight(&self) -> Vec<Message> {
+        self.net.in_flight().cloned().collect()
+    }
+
+    /// Whether nothing gets from `from` to `to`.
+    pub fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.net.is_cut(from, to)
+    }
+
+    /// How often messages were refused for a reason.
+    pub fn rejected(&self, reject: Reject) -> u64 {
+        self.rejects.get(&reject).copied().unwrap_or_default()
+    }
+
+    /// How many crashes there were.
+    pub fn crashes(&self) -> u64 {
+        self.crashes
+    }
+
+    fn chance(&mut self, permille: u32) -> bool {
+        permille > 0 && self.rng.u32(0..1000) < permille
+    }
+
+    fn violation(&self, detail: String) -> Violation {
+        Violation { seed: self.seed, step: self.now, detail }
+    }
+}

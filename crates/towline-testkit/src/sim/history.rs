@@ -1,0 +1,169 @@
+use std::collections::BTreeMap;
+
+use towline_engine::errors::{Outcome, ProposeError, ReadError};
+use towline_engine::ids::NodeId;
+use towline_engine::message::{Entry, EntryKind};
+
+/// What became of a proposal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProposalResult {
+    /// No answer yet; none will come if its node crashed.
+    Open,
+    /// Applied at this index.
+    Acked(u64),
+    /// An error; see [`ProposeError::outcome`].
+    Failed(ProposeError),
+}
+
+/// What became of a read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadResult {
+    /// No answer yet; none will come if its node crashed.
+    Open,
+    /// Answered from a state that had applied everything up to this index.
+    Saw(u64),
+    /// An error.
+    Failed(ReadError),
+}
+
+/// Everything clients did, and the one log that all nodes applied; the checks run as events come in.
+///
+/// The state machine is a list that commands append to. That makes linearizability simple to check: a view is named by
+/// the index it has applied, and a view is right if it is a prefix of the one log (checked at every apply) that holds
+/// everything acknowledged or seen before the read began.
+#[derive(Debug, Default)]
+pub struct History {
+    proposals: Vec<ProposalResult>,
+    reads: Vec<(u64, ReadResult)>,
+    /// By index from 1: term and command of what was applied there first, by anybody.
+    log: Vec<(u64, Option<u64>)>,
+    /// Where each command was applied.
+    places: BTreeMap<u64, u64>,
+    /// The highest index acknowledged or seen so far: no read that begins now may see less.
+    floor: u64,
+}
+
+impl History {
+    pub(super) fn invoke_proposal(&mut self) -> u64 {
+        self.proposals.push(ProposalResult::Open);
+        self.proposals.len() as u64 - 1
+    }
+
+    pub(super) fn invoke_read(&mut self) -> u64 {
+        self.reads.push((self.floor, ReadResult::Open));
+        self.reads.len() as u64 - 1
+    }
+
+    /// A node applies an entry.
+    pub(super) fn applied(&mut self, node: NodeId, entry: &Entry) -> Result<(), String> {
+        let command = command_of(entry);
+        let at = entry.index.saturating_sub(1) as usize;
+        if let Some(&known) = self.log.get(at) {
+            if known != (entry.term, command) {
+                return Err(format!(
+                    "node {node} applied {command:?} of term {} at {}, where {known:?} was applied before",
+                    entry.term, entry.index
+                ));
+            }
+            return Ok(());
+        }
+        if at != self.log.len() {
+            return Err(format!("node {node} applied {} but the log has {}", entry.index, self.log.len()));
+        }
+        self.log.push((entry.term, command));
+        let Some(command) = command else { return Ok(()) };
+        if let Some(before) = self.places.insert(command, entry.index) {
+            return Err(format!("command {command} was applied at {before} and again at {}", entry.index));
+        }
+        match self.proposal(command) {
+            ProposalResult::Failed(error) if error.outcome() == Outcome::NeverHappened => {
+                Err(format!("command {command} was applied after its proposer was told {error:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn acked(&mut self, command: u64, index: u64) -> Result<(), String> {
+        if self.places.get(&command) != Some(&index) {
+            return Err(format!("command {command} was acknowledged at {index} where it was not applied"));
+        }
+        self.floor = self.floor.max(index);
+        self.answer(command, ProposalResult::Acked(index))
+    }
+
+    pub(super) fn refused(&mut self, command: u64, error: ProposeError) -> Result<(), String> {
+        if error.outcome() == Outcome::NeverHappened && self.places.contains_key(&command) {
+            return Err(format!("command {command} was applied, but its proposer is told {error:?}"));
+        }
+        self.answer(command, ProposalResult::Failed(error))
+    }
+
+    fn answer(&mut self, command: u64, result: ProposalResult) -> Result<(), String> {
+        match self.proposals.get_mut(command as usize) {
+            Some(open) if *open == ProposalResult::Open => {
+                *open = result;
+                Ok(())
+            }
+            before => Err(format!("command {command} was answered {before:?} and then {result:?}")),
+        }
+    }
+
+    pub(super) fn saw(&mut self, node: NodeId, read: u64, applied: u64) -> Result<(), String> {
+        let Some((floor, open)) = self.reads.get_mut(read as usize) else {
+            return Err(format!("read {read} never began"));
+        };
+        if *open != ReadResult::Open {
+            return Err(format!("read {read} was answered twice"));
+        }
+        *open = ReadResult::Saw(applied);
+        if applied < *floor {
+            return Err(format!(
+                "read {read} saw the state at {applied} on node {node}, but {floor} was known before it began"
+            ));
+        }
+        self.floor = self.floor.max(applied);
+        Ok(())
+    }
+
+    pub(super) fn unread(&mut self, read: u64, error: ReadError) {
+        if let Some((_, open)) = self.reads.get_mut(read as usize) {
+            *open = ReadResult::Failed(error);
+        }
+    }
+
+    /// What became of proposal `command`.
+    pub fn proposal(&self, command: u64) -> &ProposalResult {
+        self.proposals.get(command as usize).unwrap_or(&ProposalResult::Open)
+    }
+
+    /// What became of read `read`.
+    pub fn read(&self, read: u64) -> &ReadResult {
+        self.reads.get(read as usize).map_or(&ReadResult::Open, |(_, result)| result)
+    }
+
+    /// Where `command` was applied, if it was.
+    pub fn place(&self, command: u64) -> Option<u64> {
+        self.places.get(&command).copied()
+    }
+
+    /// How many proposals were acknowledged.
+    pub fn acked_count(&self) -> usize {
+        self.proposals.iter().filter(|p| matches!(p, ProposalResult::Acked(_))).count()
+    }
+
+    /// How many reads were answered.
+    pub fn seen_count(&self) -> usize {
+        self.reads.iter().filter(|(_, r)| matches!(r, ReadResult::Saw(_))).count()
+    }
+
+    /// The end of the log that was applied by anybody.
+    pub fn last_index(&self) -> u64 {
+        self.log.len() as u64
+    }
+}
+
+/// The number of the command in an entry, if it holds one.
+fn command_of(entry: &Entry) -> Option<u64> {
+    let number = entry.data.first_chunk::<8>()?;
+    (entry.kind == EntryKind::Normal).then(|| u64::from_be_bytes(*number))
+}

@@ -1,0 +1,120 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+
+use towline_engine::ids::NodeId;
+use towline_engine::message::{Lane, Message};
+
+/// What the network does to messages. Probabilities are in parts of a thousand.
+#[derive(Debug, Clone)]
+pub struct NetOptions {
+    /// Steps a message takes.
+    pub delay: Range<u64>,
+    /// Messages lost; the sender is told, as the lanes do.
+    pub drop_permille: u32,
+    /// Messages lost without a word: the peer died with them in its queue.
+    pub silent_drop_permille: u32,
+    /// Messages delivered twice. Lanes do not do this; Raft has to bear it.
+    pub duplicate_permille: u32,
+    /// Messages that overtake the one before them in their lane. Lanes do not do this either.
+    pub overtake_permille: u32,
+}
+
+impl Default for NetOptions {
+    /// A fast network without faults.
+    fn default() -> Self {
+        Self {
+            delay: 1..4,
+            drop_permille: 0,
+            silent_drop_permille: 0,
+            duplicate_permille: 0,
+            overtake_permille: 0,
+        }
+    }
+}
+
+/// Ordered lanes between every two nodes. Each lane has a pace of its own, so messages of different lanes overtake each
+/// other as they do on a real network.
+#[derive(Debug, Default)]
+pub(super) struct Net {
+    lanes: BTreeMap<(NodeId, NodeId, Lane), VecDeque<(u64, Message)>>,
+    cut: BTreeSet<(NodeId, NodeId)>,
+    /// Lost messages whose sender is to be told: (sender, receiver).
+    pub(super) lost: Vec<(NodeId, NodeId)>,
+}
+
+fn chance(rng: &mut fastrand::Rng, permille: u32) -> bool {
+    permille > 0 && rng.u32(0..1000) < permille
+}
+
+impl Net {
+    pub(super) fn send(&mut self, now: u64, message: Message, options: &NetOptions, rng: &mut fastrand::Rng) {
+        let (from, to) = (message.from, message.to);
+        // Snapshots travel apart; this version makes none.
+        let Some(lane) = message.kind.lane() else { return };
+        if self.cut.contains(&(from, to)) || chance(rng, options.drop_permille) {
+            self.lost.push((from, to));
+            return;
+        }
+        if chance(rng, options.silent_drop_permille) {
+            return;
+        }
+        let queue = self.lanes.entry((from, to, lane)).or_default();
+        let due = now + rng.u64(options.delay.clone());
+        let due = queue.back().map_or(due, |&(before, _)| due.max(before));
+        if chance(rng, options.duplicate_permille) {
+            queue.push_back((due, message.clone()));
+        }
+        queue.push_back((due, message));
+        let last = queue.len() - 1;
+        if last > 0 && chance(rng, options.overtake_permille) {
+            queue.swap(last - 1, last);
+        }
+    }
+
+    /// The messages to `to` that are due, of both lanes, control first as in a turn of the shard.
+    pub(super) fn receive(&mut self, now: u64, to: NodeId) -> Vec<Message> {
+        let mut messages = Vec::new();
+        for wanted in Lane::ALL {
+            for (&(from, _, _), queue) in
+                self.lanes.iter_mut().filter(|((_, receiver, lane), _)| *receiver == to && *lane == wanted)
+            {
+                let cut = self.cut.contains(&(from, to));
+                while queue.front().is_some_and(|&(due, _)| cut || due <= now) {
+                    match queue.pop_front() {
+                        Some(_) if cut => self.lost.push((from, to)),
+                        Some((_, message)) => messages.push(message),
+                        None => break,
+                    }
+                }
+            }
+        }
+        messages
+    }
+
+    /// Everything on its way to `node` is lost: it crashed.
+    pub(super) fn lose_all_to(&mut self, node: NodeId) {
+        for (&(from, to, _), queue) in &mut self.lanes {
+            if to == node && !queue.is_empty() {
+                queue.clear();
+                self.lost.push((from, to));
+            }
+        }
+    }
+
+    /// Everything under way, as it would be delivered.
+    pub(super) fn in_flight(&self) -> impl Iterator<Item = &Message> {
+        self.lanes.values().flatten().map(|(_, message)| message)
+    }
+
+    pub(super) fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.cut.insert((from, to));
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    pub(super) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.contains(&(from, to))
+    }
+}

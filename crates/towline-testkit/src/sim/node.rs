@@ -1,0 +1,148 @@
+use std::collections::VecDeque;
+
+use towline_engine::core::{Apply, Effects, Fetch, Group, GroupLog, GroupSetup, ReplicaSetup};
+use towline_engine::ids::{GroupId, NodeId};
+use towline_engine::message::{ConfState, HardState, Message};
+use towline_engine::state_machine::Applied;
+
+use super::SimOptions;
+use super::disk::Disk;
+use super::history::History;
+
+pub(super) type CoreGroup = Group<u64, u64>;
+pub(super) type CoreEffects = Effects<u64, u64>;
+
+/// One node: what survives a crash, and what runs until the next one.
+#[derive(Default)]
+pub(super) struct SimNode {
+    pub(super) disk: Disk,
+    pub(super) machine: Machine,
+    pub(super) life: u64,
+    /// `None` while the node is down.
+    pub(super) group: Option<Box<CoreGroup>>,
+    pub(super) mail: Mail,
+    pub(super) hold_writes: bool,
+    pub(super) hold_applies: bool,
+}
+
+/// What other threads of a node would hold; gone with a crash.
+#[derive(Default)]
+pub(super) struct Mail {
+    pub(super) applies: VecDeque<Apply<u64, u64>>,
+    pub(super) fetches: Vec<Fetch>,
+    pub(super) unreachable: Vec<NodeId>,
+    pub(super) messages: Vec<Message>,
+}
+
+/// The state machine: a list, of which only the length matters here, because [`History`] checks every entry of it.
+#[derive(Default)]
+pub(super) struct Machine {
+    pub(super) through: Applied,
+    pub(super) durable: Applied,
+}
+
+impl SimNode {
+    /// Drops everything that is not durable.
+    pub(super) fn crash(&mut self) {
+        self.group = None;
+        self.mail = Mail::default();
+        self.disk.crash();
+        self.machine.through = self.machine.durable;
+    }
+
+    /// Starts as the engine does: checks what is stored, applies what is known to be committed, makes the group.
+    pub(super) fn start(
+        &mut self,
+        id: NodeId,
+        members: &ConfState,
+        options: &SimOptions,
+        history: &mut History,
+        rng: &mut fastrand::Rng,
+    ) -> Result<(), String> {
+        self.life += 1;
+        let (durable, last) = (self.machine.durable, self.disk.last_index());
+        let stored = self.disk.hard_state;
+        let hard_state = HardState { commit: stored.commit.max(durable.index), ..stored };
+        if durable.index > last || hard_state.commit > last {
+            return Err(format!(
+                "node {id} restarts applied through {} and committed through {}, but its log ends at {last}",
+                durable.index, hard_state.commit
+            ));
+        }
+        if self.disk.term(durable.index) != durable.term {
+            return Err(format!("node {id} applied {durable:?}, which is not in its log"));
+        }
+        for entry in self.disk.range(durable.index + 1, hard_state.commit + 1) {
+            history.applied(id, &entry)?;
+            self.machine.through = Applied { index: entry.index, term: entry.term };
+        }
+        let applied = self.machine.through.index;
+        let (terms, tail) = (self.disk.terms(), self.disk.range(applied + 1, last + 1));
+        let log = GroupLog::new(Applied::NONE, terms, last, tail, applied, options.cache_bytes_max);
+        let timeout = rng.usize(options.election_ticks.clone());
+        let replica = ReplicaSetup {
+            node: id,
+            group: GroupId::DEFAULT,
+            log,
+            hard_state,
+            conf_state: members.clone(),
+            heartbeat_ticks: options.heartbeat_ticks,
+            // A range of one value, or the raft crate would draw it from a source without a seed.
+            election_ticks: timeout..timeout + 1,
+            election_ticks_min: options.election_ticks.start,
+            append_bytes_max: options.append_bytes_max,
+            append_inflight_max: options.append_inflight_max,
+            uncommitted_bytes_max: options.unapplied_bytes_max as u64,
+            committed_bytes_max: options.committed_bytes_max,
+        };
+        let quiet = options.quiet_after_restart && self.life > 1;
+        let mut origin = [0; 16];
+        let name = id.as_u64().to_be_bytes().into_iter().chain(self.life.to_be_bytes());
+        origin.iter_mut().zip(name).for_each(|(place, byte)| *place = byte);
+        let setup = GroupSetup {
+            replica,
+            origin,
+            quiet_ticks: if quiet { options.election_ticks.start as u64 } else { 0 },
+            read_timeout_ticks: options.read_timeout_ticks,
+            read_retry_ticks: options.heartbeat_ticks as u64,
+            unapplied_bytes_max: options.unapplied_bytes_max,
+        };
+        self.group = Some(Box::new(Group::new(setup)?));
+        Ok(())
+    }
+
+    /// Does the oldest `count` tasks of the state machine; answers whoever waits.
+    pub(super) fn apply(&mut self, id: NodeId, count: usize, history: &mut History) -> Result<(), String> {
+        for task in self.mail.applies.drain(..count.min(self.mail.applies.len())) {
+            match task {
+                Apply::Entries { entries, waiters, through } => {
+                    let mut waiters = waiters.into_iter();
+                    for entry in &entries {
+                        if entry.index != self.machine.through.index + 1 {
+                            return Err(format!(
+                                "node {id} applies {} after {}",
+                                entry.index, self.machine.through.index
+                            ));
+                        }
+                        history.applied(id, entry)?;
+                        self.machine.through = Applied { index: entry.index, term: entry.term };
+                        if !entry.data.is_empty()
+                            && let Some(command) = waiters.next().flatten()
+                        {
+                            history.acked(command, entry.index)?;
+                        }
+                    }
+                    if self.machine.through != through {
+                        return Err(format!("node {id} applied another place than {through:?}"));
+                    }
+                }
+                Apply::Reads(reads) => {
+                    for read in reads {
+                        history.saw(id, read, self.machine.through.index)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,376 @@
+//! Starting and ending: every refusal of a start is typed and says what is wrong, and every end lets go of everything.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use towline_engine::config::Config;
+use towline_engine::errors::{Outcome, ProposeError};
+use towline_engine::identity::{Identity, IdentityError, IdentityStore};
+use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use towline_engine::log_store::{ConfRecord, GroupWrite, LogBatch, LogStore};
+use towline_engine::message::{ConfState, Entry, HardState, Member};
+use towline_engine::node::{Consistency, Node, NodeBuilder, Start, StartError};
+use towline_engine::state_machine::Applied;
+use towline_engine::storage::Storage;
+use towline_engine::transport::{Transport, TransportError};
+use towline_grpc::{GrpcConfig, GrpcTransport};
+use towline_storage::{DataDir, DataDirError};
+use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, cluster_id, node_id, quick, until, within};
+use towline_testkit::list::{ListMachine, Trouble};
+use towline_testkit::mem::MemNet;
+
+const ONE: GroupId = GroupId::DEFAULT;
+
+fn address() -> PeerAddr {
+    "mem://n1:1".parse().unwrap()
+}
+
+fn builder(net: &MemNet, disk: &Disk) -> NodeBuilder {
+    let builder = Node::builder(node_id(1), cluster_id()).config(quick());
+    builder.storage(disk.storage()).transport(net.transport(), address())
+}
+
+fn alone() -> Vec<(NodeId, PeerAddr)> {
+    vec![(node_id(1), address())]
+}
+
+async fn start(node: &Node, group: GroupId, how: Start) -> Result<(), StartError> {
+    node.group(group, ListMachine::new()).start(how).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_cannot_start_says_why() {
+    let (net, disk) = (MemNet::new(), Disk::default());
+    let config = Config { groups_max: 2, ..quick() };
+    let node = builder(&net, &disk).config(config).start().await.unwrap();
+    assert!(!node.has_group(ONE).unwrap());
+    let error = start(&node, ONE, Start::Restart).await.unwrap_err();
+    assert!(matches!(error, StartError::NothingStored { group: ONE }), "{error}");
+    let error = start(&node, ONE, Start::Join).await.unwrap_err();
+    assert!(matches!(error, StartError::JoinRefused), "{error}");
+    let stranger = vec![(node_id(2), address())];
+    let error = start(&node, ONE, Start::Bootstrap(stranger)).await.unwrap_err();
+    assert_eq!(error.to_string(), "the list of members cannot be: node 1 itself is not among them");
+    let twice = [alone(), alone()].concat();
+    let error = start(&node, ONE, Start::Bootstrap(twice)).await.unwrap_err();
+    assert_eq!(error.to_string(), "the list of members cannot be: a node is named twice");
+    assert!(!node.has_group(ONE).unwrap(), "a refused start stores nothing");
+
+    start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
+    for again in [Start::Bootstrap(alone()), Start::Restart] {
+        let error = start(&node, ONE, again).await.unwrap_err();
+        assert!(matches!(error, StartError::AlreadyRuns { group: ONE }), "{error}");
+    }
+    start(&node, GroupId::new(2), Start::Bootstrap(alone())).await.unwrap();
+    let error = start(&node, GroupId::new(3), Start::Bootstrap(alone())).await.unwrap_err();
+    assert!(matches!(error, StartError::TooManyGroups { groups_max: 2 }), "{error}");
+
+    node.shutdown(Duration::ZERO).await;
+    let node = builder(&net, &disk).start().await.unwrap();
+    let error = start(&node, ONE, Start::Bootstrap(alone())).await.unwrap_err();
+    assert!(matches!(error, StartError::AlreadyBootstrapped { group: ONE }), "{error}");
+    start(&node, ONE, Start::Restart).await.unwrap();
+}
+
+/// Two lives of one group at the same time could vote twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_starts_at_once_one_is_refused() {
+    for how in [Start::Bootstrap(alone()), Start::Restart] {
+        let (net, disk) = (MemNet::new(), Disk::default());
+        if how == Start::Restart {
+            let node = builder(&net, &disk).start().await.unwrap();
+            start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
+            node.shutdown(Duration::ZERO).await;
+        }
+        let node = builder(&net, &disk).start().await.unwrap();
+        let (first, second) = tokio::join!(start(&node, ONE, how.clone()), start(&node, ONE, how.clone()));
+        let refused = [first, second].into_iter().filter_map(Result::err).collect::<Vec<_>>();
+        assert!(matches!(refused[..], [StartError::AlreadyRuns { .. }]), "{how:?}: {refused:?}");
+    }
+}
+
+/// A start that was given up does not keep the group from being started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_failed_or_was_dropped_can_be_made_again() {
+    let (net, disk) = (MemNet::new(), Disk::default());
+    let node = builder(&net, &disk).config(Config { groups_max: 1, ..quick() }).start().await.unwrap();
+    let mut given_up = Box::pin(start(&node, ONE, Start::Bootstrap(alone())));
+    std::future::poll_fn(|cx| std::task::Poll::Ready(given_up.as_mut().poll(cx).is_ready())).await;
+    drop(given_up);
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let how = if node.has_group(ONE).unwrap() { Start::Restart } else { Start::Bootstrap(alone()) };
+        match start(&node, ONE, how).await {
+            Ok(()) => return,
+            // What was given up may have come so far that the group is stored meanwhile.
+            Err(StartError::AlreadyBootstrapped { .. }) => assert!(Instant::now() < end),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_start_says_why() {
+    let (net, disk) = (MemNet::new(), Disk::default());
+    let bare = || Node::builder(node_id(1), cluster_id());
+    let error = bare().transport(net.transport(), address()).start().await.unwrap_err();
+    assert_eq!(error.to_string(), "the node has no storage");
+    let error = bare().storage(disk.storage()).start().await.unwrap_err();
+    assert_eq!(error.to_string(), "the node has no transport");
+    let config = Config { election_ticks_min: 1, ..quick() };
+    let error = builder(&net, &disk).config(config).start().await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "setting `election_ticks_min` is 1, but must be at least 3 x heartbeat_ticks, 12"
+    );
+
+    let node = builder(&net, &disk).start().await.unwrap();
+    start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
+    let error = builder(&net, &Disk::default()).start().await.unwrap_err();
+    assert!(matches!(error, StartError::Listen(TransportError::Bind { .. })), "{error}");
+    node.shutdown(Duration::ZERO).await;
+
+    let with = |id, cluster| {
+        let builder = Node::builder(node_id(id), cluster).storage(disk.storage());
+        builder.transport(net.transport(), address()).start()
+    };
+    let error = with(2, cluster_id()).await.unwrap_err();
+    assert_eq!(error.to_string(), "the data directory belongs to node 1, not to node 2");
+    let error = with(1, ClusterId::new("other").unwrap()).await.unwrap_err();
+    assert_eq!(error.to_string(), "the data directory belongs to cluster `test`, not to `other`");
+    let storage = Storage { identity: Arc::new(Unreadable), ..disk.storage() };
+    let error = builder(&net, &disk).storage(storage).start().await.unwrap_err();
+    assert_eq!(error.to_string(), "identity file peers cannot be read: torn");
+    let unowned = Storage { identity: Disk::default().storage().identity, ..disk.storage() };
+    let node = builder(&net, &disk).storage(unowned).start().await.unwrap();
+    let error = start(&node, ONE, Start::Restart).await.unwrap_err();
+    assert!(matches!(error, StartError::NoIdentity { group: ONE }), "{error}");
+}
+
+/// Only the list of peers is damaged.
+struct Unreadable;
+
+impl IdentityStore for Unreadable {
+    fn load(&self) -> Result<Option<Identity>, IdentityError> {
+        Ok(None)
+    }
+
+    fn create(&self, _identity: &Identity) -> Result<(), IdentityError> {
+        Ok(())
+    }
+
+    fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError> {
+        Err(IdentityError::Corrupt { file: "peers".into(), detail: "torn".into() })
+    }
+
+    fn remember(&self, _peer: NodeId, _incarnation: Incarnation) -> Result<(), IdentityError> {
+        Ok(())
+    }
+}
+
+fn grpc() -> Arc<dyn Transport> {
+    Arc::new(GrpcTransport::new(GrpcConfig::default()))
+}
+
+async fn on_disk(path: &std::path::Path, at: &PeerAddr) -> Result<Node, StartError> {
+    let dir = DataDir::open(path).unwrap_or_else(|error| panic!("{error}"));
+    Node::builder(node_id(1), cluster_id())
+        .config(quick())
+        .storage(dir)
+        .transport(grpc(), at.clone())
+        .start()
+        .await
+}
+
+/// The data directory is locked while the node runs; each way to end it gives directory and port back at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_end_of_a_node_gives_directory_and_port_back_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let free = on_disk(dir.path(), &"grpc://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let at: PeerAddr = format!("grpc://{}", free.listen_addrs()[0]).parse().unwrap();
+    free.shutdown(Duration::ZERO).await;
+    let members = vec![(node_id(1), at.clone()), (node_id(2), "grpc://127.0.0.1:1".parse().unwrap())];
+    for round in 0..6 {
+        let node = on_disk(dir.path(), &at).await.unwrap();
+        let how = if round == 0 { Start::Bootstrap(members.clone()) } else { Start::Restart };
+        let group = node.group(ONE, ListMachine::new()).start(how).await.unwrap();
+        assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Locked { .. })));
+        match round % 3 {
+            0 => node.shutdown(Duration::from_secs(5)).await,
+            1 => node.shutdown(Duration::ZERO).await,
+            _ => drop(node),
+        }
+        let error = within(group.propose("late")).await.unwrap_err();
+        assert!(matches!(error, ProposeError::Stopped { .. }), "{error:?}");
+    }
+}
+
+/// The same on a runtime of the caller, which does not end with the node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_on_a_callers_runtime_leaves_nothing_behind() {
+    let net = MemNet::new();
+    let disks = [Disk::default(), Disk::default()];
+    let at = |n: u64| -> PeerAddr { format!("mem://n{n}:1").parse().unwrap() };
+    for dropped in [false, true, false] {
+        let (mut nodes, mut held) = (Vec::new(), Vec::new());
+        for n in [1, 2] {
+            let builder = Node::builder(node_id(n), cluster_id()).config(quick());
+            let storage = disks[n as usize - 1].storage();
+            held.push((Arc::downgrade(&storage.log), Arc::downgrade(&storage.identity)));
+            let builder = builder.storage(storage).transport(net.transport(), at(n));
+            let node = builder.runtime(tokio::runtime::Handle::current()).start().await.unwrap();
+            let how = match node.has_group(ONE).unwrap() {
+                true => Start::Restart,
+                false => Start::Bootstrap([1, 2].map(|n| (node_id(n), at(n))).to_vec()),
+            };
+            start(&node, ONE, how).await.unwrap();
+            nodes.push(node);
+        }
+        until("links", || net.links(node_id(1), node_id(2)) == 2).await;
+        for node in nodes {
+            match dropped {
+                true => drop(node),
+                false => node.shutdown(Duration::ZERO).await,
+            }
+        }
+        let storage_held = || held.iter().any(|(l, i)| l.strong_count() + i.strong_count() > 0);
+        match dropped {
+            true => until("storage let go", || !storage_held()).await,
+            false => assert!(!storage_held()),
+        }
+        until("no links", || net.links(node_id(1), node_id(2)) + net.links(node_id(2), node_id(1)) == 0)
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_hands_over_flushes_and_answers_everybody() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let leader = cluster.leader(1).await;
+    let group = cluster.group(leader, 1);
+    let list = group.read(Consistency::Local).await.unwrap();
+    group.propose("first").await.unwrap();
+    let term = group.state().term;
+    let mut waiting: Vec<_> = (0..100).map(|n| group.submit(format!("{n}")).unwrap()).collect();
+    let mut read = Box::pin(group.read(Consistency::Linearizable));
+    std::future::poll_fn(|cx| std::task::Poll::Ready(read.as_mut().poll(cx).is_ready())).await;
+    let began = Instant::now();
+    cluster.stop(leader, Duration::from_secs(5)).await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let _ = within(read).await;
+    for proposal in waiting.drain(..) {
+        let _ = within(proposal).await;
+    }
+    assert_eq!(list.flushes(), 1);
+    let error = group.propose("late").await.unwrap_err();
+    assert_eq!(error.to_string(), "stopped: the node was shut down");
+    assert_eq!(error.outcome(), Outcome::NeverHappened);
+    // Handed over: the next leader took office by the transfer, in the very next term.
+    let next = cluster.leader(1).await;
+    assert_eq!(cluster.group(next, 1).state().term, term + 1);
+}
+
+/// A backlog for a slow state machine does not hold up an end that was to be like a crash.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_does_not_hold_up_the_end() {
+    let plan = Plan::new(1, 1).machine(|_, _| ListMachine::new().slow(Duration::from_millis(50)));
+    let mut cluster = plan.start().await;
+    let group = cluster.group(cluster.leader(1).await, 1);
+    let list = group.read(Consistency::Local).await.unwrap();
+    let mut waiting = Vec::new();
+    let hold = list.hold();
+    for n in 0..200 {
+        waiting.push(group.submit(format!("{n}")).unwrap());
+        // Each in a batch of its own.
+        until("a commit", || group.state().commit > n).await;
+    }
+    drop(hold);
+    let began = Instant::now();
+    cluster.stop(1, Duration::ZERO).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    for proposal in waiting {
+        match within(proposal).await {
+            Ok(_) | Err(ProposeError::Uncertain { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+/// A log of ten entries in two terms, and what a state machine claims of it.
+fn stored(last: u64, commit: u64) -> Disk {
+    let disk = Disk::default();
+    let entries: Vec<_> = (1..=last)
+        .map(|index| Entry {
+            index,
+            term: 1 + index / 6,
+            data: format!("{index}").into(),
+            ..Entry::default()
+        })
+        .collect();
+    let member = Member { address: address(), incarnation: None };
+    let conf = ConfRecord {
+        conf_state: ConfState { voters: vec![node_id(1)], ..ConfState::default() },
+        index: 0,
+        members: [(node_id(1), member)].into(),
+    };
+    let hard_state = Some(HardState { term: 2, vote: None, commit });
+    let write = GroupWrite { entries, hard_state, conf: Some(conf), ..GroupWrite::new(ONE) };
+    disk.log.append(&mut LogBatch { writes: vec![write] }).unwrap();
+    let incarnation = Incarnation::new(1).unwrap();
+    let identity = Identity { cluster: cluster_id(), node: node_id(1), incarnation };
+    disk.storage().identity.create(&identity).unwrap();
+    disk
+}
+
+async fn restart(disk: &Disk, machine: ListMachine) -> Result<usize, StartError> {
+    let net = MemNet::new();
+    let node = builder(&net, disk).start().await.unwrap();
+    let group = node.group(ONE, machine).start(Start::Restart).await?;
+    let list = within(async {
+        loop {
+            if let Ok(list) = group.read(Consistency::Linearizable).await {
+                break list;
+            }
+        }
+    })
+    .await;
+    Ok(list.len())
+}
+
+/// Case 38.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
+    let at = |index, term| ListMachine::new().durable_at(Applied { index, term });
+    // The whole log is applied again to a volatile machine; only the rest to one that stored more than the commit index.
+    assert_eq!(restart(&stored(10, 4), ListMachine::new()).await.unwrap(), 10);
+    assert_eq!(restart(&stored(10, 4), at(8, 2)).await.unwrap(), 2);
+    assert_eq!(restart(&stored(10, 10), at(10, 2)).await.unwrap(), 0);
+
+    let text = async |disk, machine| restart(&disk, machine).await.unwrap_err().to_string();
+    assert_eq!(
+        text(stored(10, 11), ListMachine::new()).await,
+        "group 1 cannot start: entry 11 is committed, but the log ends at 10"
+    );
+    assert_eq!(
+        text(stored(10, 4), at(11, 2)).await,
+        "group 1 cannot start: the state machine is at 11, past the end of the log, 10"
+    );
+    assert_eq!(
+        text(stored(10, 10), at(8, 1)).await,
+        "group 1 cannot start: the state machine is at entry 8 of term 1, but the log has term 2 there: they are of \
+         different histories"
+    );
+    let compacted = stored(10, 10);
+    compacted.log.compact(ONE, 5).unwrap();
+    assert_eq!(
+        text(compacted.clone(), ListMachine::new()).await,
+        "group 1 cannot start: the state machine is at 0, but the log begins after 5"
+    );
+    assert_eq!(restart(&compacted, at(5, 1)).await.unwrap(), 5);
+    let failing = ListMachine::new().failing("3", Trouble::Fatal);
+    assert_eq!(
+        text(stored(10, 10), failing).await,
+        "group 1 cannot start: state machine failed: told to fail"
+    );
+}

@@ -1,0 +1,136 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+use towline::{ClusterId, NodeId, PeerAddr};
+
+/// A Redis-protocol key-value cluster on Towline.
+#[derive(Debug, Parser)]
+#[command(name = "towline-kv", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs one node.
+    Serve(Box<Serve>),
+    /// Runs a whole cluster on this machine, one child process a node, until Ctrl-C.
+    Cluster(Cluster),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// This node's id, a whole number from 1.
+    #[arg(long)]
+    pub(crate) id: NodeId,
+    /// The data directory.
+    #[arg(long)]
+    pub(crate) data: PathBuf,
+    /// Where peers reach this node, such as grpc://127.0.0.1:7001.
+    #[arg(long)]
+    pub(crate) raft: PeerAddr,
+    /// Where Redis clients reach this node, such as 127.0.0.1:6001.
+    #[arg(long)]
+    pub(crate) redis: HostPort,
+    /// Where /metrics, /status, /healthz and /digest are served.
+    #[arg(long)]
+    pub(crate) http: HostPort,
+    /// A member of the cluster, this node among them: ID=grpc://HOST:PORT,REDIS_HOST:PORT. Once for each.
+    #[arg(long = "peer", required = true)]
+    pub(crate) peers: Vec<PeerSpec>,
+    /// The cluster's name.
+    #[arg(long, default_value = "towline-kv")]
+    pub(crate) cluster: ClusterId,
+    /// Found the cluster if the data directory is empty. Give it to every node at the first start.
+    #[arg(long, conflicts_with = "join")]
+    pub(crate) bootstrap: bool,
+    /// Join a cluster that exists.
+    #[arg(long)]
+    pub(crate) join: bool,
+    /// Settings in TOML: tables `engine`, `store` and `kv`.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cluster {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    pub(crate) nodes: u64,
+    /// The first of the ports; each node takes three: Redis at +0.., peers at +100.., HTTP at +200...
+    #[arg(long, default_value_t = 7000, value_parser = clap::value_parser!(u16).range(1..=65_000))]
+    pub(crate) base_port: u16,
+    /// Where the nodes keep their data; a directory in the system's temporary folder, removed at the end, if not given.
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+}
+
+/// `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let bad = || format!("`{s}` is no address: `host:port` is expected, such as 127.0.0.1:6001");
+        let (host, port) = s.rsplit_once(':').ok_or_else(bad)?;
+        let port = port.parse().map_err(|_| bad())?;
+        if host.is_empty() {
+            return Err(bad());
+        }
+        Ok(Self { host: host.into(), port })
+    }
+}
+
+impl std::fmt::Display for HostPort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// `ID=grpc://HOST:PORT,REDIS_HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PeerSpec {
+    pub(crate) id: NodeId,
+    pub(crate) raft: PeerAddr,
+    pub(crate) redis: HostPort,
+}
+
+impl FromStr for PeerSpec {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let form = "`ID=grpc://HOST:PORT,REDIS_HOST:PORT` is expected, such as 1=grpc://127.0.0.1:7101,127.0.0.1:7001";
+        let bad = |why: String| format!("{why}; {form}");
+        let (id, rest) = s.split_once('=').ok_or_else(|| bad(format!("`{s}` has no `=`")))?;
+        let (raft, redis) = rest.split_once(',').ok_or_else(|| bad(format!("`{s}` has no Redis address")))?;
+        Ok(Self {
+            id: id.parse().map_err(|e: towline::IdError| bad(e.to_string()))?,
+            raft: raft.parse().map_err(|e: towline::IdError| bad(e.to_string()))?,
+            redis: redis.parse().map_err(bad)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_names_id_and_both_addresses() {
+        let peer: PeerSpec = "2=grpc://127.0.0.1:7102,localhost:7002".parse().unwrap();
+        assert_eq!((peer.id.as_u64(), peer.raft.authority(), peer.redis.port), (2, "127.0.0.1:7102", 7002));
+        for bad in ["2", "2=grpc://h:1", "0=grpc://h:1,h:2", "2=h:1,h:2", "2=grpc://h:1,h"] {
+            let error = bad.parse::<PeerSpec>().unwrap_err();
+            assert!(error.contains("is expected"), "{error}");
+        }
+    }
+}

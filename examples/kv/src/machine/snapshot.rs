@@ -1,0 +1,178 @@
+//! The whole state as a stream of bytes, and back.
+//!
+//! Format, all numbers big endian: `TKV1`, clock (8), then for each key in order: 1, length of key (4), key, expiry (8),
+//! length of value (4), value; then 0, the count of keys (8), and FNV-1a of everything before it (8).
+
+use std::io::{self, Read, Write};
+
+use fjall::{Keyspace, PersistMode, Readable as _};
+use towline::{Applied, SnapshotSource};
+
+use super::command::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use super::layout::{META_KEY, Meta, data_key, due_key, key_of_data, record, split};
+use super::view::Fnv;
+use super::{KvMachine, StoreError};
+
+const MAGIC: &[u8; 4] = b"TKV1";
+
+/// Keys that one batch of a restore writes.
+const RESTORE_BATCH_KEYS: usize = 1_024;
+/// Bytes that one batch of a restore writes, unless a single value is larger.
+const RESTORE_BATCH_BYTES: usize = 4 << 20;
+
+pub(super) struct Source {
+    pub(super) snapshot: fjall::Snapshot,
+    pub(super) store: Keyspace,
+    pub(super) meta: Meta,
+}
+
+impl SnapshotSource for Source {
+    fn write_to(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        let mut out = Hashing { inner: io::BufWriter::new(out), hash: Fnv::new() };
+        out.put(MAGIC)?;
+        out.put(&self.meta.clock_ms.to_be_bytes())?;
+        let mut keys: u64 = 0;
+        for item in self.snapshot.prefix(&self.store, data_key(self.meta.generation, b"")) {
+            let (stored, record) = item.into_inner().map_err(io::Error::other)?;
+            let (expiry_ms, value) = split(&record).map_err(io::Error::other)?;
+            out.put(&[1])?;
+            out.put_sized(key_of_data(&stored))?;
+            out.put(&expiry_ms.to_be_bytes())?;
+            out.put_sized(value)?;
+            keys += 1;
+        }
+        out.put(&[0])?;
+        out.put(&keys.to_be_bytes())?;
+        let hash = out.hash.0;
+        out.put(&hash.to_be_bytes())?;
+        out.inner.flush()
+    }
+}
+
+struct Hashing<W> {
+    inner: W,
+    hash: Fnv,
+}
+
+impl<W: Write> Hashing<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hash.bytes(bytes);
+        self.inner.write_all(bytes)
+    }
+
+    fn put_sized(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        self.put(&length.to_be_bytes())?;
+        self.put(bytes)
+    }
+}
+
+impl<R: Read> Hashing<R> {
+    fn take<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.inner.read_exact(&mut bytes)?;
+        self.hash.bytes(&bytes);
+        Ok(bytes)
+    }
+
+    fn take_sized(&mut self, bytes_max: usize) -> Result<Vec<u8>, StoreError> {
+        let length = u32::from_be_bytes(self.take()?) as usize;
+        if length > bytes_max {
+            return Err(StoreError::Corrupt("snapshot"));
+        }
+        let mut bytes = vec![0; length];
+        self.inner.read_exact(&mut bytes)?;
+        self.hash.bytes(&bytes);
+        Ok(bytes)
+    }
+}
+
+impl KvMachine {
+    /// Writes `body` into the next generation, which nobody reads yet, and makes that the live one in one last batch
+    /// together with the index. A crash before it leaves the old state, and garbage that the next sweep removes.
+    pub(super) fn restore_from(&mut self, applied: Applied, body: &mut dyn Read) -> Result<(), StoreError> {
+        let generation = self.meta.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
+        self.remove_generation(generation)?;
+        let mut body = Hashing { inner: io::BufReader::new(body), hash: Fnv::new() };
+        if &body.take::<4>()? != MAGIC {
+            return Err(StoreError::Corrupt("start of the snapshot"));
+        }
+        let clock_ms = u64::from_be_bytes(body.take()?);
+        let mut keys = 0;
+        while self.restore_batch(&mut body, generation, &mut keys)? {}
+        let promised = u64::from_be_bytes(body.take()?);
+        let hash = body.hash.0;
+        if promised != keys || u64::from_be_bytes(body.take()?) != hash {
+            return Err(StoreError::Corrupt("end of the snapshot"));
+        }
+        let meta = Meta {
+            index: applied.index,
+            term: applied.term,
+            clock_ms: clock_ms.max(self.meta.clock_ms),
+            generation,
+            keys,
+        };
+        let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
+        write.insert(&self.store, META_KEY, &meta.encode()?[..]);
+        write.commit()?;
+        self.meta = meta;
+        self.durable = applied;
+        self.sweep_from = Some(b"d".to_vec());
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether there is more.
+    fn restore_batch<R: Read>(
+        &mut self,
+        body: &mut Hashing<R>,
+        generation: u32,
+        keys: &mut u64,
+    ) -> Result<bool, StoreError> {
+        let mut write = self.db.batch();
+        let (mut count, mut bytes) = (0, 0);
+        let mut more = true;
+        while count < RESTORE_BATCH_KEYS && bytes < RESTORE_BATCH_BYTES {
+            match body.take()? {
+                [1] => {}
+                [0] => {
+                    more = false;
+                    break;
+                }
+                _ => return Err(StoreError::Corrupt("snapshot")),
+            }
+            let key = body.take_sized(KEY_BYTES_MAX)?;
+            let expiry_ms = u64::from_be_bytes(body.take()?);
+            let value = body.take_sized(VALUE_BYTES_MAX)?;
+            if expiry_ms != 0 {
+                write.insert(&self.store, due_key(generation, expiry_ms, &key), &b""[..]);
+            }
+            write.insert(&self.store, data_key(generation, &key), record(expiry_ms, &value));
+            *keys += 1;
+            count += 1;
+            bytes += value.len();
+        }
+        write.commit()?;
+        Ok(more)
+    }
+
+    /// A restore that a crash interrupted left keys that are in no snapshot.
+    fn remove_generation(&mut self, generation: u32) -> Result<(), StoreError> {
+        for (first, end) in [
+            (data_key(generation, b""), data_key(generation.saturating_add(1), b"")),
+            (due_key(generation, 0, b""), due_key(generation.saturating_add(1), 0, b"")),
+        ] {
+            loop {
+                let mut write = self.db.batch();
+                for item in self.store.range(first.clone()..end.clone()).take(RESTORE_BATCH_KEYS) {
+                    write.remove(&self.store, item.key()?);
+                }
+                if write.is_empty() {
+                    break;
+                }
+                write.commit()?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,314 @@
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use tempfile::TempDir;
+use towline::engine::message::{Entry, EntryKind};
+
+use super::*;
+
+const MAX: usize = 1 << 20;
+
+struct Harness {
+    dir: TempDir,
+    machine: KvMachine,
+    index: u64,
+}
+
+impl Harness {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let machine = open(&dir);
+        Self { dir, machine, index: 0 }
+    }
+
+    fn batch(&mut self, commands: &[Command<'_>]) -> Vec<Answer> {
+        let entries: Vec<Entry> = commands
+            .iter()
+            .map(|command| {
+                self.index += 1;
+                Entry {
+                    kind: EntryKind::Normal,
+                    term: 1,
+                    index: self.index,
+                    data: command.encode(MAX).unwrap(),
+                    context: Bytes::new(),
+                }
+            })
+            .collect();
+        let mut replies = Replies::with_capacity(entries.len());
+        let through = Applied { index: self.index, term: 1 };
+        self.machine.apply(ApplyBatch::new(&entries, through), &mut replies).unwrap();
+        replies.into_vec()
+    }
+
+    fn one(&mut self, now_ms: u64, op: Op<'_>) -> Answer {
+        self.batch(&[Command { now_ms, op }]).pop().unwrap()
+    }
+
+    fn reopen(self) -> Self {
+        let Self { dir, machine, index } = self;
+        drop(machine);
+        let machine = open(&dir);
+        Self { dir, machine, index }
+    }
+
+    fn digest(&self) -> u64 {
+        self.machine.view().digest().unwrap().digest
+    }
+
+    fn value(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.machine.view().one(key, 0).unwrap().map(|stored| stored.value().to_vec())
+    }
+}
+
+fn open(dir: &TempDir) -> KvMachine {
+    KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), MAX).unwrap()
+}
+
+fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Op<'a> {
+    Op::Set { key: Blob(key), value: Blob(value), expiry, condition: Condition::Always, answer_old: false }
+}
+
+#[test]
+fn the_applied_index_and_the_data_come_back_together() {
+    let mut h = Harness::new();
+    h.one(1, set(b"a", b"1", Expiry::Never));
+    h.one(1, Op::Add { key: Blob(b"a"), delta: 41 });
+    assert_eq!(h.machine.durable(), Applied::NONE, "nothing was synced");
+    assert_eq!(h.machine.flush().unwrap(), Applied { index: 2, term: 1 });
+    let digest = h.digest();
+    let h = h.reopen();
+    assert_eq!(h.machine.durable(), Applied { index: 2, term: 1 });
+    assert_eq!((h.value(b"a"), h.digest()), (Some(b"42".to_vec()), digest));
+}
+
+#[test]
+fn an_empty_batch_moves_the_applied_index() {
+    let mut h = Harness::new();
+    h.index = 7;
+    assert!(h.batch(&[]).is_empty());
+    assert_eq!(h.reopen().machine.durable(), Applied { index: 7, term: 1 });
+}
+
+#[test]
+fn expiry_is_decided_by_the_clock_in_the_commands_only() {
+    let mut h = Harness::new();
+    h.one(1_000, set(b"k", b"v", Expiry::After { ttl_ms: 500 }));
+    let nx = |value| Op::Set {
+        key: Blob(b"k"),
+        value: Blob(value),
+        expiry: Expiry::Never,
+        condition: Condition::IfAbsent,
+        answer_old: false,
+    };
+    assert_eq!(h.one(1_499, nx(b"w")), Answer::Skipped);
+    assert_eq!(h.one(1_500, nx(b"w")), Answer::Done);
+}
+
+#[test]
+fn a_leader_whose_clock_is_behind_brings_nothing_back() {
+    let mut h = Harness::new();
+    h.one(1_000, set(b"k", b"v", Expiry::After { ttl_ms: 500 }));
+    h.one(2_000, set(b"other", b"v", Expiry::Never));
+    assert_eq!(h.one(1_100, Op::Append { key: Blob(b"k"), value: Blob(b"x") }), Answer::Integer(1));
+}
+
+#[test]
+fn a_key_can_expire_between_two_commands_of_a_batch() {
+    let mut h = Harness::new();
+    let answers = h.batch(&[
+        Command { now_ms: 10, op: set(b"k", b"5", Expiry::After { ttl_ms: 5 }) },
+        Command { now_ms: 14, op: Op::Add { key: Blob(b"k"), delta: 1 } },
+        Command { now_ms: 15, op: Op::Add { key: Blob(b"k"), delta: 1 } },
+    ]);
+    assert_eq!(answers, [Answer::Done, Answer::Integer(6), Answer::Integer(1)]);
+}
+
+#[test]
+fn what_is_due_is_removed_and_counted_down() {
+    let mut h = Harness::new();
+    for i in 0..10_u8 {
+        h.one(100, set(&[i], b"v", Expiry::After { ttl_ms: 10 }));
+    }
+    assert_eq!(h.machine.view().keys().unwrap(), 10);
+    h.one(200, set(b"other", b"v", Expiry::Never));
+    assert_eq!(h.machine.view().keys().unwrap(), 1);
+    assert_eq!(h.machine.store.iter().count(), 2, "one key and the metadata");
+}
+
+#[test]
+fn a_flush_empties_at_once_and_is_swept_in_bounded_steps() {
+    let mut h = Harness::new();
+    let keys: Vec<Vec<u8>> = (0..SWEEP_KEYS_MAX as u32 + 10).map(|i| i.to_be_bytes().to_vec()).collect();
+    let pairs = keys.iter().map(|key| (Blob(key), Blob(b"v"))).collect();
+    h.one(1, Op::SetMany { pairs });
+    h.one(1, set(b"due", b"v", Expiry::After { ttl_ms: 5 }));
+    let answers = h.batch(&[
+        Command { now_ms: 1, op: Op::Flush },
+        Command { now_ms: 1, op: set(b"new", b"v", Expiry::Never) },
+    ]);
+    assert_eq!(answers, [Answer::Done, Answer::Done]);
+    assert_eq!((h.machine.view().keys().unwrap(), h.value(&keys[0])), (1, None));
+    let mut h = h.reopen();
+    for _ in 0..4 {
+        h.batch(&[]);
+    }
+    assert_eq!(h.machine.store.iter().count(), 2, "one key and the metadata");
+    assert_eq!(h.value(b"new"), Some(b"v".to_vec()));
+}
+
+#[test]
+fn bad_commands_change_nothing() {
+    let mut h = Harness::new();
+    h.one(1, set(b"text", b"abc", Expiry::Never));
+    h.one(1, set(b"big", b"9223372036854775807", Expiry::Never));
+    let before = h.digest();
+    assert_eq!(h.one(1, Op::Add { key: Blob(b"text"), delta: 1 }), Answer::NotAnInteger);
+    assert_eq!(h.one(1, Op::Add { key: Blob(b"big"), delta: 1 }), Answer::Overflow);
+    let long = vec![b'k'; KEY_BYTES_MAX + 1];
+    assert_eq!(h.one(1, set(&long, b"v", Expiry::Never)), Answer::TooLong);
+    assert_eq!(h.digest(), before);
+}
+
+#[test]
+fn a_command_that_is_not_readable_is_fatal() {
+    let mut h = Harness::new();
+    let data = Bytes::from_static(&[0, 99]);
+    let entry = Entry { kind: EntryKind::Normal, term: 1, index: 1, data, context: Bytes::new() };
+    let through = Applied { index: 1, term: 1 };
+    assert!(h.machine.apply(ApplyBatch::new(&[entry], through), &mut Replies::with_capacity(1)).is_err());
+}
+
+#[test]
+fn a_snapshot_replaces_the_whole_state() {
+    let mut from = Harness::new();
+    for i in 0..3_000_u32 {
+        let expiry = if i % 2 == 0 { Expiry::After { ttl_ms: u64::from(i) + 10 } } else { Expiry::Never };
+        from.one(1, set(&i.to_be_bytes(), b"value", expiry));
+    }
+    let mut body = Vec::new();
+    let source = from.machine.snapshot().unwrap();
+    from.one(1, Op::Flush);
+    source.write_to(&mut body).unwrap();
+
+    let mut to = Harness::new();
+    to.one(1, set(b"old", b"v", Expiry::After { ttl_ms: 3 }));
+    let before = to.digest();
+    let at = Applied { index: 3_000, term: 1 };
+    let broken = &body[..body.len() - 9];
+    assert!(to.machine.restore_from(at, &mut &broken[..]).is_err());
+    let mut flipped = body.clone();
+    flipped[40] ^= 1;
+    assert!(to.machine.restore_from(at, &mut &flipped[..]).is_err());
+    let mut to = to.reopen();
+    assert_eq!(to.digest(), before, "a broken body changes nothing");
+
+    to.machine.restore_from(at, &mut &body[..]).unwrap();
+    let mut to = to.reopen();
+    assert_eq!((to.machine.durable(), to.machine.view().keys().unwrap()), (at, 3_000));
+    to.index = 3_000;
+    to.one(2_000, Op::Delete { keys: vec![Blob(b"none")] });
+    assert_eq!(to.value(b"old"), None);
+    assert!(to.machine.view().one(&1_u32.to_be_bytes(), 2_000).unwrap().is_some());
+    assert!(to.machine.view().one(&2_u32.to_be_bytes(), 2_000).unwrap().is_none());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Set { key: u8, value: u8, ttl_ms: Option<u64> },
+    Delete { key: u8 },
+    Add { key: u8, delta: i64 },
+    Append { key: u8, value: u8 },
+    Flush,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (0..6_u8, any::<u8>(), prop::option::of(1..40_u64)).prop_map(|(key, value, ttl_ms)| Step::Set { key, value, ttl_ms }),
+        2 => (0..6_u8).prop_map(|key| Step::Delete { key }),
+        3 => (0..6_u8, -5..5_i64).prop_map(|(key, delta)| Step::Add { key, delta }),
+        3 => (0..6_u8, b'0'..=b'9').prop_map(|(key, value)| Step::Append { key, value }),
+        1 => Just(Step::Flush),
+    ]
+}
+
+type Model = BTreeMap<Vec<u8>, (Vec<u8>, u64)>;
+
+fn model_step(model: &mut Model, now: u64, step: &Step) -> Answer {
+    model.retain(|_, (_, expiry)| *expiry == 0 || *expiry > now);
+    match step {
+        Step::Set { key, value, ttl_ms } => {
+            model.insert(vec![*key], (vec![*value], ttl_ms.map_or(0, |ttl| now + ttl)));
+            Answer::Done
+        }
+        Step::Delete { key } => Answer::Integer(model.remove(&vec![*key]).is_some().into()),
+        Step::Add { key, delta } => {
+            let slot = model.get(&vec![*key]).cloned().unwrap_or((b"0".to_vec(), 0));
+            match parse_integer(&slot.0) {
+                None => Answer::NotAnInteger,
+                Some(old) => match old.checked_add(*delta) {
+                    None => Answer::Overflow,
+                    Some(sum) => {
+                        model.insert(vec![*key], (sum.to_string().into_bytes(), slot.1));
+                        Answer::Integer(sum)
+                    }
+                },
+            }
+        }
+        Step::Append { key, value } => {
+            let slot = model.entry(vec![*key]).or_default();
+            slot.0.push(*value);
+            Answer::Integer(slot.0.len() as i64)
+        }
+        Step::Flush => {
+            model.clear();
+            Answer::Done
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Against a map, and two replicas that got the same commands in other batches.
+    #[test]
+    fn replicas_agree_with_a_model_however_entries_are_batched(
+        steps in prop::collection::vec((step(), 0..8_u64), 1..60),
+        cut in 1..9_usize,
+    ) {
+        let (mut a, mut b, mut model) = (Harness::new(), Harness::new(), Model::new());
+        let mut now = 0;
+        let (mut commands, mut expected) = (Vec::new(), Vec::new());
+        let keys: Vec<[u8; 1]> = (0..=255).map(|k| [k]).collect();
+        for (step, passed) in &steps {
+            now += passed;
+            expected.push(model_step(&mut model, now, step));
+            let blob = |k: &u8| Blob(&keys[usize::from(*k)]);
+            let op = match step {
+                Step::Set { key, value, ttl_ms } => Op::Set {
+                    key: blob(key), value: blob(value),
+                    expiry: ttl_ms.map_or(Expiry::Never, |ttl_ms| Expiry::After { ttl_ms }),
+                    condition: Condition::Always, answer_old: false,
+                },
+                Step::Delete { key } => Op::Delete { keys: vec![blob(key)] },
+                Step::Add { key, delta } => Op::Add { key: blob(key), delta: *delta },
+                Step::Append { key, value } => Op::Append { key: blob(key), value: blob(value) },
+                Step::Flush => Op::Flush,
+            };
+            commands.push(Command { now_ms: now, op });
+        }
+        let from_a = a.batch(&commands);
+        let from_b: Vec<Answer> = commands.chunks(cut).flat_map(|chunk| b.batch(chunk)).collect();
+        prop_assert_eq!(&from_a, &expected);
+        prop_assert_eq!(&from_b, &expected);
+        prop_assert_eq!(a.digest(), b.digest());
+        for key in 0..6_u8 {
+            let found = b.machine.view().one(&[key], now).unwrap().map(|s| (s.value().to_vec(), s.expiry_ms));
+            prop_assert_eq!(found.as_ref(), model.get(&vec![key]));
+        }
+        let live = model.len() as u64;
+        b.batch(&[]);
+        prop_assert_eq!(b.machine.view().keys().unwrap(), live);
+    }
+}

@@ -1,0 +1,110 @@
+//! The engine's group as a [`Replica`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use towline::{Consistency, Group, NodeId, Proposal, ProposeError};
+
+use crate::machine::{Answer, KvMachine, View};
+use crate::replica::{PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
+
+/// One replica of the state on this node.
+#[derive(Clone)]
+pub(crate) struct GroupReplica {
+    group: Group<KvMachine>,
+    view: View,
+}
+
+impl GroupReplica {
+    pub(crate) fn new(group: Group<KvMachine>, view: View) -> Self {
+        Self { group, view }
+    }
+}
+
+pub(crate) struct Pending(Proposal<Answer>);
+
+impl Future for Pending {
+    type Output = Result<Answer, WriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map_err(write_error)
+    }
+}
+
+fn write_error(error: ProposeError) -> WriteError {
+    match error {
+        ProposeError::NotLeader { hint } | ProposeError::Superseded { hint } => {
+            WriteError::NotLeader { hint: hint.map(NodeId::as_u64) }
+        }
+        ProposeError::Busy => WriteError::Busy,
+        ProposeError::TooLarge { bytes, bytes_max } => WriteError::TooLarge { bytes, bytes_max },
+        ProposeError::Uncertain { cause } => WriteError::Uncertain { cause: cause.to_string() },
+        ProposeError::Stopped { cause } => WriteError::Stopped { cause: cause.to_string() },
+        // An error of a later engine: if it does not say that nothing happened, it may have.
+        other => match other.outcome() {
+            towline::Outcome::NeverHappened => WriteError::Stopped { cause: other.to_string() },
+            towline::Outcome::MayHaveHappened => WriteError::Uncertain { cause: other.to_string() },
+        },
+    }
+}
+
+fn read_error(error: towline::ReadError) -> ReadError {
+    match error {
+        towline::ReadError::NoLeader => ReadError::NoLeader,
+        towline::ReadError::Busy => ReadError::Busy,
+        towline::ReadError::Timeout => ReadError::Timeout,
+        other => ReadError::Stopped { cause: other.to_string() },
+    }
+}
+
+impl Replica for GroupReplica {
+    type Pending = Pending;
+
+    fn submit(&self, command: Bytes) -> Result<Pending, WriteError> {
+        self.group.submit(command).map(Pending).map_err(write_error)
+    }
+
+    fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static {
+        let group = self.group.clone();
+        async move { group.read(Consistency::Linearizable).await.map_err(read_error) }
+    }
+
+    fn local(&self) -> View {
+        self.view.clone()
+    }
+
+    fn state(&self) -> ReplicaState {
+        let state = self.group.state();
+        ReplicaState {
+            role: match state.role {
+                towline::Role::Follower => Role::Follower,
+                towline::Role::Candidate => Role::Candidate,
+                towline::Role::Leader => Role::Leader,
+                towline::Role::Down => Role::Down,
+            },
+            leader: state.leader.map(NodeId::as_u64),
+            term: state.term,
+            commit: state.commit,
+            applied: state.applied,
+            down: state.down.map(|cause| cause.to_string()),
+        }
+    }
+
+    async fn peers(&self) -> Vec<PeerProgress> {
+        let Ok(status) = self.group.status().await else { return Vec::new() };
+        let progress = |peer: towline::PeerStatus| PeerProgress {
+            id: peer.id.as_u64(),
+            matched: peer.matched,
+            next: peer.next,
+            progress: match peer.progress {
+                towline::PeerProgress::Probe => "probe",
+                towline::PeerProgress::Replicate => "replicate",
+                towline::PeerProgress::Snapshot => "snapshot",
+            },
+            recent_active: peer.recent_active,
+        };
+        status.peers.into_iter().map(progress).collect()
+    }
+}

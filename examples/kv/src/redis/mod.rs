@@ -1,0 +1,15 @@
+//! The Redis port.
+
+mod cluster;
+mod commands;
+mod connection;
+mod decode;
+mod reply;
+mod server;
+mod session;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use cluster::{Member, Members};
+pub(crate) use server::{Limits, Server};

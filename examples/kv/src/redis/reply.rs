@@ -1,0 +1,132 @@
+//! Replies, and their bytes in RESP2 and RESP3.
+
+use std::borrow::Cow;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use redis_protocol::resp2::{encode::extend_encode_borrowed, types::BorrowedFrame};
+
+use crate::machine::Answer;
+use crate::replica::{ReadError, WriteError};
+
+use super::cluster::Members;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reply {
+    Status(&'static str),
+    Error(Cow<'static, str>),
+    Integer(i64),
+    Bulk(Bytes),
+    Nil,
+    Array(Vec<Reply>),
+    /// An array of twice the length in RESP2.
+    Map(Vec<(Reply, Reply)>),
+}
+
+pub(super) const OK: Reply = Reply::Status("OK");
+
+impl Reply {
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self::Bulk(Bytes::from(text.into()))
+    }
+
+    pub(super) fn error(text: impl Into<Cow<'static, str>>) -> Self {
+        Self::Error(text.into())
+    }
+
+    pub(super) fn integer(number: impl TryInto<i64>) -> Self {
+        Self::Integer(number.try_into().unwrap_or(i64::MAX))
+    }
+
+    pub(super) fn of_answer(answer: Answer) -> Self {
+        match answer {
+            Answer::Done => OK,
+            Answer::Skipped | Answer::Value(None) => Self::Nil,
+            Answer::Integer(number) => Self::Integer(number),
+            Answer::Value(Some(bytes)) => Self::Bulk(bytes),
+            Answer::NotAnInteger => Self::error("ERR value is not an integer or out of range"),
+            Answer::Overflow => Self::error("ERR increment or decrement would overflow"),
+            Answer::TooLong => Self::error("ERR key or string exceeds maximum allowed size"),
+        }
+    }
+
+    /// Says by its first word whether the write may have happened: only `UNCERTAIN` leaves that open.
+    pub(super) fn of_write_error(error: &WriteError, slot: u16, members: &Members) -> Self {
+        match error {
+            WriteError::NotLeader { hint } => members.moved(slot, *hint),
+            WriteError::Busy => Self::error("TRYAGAIN too much is under way, the write was not taken"),
+            WriteError::TooLarge { .. } => Self::error(format!("ERR {error}")),
+            WriteError::Uncertain { cause } => {
+                Self::error(format!("UNCERTAIN the outcome is not known: {}", one_line(cause)))
+            }
+            WriteError::Stopped { cause } => {
+                Self::error(format!("ERR this node is stopped: {}", one_line(cause)))
+            }
+        }
+    }
+
+    pub(super) fn of_read_error(error: &ReadError) -> Self {
+        match error {
+            ReadError::NoLeader => Self::error("CLUSTERDOWN no leader is known"),
+            ReadError::Busy => Self::error("TRYAGAIN too many reads are under way"),
+            ReadError::Timeout => Self::error(format!("CLUSTERDOWN {error}")),
+            ReadError::Stopped { cause } => {
+                Self::error(format!("ERR this node is stopped: {}", one_line(cause)))
+            }
+        }
+    }
+
+    pub(super) fn encode(&self, resp3: bool, out: &mut BytesMut) {
+        let frame = match self {
+            Self::Status(text) => BorrowedFrame::SimpleString(text.as_bytes()),
+            Self::Error(text) => BorrowedFrame::Error(text),
+            Self::Integer(number) => BorrowedFrame::Integer(*number),
+            Self::Bulk(bytes) => BorrowedFrame::BulkString(bytes),
+            Self::Nil if resp3 => return out.put_slice(b"_\r\n"),
+            Self::Nil => BorrowedFrame::Null,
+            Self::Array(items) => {
+                out.put_slice(format!("*{}\r\n", items.len()).as_bytes());
+                return items.iter().for_each(|item| item.encode(resp3, out));
+            }
+            Self::Map(pairs) => {
+                let header =
+                    if resp3 { format!("%{}\r\n", pairs.len()) } else { format!("*{}\r\n", 2 * pairs.len()) };
+                out.put_slice(header.as_bytes());
+                return pairs.iter().for_each(|(key, value)| {
+                    key.encode(resp3, out);
+                    value.encode(resp3, out);
+                });
+            }
+        };
+        // It grows the buffer first, so the only failure it has, one that is too small, cannot come.
+        let _ = extend_encode_borrowed(out, &frame, false);
+    }
+}
+
+/// An error reply ends at the first line break.
+pub(super) fn one_line(text: &str) -> String {
+    text.replace(['\r', '\n'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(reply: &Reply) -> [String; 2] {
+        [false, true].map(|resp3| {
+            let mut out = BytesMut::new();
+            reply.encode(resp3, &mut out);
+            String::from_utf8(out.to_vec()).unwrap()
+        })
+    }
+
+    #[test]
+    fn replies_have_the_bytes_of_their_protocol() {
+        assert_eq!(both(&OK), ["+OK\r\n", "+OK\r\n"]);
+        assert_eq!(both(&Reply::Nil), ["$-1\r\n", "_\r\n"]);
+        assert_eq!(both(&Reply::Integer(-5)), [":-5\r\n", ":-5\r\n"]);
+        assert_eq!(both(&Reply::text("ab")), ["$2\r\nab\r\n", "$2\r\nab\r\n"]);
+        assert_eq!(both(&Reply::error("ERR x")), ["-ERR x\r\n", "-ERR x\r\n"]);
+        let map = Reply::Map(vec![(Reply::text("k"), Reply::Array(vec![Reply::Nil]))]);
+        assert_eq!(both(&map), ["*2\r\n$1\r\nk\r\n*1\r\n$-1\r\n", "%1\r\n$1\r\nk\r\n*1\r\n_\r\n"]);
+    }
+}

@@ -1,0 +1,274 @@
+//! Over real sockets, against a fake replica of one node.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use towline::engine::message::{Entry, EntryKind};
+use towline::{Applied, ApplyBatch, Replies, StateMachine as _};
+
+use super::*;
+use crate::machine::{Answer, KvMachine, StoreConfig, View};
+use crate::replica::{PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
+
+const COMMAND_BYTES_MAX: usize = 4_096;
+
+#[derive(Clone)]
+struct Fake {
+    queue: mpsc::UnboundedSender<(Bytes, oneshot::Sender<Answer>)>,
+    view: View,
+    state: Arc<Mutex<ReplicaState>>,
+    submit_error: Arc<Mutex<Option<WriteError>>>,
+    barriers: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+struct Pending(oneshot::Receiver<Answer>);
+
+impl Future for Pending {
+    type Output = Result<Answer, WriteError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = std::task::ready!(Pin::new(&mut self.0).poll(cx));
+        Poll::Ready(answer.map_err(|_| WriteError::Uncertain { cause: "lost".into() }))
+    }
+}
+
+impl Replica for Fake {
+    type Pending = Pending;
+
+    fn submit(&self, command: Bytes) -> Result<Pending, WriteError> {
+        if let Some(error) = self.submit_error.lock().unwrap().clone() {
+            return Err(error);
+        }
+        let (answer, pending) = oneshot::channel();
+        let _ = self.queue.send((command, answer));
+        Ok(Pending(pending))
+    }
+
+    fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static {
+        self.barriers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let view = self.view.clone();
+        async move { Ok(view) }
+    }
+
+    fn local(&self) -> View {
+        self.view.clone()
+    }
+
+    fn state(&self) -> ReplicaState {
+        self.state.lock().unwrap().clone()
+    }
+
+    async fn peers(&self) -> Vec<PeerProgress> {
+        Vec::new()
+    }
+}
+
+struct Harness {
+    at: SocketAddr,
+    fake: Fake,
+    _stop: watch::Sender<bool>,
+    _dir: TempDir,
+}
+
+async fn start(connections_max: usize) -> Harness {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine =
+        KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), COMMAND_BYTES_MAX).unwrap();
+    let (queue, mut commands) = mpsc::unbounded_channel::<(Bytes, oneshot::Sender<Answer>)>();
+    let view = machine.view();
+    std::thread::spawn(move || {
+        let mut index = 0;
+        while let Some((data, answer)) = commands.blocking_recv() {
+            index += 1;
+            let entry = Entry { kind: EntryKind::Normal, term: 1, index, data, context: Bytes::new() };
+            let mut replies = Replies::with_capacity(1);
+            machine.apply(ApplyBatch::new(&[entry], Applied { index, term: 1 }), &mut replies).unwrap();
+            let _ = answer.send(replies.into_vec().pop().unwrap());
+        }
+    });
+    let state =
+        ReplicaState { role: Role::Leader, leader: Some(1), term: 1, commit: 0, applied: 0, down: None };
+    let fake = Fake {
+        queue,
+        view,
+        state: Arc::new(Mutex::new(state)),
+        submit_error: Arc::default(),
+        barriers: Arc::default(),
+    };
+    let member = |id, port| Member { id, host: "127.0.0.1".into(), port };
+    let members = Members { me: 1, all: vec![member(1, 6_001), member(2, 6_002)] };
+    let server = Server::bind("127.0.0.1:0").await.unwrap();
+    let at = server.local_addr().unwrap();
+    let (stop, stopped) = watch::channel(false);
+    let limits = Limits { command_bytes_max: COMMAND_BYTES_MAX, connections_max };
+    tokio::spawn(server.run(fake.clone(), members, limits, stopped));
+    Harness { at, fake, _stop: stop, _dir: dir }
+}
+
+impl Harness {
+    /// Everything the server says to `input` until it closes, which the end of the input makes it do.
+    async fn talk(&self, input: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.at).await.unwrap();
+        stream.write_all(input).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).await.unwrap();
+        String::from_utf8(said).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn replies_come_in_order_and_reads_see_the_writes_before_them() {
+    let h = start(10).await;
+    let mut input = String::new();
+    let mut expected = String::new();
+    // More than may wait at once.
+    for i in 0..connection::PENDING_MAX {
+        input += &format!("SET k {i}\r\nGET k\r\nPING\r\nSTRLEN k\r\n");
+        let value = i.to_string();
+        expected += &format!("+OK\r\n${}\r\n{value}\r\n+PONG\r\n:{}\r\n", value.len(), value.len());
+    }
+    let said = h.talk(input.as_bytes()).await;
+    let differ = said.lines().zip(expected.lines()).position(|(said, expected)| said != expected);
+    assert_eq!((differ, said.len()), (None, expected.len()));
+}
+
+#[tokio::test]
+async fn one_barrier_serves_a_run_of_reads() {
+    let h = start(10).await;
+    h.talk("GET k\r\n".repeat(500).as_bytes()).await;
+    let barriers = h.fake.barriers.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(barriers <= 20, "{barriers} barriers for 500 reads that came together");
+}
+
+#[tokio::test]
+async fn errors_have_the_texts_of_redis() {
+    let h = start(10).await;
+    for (input, text) in [
+        ("GET", "ERR wrong number of arguments for 'get' command"),
+        ("SET a", "ERR wrong number of arguments for 'set' command"),
+        ("MSET a 1 b", "ERR wrong number of arguments for 'mset' command"),
+        ("foo a b", "ERR unknown command 'foo', with args beginning with: 'a' 'b' "),
+        ("SET a b EX", "ERR syntax error"),
+        ("SET a b NX XX", "ERR syntax error"),
+        ("SET a b EX x", "ERR value is not an integer or out of range"),
+        ("SET a b EX 0", "ERR invalid expire time in 'set' command"),
+        ("SET a b EX 9223372036854775807", "ERR invalid expire time in 'set' command"),
+        ("INCRBY a 1.5", "ERR value is not an integer or out of range"),
+        ("SELECT 1", "ERR DB index is out of range"),
+        ("CLIENT frob", "ERR unknown subcommand 'frob'. Try CLIENT HELP."),
+        ("CLUSTER", "ERR wrong number of arguments for 'cluster' command"),
+        ("HELLO 9", "NOPROTO unsupported protocol version"),
+    ] {
+        assert_eq!(h.talk(format!("{input}\r\n").as_bytes()).await, format!("-{text}\r\n"), "{input}");
+    }
+    let said = h.talk(b"SET t abc\r\nINCR t\r\nSET n 9223372036854775807\r\nINCR n\r\n").await;
+    let expected = "+OK\r\n-ERR value is not an integer or out of range\r\n\
+                    +OK\r\n-ERR increment or decrement would overflow\r\n";
+    assert_eq!(said, expected);
+}
+
+#[tokio::test]
+async fn what_is_no_command_is_answered_and_closed() {
+    let h = start(10).await;
+    let said = h.talk(b"PING\r\n*1\r\n:1\r\nPING\r\n").await;
+    assert_eq!(said, "+PONG\r\n-ERR Protocol error: expected '$', got ':'\r\n");
+    let said = h.talk(format!("*1\r\n${}\r\n", COMMAND_BYTES_MAX + 1).as_bytes()).await;
+    assert_eq!(said, "-ERR Protocol error: invalid bulk length\r\n");
+}
+
+#[tokio::test]
+async fn what_is_not_known_is_told_apart_from_what_never_happened() {
+    let h = start(10).await;
+    let uncertain = WriteError::Uncertain { cause: "leader\r\nlost".into() };
+    for (error, text) in [
+        (WriteError::NotLeader { hint: Some(2) }, "MOVED 12182 127.0.0.1:6002"),
+        (WriteError::NotLeader { hint: None }, "CLUSTERDOWN no leader is known"),
+        (WriteError::Busy, "TRYAGAIN too much is under way, the write was not taken"),
+        (uncertain, "UNCERTAIN the outcome is not known: leader  lost"),
+    ] {
+        *h.fake.submit_error.lock().unwrap() = Some(error);
+        assert_eq!(h.talk(b"SET foo 1\r\n").await, format!("-{text}\r\n"));
+    }
+    {
+        let mut state = h.fake.state.lock().unwrap();
+        (state.role, state.leader) = (Role::Follower, Some(2));
+    }
+    assert_eq!(h.talk(b"GET foo\r\n").await, "-MOVED 12182 127.0.0.1:6002\r\n");
+    assert!(h.talk(b"CLUSTER SLOTS\r\n").await.contains(":6002\r\n"));
+}
+
+#[tokio::test]
+async fn hello_switches_the_protocol_of_later_replies() {
+    let h = start(10).await;
+    let said = h.talk(b"GET none\r\nHELLO 3\r\nGET none\r\nCONFIG GET save\r\nRESET\r\nGET none\r\n").await;
+    assert!(said.starts_with("$-1\r\n%7\r\n"), "{said}");
+    assert!(said.ends_with("_\r\n%1\r\n$4\r\nsave\r\n$0\r\n\r\n+RESET\r\n$-1\r\n"), "{said}");
+}
+
+#[tokio::test]
+async fn connections_past_the_bound_are_told_so() {
+    let h = start(1).await;
+    let mut first = TcpStream::connect(h.at).await.unwrap();
+    first.write_all(b"PING\r\n").await.unwrap();
+    first.read_exact(&mut [0; 7]).await.unwrap();
+    let mut said = String::new();
+    TcpStream::connect(h.at).await.unwrap().read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "-ERR max number of clients reached\r\n");
+}
+
+#[tokio::test]
+async fn a_client_crate_gets_what_it_expects() {
+    let h = start(10).await;
+    for protocol in ["", "?protocol=resp3"] {
+        let client = redis::Client::open(format!("redis://{}/{protocol}", h.at)).unwrap();
+        let mut c = client.get_multiplexed_async_connection().await.unwrap();
+        let () = redis::cmd("FLUSHDB").query_async(&mut c).await.unwrap();
+        let (a, b, n): (String, Option<String>, i64) = redis::pipe()
+            .cmd("MSET")
+            .arg("a")
+            .arg("1")
+            .arg("b")
+            .arg("x")
+            .ignore()
+            .cmd("APPEND")
+            .arg("a")
+            .arg("2")
+            .ignore()
+            .cmd("GET")
+            .arg("a")
+            .cmd("GET")
+            .arg("none")
+            .cmd("INCR")
+            .arg("a")
+            .query_async(&mut c)
+            .await
+            .unwrap();
+        assert_eq!((a.as_str(), b, n), ("12", None, 13));
+        let many: Vec<Option<String>> =
+            redis::cmd("MGET").arg("a").arg("c").arg("b").query_async(&mut c).await.unwrap();
+        assert_eq!(many, [Some("13".into()), None, Some("x".into())]);
+        let () = redis::cmd("SET").arg("a").arg("v").arg("EX").arg(100).query_async(&mut c).await.unwrap();
+        let (ttl, none, gone, size): (i64, i64, i64, i64) = redis::pipe()
+            .cmd("TTL")
+            .arg("a")
+            .cmd("TTL")
+            .arg("b")
+            .cmd("DEL")
+            .arg("b")
+            .arg("c")
+            .cmd("DBSIZE")
+            .query_async(&mut c)
+            .await
+            .unwrap();
+        assert!((99..=100).contains(&ttl), "{ttl}");
+        assert_eq!((none, gone, size), (-1, 1, 1));
+    }
+}

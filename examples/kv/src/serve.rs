@@ -1,0 +1,127 @@
+//! One node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
+use towline::metrics::{NodeMetrics, names};
+use towline::{DataDir, GroupId, GrpcConfig, GrpcTransport, Node, Start, StateMachine};
+
+use crate::cli::{PeerSpec, Serve};
+use crate::config::Settings;
+use crate::http::{self, Pages};
+use crate::machine::KvMachine;
+use crate::node::GroupReplica;
+use crate::redis::{Limits, Member, Members, Server};
+use crate::{Failure, stop};
+
+/// Runs until a signal, then stops in order.
+pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
+    let settings = Settings::load(args.config.as_deref()).map_err(Failure::Usage)?;
+    check_peers(&args)?;
+    let dir = DataDir::open(&args.data)
+        .map_err(|e| Failure::run(format!("data directory {}", args.data.display()), e))?;
+    let exporter = Exporter::new();
+    names::describe(exporter.recorder().as_ref());
+    let metrics = NodeMetrics::new(args.id.as_u64(), Some(exporter.recorder()));
+    let mut builder = Node::builder(args.id, args.cluster.clone())
+        .config(settings.engine.clone())
+        .storage(dir)
+        .transport(Arc::new(GrpcTransport::new(GrpcConfig::default())), args.raft.clone())
+        .metrics(metrics);
+    for peer in &args.peers {
+        builder = builder.peer_address(peer.id, peer.raft.clone());
+    }
+    let redis = Server::bind(&args.redis.to_string())
+        .await
+        .map_err(|e| Failure::run(format!("cannot listen for Redis clients at {}", args.redis), e))?;
+    let web = TcpListener::bind(args.http.to_string())
+        .await
+        .map_err(|e| Failure::run(format!("cannot listen for HTTP at {}", args.http), e))?;
+    let node = builder.start().await.map_err(|e| Failure::run("cannot start".into(), e))?;
+    let start = how_to_start(&args, &node)?;
+    let command_bytes_max = settings.engine.proposal_bytes_max;
+    let machine = KvMachine::open(&args.data.join("kv"), &settings.store, command_bytes_max)
+        .map_err(|e| Failure::run("cannot open the key-value store".into(), e))?;
+    let view = machine.view();
+    let group = node.group(GroupId::DEFAULT, machine).start(start).await;
+    let group = group.map_err(|e| Failure::run("cannot start".into(), e))?;
+    let replica = GroupReplica::new(group, view);
+
+    let (stopping, stopped) = watch::channel(false);
+    let members = Members { me: args.id.as_u64(), all: args.peers.iter().map(member).collect() };
+    let limits = Limits { command_bytes_max, connections_max: settings.kv.connections_max };
+    let clients = tokio::spawn(redis.run(replica.clone(), members, limits, stopped.clone()));
+    let pages = Pages {
+        replica,
+        exporter: exporter.clone(),
+        node: args.id.as_u64(),
+        cluster: args.cluster.to_string(),
+        peers: args.peers.clone(),
+    };
+    let pages = tokio::spawn(async move { axum::serve(web, http::router(Arc::new(pages))).await });
+    let upkeep = tokio::spawn(upkeep(exporter));
+    tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
+
+    stop::requested().await;
+    tracing::info!(id = %args.id, "stopping");
+    let _ = stopping.send(true);
+    pages.abort();
+    upkeep.abort();
+    node.shutdown(Duration::from_millis(settings.kv.shutdown_ms)).await;
+    let _ = clients.await;
+    Ok(())
+}
+
+/// Histograms keep their samples until somebody folds them.
+async fn upkeep(exporter: Exporter) {
+    let mut every = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        every.tick().await;
+        let exporter = exporter.clone();
+        let _ = tokio::task::spawn_blocking(move || exporter.upkeep()).await;
+    }
+}
+
+fn member(peer: &PeerSpec) -> Member {
+    Member { id: peer.id.as_u64(), host: peer.redis.host.clone(), port: peer.redis.port }
+}
+
+fn check_peers(args: &Serve) -> Result<(), Failure> {
+    let mut ids: Vec<_> = args.peers.iter().map(|p| p.id).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| pair.first() == pair.last()) {
+        return Err(Failure::Usage("--peer names the same id twice; each member is named once".into()));
+    }
+    match args.peers.iter().find(|p| p.id == args.id) {
+        None => Err(Failure::Usage(format!(
+            "--peer does not name node {} itself; name every member, this node among them",
+            args.id
+        ))),
+        Some(me) if me.raft != args.raft => Err(Failure::Usage(format!(
+            "--raft is {}, but --peer says that node {} is at {}; both must be the same",
+            args.raft, args.id, me.raft
+        ))),
+        Some(_) => Ok(()),
+    }
+}
+
+/// A directory with something in it is restarted; an empty one only becomes a member when told to.
+fn how_to_start(args: &Serve, node: &Node) -> Result<Start, Failure> {
+    let stored = node.has_group(GroupId::DEFAULT).map_err(|e| Failure::run("cannot start".into(), e))?;
+    if stored {
+        return Ok(Start::Restart);
+    }
+    if args.join {
+        return Ok(Start::Join);
+    }
+    if !args.bootstrap {
+        return Err(Failure::Usage(format!(
+            "data directory {} is empty: give --bootstrap to found a cluster (once, at the first start of every node)",
+            args.data.display()
+        )));
+    }
+    Ok(Start::Bootstrap(args.peers.iter().map(|p| (p.id, p.raft.clone())).collect()))
+}
