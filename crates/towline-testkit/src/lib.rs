@@ -27,6 +27,6 @@
 pub mod cluster;
 pub mod list;
 pub mod log;
-pub mod sim;
 pub mod mem;
+pub mod sim;
 pub mod suites;
