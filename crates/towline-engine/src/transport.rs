@@ -290,7 +290,7 @@ pub trait PeerSession: Send + Sync {
     async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal>;
 }
 
-/// A connection-level refusal. Its [`code`](Self::code) is what crosses the wire.
+/// A connection-level refusal; it crosses the wire with its fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {

@@ -1,4 +1,11 @@
 //! What a cluster does for its users: order, reads, honest errors, changes of leader.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -1,5 +1,12 @@
 //! The examples of the documents are the ones that run: the README of this crate is its first page, so its code is
 //! tested, and what the repository's documents show must be the same text.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
 
 use std::path::{Path, PathBuf};
 
