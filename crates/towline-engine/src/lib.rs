@@ -4,7 +4,8 @@
 //!
 //! * **Seams**: [`state_machine`], [`transport`], [`log_store`], [`identity`], [`reporter`], and [`snapshot_store`], which
 //!   nothing implements yet. Plain types only: none of the raft crate, of tonic or of protobuf is visible.
-//! * **[`core`](mod@crate::core)**: one group as a state machine. Ticks, messages and completions in, [`Effects`](crate::core::Effects) out.
+//! * **[`core`](mod@crate::core)**: one group as a state machine. Ticks, messages and completions in,
+//!   [`Effects`](crate::core::Effects) out.
 //! * **`node`** (feature `driver`, on by default): the threads, the network workers, the public handles. Without it no
 //!   tokio is in the dependency tree.
 //!
