@@ -7,8 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use towline_metrics::GroupMetrics;
+use towline_metrics::labels::ProposalOutcome;
 
 use super::ingress::Ingress;
 use super::shard::{Control, ShardEvent, ShardSender};
@@ -34,6 +35,8 @@ pub(crate) struct Shared<S: StateMachine> {
     pub(crate) state: watch::Receiver<GroupState>,
     pub(crate) metrics: Arc<GroupMetrics>,
     pub(crate) proposal_bytes_max: usize,
+    /// Room for questions to the shard.
+    pub(crate) questions: Arc<Semaphore>,
     /// How long a hand-over of leadership may take: one election timeout, after which raft gives it up.
     pub(crate) transfer_timeout: Duration,
 }
@@ -96,8 +99,10 @@ impl<S: StateMachine> Group<S> {
         let command = command.into();
         let bytes_max = self.shared.proposal_bytes_max;
         match command.len() {
-            0 => return Err(ProposeError::Empty),
-            bytes if bytes > bytes_max => return Err(ProposeError::TooLarge { bytes, bytes_max }),
+            0 => return Err(self.rejected(ProposeError::Empty)),
+            bytes if bytes > bytes_max => {
+                return Err(self.rejected(ProposeError::TooLarge { bytes, bytes_max }));
+            }
             bytes => self.shared.metrics.proposal_bytes(bytes as u64),
         }
         let (waiter, answer) = ProposalWaiter::new(self.shared.metrics.clone());
@@ -156,8 +161,11 @@ impl<S: StateMachine> Group<S> {
     /// [`TransferLeaderError`]; nothing changed then, or the outcome shows in [`state`](Self::state).
     pub async fn transfer(&self, target: NodeId) -> Result<(), TransferLeaderError> {
         let stopped = || TransferLeaderError::Stopped { cause: self.down_cause() };
+        let room =
+            self.shared.questions.clone().try_acquire_owned().map_err(|_| TransferLeaderError::Busy)?;
         let (answer, answered) = oneshot::channel();
-        let control = Control::Transfer { group: self.shared.id, target: Some(target), answer };
+        let control =
+            Control::Transfer { group: self.shared.id, target: Some(target), answer, room: Some(room) };
         self.shared.shard.post(ShardEvent::Control(control));
         answered.await.map_err(|_| stopped())??;
         let mut state = self.watch();
@@ -172,11 +180,17 @@ impl<S: StateMachine> Group<S> {
     /// A closer look, taken on the shard.
     ///
     /// # Errors
-    /// [`ReadError::Stopped`] if the group does not run any more.
+    /// [`ReadError::Busy`] if very many ask at once, [`ReadError::Stopped`] if the group does not run any more.
     pub async fn status(&self) -> Result<GroupStatus, ReadError> {
+        let room = self.shared.questions.clone().try_acquire_owned().map_err(|_| ReadError::Busy)?;
         let (answer, answered) = oneshot::channel();
-        self.shared.shard.post(ShardEvent::Control(Control::Status { group: self.shared.id, answer }));
+        self.shared.shard.post(ShardEvent::Control(Control::Status { group: self.shared.id, answer, room }));
         answered.await.map_err(|_| ReadError::Stopped { cause: self.down_cause() })
+    }
+
+    fn rejected(&self, error: ProposeError) -> ProposeError {
+        self.shared.metrics.proposals(ProposalOutcome::Rejected, 1);
+        error
     }
 
     fn down_cause(&self) -> Arc<str> {

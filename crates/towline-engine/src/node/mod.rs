@@ -167,7 +167,12 @@ impl Node {
                 continue;
             }
             let (answer, answered) = oneshot::channel();
-            self.inner.shard.post(ShardEvent::Control(Control::Transfer { group, target: None, answer }));
+            self.inner.shard.post(ShardEvent::Control(Control::Transfer {
+                group,
+                target: None,
+                answer,
+                room: None,
+            }));
             match answered.await {
                 Ok(Ok(())) => {
                     let _ = tokio::time::timeout(within, state.wait_for(|s| s.role != Role::Leader)).await;

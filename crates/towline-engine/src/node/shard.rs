@@ -12,7 +12,7 @@ use std::task::{Wake, Waker};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
@@ -48,14 +48,18 @@ pub(crate) enum ShardEvent {
 /// What a caller asks of the shard.
 pub(crate) enum Control {
     Start(Box<StartGroup>),
+    /// Holds its room until it is answered, which bounds how many wait.
     Status {
         group: GroupId,
         answer: oneshot::Sender<GroupStatus>,
+        room: OwnedSemaphorePermit,
     },
     Transfer {
         group: GroupId,
         target: Option<NodeId>,
         answer: oneshot::Sender<Result<(), TransferLeaderError>>,
+        /// `None` for the node's own, at shutdown.
+        room: Option<OwnedSemaphorePermit>,
     },
     /// Takes a group out of service; answers with a last write if its hard state is not all durable.
     Close {
@@ -269,12 +273,14 @@ impl Shard {
     fn take_control(&mut self, control: Control) {
         match control {
             Control::Start(start) => self.start_group(*start),
-            Control::Status { group, answer } => {
+            Control::Status { group, answer, room } => {
+                drop(room);
                 if let Some(running) = self.groups.get(&group) {
                     let _ = answer.send(running.group.status());
                 }
             }
-            Control::Transfer { group, target, answer } => {
+            Control::Transfer { group, target, answer, room } => {
+                drop(room);
                 let mut result =
                     Err(TransferLeaderError::Stopped { cause: "the group is not running".into() });
                 self.with(group, None, |running, _| {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::apply::{Machine, Target};
 use super::handle::{Group, Shared};
@@ -17,6 +17,9 @@ use crate::message::{ConfState, HardState, Member, MemberTable};
 use crate::state_machine::StateMachine;
 use crate::status::Role;
 use crate::transport::Peer;
+
+/// Calls of `status` and `transfer` of one group that wait for the shard at a time.
+const QUESTIONS_MAX: usize = 1_024;
 
 /// How a group comes to life on a node. An empty directory never becomes a voter by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +97,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             state: watched,
             metrics,
             proposal_bytes_max: node.config.proposal_bytes_max,
+            questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
             transfer_timeout: node.config.tick() * node.config.election_ticks_max,
         }))
     }
