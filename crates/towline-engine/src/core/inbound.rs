@@ -22,7 +22,7 @@ pub enum Reject {
     WrongSender,
     /// A response of somebody who is no member.
     UnknownPeer,
-    /// A snapshot outside of a transfer.
+    /// A kind that cannot come now: a snapshot outside of a transfer, a vote that was not asked for yet.
     KindNotAllowed,
     /// No term, or one out of range.
     BadTerm,
@@ -59,22 +59,26 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         return Err(Reject::BadIndex);
     }
     match m.kind {
-        MessageKind::Append => check_append(m),
+        MessageKind::Append => check_append(replica, m),
         MessageKind::Heartbeat => check_heartbeat(replica, m),
         MessageKind::AppendResponse => check_append_response(replica, m),
         MessageKind::ReadIndex => check_read_index(replica, m),
         MessageKind::ReadIndexResponse => check_one_context(&m.entries),
         // Its bytes come by a transfer, which steps the message itself once they are durable.
         MessageKind::Snapshot => Err(Reject::KindNotAllowed),
-        MessageKind::HeartbeatResponse
-        | MessageKind::RequestVoteResponse
-        | MessageKind::RequestPreVoteResponse => check_known(replica, m),
+        MessageKind::RequestVoteResponse => check_vote_response(replica, m),
+        MessageKind::HeartbeatResponse | MessageKind::RequestPreVoteResponse => check_known(replica, m),
         MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow => Ok(()),
     }
 }
 
 /// Raft would index past the end of its log, or store entries under indices they do not have.
-fn check_append(m: &Message) -> Result<(), Reject> {
+fn check_append(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    // Every leader has what is committed, and terms only rise. Otherwise raft would look for the place where the logs
+    // part below the committed entries, and panic where it meets the truncation point.
+    if m.term >= replica.term() && m.index >= replica.commit() && m.log_term < replica.commit_term() {
+        return Err(Reject::BadEntries);
+    }
     let mut term = m.log_term;
     for (place, entry) in m.entries.iter().enumerate() {
         let expected = m.index + 1 + place as u64;
@@ -95,10 +99,18 @@ fn check_heartbeat(replica: &Replica, m: &Message) -> Result<(), Reject> {
 fn check_append_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
     check_known(replica, m)?;
     let beyond = m.term == replica.term() && replica.is_leader() && m.index > replica.last_index();
-    if beyond || (m.reject && m.reject_hint > m.index) || m.request_snapshot > replica.last_index() {
+    // Nobody asks for a snapshot this way; raft would stop to send entries to the peer until it had sent one.
+    if beyond || (m.reject && m.reject_hint > m.index) || m.request_snapshot != 0 {
         return Err(Reject::BadIndex);
     }
     Ok(())
+}
+
+/// A request for a vote leaves when the candidate's whole log is durable. A vote that comes before was not asked for, and
+/// raft, which insists on that at the moment it wins, would panic.
+fn check_vote_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    check_known(replica, m)?;
+    if replica.is_log_persisted() { Ok(()) } else { Err(Reject::KindNotAllowed) }
 }
 
 /// A node that does not lead forwards a read round under its original sender's name; the leader would then see a
@@ -107,6 +119,8 @@ fn check_read_index(replica: &Replica, m: &Message) -> Result<(), Reject> {
     if !replica.is_leader() {
         return Err(Reject::NotLeader);
     }
+    // Raft would send heartbeats for anybody, and answer him.
+    check_known(replica, m)?;
     check_one_context(&m.entries)
 }
 
