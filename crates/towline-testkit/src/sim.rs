@@ -82,6 +82,9 @@ pub struct SimOptions {
     pub flush_permille: u32,
     /// The disk says "durable" as soon as it is asked, and is not. Wrong, of course; it is for controls.
     pub sync_lies: bool,
+    /// Whether the history is checked. Off for tests that forge messages, which can break any promise, and that ask only
+    /// whether a node survives them.
+    pub history_checked: bool,
 }
 
 impl Default for SimOptions {
@@ -104,6 +107,7 @@ impl Default for SimOptions {
             tick_permille: 500,
             flush_permille: 0,
             sync_lies: false,
+            history_checked: true,
         }
     }
 }
@@ -196,9 +200,9 @@ impl Sim {
             now: 0,
             nodes: nodes.collect(),
             members,
+            history: History::new(options.history_checked),
             options,
             net: Net::default(),
-            history: History::default(),
             rejects: HashMap::new(),
             crashes: 0,
             calm: false,

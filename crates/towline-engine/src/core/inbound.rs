@@ -28,7 +28,7 @@ pub enum Reject {
     BadTerm,
     /// Entries that are not contiguous, not of rising terms, or not expected in this kind.
     BadEntries,
-    /// A commit index beyond the log, or an acknowledgement of entries that do not exist.
+    /// A commit index beyond the log, an acknowledgement of entries that do not exist, or a priority that nobody has.
     BadIndex,
     /// A read round that is empty or too long.
     BadContext,
@@ -68,6 +68,9 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         MessageKind::Snapshot => Err(Reject::KindNotAllowed),
         MessageKind::RequestVoteResponse => check_vote_response(replica, m),
         MessageKind::HeartbeatResponse | MessageKind::RequestPreVoteResponse => check_known(replica, m),
+        // A node that has no term yet grants every honest request: its log is empty. A candidate of low priority it
+        // would refuse, and raft panics on an answer without a term.
+        MessageKind::RequestVote | MessageKind::RequestPreVote if m.priority < 0 => Err(Reject::BadIndex),
         MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow => Ok(()),
     }
 }

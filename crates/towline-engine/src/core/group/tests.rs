@@ -241,3 +241,21 @@ fn a_read_round_of_somebody_who_is_no_member_is_refused() {
     round.entries = vec![entry(0, 0)];
     assert_eq!(group.step(id(9), round), Err(Reject::UnknownPeer));
 }
+
+/// Case 31: a node without a term has no term to refuse a vote in.
+#[test]
+fn a_request_of_low_priority_is_refused_before_raft_refuses_it() {
+    let mut group = group(3);
+    let request =
+        Message { term: 1, priority: -1, ..Message::new(MessageKind::RequestPreVote, id(2), id(1)) };
+    assert_eq!(group.step(id(2), request), Err(Reject::BadIndex));
+}
+
+/// The control.
+#[test]
+#[should_panic(expected = "term should be set")]
+fn raft_panics_on_a_request_of_low_priority_when_it_has_no_term() {
+    let request =
+        Message { term: 1, priority: -1, ..Message::new(MessageKind::RequestPreVote, id(2), id(1)) };
+    group(3).replica.step(request);
+}
