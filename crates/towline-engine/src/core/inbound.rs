@@ -59,7 +59,7 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         return Err(Reject::BadIndex);
     }
     match m.kind {
-        MessageKind::Append => check_append(replica, m),
+        MessageKind::Append => check_append(m),
         MessageKind::Heartbeat => check_heartbeat(replica, m),
         MessageKind::AppendResponse => check_append_response(replica, m),
         MessageKind::ReadIndex => check_read_index(replica, m),
@@ -76,10 +76,9 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
 }
 
 /// Raft would index past the end of its log, or store entries under indices they do not have.
-fn check_append(replica: &Replica, m: &Message) -> Result<(), Reject> {
-    // Every leader has what is committed, and terms only rise. Otherwise raft would look for the place where the logs
-    // part below the committed entries, and panic where it meets the truncation point.
-    if m.term >= replica.term() && m.index >= replica.commit() && m.log_term < replica.commit_term() {
+fn check_append(m: &Message) -> Result<(), Reject> {
+    // Raft takes the term of an index past its end to be zero: so entries that begin there would match, and leave a gap.
+    if (m.log_term == 0) != (m.index == 0) {
         return Err(Reject::BadEntries);
     }
     let mut term = m.log_term;

@@ -214,13 +214,23 @@ fn a_request_for_a_snapshot_is_refused() {
     assert_eq!(group.step(id(2), ask), Err(Reject::BadIndex));
 }
 
+/// Case 31: raft takes the term of an index past its end to be zero.
+fn append_past_the_end() -> Message {
+    Message { log_term: 0, ..append(1, 8, vec![entry(9, 1)]) }
+}
+
 #[test]
-fn an_append_of_a_leader_that_lacks_what_is_committed_is_refused() {
-    let mut group = group_with(3, vec![entry(1, 1), entry(2, 1)]);
-    let foreign = Message { log_term: 0, ..append(2, 2, Vec::new()) };
-    assert_eq!(group.step(id(2), foreign), Err(Reject::BadEntries));
-    let stale = Message { term: 1, ..append(1, 0, vec![entry(1, 1)]) };
-    assert_eq!(group.step(id(2), stale), Ok(()), "a late one is not");
+fn an_append_past_the_end_of_the_log_that_names_no_term_is_refused() {
+    assert_eq!(group(3).step(id(2), append_past_the_end()), Err(Reject::BadEntries));
+    let no_entries = Message { entries: Vec::new(), commit: 8, ..append_past_the_end() };
+    assert_eq!(group(3).step(id(2), no_entries), Err(Reject::BadEntries));
+}
+
+/// The control.
+#[test]
+#[should_panic(expected = "out of bound")]
+fn raft_panics_on_an_append_past_the_end_of_the_log_that_names_no_term() {
+    group(3).replica.step(append_past_the_end());
 }
 
 #[test]

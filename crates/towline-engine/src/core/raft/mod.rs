@@ -128,11 +128,6 @@ impl Replica {
         self.raw.raft.raft_log.committed
     }
 
-    /// The term of the entry at the commit index.
-    pub(crate) fn commit_term(&self) -> u64 {
-        self.raw.raft.raft_log.term(self.commit()).unwrap_or_default()
-    }
-
     /// Whether raft knows its whole log to be durable, also what it has not given out yet.
     pub(crate) fn is_log_persisted(&self) -> bool {
         self.raw.raft.raft_log.persisted == self.last_index()
