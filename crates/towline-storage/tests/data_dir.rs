@@ -1,4 +1,11 @@
 //! The directory from outside.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
 
 use towline_engine::identity::{Identity, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};

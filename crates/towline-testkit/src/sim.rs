@@ -21,10 +21,12 @@
 //! # }
 //! ```
 
+mod control;
 mod disk;
 mod history;
 mod net;
 mod node;
+mod options;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -35,119 +37,15 @@ use towline_engine::errors::TransferLeaderError;
 use towline_engine::ids::NodeId;
 use towline_engine::message::{ConfState, Message};
 use towline_engine::reporter::RaftReports;
-use towline_engine::status::{GroupStatus, Role};
 
 pub use self::history::{History, ProposalResult, ReadResult};
 use self::net::Net;
 pub use self::net::NetOptions;
 use self::node::{CoreEffects, CoreGroup, SimNode};
+pub use self::options::{Chaos, SimOptions};
 
 /// Steps within which a healthy cluster must come to rest.
 const CONVERGE_STEPS_MAX: u64 = 20_000;
-
-/// How a cluster is made and what happens to it. Probabilities are in parts of a thousand.
-#[derive(Debug, Clone)]
-pub struct SimOptions {
-    /// The network.
-    pub net: NetOptions,
-    /// Faults and load.
-    pub chaos: Chaos,
-    /// Members that do not vote, beside the voters.
-    pub learners: u64,
-    /// Each node draws its election timeout from here, anew at every restart.
-    pub election_ticks: Range<usize>,
-    /// Ticks between two heartbeats.
-    pub heartbeat_ticks: usize,
-    /// Whether a restarted node gives no vote for the shortest election timeout. Off is wrong; it is for controls.
-    pub quiet_after_restart: bool,
-    /// Ticks until a read fails.
-    pub read_timeout_ticks: u64,
-    /// Bytes that may wait to be applied.
-    pub unapplied_bytes_max: usize,
-    /// Bytes of one append message.
-    pub append_bytes_max: u64,
-    /// Append messages under way to one peer.
-    pub append_inflight_max: usize,
-    /// Bytes of committed entries given out at once.
-    pub committed_bytes_max: u64,
-    /// Bytes of applied entries in memory; little, so that reads of the log store happen.
-    pub cache_bytes_max: usize,
-    /// A turn in which the disk completes writes.
-    pub sync_permille: u32,
-    /// A turn in which the state machine works.
-    pub apply_permille: u32,
-    /// A turn in which the clock ticks.
-    pub tick_permille: u32,
-    /// An apply after which the state machine is durable. Zero is a volatile one.
-    pub flush_permille: u32,
-    /// The disk says "durable" as soon as it is asked, and is not. Wrong, of course; it is for controls.
-    pub sync_lies: bool,
-}
-
-impl Default for SimOptions {
-    fn default() -> Self {
-        Self {
-            net: NetOptions::default(),
-            chaos: Chaos::default(),
-            learners: 0,
-            election_ticks: 10..20,
-            heartbeat_ticks: 2,
-            quiet_after_restart: true,
-            read_timeout_ticks: 60,
-            unapplied_bytes_max: 64 << 10,
-            append_bytes_max: 1 << 10,
-            append_inflight_max: 8,
-            committed_bytes_max: 4 << 10,
-            cache_bytes_max: 1 << 10,
-            sync_permille: 700,
-            apply_permille: 700,
-            tick_permille: 500,
-            flush_permille: 0,
-            sync_lies: false,
-        }
-    }
-}
-
-/// What happens by itself in each step, in parts of a thousand. The default is nothing.
-#[derive(Debug, Clone, Default)]
-pub struct Chaos {
-    /// Some node gets a few proposals.
-    pub propose_permille: u32,
-    /// Some node gets a read.
-    pub read_permille: u32,
-    /// Some leader is asked to hand over.
-    pub transfer_permille: u32,
-    /// Some node crashes.
-    pub crash_permille: u32,
-    /// A sync is cut short by a crash: before it, after it but before anybody was told, or right after that.
-    pub crash_at_sync_permille: u32,
-    /// A node that is down starts again.
-    pub restart_permille: u32,
-    /// The network splits: in two, or in one direction between two nodes.
-    pub partition_permille: u32,
-    /// The network heals.
-    pub heal_permille: u32,
-}
-
-impl Chaos {
-    /// Load alone.
-    pub fn load() -> Self {
-        Self { propose_permille: 100, read_permille: 60, ..Self::default() }
-    }
-
-    /// Load, and a bit of everything that can go wrong.
-    pub fn rough() -> Self {
-        Self {
-            transfer_permille: 2,
-            crash_permille: 2,
-            crash_at_sync_permille: 5,
-            restart_permille: 20,
-            partition_permille: 2,
-            heal_permille: 6,
-            ..Self::load()
-        }
-    }
-}
 
 /// A property did not hold. The seed and the options replay it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -196,9 +94,9 @@ impl Sim {
             now: 0,
             nodes: nodes.collect(),
             members,
+            history: History::new(options.history_checked),
             options,
             net: Net::default(),
-            history: History::default(),
             rejects: HashMap::new(),
             crashes: 0,
             calm: false,
@@ -550,132 +448,6 @@ impl Sim {
         to: NodeId,
     ) -> Result<Option<Result<(), TransferLeaderError>>, Violation> {
         self.with(leader, |group, _| group.transfer(to))
-    }
-
-    /// A power loss.
-    pub fn crash(&mut self, id: NodeId) {
-        if let Some(node) = self.nodes.get_mut(&id).filter(|n| n.group.is_some()) {
-            node.crash();
-            self.crashes += 1;
-            self.net.lose_all_to(id);
-            self.tell_lost();
-        }
-    }
-
-    /// Starts a node from what is durable.
-    ///
-    /// # Errors
-    /// What is durable does not fit together.
-    pub fn restart(&mut self, id: NodeId) -> Result<(), Violation> {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.start(id, &self.members, &self.options, &mut self.history, &mut self.rng)
-            .map_err(|detail| self.violation(detail))
-    }
-
-    /// From now on nothing gets from `from` to `to`.
-    pub fn cut(&mut self, from: NodeId, to: NodeId) {
-        self.net.cut(from, to);
-    }
-
-    /// From now on nothing gets to or from a node.
-    pub fn isolate(&mut self, id: NodeId) {
-        for other in self.ids() {
-            self.net.cut(id, other);
-            self.net.cut(other, id);
-        }
-    }
-
-    /// Undoes every cut.
-    pub fn heal(&mut self) {
-        self.net.heal();
-    }
-
-    /// Whether writes of a node wait for ever instead of becoming durable.
-    pub fn hold_writes(&mut self, id: NodeId, hold: bool) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.hold_writes = hold;
-        }
-    }
-
-    /// Makes every write of a node durable now, held or not.
-    ///
-    /// # Errors
-    /// A violation.
-    pub fn complete_writes(&mut self, id: NodeId) -> Result<(), Violation> {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        let Some(newest) = node.disk.newest_pending() else { return Ok(()) };
-        let pending = node.disk.pending();
-        node.disk.sync(pending).map_err(|detail| self.violation(detail))?;
-        self.with(id, |group, fx| group.written(newest, fx))?;
-        Ok(())
-    }
-
-    /// Whether the state machine of a node stands still.
-    pub fn hold_applies(&mut self, id: NodeId, hold: bool) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.hold_applies = hold;
-        }
-    }
-
-    /// What clients did and saw.
-    pub fn history(&self) -> &History {
-        &self.history
-    }
-
-    /// The members, in order.
-    pub fn ids(&self) -> Vec<NodeId> {
-        self.nodes.keys().copied().collect()
-    }
-
-    /// Whether a node runs.
-    pub fn is_up(&self, id: NodeId) -> bool {
-        self.nodes.get(&id).is_some_and(|n| n.group.is_some())
-    }
-
-    /// What a node says of itself; `None` if it is down.
-    pub fn status(&self, id: NodeId) -> Option<GroupStatus> {
-        Some(self.nodes.get(&id)?.group.as_ref()?.status())
-    }
-
-    /// The leader of the highest term that knows itself as one.
-    pub fn leader(&self) -> Option<NodeId> {
-        let statuses = self.nodes.keys().filter_map(|&id| self.status(id));
-        statuses.filter(|s| s.state.role == Role::Leader).max_by_key(|s| s.state.term).map(|s| s.node)
-    }
-
-    /// How far a node's state machine has come.
-    pub fn applied(&self, id: NodeId) -> u64 {
-        self.nodes.get(&id).map_or(0, |n| n.machine.through.index)
-    }
-
-    /// The last index that is durable on a node, and the term there.
-    pub fn durable(&self, id: NodeId) -> (u64, u64) {
-        self.nodes.get(&id).map_or((0, 0), |n| (n.disk.last_index(), n.disk.term(n.disk.last_index())))
-    }
-
-    /// How many writes of a node are not durable.
-    pub fn writes_pending(&self, id: NodeId) -> usize {
-        self.nodes.get(&id).map_or(0, |n| n.disk.pending())
-    }
-
-    /// Messages under way.
-    pub fn in_flight(&self) -> Vec<Message> {
-        self.net.in_flight().cloned().collect()
-    }
-
-    /// Whether nothing gets from `from` to `to`.
-    pub fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.net.is_cut(from, to)
-    }
-
-    /// How often messages were refused for a reason.
-    pub fn rejected(&self, reject: Reject) -> u64 {
-        self.rejects.get(&reject).copied().unwrap_or_default()
-    }
-
-    /// How many crashes there were.
-    pub fn crashes(&self) -> u64 {
-        self.crashes
     }
 
     fn chance(&mut self, permille: u32) -> bool {

@@ -155,7 +155,8 @@ impl<W, R> Group<W, R> {
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         // A sole voter wins its election inside the step that starts it, and raft then insists that its whole log is
         // persisted.
-        if !(self.replica.is_sole_voter() && !self.unpersisted.is_empty() && !self.replica.is_leader()) {
+        let persisted = self.unpersisted.is_empty() && self.replica.is_log_persisted();
+        if !self.replica.is_sole_voter() || self.replica.is_leader() || persisted {
             self.replica.tick();
         }
         for reader in self.reads.tick(self.ticks) {

@@ -22,13 +22,13 @@ pub enum Reject {
     WrongSender,
     /// A response of somebody who is no member.
     UnknownPeer,
-    /// A snapshot outside of a transfer.
+    /// A kind that cannot come now: a snapshot outside of a transfer, a vote that was not asked for yet.
     KindNotAllowed,
     /// No term, or one out of range.
     BadTerm,
     /// Entries that are not contiguous, not of rising terms, or not expected in this kind.
     BadEntries,
-    /// A commit index beyond the log, or an acknowledgement of entries that do not exist.
+    /// A commit index beyond the log, an acknowledgement of entries that do not exist, or a priority that nobody has.
     BadIndex,
     /// A read round that is empty or too long.
     BadContext,
@@ -66,15 +66,21 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         MessageKind::ReadIndexResponse => check_one_context(&m.entries),
         // Its bytes come by a transfer, which steps the message itself once they are durable.
         MessageKind::Snapshot => Err(Reject::KindNotAllowed),
-        MessageKind::HeartbeatResponse
-        | MessageKind::RequestVoteResponse
-        | MessageKind::RequestPreVoteResponse => check_known(replica, m),
+        MessageKind::RequestVoteResponse => check_vote_response(replica, m),
+        MessageKind::HeartbeatResponse | MessageKind::RequestPreVoteResponse => check_known(replica, m),
+        // A node that has no term yet grants every honest request: its log is empty. A candidate of low priority it
+        // would refuse, and raft panics on an answer without a term.
+        MessageKind::RequestVote | MessageKind::RequestPreVote if m.priority < 0 => Err(Reject::BadIndex),
         MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow => Ok(()),
     }
 }
 
 /// Raft would index past the end of its log, or store entries under indices they do not have.
 fn check_append(m: &Message) -> Result<(), Reject> {
+    // Raft takes the term of an index past its end to be zero: so entries that begin there would match, and leave a gap.
+    if (m.log_term == 0) != (m.index == 0) {
+        return Err(Reject::BadEntries);
+    }
     let mut term = m.log_term;
     for (place, entry) in m.entries.iter().enumerate() {
         let expected = m.index + 1 + place as u64;
@@ -95,10 +101,18 @@ fn check_heartbeat(replica: &Replica, m: &Message) -> Result<(), Reject> {
 fn check_append_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
     check_known(replica, m)?;
     let beyond = m.term == replica.term() && replica.is_leader() && m.index > replica.last_index();
-    if beyond || (m.reject && m.reject_hint > m.index) || m.request_snapshot > replica.last_index() {
+    // Nobody asks for a snapshot this way; raft would stop to send entries to the peer until it had sent one.
+    if beyond || (m.reject && m.reject_hint > m.index) || m.request_snapshot != 0 {
         return Err(Reject::BadIndex);
     }
     Ok(())
+}
+
+/// A request for a vote leaves when the candidate's whole log is durable. A vote that comes before was not asked for, and
+/// raft, which insists on that at the moment it wins, would panic.
+fn check_vote_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    check_known(replica, m)?;
+    if replica.is_log_persisted() { Ok(()) } else { Err(Reject::KindNotAllowed) }
 }
 
 /// A node that does not lead forwards a read round under its original sender's name; the leader would then see a
@@ -107,6 +121,8 @@ fn check_read_index(replica: &Replica, m: &Message) -> Result<(), Reject> {
     if !replica.is_leader() {
         return Err(Reject::NotLeader);
     }
+    // Raft would send heartbeats for anybody, and answer him.
+    check_known(replica, m)?;
     check_one_context(&m.entries)
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Reads<R> {
     waiting: VecDeque<Reader<R>>,
     rounds: VecDeque<Round<R>>,
     /// Confirmed at an index that is not handed to the state machine yet.
-    confirmed: VecDeque<(u64, Vec<R>)>,
+    confirmed: VecDeque<(u64, Vec<Reader<R>>)>,
 }
 
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl<R> Reads<R> {
         // A round that was given up is not here any more, but its readers are in a later one: confirming only rounds
         // up to this number never answers a read that started after it.
         while self.rounds.front().is_some_and(|r| r.number <= number) {
-            readers.extend(self.rounds.pop_front().into_iter().flat_map(|r| r.readers).map(|r| r.reader));
+            readers.extend(self.rounds.pop_front().into_iter().flat_map(|r| r.readers));
         }
         if !readers.is_empty() {
             self.confirmed.push_back((index, readers));
@@ -91,7 +91,8 @@ impl<R> Reads<R> {
     pub(super) fn take_confirmed(&mut self, handed: u64) -> Vec<R> {
         let mut ready = Vec::new();
         while self.confirmed.front().is_some_and(|&(index, _)| index <= handed) {
-            ready.extend(self.confirmed.pop_front().into_iter().flat_map(|(_, readers)| readers));
+            let confirmed = self.confirmed.pop_front().into_iter().flat_map(|(_, readers)| readers);
+            ready.extend(confirmed.map(|r| r.reader));
         }
         ready
     }
@@ -108,6 +109,12 @@ impl<R> Reads<R> {
         while self.waiting.front().is_some_and(|r| r.deadline_tick <= now_tick) {
             late.extend(self.waiting.pop_front().map(|r| r.reader));
         }
+        // The entries a confirmed read waits for may never come to a node that was cut off meanwhile.
+        for (_, readers) in &mut self.confirmed {
+            let over = readers.partition_point(|r| r.deadline_tick <= now_tick);
+            late.extend(readers.drain(..over).map(|r| r.reader));
+        }
+        self.confirmed.retain(|(_, readers)| !readers.is_empty());
         late
     }
 
@@ -116,7 +123,7 @@ impl<R> Reads<R> {
         let waiting = self.waiting.drain(..);
         let rounds = self.rounds.drain(..).flat_map(|r| r.readers);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, readers)| readers);
-        rounds.chain(waiting).map(|r| r.reader).chain(confirmed).collect()
+        rounds.chain(waiting).chain(confirmed).map(|r| r.reader).collect()
     }
 }
 
@@ -176,6 +183,18 @@ mod tests {
         reads.add("b", 100);
         reads.start_round(110).unwrap();
         assert_eq!(reads.tick(110), ["b"]);
+    }
+
+    #[test]
+    fn a_confirmed_read_keeps_its_deadline_while_it_waits_for_entries() {
+        let mut reads = reads();
+        reads.add("a", 50);
+        reads.add("b", 100);
+        let round = reads.start_round(10).unwrap();
+        reads.confirm(&round, 7);
+        assert_eq!(reads.tick(50), ["a"]);
+        assert_eq!((reads.take_confirmed(6), reads.len()), (vec![], 1));
+        assert_eq!(reads.take_confirmed(7), ["b"]);
     }
 
     #[test]

@@ -39,11 +39,21 @@ pub struct History {
     log: Vec<(u64, Option<u64>)>,
     /// Where each command was applied.
     places: BTreeMap<u64, u64>,
+    /// Only records: see [`SimOptions::history_checked`](super::SimOptions::history_checked).
+    unchecked: bool,
     /// The highest index acknowledged or seen so far: no read that begins now may see less.
     floor: u64,
 }
 
 impl History {
+    pub(super) fn new(checked: bool) -> Self {
+        Self { unchecked: !checked, ..Self::default() }
+    }
+
+    fn found(&self, detail: String) -> Result<(), String> {
+        if self.unchecked { Ok(()) } else { Err(detail) }
+    }
+
     pub(super) fn invoke_proposal(&mut self) -> u64 {
         self.proposals.push(ProposalResult::Open);
         self.proposals.len() as u64 - 1
@@ -60,7 +70,7 @@ impl History {
         let at = entry.index.saturating_sub(1) as usize;
         if let Some(&known) = self.log.get(at) {
             if known != (entry.term, command) {
-                return Err(format!(
+                return self.found(format!(
                     "node {node} applied {command:?} of term {} at {}, where {known:?} was applied before",
                     entry.term, entry.index
                 ));
@@ -68,16 +78,21 @@ impl History {
             return Ok(());
         }
         if at != self.log.len() {
-            return Err(format!("node {node} applied {} but the log has {}", entry.index, self.log.len()));
+            return self.found(format!(
+                "node {node} applied {} but the log has {}",
+                entry.index,
+                self.log.len()
+            ));
         }
         self.log.push((entry.term, command));
         let Some(command) = command else { return Ok(()) };
         if let Some(before) = self.places.insert(command, entry.index) {
-            return Err(format!("command {command} was applied at {before} and again at {}", entry.index));
+            return self
+                .found(format!("command {command} was applied at {before} and again at {}", entry.index));
         }
         match self.proposal(command) {
             ProposalResult::Failed(error) if error.outcome() == Outcome::NeverHappened => {
-                Err(format!("command {command} was applied after its proposer was told {error:?}"))
+                self.found(format!("command {command} was applied after its proposer was told {error:?}"))
             }
             _ => Ok(()),
         }
@@ -85,7 +100,8 @@ impl History {
 
     pub(super) fn acked(&mut self, command: u64, index: u64) -> Result<(), String> {
         if self.places.get(&command) != Some(&index) {
-            return Err(format!("command {command} was acknowledged at {index} where it was not applied"));
+            return self
+                .found(format!("command {command} was acknowledged at {index} where it was not applied"));
         }
         self.floor = self.floor.max(index);
         self.answer(command, ProposalResult::Acked(index))
@@ -93,7 +109,7 @@ impl History {
 
     pub(super) fn refused(&mut self, command: u64, error: ProposeError) -> Result<(), String> {
         if error.outcome() == Outcome::NeverHappened && self.places.contains_key(&command) {
-            return Err(format!("command {command} was applied, but its proposer is told {error:?}"));
+            return self.found(format!("command {command} was applied, but its proposer is told {error:?}"));
         }
         self.answer(command, ProposalResult::Failed(error))
     }
@@ -104,20 +120,24 @@ impl History {
                 *open = result;
                 Ok(())
             }
-            before => Err(format!("command {command} was answered {before:?} and then {result:?}")),
+            before => {
+                let detail = format!("command {command} was answered {before:?} and then {result:?}");
+                self.found(detail)
+            }
         }
     }
 
     pub(super) fn saw(&mut self, node: NodeId, read: u64, applied: u64) -> Result<(), String> {
         let Some((floor, open)) = self.reads.get_mut(read as usize) else {
-            return Err(format!("read {read} never began"));
+            return self.found(format!("read {read} never began"));
         };
         if *open != ReadResult::Open {
-            return Err(format!("read {read} was answered twice"));
+            return self.found(format!("read {read} was answered twice"));
         }
         *open = ReadResult::Saw(applied);
-        if applied < *floor {
-            return Err(format!(
+        let floor = *floor;
+        if applied < floor {
+            return self.found(format!(
                 "read {read} saw the state at {applied} on node {node}, but {floor} was known before it began"
             ));
         }

@@ -128,6 +128,11 @@ impl Replica {
         self.raw.raft.raft_log.committed
     }
 
+    /// Whether raft knows its whole log to be durable, also what it has not given out yet.
+    pub(crate) fn is_log_persisted(&self) -> bool {
+        self.raw.raft.raft_log.persisted == self.last_index()
+    }
+
     /// With entries that are not written yet.
     pub(crate) fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()
