@@ -22,7 +22,7 @@ pub enum Reject {
     WrongSender,
     /// A response of somebody who is no member.
     UnknownPeer,
-    /// A snapshot outside of a transfer.
+    /// A snapshot outside of a transfer, or a campaign asked for by somebody who does not lead.
     KindNotAllowed,
     /// No term, or one out of range.
     BadTerm,
@@ -69,7 +69,8 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         MessageKind::HeartbeatResponse
         | MessageKind::RequestVoteResponse
         | MessageKind::RequestPreVoteResponse => check_known(replica, m),
-        MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow => Ok(()),
+        MessageKind::TimeoutNow => check_timeout_now(replica, m),
+        MessageKind::RequestVote | MessageKind::RequestPreVote => Ok(()),
     }
 }
 
@@ -99,6 +100,16 @@ fn check_append_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
         return Err(Reject::BadIndex);
     }
     Ok(())
+}
+
+/// It makes this node campaign past the lease of the leader, so only that leader may ask for it: anybody else, such as a
+/// member of another group of this node, could end a healthy leadership with it.
+fn check_timeout_now(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    if m.term == replica.term() && replica.leader() == Some(m.from) {
+        Ok(())
+    } else {
+        Err(Reject::KindNotAllowed)
+    }
 }
 
 /// A node that does not lead forwards a read round under its original sender's name; the leader would then see a
