@@ -1,4 +1,5 @@
 //! What fails alone: a disk, a state machine, a peer, a link, a group's memory. The rest goes on.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 
@@ -367,5 +368,63 @@ async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
         let healed = node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await.unwrap();
         cluster.up.get_mut(&1).unwrap().groups.insert(1, healed);
         assert_eq!(cluster.settled(1).await, ["fine", "boom", "elsewhere"]);
+    }
+}
+
+/// Case 11. The link had taken everything and was idle; nothing tells whether all of it arrived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_there() {
+    let counts = Counts::default();
+    let cluster = Plan::new(3, 5).customise(counts.on()).start().await;
+    let (leader, peer) = (1, 2);
+    for group in 1..=5 {
+        lead(&cluster, group, leader).await;
+        cluster.settled(group).await;
+    }
+    let reports = |outcome: &str| {
+        let of = [format!("node={leader}"), format!("peer={peer}"), format!("outcome={outcome}")];
+        counts.sum("towline_reports_total", &[&of[0], &of[1], &of[2], "kind=unreachable"])
+    };
+    // Fresh incidents only: the links of the start may have come late.
+    for _ in 0..3 {
+        let before = reports("applied");
+        let connects = || counts.sum("towline_link_connects_total", &["node=1", "peer=2", "lane=append"]);
+        let connected = connects();
+        cluster.net.reset(node_id(leader), node_id(peer));
+        until("the reports", || reports("applied") >= before + 5).await;
+        until("the link", || connects() > connected).await;
+        // The lanes are used again, so that the next end is an incident of its own.
+        for group in 1..=5 {
+            cluster.settled(group).await;
+        }
+        assert_eq!(reports("applied"), before + 5, "one report a group");
+    }
+}
+
+/// Case 9. What links still say while the node ends goes nowhere, quickly, and is counted or too late to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_while_everything_around_it_breaks() {
+    for deadline in [Duration::ZERO, Duration::from_secs(2)] {
+        let mut cluster = Cluster::start(3, 5).await;
+        let leader = cluster.leader(1).await;
+        let net = cluster.net.clone();
+        let breaking = tokio::spawn(async move {
+            loop {
+                for (from, to) in [(1, 2), (2, 3), (3, 1), (2, 1), (3, 2), (1, 3)] {
+                    net.reset(node_id(from), node_id(to));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let group = cluster.group(leader, 1);
+        let waiting: Vec<_> = (0..100).map(|n| group.submit(format!("{n}")).unwrap()).collect();
+        within(cluster.stop(leader, deadline)).await;
+        for proposal in waiting {
+            let _ = within(proposal).await;
+        }
+        breaking.abort();
+        assert_eq!(group.state().role, Role::Down);
+        cluster.restart(leader).await;
+        cluster.settled(1).await;
     }
 }

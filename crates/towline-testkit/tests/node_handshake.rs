@@ -1,4 +1,5 @@
 //! Who may talk to a node, in memory and over gRPC: everybody else is refused by name, counted, and changes nothing.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod common;
 

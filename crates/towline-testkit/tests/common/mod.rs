@@ -1,5 +1,6 @@
 //! Counts what nodes count, for tests.
 
+#![allow(clippy::unwrap_used)]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::collections::BTreeMap;
