@@ -154,6 +154,14 @@ impl Config {
         ] {
             at_least(field, value, 1)?;
         }
+        for (field, value) in [
+            ("append_bytes_max", self.append_bytes_max),
+            ("proposal_bytes_max", self.proposal_bytes_max as u64),
+        ] {
+            if value > PAYLOAD_BYTES_MAX {
+                return Err(invalid(field, value, format!("at most {PAYLOAD_BYTES_MAX}")));
+            }
+        }
         self.validate_relations()?;
         Ok(ValidConfig { config: self })
     }

@@ -1,11 +1,5 @@
 //! What a cluster does for its users: order, reads, honest errors, changes of leader.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -279,7 +273,7 @@ async fn an_overload_is_refused_and_what_is_admitted_stays_quick() {
     let group = cluster.group(cluster.leader(1).await, 1);
     let command = Bytes::from(vec![7; 100]);
     let mut waiting = Vec::new();
-    let (mut unapplied_max, started) = (0, Instant::now());
+    let mut unapplied_max = 0;
     for n in 0..OFFERED {
         let submitted = Instant::now();
         let proposal = group.submit(command.clone()).unwrap();
@@ -303,9 +297,9 @@ async fn an_overload_is_refused_and_what_is_admitted_stays_quick() {
     assert!(admitted > 0 && busy > OFFERED / 2, "{admitted} admitted, {busy} busy");
     // The bound, and one burst of the queue above it at most.
     assert!(unapplied_max <= (8 << 10) + 64 * 400, "{unapplied_max} bytes unapplied");
-    assert!(slowest < started.elapsed().max(Duration::from_secs(2)), "{slowest:?}");
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
-    assert_eq!(group.propose("after").await, Ok(admitted as u64 + 1));
+    // Busy for a moment more, until the loop has heard that the last batch is applied.
+    assert_eq!(cluster.propose(1, "after").await, Ok(admitted as u64 + 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,5 @@
 //! Starting and ending: every refusal of a start is typed and says what is wrong, and every end lets go of everything.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

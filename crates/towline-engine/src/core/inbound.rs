@@ -22,7 +22,8 @@ pub enum Reject {
     WrongSender,
     /// A response of somebody who is no member.
     UnknownPeer,
-    /// A kind that cannot come now: a snapshot outside of a transfer, a vote that was not asked for yet.
+    /// A kind that cannot come now: a snapshot outside of a transfer, a vote that was not asked for yet, a campaign
+    /// asked for by somebody who does not lead.
     KindNotAllowed,
     /// No term, or one out of range.
     BadTerm,
@@ -71,7 +72,8 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         // A node that has no term yet grants every honest request: its log is empty. A candidate of low priority it
         // would refuse, and raft panics on an answer without a term.
         MessageKind::RequestVote | MessageKind::RequestPreVote if m.priority < 0 => Err(Reject::BadIndex),
-        MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow => Ok(()),
+        MessageKind::RequestVote | MessageKind::RequestPreVote => Ok(()),
+        MessageKind::TimeoutNow => check_timeout_now(replica, m),
     }
 }
 
@@ -113,6 +115,16 @@ fn check_append_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
 fn check_vote_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
     check_known(replica, m)?;
     if replica.is_log_persisted() { Ok(()) } else { Err(Reject::KindNotAllowed) }
+}
+
+/// It makes this node campaign past the lease of the leader, so only that leader may ask for it: anybody else, such as a
+/// member of another group of this node, could end a healthy leadership with it.
+fn check_timeout_now(replica: &Replica, m: &Message) -> Result<(), Reject> {
+    if m.term == replica.term() && replica.leader() == Some(m.from) {
+        Ok(())
+    } else {
+        Err(Reject::KindNotAllowed)
+    }
 }
 
 /// A node that does not lead forwards a read round under its original sender's name; the leader would then see a

@@ -1,0 +1,430 @@
+//! What fails alone: a disk, a state machine, a peer, a link, a group's memory. The rest goes on.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::Counts;
+use towline_engine::config::Config;
+use towline_engine::errors::{Outcome, ProposeError};
+use towline_engine::ids::GroupId;
+use towline_engine::node::{Consistency, Start, StartError};
+use towline_engine::status::{PeerProgress, Role};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
+use towline_testkit::list::{ListMachine, Trouble};
+use towline_testkit::log::AppendFault;
+use towline_testkit::mem::Fault;
+
+fn other(node: u64) -> u64 {
+    node % 3 + 1
+}
+
+/// Waits until `node` leads the group, handing leadership over as often as it takes.
+async fn lead(cluster: &Cluster, group: u64, node: u64) {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let leader = cluster.leader(group).await;
+        if leader == node {
+            return;
+        }
+        assert!(Instant::now() < end, "node {node} does not lead group {group}");
+        let _ = cluster.group(leader, group).transfer(node_id(node)).await;
+    }
+}
+
+/// Cases 7 and 69.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_group_refuses_its_own_messages_and_no_others() {
+    // A worker for each group: the full one is full because its state machine blocks.
+    let config =
+        Config { unapplied_bytes_max: 64 << 10, proposal_bytes_max: 8 << 10, apply_workers: 2, ..quick() };
+    let counts = Counts::default();
+    let mut cluster = Plan::new(3, 2).config(config).customise(counts.on()).start().await;
+    let (leader, full) = (1, 2);
+    lead(&cluster, 1, leader).await;
+    lead(&cluster, 2, leader).await;
+    let hold = cluster.group(full, 1).read(Consistency::Local).await.unwrap().hold();
+    let command = Bytes::from(vec![1; 4 << 10]);
+    let group = cluster.group(leader, 1);
+    let nacked =
+        || counts.sum("towline_nacks_sent_total", &[&format!("node={full}"), &format!("peer={leader}")]);
+    let heard =
+        || counts.sum("towline_nacks_received_total", &[&format!("node={leader}"), &format!("peer={full}")]);
+    let end = Instant::now() + DEADLINE;
+    while nacked() == 0 || heard() == 0 {
+        assert!(Instant::now() < end, "nobody was refused");
+        // A majority goes on without the full one.
+        match within(group.propose(command.clone())).await {
+            Ok(_) | Err(ProposeError::Busy) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(counts.sum("towline_inbound_rejects_total", &[&format!("node={full}"), "cause=inbox_full"]) > 0);
+    assert!(
+        counts.sum(
+            "towline_reports_total",
+            &[&format!("node={leader}"), "kind=unreachable", "outcome=applied"]
+        ) > 0
+    );
+    let links = |counts: &Counts| counts.sum("towline_links_closed_total", &[]);
+    let broken = links(&counts);
+
+    // The other group does not notice: it commits, also on the node where the first one is full.
+    for n in 1..=50 {
+        assert_eq!(cluster.group(leader, 2).propose("x").await, Ok(n));
+    }
+    let status = cluster.group(leader, 2).status().await.unwrap();
+    let peer = status.peers.iter().find(|p| p.id == node_id(full)).unwrap();
+    assert_eq!(peer.progress, PeerProgress::Replicate, "{status:?}");
+    until("the full node's other group has it", || {
+        cluster.group(full, 2).state().applied >= status.state.commit
+    })
+    .await;
+    assert_eq!(links(&counts), broken, "a refusal of one group does not close the lane");
+
+    drop(hold);
+    cluster.settled(1).await;
+    cluster.stop(full, Duration::ZERO).await;
+}
+
+/// Case 27. The slow part is compared with the same cluster a moment before, with room for a loaded machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_in_a_black_hole_does_not_slow_the_others_down() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let leader = cluster.leader(1).await;
+    let group = cluster.group(leader, 1);
+    let median = async || {
+        let mut times = Vec::new();
+        for _ in 0..100 {
+            let began = Instant::now();
+            within(group.propose(vec![0; 1_000])).await.unwrap();
+            times.push(began.elapsed());
+        }
+        times.sort();
+        times[times.len() / 2]
+    };
+    let before = median().await;
+    for fault in [Fault::Swallow, Fault::Stall] {
+        let hole = other(leader);
+        for (from, to) in [(leader, hole), (hole, leader)] {
+            cluster.net.fault(node_id(from), node_id(to), fault);
+        }
+        let during = median().await;
+        assert!(during < before * 10 + Duration::from_millis(10), "{fault:?}: {before:?} became {during:?}");
+        assert_eq!(cluster.group(leader, 1).state().role, Role::Leader);
+        cluster.net.heal_all();
+    }
+    assert!(cluster.settled(1).await.len() == 300);
+    cluster.crash(leader);
+}
+
+/// Case 28.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn order_holds_while_links_break() {
+    let cluster = Cluster::start(3, 1).await;
+    let done = AtomicBool::new(false);
+    let mut rng = fastrand::Rng::with_seed(28);
+    let breaking = async {
+        let mut breaks = 0;
+        while !done.load(Ordering::Relaxed) {
+            let from = rng.u64(1..=3);
+            let to = other(from + rng.u64(0..2));
+            if from == to {
+                continue;
+            }
+            until("a link to break", || {
+                done.load(Ordering::Relaxed) || cluster.net.links(node_id(from), node_id(to)) > 0
+            })
+            .await;
+            cluster.net.reset(node_id(from), node_id(to));
+            breaks += 1;
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
+        }
+        breaks
+    };
+    let writing = async {
+        let mut acked = Vec::new();
+        for round in 0..100 {
+            let leader = cluster.leader(1).await;
+            let group = cluster.group(leader, 1);
+            let proposals: Vec<_> = (0..20)
+                .map(|n| (round * 100 + n, group.submit(format!("{:05}", round * 100 + n)).unwrap()))
+                .collect();
+            for (n, proposal) in proposals {
+                if within(proposal).await.is_ok() {
+                    acked.push(Bytes::from(format!("{n:05}")));
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        acked
+    };
+    let (acked, breaks) = tokio::join!(writing, breaking);
+    let commands = cluster.settled(1).await;
+    assert!(commands.is_sorted(), "commands of one caller changed places");
+    assert!(acked.iter().all(|c| commands.binary_search(c).is_ok()), "an acknowledged command is missing");
+    assert!(acked.len() > 500 && breaks > 10, "{} acknowledged, {breaks} breaks", acked.len());
+}
+
+/// Case 29.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_restarts_is_back_before_anybody_calls_an_election() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let leader = cluster.leader(1).await;
+    let follower = other(leader);
+    cluster.group(leader, 1).propose("before").await.unwrap();
+    let term = cluster.group(leader, 1).state().term;
+    for _ in 0..3 {
+        cluster.crash(follower);
+        // Long enough for the backoff of the others to reach its cap.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.restart(follower).await;
+        let began = Instant::now();
+        let (from, to) = (node_id(leader), node_id(follower));
+        until("the lanes", || cluster.net.links(from, to) == 2 && cluster.net.links(to, from) == 2).await;
+        let config = quick();
+        let election = Duration::from_millis(config.tick_ms * u64::from(config.election_ticks_min));
+        assert!(began.elapsed() < election, "{:?}", began.elapsed());
+        let group = cluster.group(follower, 1);
+        assert_eq!(within(group.wait_leader(DEADLINE)).await.unwrap(), node_id(leader));
+    }
+    assert_eq!(cluster.group(leader, 1).state().term, term);
+}
+
+/// Cases 35 and 65.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_cannot_write_goes_silent_and_another_takes_over() {
+    for (ahead, fault) in
+        [(1, AppendFault::BeforeDurable), (2, AppendFault::AfterDurable), (7, AppendFault::BeforeDurable)]
+    {
+        let counts = Counts::default();
+        let mut cluster = Plan::new(3, 2).customise(counts.on()).start().await;
+        let leader = cluster.leader(1).await;
+        lead(&cluster, 2, leader).await;
+        let group = cluster.group(leader, 1);
+        let log = cluster.disks[&leader].log.clone();
+        log.fail_append(log.appends() + ahead, fault);
+        let mut acked = Vec::new();
+        let mut failed = Vec::new();
+        for n in 0.. {
+            let command = Bytes::from(format!("{n}"));
+            match within(group.propose(command.clone())).await {
+                Ok(_) => acked.push(command),
+                Err(error) => {
+                    failed.push((command, error));
+                    break;
+                }
+            }
+        }
+        let began = Instant::now();
+        until("the node is silent", || {
+            cluster.group(leader, 1).state().role == Role::Down
+                && cluster.group(leader, 2).state().role == Role::Down
+        })
+        .await;
+        for group in [1, 2] {
+            let state = cluster.group(leader, group).state();
+            let cause = state.down.unwrap().to_string();
+            assert!(
+                cause.starts_with("the log cannot be written: log write failed during append"),
+                "{cause}"
+            );
+        }
+        assert!(group.propose("late").await.unwrap_err().outcome() == Outcome::NeverHappened);
+        assert!(group.read(Consistency::Linearizable).await.is_err());
+        assert_eq!(counts.sum("towline_log_poisoned_total", &[&format!("node={leader}")]), 1);
+        let again =
+            cluster.up[&leader].node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await;
+        assert!(matches!(again, Err(StartError::Log { .. })), "{again:?}");
+
+        // A new leader, in time.
+        let two = cluster.up.remove(&leader).unwrap();
+        for group in [1, 2] {
+            let next = cluster.leader(group).await;
+            assert_ne!(next, leader);
+            cluster.acked(group, "after").await;
+        }
+        let config = quick();
+        let election = Duration::from_millis(config.tick_ms * u64::from(config.election_ticks_max));
+        assert!(began.elapsed() < election * 3 + Duration::from_millis(500), "{:?}", began.elapsed());
+        drop(two);
+
+        // Restarted on what its disk has, it catches up, and nothing that was acknowledged is missing.
+        cluster.crash(leader);
+        cluster.restart(leader).await;
+        let commands = cluster.settled(1).await;
+        assert!(acked.iter().all(|c| commands.contains(c)), "{acked:?} not all in {commands:?}");
+        for (command, error) in failed {
+            if error.outcome() == Outcome::NeverHappened {
+                assert!(!commands.contains(&command), "{command:?} was applied after {error}");
+            }
+        }
+        assert!(!commands.contains(&"late".into()));
+    }
+}
+
+/// Case 35, with a majority that needs the broken node: its write is not acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_node_whose_disk_fails_acknowledges_nothing_more() {
+    for fault in [AppendFault::BeforeDurable, AppendFault::AfterDurable] {
+        let mut cluster = Cluster::start(1, 2).await;
+        cluster.leader(1).await;
+        cluster.leader(2).await;
+        let group = cluster.group(1, 1);
+        assert_eq!(group.propose("good").await, Ok(1));
+        let log = cluster.disks[&1].log.clone();
+        log.fail_append(log.appends() + 1, fault);
+        let waiting: Vec<_> = (0..10).map(|n| group.submit(format!("{n}")).unwrap()).collect();
+        for proposal in waiting {
+            let error = within(proposal).await.unwrap_err();
+            assert!(
+                matches!(error, ProposeError::Uncertain { .. } | ProposeError::Stopped { .. }),
+                "{error:?}"
+            );
+        }
+        assert!(cluster.group(1, 2).propose("x").await.is_err(), "the log is shared");
+        cluster.crash(1);
+        cluster.restart(1).await;
+        let commands = cluster.settled(1).await;
+        assert_eq!(commands[0], "good");
+        assert_eq!(commands.len() > 1, fault == AppendFault::AfterDurable, "{commands:?}");
+    }
+}
+
+/// Case 36.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_voter_acknowledges_only_what_is_durable() {
+    let mut cluster = Cluster::start(1, 1).await;
+    cluster.leader(1).await;
+    let group = cluster.group(1, 1);
+    let list = group.read(Consistency::Local).await.unwrap();
+    let log = cluster.disks[&1].log.clone();
+    let gate = log.hold_syncs();
+    let proposal = group.submit("held").unwrap();
+    let gate = tokio::task::spawn_blocking(move || {
+        assert!(gate.wait_held(DEADLINE));
+        gate
+    })
+    .await
+    .unwrap();
+    // The loop itself is not held up: it answers, and has not committed.
+    let status = group.status().await.unwrap();
+    assert!(status.state.commit < status.last_index, "{status:?}");
+    assert!(list.is_empty());
+    let mut proposal = Box::pin(proposal);
+    let pending =
+        std::future::poll_fn(|cx| std::task::Poll::Ready(proposal.as_mut().poll(cx).is_pending())).await;
+    assert!(pending);
+    let lost = cluster.disks[&1].crash();
+    drop(gate);
+    assert_eq!(within(proposal).await, Ok(1));
+    // What a power loss at that moment would have left.
+    cluster.crash(1);
+    cluster.disks.insert(1, lost);
+    cluster.restart(1).await;
+    assert!(cluster.settled(1).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
+    let causes = [
+        (Trouble::Panic, "state machine panicked: told to panic"),
+        (Trouble::Fatal, "state machine failed: told to fail"),
+        (Trouble::FewReplies, "state machine gave 0 replies to 1 commands"),
+    ];
+    for (trouble, cause) in causes {
+        // Only on node 1, in group 1.
+        let plan = Plan::new(3, 2).machine(move |node, group| match (node.as_u64(), group.as_u64()) {
+            (1, 1) => ListMachine::new().failing("boom", trouble),
+            _ => ListMachine::new(),
+        });
+        let mut cluster = plan.start().await;
+        for group in [1, 2] {
+            lead(&cluster, group, 1).await;
+            cluster.group(1, group).propose("fine").await.unwrap();
+        }
+        let bad = cluster.group(1, 1);
+        let error = within(bad.propose("boom")).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("the outcome is not known: the group went down: {cause}"));
+        until("quarantine", || bad.state().role == Role::Down).await;
+        assert_eq!(bad.state().down.as_deref(), Some(cause));
+        assert_eq!(bad.state().leader, None);
+        assert!(matches!(bad.propose("x").await, Err(ProposeError::Stopped { .. })));
+        assert!(bad.read(Consistency::Local).await.is_err());
+
+        // Other groups on this node go on, and the group itself elsewhere.
+        for n in 2..20 {
+            assert_eq!(cluster.group(1, 2).propose("meanwhile").await, Ok(n));
+        }
+        let next = cluster.leader(1).await;
+        assert_ne!(next, 1);
+        cluster.acked(1, "elsewhere").await;
+
+        // A machine opened anew catches up.
+        let node = &cluster.up[&1].node;
+        let healed = node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await.unwrap();
+        cluster.up.get_mut(&1).unwrap().groups.insert(1, healed);
+        assert_eq!(cluster.settled(1).await, ["fine", "boom", "elsewhere"]);
+    }
+}
+
+/// Case 11. The link had taken everything and was idle; nothing tells whether all of it arrived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_there() {
+    let counts = Counts::default();
+    let cluster = Plan::new(3, 5).customise(counts.on()).start().await;
+    let (leader, peer) = (1, 2);
+    for group in 1..=5 {
+        lead(&cluster, group, leader).await;
+        cluster.settled(group).await;
+    }
+    let reports = |outcome: &str| {
+        let of = [format!("node={leader}"), format!("peer={peer}"), format!("outcome={outcome}")];
+        counts.sum("towline_reports_total", &[&of[0], &of[1], &of[2], "kind=unreachable"])
+    };
+    // Fresh incidents only: the links of the start may have come late.
+    for _ in 0..3 {
+        let before = reports("applied");
+        let connects = || counts.sum("towline_link_connects_total", &["node=1", "peer=2", "lane=append"]);
+        let connected = connects();
+        cluster.net.reset(node_id(leader), node_id(peer));
+        until("the reports", || reports("applied") >= before + 5).await;
+        until("the link", || connects() > connected).await;
+        // The lanes are used again, so that the next end is an incident of its own.
+        for group in 1..=5 {
+            cluster.settled(group).await;
+        }
+        assert_eq!(reports("applied"), before + 5, "one report a group");
+    }
+}
+
+/// Case 9. What links still say while the node ends goes nowhere, quickly, and is counted or too late to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_ends_while_everything_around_it_breaks() {
+    for deadline in [Duration::ZERO, Duration::from_secs(2)] {
+        let mut cluster = Cluster::start(3, 5).await;
+        let leader = cluster.leader(1).await;
+        let net = cluster.net.clone();
+        let breaking = tokio::spawn(async move {
+            loop {
+                for (from, to) in [(1, 2), (2, 3), (3, 1), (2, 1), (3, 2), (1, 3)] {
+                    net.reset(node_id(from), node_id(to));
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let group = cluster.group(leader, 1);
+        let waiting: Vec<_> = (0..100).map(|n| group.submit(format!("{n}")).unwrap()).collect();
+        within(cluster.stop(leader, deadline)).await;
+        for proposal in waiting {
+            let _ = within(proposal).await;
+        }
+        breaking.abort();
+        assert_eq!(group.state().role, Role::Down);
+        cluster.restart(leader).await;
+        cluster.settled(1).await;
+    }
+}
