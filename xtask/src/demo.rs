@@ -1,15 +1,14 @@
 //! `cargo xtask demo`: a three-node cluster under load, its leader killed, and the proof that nothing was lost.
 
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::sleep;
 
-use crate::cluster::{self, Agreement, Cluster};
-use crate::load::{self, Finished, Load};
+use crate::cluster::{self, Cluster};
+use crate::load::Load;
+use crate::watch::{Screen, TICK, conclude};
 use crate::{Result, interruptible, svg};
 
 #[derive(clap::Args)]
@@ -36,11 +35,6 @@ pub(crate) struct Options {
 
 const NODES: usize = 3;
 const LEADER_DEADLINE: Duration = Duration::from_secs(20);
-const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
-/// Between two looks at the load; the progress bar moves at this rate.
-const TICK: Duration = Duration::from_millis(100);
-/// Between two lines where there is no terminal for a bar.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = cluster::kv_binary(root, options.binary.as_deref())?;
@@ -100,45 +94,9 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     screen.say(format!("restart of node {} with the same command", follower + 1));
     screen.watch(&load, begun, third * 3).await;
 
-    screen.bar.finish_and_clear();
-    let Finished { histories, acked, uncertain } = load.stop().await?;
-    let ran = begun.elapsed();
-    let agreement = cluster.wait_equal(CATCH_UP_DEADLINE).await?;
-    let verdict = load::verify(&cluster.redis_addresses(), &histories).await?;
-    for finding in &verdict.findings {
-        screen.say(format!("  {finding}"));
-    }
-    let equal = match &agreement {
-        Agreement::Equal { applied, digest } => {
-            let short: String = digest.chars().take(12).collect();
-            format!("yes, at index {applied}, digest {short}")
-        }
-        Agreement::Differ(how) => format!("NO: {how}"),
-    };
-    let rate = acked as f64 / ran.as_secs_f64();
-    screen.say(String::new());
-    screen.say(format!("{:<26}{acked} in {:.1} s ({rate:.0}/s)", "acknowledged writes", ran.as_secs_f64()));
-    screen.say(format!("{:<26}{uncertain}", "uncertain writes"));
+    let outcome = conclude(screen, &mut cluster, load, begun).await?;
     screen.say(format!("{:<26}1, first write after {} ms", "leader failovers", failover.as_millis()));
-    screen
-        .say(format!("{:<26}{} of {} looked for", "acknowledged writes lost", verdict.lost, verdict.checked));
-    screen.say(format!("{:<26}{}", "unasked effects", verdict.foreign));
-    screen.say(format!("{:<26}{equal}", "all three nodes equal"));
-
-    if !verdict.clean() {
-        return Err(format!(
-            "{} acknowledged writes are lost, {} effects unasked",
-            verdict.lost, verdict.foreign
-        )
-        .into());
-    }
-    if verdict.checked == 0 {
-        return Err("no write was acknowledged: nothing is proven".into());
-    }
-    match agreement {
-        Agreement::Equal { .. } => Ok(()),
-        Agreement::Differ(how) => Err(format!("the nodes hold different data {how}").into()),
-    }
+    outcome.judge()
 }
 
 async fn wait_failover(load: &Load, screen: &mut Screen, begun: Instant) -> Result<Duration> {
@@ -156,50 +114,5 @@ async fn wait_failover(load: &Load, screen: &mut Screen, begun: Instant) -> Resu
         }
         screen.show(load, begun);
         sleep(TICK / 10).await;
-    }
-}
-
-/// The bar where there is a terminal, plain lines where not, and every line kept for the picture.
-struct Screen {
-    bar: ProgressBar,
-    lines: Vec<String>,
-    plain: bool,
-    last_plain: Instant,
-}
-
-impl Screen {
-    fn new(seconds: u64) -> Self {
-        let plain = !std::io::stderr().is_terminal();
-        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(seconds * 1000) };
-        if let Ok(style) = ProgressStyle::with_template("{bar:40.cyan/blue} {msg}") {
-            bar.set_style(style);
-        }
-        Self { bar, lines: Vec::new(), plain, last_plain: Instant::now() }
-    }
-
-    fn say(&mut self, line: String) {
-        self.bar.suspend(|| println!("{line}"));
-        self.lines.push(line);
-    }
-
-    fn show(&mut self, load: &Load, begun: Instant) {
-        let ran = begun.elapsed();
-        let rate = load.acked() as f64 / ran.as_secs_f64().max(0.001);
-        let message =
-            format!("{:.0} s, {} writes acknowledged, {rate:.0}/s", ran.as_secs_f64(), load.acked());
-        if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
-            self.last_plain = Instant::now();
-            println!("{message}");
-        }
-        self.bar.set_position(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
-        self.bar.set_message(message);
-    }
-
-    /// Shows the load until it has run for `until`.
-    async fn watch(&mut self, load: &Load, begun: Instant, until: Duration) {
-        while begun.elapsed() < until {
-            self.show(load, begun);
-            sleep(TICK).await;
-        }
     }
 }

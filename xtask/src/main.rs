@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod chaos;
 mod ci;
 mod cluster;
 mod codegen;
@@ -20,6 +21,7 @@ mod msrv;
 mod resp;
 mod svg;
 mod tidy;
+mod watch;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -38,6 +40,8 @@ enum Command {
     Codegen(codegen::Options),
     /// Three nodes under load, the leader killed, and the proof that nothing was lost
     Demo(demo::Options),
+    /// Kills nodes again and again under load, then proves that nothing was lost
+    Chaos(chaos::Options),
     /// Durable SETs of a release cluster against the disk's floor, and etcd where it is installed
     Bench(bench::Options),
     /// Layering, confinement, manifests, test rules; also part of ci
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Ci(options) => ci::run(&root, &options),
         Command::Codegen(options) => codegen::run(&root, &options),
         Command::Demo(options) => demo::run(&root, &options),
+        Command::Chaos(options) => chaos::run(&root, &options),
         Command::Bench(options) => bench::run(&root, &options),
         Command::Tidy => tidy::run(&root),
     };

@@ -141,7 +141,7 @@ async fn order_holds_while_links_break() {
             .await;
             cluster.net.reset(node_id(from), node_id(to));
             breaks += 1;
-            tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
+            tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await; // not synchronisation: spreads the breaks
         }
         breaks
     };
@@ -180,7 +180,7 @@ async fn a_peer_that_restarts_is_back_before_anybody_calls_an_election() {
     for _ in 0..3 {
         cluster.crash(follower);
         // Long enough for the backoff of the others to reach its cap.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await; // not synchronisation: lets the backoff reach its cap
         cluster.restart(follower).await;
         let began = Instant::now();
         let (from, to) = (node_id(leader), node_id(follower));
@@ -413,7 +413,7 @@ async fn a_node_ends_while_everything_around_it_breaks() {
                 for (from, to) in [(1, 2), (2, 3), (3, 1), (2, 1), (3, 2), (1, 3)] {
                     net.reset(node_id(from), node_id(to));
                 }
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: paces the breaks
             }
         });
         let group = cluster.group(leader, 1);

@@ -66,7 +66,7 @@ async fn add(nodes: &[(Node, Group<Sum>)], n: u8) -> u64 {
                 Err(error) => assert_eq!(error.outcome(), Outcome::NeverHappened, "{error}"),
             }
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await; // not synchronisation: paces the retries
     }
 }
 

@@ -74,8 +74,8 @@ async fn main() -> Result<(), Error> {
     let dir = tempfile::tempdir()?;
     let mut peers = Vec::new();
     for id in 1..=3 {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://127.0.0.1:{port}").parse()?));
+        let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://{free}").parse()?));
     }
     let mut nodes = Vec::new();
     for id in 1..=3 {
@@ -95,6 +95,5 @@ async fn main() -> Result<(), Error> {
     let back = run(follower as u64, &peers, dir.path()).await?;
     let seen = back.1.read(Consistency::Linearizable).await?.load(Ordering::SeqCst);
     println!("node {follower} is back and reads {seen}");
-    assert_eq!(seen, 42);
-    Ok(())
+    if seen == 42 { Ok(()) } else { Err("a command is missing".into()) }
 }

@@ -1,0 +1,119 @@
+//! Watching a cluster under load, and judging it in the end.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::sleep;
+
+use crate::Result;
+use crate::cluster::{Agreement, Cluster};
+use crate::load::{self, Finished, Load, Verdict};
+
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// Between two looks at the load; the progress bar moves at this rate.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+/// Between two lines where there is no terminal for a bar.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What a run showed.
+pub(crate) struct Outcome {
+    verdict: Verdict,
+    agreement: Agreement,
+}
+
+/// Stops the load, looks for every acknowledged write, compares the nodes, and says so.
+pub(crate) async fn conclude(
+    screen: &mut Screen,
+    cluster: &mut Cluster,
+    load: Load,
+    begun: Instant,
+) -> Result<Outcome> {
+    screen.bar.finish_and_clear();
+    let Finished { histories, acked, uncertain } = load.stop().await?;
+    let ran = begun.elapsed();
+    let agreement = cluster.wait_equal(CATCH_UP_DEADLINE).await?;
+    let verdict = load::verify(&cluster.redis_addresses(), &histories).await?;
+    for finding in &verdict.findings {
+        screen.say(format!("  {finding}"));
+    }
+    let equal = match &agreement {
+        Agreement::Equal { applied, digest } => {
+            let short: String = digest.chars().take(12).collect();
+            format!("yes, at index {applied}, digest {short}")
+        }
+        Agreement::Differ(how) => format!("NO: {how}"),
+    };
+    let rate = acked as f64 / ran.as_secs_f64();
+    screen.say(String::new());
+    screen.say(format!("{:<26}{acked} in {:.1} s ({rate:.0}/s)", "acknowledged writes", ran.as_secs_f64()));
+    screen.say(format!("{:<26}{uncertain}", "uncertain writes"));
+    screen
+        .say(format!("{:<26}{} of {} looked for", "acknowledged writes lost", verdict.lost, verdict.checked));
+    screen.say(format!("{:<26}{}", "unasked effects", verdict.foreign));
+    screen.say(format!("{:<26}{equal}", "all three nodes equal"));
+    Ok(Outcome { verdict, agreement })
+}
+
+impl Outcome {
+    /// An error unless the run proved what it was to prove.
+    pub(crate) fn judge(self) -> Result<()> {
+        let Self { verdict, agreement } = self;
+        if !verdict.clean() {
+            let (lost, foreign) = (verdict.lost, verdict.foreign);
+            return Err(format!("{lost} acknowledged writes are lost, {foreign} effects unasked").into());
+        }
+        if verdict.checked == 0 {
+            return Err("no write was acknowledged: nothing is proven".into());
+        }
+        match agreement {
+            Agreement::Equal { .. } => Ok(()),
+            Agreement::Differ(how) => Err(format!("the nodes hold different data {how}").into()),
+        }
+    }
+}
+
+/// The bar where there is a terminal, plain lines where not, and every line kept for the picture.
+pub(crate) struct Screen {
+    pub(crate) bar: ProgressBar,
+    pub(crate) lines: Vec<String>,
+    plain: bool,
+    last_plain: Instant,
+}
+
+impl Screen {
+    pub(crate) fn new(seconds: u64) -> Self {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = if plain { ProgressBar::hidden() } else { ProgressBar::new(seconds * 1000) };
+        if let Ok(style) = ProgressStyle::with_template("{bar:40.cyan/blue} {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, lines: Vec::new(), plain, last_plain: Instant::now() }
+    }
+
+    pub(crate) fn say(&mut self, line: String) {
+        self.bar.suspend(|| println!("{line}"));
+        self.lines.push(line);
+    }
+
+    pub(crate) fn show(&mut self, load: &Load, begun: Instant) {
+        let ran = begun.elapsed();
+        let rate = load.acked() as f64 / ran.as_secs_f64().max(0.001);
+        let message =
+            format!("{:.0} s, {} writes acknowledged, {rate:.0}/s", ran.as_secs_f64(), load.acked());
+        if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
+            self.last_plain = Instant::now();
+            println!("{message}");
+        }
+        self.bar.set_position(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
+        self.bar.set_message(message);
+    }
+
+    /// Shows the load until it has run for `until`.
+    pub(crate) async fn watch(&mut self, load: &Load, begun: Instant, until: Duration) {
+        while begun.elapsed() < until {
+            self.show(load, begun);
+            sleep(TICK).await;
+        }
+    }
+}
