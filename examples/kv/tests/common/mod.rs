@@ -241,8 +241,12 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, SETTINGS)
+    }
+
+    pub(crate) fn start_with(nodes: usize, settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("settings.toml"), SETTINGS).unwrap();
+        fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = (0..nodes).map(|_| Ports::free()).collect();
         let mut cluster = Self { dir, ports, running: (0..nodes).map(|_| None).collect() };
         for at in 0..nodes {
