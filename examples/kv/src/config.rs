@@ -4,7 +4,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::StoreConfig;
+use crate::machine::{JOURNAL_BYTES_MIN, StoreConfig};
+
+/// More than a process may have sockets anywhere.
+const CONNECTIONS_MAX: u64 = 1_000_000;
+/// A smaller memtable would be a file for every few writes.
+const MEMTABLE_BYTES_MIN: u64 = 64 << 10;
+const WORKER_THREADS_MAX: u64 = 64;
 
 /// Everything a file may set; what it leaves out keeps its default, and what it misspells is refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,11 +44,25 @@ impl Settings {
             .map_err(|error| format!("settings file {} cannot be read: {error}", file.display()))?;
         let settings: Self =
             toml::from_str(&text).map_err(|error| format!("settings file {}: {error}", file.display()))?;
-        settings
-            .engine
-            .clone()
-            .validate()
-            .map_err(|error| format!("settings file {}: {error}", file.display()))?;
+        settings.validate().map_err(|error| format!("settings file {}: {error}", file.display()))?;
         Ok(settings)
     }
+
+    fn validate(&self) -> Result<(), String> {
+        self.engine.clone().validate().map_err(|error| error.to_string())?;
+        let StoreConfig { cache_bytes: _, memtable_bytes, journal_bytes_max, worker_threads } = self.store;
+        within("connections_max", self.kv.connections_max as u64, 1, CONNECTIONS_MAX)?;
+        within("memtable_bytes", memtable_bytes, MEMTABLE_BYTES_MIN, u64::MAX)?;
+        within("journal_bytes_max", journal_bytes_max, JOURNAL_BYTES_MIN, u64::MAX)?;
+        within("worker_threads", worker_threads as u64, 1, WORKER_THREADS_MAX)
+    }
+}
+
+/// In the words of the engine's own settings.
+fn within(field: &str, value: u64, min: u64, max: u64) -> Result<(), String> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    let upper = if max == u64::MAX { " on".to_owned() } else { format!(" to {max}") };
+    Err(format!("setting `{field}` is {value}, but must be a number from {min}{upper}"))
 }

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let (stopping, stopped) = watch::channel(false);
     let members = Members { me: args.id.as_u64(), all: args.peers.iter().map(member).collect() };
     let limits = Limits { command_bytes_max, connections_max: settings.kv.connections_max };
-    let clients = tokio::spawn(redis.run(replica.clone(), members, limits, stopped.clone()));
+    let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, stopped.clone()));
     let pages = Pages {
         replica,
         exporter: exporter.clone(),
@@ -61,18 +61,28 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         cluster: args.cluster.to_string(),
         peers: args.peers.clone(),
     };
-    let pages = tokio::spawn(async move { axum::serve(web, http::router(Arc::new(pages))).await });
+    let mut pages = tokio::spawn(async move { axum::serve(web, http::router(Arc::new(pages))).await });
     let upkeep = tokio::spawn(upkeep(exporter));
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
-    stop::requested().await;
+    // A port that is served no more must not leave a node that looks well.
+    let ended = tokio::select! {
+        () = stop::requested() => None,
+        ended = &mut clients => Some(("Redis clients", format!("{ended:?}"))),
+        ended = &mut pages => Some(("pages", format!("{ended:?}"))),
+    };
     tracing::info!(id = %args.id, "stopping");
     let _ = stopping.send(true);
     pages.abort();
     upkeep.abort();
     node.shutdown(Duration::from_millis(settings.kv.shutdown_ms)).await;
-    let _ = clients.await;
-    Ok(())
+    match ended {
+        None => {
+            let _ = clients.await;
+            Ok(())
+        }
+        Some((whom, how)) => Err(Failure::Run(format!("{whom} are served no more: {how}"))),
+    }
 }
 
 /// Histograms keep their samples until somebody folds them.

@@ -19,6 +19,8 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
             format!("{id}=grpc://127.0.0.1:{raft},127.0.0.1:{redis}")
         })
         .collect();
+    // Before the first child: a signal that came earlier than this would leave children behind.
+    let asked = stop::requested();
     let mut children = Vec::new();
     for id in 1..=args.nodes {
         let (redis, raft, http) = ports(&args, id);
@@ -33,7 +35,7 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Whatever ends this process ends them.
+            // Whatever ends this function ends them; a SIGKILL of this process does not.
             .kill_on_drop(true);
         let mut child = command.spawn().map_err(|e| Failure::run(format!("cannot start node {id}"), e))?;
         forward(id, child.stdout.take());
@@ -42,7 +44,7 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
         children.push((id, child));
     }
     let ended = tokio::select! {
-        () = stop::requested() => None,
+        () = asked => None,
         ended = first_to_end(&mut children) => Some(ended),
     };
     for (_, child) in &mut children {
