@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument as _;
 
 use super::handle::LaneSettings;
 use super::link::{Closed, Either, PeerGate, feedback, race};
@@ -64,7 +65,8 @@ impl Worker {
     pub(crate) fn spawn(self) -> Running {
         let stop = Arc::new(Notify::new());
         let runtime = self.runtime.clone();
-        let task = runtime.spawn(Arc::new(self).run(Arc::clone(&stop)));
+        let span = tracing::info_span!("lane", node = %self.hello.from, peer = %self.peer.id, lane = self.queue.lane.as_str());
+        let task = runtime.spawn(Arc::new(self).run(Arc::clone(&stop)).instrument(span));
         Running { stop, task }
     }
 
@@ -73,7 +75,7 @@ impl Worker {
         let mut backoff = Backoff::new(self.settings.backoff_min, self.settings.backoff_max);
         loop {
             // A task of its own, so that a panic in a transport ends this link and nothing else.
-            let mut session = self.runtime.spawn(Arc::clone(&self).session());
+            let mut session = self.runtime.spawn(Arc::clone(&self).session().in_current_span());
             let ended = match race(stop.notified(), &mut session).await {
                 Either::First(()) => {
                     session.abort();

@@ -91,6 +91,8 @@ struct Merged {
 
 impl WriterThread {
     fn run(mut self, queue: &Receiver<Work>) {
+        let span = tracing::info_span!("log", node = self.metrics.node());
+        let _entered = span.enter();
         let mut merged = Merged::default();
         while let Ok(work) = queue.recv() {
             merged.add(work);
