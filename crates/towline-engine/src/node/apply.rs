@@ -175,12 +175,16 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Work>) {
-        while let Ok(work) = queue.recv() {
+        let mut next = None;
+        while let Some(work) = next.take().or_else(|| queue.recv().ok()) {
             match work {
                 Work::Start { group, life, target } => {
                     self.targets.insert(group, (life, target));
                 }
-                Work::Apply { group, life, tasks } => self.apply(group, life, tasks),
+                Work::Apply { group, life, mut tasks } => {
+                    next = more_of(queue, group, life, &mut tasks);
+                    self.apply(group, life, merged(tasks));
+                }
                 Work::Flush { group, done } => {
                     let result = match self.targets.get_mut(&group) {
                         Some((_, target)) => target.flush(),
@@ -230,6 +234,39 @@ impl Worker {
             self.shard.post(ShardEvent::ApplyFailed { group, life, cause });
         }
     }
+}
+
+/// Entries that are applied in one call at most, unless they came together.
+const MERGE_ENTRIES_MAX: usize = 4_096;
+
+/// Takes what has queued for the same group meanwhile; gives back the first work that is something else.
+fn more_of(queue: &Receiver<Work>, of: GroupId, of_life: u64, tasks: &mut Vec<Task>) -> Option<Work> {
+    while tasks.len() < MERGE_ENTRIES_MAX {
+        match queue.try_recv().ok()? {
+            Work::Apply { group, life, tasks: more } if group == of && life == of_life => tasks.extend(more),
+            other => return Some(other),
+        }
+    }
+    None
+}
+
+/// Makes one batch of neighbours: a state machine pays for each batch, and a slow one catches up by larger ones.
+fn merged(tasks: Vec<Task>) -> Vec<Task> {
+    let mut out: Vec<Task> = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        match (out.last_mut(), task) {
+            (
+                Some(Apply::Entries { entries, waiters, through }),
+                Apply::Entries { entries: more, waiters: more_waiters, through: further },
+            ) if entries.len() + more.len() <= MERGE_ENTRIES_MAX => {
+                entries.extend(more);
+                waiters.extend(more_waiters);
+                *through = further;
+            }
+            (_, task) => out.push(task),
+        }
+    }
+    out
 }
 
 /// Answers everybody in tasks that will not be done.

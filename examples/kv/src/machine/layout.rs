@@ -73,6 +73,12 @@ pub(super) fn key_of_due(stored: &[u8]) -> &[u8] {
     stored.get(DUE_PREFIX_BYTES..).unwrap_or_default()
 }
 
+/// The expiry in a [`due_key`]; zero, which is always due, if it is none.
+pub(super) fn expiry_of_due(stored: &[u8]) -> u64 {
+    let expiry = stored.get(DATA_PREFIX_BYTES..).and_then(|rest| rest.first_chunk::<EXPIRY_BYTES>());
+    expiry.map_or(0, |ms| u64::from_be_bytes(*ms))
+}
+
 pub(super) fn record(expiry_ms: u64, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(EXPIRY_BYTES + value.len());
     out.extend_from_slice(&expiry_ms.to_be_bytes());

@@ -26,7 +26,7 @@ pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX
 pub(crate) use overlay::parse_integer;
 pub(crate) use view::{Stored, View, wall_clock_ms};
 
-use layout::{META_KEY, Meta, data_key, due_key, key_of_due};
+use layout::{META_KEY, Meta, data_key, due_key, expiry_of_due, key_of_due};
 use overlay::Overlay;
 use view::Shared;
 
@@ -84,6 +84,8 @@ pub(crate) struct KvMachine {
     command_bytes_max: usize,
     /// Where the sweep of dead generations goes on; `None` once nothing of them is left.
     sweep_from: Option<Vec<u8>>,
+    /// Nothing in the store is due before: spares a batch the look for what is. Zero: not known.
+    next_due_ms: u64,
 }
 
 impl KvMachine {
@@ -112,6 +114,7 @@ impl KvMachine {
             command_bytes_max,
             // A sweep may have been under way.
             sweep_from: Some(b"d".to_vec()),
+            next_due_ms: 0,
         };
         machine.publish();
         Ok(machine)
@@ -133,6 +136,7 @@ impl KvMachine {
         self.commit(overlay, batch.through())?;
         if flushed {
             self.sweep_from = Some(b"d".to_vec());
+            self.next_due_ms = 0;
         }
         Ok(())
     }
@@ -140,7 +144,9 @@ impl KvMachine {
     /// One atom: the changes, what is swept, and the index reached.
     fn commit(&mut self, overlay: Overlay<'_>, through: Applied) -> Result<(), StoreError> {
         let mut write = self.db.batch();
-        let removed = self.sweep_due(&mut write, &overlay)?;
+        let due = overlay.meta.clock_ms >= self.next_due_ms;
+        let removed = if due { self.sweep_due(&mut write, &overlay)? } else { 0 };
+        self.next_due_ms = self.next_due_ms.min(overlay.earliest_expiry());
         let mut meta = overlay.write(&mut write);
         meta.keys = meta.keys.saturating_sub(removed);
         self.sweep_dead(&mut write, meta.generation)?;
@@ -154,13 +160,14 @@ impl KvMachine {
 
     /// Removes keys whose time has come, unless this batch changed them. How many depends on how entries are batched,
     /// which differs between nodes: nothing a client or the digest sees may depend on it.
-    fn sweep_due(&self, write: &mut OwnedWriteBatch, overlay: &Overlay<'_>) -> Result<u64, StoreError> {
+    fn sweep_due(&mut self, write: &mut OwnedWriteBatch, overlay: &Overlay<'_>) -> Result<u64, StoreError> {
         let meta = overlay.meta;
         let first = due_key(meta.generation, 0, b"");
         let end = due_key(meta.generation, meta.clock_ms.saturating_add(1), b"");
-        let mut removed = 0;
-        for item in self.store.range(first..end).take(SWEEP_KEYS_MAX) {
+        let (mut removed, mut seen) = (0, 0);
+        for item in self.store.range(first..end.clone()).take(SWEEP_KEYS_MAX) {
             let due = item.key()?;
+            seen += 1;
             let key = key_of_due(&due);
             if !overlay.has_changed(key) {
                 write.remove(&self.store, data_key(meta.generation, key));
@@ -168,6 +175,15 @@ impl KvMachine {
                 removed += 1;
             }
         }
+        self.next_due_ms = if seen == SWEEP_KEYS_MAX {
+            0
+        } else {
+            let last = due_key(meta.generation, u64::MAX, b"");
+            match self.store.range(end..last).next() {
+                Some(item) => expiry_of_due(&item.key()?),
+                None => u64::MAX,
+            }
+        };
         Ok(removed)
     }
 

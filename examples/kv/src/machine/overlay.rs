@@ -176,6 +176,13 @@ impl<'a> Overlay<'a> {
         self.slots.get(key).is_some_and(|slot| slot.changed)
     }
 
+    /// The earliest expiry among the changes; `u64::MAX` if nothing expires.
+    pub(super) fn earliest_expiry(&self) -> u64 {
+        let expiries =
+            self.slots.values().filter(|s| s.changed).filter_map(|s| s.now.as_ref()).map(|v| v.expiry_ms);
+        expiries.filter(|ms| *ms != 0).min().unwrap_or(u64::MAX)
+    }
+
     /// Puts every change into `write`, and the count of keys into the returned [`Meta`].
     pub(super) fn write(self, write: &mut OwnedWriteBatch) -> Meta {
         let mut meta = self.meta;

@@ -118,6 +118,7 @@ impl KvMachine {
         self.meta = meta;
         self.durable = applied;
         self.sweep_from = Some(b"d".to_vec());
+        self.next_due_ms = 0;
         self.publish();
         Ok(())
     }
