@@ -175,7 +175,7 @@ fn writer(name: usize, ports: Vec<Ports>, stop: Arc<AtomicBool>) -> JoinHandle<T
                         told.refused.push(key);
                     }
                     // The next node, not at once: a cluster without a leader refuses in microseconds.
-                    std::thread::sleep(Duration::from_millis(5));
+                    std::thread::sleep(Duration::from_millis(5)); // not synchronisation: paces the retries
                     client = None;
                 }
             }

@@ -40,7 +40,7 @@ pub(crate) fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T
             return value;
         }
         assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(POLL_INTERVAL);
+        std::thread::sleep(POLL_INTERVAL); // not synchronisation: paces the look at a condition
     }
 }
 
