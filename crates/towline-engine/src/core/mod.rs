@@ -2,6 +2,9 @@
 //!
 //! What is absent here, and stays absent: clocks, threads, sockets, runtimes, files, random numbers. Time is the number
 //! of ticks, randomness and identity are arguments, and everything that happens is an effect the driver carries out.
+//!
+//! One exception is not ours to remove: the raft crate draws election timeouts itself, from the range it is given. A
+//! range of one value makes a group deterministic, which is how the simulator runs it.
 
 mod group;
 mod inbound;
