@@ -1,10 +1,11 @@
-//! Snapshot files.
+//! Snapshot files: durable before they are offered, verified before they are restored.
 
 use std::fmt;
 use std::io;
 
-use crate::ids::GroupId;
+use crate::ids::{GroupId, Incarnation};
 use crate::message::{ConfState, MemberTable};
+use crate::state_machine::Applied;
 
 /// Names a snapshot's bytes: a digest over header and body. Equal ids mean equal bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,71 +23,156 @@ impl fmt::Display for ContentId {
     }
 }
 
-/// What a snapshot is, apart from its bytes.
+/// What is known of a snapshot before a byte of it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotMeta {
+pub struct SnapshotHead {
     /// The group.
     pub group: GroupId,
-    /// The last index it covers.
-    pub index: u64,
-    /// The term of that entry.
-    pub term: u64,
+    /// The last place in the log it covers.
+    pub at: Applied,
     /// The membership at that index.
     pub conf_state: ConfState,
     /// Addresses and incarnations of those members: a joiner learns its peers from here.
     pub members: MemberTable,
+}
+
+/// What a complete snapshot is, apart from its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// Place and membership.
+    pub head: SnapshotHead,
     /// Length of the body in bytes.
     pub length: u64,
     /// Names the bytes.
     pub content: ContentId,
 }
 
-/// Where snapshot files are kept. A file is durable before it is offered to anybody. Blocking; knows no runtime.
+/// Computes a [`ContentId`]: BLAKE3 over the head in a fixed form, then the body.
+#[derive(Clone)]
+pub struct ContentHasher {
+    hasher: blake3::Hasher,
+    length: u64,
+}
+
+/// Says what the digest is of, and in which form; another form needs another text.
+const CONTENT_CONTEXT: &[u8] = b"towline snapshot 1\0";
+
+impl ContentHasher {
+    /// Starts with the head.
+    pub fn new(head: &SnapshotHead) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(CONTENT_CONTEXT);
+        let mut number = |n: u64| {
+            hasher.update(&n.to_be_bytes());
+        };
+        [head.group.as_u64(), head.at.index, head.at.term].into_iter().for_each(&mut number);
+        let conf = &head.conf_state;
+        for ids in [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next] {
+            number(ids.len() as u64);
+            ids.iter().for_each(|id| number(id.as_u64()));
+        }
+        number(conf.auto_leave.into());
+        number(head.members.len() as u64);
+        for (id, member) in &head.members {
+            let address = member.address.as_str();
+            hasher.update(&id.as_u64().to_be_bytes());
+            hasher.update(&(address.len() as u64).to_be_bytes());
+            hasher.update(address.as_bytes());
+            hasher.update(&member.incarnation.map_or(0, Incarnation::as_u64).to_be_bytes());
+        }
+        Self { hasher, length: 0 }
+    }
+
+    /// Goes on with the next bytes of the body.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+    }
+
+    /// Bytes of the body so far.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Length and digest of what went in.
+    pub fn finish(&self) -> Trailer {
+        Trailer { length: self.length, content: ContentId(*self.hasher.finalize().as_bytes()) }
+    }
+}
+
+impl fmt::Debug for ContentHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentHasher").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+/// Where snapshot files are kept. A file is durable before it is offered to anybody. Blocking; knows no runtime; any
+/// thread may call.
+///
+/// The conformance suite in `towline-testkit` holds every sentence here.
 pub trait SnapshotStore: Send + Sync + 'static {
-    /// The newest complete snapshot of a group.
+    /// The complete snapshot of a group with the highest index.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Corrupt`] names the file.
+    /// [`SnapshotStoreError::Corrupt`] names the file. Only headers and lengths are looked at, not every byte.
     fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError>;
 
-    /// Starts a file. Nothing is visible to [`latest`](Self::latest) before [`SnapshotWriter::commit`].
+    /// A complete snapshot by its content, such as the one a restart must go on installing.
+    ///
+    /// # Errors
+    /// As for [`latest`](Self::latest).
+    fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError>;
+
+    /// Starts a file for a snapshot of this node's own state. Nothing is visible to [`latest`](Self::latest) before
+    /// [`SnapshotWriter::commit`].
     ///
     /// # Errors
     /// [`SnapshotStoreError::Io`], such as a full disk.
-    fn create(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
+    fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
-    /// Goes on with a file that a broken transfer left behind, if its content is the same and a verified prefix is
-    /// there; checksums of that prefix are checked again.
+    /// Starts, or goes on with, a file for a snapshot that a peer sends. If a broken transfer of the same content left a
+    /// prefix behind, its checksums are checked again and [`SnapshotWriter::verified`] says where to go on. One writer a
+    /// content at a time.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Io`].
-    fn resume(&self, meta: &SnapshotMeta) -> Result<Option<Box<dyn SnapshotWriter>>, SnapshotStoreError>;
+    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Io`].
+    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
-    /// Reads a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says, until the
-    /// reader is dropped.
+    /// Reads the body of a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says,
+    /// until the reader is dropped. The reader fails with [`io::ErrorKind::InvalidData`] where a checksum does not hold.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Missing`] if there is no such snapshot.
     fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn io::Read + Send>, SnapshotStoreError>;
 
-    /// Removes every file of the group that is not in `keep`, not open and not being written.
+    /// Removes every file of the group, complete or left behind by a broken transfer, that is not in `keep`, not open
+    /// for reading and not being written. A file that is open goes when its last reader is dropped.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Io`].
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError>;
 }
 
-/// A snapshot file that is being written. Dropping it keeps the verified prefix for a later
-/// [`resume`](SnapshotStore::resume), within the store's bound.
+/// A snapshot file that is being written. `write` takes bytes of the body in order; what it took is in the file at the
+/// latest after `flush`. Dropping a writer of [`SnapshotStore::receive`] keeps the verified prefix for a later resume,
+/// within the store's bound; dropping one of [`SnapshotStore::create`] removes the file.
 pub trait SnapshotWriter: io::Write + Send {
-    /// Bytes of the body that are written and whose checksums were verified.
+    /// Bytes of the body that a resume would not ask for again.
     fn verified(&self) -> u64;
 
-    /// Checks length and digest, makes the file durable (file, rename, directory) and visible.
+    /// Checks length and digest against `expected` (there is none for a file of this node's own) without making
+    /// anything durable: the part of ending a file that costs no disk write.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Corrupt`] if the bytes are not what `trailer` says: the file is gone then.
-    fn commit(self: Box<Self>, trailer: &Trailer) -> Result<(), SnapshotStoreError>;
+    /// [`SnapshotStoreError::Corrupt`] if the bytes are not what they should be: drop or discard the writer.
+    fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError>;
+
+    /// Makes a file that was verified durable (file, rename, directory) and visible.
+    ///
+    /// # Errors
+    /// [`SnapshotStoreError::Corrupt`] if [`verify`](Self::verify) was not called or failed: the file is gone then.
+    /// [`SnapshotStoreError::Io`].
+    fn commit(self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError>;
 
     /// Removes the file.
     fn discard(self: Box<Self>);
@@ -122,10 +208,44 @@ pub enum SnapshotStoreError {
         /// What is wrong.
         detail: String,
     },
+    /// The same content is being written already.
+    #[error("snapshot {content} is being written by somebody else")]
+    Busy {
+        /// Which snapshot.
+        content: ContentId,
+    },
     /// There is no such snapshot.
     #[error("snapshot {content} is not here")]
     Missing {
         /// Which snapshot.
         content: ContentId,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> SnapshotHead {
+        SnapshotHead {
+            group: GroupId::DEFAULT,
+            at: Applied { index: 7, term: 2 },
+            conf_state: ConfState::default(),
+            members: MemberTable::new(),
+        }
+    }
+
+    #[test]
+    fn the_digest_is_of_head_and_body_and_does_not_depend_on_how_the_body_was_cut() {
+        let digest = |head: &SnapshotHead, parts: &[&[u8]]| {
+            let mut hasher = ContentHasher::new(head);
+            parts.iter().for_each(|part| hasher.update(part));
+            hasher.finish()
+        };
+        assert_eq!(digest(&head(), &[b"ab", b"c"]), digest(&head(), &[b"abc"]));
+        assert_ne!(digest(&head(), &[b"abc"]).content, digest(&head(), &[b"abd"]).content);
+        let later = SnapshotHead { at: Applied { index: 8, term: 2 }, ..head() };
+        assert_ne!(digest(&head(), &[b"abc"]).content, digest(&later, &[b"abc"]).content);
+        assert_eq!(digest(&head(), &[b"abc"]).length, 3);
+    }
 }

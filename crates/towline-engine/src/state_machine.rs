@@ -49,8 +49,8 @@ pub trait StateMachine: Send + 'static {
     /// [`Fatal`] if the state cannot be read.
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal>;
 
-    /// Replaces the whole state by `body`, all or nothing across a crash, and durable (together with `meta.index` and
-    /// `meta.term`) when it returns.
+    /// Replaces the whole state by `body`, all or nothing across a crash, and durable (together with its place,
+    /// `meta.head.at`) when it returns.
     ///
     /// # Errors
     /// [`Fatal`] if `body` is not a state of this machine or could not be stored.

@@ -13,6 +13,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,6 +28,9 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// The cause behind a transport's error, of whatever library it is built on.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
+
+/// Payload bytes of one snapshot chunk at most.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
 /// The largest encoded message every transport carries, in bytes. The engine never makes a larger one.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -475,14 +480,16 @@ pub trait Transfer: Send {
     /// [`TransferError`]; the transfer is over.
     async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError>;
 
-    /// Ends the transfer and waits until the peer has the snapshot durable, verified and taken by Raft.
+    /// Ends the transfer and waits until the peer has the snapshot durable, verified and taken by Raft. The caller bounds
+    /// the time; dropping the future aborts.
     ///
     /// # Errors
     /// [`TransferError`].
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError>;
 
-    /// What the peer has acknowledged so far; readable while [`send`](Self::send) waits.
-    fn progress(&self) -> TransferProgress;
+    /// What the peer has acknowledged so far; the transport keeps it current, also while [`send`](Self::send) and
+    /// [`finish`](Self::finish) wait.
+    fn progress(&self) -> ProgressCell;
 }
 
 /// A piece of a snapshot.
@@ -506,13 +513,48 @@ pub struct TransferProgress {
 }
 
 /// What the receiver of a snapshot is doing; each phase has a bound of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum TransferPhase {
     Receiving,
     Verifying,
     Syncing,
     Stepping,
+}
+
+/// How often a receiver tells its sender how far it is.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A [`TransferProgress`] that one side keeps current and another reads, while the transfer itself is busy.
+#[derive(Debug, Clone)]
+pub struct ProgressCell {
+    shared: Arc<(AtomicU64, AtomicU8)>,
+}
+
+impl ProgressCell {
+    /// Receiving, with `acked` bytes.
+    pub fn new(acked: u64) -> Self {
+        Self { shared: Arc::new((AtomicU64::new(acked), AtomicU8::new(0))) }
+    }
+
+    /// Says how far it is. Progress never goes back: lower values are ignored.
+    pub fn advance(&self, to: TransferProgress) {
+        let (acked, phase) = &*self.shared;
+        acked.fetch_max(to.acked, Ordering::Relaxed);
+        phase.fetch_max(to.phase as u8, Ordering::Relaxed);
+    }
+
+    /// How far it is.
+    pub fn now(&self) -> TransferProgress {
+        let (acked, phase) = &*self.shared;
+        let phase = match phase.load(Ordering::Relaxed) {
+            0 => TransferPhase::Receiving,
+            1 => TransferPhase::Verifying,
+            2 => TransferPhase::Syncing,
+            _ => TransferPhase::Stepping,
+        };
+        TransferProgress { acked: acked.load(Ordering::Relaxed), phase }
+    }
 }
 
 /// The receiver has the snapshot: durable, verified, taken by Raft.
@@ -547,14 +589,16 @@ pub trait SnapshotSink: Send {
     /// A typed refusal; the transfer is over.
     async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal>;
 
-    /// Ends it: verifies, makes durable, steps Raft and looks whether Raft took it.
+    /// Ends it: verifies, makes durable, steps Raft and looks whether Raft took it. May take long: the transport keeps
+    /// sending progress meanwhile. Dropping the future gives the transfer up.
     ///
     /// # Errors
     /// A typed refusal; the attempt failed.
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal>;
 
-    /// How far it is; the transport sends this to the sender now and then.
-    fn progress(&self) -> TransferProgress;
+    /// How far it is; the engine keeps it current, also while [`finish`](Self::finish) runs. The transport sends it to
+    /// the peer at least every [`PROGRESS_INTERVAL`] while it changes, and never holds chunks back for it.
+    fn progress(&self) -> ProgressCell;
 }
 
 /// A receiver does not want a snapshot, or could not take it.

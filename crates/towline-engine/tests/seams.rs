@@ -23,7 +23,7 @@ use towline_engine::reporter::{
     RaftReports, Reporter, Scope, SnapshotAttempt, SnapshotStatus, SnapshotTicket, UnreachableCause,
 };
 use towline_engine::snapshot_store::{
-    ContentId, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
+    ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
 };
 use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::storage::Storage;
@@ -143,12 +143,16 @@ impl SnapshotStore for Snapshots {
         Ok(None)
     }
 
-    fn create(&self, _meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn find(&self, _group: GroupId, _content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        Ok(None)
+    }
+
+    fn create(&self, _head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         Ok(Box::new(Writer(0)))
     }
 
-    fn resume(&self, _meta: &SnapshotMeta) -> Result<Option<Box<dyn SnapshotWriter>>, SnapshotStoreError> {
-        Ok(Some(Box::new(Writer(0))))
+    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        Err(SnapshotStoreError::Busy { content: meta.content })
     }
 
     fn open(
@@ -182,8 +186,13 @@ impl SnapshotWriter for Writer {
         self.0
     }
 
-    fn commit(self: Box<Self>, trailer: &Trailer) -> Result<(), SnapshotStoreError> {
-        Err(SnapshotStoreError::Corrupt { content: trailer.content, detail: "short".into() })
+    fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
+        let content = expected.map_or(ContentId([0; 32]), |trailer| trailer.content);
+        Err(SnapshotStoreError::Corrupt { content, detail: "short".into() })
+    }
+
+    fn commit(self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
+        Err(SnapshotStoreError::Corrupt { content: ContentId([0; 32]), detail: "short".into() })
     }
 
     fn discard(self: Box<Self>) {}
@@ -232,7 +241,7 @@ impl Transport for Wire {
         offer: &SnapshotOffer,
     ) -> Result<OfferAnswer, TransferError> {
         match offer.attempt {
-            0 => Ok(OfferAnswer::AlreadyHave { commit: offer.meta.index }),
+            0 => Ok(OfferAnswer::AlreadyHave { commit: offer.meta.head.at.index }),
             1 => Ok(OfferAnswer::Refused(SnapshotRefusal::Busy)),
             _ => Ok(OfferAnswer::Accepted { offset: 0, transfer: Box::new(Sending) }),
         }
@@ -277,8 +286,8 @@ impl Transfer for Sending {
         Ok(SnapshotReceipt { commit: 1 })
     }
 
-    fn progress(&self) -> TransferProgress {
-        TransferProgress { acked: 0, phase: TransferPhase::Receiving }
+    fn progress(&self) -> ProgressCell {
+        ProgressCell::new(0)
     }
 }
 
@@ -332,8 +341,10 @@ impl SnapshotSink for Sink {
         Err(SnapshotRefusal::NotTaken { detail: "old".into() })
     }
 
-    fn progress(&self) -> TransferProgress {
-        TransferProgress { acked: 0, phase: TransferPhase::Syncing }
+    fn progress(&self) -> ProgressCell {
+        let progress = ProgressCell::new(3);
+        progress.advance(TransferProgress { acked: 2, phase: TransferPhase::Syncing });
+        progress
     }
 }
 

@@ -219,7 +219,7 @@ impl StateMachine for ListMachine {
         }
         let mut state = self.list.lock();
         state.commands = commands;
-        state.applied = Applied { index: meta.index, term: meta.term };
+        state.applied = meta.head.at;
         Ok(())
     }
 }

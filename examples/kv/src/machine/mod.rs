@@ -241,6 +241,6 @@ impl StateMachine for KvMachine {
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
-        Ok(self.restore_from(Applied { index: meta.index, term: meta.term }, body)?)
+        Ok(self.restore_from(meta.head.at, body)?)
     }
 }
