@@ -6,6 +6,7 @@
 //! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
 //! * [`list`]: a state machine that remembers everything and fails on request.
 //! * [`cluster`]: nodes on all of these, started, killed and asked in a line each.
+//! * [`snapshots`]: a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore) in memory.
 //! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
 //!
 //! ```
@@ -29,4 +30,5 @@ pub mod list;
 pub mod log;
 pub mod mem;
 pub mod sim;
+pub mod snapshots;
 pub mod suites;
