@@ -126,6 +126,7 @@ impl NodeBuilder {
             Keeper::start(storage.snapshots.clone(), move |done| made.post(ShardEvent::SnapshotMade(done)))
                 .map_err(io)?;
         let receives = Receives::new(ReceivesDeps {
+            node: self.id,
             settings: TransferSettings::from(&config),
             store: storage.snapshots.clone(),
             keeper: keeper.clone(),
@@ -148,6 +149,7 @@ impl NodeBuilder {
             self.transports.iter().map(|(t, _)| (t.scheme().to_owned(), t.clone())).collect();
         let hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync> = Arc::new(move |to| hello_of.hello(to));
         let sends = Sends::new(SendsDeps {
+            node: self.id,
             settings: TransferSettings::from(&config),
             store: storage.snapshots.clone(),
             transports: transports.clone(),

@@ -1,15 +1,17 @@
 //! Receiving: an offer is decided before a byte of it moves; then the bytes go to a file on a thread that may block; and
 //! only when the file is durable and verified is Raft told of it, and asked whether it took it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use towline_metrics::ByteTally;
 use towline_metrics::labels::{Direction, SnapshotOutcome};
+use tracing::Instrument;
 
 use super::TransferSettings;
 use super::account::{Account, Subject};
@@ -25,6 +27,9 @@ use crate::transport::{
 
 /// Chunks that wait for the disk, so that the network and the disk work at the same time.
 const SPOOL_CHUNKS: usize = 4;
+
+/// How long an offer waits for an earlier attempt to let go of its file.
+const SEAT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Offers that wait for their group at a time; more are told that the node is busy.
 const OFFERS_MAX: usize = 64;
@@ -45,6 +50,7 @@ pub(crate) trait GroupDoor: Send + Sync + 'static {
 
 /// What receiving works with.
 pub(crate) struct ReceivesDeps {
+    pub(crate) node: NodeId,
     pub(crate) settings: TransferSettings,
     pub(crate) store: Arc<dyn SnapshotStore>,
     pub(crate) keeper: Keeper,
@@ -58,13 +64,28 @@ pub(crate) struct Receives {
     deps: Arc<ReceivesDeps>,
     slots: Arc<Semaphore>,
     offers: Semaphore,
-    groups: Arc<Mutex<BTreeSet<GroupId>>>,
+    seats: Arc<Seats>,
+}
+
+/// The transfers that run, one a group.
+#[derive(Default)]
+struct Seats {
+    taken: Mutex<BTreeMap<GroupId, (Precedence, Arc<Notify>)>>,
+    freed: Notify,
+}
+
+/// A later leader, and a later attempt of the same one, takes the place of an earlier: the earlier one's sender has given
+/// up, and the network has not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+struct Precedence {
+    term: u64,
+    attempt: u64,
 }
 
 impl Receives {
     pub(crate) fn new(deps: ReceivesDeps) -> Self {
         let slots = Arc::new(Semaphore::new(deps.settings.receives_max));
-        Self { deps: Arc::new(deps), slots, offers: Semaphore::new(OFFERS_MAX), groups: Arc::default() }
+        Self { deps: Arc::new(deps), slots, offers: Semaphore::new(OFFERS_MAX), seats: Arc::default() }
     }
 
     /// Decides on an offer.
@@ -73,6 +94,12 @@ impl Receives {
         from: NodeId,
         offer: SnapshotOffer,
     ) -> Result<SinkAnswer, SnapshotRefusal> {
+        let (node, group) = (self.deps.node.as_u64(), offer.meta.head.group);
+        let span = tracing::info_span!("snapshot", node, %group, peer = %from, attempt = offer.attempt);
+        self.answer(from, offer).instrument(span).await
+    }
+
+    async fn answer(&self, from: NodeId, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
         let head = &offer.meta.head;
         let subject = Subject {
             group: head.group,
@@ -115,8 +142,11 @@ impl Receives {
             Ok(OfferVerdict::Have { commit }) => return Ok(Decided::Have { commit, account }),
             Ok(OfferVerdict::Wanted) => {}
         }
-        let Some(seat) = self.take_seat(offer.meta.head.group) else {
-            return Err((SnapshotRefusal::Busy, account));
+        let precedence = Precedence { term: offer.message.term, attempt: offer.attempt };
+        let taken = self.take_seat(offer.meta.head.group, precedence);
+        let seat = match tokio::time::timeout(SEAT_TIMEOUT, taken).await {
+            Ok(Some(seat)) => seat,
+            _ => return Err((SnapshotRefusal::Busy, account)),
         };
         let (deps, meta) = (self.deps.clone(), offer.meta.clone());
         let opened = self.deps.runtime.spawn_blocking(move || open(&*deps.store, &meta));
@@ -128,11 +158,25 @@ impl Receives {
         Ok(self.accept(from, offer, account, spool, seat))
     }
 
-    /// One transfer a group, and so many a node.
-    fn take_seat(&self, group: GroupId) -> Option<Seat> {
-        let permit = self.slots.clone().try_acquire_owned().ok()?;
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.insert(group).then(|| Seat { group, groups: self.groups.clone(), _permit: permit })
+    /// One transfer a group, and so many a node. Waits for an earlier attempt to let go; bounded by the caller.
+    async fn take_seat(&self, group: GroupId, of: Precedence) -> Option<Seat> {
+        loop {
+            let freed = self.seats.freed.notified();
+            {
+                let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
+                match taken.get(&group) {
+                    None => {
+                        let permit = self.slots.clone().try_acquire_owned().ok()?;
+                        let cancelled = Arc::new(Notify::new());
+                        taken.insert(group, (of, cancelled.clone()));
+                        return Some(Seat { group, seats: self.seats.clone(), cancelled, _permit: permit });
+                    }
+                    Some((earlier, cancelled)) if *earlier < of => cancelled.notify_one(),
+                    Some(_) => return None,
+                }
+            }
+            freed.await;
+        }
     }
 
     fn accept(
@@ -158,9 +202,12 @@ impl Receives {
             meta: offer.meta,
             written: offset,
             progress: progress.clone(),
+            cancelled: seat.cancelled.clone(),
         };
         let failed = failure.clone();
+        let span = tracing::Span::current();
         self.deps.runtime.spawn_blocking(move || {
+            let _entered = span.entered();
             // Until the file is closed: somebody who comes in its place must find what it left behind.
             let _seat = seat;
             let result = receiver.run(spool, queue, &account);
@@ -195,13 +242,16 @@ enum Decided {
 
 struct Seat {
     group: GroupId,
-    groups: Arc<Mutex<BTreeSet<GroupId>>>,
+    seats: Arc<Seats>,
+    /// A later attempt wants the seat.
+    cancelled: Arc<Notify>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+        self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+        self.seats.freed.notify_waiters();
     }
 }
 
@@ -277,6 +327,7 @@ struct Receiver {
     meta: SnapshotMeta,
     written: u64,
     progress: ProgressCell,
+    cancelled: Arc<Notify>,
 }
 
 struct Answer {
@@ -301,10 +352,14 @@ impl Receiver {
     ) -> Result<Answer, Ended> {
         let timeout = self.deps.settings.progress_timeout;
         loop {
-            let next =
-                self.deps.runtime.block_on(async { tokio::time::timeout(timeout, queue.recv()).await });
+            let next = self.deps.runtime.block_on(async {
+                tokio::select! {
+                    next = tokio::time::timeout(timeout, queue.recv()) => next,
+                    () = self.cancelled.notified() => Ok(None),
+                }
+            });
             let refusal = match next {
-                // The writer keeps what it verified, for a later attempt to go on from.
+                // Nobody sends any more, or somebody else does. The writer keeps what it verified, for a later attempt.
                 Ok(None) => None,
                 Err(_) => Some(SnapshotRefusal::Stalled { millis: timeout.as_millis() as u64 }),
                 Ok(Some(Command::Chunk(chunk))) => match self.take(&mut spool, &chunk) {

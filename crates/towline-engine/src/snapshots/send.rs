@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use towline_metrics::ByteTally;
 use towline_metrics::labels::{Direction, SnapshotOutcome};
+use tracing::Instrument;
 
 use super::TransferSettings;
 use super::account::{Account, Subject};
@@ -30,6 +31,7 @@ const READ_AHEAD_CHUNKS: usize = 2;
 
 /// What sending works with.
 pub(crate) struct SendsDeps {
+    pub(crate) node: NodeId,
     pub(crate) settings: TransferSettings,
     pub(crate) store: Arc<dyn SnapshotStore>,
     pub(crate) transports: BTreeMap<String, Arc<dyn Transport>>,
@@ -97,11 +99,14 @@ impl Sends {
         let listed = Listed { sends: self.clone(), attempt };
         let sends = self.clone();
         let shared = running.clone();
-        let task = self.inner.deps.runtime.spawn(async move {
+        let (node, number) = (self.inner.deps.node.as_u64(), attempt.number);
+        let span = tracing::info_span!("snapshot", node, group = %attempt.group, peer = %attempt.peer, attempt = number);
+        let task = async move {
             // Dropped last, after the ticket: an attempt is listed for as long as somebody may still report on it.
             let _listed = listed;
             sends.inner.run(send, peer, &shared).await;
-        });
+        };
+        let task = self.inner.deps.runtime.spawn(task.instrument(span));
         *running.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
     }
 
