@@ -3,17 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use towline_engine::message::Lane;
 use towline_engine::transport::{PeerSession, Refusal};
-use towline_wire::{
-    Received, batch_of, check_first_frame, merge_nacks, nacks_frame, pb, refused_frame, welcome_frame,
-};
+use towline_wire::{check_first_frame, deliver, pb, refused_frame, welcome_frame};
 
-use crate::codec::violation;
 use crate::connection::Connection;
 use crate::listener::{Phase, Shared};
 use crate::service::transport_server::Transport;
@@ -130,7 +127,8 @@ impl Inbound {
         lane: Lane,
     ) -> Option<Status> {
         let peer = session.peer();
-        let mut seat = self.shared.seats.take(peer, lane);
+        let (keeps, mut lost) = oneshot::channel();
+        let _seat = self.shared.seats.take((peer, lane), keeps);
         let mut phase = self.shared.phase.subscribe();
         let mut nacks_dropped = 0_u64;
         loop {
@@ -139,16 +137,17 @@ impl Inbound {
                 _ = phase.wait_for(|phase| *phase != Phase::Open) => {
                     return Some(Status::unavailable("shutting down"));
                 }
-                _ = &mut seat.lost => return Some(Status::aborted("a newer stream of this peer took the place")),
+                _ = &mut lost => return Some(Status::aborted("a newer stream of this peer took the place")),
                 () = self.answers.closed() => return None,
                 frame = frames.message() => frame,
             };
-            let received = match frame {
-                Ok(Some(frame)) => batch_of(frame).map_err(violation),
+            let taken = match frame {
+                Ok(Some(frame)) => deliver(session.as_ref(), lane, frame)
+                    .map_err(|violation| Status::invalid_argument(violation.detail)),
                 Ok(None) => return None,
                 Err(status) => Err(status),
             };
-            let nacks = match received.and_then(|received| take(session.as_ref(), lane, received)) {
+            let nacks = match taken {
                 Ok(nacks) => nacks,
                 Err(status) => {
                     tracing::debug!(%peer, lane = lane.as_str(), %status, "lane closed");
@@ -166,22 +165,4 @@ impl Inbound {
             }
         }
     }
-}
-
-/// Hands a batch to the session. A message that is not well-formed costs its group a nack, not its lane the stream.
-fn take(session: &dyn PeerSession, lane: Lane, received: Received) -> Result<Option<pb::Frame>, Status> {
-    let Received { batch, rejected } = received;
-    for refused in &rejected {
-        tracing::debug!(
-            peer = %session.peer(), group = %refused.group, lane = lane.as_str(), error = %refused.error,
-            "message rejected"
-        );
-    }
-    let taken = if batch.envelopes.is_empty() {
-        Vec::new()
-    } else {
-        session.deliver(lane, batch).map_err(|violation| Status::invalid_argument(violation.detail))?
-    };
-    let nacks = merge_nacks(taken, &rejected);
-    Ok((!nacks.is_empty()).then(|| nacks_frame(nacks)))
 }

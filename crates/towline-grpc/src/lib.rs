@@ -30,7 +30,6 @@ mod connection;
 mod lane;
 mod link;
 mod listener;
-mod seats;
 
 /// The generated service.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, dead_code)]

@@ -153,6 +153,8 @@ impl From<&Refusal> for pb::Refused {
             Refusal::Unauthenticated { detail } => {
                 Self { detail: cut(detail.clone()), ..with(Code::Unauthenticated) }
             }
+            // Both are said by TLS itself; as a frame they would be this.
+            Refusal::Certificate(_) | Refusal::OwnCertificate(_) => with(Code::Unauthenticated),
             Refusal::Malformed { detail } => Self { detail: cut(detail.clone()), ..with(Code::Malformed) },
             Refusal::TooManyConnections => with(Code::TooManyConnections),
             Refusal::HandshakeTimeout => with(Code::HandshakeTimeout),

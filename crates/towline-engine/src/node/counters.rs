@@ -12,7 +12,7 @@ use crate::lanes::policy::{Depth, DropReason};
 use crate::lanes::{LaneCounter, LaneCounters};
 use crate::message::Lane;
 use crate::reporter::ReportCounter;
-use crate::transport::{Nack, NackCause, Refusal};
+use crate::transport::{CertRefusal, Nack, NackCause, Refusal};
 
 /// The counters of a node.
 pub(crate) struct Counters {
@@ -92,6 +92,14 @@ impl Counters {
             Refusal::WrongIncarnation { .. } => RejectCause::WrongIncarnation,
             Refusal::Version { .. } => RejectCause::Version,
             Refusal::Unauthenticated { .. } => RejectCause::Unauthenticated,
+            Refusal::Certificate(refusal) => match refusal {
+                CertRefusal::Missing => RejectCause::CertificateMissing,
+                CertRefusal::UnknownAuthority => RejectCause::CertificateUnknownAuthority,
+                CertRefusal::Expired | CertRefusal::NotYetValid => RejectCause::CertificateExpired,
+                CertRefusal::NoNode | CertRefusal::OtherNode { .. } => RejectCause::CertificateNode,
+                _ => RejectCause::CertificateInvalid,
+            },
+            Refusal::OwnCertificate(_) => RejectCause::OwnCertificate,
             Refusal::TooManyConnections => RejectCause::TooManyConnections,
             Refusal::HandshakeTimeout => RejectCause::HandshakeTimeout,
             _ => RejectCause::Malformed,
