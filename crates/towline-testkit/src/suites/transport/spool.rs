@@ -142,7 +142,8 @@ pub(super) struct Parcel {
 impl Parcel {
     /// A snapshot of a group for node 2, with that many bytes.
     pub(super) fn new(group: u64, attempt: u64, length: usize) -> Self {
-        let body: Bytes = (0..length).map(|at| (at as u64 * 31 + attempt + (at >> 8) as u64) as u8).collect();
+        let body: Bytes =
+            (0..length as u64).map(|at| (at * 31 + (at >> 8)).wrapping_add(attempt) as u8).collect();
         let conf_state = ConfState {
             voters: vec![node(1), node(2)],
             learners: vec![node(3)],

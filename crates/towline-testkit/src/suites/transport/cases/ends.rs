@@ -114,7 +114,8 @@ pub fn a_violation_ends_its_lane_alone_with_its_reason(fixture: Fixture) {
         let mut opened = bench.open(&host, Lane::Append).await;
         bench.dispatch(&mut opened, numbered(1, 10)).await;
         match opened.ear.closed(bench).await {
-            LinkClosed::Violation { detail } if detail.contains("five hundred") => {}
+            // It is this side that did it, and the peer that said so.
+            LinkClosed::ByPeer { detail } if detail.contains("five hundred") => {}
             other => bench.fail(format_args!("the cause is {other:?}, not the violation")),
         }
         takes_nothing_more(bench, &mut opened).await;
