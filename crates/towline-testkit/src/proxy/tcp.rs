@@ -247,7 +247,7 @@ async fn read(
         }
         for byte in &mut block {
             number += 1;
-            if flow.corrupt_every.is_some_and(|every| number.is_multiple_of(every.max(1))) {
+            if flow.corrupt_every.is_some_and(|every| number % every.max(1) == 0) {
                 *byte ^= 0x10;
             }
         }

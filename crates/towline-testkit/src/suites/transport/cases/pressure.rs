@@ -1,13 +1,16 @@
 //! What waits when a receiver does not take: the sender, and nobody else.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use towline_engine::message::Lane;
 use towline_engine::transport::OfferAnswer;
 
 use super::super::LANE_DELAY_MAX;
-use super::super::bench::{Bench, Opened, heartbeat, hello, numbered, run};
+use super::super::bench::{Bench, NOT_YET, Opened, heartbeat, hello, numbered, run};
 use super::super::engine::{Answer, Host};
 use super::super::spool::{Parcel, SpoolScript};
 use super::Fixture;
@@ -99,8 +102,14 @@ pub fn a_stuck_peer_does_not_delay_another(fixture: Fixture) {
     });
 }
 
-/// Starts a transfer whose receiver plays `script`, and sends it as fast as it goes.
-async fn transfer(bench: &Bench, host: &Host, script: SpoolScript) -> tokio::task::JoinHandle<()> {
+/// A transfer that goes as fast as it can, and how many chunks it has sent.
+struct Running {
+    sending: JoinHandle<()>,
+    sent: Arc<AtomicU64>,
+}
+
+/// Starts a transfer whose receiver plays `script`.
+async fn transfer(bench: &Bench, host: &Host, script: SpoolScript) -> Running {
     host.engine.answers(move |_| Answer::Accept(script.clone()));
     let parcel = Parcel::new(1, 1, 32 << 20);
     let transport = bench.fixture.transport(parcel.from());
@@ -109,14 +118,18 @@ async fn transfer(bench: &Bench, host: &Host, script: SpoolScript) -> tokio::tas
     let Ok(OfferAnswer::Accepted { mut transfer, .. }) = offered else {
         bench.fail("an offer that is welcome is not accepted");
     };
-    tokio::spawn(async move {
+    let sent = Arc::new(AtomicU64::new(0));
+    let count = sent.clone();
+    let sending = tokio::spawn(async move {
         for chunk in parcel.chunks(0).collect::<Vec<_>>().into_iter().cycle() {
             if transfer.send(chunk).await.is_err() {
                 break;
             }
+            count.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
         }
-    })
+    });
+    Running { sending, sent }
 }
 
 /// The receiver of a snapshot takes nothing more.
@@ -128,8 +141,16 @@ pub fn a_stuck_snapshot_does_not_delay_the_lanes(fixture: Fixture) {
         let host = bench.host().await;
         let script = SpoolScript { free: 1, ..SpoolScript::default() };
         script.writes.shut();
-        let sending = transfer(bench, &host, script).await;
+        let Running { sending, sent } = transfer(bench, &host, script).await;
         host.engine.until(bench, "the first chunk", |log| !log.transfers[0].chunks.is_empty()).await;
+        let still = async {
+            let mut before = u64::MAX;
+            while std::mem::replace(&mut before, sent.load(Ordering::Relaxed)) != before {
+                // not synchronisation: for as long as this nothing is sent any more
+                tokio::time::sleep(NOT_YET).await;
+            }
+        };
+        bench.within("a send that waits", still).await;
         lanes_are_prompt(bench, &host).await;
         bench.hold(!sending.is_finished(), "the stuck transfer ended");
         sending.abort();
@@ -143,7 +164,7 @@ pub fn a_running_snapshot_does_not_delay_the_lanes(fixture: Fixture) {
             return;
         }
         let host = bench.host().await;
-        let sending = transfer(bench, &host, SpoolScript::default()).await;
+        let Running { sending, .. } = transfer(bench, &host, SpoolScript::default()).await;
         host.engine.until(bench, "a running transfer", |log| log.transfers[0].chunks.len() > 4).await;
         lanes_are_prompt(bench, &host).await;
         bench.hold(!sending.is_finished(), "the running transfer failed");
