@@ -197,7 +197,7 @@ impl Receiver {
                         nacks.into_iter().for_each(|nack| feedback.nack(nack));
                     }
                 }
-                Err(violation) => return LinkClosed::Violation { detail: violation.detail },
+                Err(violation) => return LinkClosed::ByPeer { detail: violation.detail },
             }
         }
     }
