@@ -59,7 +59,7 @@ impl Bench {
         let plan = Plan::new(3, 1).config(config).customise(counts.on()).transport(move |id, inner| {
             let (transport, switch) = FaultyTransport::new(inner, id.as_u64());
             if let Some((direction, faults)) = wanted.lock().unwrap().get(&id) {
-                switch.snapshots(*direction, faults.clone());
+                switch.snapshots(*direction, *faults);
             }
             made.lock().unwrap().insert(id, switch);
             transport
