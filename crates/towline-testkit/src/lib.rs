@@ -2,6 +2,8 @@
 //!
 //! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
 //!   write and fsync.
+//! * [`snapshots`]: a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore) in memory that can crash, and a
+//!   double around any that fails, panics or waits on request.
 //! * [`sim`]: a cluster of cores in one thread, where every delay, loss and crash comes from a seed.
 //! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
 //! * [`list`]: a state machine that remembers everything and fails on request.
@@ -29,4 +31,5 @@ pub mod list;
 pub mod log;
 pub mod mem;
 pub mod sim;
+pub mod snapshots;
 pub mod suites;
