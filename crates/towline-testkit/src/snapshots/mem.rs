@@ -102,10 +102,10 @@ impl MemSnapshots {
         let key = (meta.head.group, meta.content);
         let mut hit = false;
         let complete = state.complete.get_mut(&key).map(|file| Arc::make_mut(&mut file.body));
-        for body in complete {
+        if let Some(body) = complete {
             hit |= body.damage(offset);
         }
-        for left in state.partial.get_mut(&key).and_then(|partial| partial.left.as_mut()) {
+        if let Some(left) = state.partial.get_mut(&key).and_then(|partial| partial.left.as_mut()) {
             hit |= left.body.damage(offset);
         }
         hit
