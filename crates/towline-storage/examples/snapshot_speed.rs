@@ -1,5 +1,5 @@
-//! Writes a snapshot of 1 GiB through the store, and a bare file of as many bytes with one fsync, in turn; then reads
-//! the snapshot back. Arguments: directory, MiB, rounds.
+//! Writes a snapshot of 1 GiB through the store, and bare files of as many bytes, one with a single fsync and one that is
+//! synced as often as the store does it, in turn; then reads the snapshot back. Arguments: directory, MiB, rounds.
 
 #![allow(clippy::print_stdout)]
 
@@ -17,6 +17,8 @@ use towline_storage::DataDir;
 
 const PART_BYTES: usize = 1024 * 1024;
 const MIB: usize = 1024;
+/// As the store does it.
+const SYNC_PARTS: usize = 32;
 const ROUNDS: u64 = 3;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -39,19 +41,12 @@ fn measure(root: &Path, parts: usize, rounds: u64) -> Result<(), Box<dyn Error>>
     })
     .take(PART_BYTES)
     .collect();
-    let (mut stores, mut floors, mut reads) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut floors, mut synced_floors) = (Vec::new(), Vec::new());
+    let (mut stores, mut reads) = (Vec::new(), Vec::new());
     // In turn, so that both meet the disk in the same mood.
     for round in 0..rounds {
-        let start = Instant::now();
-        let path = root.join("floor");
-        let mut floor = File::create(&path)?;
-        for _ in 0..parts {
-            floor.write_all(&part)?;
-        }
-        floor.sync_all()?;
-        floors.push(start.elapsed());
-        drop(floor);
-        std::fs::remove_file(path)?;
+        floors.push(bare(&root.join("floor"), &part, parts, parts)?);
+        synced_floors.push(bare(&root.join("floor"), &part, parts, SYNC_PARTS)?);
 
         let head = SnapshotHead {
             group: GroupId::DEFAULT,
@@ -78,23 +73,43 @@ fn measure(root: &Path, parts: usize, rounds: u64) -> Result<(), Box<dyn Error>>
         files.retain(GroupId::DEFAULT, &[])?;
         let last = |times: &[Duration]| times.last().copied().unwrap_or_default();
         println!(
-            "round {}: bare {:.2?}, store {:.2?} ({written:.2?} until verify and commit), cached read {:.2?}",
+            "round {}: bare {:.2?}, synced on the way {:.2?}, store {:.2?} ({written:.2?} until verify and commit), cached read {:.2?}",
             round + 1,
             last(&floors),
+            last(&synced_floors),
             last(&stores),
             last(&reads)
         );
     }
-    let (store, floor, read) = (median(stores), median(floors), median(reads));
+    let (store, read) = (median(stores), median(reads));
+    let (floor, synced_floor) = (median(floors), median(synced_floors));
     let rate = |time: Duration| parts as f64 / time.as_secs_f64();
+    let ratio = |floor: Duration| floor.as_secs_f64() / store.as_secs_f64();
     println!(
-        "{parts} MiB, median of {rounds}: store {:.0} MiB/s, write+fsync {:.0} MiB/s, ratio {:.2}; read {:.0} MiB/s",
+        "{parts} MiB, median of {rounds}: store {:.0} MiB/s, cached read {:.0} MiB/s",
         rate(store),
-        rate(floor),
-        floor.as_secs_f64() / store.as_secs_f64(),
         rate(read)
     );
+    println!("write+fsync {:.0} MiB/s, ratio {:.2}", rate(floor), ratio(floor));
+    println!("synced on the way {:.0} MiB/s, ratio {:.2}", rate(synced_floor), ratio(synced_floor));
     Ok(())
+}
+
+/// The time a file takes that is synced after every so many parts and at its end.
+fn bare(path: &Path, part: &[u8], parts: usize, sync_parts: usize) -> std::io::Result<Duration> {
+    let start = Instant::now();
+    let mut file = File::create(path)?;
+    for number in 1..=parts {
+        file.write_all(part)?;
+        if number % sync_parts == 0 {
+            file.sync_data()?;
+        }
+    }
+    file.sync_all()?;
+    let took = start.elapsed();
+    drop(file);
+    std::fs::remove_file(path)?;
+    Ok(took)
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
