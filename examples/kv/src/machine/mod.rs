@@ -23,7 +23,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
 
-pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op};
+pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, pack};
 pub(crate) use overlay::parse_integer;
 pub(crate) use view::{Stored, View, wall_clock_ms};
 
@@ -134,15 +134,23 @@ impl KvMachine {
         self.overlay().meta
     }
 
-    fn apply_all(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Answer>) -> Result<(), StoreError> {
+    fn apply_all(
+        &mut self,
+        batch: ApplyBatch<'_>,
+        replies: &mut Replies<Vec<Answer>>,
+    ) -> Result<(), StoreError> {
         let written = self.write_back.finished()?;
         self.durable = written.unwrap_or(self.durable);
         let (mut replay_bytes, command_bytes_max) = (self.replay_bytes, self.command_bytes_max);
         let mut overlay = self.overlay();
         let generation = overlay.meta.generation;
         for entry in batch.commands() {
-            let command: Command<'_> = codec::decode(entry.data, command_bytes_max)?;
-            replies.push(overlay.apply(&command)?);
+            let mut answers = Vec::new();
+            for command in command::unpack(entry.data) {
+                let command: Command<'_> = codec::decode(command?, command_bytes_max)?;
+                answers.push(overlay.apply(&command)?);
+            }
+            replies.push(answers);
             replay_bytes = replay_bytes.saturating_add(entry.data.len());
         }
         overlay.sweep()?;
@@ -172,7 +180,8 @@ impl KvMachine {
 }
 
 impl StateMachine for KvMachine {
-    type Response = Answer;
+    /// One for each command of an entry.
+    type Response = Vec<Answer>;
     type View = View;
 
     fn view(&self) -> View {
@@ -183,7 +192,7 @@ impl StateMachine for KvMachine {
         self.durable
     }
 
-    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Answer>) -> Result<(), Fatal> {
+    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Vec<Answer>>) -> Result<(), Fatal> {
         Ok(self.apply_all(batch, replies)?)
     }
 
