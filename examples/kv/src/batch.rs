@@ -1,31 +1,36 @@
 //! Group commit: commands that come while others are on their way enter the log together, as one entry.
 //!
-//! A round of the cluster costs about the same for one command as for a hundred: a synced write on each node, a message
-//! to each follower and back, and the threads that are woken for it. So only few entries are under way at a time, and
-//! what comes meanwhile gathers for the next. A command that comes alone goes at once.
+//! A round through the cluster costs about the same for one command as for a hundred: a synced write on each node,
+//! messages to each follower and back, and the threads that are woken for it. So one round is under way at a time, and
+//! what comes meanwhile gathers for the next. Clients that were answered just now mostly write again at once, so a round
+//! waits a moment for them: without that, they would split into halves that wait for each other's rounds. A client that
+//! writes alone waits for nobody.
 
-use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use towline::{Group, Proposal};
 
-use crate::machine::{Answer, KvMachine, pack};
+use crate::machine::{Answer, KvMachine, PACK_BYTES, pack};
 use crate::node::write_error;
 use crate::replica::WriteError;
 
 /// Commands that wait to enter the log, and their bytes. More are refused.
 const QUEUE_COMMANDS_MAX: usize = 64 << 10;
 const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// Commands of one entry.
-const ENTRY_COMMANDS_MAX: usize = 1_024;
-/// Bytes of one entry, unless a single command has more: what one append message carries by default.
+/// Commands of one round.
+const ROUND_COMMANDS_MAX: usize = 1_024;
+/// Bytes of one entry, unless a single command has more: what one append message carries by default. A round has as
+/// many entries as it takes.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
+/// How long a round waits for commands that are expected.
+const GATHER_TIME: Duration = Duration::from_millis(1);
 
 /// Takes the commands of all connections. Clones are the same.
 #[derive(Clone)]
@@ -56,10 +61,8 @@ impl Batcher {
     pub(crate) fn start(group: Group<KvMachine>) -> Self {
         let (queue, queued) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let bytes = Arc::new(AtomicUsize::new(0));
-        let next = Vec::new();
-        tokio::spawn(
-            Proposer { group, queued, bytes: Arc::clone(&bytes), next, under_way: VecDeque::new() }.run(),
-        );
+        let proposer = Proposer { group, queued, bytes: Arc::clone(&bytes), next: Vec::new(), expected: 0 };
+        tokio::spawn(proposer.run());
         Self { queue, bytes }
     }
 
@@ -88,8 +91,10 @@ struct Proposer {
     group: Group<KvMachine>,
     queued: mpsc::Receiver<Queued>,
     bytes: Arc<AtomicUsize>,
+    /// The next round.
     next: Vec<Queued>,
-    under_way: VecDeque<Entry>,
+    /// The last round and what gathered meanwhile: so many are likely to come, if clients write again once answered.
+    expected: usize,
 }
 
 struct Entry {
@@ -99,68 +104,65 @@ struct Entry {
 
 impl Proposer {
     async fn run(mut self) {
-        let knob = |name: &str, default: usize| {
-            std::env::var(name).map_or(default, |v| v.parse().unwrap_or(default))
-        };
-        let depth = knob("KV_DEPTH", 2);
-        let yields = knob("KV_YIELD", 1);
-        let mut open = true;
-        while open || !self.under_way.is_empty() {
-            while !self.next.is_empty() && self.under_way.len() < depth {
-                self.propose();
-            }
-            let room = self.next.is_empty() && self.under_way.len() < depth;
-            tokio::select! {
-                biased;
-                () = poll_fn(|cx| poll_first(&mut self.under_way, cx)), if !self.under_way.is_empty() => {}
-                count = self.queued.recv_many(&mut self.next, ENTRY_COMMANDS_MAX), if open && room => {
-                    open = count != 0;
-                    for _ in 0..yields {
-                        // Connections that are ready too get their turn before the entry is closed.
-                        tokio::task::yield_now().await;
+        while self.gather().await {
+            let entries = self.propose();
+            let mut answered = 0;
+            for Entry { proposal, waiting } in entries {
+                answered += waiting.len();
+                match proposal.await {
+                    Ok(answers) => {
+                        for (waiting, answer) in waiting.into_iter().zip(answers) {
+                            // Its connection may be gone.
+                            let _ = waiting.send(Ok(answer));
+                        }
                     }
-                    while self.next.len() < ENTRY_COMMANDS_MAX && let Ok(more) = self.queued.try_recv() {
-                        self.next.push(more);
-                    }
+                    Err(error) => refuse(waiting, &write_error(error)),
                 }
             }
+            while self.next.len() < ROUND_COMMANDS_MAX
+                && let Ok(queued) = self.queued.try_recv()
+            {
+                self.next.push(queued);
+            }
+            self.expected = (answered + self.next.len()).min(ROUND_COMMANDS_MAX);
         }
     }
 
-    /// As many of what waits as one entry holds.
-    fn propose(&mut self) {
-        let (mut entry, mut count) = (Vec::new(), 0);
-        for Queued { command, .. } in &self.next {
-            if count > 0 && entry.len() + command.len() > ENTRY_BYTES_MAX {
-                break;
-            }
-            pack(&mut entry, command);
-            self.bytes.fetch_sub(command.len(), Ordering::Relaxed);
-            count += 1;
+    /// Waits for one command, and a moment for as many as are expected. False once nobody can bring one.
+    async fn gather(&mut self) -> bool {
+        let Self { queued, next, expected, .. } = self;
+        if next.is_empty() && queued.recv_many(next, ROUND_COMMANDS_MAX).await == 0 {
+            return false;
         }
-        let waiting = self.next.drain(..count).map(|queued| queued.answer).collect();
-        match self.group.submit(entry) {
-            Ok(proposal) => self.under_way.push_back(Entry { proposal, waiting }),
-            Err(error) => refuse(waiting, &write_error(error)),
-        }
+        let all = async {
+            while next.len() < *expected && queued.recv_many(next, *expected - next.len()).await > 0 {}
+        };
+        // Those that came in time are in `next`, whether all did or not.
+        let _ = tokio::time::timeout(GATHER_TIME, all).await;
+        true
     }
-}
 
-/// Answers everybody in the first entry once it is applied: entries are applied in order.
-fn poll_first(under_way: &mut VecDeque<Entry>, cx: &mut Context<'_>) -> Poll<()> {
-    let Some(first) = under_way.front_mut() else { return Poll::Pending };
-    let result = ready!(Pin::new(&mut first.proposal).poll(cx));
-    let waiting = under_way.pop_front().map(|first| first.waiting).unwrap_or_default();
-    match result {
-        Ok(answers) => {
-            for (waiting, answer) in waiting.into_iter().zip(answers) {
-                // Its connection may be gone.
-                let _ = waiting.send(Ok(answer));
+    /// Proposes what has gathered.
+    fn propose(&mut self) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        let mut round = std::mem::take(&mut self.next).into_iter().peekable();
+        while round.peek().is_some() {
+            let (mut entry, mut waiting) = (Vec::new(), Vec::new());
+            let fits = |entry: &Vec<u8>, more: &Bytes| {
+                entry.is_empty() || entry.len() + PACK_BYTES + more.len() <= ENTRY_BYTES_MAX
+            };
+            while let Some(Queued { command, answer }) = round.next_if(|next| fits(&entry, &next.command)) {
+                self.bytes.fetch_sub(command.len(), Ordering::Relaxed);
+                pack(&mut entry, &command);
+                waiting.push(answer);
+            }
+            match self.group.submit(entry) {
+                Ok(proposal) => entries.push(Entry { proposal, waiting }),
+                Err(error) => refuse(waiting, &write_error(error)),
             }
         }
-        Err(error) => refuse(waiting, &write_error(error)),
+        entries
     }
-    Poll::Ready(())
 }
 
 fn refuse(waiting: Vec<oneshot::Sender<Result<Answer, WriteError>>>, error: &WriteError) {

@@ -44,7 +44,6 @@ pub(super) struct Layer {
     bytes: usize,
 }
 
-#[derive(Clone)]
 pub(super) struct Slot {
     /// The expiry that lies below this layer, if the key does.
     pub(super) below: Option<u64>,
@@ -247,48 +246,49 @@ impl Overlay {
     }
 
     fn put(&mut self, key: &[u8], value: Option<Value>) -> Result<(), StoreError> {
-        let key = match self.newest.slots.get_key_value(key) {
-            Some((known, _)) => known.clone(),
-            None => self.slot_for(key)?,
+        let length = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.bytes.len());
+        let expiry_ms = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.expiry_ms);
+        let (is_there, due_ms) = (value.is_some(), expiry_ms(&value));
+        self.newest.bytes += length(&value);
+        let before = match self.newest.slots.get_mut(key) {
+            Some(slot) => {
+                let before = std::mem::replace(&mut slot.now, value);
+                self.newest.bytes = self.newest.bytes.saturating_sub(length(&before));
+                before
+            }
+            None => {
+                let below = self.below(key)?;
+                let slot = Slot { below: below.as_ref().map(|v| v.expiry_ms), now: value };
+                self.newest.bytes += SLOT_BYTES + key.len();
+                self.newest.slots.insert(Bytes::copy_from_slice(key), slot);
+                below
+            }
         };
-        let Some(slot) = self.newest.slots.get_mut(&key) else { return Err(StoreError::Corrupt("overlay")) };
-        let (before, after) = (slot.now.as_ref(), value.as_ref());
-        match (before, after) {
-            (None, Some(_)) => self.meta.keys = self.meta.keys.saturating_add(1),
-            (Some(_), None) => self.meta.keys = self.meta.keys.saturating_sub(1),
+        match (before.is_some(), is_there) {
+            (false, true) => self.meta.keys = self.meta.keys.saturating_add(1),
+            (true, false) => self.meta.keys = self.meta.keys.saturating_sub(1),
             _ => {}
         }
-        let length = |value: Option<&Value>| value.map_or(0, |v| v.bytes.len());
-        self.newest.bytes = (self.newest.bytes + length(after)).saturating_sub(length(before));
-        let expiry_ms = |value: Option<&Value>| value.map_or(0, |v| v.expiry_ms);
-        let (was_due_ms, due_ms) = (expiry_ms(before), expiry_ms(after));
-        slot.now = value;
-        if was_due_ms != 0 {
-            let due = (was_due_ms, key.clone());
+        if expiry_ms(&before) != 0 {
+            let due = (expiry_ms(&before), Bytes::copy_from_slice(key));
             self.newest_due.remove(&due);
             self.sealed_due.remove(&due);
         }
         if due_ms != 0 {
-            self.newest_due.insert((due_ms, key));
+            self.newest_due.insert((due_ms, Bytes::copy_from_slice(key)));
         }
         Ok(())
     }
 
-    /// Makes a slot in the newest layer that says what lies below.
-    fn slot_for(&mut self, key: &[u8]) -> Result<Bytes, StoreError> {
-        let below = match self.recent(key) {
-            Some(slot) => slot.now.clone(),
-            None => match self.store.get(data_key(self.meta.generation, key))? {
-                // Its bytes are about to be replaced.
-                Some(record) => Some(Value { bytes: Bytes::new(), expiry_ms: split(&record)?.0 }),
-                None => None,
-            },
-        };
-        let key = Bytes::copy_from_slice(key);
-        self.newest.bytes += SLOT_BYTES + key.len() + below.as_ref().map_or(0, |v| v.bytes.len());
-        let slot = Slot { below: below.as_ref().map(|v| v.expiry_ms), now: below };
-        self.newest.slots.insert(key.clone(), slot);
-        Ok(key)
+    /// What lies below the newest layer. The bytes of a value in the store, which is about to be replaced, are left out.
+    fn below(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
+            return Ok(slot.now.clone());
+        }
+        match self.store.get(data_key(self.meta.generation, key))? {
+            Some(record) => Ok(Some(Value { bytes: Bytes::new(), expiry_ms: split(&record)?.0 })),
+            None => Ok(None),
+        }
     }
 
     /// Removes keys whose time has come. How many depends on how entries are batched, which differs between nodes:

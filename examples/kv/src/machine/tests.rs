@@ -22,16 +22,19 @@ impl Harness {
         Self { dir, machine, index: 0 }
     }
 
+    /// Two commands an entry.
     fn batch(&mut self, commands: &[Command<'_>]) -> Vec<Answer> {
         let entries: Vec<Entry> = commands
-            .iter()
-            .map(|command| {
+            .chunks(2)
+            .map(|commands| {
                 self.index += 1;
+                let mut data = Vec::new();
+                commands.iter().for_each(|command| pack(&mut data, &command.encode(MAX).unwrap()));
                 Entry {
                     kind: EntryKind::Normal,
                     term: 1,
                     index: self.index,
-                    data: command.encode(MAX).unwrap(),
+                    data: data.into(),
                     context: Bytes::new(),
                 }
             })
@@ -39,7 +42,7 @@ impl Harness {
         let mut replies = Replies::with_capacity(entries.len());
         let through = Applied { index: self.index, term: 1 };
         self.machine.apply(ApplyBatch::new(&entries, through), &mut replies).unwrap();
-        replies.into_vec()
+        replies.into_vec().concat()
     }
 
     fn one(&mut self, now_ms: u64, op: Op<'_>) -> Answer {
