@@ -24,8 +24,8 @@ use crate::replica::WriteError;
 /// Commands that wait to enter the log, and their bytes. More are refused.
 const QUEUE_COMMANDS_MAX: usize = 64 << 10;
 const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// Commands of one round.
-const ROUND_COMMANDS_MAX: usize = 1_024;
+/// Commands of one round. What is past it can be read and answered while the round is under way.
+const ROUND_COMMANDS_MAX: usize = 512;
 /// Bytes of one entry, unless a single command has more: what one append message carries by default. A round has as
 /// many entries as it takes.
 const ENTRY_BYTES_MAX: usize = 256 << 10;

@@ -136,6 +136,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_bytes_of_an_entry_never_change() {
+        let mut entry = Vec::new();
+        for command in [&b"ab"[..], b"", b"c"] {
+            pack(&mut entry, command);
+        }
+        assert_eq!(entry, [0, 0, 0, 2, b'a', b'b', 0, 0, 0, 0, 0, 0, 0, 1, b'c']);
+        let unpacked: Vec<_> = unpack(&entry).map(Result::unwrap).collect();
+        assert_eq!(unpacked, [&b"ab"[..], b"", b"c"]);
+        let cut: Vec<_> = unpack(&entry[..entry.len() - 1]).map(|command| command.is_ok()).collect();
+        assert_eq!(cut, [true, true, false]);
+    }
+
+    #[test]
     fn the_bytes_of_a_command_never_change() {
         let set = Command {
             now_ms: 5,

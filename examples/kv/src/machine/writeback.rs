@@ -18,7 +18,7 @@ use super::overlay::{Layer, Overlay, Value};
 const WAITING_TABLES_MAX: usize = 24;
 const COMPACTION_POLL: Duration = Duration::from_millis(10);
 /// Keys of dead generations that are removed after each layer, and in one batch of those.
-const DEAD_KEYS_MAX: usize = 64 << 10;
+pub(super) const DEAD_KEYS_MAX: usize = 64 << 10;
 const DEAD_BATCH_KEYS: usize = 1_024;
 
 /// The thread that writes, if one does.
