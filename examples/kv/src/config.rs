@@ -13,7 +13,7 @@ const MEMTABLE_BYTES_MIN: u64 = 64 << 10;
 const WORKER_THREADS_MAX: u64 = 64;
 
 /// Everything a file may set; what it leaves out keeps its default, and what it misspells is refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     pub(crate) engine: towline::Config,
@@ -33,6 +33,14 @@ pub(crate) struct KvConfig {
 impl Default for KvConfig {
     fn default() -> Self {
         Self { connections_max: 4_096, shutdown_ms: 5_000 }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        // One group needs no more than one thread for its network, and each that is woken costs.
+        let engine = towline::Config { network_workers: 1, ..towline::Config::default() };
+        Self { engine, store: StoreConfig::default(), kv: KvConfig::default() }
     }
 }
 

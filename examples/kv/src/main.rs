@@ -1,6 +1,7 @@
 //! A Redis-protocol key-value cluster on Towline.
 #![allow(clippy::print_stderr)] // a program that tells a person what is wrong
 
+mod batch;
 mod cli;
 mod config;
 mod http;
@@ -42,6 +43,11 @@ impl Failure {
     }
 }
 
+/// Half of the cores: the other half is for the threads of the engine.
+fn redis_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).div_ceil(2)
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env()
@@ -50,7 +56,11 @@ fn main() -> ExitCode {
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(redis_threads())
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: the runtime cannot start: {error}");

@@ -1,39 +1,29 @@
 //! The engine's group as a [`Replica`].
 
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use towline::{Consistency, Group, NodeId, Proposal, ProposeError};
+use towline::{Consistency, Group, NodeId, ProposeError};
 
-use crate::machine::{Answer, KvMachine, View};
+use crate::batch::{Batcher, Pending};
+use crate::machine::{KvMachine, View};
 use crate::replica::{PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
 
 /// One replica of the state on this node.
 #[derive(Clone)]
 pub(crate) struct GroupReplica {
     group: Group<KvMachine>,
+    batcher: Batcher,
     view: View,
 }
 
 impl GroupReplica {
     pub(crate) fn new(group: Group<KvMachine>, view: View) -> Self {
-        Self { group, view }
+        Self { batcher: Batcher::start(group.clone()), group, view }
     }
 }
 
-pub(crate) struct Pending(Proposal<Answer>);
-
-impl Future for Pending {
-    type Output = Result<Answer, WriteError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map_err(write_error)
-    }
-}
-
-fn write_error(error: ProposeError) -> WriteError {
+pub(crate) fn write_error(error: ProposeError) -> WriteError {
     match error {
         ProposeError::NotLeader { hint } | ProposeError::Superseded { hint } => {
             WriteError::NotLeader { hint: hint.map(NodeId::as_u64) }
@@ -63,7 +53,7 @@ impl Replica for GroupReplica {
     type Pending = Pending;
 
     fn submit(&self, command: Bytes) -> Result<Pending, WriteError> {
-        self.group.submit(command).map(Pending).map_err(write_error)
+        self.batcher.submit(command)
     }
 
     fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static {

@@ -12,7 +12,7 @@ use towline::{DataDir, GroupId, GrpcConfig, GrpcTransport, Node, Start, StateMac
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
 use crate::http::{self, Pages};
-use crate::machine::KvMachine;
+use crate::machine::{KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
 use crate::redis::{Limits, Member, Members, Server};
 use crate::{Failure, stop};
@@ -42,7 +42,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         .map_err(|e| Failure::run(format!("cannot listen for HTTP at {}", args.http), e))?;
     let node = builder.start().await.map_err(|e| Failure::run("cannot start".into(), e))?;
     let start = how_to_start(&args, &node)?;
-    let command_bytes_max = settings.engine.proposal_bytes_max;
+    let command_bytes_max = settings.engine.proposal_bytes_max.saturating_sub(PACK_BYTES);
     let machine = KvMachine::open(&args.data.join("kv"), &settings.store, command_bytes_max)
         .map_err(|e| Failure::run("cannot open the key-value store".into(), e))?;
     let view = machine.view();

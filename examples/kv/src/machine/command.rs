@@ -5,6 +5,8 @@ use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use towline::codec::{self, CodecError};
 
+use super::StoreError;
+
 /// The longest key. The store itself ends at 65,535 bytes, of which the layout takes some.
 pub(crate) const KEY_BYTES_MAX: usize = 32 << 10;
 
@@ -68,6 +70,33 @@ impl Command<'_> {
     }
 }
 
+/// What a command takes in an entry of the log beside its own bytes.
+pub(crate) const PACK_BYTES: usize = 4;
+
+/// Adds an encoded command to an entry: its length (4, big endian), then its bytes.
+pub(crate) fn pack(entry: &mut Vec<u8>, command: &[u8]) {
+    entry.extend_from_slice(&u32::try_from(command.len()).unwrap_or(u32::MAX).to_be_bytes());
+    entry.extend_from_slice(command);
+}
+
+/// The encoded commands of an entry. Nothing comes after an error.
+pub(super) fn unpack(mut entry: &[u8]) -> impl Iterator<Item = Result<&[u8], StoreError>> {
+    std::iter::from_fn(move || {
+        if entry.is_empty() {
+            return None;
+        }
+        let command = entry.split_first_chunk::<PACK_BYTES>().and_then(|(length, rest)| {
+            let (command, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+            entry = rest;
+            Some(command)
+        });
+        if command.is_none() {
+            entry = &[];
+        }
+        Some(command.ok_or(StoreError::Corrupt("entry")))
+    })
+}
+
 /// Bytes that serde treats as bytes, borrowed from the log entry when read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blob<'a>(pub(crate) &'a [u8]);
@@ -105,6 +134,19 @@ impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bytes_of_an_entry_never_change() {
+        let mut entry = Vec::new();
+        for command in [&b"ab"[..], b"", b"c"] {
+            pack(&mut entry, command);
+        }
+        assert_eq!(entry, [0, 0, 0, 2, b'a', b'b', 0, 0, 0, 0, 0, 0, 0, 1, b'c']);
+        let unpacked: Vec<_> = unpack(&entry).map(Result::unwrap).collect();
+        assert_eq!(unpacked, [&b"ab"[..], b"", b"c"]);
+        let cut: Vec<_> = unpack(&entry[..entry.len() - 1]).map(|command| command.is_ok()).collect();
+        assert_eq!(cut, [true, true, false]);
+    }
 
     #[test]
     fn the_bytes_of_a_command_never_change() {

@@ -1,37 +1,40 @@
-//! The replicated state: keys, values and expiries in fjall.
+//! The replicated state: keys, values and expiries, in memory first and then in fjall.
 //!
-//! The Raft log is the write-ahead log, so a batch is written without an fsync: data and applied index are one atom in
-//! one keyspace, and whatever a power loss takes is applied again from the log. What `durable` reports is what the last
-//! fsync covered; opening makes one, since a killed process leaves its last batches in the page cache only.
+//! The Raft log is the write-ahead log, so applying changes memory only, and what lies in the store may lag behind: what
+//! a crash takes from memory is applied again from the log. Data and applied index reach the store as one atom, synced;
+//! `durable` says how far that is.
 
 mod command;
+mod cut;
 mod layout;
 mod overlay;
 mod snapshot;
 mod view;
+mod writeback;
 
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
 
-pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op};
+pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, pack};
 pub(crate) use overlay::parse_integer;
 pub(crate) use view::{Stored, View, wall_clock_ms};
 
-use layout::{META_KEY, Meta, data_key, due_key, expiry_of_due, key_of_due};
+use layout::{META_KEY, Meta};
 use overlay::Overlay;
-use view::Shared;
+use writeback::WriteBack;
 
-/// Expired keys, and keys of dead generations, that one batch removes at most.
-const SWEEP_KEYS_MAX: usize = 512;
+/// Bytes of commands that are applied again after a restart, at most; about.
+const REPLAY_BYTES_MAX: usize = 256 << 20;
+/// fjall's own memtable: only restoring a snapshot and sweeping fill it.
+const STORE_MEMTABLE_BYTES: u64 = 8 << 20;
 
 /// Memory of the store. Small by default: this is an example, and three of them share a laptop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +42,8 @@ const SWEEP_KEYS_MAX: usize = 512;
 pub(crate) struct StoreConfig {
     /// Bytes of cached blocks. Default 16 MiB.
     pub(crate) cache_bytes: u64,
-    /// Bytes of a memtable before it becomes a file. Default 8 MiB.
+    /// Bytes of changes that gather in memory before they become a file. Default 32 MiB; while one such lot is written
+    /// the next one gathers.
     pub(crate) memtable_bytes: u64,
     /// Bytes of all journals before memtables are forced out. Default 64 MiB, which is also the least.
     pub(crate) journal_bytes_max: u64,
@@ -54,7 +58,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             cache_bytes: 16 << 20,
-            memtable_bytes: 8 << 20,
+            memtable_bytes: 32 << 20,
             journal_bytes_max: JOURNAL_BYTES_MIN,
             worker_threads: 1,
         }
@@ -71,21 +75,24 @@ pub(crate) enum StoreError {
     Corrupt(&'static str),
     #[error("the snapshot could not be read")]
     Snapshot(#[from] io::Error),
+    #[error("the thread that writes to the key-value store could not be started")]
+    NoWriter(#[source] io::Error),
+    #[error("the thread that writes to the key-value store panicked")]
+    WriterPanicked,
 }
 
 /// The state machine.
 pub(crate) struct KvMachine {
     db: Database,
     store: Keyspace,
-    meta: Meta,
+    overlay: Arc<RwLock<Overlay>>,
+    write_back: WriteBack,
     durable: Applied,
-    shared: Arc<Shared>,
     /// Bytes a command may have; larger ones were never proposed.
     command_bytes_max: usize,
-    /// Where the sweep of dead generations goes on; `None` once nothing of them is left.
-    sweep_from: Option<Vec<u8>>,
-    /// Nothing in the store is due before: spares a batch the look for what is. Zero: not known.
-    next_due_ms: u64,
+    layer_bytes_max: usize,
+    /// Bytes of the commands that are in memory only.
+    replay_bytes: usize,
 }
 
 impl KvMachine {
@@ -100,144 +107,107 @@ impl KvMachine {
             .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
             .worker_threads(config.worker_threads.max(1))
             .open()?;
-        let memtable_bytes = config.memtable_bytes;
-        let store =
-            db.keyspace("kv", || KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes))?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
+        let store = db.keyspace("kv", options)?;
         let meta = store.get(META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
+        // A killed process may have left a restored snapshot in the page cache.
         db.persist(PersistMode::SyncAll)?;
-        let machine = Self {
+        let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
+        Ok(Self {
+            write_back: WriteBack::new(db.clone(), store.clone(), Arc::clone(&overlay)),
             db,
             store,
-            meta,
+            overlay,
             durable: meta.applied(),
-            shared: Arc::default(),
             command_bytes_max,
-            // A sweep may have been under way.
-            sweep_from: Some(b"d".to_vec()),
-            next_due_ms: 0,
-        };
-        machine.publish();
-        Ok(machine)
+            layer_bytes_max: usize::try_from(config.memtable_bytes).unwrap_or(usize::MAX),
+            replay_bytes: 0,
+        })
     }
 
-    fn publish(&self) {
-        self.shared.clock_ms.store(self.meta.clock_ms, Ordering::Release);
-        self.shared.generation.store(self.meta.generation, Ordering::Release);
+    /// A panic half-way through a change takes the group out of service: nobody reads what it left.
+    fn overlay(&self) -> RwLockWriteGuard<'_, Overlay> {
+        self.overlay.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply_all(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Answer>) -> Result<(), StoreError> {
-        let store = self.store.clone();
-        let mut overlay = Overlay::new(&store, self.meta);
+    fn meta(&self) -> Meta {
+        self.overlay().meta
+    }
+
+    fn apply_all(
+        &mut self,
+        batch: ApplyBatch<'_>,
+        replies: &mut Replies<Vec<Answer>>,
+    ) -> Result<(), StoreError> {
+        let written = self.write_back.finished()?;
+        self.durable = written.unwrap_or(self.durable);
+        let (mut replay_bytes, command_bytes_max) = (self.replay_bytes, self.command_bytes_max);
+        let mut overlay = self.overlay();
+        let generation = overlay.meta.generation;
         for entry in batch.commands() {
-            let command: Command<'_> = codec::decode(entry.data, self.command_bytes_max)?;
-            replies.push(overlay.apply(&command)?);
+            let mut answers = Vec::new();
+            for command in command::unpack(entry.data) {
+                let command: Command<'_> = codec::decode(command?, command_bytes_max)?;
+                answers.push(overlay.apply(&command)?);
+            }
+            replies.push(answers);
+            replay_bytes = replay_bytes.saturating_add(entry.data.len());
         }
-        let flushed = overlay.meta.generation != self.meta.generation;
-        self.commit(overlay, batch.through())?;
+        overlay.sweep()?;
+        (overlay.meta.index, overlay.meta.term) = (batch.through().index, batch.through().term);
+        let (flushed, bytes) = (overlay.meta.generation != generation, overlay.bytes());
+        drop(overlay);
+
+        self.replay_bytes = replay_bytes;
         if flushed {
-            self.sweep_from = Some(b"d".to_vec());
-            self.next_due_ms = 0;
+            self.write_back.sweep_dead();
+        }
+        if bytes >= self.layer_bytes_max || replay_bytes >= REPLAY_BYTES_MAX {
+            // Two layers are all there may be: a store that is slower than the log holds it up here.
+            self.settle()?;
+            self.write_back.start()?;
+            self.replay_bytes = 0;
         }
         Ok(())
     }
 
-    /// One atom: the changes, what is swept, and the index reached.
-    fn commit(&mut self, overlay: Overlay<'_>, through: Applied) -> Result<(), StoreError> {
-        let mut write = self.db.batch();
-        let due = overlay.meta.clock_ms >= self.next_due_ms;
-        let removed = if due { self.sweep_due(&mut write, &overlay)? } else { 0 };
-        self.next_due_ms = self.next_due_ms.min(overlay.earliest_expiry());
-        let mut meta = overlay.write(&mut write);
-        meta.keys = meta.keys.saturating_sub(removed);
-        self.sweep_dead(&mut write, meta.generation)?;
-        (meta.index, meta.term) = (through.index, through.term);
-        write.insert(&self.store, META_KEY, &meta.encode()?[..]);
-        write.commit()?;
-        self.meta = meta;
-        self.publish();
-        Ok(())
-    }
-
-    /// Removes keys whose time has come, unless this batch changed them. How many depends on how entries are batched,
-    /// which differs between nodes: nothing a client or the digest sees may depend on it.
-    fn sweep_due(&mut self, write: &mut OwnedWriteBatch, overlay: &Overlay<'_>) -> Result<u64, StoreError> {
-        let meta = overlay.meta;
-        let first = due_key(meta.generation, 0, b"");
-        let end = due_key(meta.generation, meta.clock_ms.saturating_add(1), b"");
-        let (mut removed, mut seen) = (0, 0);
-        for item in self.store.range(first..end.clone()).take(SWEEP_KEYS_MAX) {
-            let due = item.key()?;
-            seen += 1;
-            let key = key_of_due(&due);
-            if !overlay.has_changed(key) {
-                write.remove(&self.store, data_key(meta.generation, key));
-                write.remove(&self.store, due.clone());
-                removed += 1;
-            }
-        }
-        self.next_due_ms = if seen == SWEEP_KEYS_MAX {
-            0
-        } else {
-            let last = due_key(meta.generation, u64::MAX, b"");
-            match self.store.range(end..last).next() {
-                Some(item) => expiry_of_due(&item.key()?),
-                None => u64::MAX,
-            }
-        };
-        Ok(removed)
-    }
-
-    fn sweep_dead(&mut self, write: &mut OwnedWriteBatch, generation: u32) -> Result<(), StoreError> {
-        let Some(from) = self.sweep_from.take() else { return Ok(()) };
-        let live = match from.first() {
-            Some(b'd') => data_key(generation, b""),
-            _ => due_key(generation, 0, b""),
-        };
-        let mut last = None;
-        let mut seen = 0;
-        for item in self.store.range(from.clone()..live).take(SWEEP_KEYS_MAX) {
-            let key = item.key()?;
-            write.remove(&self.store, key.clone());
-            seen += 1;
-            last = Some(key);
-        }
-        self.sweep_from = match (last, from.first()) {
-            (Some(key), _) if seen == SWEEP_KEYS_MAX => Some([&key[..], &[0]].concat()),
-            (_, Some(b'd')) => Some(b"x".to_vec()),
-            _ => None,
-        };
+    /// Waits until nothing is being written.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        let written = self.write_back.wait()?;
+        self.durable = written.unwrap_or(self.durable);
         Ok(())
     }
 }
 
 impl StateMachine for KvMachine {
-    type Response = Answer;
+    /// One for each command of an entry.
+    type Response = Vec<Answer>;
     type View = View;
 
     fn view(&self) -> View {
-        View { db: self.db.clone(), store: self.store.clone(), shared: Arc::clone(&self.shared) }
+        View { db: self.db.clone(), store: self.store.clone(), overlay: Arc::clone(&self.overlay) }
     }
 
     fn durable(&self) -> Applied {
         self.durable
     }
 
-    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Answer>) -> Result<(), Fatal> {
+    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Vec<Answer>>) -> Result<(), Fatal> {
         Ok(self.apply_all(batch, replies)?)
     }
 
     fn flush(&mut self) -> Result<Applied, Fatal> {
-        self.db.persist(PersistMode::SyncAll)?;
-        self.durable = self.meta.applied();
+        self.settle()?;
+        if self.durable != self.meta().applied() {
+            self.write_back.start()?;
+            self.replay_bytes = 0;
+            self.settle()?;
+        }
         Ok(self.durable)
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        Ok(Box::new(snapshot::Source {
-            snapshot: self.db.snapshot(),
-            store: self.store.clone(),
-            meta: self.meta,
-        }))
+        Ok(Box::new(snapshot::Source { cut: self.view().cut() }))
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {

@@ -1,39 +1,127 @@
-//! The effect of one batch before it is written: later commands of a batch see what earlier ones did.
+//! What was applied but does not lie in the store yet.
+//!
+//! Commands change memory only. Changes gather in the newest layer; once that is large it is sealed and written to the
+//! store as one sorted table while the next one fills (`writeback.rs`). A reader looks into the newest layer, the sealed
+//! one and the store, in this order. What a crash takes from memory is applied again from the Raft log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use fjall::{Keyspace, OwnedWriteBatch};
+use fjall::Keyspace;
 
 use super::StoreError;
 use super::command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, VALUE_BYTES_MAX};
-use super::layout::{Meta, alive, data_key, due_key, record, split};
+use super::layout::{Meta, alive, data_key, due_key, expiry_of_due, key_of_due, split};
 
 /// The most that `INCR` parses: `-9223372036854775808`.
 const INTEGER_BYTES_MAX: usize = 20;
+/// Expired keys that one batch removes at most, of those in memory and of those in the store.
+pub(super) const SWEEP_KEYS_MAX: usize = 512;
+/// What a slot takes beside the bytes of key and value, roughly.
+const SLOT_BYTES: usize = 160;
 
-pub(super) struct Overlay<'a> {
-    store: &'a Keyspace,
-    slots: HashMap<Vec<u8>, Slot>,
+pub(super) struct Overlay {
+    store: Keyspace,
     pub(super) meta: Meta,
+    newest: Layer,
+    /// On its way into the store: it may lie there as a whole or not at all, which makes no difference to a reader.
+    sealed: Option<Arc<Layer>>,
+    /// The keys of a layer that expire: so many there may be two of.
+    newest_due: BTreeSet<(u64, Bytes)>,
+    sealed_due: BTreeSet<(u64, Bytes)>,
+    /// What is due in the store was looked for up to here...
+    swept: Vec<u8>,
+    /// ...and nothing behind it is due before: spares a batch the look. Zero: not known.
+    store_due_ms: u64,
 }
 
-struct Slot {
-    /// The expiry that lies in the store, if the key does.
-    stored: Option<u64>,
+/// Changes of one generation, on top of what lies below.
+#[derive(Default)]
+pub(super) struct Layer {
+    pub(super) generation: u32,
+    pub(super) slots: HashMap<Bytes, Slot>,
+    bytes: usize,
+}
+
+pub(super) struct Slot {
+    /// The expiry that lies below this layer, if the key does.
+    pub(super) below: Option<u64>,
     /// `None`: removed.
-    now: Option<Value>,
-    changed: bool,
+    pub(super) now: Option<Value>,
 }
 
-struct Value {
-    bytes: Vec<u8>,
-    expiry_ms: u64,
+#[derive(Clone)]
+pub(super) struct Value {
+    pub(super) bytes: Bytes,
+    pub(super) expiry_ms: u64,
 }
 
-impl<'a> Overlay<'a> {
-    pub(super) fn new(store: &'a Keyspace, meta: Meta) -> Self {
-        Self { store, slots: HashMap::new(), meta }
+impl Value {
+    fn new(bytes: &[u8], expiry_ms: u64) -> Self {
+        Self { bytes: Bytes::copy_from_slice(bytes), expiry_ms }
+    }
+
+    pub(super) fn of_record(record: &[u8]) -> Result<Self, StoreError> {
+        let (expiry_ms, bytes) = split(record)?;
+        Ok(Self::new(bytes, expiry_ms))
+    }
+}
+
+impl Layer {
+    fn new(generation: u32) -> Self {
+        Self { generation, ..Self::default() }
+    }
+}
+
+impl Overlay {
+    /// With nothing in it, over a store that has `meta`.
+    pub(super) fn new(store: Keyspace, meta: Meta) -> Self {
+        Self {
+            store,
+            meta,
+            newest: Layer::new(meta.generation),
+            sealed: None,
+            newest_due: BTreeSet::new(),
+            sealed_due: BTreeSet::new(),
+            swept: Vec::new(),
+            store_due_ms: 0,
+        }
+    }
+
+    /// Memory of the newest layer, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        self.newest.bytes
+    }
+
+    /// What memory says about a key, expired or not; `None`: nothing, the store knows.
+    pub(super) fn recent(&self, key: &[u8]) -> Option<&Slot> {
+        self.newest.slots.get(key).or_else(|| self.sealed_layer()?.slots.get(key))
+    }
+
+    /// The sealed layer, unless `FLUSHDB` came after it.
+    pub(super) fn sealed_layer(&self) -> Option<&Arc<Layer>> {
+        self.sealed.as_ref().filter(|layer| layer.generation == self.meta.generation)
+    }
+
+    pub(super) fn newest_layer(&self) -> &Layer {
+        &self.newest
+    }
+
+    /// Starts a new layer; the one before is to be written, then [`written`](Self::written) is to be called.
+    pub(super) fn seal(&mut self) -> Arc<Layer> {
+        let layer = std::mem::replace(&mut self.newest, Layer::new(self.meta.generation));
+        let layer = Arc::new(layer);
+        self.sealed = Some(Arc::clone(&layer));
+        self.sealed_due = std::mem::take(&mut self.newest_due);
+        layer
+    }
+
+    /// The sealed layer lies in the store. Gives back what is to be dropped, which takes a while.
+    pub(super) fn written(&mut self) -> impl Sized + use<> {
+        // Of what came into the store some may be due already.
+        (self.swept, self.store_due_ms) = (Vec::new(), 0);
+        (self.sealed.take(), std::mem::take(&mut self.sealed_due))
     }
 
     pub(super) fn apply(&mut self, command: &Command<'_>) -> Result<Answer, StoreError> {
@@ -47,10 +135,13 @@ impl<'a> Overlay<'a> {
             Op::Append { key, value } => self.append(*key, *value),
             Op::SetMany { pairs } => self.set_many(pairs),
             Op::Flush => {
-                self.slots.clear();
-                self.meta.generation =
+                let generation =
                     self.meta.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
-                self.meta.keys = 0;
+                self.meta = Meta { generation, keys: 0, ..self.meta };
+                self.newest = Layer::new(generation);
+                self.newest_due.clear();
+                self.sealed_due.clear();
+                (self.swept, self.store_due_ms) = (Vec::new(), 0);
                 Ok(Answer::Done)
             }
         }
@@ -67,24 +158,24 @@ impl<'a> Overlay<'a> {
         if too_long(key, value.0.len()) {
             return Ok(Answer::TooLong);
         }
-        let clock_ms = self.meta.clock_ms;
-        let slot = self.slot(key)?;
+        // Most writes are blind.
+        let looks = condition != Condition::Always || expiry == Expiry::Keep || answer_old;
+        let old = if looks { self.value(key.0)? } else { None };
         let met = match condition {
             Condition::Always => true,
-            Condition::IfAbsent => slot.now.is_none(),
-            Condition::IfPresent => slot.now.is_some(),
+            Condition::IfAbsent => old.is_none(),
+            Condition::IfPresent => old.is_some(),
         };
-        let old = if answer_old { slot.now.as_ref().map(|v| Bytes::copy_from_slice(&v.bytes)) } else { None };
         if met {
             let expiry_ms = match expiry {
                 Expiry::Never => 0,
-                Expiry::Keep => slot.now.as_ref().map_or(0, |v| v.expiry_ms),
-                Expiry::After { ttl_ms } => clock_ms.saturating_add(ttl_ms),
+                Expiry::Keep => old.as_ref().map_or(0, |v| v.expiry_ms),
+                Expiry::After { ttl_ms } => self.meta.clock_ms.saturating_add(ttl_ms),
             };
-            self.put(key, Some(Value { bytes: value.0.to_vec(), expiry_ms }))?;
+            self.put(key.0, Some(Value::new(value.0, expiry_ms)))?;
         }
         Ok(match (answer_old, met) {
-            (true, _) => Answer::Value(old),
+            (true, _) => Answer::Value(old.map(|v| v.bytes)),
             (false, true) => Answer::Done,
             (false, false) => Answer::Skipped,
         })
@@ -93,8 +184,8 @@ impl<'a> Overlay<'a> {
     fn delete(&mut self, keys: &[Blob<'_>]) -> Result<Answer, StoreError> {
         let mut deleted = 0;
         for key in keys {
-            if key.0.len() <= KEY_BYTES_MAX && self.slot(*key)?.now.is_some() {
-                self.put(*key, None)?;
+            if key.0.len() <= KEY_BYTES_MAX && self.value(key.0)?.is_some() {
+                self.put(key.0, None)?;
                 deleted += 1;
             }
         }
@@ -105,7 +196,7 @@ impl<'a> Overlay<'a> {
         if too_long(key, 0) {
             return Ok(Answer::TooLong);
         }
-        let (old, expiry_ms) = match &self.slot(key)?.now {
+        let (old, expiry_ms) = match self.value(key.0)? {
             None => (0, 0),
             Some(value) => match parse_integer(&value.bytes) {
                 Some(old) => (old, value.expiry_ms),
@@ -113,7 +204,7 @@ impl<'a> Overlay<'a> {
             },
         };
         let Some(sum) = old.checked_add(delta) else { return Ok(Answer::Overflow) };
-        self.put(key, Some(Value { bytes: sum.to_string().into_bytes(), expiry_ms }))?;
+        self.put(key.0, Some(Value::new(sum.to_string().as_bytes(), expiry_ms)))?;
         Ok(Answer::Integer(sum))
     }
 
@@ -121,15 +212,13 @@ impl<'a> Overlay<'a> {
         if too_long(key, 0) {
             return Ok(Answer::TooLong);
         }
-        let now = &self.slot(key)?.now;
-        let length = now.as_ref().map_or(0, |v| v.bytes.len()).saturating_add(tail.0.len());
+        let (old, expiry_ms) =
+            self.value(key.0)?.map_or((Bytes::new(), 0), |value| (value.bytes, value.expiry_ms));
+        let length = old.len().saturating_add(tail.0.len());
         if length > VALUE_BYTES_MAX {
             return Ok(Answer::TooLong);
         }
-        let slot = self.slot(key)?;
-        let value = slot.now.get_or_insert(Value { bytes: Vec::new(), expiry_ms: 0 });
-        value.bytes.extend_from_slice(tail.0);
-        slot.changed = true;
+        self.put(key.0, Some(Value { bytes: [&old, tail.0].concat().into(), expiry_ms }))?;
         Ok(Answer::Integer(i64::try_from(length).unwrap_or(i64::MAX)))
     }
 
@@ -139,78 +228,110 @@ impl<'a> Overlay<'a> {
             return Ok(Answer::TooLong);
         }
         for (key, value) in pairs {
-            self.put(*key, Some(Value { bytes: value.0.to_vec(), expiry_ms: 0 }))?;
+            self.put(key.0, Some(Value::new(value.0, 0)))?;
         }
         Ok(Answer::Done)
     }
 
-    /// The key as the commands so far have left it. What has expired by now is absent.
-    fn slot(&mut self, key: Blob<'_>) -> Result<&mut Slot, StoreError> {
-        let Meta { clock_ms, generation, .. } = self.meta;
-        if !self.slots.contains_key(key.0) {
-            let slot = match self.store.get(data_key(generation, key.0))? {
-                None => Slot { stored: None, now: None, changed: false },
-                Some(stored) => {
-                    let (expiry_ms, bytes) = split(&stored)?;
-                    let now = Some(Value { bytes: bytes.to_vec(), expiry_ms });
-                    Slot { stored: Some(expiry_ms), now, changed: false }
-                }
-            };
-            self.slots.insert(key.0.to_vec(), slot);
-        }
-        let slot = self.slots.get_mut(key.0).ok_or(StoreError::Corrupt("overlay"))?;
-        if slot.now.as_ref().is_some_and(|value| !alive(value.expiry_ms, clock_ms)) {
-            slot.now = None;
-        }
-        Ok(slot)
+    /// What has expired by now is absent.
+    fn value(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        let value = match self.recent(key) {
+            Some(slot) => slot.now.clone(),
+            None => match self.store.get(data_key(self.meta.generation, key))? {
+                Some(record) => Some(Value::of_record(&record)?),
+                None => None,
+            },
+        };
+        Ok(value.filter(|value| alive(value.expiry_ms, self.meta.clock_ms)))
     }
 
-    fn put(&mut self, key: Blob<'_>, value: Option<Value>) -> Result<(), StoreError> {
-        let slot = self.slot(key)?;
-        slot.now = value;
-        slot.changed = true;
+    fn put(&mut self, key: &[u8], value: Option<Value>) -> Result<(), StoreError> {
+        let length = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.bytes.len());
+        let expiry_ms = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.expiry_ms);
+        let (is_there, due_ms) = (value.is_some(), expiry_ms(&value));
+        self.newest.bytes += length(&value);
+        let before = match self.newest.slots.get_mut(key) {
+            Some(slot) => {
+                let before = std::mem::replace(&mut slot.now, value);
+                self.newest.bytes = self.newest.bytes.saturating_sub(length(&before));
+                before
+            }
+            None => {
+                let below = self.below(key)?;
+                let slot = Slot { below: below.as_ref().map(|v| v.expiry_ms), now: value };
+                self.newest.bytes += SLOT_BYTES + key.len();
+                self.newest.slots.insert(Bytes::copy_from_slice(key), slot);
+                below
+            }
+        };
+        match (before.is_some(), is_there) {
+            (false, true) => self.meta.keys = self.meta.keys.saturating_add(1),
+            (true, false) => self.meta.keys = self.meta.keys.saturating_sub(1),
+            _ => {}
+        }
+        if expiry_ms(&before) != 0 {
+            let due = (expiry_ms(&before), Bytes::copy_from_slice(key));
+            self.newest_due.remove(&due);
+            self.sealed_due.remove(&due);
+        }
+        if due_ms != 0 {
+            self.newest_due.insert((due_ms, Bytes::copy_from_slice(key)));
+        }
         Ok(())
     }
 
-    pub(super) fn has_changed(&self, key: &[u8]) -> bool {
-        self.slots.get(key).is_some_and(|slot| slot.changed)
+    /// What lies below the newest layer. The bytes of a value in the store, which is about to be replaced, are left out.
+    fn below(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
+            return Ok(slot.now.clone());
+        }
+        match self.store.get(data_key(self.meta.generation, key))? {
+            Some(record) => Ok(Some(Value { bytes: Bytes::new(), expiry_ms: split(&record)?.0 })),
+            None => Ok(None),
+        }
     }
 
-    /// The earliest expiry among the changes; `u64::MAX` if nothing expires.
-    pub(super) fn earliest_expiry(&self) -> u64 {
-        let expiries =
-            self.slots.values().filter(|s| s.changed).filter_map(|s| s.now.as_ref()).map(|v| v.expiry_ms);
-        expiries.filter(|ms| *ms != 0).min().unwrap_or(u64::MAX)
+    /// Removes keys whose time has come. How many depends on how entries are batched, which differs between nodes:
+    /// nothing a client or the digest sees may depend on it.
+    pub(super) fn sweep(&mut self) -> Result<(), StoreError> {
+        for _ in 0..SWEEP_KEYS_MAX {
+            let is_due = |entry: &&(u64, Bytes)| !alive(entry.0, self.meta.clock_ms);
+            let due = self.newest_due.first().filter(is_due).or(self.sealed_due.first().filter(is_due));
+            let Some((_, key)) = due.cloned() else { break };
+            self.put(&key, None)?;
+        }
+        if self.meta.clock_ms >= self.store_due_ms { self.sweep_store() } else { Ok(()) }
     }
 
-    /// Puts every change into `write`, and the count of keys into the returned [`Meta`].
-    pub(super) fn write(self, write: &mut OwnedWriteBatch) -> Meta {
-        let mut meta = self.meta;
-        for (key, slot) in self.slots.into_iter().filter(|(_, slot)| slot.changed) {
-            let expiry_ms = slot.now.as_ref().map_or(0, |value| value.expiry_ms);
-            let stored_ms = slot.stored.unwrap_or(0);
-            if stored_ms != 0 && stored_ms != expiry_ms {
-                write.remove(self.store, due_key(meta.generation, stored_ms, &key));
-            }
-            if expiry_ms != 0 && stored_ms != expiry_ms {
-                write.insert(self.store, due_key(meta.generation, expiry_ms, &key), &b""[..]);
-            }
-            match (&slot.now, slot.stored) {
-                (Some(_), None) => meta.keys = meta.keys.saturating_add(1),
-                (None, Some(_)) => meta.keys = meta.keys.saturating_sub(1),
-                _ => {}
-            }
-            match slot.now {
-                Some(value) => write.insert(
-                    self.store,
-                    data_key(meta.generation, &key),
-                    record(value.expiry_ms, &value.bytes),
-                ),
-                None if slot.stored.is_some() => write.remove(self.store, data_key(meta.generation, &key)),
-                None => {}
+    fn sweep_store(&mut self) -> Result<(), StoreError> {
+        let generation = self.meta.generation;
+        let first = due_key(generation, 0, b"").max(std::mem::take(&mut self.swept));
+        let end = due_key(generation, self.meta.clock_ms.saturating_add(1), b"");
+        let due = self.store.range(first..end.clone()).take(SWEEP_KEYS_MAX).map(|item| item.key());
+        let due = due.collect::<Result<Vec<_>, _>>()?;
+        for due in &due {
+            let key = key_of_due(due);
+            // What is in memory is newer, and was swept there.
+            if self.recent(key).is_none() {
+                self.newest.bytes += SLOT_BYTES + key.len();
+                let removed = Slot { below: Some(expiry_of_due(due)), now: None };
+                self.newest.slots.insert(Bytes::copy_from_slice(key), removed);
+                self.meta.keys = self.meta.keys.saturating_sub(1);
             }
         }
-        meta
+        match due.last() {
+            Some(last) if due.len() == SWEEP_KEYS_MAX => {
+                self.swept = [&last[..], &[0]].concat();
+                self.store_due_ms = 0;
+            }
+            _ => {
+                let next = self.store.range(end.clone()..due_key(generation, u64::MAX, b"")).next();
+                self.store_due_ms =
+                    next.map_or(Ok(u64::MAX), |item| item.key().map(|k| expiry_of_due(&k)))?;
+                self.swept = end;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -5,11 +5,13 @@
 
 use std::io::{self, Read, Write};
 
-use fjall::{Keyspace, PersistMode, Readable as _};
+use fjall::PersistMode;
 use towline::{Applied, SnapshotSource};
 
 use super::command::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
-use super::layout::{META_KEY, Meta, data_key, due_key, key_of_data, record, split};
+use super::cut::Cut;
+use super::layout::{META_KEY, Meta, data_key, due_key, record};
+use super::overlay::Overlay;
 use super::view::Fnv;
 use super::{KvMachine, StoreError};
 
@@ -21,26 +23,25 @@ const RESTORE_BATCH_KEYS: usize = 1_024;
 const RESTORE_BATCH_BYTES: usize = 4 << 20;
 
 pub(super) struct Source {
-    pub(super) snapshot: fjall::Snapshot,
-    pub(super) store: Keyspace,
-    pub(super) meta: Meta,
+    pub(super) cut: Cut,
 }
 
 impl SnapshotSource for Source {
     fn write_to(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
         let mut out = Hashing { inner: io::BufWriter::new(out), hash: Fnv::new() };
         out.put(MAGIC)?;
-        out.put(&self.meta.clock_ms.to_be_bytes())?;
+        out.put(&self.cut.meta.clock_ms.to_be_bytes())?;
         let mut keys: u64 = 0;
-        for item in self.snapshot.prefix(&self.store, data_key(self.meta.generation, b"")) {
-            let (stored, record) = item.into_inner().map_err(io::Error::other)?;
-            let (expiry_ms, value) = split(&record).map_err(io::Error::other)?;
-            out.put(&[1])?;
-            out.put_sized(key_of_data(&stored))?;
-            out.put(&expiry_ms.to_be_bytes())?;
-            out.put_sized(value)?;
-            keys += 1;
-        }
+        self.cut
+            .for_each(|key, expiry_ms, value| {
+                out.put(&[1])?;
+                out.put_sized(key)?;
+                out.put(&expiry_ms.to_be_bytes())?;
+                out.put_sized(value)?;
+                keys += 1;
+                Ok::<_, StoreError>(())
+            })
+            .map_err(io::Error::other)?;
         out.put(&[0])?;
         out.put(&keys.to_be_bytes())?;
         let hash = out.hash.0;
@@ -91,7 +92,10 @@ impl KvMachine {
     /// Writes `body` into the next generation, which nobody reads yet, and makes that the live one in one last batch
     /// together with the index. A crash before it leaves the old state, and garbage that the next sweep removes.
     pub(super) fn restore_from(&mut self, applied: Applied, body: &mut dyn Read) -> Result<(), StoreError> {
-        let generation = self.meta.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
+        // Whatever is under way there must not be written over the new state.
+        self.settle()?;
+        let old = self.meta();
+        let generation = old.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
         self.remove_generation(generation)?;
         let mut body = Hashing { inner: io::BufReader::new(body), hash: Fnv::new() };
         if &body.take::<4>()? != MAGIC {
@@ -108,18 +112,17 @@ impl KvMachine {
         let meta = Meta {
             index: applied.index,
             term: applied.term,
-            clock_ms: clock_ms.max(self.meta.clock_ms),
+            clock_ms: clock_ms.max(old.clock_ms),
             generation,
             keys,
         };
         let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
         write.insert(&self.store, META_KEY, &meta.encode()?[..]);
         write.commit()?;
-        self.meta = meta;
+        *self.overlay() = Overlay::new(self.store.clone(), meta);
         self.durable = applied;
-        self.sweep_from = Some(b"d".to_vec());
-        self.next_due_ms = 0;
-        self.publish();
+        self.replay_bytes = 0;
+        self.write_back.sweep_dead();
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use towline::engine::message::{Entry, EntryKind};
 
+use super::overlay::SWEEP_KEYS_MAX;
+use super::writeback::DEAD_KEYS_MAX;
 use super::*;
 
 const MAX: usize = 1 << 20;
@@ -22,16 +24,19 @@ impl Harness {
         Self { dir, machine, index: 0 }
     }
 
+    /// Two commands an entry.
     fn batch(&mut self, commands: &[Command<'_>]) -> Vec<Answer> {
         let entries: Vec<Entry> = commands
-            .iter()
-            .map(|command| {
+            .chunks(2)
+            .map(|commands| {
                 self.index += 1;
+                let mut data = Vec::new();
+                commands.iter().for_each(|command| pack(&mut data, &command.encode(MAX).unwrap()));
                 Entry {
                     kind: EntryKind::Normal,
                     term: 1,
                     index: self.index,
-                    data: command.encode(MAX).unwrap(),
+                    data: data.into(),
                     context: Bytes::new(),
                 }
             })
@@ -39,7 +44,7 @@ impl Harness {
         let mut replies = Replies::with_capacity(entries.len());
         let through = Applied { index: self.index, term: 1 };
         self.machine.apply(ApplyBatch::new(&entries, through), &mut replies).unwrap();
-        replies.into_vec()
+        replies.into_vec().concat()
     }
 
     fn one(&mut self, now_ms: u64, op: Op<'_>) -> Answer {
@@ -58,7 +63,7 @@ impl Harness {
     }
 
     fn value(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.machine.view().one(key, 0).unwrap().map(|stored| stored.value().to_vec())
+        self.machine.view().one(key, 0).unwrap().map(|stored| stored.value.to_vec())
     }
 }
 
@@ -78,8 +83,9 @@ fn the_applied_index_and_the_data_come_back_together() {
     assert_eq!(h.machine.durable(), Applied::NONE, "nothing was synced");
     assert_eq!(h.machine.flush().unwrap(), Applied { index: 2, term: 1 });
     let digest = h.digest();
+    h.one(1, set(b"a", b"lost", Expiry::Never));
     let h = h.reopen();
-    assert_eq!(h.machine.durable(), Applied { index: 2, term: 1 });
+    assert_eq!(h.machine.durable(), Applied { index: 2, term: 1 }, "what came after is not there");
     assert_eq!((h.value(b"a"), h.digest()), (Some(b"42".to_vec()), digest));
 }
 
@@ -88,6 +94,7 @@ fn an_empty_batch_moves_the_applied_index() {
     let mut h = Harness::new();
     h.index = 7;
     assert!(h.batch(&[]).is_empty());
+    h.machine.flush().unwrap();
     assert_eq!(h.reopen().machine.durable(), Applied { index: 7, term: 1 });
 }
 
@@ -131,29 +138,74 @@ fn what_is_due_is_removed_and_counted_down() {
     for i in 0..10_u8 {
         h.one(100, set(&[i], b"v", Expiry::After { ttl_ms: 10 }));
     }
-    assert_eq!(h.machine.view().keys().unwrap(), 10);
+    assert_eq!(h.machine.view().keys(), 10);
     h.one(200, set(b"other", b"v", Expiry::Never));
-    assert_eq!(h.machine.view().keys().unwrap(), 1);
+    assert_eq!(h.machine.view().keys(), 1);
+    h.machine.flush().unwrap();
     assert_eq!(h.machine.store.iter().count(), 2, "one key and the metadata");
+}
+
+#[test]
+fn what_is_due_is_found_wherever_it_lies() {
+    let mut h = Harness::new();
+    let many = SWEEP_KEYS_MAX as u64 + 10;
+    for i in 0..many {
+        h.one(100, set(&i.to_be_bytes(), b"v", Expiry::After { ttl_ms: 10 + i % 3 }));
+    }
+    h.machine.flush().unwrap();
+    assert_eq!(
+        h.machine.store.iter().count() as u64,
+        2 * many + 1,
+        "keys, when they are due, and the metadata"
+    );
+    h.one(100, set(b"in memory", b"v", Expiry::After { ttl_ms: 5 }));
+    h.one(100, set(&7_u64.to_be_bytes(), b"kept", Expiry::Never));
+    h.one(200, set(b"other", b"v", Expiry::Never));
+    assert_eq!(h.machine.view().keys(), 2 + 10, "a bounded number a batch");
+    h.batch(&[]);
+    assert_eq!(h.machine.view().keys(), 2);
+    h.machine.flush().unwrap();
+    assert_eq!(h.machine.store.iter().count(), 3, "two keys and the metadata");
+    assert_eq!(h.value(&7_u64.to_be_bytes()), Some(b"kept".to_vec()));
+}
+
+#[test]
+fn memory_is_bounded_by_writing_on_another_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { memtable_bytes: 64 << 10, ..StoreConfig::default() };
+    let machine = KvMachine::open(&dir.path().join("kv"), &config, MAX).unwrap();
+    let mut h = Harness { dir, machine, index: 0 };
+    for i in 0..2_000_u32 {
+        h.one(1, set(&i.to_be_bytes(), &[b'v'; 256], Expiry::Never));
+        assert!(h.machine.overlay().bytes() <= (64 << 10) + 1_024);
+    }
+    let durable = h.machine.durable().index;
+    assert!((1_000..2_000).contains(&durable), "{durable}: at most two layers are in memory only");
+    let h = h.reopen();
+    let reached = h.machine.durable().index;
+    assert!(reached >= durable);
+    assert_eq!((h.machine.view().keys(), h.value(&0_u32.to_be_bytes())), (reached, Some(vec![b'v'; 256])));
 }
 
 #[test]
 fn a_flush_empties_at_once_and_is_swept_in_bounded_steps() {
     let mut h = Harness::new();
-    let keys: Vec<Vec<u8>> = (0..SWEEP_KEYS_MAX as u32 + 10).map(|i| i.to_be_bytes().to_vec()).collect();
+    let keys: Vec<Vec<u8>> = (0..DEAD_KEYS_MAX as u32 + 10).map(|i| i.to_be_bytes().to_vec()).collect();
     let pairs = keys.iter().map(|key| (Blob(key), Blob(b"v"))).collect();
     h.one(1, Op::SetMany { pairs });
     h.one(1, set(b"due", b"v", Expiry::After { ttl_ms: 5 }));
+    h.machine.flush().unwrap();
     let answers = h.batch(&[
         Command { now_ms: 1, op: Op::Flush },
         Command { now_ms: 1, op: set(b"new", b"v", Expiry::Never) },
     ]);
     assert_eq!(answers, [Answer::Done, Answer::Done]);
-    assert_eq!((h.machine.view().keys().unwrap(), h.value(&keys[0])), (1, None));
+    assert_eq!((h.machine.view().keys(), h.value(&keys[0])), (1, None));
+    h.machine.flush().unwrap();
+    assert_eq!(h.machine.store.iter().count(), 2 + 12, "a bounded number at a time");
     let mut h = h.reopen();
-    for _ in 0..4 {
-        h.batch(&[]);
-    }
+    h.one(1, set(b"new", b"v", Expiry::Never));
+    h.machine.flush().unwrap();
     assert_eq!(h.machine.store.iter().count(), 2, "one key and the metadata");
     assert_eq!(h.value(b"new"), Some(b"v".to_vec()));
 }
@@ -174,10 +226,12 @@ fn bad_commands_change_nothing() {
 #[test]
 fn a_command_that_is_not_readable_is_fatal() {
     let mut h = Harness::new();
-    let data = Bytes::from_static(&[0, 99]);
-    let entry = Entry { kind: EntryKind::Normal, term: 1, index: 1, data, context: Bytes::new() };
-    let through = Applied { index: 1, term: 1 };
-    assert!(h.machine.apply(ApplyBatch::new(&[entry], through), &mut Replies::with_capacity(1)).is_err());
+    for data in [&[0, 0, 0, 2, 0, 99][..], &[0, 0, 0, 3, 0, 5], &[0, 0, 0]] {
+        let data = Bytes::from_static(data);
+        let entry = Entry { kind: EntryKind::Normal, term: 1, index: 1, data, context: Bytes::new() };
+        let batch = ApplyBatch::new(std::slice::from_ref(&entry), Applied { index: 1, term: 1 });
+        assert!(h.machine.apply(batch, &mut Replies::with_capacity(1)).is_err(), "{:?}", entry.data);
+    }
 }
 
 #[test]
@@ -194,6 +248,7 @@ fn a_snapshot_replaces_the_whole_state() {
 
     let mut to = Harness::new();
     to.one(1, set(b"old", b"v", Expiry::After { ttl_ms: 3 }));
+    to.machine.flush().unwrap();
     let before = to.digest();
     let at = Applied { index: 3_000, term: 1 };
     let broken = &body[..body.len() - 9];
@@ -206,7 +261,7 @@ fn a_snapshot_replaces_the_whole_state() {
 
     to.machine.restore_from(at, &mut &body[..]).unwrap();
     let mut to = to.reopen();
-    assert_eq!((to.machine.durable(), to.machine.view().keys().unwrap()), (at, 3_000));
+    assert_eq!((to.machine.durable(), to.machine.view().keys()), (at, 3_000));
     to.index = 3_000;
     to.one(2_000, Op::Delete { keys: vec![Blob(b"none")] });
     assert_eq!(to.value(b"old"), None);
@@ -271,7 +326,8 @@ fn model_step(model: &mut Model, now: u64, step: &Step) -> Answer {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Against a map, and two replicas that got the same commands in other batches.
+    /// Against a map, and replicas that got the same commands in other batches, wrote them to the store at other times,
+    /// or had them from a snapshot.
     #[test]
     fn replicas_agree_with_a_model_however_entries_are_batched(
         steps in prop::collection::vec((step(), 0..8_u64), 1..60),
@@ -299,16 +355,31 @@ proptest! {
             commands.push(Command { now_ms: now, op });
         }
         let from_a = a.batch(&commands);
-        let from_b: Vec<Answer> = commands.chunks(cut).flat_map(|chunk| b.batch(chunk)).collect();
+        let mut from_b = Vec::new();
+        for (at, chunk) in commands.chunks(cut).enumerate() {
+            from_b.extend(b.batch(chunk));
+            if at % 3 == 0 {
+                b.machine.settle().unwrap();
+                b.machine.write_back.start().unwrap();
+            }
+        }
         prop_assert_eq!(&from_a, &expected);
         prop_assert_eq!(&from_b, &expected);
         prop_assert_eq!(a.digest(), b.digest());
+        let mut body = Vec::new();
+        b.machine.snapshot().unwrap().write_to(&mut body).unwrap();
+        let mut c = Harness::new();
+        c.machine.restore_from(b.machine.meta().applied(), &mut &body[..]).unwrap();
+        prop_assert_eq!(c.digest(), b.digest());
         for key in 0..6_u8 {
-            let found = b.machine.view().one(&[key], now).unwrap().map(|s| (s.value().to_vec(), s.expiry_ms));
+            let found = b.machine.view().one(&[key], now).unwrap().map(|s| (s.value.to_vec(), s.expiry_ms));
             prop_assert_eq!(found.as_ref(), model.get(&vec![key]));
         }
         let live = model.len() as u64;
         b.batch(&[]);
-        prop_assert_eq!(b.machine.view().keys().unwrap(), live);
+        prop_assert_eq!(b.machine.view().keys(), live);
+        b.machine.flush().unwrap();
+        let b = b.reopen();
+        prop_assert_eq!((b.machine.view().keys(), b.digest()), (live, a.digest()));
     }
 }

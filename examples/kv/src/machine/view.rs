@@ -1,14 +1,15 @@
 //! What readers see.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, Readable as _};
 
 use super::StoreError;
-use super::layout::{META_KEY, Meta, alive, data_key, key_of_data, split};
+use super::cut::Cut;
+use super::layout::{alive, data_key};
+use super::overlay::{Overlay, Value};
 
 /// A handle on everything applied so far; clones are cheap.
 ///
@@ -18,30 +19,13 @@ use super::layout::{META_KEY, Meta, alive, data_key, key_of_data, split};
 pub(crate) struct View {
     pub(super) db: Database,
     pub(super) store: Keyspace,
-    pub(super) shared: Arc<Shared>,
-}
-
-/// What single-key reads need of [`Meta`], published after each batch.
-#[derive(Default)]
-pub(super) struct Shared {
-    pub(super) generation: AtomicU32,
-    pub(super) clock_ms: AtomicU64,
+    pub(super) overlay: Arc<RwLock<Overlay>>,
 }
 
 /// A value and when it expires (0: never).
 pub(crate) struct Stored {
-    pub(crate) record: fjall::UserValue,
+    pub(crate) value: Bytes,
     pub(crate) expiry_ms: u64,
-}
-
-impl Stored {
-    pub(crate) fn value(&self) -> &[u8] {
-        split(&self.record).map(|(_, value)| value).unwrap_or_default()
-    }
-
-    pub(crate) fn to_bytes(&self) -> Bytes {
-        Bytes::copy_from_slice(self.value())
-    }
 }
 
 /// The state at one applied index, as one number.
@@ -58,13 +42,25 @@ pub(crate) fn wall_clock_ms() -> u64 {
 }
 
 impl View {
+    fn overlay(&self) -> RwLockReadGuard<'_, Overlay> {
+        self.overlay.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn now_ms(&self) -> u64 {
-        wall_clock_ms().max(self.shared.clock_ms.load(Ordering::Acquire))
+        wall_clock_ms().max(self.overlay().meta.clock_ms)
     }
 
     pub(crate) fn one(&self, key: &[u8], now_ms: u64) -> Result<Option<Stored>, StoreError> {
-        let generation = self.shared.generation.load(Ordering::Acquire);
-        live(self.store.get(data_key(generation, key))?, now_ms)
+        let overlay = self.overlay();
+        let value = match overlay.recent(key) {
+            Some(slot) => slot.now.clone(),
+            None => {
+                let stored = data_key(overlay.meta.generation, key);
+                drop(overlay);
+                self.store.get(stored)?.map(|record| Value::of_record(&record)).transpose()?
+            }
+        };
+        Ok(value.and_then(|value| live(value, now_ms)))
     }
 
     /// Each key's value, all at the same moment.
@@ -73,44 +69,63 @@ impl View {
         keys: impl Iterator<Item = &'a [u8]>,
         now_ms: u64,
     ) -> Result<Vec<Option<Stored>>, StoreError> {
-        let snapshot = self.db.snapshot();
-        let generation = meta(&snapshot, &self.store)?.generation;
-        keys.map(|key| live(snapshot.get(&self.store, data_key(generation, key))?, now_ms)).collect()
+        let mut missing = Vec::new();
+        let overlay = self.overlay();
+        let mut found: Vec<_> = keys
+            .enumerate()
+            .map(|(at, key)| match overlay.recent(key) {
+                Some(slot) => slot.now.clone(),
+                None => {
+                    missing.push((at, data_key(overlay.meta.generation, key)));
+                    None
+                }
+            })
+            .collect();
+        // Under the same lock: what leaves memory meanwhile is in the snapshot already.
+        let snapshot = (!missing.is_empty()).then(|| self.db.snapshot());
+        drop(overlay);
+        if let Some(snapshot) = snapshot {
+            for (at, key) in missing {
+                if let (Some(slot), Some(record)) = (found.get_mut(at), snapshot.get(&self.store, key)?) {
+                    *slot = Some(Value::of_record(&record)?);
+                }
+            }
+        }
+        Ok(found.into_iter().map(|value| value.and_then(|value| live(value, now_ms))).collect())
     }
 
     /// The maintained count. Expired keys count until they are removed, as in Redis.
-    pub(crate) fn keys(&self) -> Result<u64, StoreError> {
-        Ok(meta(&self.db.snapshot(), &self.store)?.keys)
+    pub(crate) fn keys(&self) -> u64 {
+        self.overlay().meta.keys
+    }
+
+    pub(super) fn cut(&self) -> Cut {
+        let overlay = self.overlay();
+        Cut::new(&overlay, self.db.snapshot(), self.store.clone())
     }
 
     /// Over key, value and expiry of all that has not expired by the machine's clock, in order of keys: equal on every
     /// node that has applied the same index. Reads the whole state.
     pub(crate) fn digest(&self) -> Result<Digest, StoreError> {
-        let snapshot = self.db.snapshot();
-        let meta = meta(&snapshot, &self.store)?;
+        let cut = self.cut();
+        let meta = cut.meta;
         let (mut hash, mut keys) = (Fnv::new(), 0);
-        for item in snapshot.prefix(&self.store, data_key(meta.generation, b"")) {
-            let (key, record) = item.into_inner()?;
-            let (expiry_ms, value) = split(&record)?;
+        cut.for_each(|key, expiry_ms, value| {
             if alive(expiry_ms, meta.clock_ms) {
                 keys += 1;
-                hash.sized(key_of_data(&key));
+                hash.sized(key);
                 hash.sized(value);
                 hash.bytes(&expiry_ms.to_be_bytes());
             }
-        }
+            Ok::<_, StoreError>(())
+        })?;
         Ok(Digest { applied: meta.index, keys, digest: hash.0 })
     }
 }
 
-fn live(record: Option<fjall::UserValue>, now_ms: u64) -> Result<Option<Stored>, StoreError> {
-    let Some(record) = record else { return Ok(None) };
-    let (expiry_ms, _) = split(&record)?;
-    Ok(alive(expiry_ms, now_ms).then_some(Stored { record, expiry_ms }))
-}
-
-pub(super) fn meta(snapshot: &fjall::Snapshot, store: &Keyspace) -> Result<Meta, StoreError> {
-    snapshot.get(store, META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))
+fn live(value: Value, now_ms: u64) -> Option<Stored> {
+    let Value { bytes, expiry_ms } = value;
+    alive(expiry_ms, now_ms).then_some(Stored { value: bytes, expiry_ms })
 }
 
 /// FNV-1a, 64 bits: fixed for ever, unlike the hasher of the standard library.

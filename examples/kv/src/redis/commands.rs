@@ -234,7 +234,7 @@ impl Read {
         };
         Ok(match self {
             Self::Get(key) => value(one(key)?),
-            Self::Strlen(key) => Reply::integer(one(key)?.map_or(0, |stored| stored.value().len())),
+            Self::Strlen(key) => Reply::integer(one(key)?.map_or(0, |stored| stored.value.len())),
             Self::Ttl(key) => Reply::Integer(match one(key)? {
                 None => -2,
                 Some(Stored { expiry_ms: 0, .. }) => -1,
@@ -245,11 +245,11 @@ impl Read {
             }),
             Self::Exists(keys) => Reply::integer(many(keys)?.iter().flatten().count()),
             Self::Mget(keys) => Reply::Array(many(keys)?.into_iter().map(value).collect()),
-            Self::Dbsize => Reply::integer(view.keys()?),
+            Self::Dbsize => Reply::integer(view.keys()),
         })
     }
 }
 
 fn value(stored: Option<Stored>) -> Reply {
-    stored.map_or(Reply::Nil, |stored| Reply::Bulk(stored.to_bytes()))
+    stored.map_or(Reply::Nil, |stored| Reply::Bulk(stored.value))
 }

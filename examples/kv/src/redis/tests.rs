@@ -14,7 +14,7 @@ use towline::engine::message::{Entry, EntryKind};
 use towline::{Applied, ApplyBatch, Replies, StateMachine as _};
 
 use super::*;
-use crate::machine::{Answer, KvMachine, StoreConfig, View};
+use crate::machine::{Answer, KvMachine, StoreConfig, View, pack};
 use crate::replica::{PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
 
 const COMMAND_BYTES_MAX: usize = 4_096;
@@ -85,12 +85,15 @@ async fn start(connections_max: usize) -> Harness {
     let view = machine.view();
     std::thread::spawn(move || {
         let mut index = 0;
-        while let Some((data, answer)) = commands.blocking_recv() {
+        while let Some((command, answer)) = commands.blocking_recv() {
             index += 1;
+            let mut data = Vec::new();
+            pack(&mut data, &command);
+            let data = data.into();
             let entry = Entry { kind: EntryKind::Normal, term: 1, index, data, context: Bytes::new() };
             let mut replies = Replies::with_capacity(1);
             machine.apply(ApplyBatch::new(&[entry], Applied { index, term: 1 }), &mut replies).unwrap();
-            let _ = answer.send(replies.into_vec().pop().unwrap());
+            let _ = answer.send(replies.into_vec().concat().pop().unwrap());
         }
     });
     let state =

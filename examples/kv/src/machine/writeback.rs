@@ -1,0 +1,169 @@
+//! Layers of changes into the store, on a thread of their own.
+//!
+//! A layer becomes one sorted table that fjall takes in as one atom, together with the index up to which it was applied:
+//! no journal, no second copy in a memtable, and synced when it is done.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fjall::{Database, Keyspace};
+use towline::Applied;
+
+use super::StoreError;
+use super::layout::{META_KEY, Meta, data_key, due_key, record};
+use super::overlay::{Layer, Overlay, Value};
+
+/// Tables that may wait for compaction. Taking one in does not wait by itself, as a write to fjall does.
+const WAITING_TABLES_MAX: usize = 24;
+const COMPACTION_POLL: Duration = Duration::from_millis(10);
+/// Keys of dead generations that are removed after each layer, and in one batch of those.
+pub(super) const DEAD_KEYS_MAX: usize = 64 << 10;
+const DEAD_BATCH_KEYS: usize = 1_024;
+
+/// The thread that writes, if one does.
+pub(super) struct WriteBack {
+    db: Database,
+    store: Keyspace,
+    overlay: Arc<RwLock<Overlay>>,
+    running: Option<JoinHandle<Result<Written, StoreError>>>,
+    /// Where the sweep of dead generations goes on; `None` once nothing of them is left.
+    dead_from: Option<Vec<u8>>,
+}
+
+struct Written {
+    through: Applied,
+    dead_from: Option<Vec<u8>>,
+}
+
+impl WriteBack {
+    pub(super) fn new(db: Database, store: Keyspace, overlay: Arc<RwLock<Overlay>>) -> Self {
+        // A sweep may have been under way.
+        Self { db, store, overlay, running: None, dead_from: Some(b"d".to_vec()) }
+    }
+
+    /// There are keys of a generation that has just died.
+    pub(super) fn sweep_dead(&mut self) {
+        self.dead_from = Some(b"d".to_vec());
+    }
+
+    /// How far the store has come, if a layer was written since the last call.
+    pub(super) fn finished(&mut self) -> Result<Option<Applied>, StoreError> {
+        if self.running.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(None) }
+    }
+
+    /// As [`finished`](Self::finished), once nothing is under way.
+    pub(super) fn wait(&mut self) -> Result<Option<Applied>, StoreError> {
+        let Some(running) = self.running.take() else { return Ok(None) };
+        let written = running.join().map_err(|_| StoreError::WriterPanicked)??;
+        // Another generation may have died meanwhile: then it starts over.
+        self.dead_from = self.dead_from.take().or(written.dead_from);
+        Ok(Some(written.through))
+    }
+
+    /// Seals the newest layer and starts to write it. Nothing may be under way.
+    pub(super) fn start(&mut self) -> Result<(), StoreError> {
+        let (layer, meta) = {
+            let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+            (overlay.seal(), overlay.meta)
+        };
+        let (db, store, overlay) = (self.db.clone(), self.store.clone(), Arc::clone(&self.overlay));
+        let dead_from = self.dead_from.take();
+        let write = move || {
+            write_layer(&store, &layer, meta)?;
+            let written = overlay.write().unwrap_or_else(PoisonError::into_inner).written();
+            // Here, where nobody waits for it.
+            drop((written, layer));
+            let dead_from = remove_dead(&db, &store, meta.generation, dead_from)?;
+            Ok(Written { through: meta.applied(), dead_from })
+        };
+        self.running = Some(
+            std::thread::Builder::new()
+                .name("kv-writeback".into())
+                .spawn(write)
+                .map_err(StoreError::NoWriter)?,
+        );
+        Ok(())
+    }
+}
+
+impl Drop for WriteBack {
+    fn drop(&mut self) {
+        // The store stays locked as long as the thread runs. What it could not write is still in the log.
+        let _ = self.wait();
+    }
+}
+
+/// What becomes of one key of the store.
+enum Change<'a> {
+    Remove,
+    Empty,
+    Data(&'a Value),
+    Meta,
+}
+
+fn write_layer(store: &Keyspace, layer: &Layer, meta: Meta) -> Result<(), StoreError> {
+    let mut changes = Vec::with_capacity(layer.slots.len() + 1);
+    changes.push((META_KEY.to_vec(), Change::Meta));
+    for (key, slot) in &layer.slots {
+        let generation = layer.generation;
+        let (below_ms, expiry_ms) = (slot.below.unwrap_or(0), slot.now.as_ref().map_or(0, |v| v.expiry_ms));
+        if below_ms != 0 && below_ms != expiry_ms {
+            changes.push((due_key(generation, below_ms, key), Change::Remove));
+        }
+        if expiry_ms != 0 && below_ms != expiry_ms {
+            changes.push((due_key(generation, expiry_ms, key), Change::Empty));
+        }
+        match &slot.now {
+            Some(value) => changes.push((data_key(generation, key), Change::Data(value))),
+            None if slot.below.is_some() => changes.push((data_key(generation, key), Change::Remove)),
+            None => {}
+        }
+    }
+    changes.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+
+    while store.l0_table_count() > WAITING_TABLES_MAX {
+        // fjall has no other way to wait for its compaction; it does the same for its own writes.
+        std::thread::sleep(COMPACTION_POLL);
+    }
+    let meta = meta.encode()?;
+    let mut table = store.start_ingestion()?;
+    for (key, change) in changes {
+        match change {
+            Change::Remove => table.write_tombstone(key)?,
+            Change::Empty => table.write(key, &b""[..])?,
+            Change::Data(value) => table.write(key, record(value.expiry_ms, &value.bytes))?,
+            Change::Meta => table.write(key, &meta[..])?,
+        }
+    }
+    Ok(table.finish()?)
+}
+
+/// Removes keys of generations before the live one, a bounded number of them. Nobody sees those, so it need not be one
+/// atom. Where to go on, if there may be more.
+fn remove_dead(
+    db: &Database,
+    store: &Keyspace,
+    live: u32,
+    mut from: Option<Vec<u8>>,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    for _ in 0..DEAD_KEYS_MAX / DEAD_BATCH_KEYS {
+        let Some(first) = from else { break };
+        let is_data = first.starts_with(b"d");
+        let end = if is_data { data_key(live, b"") } else { due_key(live, 0, b"") };
+        let mut write = db.batch();
+        let mut last = None;
+        for item in store.range(first..end).take(DEAD_BATCH_KEYS) {
+            let key = item.key()?;
+            write.remove(store, key.clone());
+            last = Some(key);
+        }
+        from = match last {
+            Some(key) if write.len() == DEAD_BATCH_KEYS => Some([&key[..], &[0]].concat()),
+            _ if is_data => Some(b"x".to_vec()),
+            _ => None,
+        };
+        write.commit()?;
+    }
+    Ok(from)
+}
