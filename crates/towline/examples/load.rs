@@ -34,11 +34,22 @@ impl StateMachine for Count {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        Err(Fatal::new("a load generator has no snapshots"))
+        Ok(Box::new(Counted(self.0.load(Ordering::Relaxed))))
     }
 
-    fn restore(&mut self, _: &SnapshotMeta, _: &mut dyn io::Read) -> Result<(), Fatal> {
-        Err(Fatal::new("a load generator has no snapshots"))
+    fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
+        let mut count = [0; 8];
+        body.read_exact(&mut count)?;
+        self.0.store(u64::from_be_bytes(count), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+struct Counted(u64);
+
+impl SnapshotSource for Counted {
+    fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(&self.0.to_be_bytes())
     }
 }
 

@@ -12,11 +12,14 @@ pub use towline_engine::log_store::{LogError, LogReadError, LogStore};
 pub use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
 };
-pub use towline_engine::snapshot_store::SnapshotMeta;
+pub use towline_engine::reporter::SnapshotFailure;
+pub use towline_engine::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
 pub use towline_engine::state_machine::{
     Applied, ApplyBatch, Command, Fatal, Replies, SnapshotSource, StateMachine,
 };
-pub use towline_engine::status::{GroupState, GroupStatus, PeerProgress, PeerStatus, Role};
+pub use towline_engine::status::{
+    AttemptOutcome, AttemptStatus, GroupState, GroupStatus, LastAttempt, PeerProgress, PeerStatus, Role,
+};
 pub use towline_engine::storage::Storage;
 pub use towline_engine::transport::{Transport, TransportError};
 
