@@ -195,8 +195,9 @@ impl Attempts {
         true
     }
 
-    /// Nobody works on this attempt, and nobody will report on it.
-    pub(super) fn disown(&mut self, attempt: SnapshotAttempt) {
+    /// Loses an attempt, as no code of this crate does: what the watchdog is there for.
+    #[cfg(test)]
+    pub(super) fn lose(&mut self, attempt: SnapshotAttempt) {
         let group = self.group;
         if let Some(peer) = self.peers.get_mut(&attempt.peer) {
             peer.live.take_if(|live| live.attempt(group, attempt.peer) == attempt);

@@ -411,12 +411,12 @@ impl Shard {
         if self.deps.config.control_lose_reports {
             return;
         }
-        let Some(running) = self.groups.get_mut(&group) else { return };
-        for attempt in running.group.live_attempts() {
+        let Some(running) = self.groups.get(&group) else { return };
+        let live = running.group.live_attempts();
+        for attempt in live {
             // In this order: a task reports before it leaves the list.
             if !self.deps.sends.is_running(&attempt) && !self.deps.mailbox.has_outcome(attempt) {
-                running.group.disown(attempt);
-                running.dirty = true;
+                self.with(group, None, |running, fx| running.group.disown(attempt, fx));
             }
         }
     }

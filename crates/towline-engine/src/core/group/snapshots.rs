@@ -176,10 +176,13 @@ impl<W, R> Group<W, R> {
         self.replica.attempts().live_attempts().collect()
     }
 
-    /// Nobody will report on this attempt: its ticket was leaked. The watchdog then does.
-    pub fn disown(&mut self, attempt: SnapshotAttempt) {
-        self.replica.attempts().disown(attempt);
-        self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
+    /// Nobody will report on this attempt: its ticket was leaked, which no type can prevent. So it is reported here.
+    pub fn disown(&mut self, attempt: SnapshotAttempt, fx: &mut Effects<W, R>) {
+        let status = SnapshotStatus::Failure(SnapshotFailure::Lost);
+        if self.snapshots.policy.watchdog && self.take_report(Report::Snapshot { attempt, status }) {
+            self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
+            fx.latched.push(attempt.peer);
+        }
     }
 
     /// Decides on an offer before a byte of it moves.

@@ -174,7 +174,7 @@ fn without_report_and_watchdog_the_peer_is_latched() {
     let mut group = leader(|setup| setup.policy.watchdog = false);
     let attempt = begin(&mut group).ticket.attempt();
     group.snapshots.mailbox.drain(&mut Vec::new());
-    group.disown(attempt);
+    group.disown(attempt, &mut TestEffects::default());
     assert!(heartbeats(&mut group, 200).snapshots.is_empty());
     assert_eq!(progress(&group), PeerProgress::Snapshot);
 }
@@ -200,13 +200,27 @@ fn the_watchdog_fires_once_for_a_leaked_ticket() {
     std::mem::forget(ticket);
     drop(slot);
     assert_eq!(heartbeats(&mut group, 3).latched, [], "as far as the group knows somebody works on it");
-    group.disown(attempt);
     let mut fx = TestEffects::default();
+    group.disown(attempt, &mut fx);
+    group.disown(attempt, &mut fx);
     turn(&mut group, &mut fx);
     assert_eq!(fx.latched, [id(2)]);
     let mut fx = heartbeats(&mut group, 4);
     assert_eq!(fx.latched, [], "once");
     assert!(take(&mut fx).ticket.attempt().number > attempt.number);
+}
+
+/// The second line: whatever lost the attempt, a peer for which none stands is not left waiting.
+#[test]
+fn a_peer_that_waits_for_no_attempt_is_looked_after_within_the_turn() {
+    let mut group = leader(|_| ());
+    let send = begin(&mut group);
+    group.replica.attempts().lose(send.ticket.attempt());
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    assert_eq!((fx.latched, progress(&group)), (vec![id(2)], PeerProgress::Probe));
+    drop(send);
+    assert_eq!(drain(&mut group), (0, 1), "its own report is stale by then");
 }
 
 /// Case 61.

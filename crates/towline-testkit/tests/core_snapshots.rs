@@ -1,0 +1,113 @@
+//! Case 12: whatever happens to transfers, tickets, nodes and the network, each snapshot that Raft emits is reported to
+//! Raft exactly once, or its leadership is over. Whole clusters of cores under random faults; `TOWLINE_SIM_SEED` replays
+//! one seed, `TOWLINE_SIM_CASES` runs more.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr // a failing seed is named
+)]
+
+#[path = "snapshot_world/mod.rs"]
+mod snapshot_world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use snapshot_world::{Faults, World};
+
+const CASES: u64 = 150;
+const STEPS: usize = 3_000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs every seed; a failure, also a panic inside, names its seed.
+fn for_each_seed(cases: u64, run: impl Fn(u64) -> World) -> Vec<World> {
+    let cases = number("TOWLINE_SIM_CASES").unwrap_or(cases);
+    let seeds = number("TOWLINE_SIM_SEED").map_or(0..cases, |seed| seed..seed + 1);
+    let worlds = seeds.map(|seed| match catch_unwind(AssertUnwindSafe(|| run(seed))) {
+        Ok(world) => world,
+        Err(panic) => {
+            eprintln!("panicked; replay with TOWLINE_SIM_SEED={seed}");
+            resume_unwind(panic);
+        }
+    });
+    worlds.collect()
+}
+
+#[test]
+fn every_snapshot_that_raft_emits_gets_exactly_one_report_under_random_faults_and_crashes() {
+    let worlds = for_each_seed(CASES, |seed| {
+        let mut world = World::new(seed, Faults::rough());
+        (0..STEPS).for_each(|_| world.step());
+        world.converge();
+        world.assert_one_report_each();
+        world
+    });
+    let sum = |of: fn(&World) -> usize| worlds.iter().map(of).sum::<usize>();
+    let (emitted, reported) = (sum(World::emitted), sum(World::reported));
+    let (voided, leaked) = (sum(World::voided), sum(World::synthesized));
+    let (installed, crashes) = (sum(World::installed), sum(World::crashes));
+    println!(
+        "{} runs: {emitted} snapshots emitted, {reported} reported, {leaked} by the watchdog, {voided} over with their \
+         leadership, {installed} installed, {crashes} crashes",
+        worlds.len()
+    );
+    if number("TOWLINE_SIM_SEED").is_none() {
+        let runs = worlds.len();
+        assert!(emitted > 5 * runs && installed > runs && crashes > 3 * runs && leaked > 10 && voided > 2);
+    }
+}
+
+/// The control: who throws reports away, and looks after nobody, latches followers.
+#[test]
+fn without_reports_and_watchdog_followers_are_latched() {
+    let latched = (0..30).filter(|&seed| {
+        let mut world = World::new(
+            seed,
+            Faults { lose_reports: true, transfer_lost_permille: 300, ..Faults::snapshots_only() },
+        );
+        (0..STEPS).for_each(|_| world.step());
+        world.heal();
+        (0..STEPS).for_each(|_| world.calm_step());
+        world.any_latched()
+    });
+    let latched = latched.count();
+    assert!(latched > 10, "{latched} of 30 runs end with a latched follower");
+}
+
+/// The control of the watchdog: leaked tickets alone latch followers too, when nobody looks after them.
+#[test]
+fn without_the_watchdog_a_leaked_ticket_latches_a_follower() {
+    let latched = (0..30).filter(|&seed| {
+        let mut world =
+            World::new(seed, Faults { watchdog: false, leak_permille: 300, ..Faults::snapshots_only() });
+        (0..STEPS).for_each(|_| world.step());
+        world.heal();
+        (0..STEPS).for_each(|_| world.calm_step());
+        world.any_latched()
+    });
+    let latched = latched.count();
+    assert!(latched > 5, "{latched} of 30 runs end with a latched follower");
+}
+
+/// Cases 15, 33, 40 and 68 in the core: every boundary of the install order is a place to crash.
+#[test]
+fn a_crash_at_every_step_of_an_install_leaves_the_old_or_the_new_state() {
+    let worlds = for_each_seed(60, |seed| {
+        let mut world = World::new(seed, Faults { install_crash_permille: 300, ..Faults::snapshots_only() });
+        (0..STEPS).for_each(|_| world.step());
+        world.converge();
+        world.assert_one_report_each();
+        world
+    });
+    let installed: usize = worlds.iter().map(World::installed).sum();
+    let crashes: usize = worlds.iter().map(World::crashes).sum();
+    println!("{installed} installs, {crashes} crashes");
+    if number("TOWLINE_SIM_SEED").is_none() {
+        assert!(installed > 100 && crashes > 100, "{installed} {crashes}");
+    }
+}

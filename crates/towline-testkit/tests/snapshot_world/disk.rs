@@ -1,0 +1,84 @@
+//! What a node keeps: its log from the truncation point on, its snapshot files, and how far its state machine is.
+
+use towline_engine::ids::GroupId;
+use towline_engine::log_store::GroupWrite;
+use towline_engine::message::{ConfState, Entry, HardState, MemberTable};
+use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
+use towline_engine::state_machine::Applied;
+
+#[derive(Default)]
+pub(crate) struct Disk {
+    pub(crate) hard_state: HardState,
+    pub(crate) truncated: Applied,
+    entries: Vec<Entry>,
+    pub(crate) installing: Option<ContentId>,
+    pub(crate) files: Vec<SnapshotMeta>,
+    pub(crate) machine: Applied,
+}
+
+/// The snapshot of that place: its content is all that the place says.
+pub(crate) fn meta_at(at: Applied, conf_state: ConfState) -> SnapshotMeta {
+    let mut content = [0; 32];
+    content[..8].copy_from_slice(&at.index.to_be_bytes());
+    content[8..16].copy_from_slice(&at.term.to_be_bytes());
+    let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };
+    SnapshotMeta { head, length: 3, content: ContentId(content) }
+}
+
+impl Disk {
+    pub(crate) fn write(&mut self, write: GroupWrite) {
+        if let Some(install) = write.install {
+            assert!(
+                self.files.iter().any(|m| m.content == install.installing),
+                "installed before it was durable"
+            );
+            self.truncated = install.at;
+            self.entries.clear();
+            self.installing = Some(install.installing);
+        }
+        if let Some(first) = write.entries.first().map(|e| e.index) {
+            assert!(first > self.truncated.index && first <= self.last_index() + 1, "a hole at {first}");
+            self.entries.truncate((first - self.truncated.index - 1) as usize);
+            self.entries.extend(write.entries);
+        }
+        if let Some(hard_state) = write.hard_state {
+            assert!(hard_state.term >= self.hard_state.term, "the term fell");
+            self.hard_state = hard_state;
+        }
+        if write.installed {
+            self.installing = None;
+        }
+    }
+
+    pub(crate) fn compact(&mut self, through: u64) {
+        let Some(gone) = through.checked_sub(self.truncated.index).filter(|&gone| gone > 0) else { return };
+        assert!(through <= self.machine.index, "compaction past what is applied");
+        let gone = (gone as usize).min(self.entries.len());
+        if let Some(last) = self.entries.drain(..gone).next_back() {
+            self.truncated = Applied { index: last.index, term: last.term };
+        }
+    }
+
+    pub(crate) fn latest(&self) -> Option<SnapshotMeta> {
+        self.files.iter().max_by_key(|m| m.head.at).cloned()
+    }
+
+    pub(crate) fn last_index(&self) -> u64 {
+        self.truncated.index + self.entries.len() as u64
+    }
+
+    pub(crate) fn range(&self, low: u64, high: u64) -> Vec<Entry> {
+        let wanted = |e: &&Entry| (low..high).contains(&e.index);
+        self.entries.iter().filter(wanted).cloned().collect()
+    }
+
+    pub(crate) fn terms(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for entry in &self.entries {
+            if runs.last().is_none_or(|&(_, term)| term != entry.term) {
+                runs.push((entry.index, entry.term));
+            }
+        }
+        runs
+    }
+}
