@@ -91,14 +91,12 @@ pub fn a_dropped_listener_ends_every_link(fixture: Fixture) {
 pub fn a_link_with_a_batch_under_way_tells_of_its_end(fixture: Fixture) {
     run(fixture, ONCE, async |bench| {
         let mut host = bench.host().await;
-        host.engine.appends.shut();
         let mut opened = bench.open(&host, Lane::Append).await;
         for index in 0..2 {
             bench.dispatch(&mut opened, numbered(index, 100)).await;
         }
         host.drop_listener();
         ended_by_the_other_side(bench, &opened).await;
-        host.engine.appends.open();
     });
 }
 
