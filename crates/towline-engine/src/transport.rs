@@ -326,7 +326,7 @@ pub enum Refusal {
     /// The dialler speaks another version of the protocol.
     #[error("protocol version {theirs} is not spoken here, but {ours}")]
     Version {
-        /// Of the node that refused.
+        /// Of the node that refused; 0 if it could not say.
         ours: u32,
         /// Of the dialler.
         theirs: u32,
@@ -337,6 +337,13 @@ pub enum Refusal {
         /// What is wrong.
         detail: String,
     },
+    /// The dialler's certificate was refused, before any hello.
+    #[error("the dialler's certificate was refused: {0}")]
+    Certificate(#[source] CertRefusal),
+    /// The dialler refused the certificate of the node it called, before any hello. For counters and the log of that
+    /// node: it never crosses the wire as a refusal.
+    #[error("the dialler refused this node's certificate: {0}")]
+    OwnCertificate(#[source] CertRefusal),
     /// The first frame was not a hello.
     #[error("malformed hello: {detail}")]
     Malformed {
@@ -352,6 +359,39 @@ pub enum Refusal {
     /// The node is shutting down.
     #[error("shutting down")]
     ShuttingDown,
+}
+
+/// Why a certificate proves nothing. Where it crosses the wire as a TLS alert, numbers and details may be lost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertRefusal {
+    /// There is none.
+    #[error("no certificate")]
+    Missing,
+    /// No authority that is trusted here has signed it.
+    #[error("signed by an unknown authority")]
+    UnknownAuthority,
+    /// Its time is over. Likely it was not renewed, or a clock is wrong.
+    #[error("expired")]
+    Expired,
+    /// Its time has not come. Likely a clock is wrong.
+    #[error("not valid yet")]
+    NotYetValid,
+    /// It names no node, or several.
+    #[error("names no node")]
+    NoNode,
+    /// It names another node than the one that was called.
+    #[error("belongs to node {node}")]
+    OtherNode {
+        /// The node it names.
+        node: u64,
+    },
+    /// Anything else that makes it worthless, such as bytes that are no certificate.
+    #[error("not acceptable: {detail}")]
+    Invalid {
+        /// What is wrong.
+        detail: String,
+    },
 }
 
 /// A transport could not start to listen.
@@ -389,6 +429,15 @@ pub enum ConnectError {
     WrongPeer {
         /// Who answered.
         detail: String,
+    },
+    /// What answered has a certificate that proves nothing.
+    #[error("the certificate of {address} was refused: {refusal}")]
+    Certificate {
+        /// Where.
+        address: PeerAddr,
+        /// What is wrong with it.
+        #[source]
+        refusal: CertRefusal,
     },
     /// Nobody answered.
     #[error("cannot reach {address}")]
@@ -645,9 +694,22 @@ pub enum SnapshotRefusal {
         /// Why, as far as is known.
         detail: String,
     },
+    /// Nothing came for too long.
+    #[error("no chunk came for {millis} ms")]
+    Stalled {
+        /// How long the receiver waited.
+        millis: u64,
+    },
     /// This version of the receiver does not take snapshots.
     #[error("snapshots are not supported")]
     Unsupported,
+}
+
+impl SnapshotRefusal {
+    /// Whether the same offer would be refused again, however soon: only somebody's action changes that.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::WrongNode | Self::Unsupported)
+    }
 }
 
 /// A transfer failed.

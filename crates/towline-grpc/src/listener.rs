@@ -12,20 +12,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::Stream;
 use tonic::transport::Server;
-use towline_engine::ids::PeerAddr;
+use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_wire::limits::FRAME_BYTES_MAX;
+use towline_wire::{Purpose, Seats};
 
 use crate::address::{PlainText, Unusable};
 use crate::config::GrpcConfig;
 use crate::connection::Watched;
 use crate::lane::Lanes;
-use crate::seats::Seats;
 use crate::service::transport_server::TransportServer;
 
 /// Connections above `connections_max` that are let in to be told so; further ones are closed without a word.
@@ -53,7 +53,7 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) config: GrpcConfig,
     pub(crate) inbound: Arc<dyn Inbound>,
-    pub(crate) seats: Arc<Seats>,
+    pub(crate) seats: Arc<Seats<(NodeId, Purpose), oneshot::Sender<Infallible>>>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) connections: AtomicUsize,
 }

@@ -192,6 +192,18 @@ closed! {
         Version = "version",
         /// The peer did not prove who it is.
         Unauthenticated = "unauthenticated",
+        /// The peer showed no certificate.
+        CertificateMissing = "certificate_missing",
+        /// No trusted authority has signed the peer's certificate.
+        CertificateUnknownAuthority = "certificate_unknown_authority",
+        /// The peer's certificate is not valid now.
+        CertificateExpired = "certificate_expired",
+        /// The peer's certificate names no node.
+        CertificateNode = "certificate_node",
+        /// The peer's certificate is of no use for another reason.
+        CertificateInvalid = "certificate_invalid",
+        /// The peer refused this node's certificate.
+        OwnCertificate = "own_certificate",
         /// The bound on connections was reached.
         TooManyConnections = "too_many_connections",
         /// The handshake did not complete in time.

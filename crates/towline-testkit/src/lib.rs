@@ -8,6 +8,7 @@
 //! * [`proxy`]: TCP and UDP proxies that do the same to the bytes of a real one.
 //! * [`list`]: a state machine that remembers everything and fails on request.
 //! * [`cluster`]: nodes on all of these, started, killed and asked in a line each.
+//! * [`snapshots`]: a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore) in memory.
 //! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
 //!
 //! ```
@@ -33,4 +34,5 @@ pub mod log;
 pub mod mem;
 pub mod proxy;
 pub mod sim;
+pub mod snapshots;
 pub mod suites;

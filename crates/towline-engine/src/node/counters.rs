@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use towline_metrics::labels::{self, RejectCause, ReportKind, ReportOutcome};
-use towline_metrics::{NodeMetrics, PeerMetrics};
+use towline_metrics::{NodeMetrics, PeerMetrics, RecordTotal};
 
 use crate::core::Reject;
 use crate::ids::{GroupId, NodeId};
@@ -12,7 +12,7 @@ use crate::lanes::policy::{Depth, DropReason};
 use crate::lanes::{LaneCounter, LaneCounters};
 use crate::message::Lane;
 use crate::reporter::ReportCounter;
-use crate::transport::{Nack, NackCause, Refusal};
+use crate::transport::{CertRefusal, Nack, NackCause, Refusal};
 
 /// The counters of a node.
 pub(crate) struct Counters {
@@ -60,6 +60,14 @@ impl Counters {
         self.peer(peer, None).report(kind, outcome);
     }
 
+    pub(crate) fn snapshot_record(
+        &self,
+        peer: NodeId,
+        direction: labels::Direction,
+    ) -> impl RecordTotal + use<> {
+        self.peer(peer, None).snapshot_record(direction)
+    }
+
     pub(crate) fn rejected(&self, reject: Reject) {
         self.metrics.rejected(match reject {
             Reject::WrongNode => RejectCause::WrongNode,
@@ -72,6 +80,7 @@ impl Counters {
             Reject::NotLeader => RejectCause::NotLeader,
             Reject::Quiet => RejectCause::Quiet,
             Reject::Full => RejectCause::InboxFull,
+            Reject::Installing => RejectCause::NotAllowedKind,
         });
     }
 
@@ -83,6 +92,14 @@ impl Counters {
             Refusal::WrongIncarnation { .. } => RejectCause::WrongIncarnation,
             Refusal::Version { .. } => RejectCause::Version,
             Refusal::Unauthenticated { .. } => RejectCause::Unauthenticated,
+            Refusal::Certificate(refusal) => match refusal {
+                CertRefusal::Missing => RejectCause::CertificateMissing,
+                CertRefusal::UnknownAuthority => RejectCause::CertificateUnknownAuthority,
+                CertRefusal::Expired | CertRefusal::NotYetValid => RejectCause::CertificateExpired,
+                CertRefusal::NoNode | CertRefusal::OtherNode { .. } => RejectCause::CertificateNode,
+                _ => RejectCause::CertificateInvalid,
+            },
+            Refusal::OwnCertificate(_) => RejectCause::OwnCertificate,
             Refusal::TooManyConnections => RejectCause::TooManyConnections,
             Refusal::HandshakeTimeout => RejectCause::HandshakeTimeout,
             _ => RejectCause::Malformed,

@@ -1,0 +1,171 @@
+//! Node identity and mutual TLS for Towline's transports.
+//!
+//! A node's certificate carries its id as a URI name of the subject alternative names: `towline://node/7`, in decimal,
+//! exactly one of them; other URIs beside it are ignored, host names too. Trust is one set of authorities, the same for
+//! both directions. TLS 1.3 only, with ring, and without session resumption: each connection proves itself anew, so what
+//! was renewed or replaced counts from the next connection on.
+//!
+//! It deliberately knows no revocation lists (who is a member is the engine's question, asked after the handshake), opens
+//! no connection, and shows no type of rustls except in [`rustls_config`], which only transports use.
+//!
+//! ```no_run
+//! use towline_tls::{TlsConfig, TlsFiles};
+//!
+//! # fn main() -> Result<(), towline_tls::TlsError> {
+//! let files = TlsFiles { ca: "ca.pem".into(), cert: "node-1.pem".into(), key: "node-1.key".into() };
+//! let tls = TlsConfig::from_files(files)?;
+//! println!("this node is {}", tls.node());
+//! // Later, when the files were renewed; connections made from now on use them.
+//! tls.reload()?;
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "dev-certs")]
+pub mod dev;
+mod error;
+mod identity;
+mod material;
+pub mod rustls_config;
+mod verifier;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use towline_engine::ids::NodeId;
+
+pub use error::TlsError;
+pub use identity::{NODE_URI_PREFIX, node_uri};
+use material::Material;
+
+/// Bytes of one PEM file at most.
+pub const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Where a node's identity lies, as PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The authorities that are trusted. Several while one replaces another.
+    pub ca: PathBuf,
+    /// The node's certificate, then those between it and an authority, if any.
+    pub cert: PathBuf,
+    /// The private key of the node's certificate: PKCS #8, SEC 1 or PKCS #1.
+    pub key: PathBuf,
+}
+
+impl TlsFiles {
+    /// The names that development certificates have: `ca.pem`, `node-N.pem`, `node-N.key`.
+    pub fn in_dir(dir: &Path, node: NodeId) -> Self {
+        Self {
+            ca: dir.join("ca.pem"),
+            cert: dir.join(format!("node-{node}.pem")),
+            key: dir.join(format!("node-{node}.key")),
+        }
+    }
+}
+
+/// A node's identity and whom it trusts. Clones are the same one: a [`reload`](Self::reload) counts for all.
+#[derive(Clone)]
+pub struct TlsConfig {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    files: Option<TlsFiles>,
+    node: NodeId,
+    material: RwLock<Arc<Material>>,
+}
+
+impl TlsConfig {
+    /// Reads the files. Blocks.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the file. A certificate that is expired or that none of the authorities has signed is taken with
+    /// a warning: peers may trust other authorities and have other clocks, and they decide.
+    pub fn from_files(files: TlsFiles) -> Result<Self, TlsError> {
+        let material = read(&files)?;
+        Ok(Self::new(material, Some(files)))
+    }
+
+    /// The same from bytes in PEM. It cannot be reloaded.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn from_pem(ca: &[u8], cert: &[u8], key: &[u8]) -> Result<Self, TlsError> {
+        Ok(Self::new(Material::from_pem(ca, cert, key)?, None))
+    }
+
+    fn new(material: Material, files: Option<TlsFiles>) -> Self {
+        let node = material.node;
+        Self { shared: Arc::new(Shared { files, node, material: RwLock::new(Arc::new(material)) }) }
+    }
+
+    /// The node the certificate was issued to.
+    pub fn node(&self) -> NodeId {
+        self.shared.node
+    }
+
+    /// Reads the same files again. Connections made from now on use what they hold; those that exist are not touched.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`TlsError`]; what was there before stays in use. [`TlsError::NotFromFiles`] if it was made from bytes,
+    /// [`TlsError::OtherNode`] if the certificate is now of another node.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let files = self.shared.files.as_ref().ok_or(TlsError::NotFromFiles)?;
+        let reloaded = read(files).and_then(|material| {
+            if material.node == self.shared.node {
+                Ok(material)
+            } else {
+                Err(TlsError::OtherNode { ours: self.shared.node, theirs: material.node })
+            }
+        });
+        match reloaded {
+            Ok(material) => {
+                *self.shared.material.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(material);
+                tracing::info!(node = %self.shared.node, "certificates reloaded");
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(
+                    node = %self.shared.node, error = &error as &dyn std::error::Error,
+                    "certificates were not reloaded; those from before stay in use"
+                );
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn material(&self) -> Arc<Material> {
+        Arc::clone(&self.shared.material.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Never shows a key.
+impl fmt::Debug for TlsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConfig")
+            .field("node", &self.shared.node)
+            .field("files", &self.shared.files)
+            .finish_non_exhaustive()
+    }
+}
+
+fn read(files: &TlsFiles) -> Result<Material, TlsError> {
+    Material::from_pem(&bytes(&files.ca)?, &bytes(&files.cert)?, &bytes(&files.key)?)
+        .map_err(|error| error.within(files))
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Read { path: path.into(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > PEM_BYTES_MAX {
+        return Err(failed(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
+    }
+    Ok(bytes)
+}

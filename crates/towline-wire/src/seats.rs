@@ -1,0 +1,102 @@
+//! Bounds what one peer may have open at once: the newest wins.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What is open, by whom: connections of a peer, streams of a peer and lane. A peer that reconnects must not be locked
+/// out by what it had before and whose end nobody here has seen yet, so at the bound the oldest goes.
+///
+/// `T` is what keeps a place; it is dropped when the place is lost or given up, and whoever must end then hears it from
+/// that drop, such as the sending half of a channel.
+#[derive(Debug)]
+pub struct Seats<K, T> {
+    per_key_max: usize,
+    table: Mutex<Table<K, T>>,
+}
+
+#[derive(Debug)]
+struct Table<K, T> {
+    taken: u64,
+    seats: HashMap<K, VecDeque<(u64, T)>>,
+}
+
+/// A place. Dropping it gives the place up.
+#[derive(Debug)]
+pub struct Seat<K: Eq + Hash, T> {
+    seats: Arc<Seats<K, T>>,
+    key: K,
+    number: u64,
+}
+
+impl<K: Eq + Hash + Clone, T> Seats<K, T> {
+    /// At most `per_key_max` places for each key, and at least one.
+    pub fn new(per_key_max: usize) -> Arc<Self> {
+        let table = Table { taken: 0, seats: HashMap::new() };
+        Arc::new(Self { per_key_max: per_key_max.max(1), table: Mutex::new(table) })
+    }
+
+    /// Takes a place; the oldest of the same key lose theirs if there are too many.
+    pub fn take(self: &Arc<Self>, key: K, keeps: T) -> Seat<K, T> {
+        let mut table = self.lock();
+        table.taken += 1;
+        let number = table.taken;
+        let seats = table.seats.entry(key.clone()).or_default();
+        seats.push_back((number, keeps));
+        let lost: Vec<T> =
+            seats.drain(..seats.len().saturating_sub(self.per_key_max)).map(|(_, keeps)| keeps).collect();
+        drop(table);
+        // Outside of the lock: whatever it does when it is dropped, it may come back here.
+        drop(lost);
+        Seat { seats: Arc::clone(self), key, number }
+    }
+
+    /// Places taken of a key.
+    pub fn count(&self, key: &K) -> usize {
+        self.lock().seats.get(key).map_or(0, VecDeque::len)
+    }
+}
+
+impl<K, T> Seats<K, T> {
+    fn lock(&self) -> MutexGuard<'_, Table<K, T>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Eq + Hash, T> Drop for Seat<K, T> {
+    fn drop(&mut self) {
+        let mut table = self.seats.lock();
+        let Some(seats) = table.seats.get_mut(&self.key) else { return };
+        let place = seats.iter().position(|(number, _)| *number == self.number);
+        let given_up = place.and_then(|place| seats.remove(place));
+        if seats.is_empty() {
+            table.seats.remove(&self.key);
+        }
+        drop(table);
+        drop(given_up);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_goes_and_others_are_not_concerned() {
+        let seats = Seats::new(2);
+        let keeps: Vec<Arc<()>> = (0..4).map(|_| Arc::default()).collect();
+        let open = |n: usize| Arc::strong_count(&keeps[n]) == 2;
+        let first = seats.take("a", Arc::clone(&keeps[0]));
+        let second = seats.take("a", Arc::clone(&keeps[1]));
+        let _other = seats.take("b", Arc::clone(&keeps[2]));
+        let third = seats.take("a", Arc::clone(&keeps[3]));
+        assert_eq!([0, 1, 2, 3].map(open), [false, true, true, true]);
+        // A place that was lost is nobody else's to give up.
+        drop(first);
+        assert_eq!(seats.count(&"a"), 2);
+        drop(second);
+        assert_eq!([0, 1, 2, 3].map(open), [false, false, true, true]);
+        drop(third);
+        assert_eq!((seats.count(&"a"), seats.lock().seats.len()), (0, 1));
+    }
+}
