@@ -172,6 +172,7 @@ fn refusals() -> Vec<SnapshotRefusal> {
         SnapshotRefusal::Corrupt { detail: detail() },
         SnapshotRefusal::Storage { detail: detail() },
         SnapshotRefusal::NotTaken { detail: detail() },
+        SnapshotRefusal::Stalled { millis: 12_345 },
         SnapshotRefusal::Unsupported,
     ]
 }
