@@ -1,6 +1,8 @@
 //! Doubles of the engine's side of the seams, identities, and a datagram proxy.
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod raw;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Mutex};
