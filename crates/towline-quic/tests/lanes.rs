@@ -142,7 +142,7 @@ async fn a_lane_whose_peer_takes_nothing_pushes_back_and_others_of_the_same_conn
     let (fake, mut seen) = fake(None, move |lane, _| {
         // The engine never blocks; here it does, as a receiver that is slow on one lane.
         if lane == Lane::Append {
-            let _ = hold.lock().unwrap().recv();
+            let _ = tokio::task::block_in_place(|| hold.lock().unwrap().recv());
         }
         Ok(Vec::new())
     });
@@ -160,8 +160,9 @@ async fn a_lane_whose_peer_takes_nothing_pushes_back_and_others_of_the_same_conn
     assert!(tokio::time::timeout(Duration::from_secs(1), stuck).await.is_err());
     assert!(taken < 8, "{taken} MiB were taken");
 
-    within(control.dispatch(batch(7, 0))).await.unwrap();
-    assert_eq!(within(seen.delivered.recv()).await.unwrap(), (Lane::Control, batch(7, 0)));
+    // Of a size that needs room of its own.
+    within(control.dispatch(batch(7, 1 << 20))).await.unwrap();
+    assert_eq!(within(seen.delivered.recv()).await.unwrap(), (Lane::Control, batch(7, 1 << 20)));
 
     // The dispatch above was dropped midway: the link is of no further use.
     assert!(matches!(within(append.dispatch(batch(1, 0))).await, Err(DispatchError::Closed)));
@@ -169,27 +170,52 @@ async fn a_lane_whose_peer_takes_nothing_pushes_back_and_others_of_the_same_conn
     drop(release);
 }
 
-/// A stream that is dropped is finished by the library; a frame that was cut must never look like an end in order.
+/// A stream that is dropped is finished by the library; a lane that was given up must never look like an end in order.
 #[tokio::test]
-async fn a_dispatch_dropped_midway_delivers_nothing_of_its_cut_frame() {
-    let (fake, mut seen) = accepting();
-    let small = QuicConfig { stream_window_bytes: 64 << 10, ..config() };
-    let listener = listen(small.clone(), fake).await;
-    let proxy = Proxy::to(listener.local_addr()).await;
-    let dialler = dialler(small);
-    let (mut append, ear) = link(&dialler, proxy.at, Lane::Append).await;
-    let (mut control, _ear) = link(&dialler, proxy.at, Lane::Control).await;
+async fn a_link_that_is_dropped_resets_its_stream_and_the_last_one_closes_the_connection() {
+    let server = raw::server(&AUTHORITY.issue(node(2)).unwrap(), b"towline/1");
+    let at = server.local_addr().unwrap();
+    let dialler = dialler(config());
+    let (connected, (connection, mut lane)) =
+        tokio::join!(connect(&dialler, at, Lane::Append), raw::welcome_one(&server));
+    let mut link = connected.0.unwrap().link;
     {
-        let dispatch = append.dispatch(batch(1, 1 << 20));
+        // More than the window holds: the rest is not under way yet.
+        let dispatch = link.dispatch(batch(1, 4_000_000));
         let mut dispatch = std::pin::pin!(dispatch);
-        // One poll: as much as the window holds is under way.
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(dispatch.as_mut().poll(cx))).await;
         assert!(polled.is_pending());
     }
-    assert!(matches!(within(append.dispatch(batch(2, 0))).await, Err(DispatchError::Closed)));
-    assert_eq!(ear.closed().await, LinkClosed::Abandoned);
-    within(control.dispatch(batch(3, 0))).await.unwrap();
-    assert_eq!(within(seen.delivered.recv()).await.unwrap(), (Lane::Control, batch(3, 0)));
+    assert!(matches!(within(link.dispatch(batch(2, 0))).await, Err(DispatchError::Closed)));
+    assert_eq!(connected.1.closed().await, LinkClosed::Abandoned);
+    let mut read = vec![0; 64 << 10];
+    let end = within(async {
+        loop {
+            match lane.hear.read(&mut read).await {
+                Ok(Some(_)) => {}
+                end => return end,
+            }
+        }
+    });
+    let end = end.await;
+    assert!(matches!(end, Err(quinn::ReadError::Reset(_))), "{end:?}");
+    drop(link);
+    let closed = within(connection.closed()).await;
+    assert!(closed.to_string().contains("no lane is left"), "{closed}");
+}
+
+#[tokio::test]
+async fn a_listener_that_breaks_the_protocol_ends_the_link() {
+    let server = raw::server(&AUTHORITY.issue(node(2)).unwrap(), b"towline/1");
+    let at = server.local_addr().unwrap();
+    let dialler = dialler(config());
+    let (connected, (_connection, mut lane)) =
+        tokio::join!(connect(&dialler, at, Lane::Append), raw::welcome_one(&server));
+    let (connected, ear) = connected;
+    let mut link = connected.unwrap().link;
+    within(lane.say.write_all(&[0, 0, 0, 3, 0xff, 0xff, 0xff])).await.unwrap();
+    assert!(matches!(ear.closed().await, LinkClosed::Violation { .. }));
+    assert!(matches!(within(link.dispatch(batch(1, 0))).await, Err(DispatchError::Closed)));
 }
 
 #[tokio::test]

@@ -14,9 +14,9 @@ use towline_engine::transport::Refusal;
 use towline_tls::dev::DevCert;
 use towline_tls::rustls_config::SERVER_NAME;
 use towline_wire::limits::FRAME_BYTES_MAX;
-use towline_wire::{Prefixed, pb, prefixed};
+use towline_wire::{Prefixed, pb, prefixed, welcome_frame};
 
-use super::{AUTHORITY, identity, node, within};
+use super::{AUTHORITY, node, within};
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -102,17 +102,22 @@ pub fn server(cert: &DevCert, alpn: &[u8]) -> Endpoint {
     Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap()
 }
 
+/// Lets one dialler and one lane of it in, whoever it is.
+pub async fn welcome_one(server: &Endpoint) -> (Connection, RawLane) {
+    let connection = within(server.accept()).await.unwrap().await.unwrap();
+    let (say, hear) = within(connection.accept_bi()).await.unwrap();
+    let mut lane = RawLane { say, hear, prefixed: Prefixed::default() };
+    lane.hear().await.unwrap();
+    lane.say(&welcome_frame(&super::welcome())).await;
+    (connection, lane)
+}
+
 fn chain(cert: &DevCert) -> Vec<CertificateDer<'static>> {
     vec![CertificateDer::from_pem_slice(cert.cert.as_bytes()).unwrap()]
 }
 
 fn key(cert: &DevCert) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from_pem_slice(cert.key.as_bytes()).unwrap()
-}
-
-/// What `cert` is to a node that trusts the tests' authority.
-pub fn trusted(cert: &DevCert) -> towline_tls::TlsConfig {
-    identity(&AUTHORITY, cert)
 }
 
 #[derive(Debug)]
