@@ -179,6 +179,7 @@ async fn a_link_that_is_dropped_resets_its_stream_and_the_last_one_closes_the_co
     let (connected, (connection, mut lane)) =
         tokio::join!(connect(&dialler, at, Lane::Append), raw::welcome_one(&server));
     let mut link = connected.0.unwrap().link;
+    let (other, _) = tokio::join!(connect(&dialler, at, Lane::Control), raw::welcome_lane(&connection));
     {
         // More than the window holds: the rest is not under way yet.
         let dispatch = link.dispatch(batch(1, 4_000_000));
@@ -199,7 +200,7 @@ async fn a_link_that_is_dropped_resets_its_stream_and_the_last_one_closes_the_co
     });
     let end = end.await;
     assert!(matches!(end, Err(quinn::ReadError::Reset(_))), "{end:?}");
-    drop(link);
+    drop(other);
     let closed = within(connection.closed()).await;
     assert!(closed.to_string().contains("no lane is left"), "{closed}");
 }

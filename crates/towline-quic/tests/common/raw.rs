@@ -105,11 +105,16 @@ pub fn server(cert: &DevCert, alpn: &[u8]) -> Endpoint {
 /// Lets one dialler and one lane of it in, whoever it is.
 pub async fn welcome_one(server: &Endpoint) -> (Connection, RawLane) {
     let connection = within(server.accept()).await.unwrap().await.unwrap();
+    let lane = welcome_lane(&connection).await;
+    (connection, lane)
+}
+
+pub async fn welcome_lane(connection: &Connection) -> RawLane {
     let (say, hear) = within(connection.accept_bi()).await.unwrap();
     let mut lane = RawLane { say, hear, prefixed: Prefixed::default() };
     lane.hear().await.unwrap();
     lane.say(&welcome_frame(&super::welcome())).await;
-    (connection, lane)
+    lane
 }
 
 fn chain(cert: &DevCert) -> Vec<CertificateDer<'static>> {
