@@ -74,6 +74,41 @@ pub struct Config {
     /// Appends and proposals of one group handled in one turn of the shard. Default 4,096: bounds how long other groups
     /// and the clock wait.
     pub turn_burst_max: usize,
+    /// Applied entries after which a snapshot of a group is made. Default 1,000,000.
+    pub snapshot_entries: u64,
+    /// The same in bytes of entries. Default 256 MiB. Whichever comes first.
+    pub snapshot_log_bytes: u64,
+    /// Entries that stay in the log before the newest snapshot, so that a follower which lags a little needs none.
+    /// Default 10,000.
+    pub snapshot_trailing_entries: u64,
+    /// Bytes the log may grow by while a transfer keeps it from being truncated; past that the transfer fails. Default
+    /// 1 GiB.
+    pub snapshot_pin_bytes_max: u64,
+    /// Snapshots this node sends at a time, counted for all groups. Default 2.
+    pub snapshot_sends_max: usize,
+    /// Snapshots this node receives at a time. Default 2. An offer beyond is refused as busy.
+    pub snapshot_receives_max: usize,
+    /// Bytes of the largest snapshot this node takes. Default 64 GiB.
+    pub snapshot_bytes_max: u64,
+    /// Payload bytes of one chunk. Default 512 KiB; at most [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX).
+    pub snapshot_chunk_bytes: usize,
+    /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0: no limit.
+    pub snapshot_bytes_per_second: u64,
+    /// Milliseconds an offer may wait for its answer. Default 5,000.
+    pub snapshot_offer_timeout_ms: u64,
+    /// Milliseconds without a byte after which a transfer fails, on either side. Default 10,000.
+    pub snapshot_progress_timeout_ms: u64,
+    /// Milliseconds the receiver may take for each of checking, syncing and handing over what it received. Default
+    /// 300,000.
+    pub snapshot_phase_timeout_ms: u64,
+    /// The longest wait after a failed attempt, in milliseconds; the first is one heartbeat, and it doubles. Default
+    /// 10,000.
+    pub snapshot_backoff_max_ms: u64,
+    /// Reports about snapshots are thrown away and nobody looks after them: what happens to those who forget them. For
+    /// control experiments only; not read from files.
+    #[serde(skip)]
+    #[doc(hidden)]
+    pub control_lose_reports: bool,
     /// Raft groups on this node. Default 1,024.
     pub groups_max: usize,
     /// Threads that apply committed entries. Default 1. A group always uses the same one.
@@ -110,6 +145,20 @@ impl Default for Config {
             inbox_messages_max: 4_096,
             inbox_bytes_max: 64 << 20,
             turn_burst_max: 4_096,
+            snapshot_entries: 1_000_000,
+            snapshot_log_bytes: 256 << 20,
+            snapshot_trailing_entries: 10_000,
+            snapshot_pin_bytes_max: 1 << 30,
+            snapshot_sends_max: 2,
+            snapshot_receives_max: 2,
+            snapshot_bytes_max: 64 << 30,
+            snapshot_chunk_bytes: 512 << 10,
+            snapshot_bytes_per_second: 0,
+            snapshot_offer_timeout_ms: 5_000,
+            snapshot_progress_timeout_ms: 10_000,
+            snapshot_phase_timeout_ms: 300_000,
+            snapshot_backoff_max_ms: 10_000,
+            control_lose_reports: false,
             groups_max: 1_024,
             apply_workers: 1,
             network_workers: 2,
@@ -140,6 +189,9 @@ impl Config {
             ("lane_batch_bytes_max", self.lane_batch_bytes_max),
             ("inbox_messages_max", self.inbox_messages_max),
             ("turn_burst_max", self.turn_burst_max),
+            ("snapshot_sends_max", self.snapshot_sends_max),
+            ("snapshot_receives_max", self.snapshot_receives_max),
+            ("snapshot_chunk_bytes", self.snapshot_chunk_bytes),
             ("groups_max", self.groups_max),
             ("apply_workers", self.apply_workers),
             ("network_workers", self.network_workers),
@@ -151,6 +203,11 @@ impl Config {
             ("lane_dispatch_timeout_ms", self.lane_dispatch_timeout_ms),
             ("lane_connect_timeout_ms", self.lane_connect_timeout_ms),
             ("lane_backoff_min_ms", self.lane_backoff_min_ms),
+            ("snapshot_entries", self.snapshot_entries),
+            ("snapshot_log_bytes", self.snapshot_log_bytes),
+            ("snapshot_offer_timeout_ms", self.snapshot_offer_timeout_ms),
+            ("snapshot_progress_timeout_ms", self.snapshot_progress_timeout_ms),
+            ("snapshot_phase_timeout_ms", self.snapshot_phase_timeout_ms),
         ] {
             at_least(field, value, 1)?;
         }
@@ -161,6 +218,11 @@ impl Config {
             if value > PAYLOAD_BYTES_MAX {
                 return Err(invalid(field, value, format!("at most {PAYLOAD_BYTES_MAX}")));
             }
+        }
+        let chunk_max = crate::transport::CHUNK_BYTES_MAX;
+        if self.snapshot_chunk_bytes > chunk_max {
+            let form = format!("at most {chunk_max}");
+            return Err(invalid("snapshot_chunk_bytes", self.snapshot_chunk_bytes, form));
         }
         self.validate_relations()?;
         Ok(ValidConfig { config: self })

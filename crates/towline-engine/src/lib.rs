@@ -2,21 +2,22 @@
 //! a transport, a log or a state machine implements. A service depends on the facade, `towline`, which re-exports what it
 //! needs; this crate is for those who implement a seam or drive the core themselves.
 //!
-//! * **Seams**: [`state_machine`], [`transport`], [`log_store`], [`identity`], [`reporter`], and [`snapshot_store`], which
-//!   nothing implements yet. Plain types only: none of the raft crate, of tonic or of protobuf is visible.
+//! * **Seams**: [`state_machine`], [`transport`], [`log_store`], [`identity`], [`reporter`] and
+//!   [`snapshot_store`]. Plain types only: none of the raft crate, of tonic or of protobuf is visible.
 //! * **[`core`](mod@crate::core)**: one group as a state machine. Ticks, messages and completions in,
 //!   [`Effects`](crate::core::Effects) out.
 //! * **`node`** (feature `driver`, on by default): the threads, the network workers, the public handles. Without it no
 //!   tokio is in the dependency tree.
 //!
 //! What it deliberately does not do: it opens no socket and no file; it knows neither gRPC nor a disk format. What this
-//! version does not do yet: snapshots, log compaction, changes of membership.
+//! version does not do yet: changes of membership.
 //!
 //! The core, driven by hand. A group of one voter commits when its own write is durable, not before:
 //!
 //! ```
-//! use towline_engine::core::{Apply, Effects, Group, GroupLog, GroupSetup, ReplicaSetup};
+//! use towline_engine::core::{Apply, Effects, Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 //! use towline_engine::ids::{GroupId, NodeId};
+//! use towline_engine::log_store::ConfRecord;
 //! use towline_engine::message::{ConfState, HardState};
 //! use towline_engine::state_machine::Applied;
 //!
@@ -43,6 +44,8 @@
 //!     read_timeout_ticks: 500,
 //!     read_retry_ticks: 10,
 //!     unapplied_bytes_max: 1 << 20,
+//!     conf: ConfRecord::default(),
+//!     snapshots: SnapshotSetup::default(),
 //! })?;
 //! let mut effects = Effects::default();
 //!
@@ -81,6 +84,8 @@ pub mod message;
 pub mod node;
 pub mod reporter;
 pub mod snapshot_store;
+#[cfg(feature = "driver")]
+pub(crate) mod snapshots;
 pub mod state_machine;
 pub mod status;
 pub mod storage;

@@ -60,17 +60,17 @@ pub enum UnreachableCause {
     NoRoute,
 }
 
-/// How a snapshot ended.
+/// How a snapshot ended. Raft itself knows no causes; how soon it is tried again depends on them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SnapshotStatus {
     /// Durable, verified and taken by the peer's Raft, or the peer had it already.
     Finish,
     /// Anything else.
-    Failure,
+    Failure(SnapshotFailure),
 }
 
 /// Names one attempt to send a snapshot; a report counts for this one and no other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotAttempt {
     /// The group.
     pub group: GroupId,
@@ -80,24 +80,34 @@ pub struct SnapshotAttempt {
     pub term: u64,
     /// The snapshot's index.
     pub index: u64,
-    /// Counts up with each attempt in a group's life on this node.
+    /// Counts up with each attempt of this node, whatever the group.
     pub number: u64,
 }
 
 /// Why a snapshot failed, for counters and the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SnapshotFailure {
     /// The ticket was dropped: a cancelled task, a panic, a queue that went away, a shutdown.
     Abandoned,
     /// No address, or no transport for it.
     NoRoute,
-    /// The transfer failed or was refused.
+    /// The transfer broke.
     Transfer,
+    /// The receiver said no, or gave up, with a reason.
+    Refused {
+        /// Whether the reason does not pass by itself: the next attempt then waits much longer.
+        lasting: bool,
+    },
     /// No progress within the bound.
     Timeout,
     /// The file could not be read.
     Storage,
+    /// The log grew too much while the transfer kept it from being truncated.
+    PinTooLarge,
+    /// Nobody reported: Raft waited for a snapshot that no attempt stood for. Synthesized by the watchdog.
+    Lost,
 }
 
 /// The obligation to report how a snapshot ended.
@@ -120,18 +130,18 @@ impl SnapshotTicket {
 
     /// The peer has it: durable, verified, taken by Raft.
     pub fn finish(mut self) {
-        self.settle(SnapshotStatus::Finish, None);
+        self.settle(SnapshotStatus::Finish);
     }
 
     /// The peer does not have it.
     pub fn fail(mut self, cause: SnapshotFailure) {
-        self.settle(SnapshotStatus::Failure, Some(cause));
+        self.settle(SnapshotStatus::Failure(cause));
     }
 
-    fn settle(&mut self, status: SnapshotStatus, cause: Option<SnapshotFailure>) {
+    fn settle(&mut self, status: SnapshotStatus) {
         if let Some(reporter) = self.reporter.take() {
             let SnapshotAttempt { group, peer, term, index, number } = self.attempt;
-            tracing::debug!(%group, %peer, term, index, attempt = number, ?status, ?cause, "snapshot attempt ended");
+            tracing::debug!(%group, %peer, term, index, attempt = number, ?status, "snapshot attempt ended");
             reporter.report_snapshot(self.attempt, status);
         }
     }
@@ -139,7 +149,7 @@ impl SnapshotTicket {
 
 impl Drop for SnapshotTicket {
     fn drop(&mut self) {
-        self.settle(SnapshotStatus::Failure, Some(SnapshotFailure::Abandoned));
+        self.settle(SnapshotStatus::Failure(SnapshotFailure::Abandoned));
     }
 }
 
@@ -222,10 +232,10 @@ impl Mailbox {
     /// Makes `attempt` the live one of its peer. The outcome of an earlier attempt that was not drained is gone: the
     /// core arms a new attempt only when it has settled the one before.
     pub fn arm(&self, attempt: SnapshotAttempt) {
-        if let Some(cell) = self.lock().by_peer.get_mut(&(attempt.peer, attempt.group)) {
-            cell.armed = Some(attempt);
-            cell.ended = None;
-        }
+        let mut cells = self.lock();
+        let cell = cells.by_peer.entry((attempt.peer, attempt.group)).or_default();
+        cell.armed = Some(attempt);
+        cell.ended = None;
     }
 
     /// From now on no report about snapshots to this peer is live.
@@ -234,6 +244,13 @@ impl Mailbox {
             cell.armed = None;
             cell.ended = None;
         }
+    }
+
+    /// Whether the outcome of an attempt waits to be drained.
+    pub fn has_outcome(&self, attempt: SnapshotAttempt) -> bool {
+        let cells = self.lock();
+        let cell = cells.by_peer.get(&(attempt.peer, attempt.group));
+        cell.is_some_and(|cell| cell.armed == Some(attempt) && cell.ended.is_some())
     }
 
     /// Moves everything posted since the last call into `out`. A snapshot that ended is no longer armed.
@@ -273,7 +290,7 @@ impl Reporter for Mailbox {
         let outcome = self.lock().post_snapshot(attempt, status);
         let kind = match status {
             SnapshotStatus::Finish => ReportKind::SnapshotFinish,
-            SnapshotStatus::Failure => ReportKind::SnapshotFailure,
+            SnapshotStatus::Failure(_) => ReportKind::SnapshotFailure,
         };
         match outcome {
             None => self.wake.wake_by_ref(),

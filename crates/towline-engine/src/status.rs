@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::ids::{GroupId, NodeId};
+use crate::reporter::{SnapshotFailure, SnapshotStatus};
 
 /// What this node is in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -52,6 +53,8 @@ pub struct GroupStatus {
     pub last_index: u64,
     /// Bytes of entries that are not applied yet, with their overhead.
     pub unapplied_bytes: usize,
+    /// The index of the newest snapshot on disk; zero for none.
+    pub snapshot_index: u64,
     /// What a leader knows of its peers; empty on other nodes.
     pub peers: Vec<PeerStatus>,
 }
@@ -71,6 +74,61 @@ pub struct PeerStatus {
     pub recent_active: bool,
     /// The index of a snapshot under way to it, or zero.
     pub pending_snapshot: u64,
+    /// Ticks since `progress` last changed.
+    pub progress_age_ticks: u64,
+    /// The live attempt to send it a snapshot.
+    pub attempt: Option<AttemptStatus>,
+    /// The attempt before.
+    pub last_attempt: Option<LastAttempt>,
+    /// Ticks until another attempt may begin.
+    pub backoff_ticks: u64,
+}
+
+/// A snapshot under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct AttemptStatus {
+    /// Counts up with each attempt of this node, whatever the group.
+    pub number: u64,
+    /// The snapshot's index.
+    pub index: u64,
+    /// Its length in payload bytes.
+    pub bytes: u64,
+    /// Where the receiver wanted it to begin.
+    pub offset: u64,
+    /// Payload bytes handed to the transport in this attempt.
+    pub sent: u64,
+    /// Payload bytes the receiver has, those before `offset` included.
+    pub acked: u64,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LastAttempt {
+    /// Its number.
+    pub number: u64,
+    /// How.
+    pub outcome: AttemptOutcome,
+}
+
+/// How an attempt to send a snapshot ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttemptOutcome {
+    /// The peer has it.
+    Finished,
+    /// It does not, for this cause.
+    Failed(SnapshotFailure),
+    /// The leadership it belonged to is over, or the peer is no member any more: nobody is to be told.
+    Void,
+}
+
+impl From<SnapshotStatus> for AttemptOutcome {
+    fn from(status: SnapshotStatus) -> Self {
+        match status {
+            SnapshotStatus::Finish => Self::Finished,
+            SnapshotStatus::Failure(cause) => Self::Failed(cause),
+        }
+    }
 }
 
 /// How a leader sends to a peer.

@@ -694,9 +694,22 @@ pub enum SnapshotRefusal {
         /// Why, as far as is known.
         detail: String,
     },
+    /// Nothing came for too long.
+    #[error("no chunk came for {millis} ms")]
+    Stalled {
+        /// How long the receiver waited.
+        millis: u64,
+    },
     /// This version of the receiver does not take snapshots.
     #[error("snapshots are not supported")]
     Unsupported,
+}
+
+impl SnapshotRefusal {
+    /// Whether the same offer would be refused again, however soon: only somebody's action changes that.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, Self::TooLarge { .. } | Self::WrongNode | Self::Unsupported)
+    }
 }
 
 /// A transfer failed.

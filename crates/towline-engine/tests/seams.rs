@@ -20,7 +20,8 @@ use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
 };
 use towline_engine::reporter::{
-    RaftReports, Reporter, Scope, SnapshotAttempt, SnapshotStatus, SnapshotTicket, UnreachableCause,
+    RaftReports, Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
+    UnreachableCause,
 };
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
@@ -437,7 +438,8 @@ fn a_ticket_reports_once_also_when_dropped() {
     let attempt = SnapshotAttempt { group: GroupId::DEFAULT, peer, term: 1, index: 1, number: 1 };
     SnapshotTicket::new(attempt, reports.clone()).finish();
     drop(SnapshotTicket::new(attempt, reports.clone()));
-    let statuses = [SnapshotStatus::Finish, SnapshotStatus::Failure].map(|status| (peer, Some(status)));
+    let statuses = [SnapshotStatus::Finish, SnapshotStatus::Failure(SnapshotFailure::Abandoned)]
+        .map(|status| (peer, Some(status)));
     assert_eq!(*reports.0.lock().unwrap(), statuses);
 }
 
@@ -454,7 +456,7 @@ fn a_batch_can_be_made_by_hand() {
 /// Seams of a user's own are enough to build a node; what they say comes back typed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_takes_seams_of_a_users_own() {
-    let storage = Storage { log: Arc::new(Log), identity: Arc::new(Ids) };
+    let storage = Storage { log: Arc::new(Log), snapshots: Arc::new(Snapshots), identity: Arc::new(Ids) };
     let builder = Node::builder(NodeId::new(1).unwrap(), ClusterId::new("c").unwrap());
     let address = "wire://here:1".parse().unwrap();
     let error = builder.storage(storage).transport(Arc::new(Wire), address).start().await.unwrap_err();

@@ -9,11 +9,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use towline_engine::message::Lane;
 use towline_engine::transport::{PeerSession, Refusal};
-use towline_wire::{check_first_frame, deliver, pb, refused_frame, welcome_frame};
+use towline_wire::{Purpose, check_first_frame, deliver, pb, refused_frame, welcome_frame};
 
 use crate::connection::Connection;
 use crate::listener::{Phase, Shared};
 use crate::service::transport_server::Transport;
+use crate::snapshot;
 
 /// Frames that wait to go back to a dialler. At the bound nacks are dropped and counted; batches are read on.
 const ANSWERS_WAITING_MAX: usize = 16;
@@ -71,12 +72,12 @@ struct Inbound {
 impl Inbound {
     async fn run(self, mut frames: Streaming<pb::Frame>) {
         let last = match self.handshake(&mut frames).await {
-            Ok((session, lane)) => {
+            Ok((session, purpose)) => {
                 self.connection.admit();
                 if self.answers.send(Ok(welcome_frame(&session.welcome()))).await.is_err() {
                     return;
                 }
-                self.serve(frames, session, lane).await.map(Err)
+                self.serve(frames, session, purpose).await.map(Err)
             }
             Err(Refused { refusal, by_engine }) => {
                 if by_engine {
@@ -95,7 +96,7 @@ impl Inbound {
     async fn handshake(
         &self,
         frames: &mut Streaming<pb::Frame>,
-    ) -> Result<(Arc<dyn PeerSession>, Lane), Refused> {
+    ) -> Result<(Arc<dyn PeerSession>, Purpose), Refused> {
         if self.connection.surplus {
             return Err(Refusal::TooManyConnections.into());
         }
@@ -105,7 +106,7 @@ impl Inbound {
             .map_err(|_| Refusal::HandshakeTimeout)?
             .map_err(|status| malformed(status.message()))?
             .ok_or_else(|| malformed("the stream ended before a hello"))?;
-        let (hello, lane) = check_first_frame(first)?;
+        let (hello, purpose) = check_first_frame(first)?;
         if *self.shared.phase.borrow() != Phase::Open {
             return Err(Refusal::ShuttingDown.into());
         }
@@ -116,32 +117,44 @@ impl Inbound {
         let session = admitted
             .map_err(|_| Refusal::ShuttingDown)?
             .map_err(|refusal| Refused { refusal, by_engine: true })?;
-        Ok((session, lane))
+        Ok((session, purpose))
     }
 
-    /// Reads batches until the lane ends. Gives what the dialler is told last, if it is still there.
+    /// Serves the stream until it ends. Gives what the dialler is told last, if it is still there.
     async fn serve(
+        &self,
+        frames: Streaming<pb::Frame>,
+        session: Arc<dyn PeerSession>,
+        purpose: Purpose,
+    ) -> Option<Status> {
+        let (keeps, lost) = oneshot::channel();
+        let _seat = self.shared.seats.take((session.peer(), purpose), keeps);
+        let mut phase = self.shared.phase.subscribe();
+        // Dropping the rest of it, a snapshot's sink for instance, is how it is told.
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(|phase| *phase != Phase::Open) => Some(Status::unavailable("shutting down")),
+            _ = lost => Some(Status::aborted("a newer stream of this peer took the place")),
+            () = self.answers.closed() => None,
+            last = async {
+                match purpose {
+                    Purpose::Lane(lane) => self.batches(frames, session, lane).await,
+                    Purpose::Snapshot => snapshot::receive(frames, &self.answers, session.as_ref()).await,
+                }
+            } => last,
+        }
+    }
+
+    async fn batches(
         &self,
         mut frames: Streaming<pb::Frame>,
         session: Arc<dyn PeerSession>,
         lane: Lane,
     ) -> Option<Status> {
         let peer = session.peer();
-        let (keeps, mut lost) = oneshot::channel();
-        let _seat = self.shared.seats.take((peer, lane), keeps);
-        let mut phase = self.shared.phase.subscribe();
         let mut nacks_dropped = 0_u64;
         loop {
-            let frame = tokio::select! {
-                biased;
-                _ = phase.wait_for(|phase| *phase != Phase::Open) => {
-                    return Some(Status::unavailable("shutting down"));
-                }
-                _ = &mut lost => return Some(Status::aborted("a newer stream of this peer took the place")),
-                () = self.answers.closed() => return None,
-                frame = frames.message() => frame,
-            };
-            let taken = match frame {
+            let taken = match frames.message().await {
                 Ok(Some(frame)) => deliver(session.as_ref(), lane, frame)
                     .map_err(|violation| Status::invalid_argument(violation.detail)),
                 Ok(None) => return None,

@@ -30,6 +30,7 @@ mod connection;
 mod lane;
 mod link;
 mod listener;
+mod snapshot;
 
 /// The generated service.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, dead_code)]
@@ -43,7 +44,8 @@ use async_trait::async_trait;
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::Lane;
 use towline_engine::transport::{
-    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, Peer, Transport, TransportError,
+    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, SnapshotOffer,
+    TransferError, Transport, TransportError,
 };
 
 pub use config::GrpcConfig;
@@ -91,5 +93,14 @@ impl Transport for GrpcTransport {
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
         link::connect(&self.config, &self.plain_text, to, lane, hello, feedback).await
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+    ) -> Result<OfferAnswer, TransferError> {
+        snapshot::offer(&self.config, &self.plain_text, to, hello, offer).await
     }
 }

@@ -14,10 +14,10 @@ use tonic::{Status, Streaming};
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
-    ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer,
+    ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer, Welcome,
 };
 use towline_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
-use towline_wire::{WireError, check_answer, frames, hello_frame, nacks_of, pb};
+use towline_wire::{Purpose, WireError, check_answer, frames, hello_frame, nacks_of, pb};
 
 use crate::address::{PlainText, Unusable};
 use crate::codec::is_violation;
@@ -38,6 +38,31 @@ pub(crate) async fn connect(
     hello: &Hello,
     feedback: LinkFeedback,
 ) -> Result<Connected, ConnectError> {
+    let Opened { sender, answers, tasks, welcome } = open(config, plain_text, to, lane.into(), hello).await?;
+    let (alive, gone) = oneshot::channel();
+    tasks.spawn(async move {
+        read(answers, feedback).await;
+        drop(alive);
+    });
+    let link = GrpcLink { stream: Some(Stream { sender, gone, _tasks: tasks }) };
+    Ok(Connected { link: Box::new(link), welcome })
+}
+
+/// A stream whose peer has answered the handshake, on a connection of its own.
+pub(crate) struct Opened {
+    pub(crate) sender: mpsc::Sender<pb::Frame>,
+    pub(crate) answers: Streaming<pb::Frame>,
+    pub(crate) tasks: Tasks,
+    pub(crate) welcome: Welcome,
+}
+
+pub(crate) async fn open(
+    config: &GrpcConfig,
+    plain_text: &PlainText,
+    to: &Peer,
+    purpose: Purpose,
+    hello: &Hello,
+) -> Result<Opened, ConnectError> {
     let address = &to.address;
     let sockets = plain_text.resolve(address).await.map_err(|unusable| match unusable {
         Unusable::Forbidden(detail) => ConnectError::Address { address: address.clone(), detail },
@@ -51,7 +76,7 @@ pub(crate) async fn connect(
 
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let closed = |detail: &str| ConnectError::Protocol { address: address.clone(), detail: detail.into() };
-    sender.send(hello_frame(hello, lane)).await.map_err(|_| closed("closed before the hello"))?;
+    sender.send(hello_frame(hello, purpose)).await.map_err(|_| closed("closed before the hello"))?;
     let mut client = TransportClient::new(channel)
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
@@ -60,14 +85,7 @@ pub(crate) async fn connect(
     let first = answers.message().await.map_err(|status| no_answer(address, status))?;
     let first = first.ok_or_else(|| closed("closed without an answer to the hello"))?;
     let welcome = check_answer(address, to.id, first)?;
-
-    let (alive, gone) = oneshot::channel();
-    tasks.spawn(async move {
-        read(answers, feedback).await;
-        drop(alive);
-    });
-    let link = GrpcLink { stream: Some(Stream { sender, gone, _tasks: tasks }) };
-    Ok(Connected { link: Box::new(link), welcome })
+    Ok(Opened { sender, answers, tasks, welcome })
 }
 
 /// One channel on one new connection. Nothing of it is shared with another link.
@@ -136,7 +154,7 @@ async fn read(mut answers: Streaming<pb::Frame>, feedback: LinkFeedback) {
 }
 
 /// The innermost cause says most: the outer ones are "h2 protocol error" and "transport error".
-fn detail(status: &Status) -> String {
+pub(crate) fn detail(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -188,7 +206,7 @@ impl Link for GrpcLink {
 ///
 /// Without it, a link that is dropped while its peer takes nothing would leave them waiting for flow control.
 #[derive(Debug, Default)]
-struct Tasks {
+pub(crate) struct Tasks {
     started: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
@@ -199,7 +217,7 @@ struct Executor {
 }
 
 impl Tasks {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.clone_for_executor().start(task);
     }
 

@@ -18,10 +18,9 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::Stream;
 use tonic::transport::Server;
 use towline_engine::ids::{NodeId, PeerAddr};
-use towline_engine::message::Lane;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
-use towline_wire::Seats;
 use towline_wire::limits::FRAME_BYTES_MAX;
+use towline_wire::{Purpose, Seats};
 
 use crate::address::{PlainText, Unusable};
 use crate::config::GrpcConfig;
@@ -54,7 +53,7 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) config: GrpcConfig,
     pub(crate) inbound: Arc<dyn Inbound>,
-    pub(crate) seats: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
+    pub(crate) seats: Arc<Seats<(NodeId, Purpose), oneshot::Sender<Infallible>>>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) connections: AtomicUsize,
 }

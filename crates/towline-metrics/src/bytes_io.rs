@@ -68,7 +68,9 @@ impl ByteTally {
         self.settle(outcome)
     }
 
-    fn settle(&mut self, outcome: SnapshotOutcome) -> u64 {
+    /// [`finish`](Self::finish) for an owner that cannot give the tally away, such as one with a drop of its own. A second
+    /// call records nothing.
+    pub fn settle(&mut self, outcome: SnapshotOutcome) -> u64 {
         let total = self.count.bytes();
         if let Some(record) = self.record.take() {
             record(outcome, total);

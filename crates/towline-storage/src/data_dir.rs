@@ -171,6 +171,6 @@ fn make_dir(path: &Path) -> Result<(), DataDirError> {
 
 impl From<DataDir> for towline_engine::storage::Storage {
     fn from(dir: DataDir) -> Self {
-        Self { log: dir.log(), identity: dir.identity() }
+        Self { log: dir.log(), snapshots: unimplemented!(), identity: dir.identity() }
     }
 }

@@ -40,6 +40,7 @@ use towline_engine::storage::Storage;
 use crate::list::ListMachine;
 use crate::log::{MemIdentity, MemLog};
 use crate::mem::MemNet;
+use crate::snapshots::MemSnapshots;
 
 /// How long anything may take before a test gives up.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -79,6 +80,8 @@ pub fn cluster_id() -> ClusterId {
 pub struct Disk {
     /// The logs.
     pub log: MemLog,
+    /// Snapshot files.
+    pub snapshots: MemSnapshots,
     /// Who it is.
     pub identity: MemIdentity,
 }
@@ -88,13 +91,13 @@ impl Disk {
     pub fn storage(&self) -> Storage {
         let (log, identity): (Arc<dyn LogStore>, Arc<dyn IdentityStore>) =
             (Arc::new(self.log.clone()), Arc::new(self.identity.clone()));
-        Storage { log, identity }
+        Storage { log, snapshots: Arc::new(self.snapshots.clone()), identity }
     }
 
     /// What a power loss would leave.
     #[must_use]
     pub fn crash(&self) -> Self {
-        Self { log: self.log.crash(), identity: self.identity.clone() }
+        Self { log: self.log.crash(), snapshots: self.snapshots.crash(), identity: self.identity.clone() }
     }
 }
 

@@ -1,3 +1,4 @@
 //! What every implementation of a seam must do.
 
 pub mod log_store;
+pub mod transport;

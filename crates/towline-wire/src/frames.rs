@@ -207,5 +207,11 @@ pub(crate) fn kind_name(kind: Option<&Kind>) -> &'static str {
         Some(Kind::Refused(_)) => "a refusal",
         Some(Kind::Batch(_)) => "a batch",
         Some(Kind::Nacks(_)) => "nacks",
+        Some(Kind::Offer(_)) => "an offer",
+        Some(Kind::Answer(_)) => "an answer to an offer",
+        Some(Kind::Chunk(_)) => "a chunk",
+        Some(Kind::Trailer(_)) => "a trailer",
+        Some(Kind::Progress(_)) => "progress",
+        Some(Kind::Outcome(_)) => "the outcome of a transfer",
     }
 }

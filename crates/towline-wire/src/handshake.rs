@@ -11,11 +11,37 @@ use crate::limits::{DETAIL_BYTES_MAX, HELLO_BYTES_MAX};
 use crate::pb::{self, frame::Kind};
 use crate::raft::node;
 
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Purpose {
+    /// A lane: batches one way, nacks the other.
+    Lane(Lane),
+    /// One snapshot transfer.
+    Snapshot,
+}
+
+impl From<Lane> for Purpose {
+    fn from(lane: Lane) -> Self {
+        Self::Lane(lane)
+    }
+}
+
+impl Purpose {
+    /// For the log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lane(lane) => lane.as_str(),
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
 /// The first frame of a dialler.
-pub fn hello_frame(hello: &Hello, lane: Lane) -> pb::Frame {
-    let lane = match lane {
-        Lane::Control => pb::Lane::Control,
-        Lane::Append => pb::Lane::Append,
+pub fn hello_frame(hello: &Hello, purpose: impl Into<Purpose>) -> pb::Frame {
+    let lane = match purpose.into() {
+        Purpose::Lane(Lane::Control) => pb::Lane::Control,
+        Purpose::Lane(Lane::Append) => pb::Lane::Append,
+        Purpose::Snapshot => pb::Lane::Snapshot,
     };
     pb::Frame {
         kind: Some(Kind::Hello(pb::Hello {
@@ -54,7 +80,7 @@ pub fn refused_frame(refusal: &Refusal) -> pb::Frame {
 ///
 /// # Errors
 /// [`Refusal::Version`], or [`Refusal::Malformed`] with the reason.
-pub fn check_first_frame(frame: pb::Frame) -> Result<(Hello, Lane), Refusal> {
+pub fn check_first_frame(frame: pb::Frame) -> Result<(Hello, Purpose), Refusal> {
     let malformed = |error: WireError| Refusal::Malformed { detail: error.to_string() };
     let bytes = frame.encoded_len();
     if bytes > HELLO_BYTES_MAX {
@@ -107,13 +133,14 @@ pub fn check_answer(address: &PeerAddr, to: NodeId, frame: pb::Frame) -> Result<
     Ok(welcome)
 }
 
-impl TryFrom<pb::Hello> for (Hello, Lane) {
+impl TryFrom<pb::Hello> for (Hello, Purpose) {
     type Error = WireError;
 
     fn try_from(hello: pb::Hello) -> Result<Self, WireError> {
         let lane = match pb::Lane::try_from(hello.lane) {
-            Ok(pb::Lane::Control) => Lane::Control,
-            Ok(pb::Lane::Append) => Lane::Append,
+            Ok(pb::Lane::Control) => Purpose::Lane(Lane::Control),
+            Ok(pb::Lane::Append) => Purpose::Lane(Lane::Append),
+            Ok(pb::Lane::Snapshot) => Purpose::Snapshot,
             Ok(pb::Lane::Unspecified) | Err(_) => return Err(WireError::UnknownLane { number: hello.lane }),
         };
         let hello = Hello {
@@ -193,7 +220,7 @@ fn incarnation(raw: u64) -> Result<Incarnation, WireError> {
     Incarnation::new(raw).ok_or(WireError::Zero { field: "incarnation" })
 }
 
-fn cut(mut text: String) -> String {
+pub(crate) fn cut(mut text: String) -> String {
     if text.len() > DETAIL_BYTES_MAX {
         let end = (0..=DETAIL_BYTES_MAX).rev().find(|i| text.is_char_boundary(*i));
         text.truncate(end.unwrap_or(0));

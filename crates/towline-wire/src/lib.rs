@@ -41,6 +41,8 @@ mod raft;
 mod rate;
 mod scan;
 mod seats;
+mod snapshot;
+mod transfer;
 
 /// The generated messages of `proto/towline/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
@@ -54,7 +56,9 @@ pub use frames::{
     Frames, Received, Rejected, batch_of, decode_frame, encoded_len, frames, merge_nacks, nacks_frame,
     nacks_of,
 };
-pub use handshake::{check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};
+pub use handshake::{Purpose, check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};
 pub use prefixed::{Prefixed, prefixed};
 pub use rate::Rate;
 pub use seats::{Seat, Seats};
+pub use snapshot::{offer_frame, offer_of};
+pub use transfer::{Begun, FrameSink, FrameSource, Sending, Timer, begin, read_outcome, serve};

@@ -21,7 +21,7 @@ pub const ENVELOPES_MAX: usize = 4_096;
 /// what the default `append_bytes_max` of 256 KiB can hold of the smallest entries there are.
 pub const ENTRIES_MAX: usize = 131_072;
 
-/// Member ids in one frame, over all its snapshot records.
+/// Member ids in one frame, over all its snapshot records and member tables.
 pub const MEMBERS_MAX: usize = 4_096;
 
 /// Nacks in one frame: as many as envelopes, since a frame is answered with at most one a group.

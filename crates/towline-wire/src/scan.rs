@@ -12,6 +12,7 @@ pub(crate) fn check(frame: &[u8]) -> Result<(), WireError> {
     walk(frame, |number, value| match (number, value) {
         (4, Value::Bytes(batch)) => counts.batch(batch),
         (5, Value::Bytes(nacks)) => counts.nacks(nacks),
+        (6, Value::Bytes(offer)) => counts.offer(offer),
         _ => Ok(()),
     })
 }
@@ -46,6 +47,18 @@ impl Counts {
                     (1, Value::Bytes(conf_state)) => self.members(conf_state),
                     _ => Ok(()),
                 }),
+                _ => Ok(()),
+            }),
+            _ => Ok(()),
+        })
+    }
+
+    fn offer(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        walk(bytes, |number, value| match (number, value) {
+            (1, Value::Bytes(message)) => self.message(message),
+            (2, Value::Bytes(head)) => walk(head, |number, value| match (number, value) {
+                (4, Value::Bytes(conf_state)) => self.members(conf_state),
+                (5, Value::Bytes(_)) => add(&mut self.members, 1, "members", MEMBERS_MAX),
                 _ => Ok(()),
             }),
             _ => Ok(()),

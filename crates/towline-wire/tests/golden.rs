@@ -57,7 +57,7 @@ fn a_hello_keeps_its_bytes() {
     let golden = HELLO.replace(' ', "");
     assert_eq!(hex(&hello_frame(&hello(), Lane::Append)), golden);
     let decoded = check_first_frame(decode_frame(unhex(&golden)).unwrap()).unwrap();
-    assert_eq!(decoded, (hello(), Lane::Append));
+    assert_eq!(decoded, (hello(), Lane::Append.into()));
 }
 
 #[test]
@@ -103,5 +103,8 @@ fn fields_of_a_later_version_are_skipped() {
     bytes.extend_from_slice(&[0x9a, 0x06, 1, b'x']);
     bytes[1] += 4;
     bytes.extend_from_slice(&[0xa2, 0x06, 1, b'y']);
-    assert_eq!(check_first_frame(decode_frame(bytes.into()).unwrap()).unwrap(), (hello(), Lane::Append));
+    assert_eq!(
+        check_first_frame(decode_frame(bytes.into()).unwrap()).unwrap(),
+        (hello(), Lane::Append.into())
+    );
 }

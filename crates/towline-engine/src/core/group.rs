@@ -9,15 +9,20 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+mod snapshots;
+
+use self::snapshots::Snapshots;
+pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{Fetch, ReadyParts, Replica, ReplicaSetup};
 use super::reads::Reads;
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
-use crate::log_store::GroupWrite;
+use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
-use crate::reporter::{RaftReports, SnapshotStatus};
+use crate::reporter::{RaftReports, SnapshotAttempt, SnapshotStatus};
+use crate::snapshot_store::{ContentId, SnapshotMeta};
 use crate::state_machine::Applied;
 use crate::status::{GroupState, GroupStatus};
 
@@ -38,6 +43,10 @@ pub struct GroupSetup {
     pub read_retry_ticks: u64,
     /// Bytes of entries that are not applied: at the bound proposals are busy and appends refused.
     pub unapplied_bytes_max: usize,
+    /// Where the membership stands in the log, and the addresses of its members.
+    pub conf: ConfRecord,
+    /// Snapshots.
+    pub snapshots: SnapshotSetup,
 }
 
 /// One Raft group. `W` waits for a proposal, `R` for a read; the group only carries them.
@@ -62,6 +71,7 @@ pub struct Group<W, R> {
     read_timeout_ticks: u64,
     read_retry_ticks: u64,
     unapplied_bytes_max: usize,
+    snapshots: Snapshots,
 }
 
 /// A ready that is not persisted: what may happen only afterwards.
@@ -71,6 +81,8 @@ struct Unpersisted {
     write: u64,
     term: u64,
     messages: Vec<Message>,
+    /// To be restored once this is persisted.
+    restore: Option<SnapshotMeta>,
 }
 
 /// What a group wants done. Cleared and used again by the driver.
@@ -88,6 +100,16 @@ pub struct Effects<W, R> {
     pub unread: Vec<(R, ReadError)>,
     /// Ranges to be read from the log store, each answered by [`Group::fetched`].
     pub fetches: Vec<Fetch>,
+    /// Snapshots to be sent.
+    pub snapshots: Vec<SnapshotSend>,
+    /// Transfers that are of no use any more.
+    pub cancelled: Vec<SnapshotAttempt>,
+    /// Peers that would have waited for ever; the group has seen to it. Never happens unless something is wrong.
+    pub latched: Vec<NodeId>,
+    /// The log store may forget the entries up to here.
+    pub compact: Option<u64>,
+    /// The snapshots that are still of use; all others of the group may go.
+    pub retain: Option<Vec<ContentId>>,
     /// The group cannot go on on this node.
     pub fatal: Option<String>,
 }
@@ -106,6 +128,16 @@ pub enum Apply<W, R> {
     },
     /// Reads that may be answered when everything before is applied.
     Reads(Vec<R>),
+    /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
+    /// before; answered by [`Group::applied`].
+    Restore(SnapshotMeta),
+    /// A snapshot of the state as of `at` is to be made; answered by [`Group::snapshot_made`].
+    Snapshot {
+        /// The membership there.
+        conf: ConfRecord,
+        /// What is applied by then.
+        at: Applied,
+    },
 }
 
 impl<W, R> Default for Effects<W, R> {
@@ -117,6 +149,11 @@ impl<W, R> Default for Effects<W, R> {
             refused: Vec::new(),
             unread: Vec::new(),
             fetches: Vec::new(),
+            snapshots: Vec::new(),
+            cancelled: Vec::new(),
+            latched: Vec::new(),
+            compact: None,
+            retain: None,
             fatal: None,
         }
     }
@@ -129,10 +166,12 @@ impl<W, R> Group<W, R> {
         let (id, me, hard_state) = (setup.replica.group, setup.replica.node, setup.replica.hard_state);
         let applied = setup.replica.log.applied();
         let handed = Applied { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
+        let attempts = setup.snapshots.attempts(id);
         Ok(Self {
             id,
             me,
-            replica: Replica::new(setup.replica)?,
+            snapshots: Snapshots::new(&setup.snapshots, setup.conf, applied),
+            replica: Replica::new(setup.replica, attempts)?,
             proposals: Proposals::new(),
             reads: Reads::new(setup.origin),
             unpersisted: VecDeque::new(),
@@ -156,8 +195,13 @@ impl<W, R> Group<W, R> {
         // A sole voter wins its election inside the step that starts it, and raft then insists that its whole log is
         // persisted.
         let persisted = self.unpersisted.is_empty() && self.replica.is_log_persisted();
-        if !self.replica.is_sole_voter() || self.replica.is_leader() || persisted {
+        let alone = self.replica.is_sole_voter() && !self.replica.is_leader();
+        // Neither may it campaign over a snapshot that is not applied.
+        if !self.snapshots.installing() && (!alone || persisted) {
             self.replica.tick();
+        }
+        if self.replica.attempts().tick() {
+            self.replica.ping();
         }
         for reader in self.reads.tick(self.ticks) {
             let error =
@@ -178,6 +222,7 @@ impl<W, R> Group<W, R> {
             {
                 return Err(Reject::Quiet);
             }
+            MessageKind::TimeoutNow if self.snapshots.installing() => return Err(Reject::Installing),
             MessageKind::TimeoutNow if self.replica.is_sole_voter() => return Err(Reject::KindNotAllowed),
             // Only what is committed is sure to leave memory by itself: a log full of uncommitted entries must still
             // take the entry that commits them.
@@ -280,14 +325,20 @@ impl<W, R> Group<W, R> {
             let Some(ready) = self.unpersisted.pop_front() else { break };
             self.replica.on_persist_ready(ready.number);
             self.durable_term = self.durable_term.max(ready.term);
-            fx.messages.extend(ready.messages);
+            self.send(ready.messages, fx);
+            if let Some(meta) = ready.restore {
+                // Only now: a read that was confirmed before must not be answered after the restore's place.
+                self.handed = meta.head.at;
+                fx.apply.push(Apply::Restore(meta));
+            }
         }
     }
 
     /// The state machine has applied everything up to `index`.
-    pub fn applied(&mut self, index: u64) {
+    pub fn applied(&mut self, index: u64, fx: &mut Effects<W, R>) {
         if index > self.replica.log().applied() {
             self.replica.applied_to(index);
+            self.note_installed(index, fx);
         }
     }
 
@@ -299,7 +350,12 @@ impl<W, R> Group<W, R> {
     /// Collects what raft wants done after any number of inputs. Call it once a turn.
     pub fn poll(&mut self, fx: &mut Effects<W, R>) {
         self.start_read_round();
+        self.void_stale_attempts(fx);
         let mut write = GroupWrite::new(self.id);
+        if self.take_installed() {
+            self.writes += 1;
+            write.installed = true;
+        }
         while let Some(ready) = self.replica.ready() {
             self.take_ready(ready, &mut write, fx);
             // Readies that needed no write are persisted with the write before them, which may be long durable.
@@ -308,6 +364,7 @@ impl<W, R> Group<W, R> {
         if !write.is_empty() {
             fx.write = Some((self.writes, write));
         }
+        self.keep_house(fx);
         self.give_up_lost(fx);
         let ready_reads = self.reads.take_confirmed(self.handed.index);
         if !ready_reads.is_empty() {
@@ -331,11 +388,18 @@ impl<W, R> Group<W, R> {
         for (context, index) in ready.reads {
             self.reads.confirm(&context, index);
         }
+        let mut restore = None;
         // `must_write` is false when at most the commit index moved: it goes with the next write, and a restart that
         // knows an older one finds the newer by asking the leader.
         if ready.must_write {
             if write.is_empty() {
                 self.writes += 1;
+            }
+            if let Some(at) = ready.install {
+                restore = self.write_install(at, write);
+                if restore.is_none() {
+                    fx.fatal = Some(format!("raft installs a snapshot at {} that nobody brought", at.index));
+                }
             }
             self.hard_state_made = self.replica.hard_state();
             write.hard_state = Some(self.hard_state_made);
@@ -347,10 +411,11 @@ impl<W, R> Group<W, R> {
         // crash it would use the same term again, with other entries.
         let hold = self.replica.term() > self.durable_term;
         let (now, after) = if hold { (Vec::new(), ready.messages) } else { (ready.messages, Vec::new()) };
-        fx.messages.extend(now);
+        self.send(now, fx);
         let messages = after.into_iter().chain(ready.messages_after_write).collect();
         let term = self.replica.term();
-        self.unpersisted.push_back(Unpersisted { number: ready.number, write: self.writes, term, messages });
+        let write = self.writes;
+        self.unpersisted.push_back(Unpersisted { number: ready.number, write, term, messages, restore });
         self.hand_out(ready.committed, fx);
     }
 
@@ -422,6 +487,7 @@ impl<W, R> Group<W, R> {
 
     /// A closer look.
     pub fn status(&self) -> GroupStatus {
+        let snapshot_index = self.replica.attempts().available().map_or(0, |meta| meta.head.at.index);
         GroupStatus {
             group: self.id,
             node: self.me,
@@ -429,7 +495,8 @@ impl<W, R> Group<W, R> {
             first_index: self.replica.log().first_index(),
             last_index: self.replica.last_index(),
             unapplied_bytes: self.unapplied_bytes(),
-            peers: if self.replica.is_leader() { self.replica.peers() } else { Vec::new() },
+            snapshot_index,
+            peers: if self.replica.is_leader() { self.peers_with_attempts() } else { Vec::new() },
         }
     }
 }

@@ -6,6 +6,8 @@
 use super::raft::Replica;
 use crate::ids::NodeId;
 use crate::message::{Entry, Message, MessageKind};
+use crate::snapshot_store::SnapshotMeta;
+use crate::transport::SnapshotRefusal;
 
 /// Terms and indices above this are nobody's honest ones, and leave room for the arithmetic of raft.
 const NUMBER_MAX: u64 = 1 << 62;
@@ -39,6 +41,8 @@ pub enum Reject {
     Quiet,
     /// Too much is waiting to be applied.
     Full,
+    /// A call to campaign while a received snapshot waits to be applied.
+    Installing,
 }
 
 /// `from` is the peer whose connection brought the message.
@@ -75,6 +79,35 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         MessageKind::RequestVote | MessageKind::RequestPreVote => Ok(()),
         MessageKind::TimeoutNow => check_timeout_now(replica, m),
     }
+}
+
+/// A snapshot that a transfer brought, or would bring: everything raft would ignore without a word, or panic on.
+pub(super) fn check_snapshot(
+    replica: &Replica,
+    me: NodeId,
+    from: NodeId,
+    m: &Message,
+    meta: &SnapshotMeta,
+) -> Result<(), SnapshotRefusal> {
+    let contradiction = |detail: &str| SnapshotRefusal::Corrupt { detail: detail.into() };
+    let at = meta.head.at;
+    let record = m.snapshot.as_ref().ok_or_else(|| contradiction("the offer has no snapshot"))?;
+    if m.kind != MessageKind::Snapshot || !m.entries.is_empty() || !m.context.is_empty() {
+        return Err(contradiction("the offer's message is not of a snapshot"));
+    }
+    if (record.index, record.term) != (at.index, at.term) || record.conf_state != meta.head.conf_state {
+        return Err(contradiction("the offer's message and its file differ"));
+    }
+    if at.index == 0 || at.term == 0 || at.term > m.term || m.term > NUMBER_MAX || at.index > NUMBER_MAX {
+        return Err(contradiction("index or term out of range"));
+    }
+    if m.to != me || m.from != from || from == me || !meta.head.conf_state.contains(me) {
+        return Err(SnapshotRefusal::WrongNode);
+    }
+    if m.term < replica.term() {
+        return Err(SnapshotRefusal::StaleTerm { ours: replica.term(), theirs: m.term });
+    }
+    Ok(())
 }
 
 /// Raft would index past the end of its log, or store entries under indices they do not have.

@@ -31,6 +31,8 @@ pub struct GroupLog {
     unapplied_bytes: usize,
     applied_bytes: usize,
     cache_bytes_max: usize,
+    /// Cost of everything that was ever appended in this life: differences of it tell how much the log grew.
+    bytes_appended: u64,
 }
 
 /// What a range of the log is to this cache.
@@ -66,6 +68,7 @@ impl GroupLog {
             unapplied_bytes,
             applied_bytes: 0,
             cache_bytes_max,
+            bytes_appended: 0,
         }
     }
 
@@ -139,8 +142,41 @@ impl GroupLog {
             }
             self.last_index = entry.index;
             self.unapplied_bytes += cost(entry);
+            self.bytes_appended += cost(entry) as u64;
             self.cached.push_back(entry.clone());
         }
+    }
+
+    /// A received snapshot takes the place of everything. What was applied stays so until the state machine has it.
+    pub(crate) fn install(&mut self, at: Applied) {
+        self.truncated = at;
+        self.terms.clear();
+        self.last_index = at.index;
+        self.cached.clear();
+        (self.unapplied_bytes, self.applied_bytes) = (0, 0);
+    }
+
+    /// Forgets entries up to `through`; never more than is applied, because raft would then skip what it has committed.
+    pub(crate) fn compact(&mut self, through: u64) {
+        let through = through.min(self.applied).min(self.last_index);
+        let Some(term) = self.term(through).filter(|_| through > self.truncated.index) else { return };
+        while self.cached_first() <= through {
+            let Some(gone) = self.cached.pop_front() else { break };
+            self.applied_bytes -= cost(&gone);
+        }
+        let runs_gone = self.terms.partition_point(|&(first, _)| first <= through + 1);
+        self.terms.drain(..runs_gone.saturating_sub(1));
+        if through == self.last_index {
+            self.terms.clear();
+        } else if let Some(first) = self.terms.front_mut() {
+            first.0 = first.0.max(through + 1);
+        }
+        self.truncated = Applied { index: through, term };
+    }
+
+    /// Cost of everything that was ever appended in this life.
+    pub(crate) fn bytes_appended(&self) -> u64 {
+        self.bytes_appended
     }
 
     fn truncate_from(&mut self, first: u64) {
@@ -158,7 +194,8 @@ impl GroupLog {
     /// Entries up to `index` are applied: they may leave memory, oldest first, once the cache is full.
     pub(crate) fn applied_to(&mut self, index: u64) {
         let start = (self.applied + 1).saturating_sub(self.cached_first()) as usize;
-        let newly = index.saturating_sub(self.applied) as usize;
+        let end = (index + 1).saturating_sub(self.cached_first()) as usize;
+        let newly = end.saturating_sub(start);
         let bytes: usize = self.cached.iter().skip(start).take(newly).map(cost).sum();
         self.unapplied_bytes -= bytes;
         self.applied_bytes += bytes;
@@ -226,6 +263,38 @@ mod tests {
         assert_eq!(indices(log.entries(2, 6, 2 * cost(&entry(1, 1)) as u64)), [2, 3]);
         assert_eq!(log.entries(2, 7, 1000), Lookup::Beyond);
         assert_eq!(log.entries(0, 2, 1000), Lookup::Compacted);
+    }
+
+    #[test]
+    fn compaction_keeps_the_term_at_the_truncation_point_and_never_passes_what_is_applied() {
+        let mut log = log(1 << 20);
+        log.append(&[entry(1, 1), entry(2, 1), entry(3, 2), entry(4, 2), entry(5, 4)]);
+        log.applied_to(4);
+        log.compact(3);
+        let terms: Vec<_> = (2..=5).map(|i| log.term(i)).collect();
+        assert_eq!(terms, [None, Some(2), Some(2), Some(4)]);
+        assert_eq!((log.first_index(), log.entries(3, 6, 1000)), (4, Lookup::Compacted));
+        log.compact(5);
+        assert_eq!((log.first_index(), log.term(4), log.term(5)), (5, Some(2), Some(4)));
+        assert_eq!((log.unapplied_bytes(), log.applied_bytes), (cost(&entry(5, 4)), 0));
+        log.applied_to(5);
+        log.compact(5);
+        assert_eq!((log.first_index(), log.last_index(), log.term(5), log.term(6)), (6, 5, Some(4), None));
+        log.append(&[entry(6, 5)]);
+        assert_eq!((log.term(5), log.term(6)), (Some(4), Some(5)));
+    }
+
+    #[test]
+    fn an_installed_snapshot_is_the_whole_log_and_later_entries_are_not_taken_for_applied() {
+        let mut log = log(1 << 20);
+        log.append(&[entry(1, 1), entry(2, 1)]);
+        log.applied_to(1);
+        log.install(Applied { index: 10, term: 3 });
+        log.append(&[entry(11, 3)]);
+        assert_eq!((log.first_index(), log.last_index(), log.term(10), log.term(2)), (11, 11, Some(3), None));
+        log.applied_to(10);
+        assert_eq!((log.applied(), log.unapplied_bytes()), (10, cost(&entry(11, 3))));
+        assert_eq!(indices(log.entries(11, 12, 1000)), [11]);
     }
 
     #[test]

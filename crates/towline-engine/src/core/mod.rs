@@ -6,6 +6,7 @@
 //! One exception is not ours to remove: the raft crate draws election timeouts itself, from the range it is given. A
 //! range of one value makes a group deterministic, which is how the simulator runs it.
 
+mod attempts;
 mod group;
 mod inbound;
 mod log;
@@ -13,7 +14,10 @@ mod proposals;
 mod raft;
 mod reads;
 
-pub use self::group::{Apply, Effects, Group, GroupSetup};
+pub use self::attempts::{RetryPolicy, SendSlot, SendSlots};
+pub use self::group::{
+    Apply, Effects, Group, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup,
+};
 pub use self::inbound::Reject;
 pub use self::log::GroupLog;
 pub use self::raft::{Fetch, ReplicaSetup};

@@ -1,6 +1,7 @@
 //! Apply workers: threads that run state machines, and answer whoever waits.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +18,9 @@ use crate::core::Apply;
 use crate::errors::{ProposeError, ReadError, UncertainCause};
 use crate::ids::GroupId;
 use crate::message::Entry;
-use crate::state_machine::{Applied, ApplyBatch, Replies, StateMachine};
+use crate::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore};
+use crate::snapshots::{Keeper, Making};
+use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
 pub(crate) type Task = Apply<Box<dyn Waiter>, ReadWaiter>;
 
@@ -35,6 +38,14 @@ pub(crate) trait Target: Send {
     /// # Errors
     /// As for `apply`.
     fn flush(&mut self) -> Result<Applied, Arc<str>>;
+    /// Makes durable what is applied, and gives how far that is with a view of the state.
+    ///
+    /// # Errors
+    /// As for `apply`.
+    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Arc<str>>;
+    /// # Errors
+    /// As for `apply`.
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>>;
 }
 
 /// The [`Target`] around a user's machine.
@@ -84,11 +95,30 @@ impl<S: StateMachine> Target for Machine<S> {
     }
 
     fn flush(&mut self) -> Result<Applied, Arc<str>> {
-        match catch_unwind(AssertUnwindSafe(|| self.machine.flush())) {
-            Ok(Ok(applied)) => Ok(applied),
-            Ok(Err(fatal)) => Err(fatal.to_string().into()),
-            Err(panic) => Err(format!("state machine panicked: {}", panic_text(panic.as_ref())).into()),
+        caught(|| self.machine.flush())
+    }
+
+    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Arc<str>> {
+        caught(|| Ok((self.machine.flush()?, self.machine.snapshot()?)))
+    }
+
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>> {
+        caught(|| self.machine.restore(meta, body))?;
+        let durable = self.machine.durable();
+        if durable != Applied::NONE && durable != meta.head.at {
+            return Err(
+                format!("state machine was restored to {:?} but is at {durable:?}", meta.head.at).into()
+            );
         }
+        Ok(())
+    }
+}
+
+fn caught<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Arc<str>> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(fatal)) => Err(fatal.to_string().into()),
+        Err(panic) => Err(format!("state machine panicked: {}", panic_text(panic.as_ref())).into()),
     }
 }
 
@@ -125,13 +155,19 @@ pub(crate) struct ApplyWorker {
 
 impl ApplyWorker {
     /// Starts the thread.
-    pub(crate) fn start(number: usize, shard: ShardSender) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(
+        number: usize,
+        shard: ShardSender,
+        store: Arc<dyn SnapshotStore>,
+        keeper: Keeper,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
         let (work, queue) = channel();
         let stopping = Arc::new(AtomicBool::new(false));
         let seen = stopping.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("towline-apply-{number}"))
-            .spawn(move || Worker { shard, targets: BTreeMap::new(), stopping: seen }.run(&queue))?;
+        let thread =
+            std::thread::Builder::new().name(format!("towline-apply-{number}")).spawn(move || {
+                Worker { shard, store, keeper, targets: BTreeMap::new(), stopping: seen }.run(&queue)
+            })?;
         Ok((Self { work, stopping }, thread))
     }
 
@@ -169,6 +205,8 @@ impl ApplyWorker {
 
 struct Worker {
     shard: ShardSender,
+    store: Arc<dyn SnapshotStore>,
+    keeper: Keeper,
     targets: BTreeMap<GroupId, (u64, Box<dyn Target>)>,
     stopping: Arc<AtomicBool>,
 }
@@ -223,6 +261,24 @@ impl Worker {
                     }
                 }
                 Apply::Reads(readers) => readers.into_iter().for_each(ReadWaiter::answer),
+                Apply::Restore(meta) => match restore(&*self.store, target.as_mut(), &meta) {
+                    Ok(()) => applied = Some(meta.head.at.index),
+                    Err(cause) => {
+                        failed = Some(cause);
+                        break;
+                    }
+                },
+                Apply::Snapshot { conf, at } => match target.snapshot() {
+                    Ok((durable, source)) => {
+                        let head =
+                            SnapshotHead { group, at, conf_state: conf.conf_state, members: conf.members };
+                        self.keeper.make(Making { life, head, durable, source });
+                    }
+                    Err(cause) => {
+                        failed = Some(cause);
+                        break;
+                    }
+                },
             }
         }
         if let Some(index) = applied {
@@ -235,6 +291,35 @@ impl Worker {
         }
     }
 }
+
+/// Replaces the state by a snapshot that is on disk.
+///
+/// # Errors
+/// Why the group cannot go on.
+pub(crate) fn restore(
+    store: &dyn SnapshotStore,
+    target: &mut dyn Target,
+    meta: &SnapshotMeta,
+) -> Result<(), Arc<str>> {
+    let started = Instant::now();
+    let unread =
+        |error: &dyn std::fmt::Display| -> Arc<str> { format!("snapshot to restore: {error}").into() };
+    let mut body =
+        io::BufReader::with_capacity(READ_BUFFER_BYTES, store.open(meta, 0).map_err(|error| unread(&error))?);
+    target.restore(meta, &mut body)?;
+    // A body that the machine did not read to its end may be another's.
+    let rest = io::copy(&mut body, &mut io::sink()).map_err(|error| unread(&error))?;
+    if rest > 0 {
+        return Err(format!("state machine left {rest} of {} bytes of the snapshot", meta.length).into());
+    }
+    let (group, index) = (meta.head.group, meta.head.at.index);
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::info!(%group, index, bytes = meta.length, seconds, "state restored from a snapshot");
+    Ok(())
+}
+
+/// Bytes read from a snapshot file at once.
+const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Entries that are applied in one call at most, unless they came together.
 const MERGE_ENTRIES_MAX: usize = 4_096;
@@ -277,6 +362,8 @@ pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {
             Apply::Reads(readers) => {
                 readers.into_iter().for_each(|r| r.fail(ReadError::Stopped { cause: cause.clone() }));
             }
+            // Nobody waits for these.
+            Apply::Restore(_) | Apply::Snapshot { .. } => {}
         }
     }
 }

@@ -11,16 +11,19 @@ use super::apply::ApplyWorker;
 use super::counters::Counters;
 use super::peers::{Door, Peers, Registry};
 use super::reader::LogReader;
-use super::shard::{self, ShardDeps, ShardMail};
+use super::shard::{self, ShardDeps, ShardEvent, ShardMail};
+use super::snapshots::{NodeDoor, tally};
 use super::writer::Writer;
 use super::{Inner, Node};
 use crate::config::{Config, ConfigError};
+use crate::core::SendSlots;
 use crate::identity::{IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::{LaneSettings, Lanes, LanesDeps};
 use crate::reporter::Mailbox;
+use crate::snapshots::{Keeper, Receives, ReceivesDeps, Sends, SendsDeps, TransferSettings};
 use crate::storage::Storage;
-use crate::transport::{Transport, TransportError};
+use crate::transport::{Hello, Transport, TransportError};
 
 /// Describes a node; [`start`](Self::start) runs it.
 #[must_use = "nothing happens before `start`"]
@@ -115,30 +118,63 @@ impl NodeBuilder {
         let metrics = self.metrics.unwrap_or_else(|| NodeMetrics::new(self.id.as_u64(), None));
         let counters = Arc::new(Counters::new(metrics.clone()));
         let registry: Registry = Arc::new(RwLock::default());
-        let peers = Peers::load(self.id, self.cluster, storage.identity, registry.clone(), counters.clone())?;
-        let peers = Arc::new(peers);
+        let io = |source| StartError::Thread { source };
         let mail = ShardMail::new();
         let (sender, scheduled) = (mail.sender.clone(), mail.scheduled.clone());
+        let made = sender.clone();
+        let (keeper, keeping) =
+            Keeper::start(storage.snapshots.clone(), move |done| made.post(ShardEvent::SnapshotMade(done)))
+                .map_err(io)?;
+        let receives = Receives::new(ReceivesDeps {
+            node: self.id,
+            settings: TransferSettings::from(&config),
+            store: storage.snapshots.clone(),
+            keeper: keeper.clone(),
+            door: Arc::new(NodeDoor { registry: registry.clone(), shard: sender.clone() }),
+            runtime: runtime.clone(),
+            tally: tally(counters.clone()),
+        });
+        let peers = Peers::load(
+            self.id,
+            self.cluster,
+            storage.identity,
+            registry.clone(),
+            counters.clone(),
+            receives,
+        )?;
+        let peers = Arc::new(peers);
         let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));
         let hello_of = peers.clone();
-        let transports = self.transports.iter().map(|(t, _)| (t.scheme().to_owned(), t.clone())).collect();
+        let transports: BTreeMap<_, _> =
+            self.transports.iter().map(|(t, _)| (t.scheme().to_owned(), t.clone())).collect();
+        let hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync> = Arc::new(move |to| hello_of.hello(to));
+        let sends = Sends::new(SendsDeps {
+            node: self.id,
+            settings: TransferSettings::from(&config),
+            store: storage.snapshots.clone(),
+            transports: transports.clone(),
+            hello: hello.clone(),
+            runtime: runtime.clone(),
+            tally: tally(counters.clone()),
+        });
         let deps = LanesDeps {
             reporter: mailbox.clone(),
             gate: peers.clone(),
             counters: counters.clone(),
             transports,
             runtime: runtime.clone(),
-            hello: Arc::new(move |to| hello_of.hello(to)),
+            hello,
         };
         let lanes = Lanes::new(LaneSettings::from(&config), deps);
 
-        let io = |source| StartError::Thread { source };
         let (writer, writing) =
             Writer::start(storage.log.clone(), sender.clone(), metrics.clone()).map_err(io)?;
         let (reader, reading) = LogReader::start(storage.log.clone(), sender.clone()).map_err(io)?;
-        let (mut appliers, mut threads) = (Vec::new(), vec![writing, reading]);
+        let (mut appliers, mut threads) = (Vec::new(), vec![writing, reading, keeping]);
         for number in 0..config.apply_workers {
-            let (worker, thread) = ApplyWorker::start(number, sender.clone()).map_err(io)?;
+            let (worker, thread) =
+                ApplyWorker::start(number, sender.clone(), storage.snapshots.clone(), keeper.clone())
+                    .map_err(io)?;
             appliers.push(worker);
             threads.push(thread);
         }
@@ -149,10 +185,13 @@ impl NodeBuilder {
             lanes: lanes.clone(),
             writer: writer.clone(),
             reader: reader.clone(),
+            sends: sends.clone(),
+            keeper: keeper.clone(),
             metrics: metrics.clone(),
             counters: counters.clone(),
         };
         threads.push(shard::start(mail, shard_deps).map_err(io)?);
+        let slots = SendSlots::new(config.snapshot_sends_max);
         let inner = Inner {
             id: self.id,
             config,
@@ -163,6 +202,10 @@ impl NodeBuilder {
             scheduled,
             mailbox,
             lanes,
+            snapshots: storage.snapshots,
+            sends,
+            keeper,
+            slots,
             writer,
             reader,
             appliers,

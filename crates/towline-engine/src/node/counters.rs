@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use towline_metrics::labels::{self, RejectCause, ReportKind, ReportOutcome};
-use towline_metrics::{NodeMetrics, PeerMetrics};
+use towline_metrics::{NodeMetrics, PeerMetrics, RecordTotal};
 
 use crate::core::Reject;
 use crate::ids::{GroupId, NodeId};
@@ -60,6 +60,14 @@ impl Counters {
         self.peer(peer, None).report(kind, outcome);
     }
 
+    pub(crate) fn snapshot_record(
+        &self,
+        peer: NodeId,
+        direction: labels::Direction,
+    ) -> impl RecordTotal + use<> {
+        self.peer(peer, None).snapshot_record(direction)
+    }
+
     pub(crate) fn rejected(&self, reject: Reject) {
         self.metrics.rejected(match reject {
             Reject::WrongNode => RejectCause::WrongNode,
@@ -72,6 +80,7 @@ impl Counters {
             Reject::NotLeader => RejectCause::NotLeader,
             Reject::Quiet => RejectCause::Quiet,
             Reject::Full => RejectCause::InboxFull,
+            Reject::Installing => RejectCause::NotAllowedKind,
         });
     }
 

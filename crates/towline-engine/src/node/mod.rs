@@ -12,6 +12,7 @@ mod peers;
 mod reader;
 mod recover;
 mod shard;
+mod snapshots;
 mod start;
 mod waiter;
 mod writer;
@@ -36,10 +37,13 @@ use self::reader::LogReader;
 use self::shard::{Control, ShardEvent, ShardSender};
 use self::writer::Writer;
 use crate::config::ValidConfig;
+use crate::core::SendSlots;
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
 use crate::log_store::LogStore;
 use crate::reporter::Mailbox;
+use crate::snapshot_store::SnapshotStore;
+use crate::snapshots::{Keeper, Sends};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, Role};
 use crate::transport::Listener;
@@ -66,6 +70,10 @@ struct Inner {
     scheduled: Arc<ingress::Scheduled>,
     mailbox: Arc<Mailbox>,
     lanes: Lanes,
+    snapshots: Arc<dyn SnapshotStore>,
+    sends: Sends,
+    keeper: Keeper,
+    slots: SendSlots,
     writer: Writer,
     reader: LogReader,
     appliers: Vec<ApplyWorker>,
@@ -187,9 +195,11 @@ impl Node {
     fn begin_end(&mut self) -> Ending {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.inner.lanes.close();
+        self.inner.sends.close();
         self.inner.shard.post(ShardEvent::Control(Control::Stop));
         self.inner.writer.stop();
         self.inner.reader.stop();
+        self.inner.keeper.stop();
         self.inner.appliers.iter().for_each(ApplyWorker::stop);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         Ending { node: self.inner.id, threads, runtime: self.runtime.take() }

@@ -11,6 +11,7 @@ use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::PeerGate;
 use crate::message::{Batch, Lane};
+use crate::snapshots::Receives;
 use crate::transport::{
     CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, Refusal, SinkAnswer,
     SnapshotOffer, SnapshotRefusal, Violation, Welcome,
@@ -27,6 +28,7 @@ pub(crate) struct Peers {
     known: Mutex<Known>,
     registry: Registry,
     counters: Arc<Counters>,
+    receives: Receives,
 }
 
 #[derive(Default)]
@@ -46,9 +48,10 @@ impl Peers {
         store: Arc<dyn IdentityStore>,
         registry: Registry,
         counters: Arc<Counters>,
+        receives: Receives,
     ) -> Result<Self, IdentityError> {
         let known = Known { identity: store.load()?, members: BTreeMap::new(), seen: store.seen()? };
-        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters })
+        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives })
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -196,8 +199,7 @@ impl PeerSession for Session {
         Ok(nacks)
     }
 
-    async fn offer(&self, _offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
-        // The log is kept whole in this version, so nobody has a snapshot to offer.
-        Err(SnapshotRefusal::Unsupported)
+    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+        self.peers.receives.offer(self.peer, offer).await
     }
 }

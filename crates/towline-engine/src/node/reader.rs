@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::shard::{ShardEvent, ShardSender};
+use super::shard::{Control, ShardEvent, ShardSender};
 use crate::core::Fetch;
 use crate::ids::GroupId;
 use crate::log_store::LogStore;
@@ -20,6 +20,7 @@ const FETCH_BYTES_MAX: usize = 4 << 20;
 
 enum Work {
     Fetch { group: GroupId, life: u64, fetch: Fetch },
+    Compact { group: GroupId, through: u64 },
     Stop,
 }
 
@@ -46,6 +47,11 @@ impl LogReader {
         let _ = self.work.send(Work::Fetch { group, life, fetch });
     }
 
+    /// Lets the store forget entries that the group has forgotten.
+    pub(crate) fn compact(&self, group: GroupId, through: u64) {
+        let _ = self.work.send(Work::Compact { group, through });
+    }
+
     pub(crate) fn stop(&self) {
         let _ = self.work.send(Work::Stop);
     }
@@ -64,14 +70,21 @@ fn run(store: &dyn LogStore, shard: &ShardSender, queue: &Receiver<Work>) {
                 }
                 shard.post(ShardEvent::Fetched { group, life, low: fetch.low, entries });
             }
+            Ok(Work::Compact { group, through }) => {
+                // What was not forgotten now is forgotten with the next compaction.
+                if let Err(error) = store.compact(group, through) {
+                    tracing::warn!(%group, %error, through, "the log could not be compacted");
+                }
+            }
             Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 purge_at = Instant::now() + PURGE_INTERVAL;
                 match store.purge() {
-                    Ok(groups) if !groups.is_empty() => {
-                        tracing::debug!(?groups, "groups keep old log files; the log is kept whole");
+                    Ok(groups) => {
+                        for group in groups {
+                            shard.post(ShardEvent::Control(Control::Squeeze { group }));
+                        }
                     }
-                    Ok(_) => {}
                     // The next append finds a poisoned store and stops the node; a purge alone does not.
                     Err(error) => tracing::error!(%error, "the log could not give space back"),
                 }

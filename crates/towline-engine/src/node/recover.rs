@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use super::StartError;
-use super::apply::Target;
+use super::apply::{Target, restore};
+use super::snapshots::policy;
 use super::writer::describe;
 use crate::config::ValidConfig;
-use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup};
+use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SendSlots, SnapshotSetup};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
 use crate::message::{Entry, EntryKind, HardState};
+use crate::reporter::Mailbox;
+use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
 use crate::state_machine::Applied;
 
 /// Payload bytes read at once while the log is read at start.
@@ -18,6 +21,9 @@ const READ_BYTES_MAX: usize = 4 << 20;
 /// What a start has to know.
 pub(crate) struct Recovery<'a> {
     pub(crate) store: &'a dyn LogStore,
+    pub(crate) snapshots: &'a dyn SnapshotStore,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) slots: SendSlots,
     pub(crate) group: GroupId,
     pub(crate) node: NodeId,
     pub(crate) config: &'a ValidConfig,
@@ -26,24 +32,27 @@ pub(crate) struct Recovery<'a> {
     pub(crate) origin: [u8; 16],
 }
 
+/// A group that can run.
+pub(crate) struct Start<W, R> {
+    pub(crate) group: Group<W, R>,
+    pub(crate) conf: ConfRecord,
+    /// A snapshot that was being installed is installed now: to be recorded before the group runs.
+    pub(crate) installed: bool,
+}
+
 impl Recovery<'_> {
     /// Brings the state machine up to the commit index that is stored, and makes the group.
     ///
     /// # Errors
     /// [`StartError`] if nothing is stored, or what is stored does not fit together or to the state machine.
-    pub(crate) fn run<W, R>(&self, target: &mut dyn Target) -> Result<(Group<W, R>, ConfRecord), StartError> {
+    pub(crate) fn run<W, R>(&self, target: &mut dyn Target) -> Result<Start<W, R>, StartError> {
         let group = self.group;
         let recovered = self
             .store
             .recover(group)
             .map_err(|error| StartError::Log { group, cause: describe(&error).into() })?;
         let conf = recovered.conf.clone().ok_or(StartError::NothingStored { group })?;
-        if recovered.installing.is_some() {
-            return Err(
-                self.mismatch("a snapshot was being installed, which this version cannot finish".into())
-            );
-        }
-        let durable = target.durable();
+        let durable = self.restore(&recovered, target)?;
         let hard_state = self.check(&recovered, &conf, durable)?;
         let applied = self.replay(target, durable, hard_state.commit, conf.index)?;
         let tail = self.read(applied.index + 1, recovered.last_index + 1)?;
@@ -73,9 +82,49 @@ impl Recovery<'_> {
             read_timeout_ticks: config.read_timeout_ms.div_ceil(config.tick_ms),
             read_retry_ticks: config.heartbeat_ticks.into(),
             unapplied_bytes_max: config.unapplied_bytes_max,
+            conf: conf.clone(),
+            snapshots: SnapshotSetup {
+                mailbox: self.mailbox.clone(),
+                slots: self.slots.clone(),
+                available: self.newest()?,
+                policy: policy(config),
+                seed: fastrand::u64(..),
+            },
         };
         let group = Group::new(setup).map_err(|cause| self.mismatch(cause))?;
-        Ok((group, conf))
+        Ok(Start { group, conf, installed: recovered.installing.is_some() })
+    }
+
+    /// The newest snapshot. One that cannot be read is as good as none: the next one takes its place.
+    fn newest(&self) -> Result<Option<SnapshotMeta>, StartError> {
+        let newest = self.snapshots.latest(self.group);
+        Ok(newest
+            .inspect_err(|error| tracing::warn!(group = %self.group, %error, "no snapshot"))
+            .unwrap_or(None))
+    }
+
+    /// Goes on with a snapshot that was being installed, and restores a state machine that is behind the first entry of
+    /// the log: a volatile one, or one whose files were lost. Says where it stands.
+    fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<Applied, StartError> {
+        let (durable, truncated) = (target.durable(), stored.truncated);
+        let meta = match stored.installing {
+            Some(_) if durable.index >= truncated.index => return Ok(durable),
+            Some(content) => self.snapshots.find(self.group, content),
+            None if durable.index < truncated.index => self.snapshots.latest(self.group),
+            None => return Ok(durable),
+        };
+        let meta = meta
+            .map_err(|error| self.mismatch(error.to_string()))?
+            .filter(|meta| (truncated.index..=stored.last_index).contains(&meta.head.at.index))
+            .ok_or_else(|| {
+                self.mismatch(format!(
+                    "the state machine is at {}, the log begins after {}, and there is no snapshot between",
+                    durable.index, truncated.index
+                ))
+            })?;
+        restore(self.snapshots, target, &meta)
+            .map_err(|cause| StartError::StateMachine { group: self.group, cause })?;
+        Ok(meta.head.at)
     }
 
     /// Everything raft would panic on later, or that would lose acknowledged commands without a word.

@@ -23,14 +23,17 @@ use super::reader::LogReader;
 use super::waiter::{ReadWaiter, Waiter};
 use super::writer::{WriteId, Writer};
 use crate::config::ValidConfig;
-use crate::core::{Apply, Effects, Group};
+use crate::core::{Apply, Effects, Group, OfferVerdict};
 use crate::errors::{ProposeError, TransferLeaderError};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
-use crate::message::{Entry, Envelope};
-use crate::reporter::{Mailbox, RaftReports, Report};
+use crate::message::{Entry, Envelope, Message};
+use crate::reporter::{Mailbox, Report, SnapshotStatus};
+use crate::snapshot_store::SnapshotMeta;
+use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
+use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 pub(crate) type CoreGroup = Group<Box<dyn Waiter>, ReadWaiter>;
 type CoreEffects = Effects<Box<dyn Waiter>, ReadWaiter>;
@@ -42,6 +45,7 @@ pub(crate) enum ShardEvent {
     Applied { group: GroupId, life: u64, index: u64 },
     ApplyFailed { group: GroupId, life: u64, cause: Arc<str> },
     Fetched { group: GroupId, life: u64, low: u64, entries: Vec<Entry> },
+    SnapshotMade(Made),
     Control(Control),
 }
 
@@ -60,6 +64,22 @@ pub(crate) enum Control {
         answer: oneshot::Sender<Result<(), TransferLeaderError>>,
         /// `None` for the node's own, at shutdown.
         room: Option<OwnedSemaphorePermit>,
+    },
+    /// A peer offers a snapshot.
+    Offered {
+        from: NodeId,
+        offer: Box<SnapshotOffer>,
+        answer: oneshot::Sender<Result<OfferVerdict, SnapshotRefusal>>,
+    },
+    /// One is here, durable and verified.
+    Received {
+        from: NodeId,
+        received: Box<(Message, SnapshotMeta)>,
+        answer: oneshot::Sender<Result<u64, SnapshotRefusal>>,
+    },
+    /// The log store wants space back.
+    Squeeze {
+        group: GroupId,
     },
     /// Takes a group out of service; answers with a last write if its hard state is not all durable.
     Close {
@@ -144,6 +164,8 @@ pub(crate) struct ShardDeps {
     pub(crate) lanes: Lanes,
     pub(crate) writer: Writer,
     pub(crate) reader: LogReader,
+    pub(crate) sends: Sends,
+    pub(crate) keeper: Keeper,
     pub(crate) metrics: NodeMetrics,
     pub(crate) counters: Arc<Counters>,
 }
@@ -239,7 +261,7 @@ impl Shard {
                     self.go_silent(&format!("the log cannot be written: {cause}").into())
                 }
                 ShardEvent::Applied { group, life, index } => {
-                    self.with(group, Some(life), |running, _| running.group.applied(index));
+                    self.with(group, Some(life), |running, fx| running.group.applied(index, fx));
                 }
                 ShardEvent::ApplyFailed { group, life, cause } => {
                     if self.groups.get(&group).is_some_and(|running| running.life == life) {
@@ -248,6 +270,9 @@ impl Shard {
                 }
                 ShardEvent::Fetched { group, life, low, entries } => {
                     self.with(group, Some(life), |running, _| running.group.fetched(low, entries));
+                }
+                ShardEvent::SnapshotMade(Made { group, life, result }) => {
+                    self.with(group, Some(life), |running, fx| running.group.snapshot_made(result, fx));
                 }
                 ShardEvent::Control(asked) => control.push(asked),
             }
@@ -259,15 +284,27 @@ impl Shard {
         match report {
             Report::Unreachable { group, peer, cause } => {
                 tracing::debug!(%group, %peer, ?cause, "messages were lost");
-                self.with(group, None, |running, _| running.group.report_unreachable(peer));
-                self.deps.counters.report(peer, ReportKind::Unreachable, ReportOutcome::Applied);
+                self.carry_report(group, peer, report, ReportKind::Unreachable);
             }
+            Report::Snapshot { .. } if self.deps.config.control_lose_reports => {}
             Report::Snapshot { attempt, status } => {
-                self.with(attempt.group, None, |running, _| {
-                    running.group.report_snapshot(attempt.peer, status)
-                });
+                let kind = match status {
+                    SnapshotStatus::Finish => ReportKind::SnapshotFinish,
+                    SnapshotStatus::Failure(_) => ReportKind::SnapshotFailure,
+                };
+                self.carry_report(attempt.group, attempt.peer, report, kind);
             }
         }
+    }
+
+    fn carry_report(&mut self, group: GroupId, peer: NodeId, report: Report, kind: ReportKind) {
+        let mut outcome = ReportOutcome::Stale;
+        self.with(group, None, |running, _| {
+            if running.group.take_report(report) {
+                outcome = ReportOutcome::Applied;
+            }
+        });
+        self.deps.counters.report(peer, kind, outcome);
     }
 
     fn take_control(&mut self, control: Control) {
@@ -276,7 +313,14 @@ impl Shard {
             Control::Status { group, answer, room } => {
                 drop(room);
                 if let Some(running) = self.groups.get(&group) {
-                    let _ = answer.send(running.group.status());
+                    let mut status = running.group.status();
+                    for attempt in running.group.live_attempts() {
+                        let of_peer = status.peers.iter_mut().find(|peer| peer.id == attempt.peer);
+                        if let Some(seen) = of_peer.and_then(|peer| peer.attempt.as_mut()) {
+                            self.deps.sends.observe(&attempt, seen);
+                        }
+                    }
+                    let _ = answer.send(status);
                 }
             }
             Control::Transfer { group, target, answer, room } => {
@@ -292,6 +336,20 @@ impl Shard {
                 });
                 let _ = answer.send(result);
             }
+            Control::Offered { from, offer, answer } => {
+                let group = offer.meta.head.group;
+                self.with(group, None, |running, _| {
+                    let _ = answer.send(running.group.offer(from, &offer));
+                });
+            }
+            Control::Received { from, received, answer } => {
+                let (message, meta) = *received;
+                let group = meta.head.group;
+                self.with(group, None, |running, _| {
+                    let _ = answer.send(running.group.receive(from, message, meta));
+                });
+            }
+            Control::Squeeze { group } => self.with(group, None, |running, _| running.group.squeeze()),
             Control::Close { group, cause, answer } => {
                 let last = self.groups.get(&group).and_then(|running| {
                     let hard_state = running.group.unwritten_hard_state()?;
@@ -338,6 +396,7 @@ impl Shard {
         let groups: Vec<_> = self.groups.keys().copied().collect();
         for group in groups {
             self.with(group, None, |running, fx| running.group.tick(fx));
+            self.disown_leaked(group);
         }
         let missed = (now - due).as_nanos() / tick.as_nanos().max(1);
         if missed > 0 {
@@ -345,6 +404,21 @@ impl Shard {
             return now + tick;
         }
         due + tick
+    }
+
+    /// An attempt on which nobody works and nobody reported: its ticket was leaked, which no type can prevent.
+    fn disown_leaked(&mut self, group: GroupId) {
+        if self.deps.config.control_lose_reports {
+            return;
+        }
+        let Some(running) = self.groups.get_mut(&group) else { return };
+        for attempt in running.group.live_attempts() {
+            // In this order: a task reports before it leaves the list.
+            if !self.deps.sends.is_running(&attempt) && !self.deps.mailbox.has_outcome(attempt) {
+                running.group.disown(attempt);
+                running.dirty = true;
+            }
+        }
     }
 
     /// One ready for each group that was touched, one write for all, then the messages.
@@ -404,6 +478,22 @@ impl Shard {
         for fetch in fx.fetches.drain(..) {
             self.deps.reader.fetch(id, running.life, fetch);
         }
+        for send in fx.snapshots.drain(..) {
+            self.deps.sends.start(send);
+        }
+        for attempt in fx.cancelled.drain(..) {
+            self.deps.sends.cancel(&attempt);
+        }
+        for peer in fx.latched.drain(..) {
+            tracing::warn!(group = %id, %peer, "raft waited for a snapshot that nobody would have reported on");
+            self.deps.counters.report(peer, ReportKind::SnapshotFailure, ReportOutcome::Synthesized);
+        }
+        if let Some(through) = fx.compact.take() {
+            self.deps.reader.compact(id, through);
+        }
+        if let Some(keep) = fx.retain.take() {
+            self.deps.keeper.retain(id, keep);
+        }
         if let Some(cause) = fx.fatal.take() {
             self.quarantine(id, &cause.into());
         }
@@ -425,6 +515,11 @@ impl Shard {
     fn retire(&mut self, group: GroupId, cause: &Arc<str>) {
         let Some(mut running) = self.groups.remove(&group) else { return };
         running.ingress.close(cause);
+        let attempts = catch_unwind(AssertUnwindSafe(|| running.group.live_attempts())).unwrap_or_default();
+        for attempt in attempts {
+            self.deps.mailbox.disarm(group, attempt.peer);
+            self.deps.sends.cancel(&attempt);
+        }
         let mut fx = CoreEffects::default();
         // The group may be in any state after a panic; whoever waits in it is told by the drop of its waiter then.
         if catch_unwind(AssertUnwindSafe(|| running.group.dissolve(cause, &mut fx))).is_ok() {

@@ -8,8 +8,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use super::apply::{Machine, Target};
 use super::handle::{Group, Shared};
 use super::ingress::Ingress;
-use super::recover::Recovery;
+use super::recover::{Recovery, Start as Recovered};
 use super::shard::{Control, ShardEvent, StartGroup};
+use super::waiter::{ReadWaiter, Waiter};
 use super::{Inner, Node, StartError};
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::log_store::{ConfRecord, GroupWrite};
@@ -17,6 +18,8 @@ use crate::message::{ConfState, HardState, Member, MemberTable};
 use crate::state_machine::StateMachine;
 use crate::status::Role;
 use crate::transport::Peer;
+
+type CoreStart = Recovered<Box<dyn Waiter>, ReadWaiter>;
 
 /// Calls of `status` and `transfer` of one group that wait for the shard at a time.
 const QUESTIONS_MAX: usize = 1_024;
@@ -64,8 +67,13 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let metrics = Arc::new(node.metrics.group(group.as_u64()));
         let view = self.machine.view();
         let target: Box<dyn Target> = Box::new(Machine { machine: self.machine, metrics: metrics.clone() });
-        let (core, conf, target) =
+        let (start, target) =
             node.clone().blocking(move |node| node.recover(group, quiet_ticks, target)).await?;
+        let Recovered { group: core, conf, installed } = start;
+        if installed {
+            let write = GroupWrite { installed, ..GroupWrite::new(group) };
+            node.writer.barrier(Some(write)).await.map_err(log_error)?;
+        }
         let life = node.next_life();
         let ingress = Arc::new(Ingress::new(group, &node.config, node.scheduled.clone()));
         let (state, watched) = watch::channel(core.state());
@@ -178,23 +186,31 @@ impl Inner {
         Ok(ConfRecord { conf_state, index: 0, members })
     }
 
-    #[allow(clippy::type_complexity)] // the core's group and the machine travel together once
     fn recover(
         &self,
         group: GroupId,
         quiet_ticks: u64,
         mut target: Box<dyn Target>,
-    ) -> Result<(super::shard::CoreGroup, ConfRecord, Box<dyn Target>), StartError> {
+    ) -> Result<(CoreStart, Box<dyn Target>), StartError> {
         let incarnation = self.peers.identity().map_or(0, |identity| identity.incarnation.as_u64());
         let mut origin = [0; 16];
         let (node, run) = origin.split_at_mut(8);
         node.copy_from_slice(&self.id.as_u64().to_be_bytes());
         // Unique to this run too: a leader may still remember rounds of the one before.
         run.copy_from_slice(&(incarnation ^ fastrand::u64(..)).to_be_bytes());
-        let recovery =
-            Recovery { store: &*self.store, group, node: self.id, config: &self.config, quiet_ticks, origin };
-        let (core, conf) = recovery.run(target.as_mut())?;
-        Ok((core, conf, target))
+        let recovery = Recovery {
+            store: &*self.store,
+            snapshots: &*self.snapshots,
+            mailbox: self.mailbox.clone(),
+            slots: self.slots.clone(),
+            group,
+            node: self.id,
+            config: &self.config,
+            quiet_ticks,
+            origin,
+        };
+        let start = recovery.run(target.as_mut())?;
+        Ok((start, target))
     }
 
     /// Lets the members of a group in, and calls them.
@@ -205,7 +221,9 @@ impl Inner {
             self.mailbox.register(group, id);
             let address = self.addresses.get(&id).or_else(|| conf.members.get(&id).map(|m| &m.address));
             if let Some(address) = address {
-                self.lanes.set_peer(Peer { id, address: address.clone() });
+                let peer = Peer { id, address: address.clone() };
+                self.sends.set_peer(peer.clone());
+                self.lanes.set_peer(peer);
             }
         }
     }

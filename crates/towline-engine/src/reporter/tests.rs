@@ -61,7 +61,10 @@ fn a_dropped_ticket_reports_a_failure() {
     drop(SnapshotTicket::new(attempt(1), mailbox.clone()));
     assert_eq!(
         drained(&mailbox),
-        [Report::Snapshot { attempt: attempt(1), status: SnapshotStatus::Failure }]
+        [Report::Snapshot {
+            attempt: attempt(1),
+            status: SnapshotStatus::Failure(SnapshotFailure::Abandoned)
+        }]
     );
 }
 
@@ -82,7 +85,7 @@ fn a_late_report_of_attempt_1_does_not_touch_the_unread_outcome_of_attempt_2() {
     mailbox.arm(attempt(1));
     mailbox.arm(attempt(2));
     mailbox.report_snapshot(attempt(2), SnapshotStatus::Finish);
-    mailbox.report_snapshot(attempt(1), SnapshotStatus::Failure);
+    mailbox.report_snapshot(attempt(1), SnapshotStatus::Failure(SnapshotFailure::Transfer));
     assert_eq!(drained(&mailbox), [Report::Snapshot { attempt: attempt(2), status: SnapshotStatus::Finish }]);
     assert_eq!(counts.of(ReportKind::SnapshotFailure, ReportOutcome::Stale), 1);
 }
@@ -109,7 +112,7 @@ fn a_report_after_close_is_counted_and_dropped() {
     let (mailbox, counts, woken) = mailbox();
     mailbox.arm(attempt(1));
     mailbox.close();
-    mailbox.report_snapshot(attempt(1), SnapshotStatus::Failure);
+    mailbox.report_snapshot(attempt(1), SnapshotStatus::Failure(SnapshotFailure::Transfer));
     mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
     assert_eq!(drained(&mailbox), []);
     assert_eq!(counts.of(ReportKind::SnapshotFailure, ReportOutcome::AfterClose), 1);
@@ -145,7 +148,7 @@ fn ten_thousand_reports_from_eight_threads_against_a_stalled_loop_stay_bounded_a
                         Scope::Group(GroupId::DEFAULT),
                         UnreachableCause::QueueFull,
                     );
-                    mailbox.report_snapshot(attempt(9), SnapshotStatus::Failure);
+                    mailbox.report_snapshot(attempt(9), SnapshotStatus::Failure(SnapshotFailure::Transfer));
                 }
             });
         }

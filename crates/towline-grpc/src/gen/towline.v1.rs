@@ -69,7 +69,7 @@ pub mod transport_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// One lane: Hello, then batches; Welcome or Refused, then nacks.
+        /// One lane: Hello, then batches; Welcome or Refused, then nacks. Or one snapshot transfer.
         pub async fn lane(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = ::towline_wire::pb::Frame>,
@@ -101,7 +101,7 @@ pub mod transport_server {
                 Item = std::result::Result<::towline_wire::pb::Frame, tonic::Status>,
             > + std::marker::Send
             + 'static;
-        /// One lane: Hello, then batches; Welcome or Refused, then nacks.
+        /// One lane: Hello, then batches; Welcome or Refused, then nacks. Or one snapshot transfer.
         async fn lane(
             &self,
             request: tonic::Request<tonic::Streaming<::towline_wire::pb::Frame>>,

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
@@ -10,18 +10,27 @@ use tokio::time::sleep;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
     ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, MESSAGE_BYTES_MAX, Peer,
-    PeerSession,
+    PeerSession, Welcome,
 };
 
+use super::listener::Door;
 use super::{Fault, LINK_BATCHES_MAX, Shared, Wire};
 
-pub(crate) async fn connect(
+/// A dialler that was let in.
+pub(crate) struct Knock {
+    pub(crate) door: Arc<Door>,
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) session: Arc<dyn PeerSession>,
+    pub(crate) welcome: Welcome,
+}
+
+/// The handshake. `lane` is `None` for a snapshot.
+pub(crate) async fn knock(
     net: &Arc<Shared>,
     to: &Peer,
-    lane: Lane,
     hello: &Hello,
-    feedback: LinkFeedback,
-) -> Result<Connected, ConnectError> {
+    lane: Option<Lane>,
+) -> Result<Knock, ConnectError> {
     let unreachable = |kind: io::ErrorKind| ConnectError::Unreachable {
         address: to.address.clone(),
         source: io::Error::from(kind).into(),
@@ -35,21 +44,68 @@ pub(crate) async fn connect(
     }
     let door = net.lock().doors.get(to.address.authority()).cloned();
     let door = door.ok_or_else(|| unreachable(io::ErrorKind::ConnectionRefused))?;
-    let session = door.inbound.admit(hello, None).map_err(ConnectError::Refused)?;
+    let wire = Arc::new(Wire { from: hello.from, to: to.id, lane, end: watch::Sender::new(None) });
+    if let Err(refusal) = door.add_wire(&wire) {
+        door.inbound.refused(&refusal);
+        return Err(ConnectError::Refused(refusal));
+    }
+    // Over there, so that a dialler that gives up does not have to wait for the answer.
+    let (inbound, hello) = (door.inbound.clone(), hello.clone());
+    let admitted = door.runtime.spawn(async move { inbound.admit(&hello, None) });
+    let session = admitted.await.map_err(|_| unreachable(io::ErrorKind::ConnectionReset))?;
+    let session = session.map_err(ConnectError::Refused)?;
+    if wire.end.borrow().is_some() {
+        return Err(unreachable(io::ErrorKind::ConnectionReset));
+    }
     let welcome = session.welcome();
-    let wire = Arc::new(Wire { from: hello.from, to: to.id, end: watch::Sender::new(None) });
+    if welcome.node != to.id {
+        let detail = format!("node {} at {}, where node {} was expected", welcome.node, to.address, to.id);
+        return Err(ConnectError::WrongPeer { detail });
+    }
     net.add_wire(&wire);
-    door.add_wire(&wire);
+    Ok(Knock { door, wire, session, welcome })
+}
+
+pub(crate) async fn connect(
+    net: &Arc<Shared>,
+    to: &Peer,
+    lane: Lane,
+    hello: &Hello,
+    feedback: LinkFeedback,
+) -> Result<Connected, ConnectError> {
+    let Knock { door, wire, session, welcome } = knock(net, to, hello, Some(lane)).await?;
     let (sender, batches) = mpsc::channel(LINK_BATCHES_MAX);
     let receiver = Receiver { net: net.clone(), wire: wire.clone(), lane, session, batches };
+    let inside = door.enter();
+    let (over, here) = (Held(wire.clone()), Arc::new(Mutex::new(Some(feedback))));
+    // The listener's runtime. If it is shut down, the link breaks with the task.
+    let back = Arc::downgrade(&here);
     door.runtime.spawn(async move {
-        // Owned by the task, so that a runtime that is shut down tells of the end by dropping it.
-        let feedback = feedback;
-        let cause = receiver.run(&feedback).await;
-        feedback.closed(cause);
+        let (_inside, _over) = (inside, over);
+        receiver.run(&back).await;
+    });
+    // Ours: what the end of the link is told by, whatever keeps the receiver. If it is shut down, dropping tells.
+    let mut end = wire.end.subscribe();
+    tokio::spawn(async move {
+        let cause = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        let feedback = here.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(feedback) = feedback {
+            feedback.closed(cause.unwrap_or(LinkClosed::Abandoned));
+        }
     });
     Ok(Connected { link: Box::new(MemLink { wire, sender: Some(sender) }), welcome })
 }
+
+/// The receiver's hold on the wire.
+struct Held(Arc<Wire>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.close(LinkClosed::Broken { detail: "the receiver is gone".into() });
+    }
+}
+
+type Back = Weak<Mutex<Option<LinkFeedback>>>;
 
 struct MemLink {
     wire: Arc<Wire>,
@@ -92,21 +148,17 @@ struct Receiver {
 }
 
 impl Receiver {
-    async fn run(mut self, feedback: &LinkFeedback) -> LinkClosed {
+    async fn run(mut self, back: &Back) {
         let mut end = self.wire.end.subscribe();
-        let over = async { end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()) };
         let wire = self.wire.clone();
-        let cause = tokio::select! {
+        tokio::select! {
             biased;
-            cause = over => cause,
-            cause = self.receive(feedback) => Some(cause),
-        };
-        let cause = cause.unwrap_or(LinkClosed::Abandoned);
-        wire.close(cause.clone());
-        cause
+            _ = end.wait_for(Option::is_some) => {}
+            cause = self.receive(back) => wire.close(cause),
+        }
     }
 
-    async fn receive(&mut self, feedback: &LinkFeedback) -> LinkClosed {
+    async fn receive(&mut self, back: &Back) -> LinkClosed {
         let mut changed = self.net.watch();
         let mut swallowed = false;
         loop {
@@ -138,8 +190,14 @@ impl Receiver {
                 sleep(time).await;
             }
             match self.session.deliver(self.lane, batch) {
-                Ok(nacks) => nacks.into_iter().for_each(|nack| feedback.nack(nack)),
-                Err(violation) => return LinkClosed::Violation { detail: violation.detail },
+                Ok(nacks) => {
+                    if let Some(here) = back.upgrade()
+                        && let Some(feedback) = &*here.lock().unwrap_or_else(PoisonError::into_inner)
+                    {
+                        nacks.into_iter().for_each(|nack| feedback.nack(nack));
+                    }
+                }
+                Err(violation) => return LinkClosed::ByPeer { detail: violation.detail },
             }
         }
     }

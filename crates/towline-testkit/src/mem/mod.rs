@@ -18,6 +18,7 @@
 
 mod link;
 mod listener;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -28,14 +29,20 @@ use tokio::sync::watch;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::transport::{
-    ConnectError, Connected, Hello, Inbound, LinkClosed, LinkFeedback, Listener, Peer, Transport,
-    TransportError,
+    ConnectError, Connected, Hello, Inbound, LinkClosed, LinkFeedback, Listener, OfferAnswer, Peer,
+    SnapshotOffer, TransferError, Transport, TransportError,
 };
 
 use self::listener::Door;
 
 /// Batches between a dispatch and the receiver; the next one waits.
 pub const LINK_BATCHES_MAX: usize = 4;
+
+/// Chunks of a snapshot between a sender and the receiver; the next one waits.
+pub const TRANSFER_CHUNKS_MAX: usize = 2;
+
+/// Links and transfers that one listener holds; the next dialler is refused.
+pub const LISTENER_LINKS_MAX: usize = 256;
 
 /// What is wrong in one direction between two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +85,8 @@ struct State {
 pub(crate) struct Wire {
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
+    /// `None` for a snapshot.
+    pub(crate) lane: Option<Lane>,
     /// Why the link is over, once it is.
     pub(crate) end: watch::Sender<Option<LinkClosed>>,
 }
@@ -150,11 +159,11 @@ impl MemNet {
         self.shared.change(|state| state.dead.remove(&node));
     }
 
-    /// How many links from one node to another are up.
+    /// How many links from one node to another are up, without transfers of snapshots.
     pub fn links(&self, from: NodeId, to: NodeId) -> usize {
         let wires = self.shared.lock().wires.clone();
         let live = wires.iter().filter_map(Weak::upgrade);
-        live.filter(|w| w.from == from && w.to == to && w.end.borrow().is_none()).count()
+        live.filter(|w| w.lane.is_some() && w.from == from && w.to == to && w.end.borrow().is_none()).count()
     }
 }
 
@@ -223,6 +232,15 @@ impl Transport for MemTransport {
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
         link::connect(&self.net, to, lane, hello, feedback).await
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+    ) -> Result<OfferAnswer, TransferError> {
+        transfer::offer(&self.net, to, hello, offer).await
     }
 }
 

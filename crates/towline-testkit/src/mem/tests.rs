@@ -188,7 +188,7 @@ async fn every_end_is_told_once_with_its_cause() {
 
     let mut violated = ends().await;
     violated.link.dispatch(batch(500)).await.unwrap();
-    assert_eq!(violated.closed().await, LinkClosed::Violation { detail: "five hundred".into() });
+    assert_eq!(violated.closed().await, LinkClosed::ByPeer { detail: "five hundred".into() });
 
     let mut shut = ends().await;
     shut._listener.shutdown().await;

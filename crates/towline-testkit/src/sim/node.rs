@@ -1,7 +1,8 @@
 use std::collections::VecDeque;
 
-use towline_engine::core::{Apply, Effects, Fetch, Group, GroupLog, GroupSetup, ReplicaSetup};
+use towline_engine::core::{Apply, Effects, Fetch, Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 use towline_engine::ids::{GroupId, NodeId};
+use towline_engine::log_store::ConfRecord;
 use towline_engine::message::{ConfState, HardState, Message};
 use towline_engine::state_machine::Applied;
 
@@ -106,6 +107,8 @@ impl SimNode {
             read_timeout_ticks: options.read_timeout_ticks,
             read_retry_ticks: options.heartbeat_ticks as u64,
             unapplied_bytes_max: options.unapplied_bytes_max,
+            conf: ConfRecord { conf_state: members.clone(), ..ConfRecord::default() },
+            snapshots: SnapshotSetup::default(),
         };
         self.group = Some(Box::new(Group::new(setup)?));
         Ok(())
@@ -141,6 +144,7 @@ impl SimNode {
                         history.saw(id, read, self.machine.through.index)?;
                     }
                 }
+                Apply::Restore(_) | Apply::Snapshot { .. } => return Err("nobody asked for snapshots".into()),
             }
         }
         Ok(())

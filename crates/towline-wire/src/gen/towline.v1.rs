@@ -202,7 +202,7 @@ impl MessageType {
 /// the protocol version; new optional fields are skipped instead.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub kind: ::core::option::Option<frame::Kind>,
 }
 /// Nested message and enum types in `Frame`.
@@ -223,6 +223,22 @@ pub mod frame {
         /// Listener to dialler.
         #[prost(message, tag = "5")]
         Nacks(super::Nacks),
+        /// The rest is of snapshot transfers. Dialler to listener, after the welcome and once.
+        #[prost(message, tag = "6")]
+        Offer(super::Offer),
+        /// Listener to dialler, once, before any payload moves.
+        #[prost(message, tag = "7")]
+        Answer(super::Answer),
+        /// Dialler to listener: the body, in order, then its end.
+        #[prost(message, tag = "8")]
+        Chunk(super::Chunk),
+        #[prost(message, tag = "9")]
+        Trailer(super::Trailer),
+        /// Listener to dialler: now and then, and last.
+        #[prost(message, tag = "10")]
+        Progress(super::Progress),
+        #[prost(message, tag = "11")]
+        Outcome(super::Outcome),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -295,12 +311,128 @@ pub struct Nacks {
     #[prost(message, repeated, tag = "1")]
     pub nacks: ::prost::alloc::vec::Vec<Nack>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Member {
+    #[prost(uint64, tag = "1")]
+    pub node: u64,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// Zero: not met yet.
+    #[prost(fixed64, tag = "3")]
+    pub incarnation: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SnapshotHead {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    #[prost(message, optional, tag = "4")]
+    pub conf_state: ::core::option::Option<ConfState>,
+    #[prost(message, repeated, tag = "5")]
+    pub members: ::prost::alloc::vec::Vec<Member>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Offer {
+    /// Raft's message, with the snapshot's metadata and without a body.
+    #[prost(message, optional, tag = "1")]
+    pub message: ::core::option::Option<Message>,
+    #[prost(message, optional, tag = "2")]
+    pub head: ::core::option::Option<SnapshotHead>,
+    /// Bytes of the body.
+    #[prost(uint64, tag = "3")]
+    pub length: u64,
+    /// 32 bytes: the digest of head and body.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub content: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "5")]
+    pub attempt: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Answer {
+    #[prost(oneof = "answer::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<answer::Kind>,
+}
+/// Nested message and enum types in `Answer`.
+pub mod answer {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Send from this offset on.
+        #[prost(uint64, tag = "1")]
+        Accepted(u64),
+        /// It is here, up to this commit index and maybe beyond.
+        #[prost(uint64, tag = "2")]
+        AlreadyHave(u64),
+        #[prost(message, tag = "3")]
+        Refused(super::SnapshotRefused),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Chunk {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: ::prost::bytes::Bytes,
+    #[prost(fixed32, tag = "3")]
+    pub crc32c: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trailer {
+    #[prost(uint64, tag = "1")]
+    pub length: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub content: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Progress {
+    /// Bytes of the body the listener has written, from its start on.
+    #[prost(uint64, tag = "1")]
+    pub acked: u64,
+    /// One the dialler does not know counts as the last it does.
+    #[prost(enumeration = "TransferPhase", tag = "2")]
+    pub phase: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outcome {
+    #[prost(oneof = "outcome::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<outcome::Kind>,
+}
+/// Nested message and enum types in `Outcome`.
+pub mod outcome {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// Durable, verified, taken by Raft: the listener's commit index.
+        #[prost(uint64, tag = "1")]
+        Commit(u64),
+        #[prost(message, tag = "2")]
+        Refused(super::SnapshotRefused),
+    }
+}
+/// The code is open-ended: a dialler that does not know it takes it for NOT_TAKEN and shows `detail`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SnapshotRefused {
+    #[prost(enumeration = "SnapshotRefusalCode", tag = "1")]
+    pub code: i32,
+    /// For people, at most 512 bytes.
+    #[prost(string, tag = "2")]
+    pub detail: ::prost::alloc::string::String,
+    /// TOO_LARGE: the limit, in bytes. STALE_TERM: the listener's term. STALLED: the wait, in milliseconds.
+    #[prost(uint64, tag = "3")]
+    pub ours: u64,
+    /// TOO_LARGE: the length. STALE_TERM: the dialler's term.
+    #[prost(uint64, tag = "4")]
+    pub theirs: u64,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Lane {
     Unspecified = 0,
     Control = 1,
     Append = 2,
+    /// One snapshot transfer.
+    Snapshot = 3,
 }
 impl Lane {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -312,6 +444,7 @@ impl Lane {
             Self::Unspecified => "LANE_UNSPECIFIED",
             Self::Control => "LANE_CONTROL",
             Self::Append => "LANE_APPEND",
+            Self::Snapshot => "LANE_SNAPSHOT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -320,6 +453,7 @@ impl Lane {
             "LANE_UNSPECIFIED" => Some(Self::Unspecified),
             "LANE_CONTROL" => Some(Self::Control),
             "LANE_APPEND" => Some(Self::Append),
+            "LANE_SNAPSHOT" => Some(Self::Snapshot),
             _ => None,
         }
     }
@@ -408,6 +542,88 @@ impl NackCause {
             "NACK_CAUSE_UNKNOWN_GROUP" => Some(Self::UnknownGroup),
             "NACK_CAUSE_GROUP_DOWN" => Some(Self::GroupDown),
             "NACK_CAUSE_REJECTED" => Some(Self::Rejected),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TransferPhase {
+    Receiving = 0,
+    Verifying = 1,
+    Syncing = 2,
+    Stepping = 3,
+}
+impl TransferPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Receiving => "TRANSFER_PHASE_RECEIVING",
+            Self::Verifying => "TRANSFER_PHASE_VERIFYING",
+            Self::Syncing => "TRANSFER_PHASE_SYNCING",
+            Self::Stepping => "TRANSFER_PHASE_STEPPING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSFER_PHASE_RECEIVING" => Some(Self::Receiving),
+            "TRANSFER_PHASE_VERIFYING" => Some(Self::Verifying),
+            "TRANSFER_PHASE_SYNCING" => Some(Self::Syncing),
+            "TRANSFER_PHASE_STEPPING" => Some(Self::Stepping),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SnapshotRefusalCode {
+    Unspecified = 0,
+    Busy = 1,
+    TooLarge = 2,
+    WrongNode = 3,
+    StaleTerm = 4,
+    Corrupt = 5,
+    Storage = 6,
+    NotTaken = 7,
+    Stalled = 8,
+    Unsupported = 9,
+}
+impl SnapshotRefusalCode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SNAPSHOT_REFUSAL_CODE_UNSPECIFIED",
+            Self::Busy => "SNAPSHOT_REFUSAL_CODE_BUSY",
+            Self::TooLarge => "SNAPSHOT_REFUSAL_CODE_TOO_LARGE",
+            Self::WrongNode => "SNAPSHOT_REFUSAL_CODE_WRONG_NODE",
+            Self::StaleTerm => "SNAPSHOT_REFUSAL_CODE_STALE_TERM",
+            Self::Corrupt => "SNAPSHOT_REFUSAL_CODE_CORRUPT",
+            Self::Storage => "SNAPSHOT_REFUSAL_CODE_STORAGE",
+            Self::NotTaken => "SNAPSHOT_REFUSAL_CODE_NOT_TAKEN",
+            Self::Stalled => "SNAPSHOT_REFUSAL_CODE_STALLED",
+            Self::Unsupported => "SNAPSHOT_REFUSAL_CODE_UNSUPPORTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SNAPSHOT_REFUSAL_CODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SNAPSHOT_REFUSAL_CODE_BUSY" => Some(Self::Busy),
+            "SNAPSHOT_REFUSAL_CODE_TOO_LARGE" => Some(Self::TooLarge),
+            "SNAPSHOT_REFUSAL_CODE_WRONG_NODE" => Some(Self::WrongNode),
+            "SNAPSHOT_REFUSAL_CODE_STALE_TERM" => Some(Self::StaleTerm),
+            "SNAPSHOT_REFUSAL_CODE_CORRUPT" => Some(Self::Corrupt),
+            "SNAPSHOT_REFUSAL_CODE_STORAGE" => Some(Self::Storage),
+            "SNAPSHOT_REFUSAL_CODE_NOT_TAKEN" => Some(Self::NotTaken),
+            "SNAPSHOT_REFUSAL_CODE_STALLED" => Some(Self::Stalled),
+            "SNAPSHOT_REFUSAL_CODE_UNSUPPORTED" => Some(Self::Unsupported),
             _ => None,
         }
     }

@@ -39,6 +39,8 @@ fn group_with(voters: u64, entries: Vec<Entry>) -> TestGroup {
         read_timeout_ticks: 20,
         read_retry_ticks: 2,
         unapplied_bytes_max: 1 << 20,
+        conf: ConfRecord::default(),
+        snapshots: SnapshotSetup::default(),
     })
     .unwrap()
 }

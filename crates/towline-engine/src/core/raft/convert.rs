@@ -43,7 +43,20 @@ pub(super) fn message_to_raft(m: Message) -> eraftpb::Message {
     out.reject_hint = m.reject_hint;
     out.context = m.context;
     out.priority = m.priority;
+    if let Some(record) = m.snapshot {
+        out.set_snapshot(snapshot_to_raft(record.index, record.term, &record.conf_state));
+    }
     out
+}
+
+/// Without a body: that one travels apart.
+pub(super) fn snapshot_to_raft(index: u64, term: u64, conf_state: &ConfState) -> eraftpb::Snapshot {
+    let mut snapshot = eraftpb::Snapshot::default();
+    let metadata = snapshot.mut_metadata();
+    metadata.index = index;
+    metadata.term = term;
+    *metadata.mut_conf_state() = conf_state_to_raft(conf_state);
+    snapshot
 }
 
 pub(super) fn entry_from_raft(e: eraftpb::Entry) -> Entry {
@@ -171,6 +184,11 @@ mod tests {
                 reject_hint: 7,
                 context: b"ctx".as_slice().into(),
                 priority: -8,
+                snapshot: Some(SnapshotRecord {
+                    index: 10,
+                    term: 11,
+                    conf_state: ConfState { voters: vec![NodeId::new(1).unwrap()], ..ConfState::default() },
+                }),
                 ..Message::new(kind, NodeId::new(1).unwrap(), NodeId::new(2).unwrap())
             };
             assert_eq!(message_from_raft(message_to_raft(message.clone())), Some(message));

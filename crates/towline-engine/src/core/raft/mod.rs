@@ -10,10 +10,12 @@ use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
 
 pub use self::storage::Fetch;
 use self::storage::LogView;
+use super::attempts::Attempts;
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
 use crate::message::{ConfState, Entry, HardState, Message};
 use crate::reporter::SnapshotStatus;
+use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus, Role};
 
 /// What a replica is made of.
@@ -66,6 +68,8 @@ pub(crate) struct ReadyParts {
     pub(crate) messages_after_write: Vec<Message>,
     /// Read rounds that were confirmed, with their index.
     pub(crate) reads: Vec<(Vec<u8>, u64)>,
+    /// A snapshot that was received: its place is the whole log now.
+    pub(crate) install: Option<Applied>,
 }
 
 /// Raft took none of the proposals: a transfer of leadership is under way, or too much is uncommitted.
@@ -75,7 +79,7 @@ pub(crate) struct ProposalsDropped;
 impl Replica {
     /// # Errors
     /// The raft crate's own words, if it does not accept the setup.
-    pub(crate) fn new(setup: ReplicaSetup) -> Result<Self, String> {
+    pub(crate) fn new(setup: ReplicaSetup, attempts: Attempts) -> Result<Self, String> {
         let config = raft::Config {
             id: setup.node.as_u64(),
             election_tick: setup.election_ticks_min,
@@ -96,7 +100,7 @@ impl Replica {
             max_committed_size_per_ready: setup.committed_bytes_max,
         };
         let logger = logger::logger(setup.node, setup.group);
-        let view = LogView::new(setup.log, setup.hard_state, setup.conf_state);
+        let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
         RawNode::new(&config, view, &logger).map(|raw| Self { raw }).map_err(|e| e.to_string())
     }
 
@@ -171,9 +175,51 @@ impl Replica {
     /// The message must have passed the inbound checks: raft panics on some that have not. What raft refuses beyond
     /// those (a response of somebody unknown) has no effect.
     pub(crate) fn step(&mut self, message: Message) {
+        let from = message.from.as_u64();
         if let Err(error) = self.raw.step(convert::message_to_raft(message)) {
             tracing::debug!(%error, "raft ignored a message");
         }
+        // After a stale reject raft may want to send what the peer is known to have; a snapshot would be the answer, and
+        // its ack could not end it.
+        if let Some(progress) = self.raw.raft.mut_prs().get_mut(from)
+            && progress.next_idx <= progress.matched
+        {
+            progress.next_idx = progress.matched + 1;
+        }
+    }
+
+    /// The index of a snapshot raft took and has not given out.
+    pub(crate) fn unstable_snapshot(&self) -> Option<u64> {
+        self.raw.raft.raft_log.unstable_snapshot().as_ref().map(|s| s.get_metadata().index)
+    }
+
+    /// Asks every peer for a sign of life; raft goes on with those that answer.
+    pub(crate) fn ping(&mut self) {
+        self.raw.ping();
+    }
+
+    /// How raft sends to each of its peers.
+    pub(crate) fn progress(&self) -> impl Iterator<Item = (NodeId, PeerProgress)> {
+        let me = self.raw.raft.id;
+        let peer = move |(&id, p): (&u64, &raft::Progress)| {
+            Some((NodeId::new(id).filter(|_| id != me)?, progress_of(p)))
+        };
+        self.raw.raft.prs().iter().filter_map(peer)
+    }
+
+    /// The term of an entry raft knows, written or not.
+    pub(crate) fn log_term(&self, index: u64) -> Option<u64> {
+        self.raw.raft.raft_log.term(index).ok().filter(|&term| term != 0)
+    }
+
+    /// Attempts to send snapshots, as raft's storage sees them too.
+    pub(crate) fn attempts(&self) -> std::cell::RefMut<'_, Attempts> {
+        self.raw.store().attempts.borrow_mut()
+    }
+
+    /// Forgets the log up to `through`, which is applied.
+    pub(crate) fn compact(&mut self, through: u64) {
+        self.raw.mut_store().log.compact(through);
     }
 
     /// Appends commands as one proposal, so that they are broadcast together. They get the indices after
@@ -202,7 +248,7 @@ impl Replica {
     pub(crate) fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
         let status = match status {
             SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
-            SnapshotStatus::Failure => raft::SnapshotStatus::Failure,
+            SnapshotStatus::Failure(_) => raft::SnapshotStatus::Failure,
         };
         self.raw.report_snapshot(peer.as_u64(), status);
     }
@@ -217,15 +263,23 @@ impl Replica {
         let plain = |messages: Vec<eraftpb::Message>| {
             messages.into_iter().filter_map(convert::message_from_raft).collect()
         };
+        let install = match ready.snapshot().get_metadata() {
+            meta if meta.index == 0 => None,
+            meta => Some(Applied { index: meta.index, term: meta.term }),
+        };
         let parts = ReadyParts {
             number: ready.number(),
             entries: ready.take_entries().into_iter().map(convert::entry_from_raft).collect(),
-            must_write: ready.must_sync(),
+            must_write: ready.must_sync() || install.is_some(),
             committed: ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect(),
             messages: plain(ready.take_messages()),
             messages_after_write: plain(ready.take_persisted_messages()),
             reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
+            install,
         };
+        if let Some(at) = install {
+            self.raw.mut_store().log.install(at);
+        }
         self.raw.mut_store().log.append(&parts.entries);
         self.raw.advance_append_async(ready);
         Some(parts)
@@ -265,19 +319,27 @@ impl Replica {
         let peer = |(&id, p): (&u64, &raft::Progress)| {
             Some(PeerStatus {
                 id: NodeId::new(id).filter(|_| id != me)?,
-                progress: match p.state {
-                    ProgressState::Probe => PeerProgress::Probe,
-                    ProgressState::Replicate => PeerProgress::Replicate,
-                    ProgressState::Snapshot => PeerProgress::Snapshot,
-                },
+                progress: progress_of(p),
                 matched: p.matched,
                 next: p.next_idx,
                 recent_active: p.recent_active,
                 pending_snapshot: p.pending_snapshot,
+                progress_age_ticks: 0,
+                attempt: None,
+                last_attempt: None,
+                backoff_ticks: 0,
             })
         };
         let mut peers: Vec<_> = self.raw.raft.prs().iter().filter_map(peer).collect();
         peers.sort_by_key(|p| p.id);
         peers
+    }
+}
+
+fn progress_of(progress: &raft::Progress) -> PeerProgress {
+    match progress.state {
+        ProgressState::Probe => PeerProgress::Probe,
+        ProgressState::Replicate => PeerProgress::Replicate,
+        ProgressState::Snapshot => PeerProgress::Snapshot,
     }
 }

@@ -8,7 +8,9 @@ use raft::storage::GetEntriesContext;
 use raft::{Error, RaftState, Storage, StorageError};
 
 use super::convert;
+use crate::core::attempts::Attempts;
 use crate::core::log::{GroupLog, Lookup};
+use crate::ids::NodeId;
 use crate::message::{ConfState, Entry, HardState};
 
 /// A range of the log that raft wants for a follower and that is not in memory.
@@ -29,6 +31,8 @@ pub(super) struct LogView {
     hard_state: HardState,
     conf_state: ConfState,
     fetches: RefCell<Fetches>,
+    /// Raft asks for snapshots through a shared reference.
+    pub(super) attempts: RefCell<Attempts>,
 }
 
 #[derive(Default)]
@@ -42,8 +46,13 @@ struct Fetches {
 }
 
 impl LogView {
-    pub(super) fn new(log: GroupLog, hard_state: HardState, conf_state: ConfState) -> Self {
-        Self { log, hard_state, conf_state, fetches: RefCell::default() }
+    pub(super) fn new(
+        log: GroupLog,
+        hard_state: HardState,
+        conf_state: ConfState,
+        attempts: Attempts,
+    ) -> Self {
+        Self { log, hard_state, conf_state, fetches: RefCell::default(), attempts: RefCell::new(attempts) }
     }
 
     /// Ranges asked for since the last call, each to be answered by [`fetched`](Self::fetched).
@@ -138,8 +147,15 @@ impl Storage for LogView {
         Ok(self.log.last_index())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<eraftpb::Snapshot> {
-        // The log is kept whole, so no follower needs one; and no other error is survivable here.
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    // No other error than this one is survivable here. Nobody may ask for a snapshot of a certain index
+    // (`core::inbound` refuses it), so `request_index` is always zero.
+    fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
+        let later = || Error::Store(StorageError::SnapshotTemporarilyUnavailable);
+        let to = NodeId::new(to).ok_or_else(later)?;
+        let mut attempts = self.attempts.borrow_mut();
+        let truncated = self.log.first_index() - 1;
+        let meta = attempts.admit(to, truncated, self.log.bytes_appended()).ok_or_else(later)?;
+        let at = meta.head.at;
+        Ok(convert::snapshot_to_raft(at.index, at.term, &meta.head.conf_state))
     }
 }

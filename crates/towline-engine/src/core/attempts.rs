@@ -1,0 +1,337 @@
+//! Attempts to send snapshots: who may be sent one now, which attempt is the live one, and when to try again.
+//!
+//! Raft asks for a snapshot inside its own steps, at every heartbeat response while it gets none, so every answer here is
+//! O(log peers). An attempt is live from the moment Raft was given a snapshot until it was told how that ended; there is
+//! never more than one a peer. Time is a number of ticks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::ids::{GroupId, NodeId};
+use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotStatus};
+use crate::snapshot_store::SnapshotMeta;
+use crate::status::{AttemptOutcome, AttemptStatus, LastAttempt};
+
+/// After a refusal that does not pass by itself the wait is this many times longer than after another failure.
+const LASTING_REFUSAL_FACTOR: u64 = 16;
+
+/// How often the wait doubles at most.
+const DOUBLINGS_MAX: u32 = 16;
+
+/// The transfers a node sends at a time, counted for all its groups. Cloning shares the count.
+#[derive(Debug, Clone)]
+pub struct SendSlots {
+    taken: Arc<AtomicUsize>,
+    most: usize,
+    /// Numbers attempts across all groups and their lives, so that a late report never names somebody else's.
+    attempts: Arc<AtomicU64>,
+}
+
+impl SendSlots {
+    /// So many at a time.
+    pub fn new(most: usize) -> Self {
+        Self { taken: Arc::default(), most, attempts: Arc::default() }
+    }
+
+    /// Whether one is free.
+    pub fn any_free(&self) -> bool {
+        self.taken.load(Ordering::Acquire) < self.most
+    }
+
+    fn next_number(&self) -> u64 {
+        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn take(&self) -> Option<SendSlot> {
+        let more = |taken: usize| (taken < self.most).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(SendSlot { taken: self.taken.clone() })
+    }
+}
+
+/// The right to send one snapshot; dropping it gives it back.
+#[derive(Debug)]
+pub struct SendSlot {
+    taken: Arc<AtomicUsize>,
+}
+
+impl Drop for SendSlot {
+    fn drop(&mut self) {
+        self.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How failed attempts are repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// The least wait after a failure, in ticks: one heartbeat.
+    pub wait_ticks_min: u64,
+    /// The longest, in ticks.
+    pub wait_ticks_max: u64,
+}
+
+/// Everything about attempts of one group.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    group: GroupId,
+    policy: RetryPolicy,
+    slots: SendSlots,
+    rng: fastrand::Rng,
+    now: u64,
+    available: Option<SnapshotMeta>,
+    /// Raft wanted a snapshot, and there is none that would do.
+    missing: bool,
+    peers: BTreeMap<NodeId, PeerAttempts>,
+}
+
+#[derive(Debug, Default)]
+struct PeerAttempts {
+    live: Option<Live>,
+    /// Raft asked and was told to wait.
+    wanted: bool,
+    not_before: u64,
+    failures: u32,
+    last: Option<LastAttempt>,
+}
+
+#[derive(Debug)]
+struct Live {
+    number: u64,
+    /// The leader's term; zero until the message has left.
+    term: u64,
+    meta: SnapshotMeta,
+    /// Until the message that Raft made of it leaves.
+    slot: Option<SendSlot>,
+    /// Bytes the log had grown to when it began.
+    log_bytes: u64,
+}
+
+/// A snapshot on its way out: what was given to Raft, and with it the right to send.
+#[derive(Debug)]
+pub(super) struct Emitted {
+    pub(super) attempt: SnapshotAttempt,
+    pub(super) meta: SnapshotMeta,
+    pub(super) slot: SendSlot,
+}
+
+impl Attempts {
+    pub(super) fn new(
+        group: GroupId,
+        policy: RetryPolicy,
+        slots: SendSlots,
+        available: Option<SnapshotMeta>,
+        seed: u64,
+    ) -> Self {
+        let rng = fastrand::Rng::with_seed(seed);
+        let peers = BTreeMap::new();
+        Self { group, policy, slots, rng, now: 0, available, missing: false, peers }
+    }
+
+    /// Raft wants to send `to` a snapshot, and its log begins after `truncated`. `Some`: the attempt is live from here on.
+    pub(super) fn admit(&mut self, to: NodeId, truncated: u64, log_bytes: u64) -> Option<&SnapshotMeta> {
+        let fits =
+            |meta: &&SnapshotMeta| meta.head.at.index >= truncated && meta.head.conf_state.contains(to);
+        let Some(meta) = self.available.as_ref().filter(fits) else {
+            self.missing = true;
+            self.peers.entry(to).or_default().wanted = true;
+            return None;
+        };
+        let peer = self.peers.entry(to).or_default();
+        peer.wanted = true;
+        if peer.live.is_some() || self.now < peer.not_before {
+            return None;
+        }
+        let slot = self.slots.take()?;
+        peer.wanted = false;
+        let live = Live {
+            number: self.slots.next_number(),
+            term: 0,
+            meta: meta.clone(),
+            slot: Some(slot),
+            log_bytes,
+        };
+        peer.live = Some(live);
+        Some(meta)
+    }
+
+    /// The message Raft made of an admitted snapshot is about to leave. `None` if its attempt was voided meanwhile.
+    pub(super) fn emit(&mut self, to: NodeId, term: u64, index: u64) -> Option<Emitted> {
+        let group = self.group;
+        let live = self.peers.get_mut(&to)?.live.as_mut().filter(|live| live.meta.head.at.index == index)?;
+        let slot = live.slot.take()?;
+        live.term = term;
+        Some(Emitted { attempt: live.attempt(group, to), meta: live.meta.clone(), slot })
+    }
+
+    /// An attempt ended. `false`: it is not the live one, and nothing changed.
+    pub(super) fn settle(
+        &mut self,
+        attempt: SnapshotAttempt,
+        status: SnapshotStatus,
+        heartbeat: u64,
+    ) -> bool {
+        let group = self.group;
+        let Some(peer) = self.peers.get_mut(&attempt.peer) else { return false };
+        if peer.live.as_ref().map(|live| live.attempt(group, attempt.peer)) != Some(attempt) {
+            return false;
+        }
+        peer.live = None;
+        let wait = match status {
+            SnapshotStatus::Finish => {
+                peer.failures = 0;
+                heartbeat
+            }
+            SnapshotStatus::Failure(cause) => {
+                peer.failures = peer.failures.saturating_add(1);
+                let wait = self.policy.wait(peer.failures, cause);
+                // Jittered upwards, so that the least wait stays the least.
+                wait + self.rng.u64(0..=wait / 4)
+            }
+        };
+        peer.not_before = self.now + wait;
+        peer.wanted = true;
+        peer.last = Some(LastAttempt { number: attempt.number, outcome: AttemptOutcome::from(status) });
+        true
+    }
+
+    /// Nobody works on this attempt, and nobody will report on it.
+    pub(super) fn disown(&mut self, attempt: SnapshotAttempt) {
+        let group = self.group;
+        if let Some(peer) = self.peers.get_mut(&attempt.peer) {
+            peer.live.take_if(|live| live.attempt(group, attempt.peer) == attempt);
+        }
+    }
+
+    /// Raft waited for a snapshot to `to` that no attempt stood for.
+    pub(super) fn fail_unowned(&mut self, to: NodeId) {
+        let peer = self.peers.entry(to).or_default();
+        peer.failures = peer.failures.saturating_add(1);
+        peer.not_before = self.now + self.policy.wait(peer.failures, SnapshotFailure::Lost);
+        peer.wanted = true;
+        let outcome = AttemptOutcome::Failed(SnapshotFailure::Lost);
+        peer.last = Some(LastAttempt { number: peer.last.map_or(0, |last| last.number), outcome });
+    }
+
+    /// Ends every attempt that is not of a leader in `term` (`None`: this node does not lead) or whose peer is no member.
+    pub(super) fn void_stale(
+        &mut self,
+        term: Option<u64>,
+        is_member: impl Fn(NodeId) -> bool,
+    ) -> Vec<SnapshotAttempt> {
+        let group = self.group;
+        let mut voided = Vec::new();
+        for (&id, peer) in &mut self.peers {
+            let stale = |live: &mut Live| {
+                term.is_none_or(|term| live.term != 0 && live.term != term) || !is_member(id)
+            };
+            if let Some(live) = peer.live.take_if(stale) {
+                voided.push(live.attempt(group, id));
+                peer.last = Some(LastAttempt { number: live.number, outcome: AttemptOutcome::Void });
+            }
+        }
+        if term.is_none() {
+            // Waits belong to the one who leads: the next leader starts afresh, and so does this node if it is that.
+            self.peers.values_mut().for_each(|peer| {
+                (peer.wanted, peer.failures, peer.not_before) = (false, 0, 0);
+            });
+        }
+        voided
+    }
+
+    /// Attempts during which the log grew by more than `bytes_max`: their pins are too dear.
+    pub(super) fn overdue(&self, log_bytes: u64, bytes_max: u64) -> Vec<SnapshotAttempt> {
+        self.live()
+            .filter(|(_, live)| log_bytes - live.log_bytes > bytes_max)
+            .map(|(id, l)| l.attempt(self.group, id))
+            .collect()
+    }
+
+    fn live(&self) -> impl Iterator<Item = (NodeId, &Live)> {
+        self.peers.iter().filter_map(|(&id, peer)| Some((id, peer.live.as_ref()?)))
+    }
+
+    /// The live attempts whose message has left.
+    pub(super) fn live_attempts(&self) -> impl Iterator<Item = SnapshotAttempt> {
+        self.live().filter(|(_, live)| live.term != 0).map(|(id, live)| live.attempt(self.group, id))
+    }
+
+    pub(super) fn is_live(&self, to: NodeId) -> bool {
+        self.peers.get(&to).is_some_and(|peer| peer.live.is_some())
+    }
+
+    /// The lowest index a live attempt stands at: what comes after it must stay in the log.
+    pub(super) fn pinned(&self) -> Option<u64> {
+        self.live().map(|(_, live)| live.meta.head.at.index).min()
+    }
+
+    /// A newer snapshot is durable.
+    pub(super) fn make_available(&mut self, meta: SnapshotMeta) {
+        if self.available.as_ref().is_none_or(|old| old.head.at.index <= meta.head.at.index) {
+            self.available = Some(meta);
+            self.missing = false;
+        }
+    }
+
+    pub(super) fn available(&self) -> Option<&SnapshotMeta> {
+        self.available.as_ref()
+    }
+
+    /// Whether Raft asked for a snapshot that does not exist since the last call.
+    pub(super) fn take_missing(&mut self) -> bool {
+        std::mem::take(&mut self.missing)
+    }
+
+    /// A tick passed. `true`: somebody who was told to wait could be served now; ask Raft again by a ping.
+    pub(super) fn tick(&mut self) -> bool {
+        self.now += 1;
+        if self.available.is_none() || !self.slots.any_free() {
+            return false;
+        }
+        let mut due = false;
+        for peer in self.peers.values_mut() {
+            if peer.wanted && peer.live.is_none() && self.now >= peer.not_before {
+                // Raft asks again through `admit`, which sets it again if the answer is no.
+                peer.wanted = false;
+                due = true;
+            }
+        }
+        due
+    }
+
+    /// For the status: the live attempt, the last one, and the ticks to wait.
+    pub(super) fn status(&self, of: NodeId) -> (Option<AttemptStatus>, Option<LastAttempt>, u64) {
+        let Some(peer) = self.peers.get(&of) else { return (None, None, 0) };
+        let live = peer.live.as_ref().map(|live| AttemptStatus {
+            number: live.number,
+            index: live.meta.head.at.index,
+            bytes: live.meta.length,
+            offset: 0,
+            sent: 0,
+            acked: 0,
+        });
+        (live, peer.last, peer.not_before.saturating_sub(self.now))
+    }
+}
+
+impl Live {
+    fn attempt(&self, group: GroupId, peer: NodeId) -> SnapshotAttempt {
+        SnapshotAttempt { group, peer, term: self.term, index: self.meta.head.at.index, number: self.number }
+    }
+}
+
+impl RetryPolicy {
+    fn wait(&self, failures: u32, cause: SnapshotFailure) -> u64 {
+        let least = match cause {
+            SnapshotFailure::Refused { lasting: true } => {
+                self.wait_ticks_min.saturating_mul(LASTING_REFUSAL_FACTOR)
+            }
+            _ => self.wait_ticks_min,
+        };
+        let doubled = least.saturating_mul(1 << failures.saturating_sub(1).min(DOUBLINGS_MAX));
+        doubled.min(self.wait_ticks_max).max(self.wait_ticks_min)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+use super::*;
+use crate::message::{ConfState, MemberTable};
+use crate::snapshot_store::{ContentId, SnapshotHead};
+use crate::state_machine::Applied;
+
+const HEARTBEAT: u64 = 10;
+
+fn id(raw: u64) -> NodeId {
+    NodeId::new(raw).unwrap()
+}
+
+fn meta(index: u64) -> SnapshotMeta {
+    let conf_state = ConfState { voters: vec![id(1), id(2), id(3)], ..ConfState::default() };
+    let at = Applied { index, term: 1 };
+    let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };
+    SnapshotMeta { head, length: 100, content: ContentId([index as u8; 32]) }
+}
+
+fn attempts(slots: &SendSlots, available: Option<u64>) -> Attempts {
+    let policy = RetryPolicy { wait_ticks_min: HEARTBEAT, wait_ticks_max: 1_000 };
+    Attempts::new(GroupId::DEFAULT, policy, slots.clone(), available.map(meta), 7)
+}
+
+fn begin(attempts: &mut Attempts, to: u64) -> Option<Emitted> {
+    let index = attempts.admit(id(to), 5, 0)?.head.at.index;
+    attempts.emit(id(to), 3, index)
+}
+
+fn fail(attempts: &mut Attempts, attempt: SnapshotAttempt, cause: SnapshotFailure) {
+    assert!(attempts.settle(attempt, SnapshotStatus::Failure(cause), HEARTBEAT));
+}
+
+/// Ticks until somebody could be served; how many that took.
+fn wait(attempts: &mut Attempts) -> u64 {
+    (1..10_000).find(|_| attempts.tick()).expect("it becomes due")
+}
+
+#[test]
+fn there_is_one_attempt_a_peer_and_no_more_than_there_are_slots() {
+    let slots = SendSlots::new(2);
+    let mut attempts = attempts(&slots, Some(9));
+    let first = begin(&mut attempts, 2).unwrap();
+    assert!(begin(&mut attempts, 2).is_none(), "one is under way");
+    let _second = begin(&mut attempts, 3).unwrap();
+    assert!(attempts.admit(id(1), 5, 0).is_none(), "no slot is free");
+    drop(first.slot);
+    assert!(attempts.admit(id(1), 5, 0).is_some());
+}
+
+#[test]
+fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
+    let mut attempts = attempts(&SendSlots::new(2), Some(9));
+    assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
+    assert!(attempts.take_missing() && !attempts.take_missing());
+    assert!(attempts.admit(id(4), 5, 0).is_none(), "its membership does not name the peer");
+    attempts.make_available(meta(12));
+    attempts.make_available(meta(11));
+    assert_eq!(attempts.available().unwrap().head.at.index, 12, "an older one changes nothing");
+    assert!(attempts.admit(id(2), 10, 0).is_some());
+}
+
+#[test]
+fn only_the_live_attempt_can_be_settled() {
+    let mut attempts = attempts(&SendSlots::new(4), Some(9));
+    let first = begin(&mut attempts, 2).unwrap().attempt;
+    let forged = SnapshotAttempt { term: first.term + 1, ..first };
+    assert!(!attempts.settle(forged, SnapshotStatus::Finish, HEARTBEAT));
+    fail(&mut attempts, first, SnapshotFailure::Transfer);
+    assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it is over");
+    wait(&mut attempts);
+    let second = begin(&mut attempts, 2).unwrap().attempt;
+    assert_ne!(first.number, second.number);
+    assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it is another's turn");
+    assert!(attempts.is_live(id(2)));
+}
+
+#[test]
+fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_bounded() {
+    let mut attempts = attempts(&SendSlots::new(1), Some(9));
+    let mut waits = Vec::new();
+    for _ in 0..12 {
+        let attempt = begin(&mut attempts, 2).unwrap().attempt;
+        fail(&mut attempts, attempt, SnapshotFailure::Transfer);
+        assert!(begin(&mut attempts, 2).is_none(), "not before the wait is over");
+        waits.push(wait(&mut attempts));
+    }
+    let bound = |n: u32| (HEARTBEAT << n).min(1_000);
+    for (n, &waited) in waits.iter().enumerate() {
+        let least = bound(n as u32);
+        assert!((least..=least + least / 4).contains(&waited), "wait {n} was {waited} in {waits:?}");
+    }
+    let attempt = begin(&mut attempts, 2).unwrap().attempt;
+    assert!(attempts.settle(attempt, SnapshotStatus::Finish, HEARTBEAT));
+    assert_eq!(wait(&mut attempts), HEARTBEAT, "a success forgets the failures");
+}
+
+#[test]
+fn a_refusal_that_does_not_pass_by_itself_waits_much_longer() {
+    let mut attempts = attempts(&SendSlots::new(1), Some(9));
+    let attempt = begin(&mut attempts, 2).unwrap().attempt;
+    fail(&mut attempts, attempt, SnapshotFailure::Refused { lasting: true });
+    assert!(wait(&mut attempts) >= HEARTBEAT * LASTING_REFUSAL_FACTOR);
+}
+
+#[test]
+fn stepping_down_voids_attempts_before_and_after_their_message_left() {
+    let slots = SendSlots::new(2);
+    let mut attempts = attempts(&slots, Some(9));
+    let emitted = begin(&mut attempts, 2).unwrap();
+    assert!(attempts.admit(id(3), 5, 0).is_some());
+    assert!(attempts.void_stale(Some(3), |_| true).is_empty(), "the leader still leads");
+    let voided = attempts.void_stale(None, |_| true);
+    assert_eq!(voided.len(), 2);
+    assert!(attempts.emit(id(3), 3, 9).is_none(), "what was voided does not leave");
+    assert!(!attempts.settle(emitted.attempt, SnapshotStatus::Finish, HEARTBEAT));
+    drop(emitted);
+    assert!(slots.any_free());
+}
+
+#[test]
+fn an_attempt_pins_the_log_and_a_pin_has_a_price_limit() {
+    let mut attempts = attempts(&SendSlots::new(2), Some(9));
+    assert_eq!(attempts.pinned(), None);
+    let attempt = begin(&mut attempts, 2).unwrap().attempt;
+    attempts.make_available(meta(20));
+    assert_eq!(attempts.pinned(), Some(9));
+    assert!(attempts.overdue(1_000, 1_000).is_empty());
+    assert_eq!(attempts.overdue(1_001, 1_000), [attempt]);
+}

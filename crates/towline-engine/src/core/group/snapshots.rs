@@ -1,0 +1,407 @@
+//! What a group does about snapshots: sends them as a leader, takes them as a follower, makes its own, and forgets the log
+//! that they stand for.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Apply, Effects, Group};
+use crate::core::attempts::{Attempts, Emitted, RetryPolicy, SendSlot, SendSlots};
+use crate::core::inbound;
+use crate::ids::NodeId;
+use crate::log_store::{ConfRecord, GroupWrite, Install};
+use crate::message::{Message, MessageKind};
+use crate::reporter::{
+    Mailbox, RaftReports, Report, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
+};
+use crate::snapshot_store::{ContentId, SnapshotMeta};
+use crate::state_machine::Applied;
+use crate::status::{PeerProgress, PeerStatus};
+use crate::transport::{SnapshotOffer, SnapshotRefusal};
+
+/// Ticks until a snapshot of the own state that could not be made is tried again.
+const RETAKE_TICKS: u64 = 100;
+
+/// What a group knows of snapshots when it starts.
+pub struct SnapshotSetup {
+    /// Where attempts are armed, and where their tickets report.
+    pub mailbox: Arc<Mailbox>,
+    /// The node's.
+    pub slots: SendSlots,
+    /// The newest durable snapshot of the group.
+    pub available: Option<SnapshotMeta>,
+    /// When, how often, how much.
+    pub policy: SnapshotPolicy,
+    /// Of the jitter of retries.
+    pub seed: u64,
+}
+
+/// When snapshots are made and sent, and what of the log is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotPolicy {
+    /// Entries applied since the last snapshot after which another is made.
+    pub every_entries: u64,
+    /// The same in bytes of entries.
+    pub every_bytes: u64,
+    /// Entries kept before the newest snapshot, for followers that lag a little.
+    pub trailing_entries: u64,
+    /// Bytes the log may grow by while a transfer keeps it from being truncated; past it the transfer fails.
+    pub pin_bytes_max: u64,
+    /// Of failed attempts.
+    pub retry: RetryPolicy,
+    /// `false` only in control experiments: nobody looks after a report that was lost.
+    pub watchdog: bool,
+}
+
+impl Default for SnapshotSetup {
+    /// Nothing is ever snapshotted, nobody hears of reports: for groups that are driven by hand.
+    fn default() -> Self {
+        struct Nobody;
+        impl crate::reporter::ReportCounter for Nobody {
+            fn count(
+                &self,
+                _: NodeId,
+                _: towline_metrics::labels::ReportKind,
+                _: towline_metrics::labels::ReportOutcome,
+            ) {
+            }
+        }
+        let mailbox = Mailbox::new(std::task::Waker::noop().clone(), Arc::new(Nobody));
+        let policy = SnapshotPolicy {
+            every_entries: u64::MAX,
+            every_bytes: u64::MAX,
+            trailing_entries: 0,
+            pin_bytes_max: u64::MAX,
+            retry: RetryPolicy { wait_ticks_min: 1, wait_ticks_max: 1 },
+            watchdog: true,
+        };
+        Self { mailbox: Arc::new(mailbox), slots: SendSlots::new(1), available: None, policy, seed: 0 }
+    }
+}
+
+/// A snapshot that Raft wants sent. Dropping it reports a failure, as dropping its ticket does.
+#[derive(Debug)]
+pub struct SnapshotSend {
+    /// The obligation to report.
+    pub ticket: SnapshotTicket,
+    /// Raft's message, without the body.
+    pub message: Message,
+    /// What to send.
+    pub meta: SnapshotMeta,
+    /// The right to send it; to be kept until the transfer has ended.
+    pub slot: SendSlot,
+}
+
+/// What to do with an offer that is not refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfferVerdict {
+    /// Take the bytes, then say [`Group::receive`].
+    Wanted,
+    /// Everything in it is committed here, up to this index and maybe beyond; Raft has acknowledged it.
+    Have {
+        /// The commit index.
+        commit: u64,
+    },
+}
+
+pub(super) struct Snapshots {
+    pub(super) mailbox: Arc<Mailbox>,
+    policy: SnapshotPolicy,
+    /// The membership as of what was handed out.
+    pub(super) conf: ConfRecord,
+    /// A snapshot that Raft took; gone once the state machine has it.
+    installing: Option<SnapshotMeta>,
+    /// The installed one is to be recorded as such with the next write.
+    installed: bool,
+    /// An order to make a snapshot is under way.
+    taking: bool,
+    retake_at: u64,
+    /// Where the last order stood: an index, and bytes the log had grown to.
+    taken: (u64, u64),
+    /// The log may be forgotten up to here, as far as snapshots and the state machine are concerned.
+    compact_target: u64,
+    /// The store wants its space back: keep nothing that is not needed.
+    squeeze: bool,
+    progress: BTreeMap<NodeId, (PeerProgress, u64)>,
+}
+
+impl Snapshots {
+    pub(super) fn new(setup: &SnapshotSetup, conf: ConfRecord, applied: u64) -> Self {
+        let at = setup.available.as_ref().map_or(0, |meta| meta.head.at.index);
+        Self {
+            mailbox: setup.mailbox.clone(),
+            policy: setup.policy.clone(),
+            conf,
+            installing: None,
+            installed: false,
+            taking: false,
+            retake_at: 0,
+            taken: (at.min(applied), 0),
+            compact_target: 0,
+            squeeze: false,
+            progress: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn installing(&self) -> bool {
+        self.installing.is_some()
+    }
+}
+
+impl SnapshotSetup {
+    pub(super) fn attempts(&self, group: crate::ids::GroupId) -> Attempts {
+        let retry = self.policy.retry.clone();
+        Attempts::new(group, retry, self.slots.clone(), self.available.clone(), self.seed)
+    }
+}
+
+impl<W, R> Group<W, R> {
+    /// Carries a report to Raft if it is of the live attempt. `false`: it was stale, and nothing changed.
+    pub fn take_report(&mut self, report: Report) -> bool {
+        match report {
+            Report::Unreachable { peer, .. } => self.report_unreachable(peer),
+            Report::Snapshot { attempt, status } => {
+                let heartbeat = self.snapshots.policy.retry.wait_ticks_min;
+                if !self.replica.attempts().settle(attempt, status, heartbeat) {
+                    return false;
+                }
+                self.report_snapshot(attempt.peer, status);
+            }
+        }
+        true
+    }
+
+    /// The live attempts whose message has left. One that nobody works on any more, and whose outcome nobody posted, is to be
+    /// [disowned](Self::disown).
+    pub fn live_attempts(&self) -> Vec<SnapshotAttempt> {
+        self.replica.attempts().live_attempts().collect()
+    }
+
+    /// Nobody will report on this attempt: its ticket was leaked. The watchdog then does.
+    pub fn disown(&mut self, attempt: SnapshotAttempt) {
+        self.replica.attempts().disown(attempt);
+        self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
+    }
+
+    /// Decides on an offer before a byte of it moves.
+    ///
+    /// # Errors
+    /// [`SnapshotRefusal`] by its cause.
+    pub fn offer(&mut self, from: NodeId, offer: &SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
+        inbound::check_snapshot(&self.replica, self.me, from, &offer.message, &offer.meta)?;
+        let at = offer.meta.head.at;
+        let here = self.replica.commit() >= at.index || self.replica.log_term(at.index) == Some(at.term);
+        if here {
+            // Raft answers the leader itself, which otherwise would offer the snapshot again and again.
+            self.replica.step(offer.message.clone());
+            let commit = self.replica.commit();
+            if commit >= at.index {
+                return Ok(OfferVerdict::Have { commit });
+            }
+        }
+        if self.snapshots.installing() { Err(SnapshotRefusal::Busy) } else { Ok(OfferVerdict::Wanted) }
+    }
+
+    /// A snapshot is here, durable and verified: gives it to Raft and looks whether Raft took it. Answers with the commit
+    /// index.
+    ///
+    /// # Errors
+    /// [`SnapshotRefusal`], if it did not.
+    pub fn receive(
+        &mut self,
+        from: NodeId,
+        message: Message,
+        meta: SnapshotMeta,
+    ) -> Result<u64, SnapshotRefusal> {
+        inbound::check_snapshot(&self.replica, self.me, from, &message, &meta)?;
+        if self.snapshots.installing() {
+            return Err(SnapshotRefusal::Busy);
+        }
+        let index = meta.head.at.index;
+        self.replica.step(message);
+        // Raft says Ok to a snapshot it ignores.
+        if self.replica.unstable_snapshot() == Some(index) {
+            self.snapshots.installing = Some(meta);
+        } else if self.replica.commit() < index {
+            return Err(SnapshotRefusal::NotTaken {
+                detail: format!("it stands at term {}", self.replica.term()),
+            });
+        }
+        Ok(self.replica.commit())
+    }
+
+    /// The snapshot ordered by [`Apply::Snapshot`] was made, or could not be. `durable` is what the state machine said
+    /// before: the log up to there is not needed to restart it.
+    pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, Applied)>, fx: &mut Effects<W, R>) {
+        self.snapshots.taking = false;
+        let Some((meta, durable)) = made else {
+            self.snapshots.retake_at = self.ticks + RETAKE_TICKS;
+            return;
+        };
+        let trailing = if self.snapshots.squeeze { 0 } else { self.snapshots.policy.trailing_entries };
+        self.snapshots.squeeze = false;
+        // A volatile machine is restarted from this very file.
+        let restartable = if durable == Applied::NONE { meta.head.at.index } else { durable.index };
+        let target = meta.head.at.index.saturating_sub(trailing).min(restartable);
+        self.snapshots.compact_target = self.snapshots.compact_target.max(target);
+        self.make_available(meta, fx);
+    }
+
+    /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries.
+    pub fn squeeze(&mut self) {
+        self.snapshots.squeeze = true;
+    }
+
+    fn make_available(&mut self, meta: SnapshotMeta, fx: &mut Effects<W, R>) {
+        let mut attempts = self.replica.attempts();
+        attempts.make_available(meta);
+        let installing = self.snapshots.installing.as_ref().map(|meta| meta.content);
+        let available = attempts.available().map(|meta| meta.content);
+        fx.retain = Some(available.into_iter().chain(installing).collect::<Vec<ContentId>>());
+    }
+
+    /// A snapshot that was received was installed, if that is what was applied.
+    pub(super) fn note_installed(&mut self, applied: u64, fx: &mut Effects<W, R>) {
+        if let Some(meta) = self.snapshots.installing.take_if(|meta| meta.head.at.index <= applied) {
+            self.snapshots.installed = true;
+            self.snapshots.taken = (meta.head.at.index, self.replica.log().bytes_appended());
+            self.make_available(meta, fx);
+        }
+    }
+
+    /// A ready carries the received snapshot: it goes into one write with the new hard state and membership.
+    pub(super) fn write_install(&mut self, at: Applied, write: &mut GroupWrite) -> Option<SnapshotMeta> {
+        let meta = self.snapshots.installing.clone().filter(|meta| meta.head.at == at)?;
+        let conf = ConfRecord {
+            conf_state: meta.head.conf_state.clone(),
+            index: at.index,
+            members: meta.head.members.clone(),
+        };
+        self.snapshots.conf = conf.clone();
+        let mut later = GroupWrite::new(self.id);
+        later.install = Some(Install { at, installing: meta.content });
+        later.conf = Some(conf);
+        write.append(later);
+        Some(meta)
+    }
+
+    /// The note that nothing is being installed any more, if it is due.
+    pub(super) fn take_installed(&mut self) -> bool {
+        std::mem::take(&mut self.snapshots.installed)
+    }
+
+    /// Messages leave; a snapshot among them becomes an obligation.
+    pub(super) fn send(&mut self, messages: Vec<Message>, fx: &mut Effects<W, R>) {
+        for message in messages {
+            if message.kind != MessageKind::Snapshot {
+                fx.messages.push(message);
+                continue;
+            }
+            let index = message.snapshot.as_ref().map_or(0, |record| record.index);
+            // Nothing: the leadership that wanted it is over.
+            let emitted = self.replica.attempts().emit(message.to, message.term, index);
+            if let Some(Emitted { attempt, meta, slot }) = emitted {
+                self.snapshots.mailbox.arm(attempt);
+                let ticket = SnapshotTicket::new(attempt, self.snapshots.mailbox.clone());
+                fx.snapshots.push(SnapshotSend { ticket, message, meta, slot });
+            }
+        }
+    }
+
+    /// Ends attempts whose leadership is over, before anything of them can leave.
+    pub(super) fn void_stale_attempts(&mut self, fx: &mut Effects<W, R>) {
+        let term = self.replica.is_leader().then(|| self.replica.term());
+        let voided = self.replica.attempts().void_stale(term, |peer| self.replica.is_member(peer));
+        for attempt in voided {
+            self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
+            fx.cancelled.push(attempt);
+        }
+    }
+
+    /// After the turn's readies: what the log and the peers need.
+    pub(super) fn keep_house(&mut self, fx: &mut Effects<W, R>) {
+        self.watch_peers(fx);
+        self.limit_pins(fx);
+        self.order_snapshot(fx);
+        self.compact(fx);
+    }
+
+    /// A peer that Raft sends nothing but heartbeats, and for which no attempt stands, would wait for ever.
+    fn watch_peers(&mut self, fx: &mut Effects<W, R>) {
+        if !self.replica.is_leader() {
+            return self.snapshots.progress.clear();
+        }
+        let now = self.ticks;
+        let mut latched = Vec::new();
+        for (peer, progress) in self.replica.progress() {
+            let seen = self.snapshots.progress.entry(peer).or_insert((progress, now));
+            if seen.0 != progress {
+                *seen = (progress, now);
+            }
+            if progress == PeerProgress::Snapshot && !self.replica.attempts().is_live(peer) {
+                latched.push(peer);
+            }
+        }
+        if !self.snapshots.policy.watchdog {
+            return;
+        }
+        for peer in latched {
+            self.replica.attempts().fail_unowned(peer);
+            self.report_snapshot(peer, SnapshotStatus::Failure(SnapshotFailure::Lost));
+            fx.latched.push(peer);
+        }
+    }
+
+    fn limit_pins(&mut self, fx: &mut Effects<W, R>) {
+        let (bytes, most) = (self.replica.log().bytes_appended(), self.snapshots.policy.pin_bytes_max);
+        let overdue = self.replica.attempts().overdue(bytes, most);
+        for attempt in overdue {
+            // Through the mailbox, as every outcome: the ticket's own report is then a second one, and dropped.
+            let cause = SnapshotFailure::PinTooLarge;
+            self.snapshots.mailbox.report_snapshot(attempt, SnapshotStatus::Failure(cause));
+            fx.cancelled.push(attempt);
+        }
+    }
+
+    fn order_snapshot(&mut self, fx: &mut Effects<W, R>) {
+        let snapshots = &self.snapshots;
+        if snapshots.taking || snapshots.installing() || self.ticks < snapshots.retake_at {
+            return;
+        }
+        let (index, bytes) = snapshots.taken;
+        let new_entries = self.handed.index.saturating_sub(index);
+        let log_bytes = self.replica.log().bytes_appended();
+        let asked = self.replica.attempts().take_missing() || snapshots.squeeze;
+        let due = new_entries >= snapshots.policy.every_entries
+            || log_bytes - bytes >= snapshots.policy.every_bytes;
+        if new_entries == 0 || !(due || asked) {
+            return;
+        }
+        let conf = snapshots.conf.clone();
+        self.snapshots.taking = true;
+        self.snapshots.taken = (self.handed.index, log_bytes);
+        fx.apply.push(Apply::Snapshot { conf, at: self.handed });
+    }
+
+    fn compact(&mut self, fx: &mut Effects<W, R>) {
+        let pinned = self.replica.attempts().pinned().unwrap_or(u64::MAX);
+        let through = self.snapshots.compact_target.min(pinned).min(self.replica.log().applied());
+        if through >= self.replica.log().first_index() && !self.snapshots.installing() {
+            self.replica.compact(through);
+            fx.compact = Some(through);
+        }
+    }
+
+    /// Adds what is known of attempts to what Raft knows of its peers.
+    pub(super) fn peers_with_attempts(&self) -> Vec<PeerStatus> {
+        let mut peers = self.replica.peers();
+        for peer in &mut peers {
+            let since = self.snapshots.progress.get(&peer.id).map_or(self.ticks, |&(_, since)| since);
+            peer.progress_age_ticks = self.ticks - since;
+            (peer.attempt, peer.last_attempt, peer.backoff_ticks) = self.replica.attempts().status(peer.id);
+        }
+        peers
+    }
+}
+
+#[cfg(test)]
+mod tests;

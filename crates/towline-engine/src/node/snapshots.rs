@@ -1,0 +1,81 @@
+//! Snapshots between the network, the shard and the files.
+
+use std::sync::{Arc, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::oneshot;
+use towline_metrics::ByteTally;
+use towline_metrics::labels::Direction;
+
+use super::counters::Counters;
+use super::peers::Registry;
+use super::shard::{Control, ShardEvent, ShardSender};
+use crate::config::ValidConfig;
+use crate::core::{OfferVerdict, RetryPolicy, SnapshotPolicy};
+use crate::ids::{GroupId, NodeId};
+use crate::message::Message;
+use crate::snapshot_store::SnapshotMeta;
+use crate::snapshots::GroupDoor;
+use crate::transport::{SnapshotOffer, SnapshotRefusal};
+
+/// Asks the shard about offers.
+pub(crate) struct NodeDoor {
+    pub(crate) registry: Registry,
+    pub(crate) shard: ShardSender,
+}
+
+impl NodeDoor {
+    fn check(&self, group: GroupId) -> Result<(), SnapshotRefusal> {
+        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
+        if registry.contains_key(&group) { Ok(()) } else { Err(SnapshotRefusal::WrongNode) }
+    }
+
+    async fn ask<T>(
+        &self,
+        control: Control,
+        answered: oneshot::Receiver<Result<T, SnapshotRefusal>>,
+    ) -> Result<T, SnapshotRefusal> {
+        self.shard.post(ShardEvent::Control(control));
+        let stopped = || Err(SnapshotRefusal::NotTaken { detail: "the group does not run here".into() });
+        answered.await.unwrap_or_else(|_| stopped())
+    }
+}
+
+#[async_trait]
+impl GroupDoor for NodeDoor {
+    async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
+        self.check(offer.meta.head.group)?;
+        let (answer, answered) = oneshot::channel();
+        self.ask(Control::Offered { from, offer: Box::new(offer), answer }, answered).await
+    }
+
+    async fn receive(
+        &self,
+        from: NodeId,
+        message: Message,
+        meta: SnapshotMeta,
+    ) -> Result<u64, SnapshotRefusal> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Control::Received { from, received: Box::new((message, meta)), answer }, answered).await
+    }
+}
+
+/// Counts the bytes of a transfer when it ends.
+pub(crate) fn tally(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync> {
+    Arc::new(move |peer, direction| ByteTally::new(counters.snapshot_record(peer, direction)))
+}
+
+/// The settings as the core counts them: in ticks.
+pub(crate) fn policy(config: &ValidConfig) -> SnapshotPolicy {
+    SnapshotPolicy {
+        every_entries: config.snapshot_entries,
+        every_bytes: config.snapshot_log_bytes,
+        trailing_entries: config.snapshot_trailing_entries,
+        pin_bytes_max: config.snapshot_pin_bytes_max,
+        retry: RetryPolicy {
+            wait_ticks_min: config.heartbeat_ticks.into(),
+            wait_ticks_max: config.snapshot_backoff_max_ms.div_ceil(config.tick_ms),
+        },
+        watchdog: !config.control_lose_reports,
+    }
+}

@@ -1,0 +1,56 @@
+//! Moving snapshots: sending them, receiving them, and keeping their files.
+//!
+//! Who may be sent one, and when, is decided in the core (`core::attempts`) before Raft commits to it. Here the bytes move.
+//! Every way out of a transfer records its payload bytes and logs one line, on both sides, so that the totals of sender
+//! and receiver can be compared: if they differ the wire lost something, if they are equal the format is wrong.
+
+mod account;
+mod keeper;
+mod pace;
+mod receive;
+mod send;
+
+use std::time::Duration;
+
+pub(crate) use self::keeper::{Keeper, Made, Making};
+pub(crate) use self::receive::{GroupDoor, Receives, ReceivesDeps};
+pub(crate) use self::send::{Sends, SendsDeps};
+use crate::config::ValidConfig;
+use crate::transport::TransferPhase;
+
+/// The bounds and times of transfers. See [`Config`](crate::config::Config) for each.
+#[derive(Debug, Clone)]
+pub(crate) struct TransferSettings {
+    pub(crate) chunk_bytes: usize,
+    pub(crate) bytes_max: u64,
+    pub(crate) receives_max: usize,
+    pub(crate) bytes_per_second: u64,
+    pub(crate) offer_timeout: Duration,
+    pub(crate) progress_timeout: Duration,
+    pub(crate) phase_timeout: Duration,
+}
+
+impl From<&ValidConfig> for TransferSettings {
+    fn from(config: &ValidConfig) -> Self {
+        Self {
+            chunk_bytes: config.snapshot_chunk_bytes,
+            bytes_max: config.snapshot_bytes_max,
+            receives_max: config.snapshot_receives_max,
+            bytes_per_second: config.snapshot_bytes_per_second,
+            offer_timeout: Duration::from_millis(config.snapshot_offer_timeout_ms),
+            progress_timeout: Duration::from_millis(config.snapshot_progress_timeout_ms),
+            phase_timeout: Duration::from_millis(config.snapshot_phase_timeout_ms),
+        }
+    }
+}
+
+impl TransferSettings {
+    /// How long a receiver may be at the same place of a phase.
+    fn patience(&self, phase: TransferPhase) -> Duration {
+        match phase {
+            TransferPhase::Receiving => self.progress_timeout,
+            // The digest and the sync of a large file take longer than any healthy pause between chunks.
+            TransferPhase::Verifying | TransferPhase::Syncing | TransferPhase::Stepping => self.phase_timeout,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The keeper: one thread that writes snapshots of this node's own state and removes the files nobody needs.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::ids::GroupId;
+use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore};
+use crate::state_machine::{Applied, SnapshotSource};
+
+/// Bytes gathered before they are written to a file.
+const WRITE_BUFFER_BYTES: usize = 256 << 10;
+
+/// A snapshot to be made.
+pub(crate) struct Making {
+    pub(crate) life: u64,
+    pub(crate) head: SnapshotHead,
+    /// How far the state machine is durable without the file.
+    pub(crate) durable: Applied,
+    pub(crate) source: Box<dyn SnapshotSource>,
+}
+
+/// One that was made, or could not be.
+pub(crate) struct Made {
+    pub(crate) group: GroupId,
+    pub(crate) life: u64,
+    pub(crate) result: Option<(SnapshotMeta, Applied)>,
+}
+
+enum Work {
+    Make(Box<Making>),
+    Retain { group: GroupId, keep: Vec<ContentId> },
+    Unpin { group: GroupId, content: ContentId },
+    Stop,
+}
+
+/// Files that are complete and that no group knows of yet: between the end of a transfer and the step that follows it.
+type Pins = Arc<Mutex<BTreeMap<(GroupId, ContentId), usize>>>;
+
+/// The way to the keeper. What queues is bounded: one order a group, one removal for each snapshot that became known.
+#[derive(Clone)]
+pub(crate) struct Keeper {
+    work: Sender<Work>,
+    pins: Pins,
+}
+
+impl Keeper {
+    /// Starts the thread; `made` hears of every snapshot that was ordered.
+    pub(crate) fn start(
+        store: Arc<dyn SnapshotStore>,
+        made: impl Fn(Made) + Send + 'static,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
+        let (work, queue) = channel();
+        let pins = Pins::default();
+        let pinned = pins.clone();
+        let thread = std::thread::Builder::new()
+            .name("towline-snapshots".into())
+            .spawn(move || run(&*store, &pinned, &queue, &made))?;
+        Ok((Self { work, pins }, thread))
+    }
+
+    pub(crate) fn make(&self, making: Making) {
+        let _ = self.work.send(Work::Make(Box::new(making)));
+    }
+
+    /// Removes every file of the group but these, and those that are pinned.
+    pub(crate) fn retain(&self, group: GroupId, keep: Vec<ContentId>) {
+        let _ = self.work.send(Work::Retain { group, keep });
+    }
+
+    /// Keeps a file for as long as the pin lives, whatever the group says; it does not know the file yet.
+    pub(crate) fn pin(&self, group: GroupId, content: ContentId) -> Pin {
+        *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry((group, content)).or_default() += 1;
+        Pin { keeper: self.clone(), group, content }
+    }
+
+    pub(crate) fn stop(&self) {
+        let _ = self.work.send(Work::Stop);
+    }
+}
+
+/// See [`Keeper::pin`].
+pub(crate) struct Pin {
+    keeper: Keeper,
+    group: GroupId,
+    content: ContentId,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        // Through the queue: a removal that was ordered before the group knew the file must still see the pin.
+        let _ = self.keeper.work.send(Work::Unpin { group: self.group, content: self.content });
+    }
+}
+
+fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dyn Fn(Made)) {
+    while let Ok(work) = queue.recv() {
+        match work {
+            Work::Make(making) => {
+                let (group, life, durable) = (making.head.group, making.life, making.durable);
+                let result = make(store, *making).map(|meta| (meta, durable));
+                made(Made { group, life, result });
+            }
+            Work::Retain { group, mut keep } => {
+                let pinned = pins.lock().unwrap_or_else(PoisonError::into_inner);
+                keep.extend(pinned.keys().filter(|(of, _)| *of == group).map(|(_, content)| *content));
+                drop(pinned);
+                if let Err(error) = store.retain(group, &keep) {
+                    tracing::warn!(%group, %error, "old snapshots could not be removed");
+                }
+            }
+            Work::Unpin { group, content } => {
+                let mut pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(count) = pins.get_mut(&(group, content)) {
+                    *count -= 1;
+                    if *count == 0 {
+                        pins.remove(&(group, content));
+                    }
+                }
+            }
+            Work::Stop => return,
+        }
+    }
+}
+
+/// A snapshot that cannot be made is an inconvenience, not a reason to stop: the log is kept instead.
+fn make(store: &dyn SnapshotStore, making: Making) -> Option<SnapshotMeta> {
+    let started = Instant::now();
+    let Making { head, source, .. } = making;
+    let (group, index) = (head.group, head.at.index);
+    let written = catch_unwind(AssertUnwindSafe(|| write(store, &head, source)));
+    let cause = match written {
+        Ok(Ok(meta)) => {
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!(%group, index, bytes = meta.length, content = %meta.content, seconds, "snapshot made");
+            return Some(meta);
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "the state machine panicked while it wrote".into(),
+    };
+    tracing::warn!(%group, index, %cause, "a snapshot could not be made");
+    None
+}
+
+fn write(
+    store: &dyn SnapshotStore,
+    head: &SnapshotHead,
+    source: Box<dyn SnapshotSource>,
+) -> io::Result<SnapshotMeta> {
+    let mut writer =
+        io::BufWriter::with_capacity(WRITE_BUFFER_BYTES, store.create(head).map_err(io::Error::other)?);
+    source.write_to(&mut writer)?;
+    writer.flush()?;
+    let mut writer = writer.into_inner().map_err(|error| error.into_error())?;
+    writer.verify(None).map_err(io::Error::other)?;
+    writer.commit().map_err(io::Error::other)
+}

@@ -1,0 +1,434 @@
+//! Receiving: an offer is decided before a byte of it moves; then the bytes go to a file on a thread that may block; and
+//! only when the file is durable and verified is Raft told of it, and asked whether it took it.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use towline_metrics::ByteTally;
+use towline_metrics::labels::{Direction, SnapshotOutcome};
+use tracing::Instrument;
+
+use super::TransferSettings;
+use super::account::{Account, Subject};
+use super::keeper::Keeper;
+use crate::core::OfferVerdict;
+use crate::ids::{GroupId, NodeId};
+use crate::message::Message;
+use crate::snapshot_store::{SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer};
+use crate::transport::{
+    CHUNK_BYTES_MAX, Chunk, ProgressCell, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal,
+    SnapshotSink, TransferPhase, TransferProgress,
+};
+
+/// Chunks that wait for the disk, so that the network and the disk work at the same time.
+const SPOOL_CHUNKS: usize = 4;
+
+/// How long an offer waits for an earlier attempt to let go of its file.
+const SEAT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Offers that wait for their group at a time; more are told that the node is busy.
+const OFFERS_MAX: usize = 64;
+
+/// The groups of a node, as a receiver of snapshots sees them.
+#[async_trait]
+pub(crate) trait GroupDoor: Send + Sync + 'static {
+    /// See `core::Group::offer`.
+    async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal>;
+    /// See `core::Group::receive`. May be called on any thread of the runtime that may block.
+    async fn receive(
+        &self,
+        from: NodeId,
+        message: Message,
+        meta: SnapshotMeta,
+    ) -> Result<u64, SnapshotRefusal>;
+}
+
+/// What receiving works with.
+pub(crate) struct ReceivesDeps {
+    pub(crate) node: NodeId,
+    pub(crate) settings: TransferSettings,
+    pub(crate) store: Arc<dyn SnapshotStore>,
+    pub(crate) keeper: Keeper,
+    pub(crate) door: Arc<dyn GroupDoor>,
+    pub(crate) runtime: Handle,
+    pub(crate) tally: Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync>,
+}
+
+/// The transfers this node receives.
+pub(crate) struct Receives {
+    deps: Arc<ReceivesDeps>,
+    slots: Arc<Semaphore>,
+    offers: Semaphore,
+    seats: Arc<Seats>,
+}
+
+/// The transfers that run, one a group.
+#[derive(Default)]
+struct Seats {
+    taken: Mutex<BTreeMap<GroupId, (Precedence, Arc<Notify>)>>,
+    freed: Notify,
+}
+
+/// A later leader, and a later attempt of the same one, takes the place of an earlier: the earlier one's sender has given
+/// up, and the network has not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
+struct Precedence {
+    term: u64,
+    attempt: u64,
+}
+
+impl Receives {
+    pub(crate) fn new(deps: ReceivesDeps) -> Self {
+        let slots = Arc::new(Semaphore::new(deps.settings.receives_max));
+        Self { deps: Arc::new(deps), slots, offers: Semaphore::new(OFFERS_MAX), seats: Arc::default() }
+    }
+
+    /// Decides on an offer.
+    pub(crate) async fn offer(
+        &self,
+        from: NodeId,
+        offer: SnapshotOffer,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
+        let (node, group) = (self.deps.node.as_u64(), offer.meta.head.group);
+        let span = tracing::info_span!("snapshot", node, %group, peer = %from, attempt = offer.attempt);
+        self.answer(from, offer).instrument(span).await
+    }
+
+    async fn answer(&self, from: NodeId, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+        let head = &offer.meta.head;
+        let subject = Subject {
+            group: head.group,
+            peer: from,
+            index: head.at.index,
+            attempt: offer.attempt,
+            total: offer.meta.length,
+        };
+        let tally = (self.deps.tally)(from, Direction::Received);
+        let account = Account::open(Direction::Received, subject, tally);
+        match self.decide(from, offer, account).await {
+            Ok(Decided::Accept { offset, sink }) => Ok(SinkAnswer::Accept { offset, sink }),
+            Ok(Decided::Have { commit, account }) => {
+                account.end(SnapshotOutcome::AlreadyHad, None);
+                Ok(SinkAnswer::AlreadyHave { commit })
+            }
+            Err((refusal, account)) => {
+                account.end(SnapshotOutcome::Refused, Some(&refusal));
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn decide(
+        &self,
+        from: NodeId,
+        offer: SnapshotOffer,
+        account: Account,
+    ) -> Result<Decided, (SnapshotRefusal, Account)> {
+        let length_max = self.deps.settings.bytes_max;
+        if offer.meta.length > length_max {
+            return Err((SnapshotRefusal::TooLarge { length: offer.meta.length, length_max }, account));
+        }
+        let verdict = match self.offers.try_acquire() {
+            Ok(_room) => self.deps.door.offer(from, offer.clone()).await,
+            Err(_) => Err(SnapshotRefusal::Busy),
+        };
+        match verdict {
+            Err(refusal) => return Err((refusal, account)),
+            Ok(OfferVerdict::Have { commit }) => return Ok(Decided::Have { commit, account }),
+            Ok(OfferVerdict::Wanted) => {}
+        }
+        let precedence = Precedence { term: offer.message.term, attempt: offer.attempt };
+        let taken = self.take_seat(offer.meta.head.group, precedence);
+        let seat = match tokio::time::timeout(SEAT_TIMEOUT, taken).await {
+            Ok(Some(seat)) => seat,
+            _ => return Err((SnapshotRefusal::Busy, account)),
+        };
+        let (deps, meta) = (self.deps.clone(), offer.meta.clone());
+        let opened = self.deps.runtime.spawn_blocking(move || open(&*deps.store, &meta));
+        let spool = match opened.await {
+            Ok(Ok(spool)) => spool,
+            Ok(Err(refusal)) => return Err((refusal, account)),
+            Err(error) => return Err((SnapshotRefusal::Storage { detail: error.to_string() }, account)),
+        };
+        Ok(self.accept(from, offer, account, spool, seat))
+    }
+
+    /// One transfer a group, and so many a node. Waits for an earlier attempt to let go; bounded by the caller.
+    async fn take_seat(&self, group: GroupId, of: Precedence) -> Option<Seat> {
+        loop {
+            let freed = self.seats.freed.notified();
+            {
+                let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
+                match taken.get(&group) {
+                    None => {
+                        let permit = self.slots.clone().try_acquire_owned().ok()?;
+                        let cancelled = Arc::new(Notify::new());
+                        taken.insert(group, (of, cancelled.clone()));
+                        return Some(Seat { group, seats: self.seats.clone(), cancelled, _permit: permit });
+                    }
+                    Some((earlier, cancelled)) if *earlier < of => cancelled.notify_one(),
+                    Some(_) => return None,
+                }
+            }
+            freed.await;
+        }
+    }
+
+    fn accept(
+        &self,
+        from: NodeId,
+        offer: SnapshotOffer,
+        mut account: Account,
+        spool: Spool,
+        seat: Seat,
+    ) -> Decided {
+        let offset = match &spool {
+            Spool::Open(writer) => writer.verified(),
+            Spool::Complete => offer.meta.length,
+        };
+        account.offset = offset;
+        let progress = ProgressCell::new(offset);
+        let (commands, queue) = mpsc::channel(SPOOL_CHUNKS);
+        let failure = Arc::new(Mutex::new(None));
+        let receiver = Receiver {
+            deps: self.deps.clone(),
+            from,
+            message: offer.message,
+            meta: offer.meta,
+            written: offset,
+            progress: progress.clone(),
+            cancelled: seat.cancelled.clone(),
+        };
+        let failed = failure.clone();
+        let span = tracing::Span::current();
+        self.deps.runtime.spawn_blocking(move || {
+            let _entered = span.entered();
+            // Until the file is closed: somebody who comes in its place must find what it left behind.
+            let _seat = seat;
+            let result = receiver.run(spool, queue, &account);
+            match result {
+                Ok(answer) => {
+                    account.end(SnapshotOutcome::Finished, None);
+                    let _ = answer.to.send(Ok(answer.receipt));
+                }
+                Err(ended) => {
+                    let outcome = match &ended.refusal {
+                        Some(_) => SnapshotOutcome::Failed,
+                        None => SnapshotOutcome::Cancelled,
+                    };
+                    account.end(outcome, ended.refusal.as_ref().map(|refusal| refusal as _));
+                    // First, because whoever finds the queue closed looks here.
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&ended.refusal);
+                    drop(ended.queue);
+                    if let (Some(to), Some(refusal)) = (ended.to, ended.refusal) {
+                        let _ = to.send(Err(refusal));
+                    }
+                }
+            }
+        });
+        Decided::Accept { offset, sink: Box::new(Sink { commands, failure, progress }) }
+    }
+}
+
+enum Decided {
+    Accept { offset: u64, sink: Box<dyn SnapshotSink> },
+    Have { commit: u64, account: Account },
+}
+
+struct Seat {
+    group: GroupId,
+    seats: Arc<Seats>,
+    /// A later attempt wants the seat.
+    cancelled: Arc<Notify>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+        self.seats.freed.notify_waiters();
+    }
+}
+
+/// Where the bytes go.
+enum Spool {
+    Open(Box<dyn SnapshotWriter>),
+    /// The file is here, whole, from an attempt that Raft did not take or a process that died before it could.
+    Complete,
+}
+
+fn open(store: &dyn SnapshotStore, meta: &SnapshotMeta) -> Result<Spool, SnapshotRefusal> {
+    match store.find(meta.head.group, meta.content) {
+        Ok(Some(here)) if here == *meta => return Ok(Spool::Complete),
+        Ok(_) => {}
+        // Written anew in its place.
+        Err(error) => tracing::warn!(%error, "a snapshot file is not usable"),
+    }
+    store.receive(meta).map(Spool::Open).map_err(refusal)
+}
+
+fn refusal(error: SnapshotStoreError) -> SnapshotRefusal {
+    match error {
+        SnapshotStoreError::Corrupt { .. } => SnapshotRefusal::Corrupt { detail: error.to_string() },
+        SnapshotStoreError::Busy { .. } => SnapshotRefusal::Busy,
+        SnapshotStoreError::Io { during, source } => {
+            SnapshotRefusal::Storage { detail: format!("{during}: {source}") }
+        }
+        SnapshotStoreError::Missing { .. } => SnapshotRefusal::Storage { detail: error.to_string() },
+    }
+}
+
+enum Command {
+    Chunk(Chunk),
+    Finish(Trailer, oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>),
+}
+
+/// What the transport holds.
+struct Sink {
+    commands: mpsc::Sender<Command>,
+    failure: Arc<Mutex<Option<SnapshotRefusal>>>,
+    progress: ProgressCell,
+}
+
+impl Sink {
+    fn failure(&self) -> SnapshotRefusal {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failure.unwrap_or_else(|| SnapshotRefusal::Storage { detail: "the receiver has stopped".into() })
+    }
+}
+
+#[async_trait]
+impl SnapshotSink for Sink {
+    async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal> {
+        self.commands.send(Command::Chunk(chunk)).await.map_err(|_| self.failure())
+    }
+
+    async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(Command::Finish(trailer, answer)).await.map_err(|_| self.failure())?;
+        answered.await.unwrap_or_else(|_| Err(self.failure()))
+    }
+
+    fn progress(&self) -> ProgressCell {
+        self.progress.clone()
+    }
+}
+
+/// The thread's side of a transfer.
+struct Receiver {
+    deps: Arc<ReceivesDeps>,
+    from: NodeId,
+    message: Message,
+    meta: SnapshotMeta,
+    written: u64,
+    progress: ProgressCell,
+    cancelled: Arc<Notify>,
+}
+
+struct Answer {
+    to: oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>,
+    receipt: SnapshotReceipt,
+}
+
+/// It did not end well. No refusal: the sender's side went away.
+struct Ended {
+    refusal: Option<SnapshotRefusal>,
+    to: Option<oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>>,
+    /// Closed only after the refusal is where [`Sink`] looks for it.
+    queue: mpsc::Receiver<Command>,
+}
+
+impl Receiver {
+    fn run(
+        mut self,
+        mut spool: Spool,
+        mut queue: mpsc::Receiver<Command>,
+        account: &Account,
+    ) -> Result<Answer, Ended> {
+        let timeout = self.deps.settings.progress_timeout;
+        loop {
+            let next = self.deps.runtime.block_on(async {
+                tokio::select! {
+                    next = tokio::time::timeout(timeout, queue.recv()) => next,
+                    () = self.cancelled.notified() => Ok(None),
+                }
+            });
+            let refusal = match next {
+                // Nobody sends any more, or somebody else does. The writer keeps what it verified, for a later attempt.
+                Ok(None) => None,
+                Err(_) => Some(SnapshotRefusal::Stalled { millis: timeout.as_millis() as u64 }),
+                Ok(Some(Command::Chunk(chunk))) => match self.take(&mut spool, &chunk) {
+                    Ok(()) => {
+                        account.add(chunk.data.len() as u64);
+                        continue;
+                    }
+                    Err(refusal) => Some(refusal),
+                },
+                Ok(Some(Command::Finish(trailer, to))) => {
+                    return match self.finish(spool, trailer) {
+                        Ok(commit) => Ok(Answer { to, receipt: SnapshotReceipt { commit } }),
+                        Err(refusal) => Err(Ended { refusal: Some(refusal), to: Some(to), queue }),
+                    };
+                }
+            };
+            if let (Some(SnapshotRefusal::Corrupt { .. }), Spool::Open(writer)) = (&refusal, spool) {
+                writer.discard();
+            }
+            return Err(Ended { refusal, to: None, queue });
+        }
+    }
+
+    fn take(&mut self, spool: &mut Spool, chunk: &Chunk) -> Result<(), SnapshotRefusal> {
+        let corrupt = |detail: String| Err(SnapshotRefusal::Corrupt { detail });
+        let (at, bytes) = (self.written, chunk.data.len() as u64);
+        if chunk.offset != at {
+            return corrupt(format!("a chunk at {} where {at} was expected", chunk.offset));
+        }
+        if bytes == 0 || bytes > CHUNK_BYTES_MAX as u64 || bytes > self.meta.length - at {
+            return corrupt(format!("a chunk of {bytes} bytes at {at} of {}", self.meta.length));
+        }
+        if crc32c::crc32c(&chunk.data) != chunk.crc32c {
+            return corrupt(format!("the checksum of the chunk at {at} does not hold"));
+        }
+        if let Spool::Open(writer) = spool {
+            writer
+                .write_all(&chunk.data)
+                .map_err(|error| SnapshotRefusal::Storage { detail: error.to_string() })?;
+        }
+        self.written += bytes;
+        self.progress.advance(TransferProgress { acked: self.written, phase: TransferPhase::Receiving });
+        Ok(())
+    }
+
+    fn finish(&mut self, spool: Spool, trailer: Trailer) -> Result<u64, SnapshotRefusal> {
+        let phase = |phase| self.progress.advance(TransferProgress { acked: self.written, phase });
+        let promised = Trailer { length: self.meta.length, content: self.meta.content };
+        if trailer != promised || self.written != promised.length {
+            if let Spool::Open(writer) = spool {
+                writer.discard();
+            }
+            let detail = format!("the end came at {} of {} bytes", self.written, promised.length);
+            return Err(SnapshotRefusal::Corrupt { detail });
+        }
+        let group = self.meta.head.group;
+        // Until Raft has it: the file is complete, but no group knows of it.
+        let _pin = self.deps.keeper.pin(group, self.meta.content);
+        if let Spool::Open(mut writer) = spool {
+            phase(TransferPhase::Verifying);
+            if let Err(error) = writer.verify(Some(&promised)) {
+                writer.discard();
+                return Err(refusal(error));
+            }
+            phase(TransferPhase::Syncing);
+            writer.commit().map_err(refusal)?;
+        }
+        phase(TransferPhase::Stepping);
+        let received = self.deps.door.receive(self.from, self.message.clone(), self.meta.clone());
+        self.deps.runtime.block_on(received)
+    }
+}

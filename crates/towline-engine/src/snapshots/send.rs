@@ -1,0 +1,332 @@
+//! Sending: one task a transfer, which ends in exactly one report because it owns the ticket.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use towline_metrics::ByteTally;
+use towline_metrics::labels::{Direction, SnapshotOutcome};
+use tracing::Instrument;
+
+use super::TransferSettings;
+use super::account::{Account, Subject};
+use super::pace::{RateLimit, StallWatch, Stalled};
+use crate::core::SnapshotSend;
+use crate::ids::NodeId;
+use crate::reporter::{SnapshotAttempt, SnapshotFailure};
+use crate::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
+use crate::status::AttemptStatus;
+use crate::transport::{
+    Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
+    Transport,
+};
+
+/// Chunks read ahead of the transport.
+const READ_AHEAD_CHUNKS: usize = 2;
+
+/// What sending works with.
+pub(crate) struct SendsDeps {
+    pub(crate) node: NodeId,
+    pub(crate) settings: TransferSettings,
+    pub(crate) store: Arc<dyn SnapshotStore>,
+    pub(crate) transports: BTreeMap<String, Arc<dyn Transport>>,
+    pub(crate) hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
+    pub(crate) runtime: Handle,
+    /// Makes the obligation to count the bytes of one transfer, which also gets its line in the log.
+    pub(crate) tally: Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync>,
+}
+
+/// The transfers this node sends. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Sends {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    deps: SendsDeps,
+    rate: RateLimit,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    closed: bool,
+    peers: BTreeMap<NodeId, Peer>,
+    running: BTreeMap<SnapshotAttempt, Arc<Running>>,
+}
+
+/// What others may see of a transfer, and do to it.
+#[derive(Default)]
+struct Running {
+    abort: Mutex<Option<AbortHandle>>,
+    offset: AtomicU64,
+    sent: AtomicU64,
+    progress: Mutex<Option<ProgressCell>>,
+}
+
+impl Sends {
+    pub(crate) fn new(deps: SendsDeps) -> Self {
+        let rate = RateLimit::new(deps.settings.bytes_per_second);
+        Self { inner: Arc::new(Inner { deps, rate, state: Mutex::default() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a peer is.
+    pub(crate) fn set_peer(&self, peer: Peer) {
+        self.lock().peers.insert(peer.id, peer);
+    }
+
+    /// Starts a transfer. Whatever happens to it, its ticket reports.
+    pub(crate) fn start(&self, send: SnapshotSend) {
+        let attempt = send.ticket.attempt();
+        let running = Arc::new(Running::default());
+        let peer = {
+            let mut state = self.lock();
+            if state.closed {
+                return; // the ticket reports in its drop
+            }
+            state.running.insert(attempt, running.clone());
+            state.peers.get(&attempt.peer).cloned()
+        };
+        let listed = Listed { sends: self.clone(), attempt };
+        let sends = self.clone();
+        let shared = running.clone();
+        let (node, number) = (self.inner.deps.node.as_u64(), attempt.number);
+        let span = tracing::info_span!("snapshot", node, group = %attempt.group, peer = %attempt.peer, attempt = number);
+        let task = async move {
+            // Dropped last, after the ticket: an attempt is listed for as long as somebody may still report on it.
+            let _listed = listed;
+            sends.inner.run(send, peer, &shared).await;
+        };
+        let task = self.inner.deps.runtime.spawn(task.instrument(span));
+        *running.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
+    }
+
+    /// Whether somebody works on the attempt.
+    pub(crate) fn is_running(&self, attempt: &SnapshotAttempt) -> bool {
+        self.lock().running.contains_key(attempt)
+    }
+
+    /// Ends a transfer that is of no use any more.
+    pub(crate) fn cancel(&self, attempt: &SnapshotAttempt) {
+        let running = self.lock().running.get(attempt).cloned();
+        if let Some(running) = running {
+            running.abort();
+        }
+    }
+
+    /// Adds to `status` how far the attempt is.
+    pub(crate) fn observe(&self, attempt: &SnapshotAttempt, status: &mut AttemptStatus) {
+        let Some(running) = self.lock().running.get(attempt).cloned() else { return };
+        status.offset = running.offset.load(Ordering::Relaxed);
+        status.sent = running.sent.load(Ordering::Relaxed);
+        let progress = running.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        status.acked = progress.as_ref().map_or(status.offset, |cell| cell.now().acked);
+    }
+
+    /// Ends all transfers, and takes no more.
+    pub(crate) fn close(&self) {
+        let running: Vec<_> = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.running.values().cloned().collect()
+        };
+        running.iter().for_each(|running| running.abort());
+    }
+}
+
+impl Running {
+    fn abort(&self) {
+        if let Some(task) = self.abort.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            task.abort();
+        }
+    }
+}
+
+/// Takes an attempt off the list when its task is gone, however that happened.
+struct Listed {
+    sends: Sends,
+    attempt: SnapshotAttempt,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.sends.lock().running.remove(&self.attempt);
+    }
+}
+
+/// How a transfer that was not cancelled ended well.
+enum Sent {
+    Finished,
+    AlreadyHad,
+}
+
+/// Why one did not.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error("no address is known, or no transport for it")]
+    NoRoute,
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    #[error("the receiver refused: {0}")]
+    Refused(SnapshotRefusal),
+    #[error("the receiver wants to begin at {offset} of {length} bytes")]
+    Offset { offset: u64, length: u64 },
+    #[error("no answer to the offer in time")]
+    NoAnswer,
+    #[error("no progress for {:?} at {} bytes, {:?}", .0.waited, .0.at.acked, .0.at.phase)]
+    Stalled(Stalled),
+    #[error("the file could not be read: {0}")]
+    File(String),
+}
+
+impl SendError {
+    fn failure(&self) -> SnapshotFailure {
+        match self {
+            Self::NoRoute => SnapshotFailure::NoRoute,
+            Self::Refused(refusal) | Self::Transfer(TransferError::Refused(refusal)) => {
+                SnapshotFailure::Refused { lasting: refusal.is_lasting() }
+            }
+            Self::Transfer(TransferError::Unsupported) => SnapshotFailure::Refused { lasting: true },
+            Self::Transfer(_) | Self::Offset { .. } => SnapshotFailure::Transfer,
+            Self::NoAnswer | Self::Stalled(_) => SnapshotFailure::Timeout,
+            Self::File(_) => SnapshotFailure::Storage,
+        }
+    }
+
+    fn outcome(&self) -> SnapshotOutcome {
+        match self {
+            Self::Refused(_) => SnapshotOutcome::Refused,
+            _ => SnapshotOutcome::Failed,
+        }
+    }
+}
+
+impl Inner {
+    async fn run(&self, send: SnapshotSend, peer: Option<Peer>, running: &Running) {
+        // The order of the fields' drops, when the task is cancelled, does not matter: each does its own duty.
+        let SnapshotSend { ticket, message, meta, slot } = send;
+        let attempt = ticket.attempt();
+        let SnapshotAttempt { group, peer: to, index, number, .. } = attempt;
+        let subject = Subject { group, peer: to, index, attempt: number, total: meta.length };
+        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(to, Direction::Sent));
+        let offer = SnapshotOffer { message, meta, attempt: attempt.number };
+        let result = match peer {
+            Some(peer) => self.transfer(&peer, offer, running, &mut account).await,
+            None => Err(SendError::NoRoute),
+        };
+        drop(slot);
+        match result {
+            Ok(Sent::Finished) => {
+                account.end(SnapshotOutcome::Finished, None);
+                ticket.finish();
+            }
+            Ok(Sent::AlreadyHad) => {
+                account.end(SnapshotOutcome::AlreadyHad, None);
+                ticket.finish();
+            }
+            Err(error) => {
+                account.end(error.outcome(), Some(&error));
+                ticket.fail(error.failure());
+            }
+        }
+    }
+
+    async fn transfer(
+        &self,
+        peer: &Peer,
+        offer: SnapshotOffer,
+        running: &Running,
+        account: &mut Account,
+    ) -> Result<Sent, SendError> {
+        let settings = &self.deps.settings;
+        let transport = self.deps.transports.get(peer.address.scheme()).ok_or(SendError::NoRoute)?;
+        let hello = (self.deps.hello)(peer.id);
+        let asked = tokio::time::timeout(settings.offer_timeout, transport.offer(peer, &hello, &offer));
+        let (offset, transfer) = match asked.await.map_err(|_| SendError::NoAnswer)?? {
+            OfferAnswer::AlreadyHave { .. } => return Ok(Sent::AlreadyHad),
+            OfferAnswer::Refused(refusal) => return Err(SendError::Refused(refusal)),
+            OfferAnswer::Accepted { offset, transfer } => (offset, transfer),
+        };
+        let length = offer.meta.length;
+        if offset > length {
+            return Err(SendError::Offset { offset, length });
+        }
+        account.offset = offset;
+        running.offset.store(offset, Ordering::Relaxed);
+        *running.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(transfer.progress());
+        let chunks = self.read(offer.meta.clone(), offset);
+        self.stream(chunks, transfer, &offer.meta, offset, running, account).await
+    }
+
+    async fn stream(
+        &self,
+        mut chunks: mpsc::Receiver<Result<Bytes, String>>,
+        mut transfer: Box<dyn Transfer>,
+        meta: &SnapshotMeta,
+        mut offset: u64,
+        running: &Running,
+        account: &mut Account,
+    ) -> Result<Sent, SendError> {
+        let mut watch = StallWatch::new(&self.deps.settings, transfer.progress());
+        while let Some(data) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? {
+            let data = data.map_err(SendError::File)?;
+            let bytes = data.len();
+            self.rate.take(bytes).await;
+            watch.moved();
+            let chunk = Chunk { offset, crc32c: crc32c::crc32c(&data), data };
+            watch.guard(transfer.send(chunk)).await.map_err(SendError::Stalled)??;
+            watch.moved();
+            offset += bytes as u64;
+            account.add(bytes as u64);
+            running.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        let trailer = Trailer { length: meta.length, content: meta.content };
+        let receipt = watch.guard(transfer.finish(trailer)).await.map_err(SendError::Stalled)??;
+        tracing::debug!(commit = receipt.commit, "the peer has the snapshot");
+        Ok(Sent::Finished)
+    }
+
+    /// Reads the file on a thread that may block, a few chunks ahead. It ends when nobody takes them any more.
+    fn read(&self, meta: SnapshotMeta, offset: u64) -> mpsc::Receiver<Result<Bytes, String>> {
+        let (chunks, taken) = mpsc::channel(READ_AHEAD_CHUNKS);
+        let (store, size) = (self.deps.store.clone(), self.deps.settings.chunk_bytes);
+        self.deps.runtime.spawn_blocking(move || {
+            if let Err(error) = read_chunks(&*store, &meta, offset, size, &chunks) {
+                let _ = chunks.blocking_send(Err(error));
+            }
+        });
+        taken
+    }
+}
+
+fn read_chunks(
+    store: &dyn SnapshotStore,
+    meta: &SnapshotMeta,
+    mut offset: u64,
+    size: usize,
+    chunks: &mpsc::Sender<Result<Bytes, String>>,
+) -> Result<(), String> {
+    let mut file = store.open(meta, offset).map_err(|error| error.to_string())?;
+    while offset < meta.length {
+        let want = meta.length.saturating_sub(offset).min(size as u64);
+        let mut data = Vec::with_capacity(want as usize);
+        let read = file.by_ref().take(want).read_to_end(&mut data).map_err(|error| error.to_string())?;
+        if (read as u64) < want {
+            return Err(format!("it ends at {} of {} bytes", offset + read as u64, meta.length));
+        }
+        offset += want;
+        if chunks.blocking_send(Ok(data.into())).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

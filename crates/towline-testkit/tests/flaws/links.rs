@@ -1,0 +1,276 @@
+//! Broken links, listeners and sessions.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use towline_engine::ids::{GroupId, Incarnation, NodeId};
+use towline_engine::message::{Batch, Lane};
+use towline_engine::transport::*;
+use towline_testkit::mem::MemTransport;
+
+use super::{Flaw, State, node, transfers};
+
+/// What a broken transport gives to the one below.
+pub(super) fn feedback(flaw: Option<Flaw>, feedback: LinkFeedback) -> LinkFeedback {
+    match flaw {
+        None => feedback,
+        Some(flaw) => LinkFeedback::new(Arc::new(Ear { above: Mutex::new(Some(feedback)), flaw })),
+    }
+}
+
+pub(super) fn deaf() -> LinkFeedback {
+    struct Deaf;
+    impl LinkEvents for Deaf {
+        fn nack(&self, _: Nack) {}
+        fn closed(&self, _: LinkClosed) {}
+    }
+    LinkFeedback::new(Arc::new(Deaf))
+}
+
+struct Ear {
+    above: Mutex<Option<LinkFeedback>>,
+    flaw: Flaw,
+}
+
+impl LinkEvents for Ear {
+    fn nack(&self, nack: Nack) {
+        let above = self.above.lock().unwrap();
+        let Some(above) = &*above else { return };
+        match self.flaw {
+            Flaw::LosesNacks => {}
+            Flaw::NacksEveryGroup => {
+                (1..=3).for_each(|group| above.nack(Nack { group: GroupId::new(group), ..nack }));
+            }
+            Flaw::KeepsOneNack if nack.group == GroupId::new(7) => {}
+            _ => above.nack(nack),
+        }
+    }
+
+    fn closed(&self, cause: LinkClosed) {
+        let above = self.above.lock().unwrap().take();
+        match self.flaw {
+            Flaw::ForgetsClosed => std::mem::forget(above),
+            _ => above.into_iter().for_each(|above| above.closed(cause.clone())),
+        }
+    }
+}
+
+/// A link before the peer has answered.
+pub(super) fn in_the_background(
+    inner: &Arc<MemTransport>,
+    to: &Peer,
+    lane: Lane,
+    hello: &Hello,
+    feedback: LinkFeedback,
+) -> Connected {
+    let (inner, to, hello) = (inner.clone(), to.clone(), hello.clone());
+    let incarnation = Incarnation::new(0xEF00_0000 + to.id.as_u64()).unwrap();
+    let welcome = Welcome { node: to.id, incarnation, protocol: PROTOCOL_VERSION };
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        if let Ok(connected) = inner.connect(&to, lane, &hello, feedback).await {
+            drain(connected.link, receiver).await;
+        }
+    });
+    Connected { link: Box::new(Queue(sender)), welcome }
+}
+
+async fn drain(mut link: Box<dyn Link>, mut batches: mpsc::UnboundedReceiver<Batch>) {
+    while let Some(batch) = batches.recv().await {
+        if link.dispatch(batch).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A link without flow control.
+struct Queue(mpsc::UnboundedSender<Batch>);
+
+#[async_trait]
+impl Link for Queue {
+    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
+        self.0.send(batch).map_err(|_| DispatchError::Closed)
+    }
+}
+
+pub(super) async fn link(flaw: Option<Flaw>, state: &Arc<State>, mut inner: Box<dyn Link>) -> Box<dyn Link> {
+    let Some(flaw) = flaw else { return inner };
+    if flaw == Flaw::Retries {
+        let last = state.last.lock().unwrap().take();
+        if let Some(last) = last {
+            let _ = inner.dispatch(last).await;
+        }
+    }
+    match flaw {
+        Flaw::TakesEverything | Flaw::DispatchesInTheBackground => {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(drain(inner, receiver));
+            match flaw {
+                Flaw::TakesEverything => Box::new(Queue(sender)),
+                _ => Box::new(Patient { sender, room: Arc::default() }),
+            }
+        }
+        Flaw::OneQueue => {
+            Box::new(Shared { inner: Arc::new(tokio::sync::Mutex::new(inner)), state: state.clone() })
+        }
+        flaw => Box::new(BrokenLink { inner, flaw, state: state.clone(), behind: None, count: 0 }),
+    }
+}
+
+/// A link that waits at some point, but does not mind whether anybody waits with it.
+struct Patient {
+    sender: mpsc::UnboundedSender<Batch>,
+    room: Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[async_trait]
+impl Link for Patient {
+    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
+        let taken = self.room.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.sender.send(batch).map_err(|_| DispatchError::Closed)?;
+        match taken {
+            5 => std::future::pending().await,
+            _ => Ok(()),
+        }
+    }
+}
+
+struct BrokenLink {
+    inner: Box<dyn Link>,
+    flaw: Flaw,
+    state: Arc<State>,
+    behind: Option<Batch>,
+    count: u64,
+}
+
+#[async_trait]
+impl Link for BrokenLink {
+    async fn dispatch(&mut self, mut batch: Batch) -> Result<(), DispatchError> {
+        self.count += 1;
+        let unlucky = self.count % 10 == 0;
+        let bytes = batch.payload_bytes();
+        match self.flaw {
+            Flaw::Reorders if unlucky => {
+                self.behind = Some(batch);
+                return Ok(());
+            }
+            Flaw::LosesABatch if unlucky => return Ok(()),
+            Flaw::DeliversTwice if unlucky => self.inner.dispatch(batch.clone()).await?,
+            Flaw::Retries => *self.state.last.lock().unwrap() = Some(batch.clone()),
+            Flaw::Conflates => batch.envelopes.dedup(),
+            Flaw::LosesAField => batch.envelopes.iter_mut().for_each(|e| e.message.priority = 0),
+            Flaw::CutsLargeBatches => batch.envelopes.truncate(4_096),
+            Flaw::RefusesLargeMessages if bytes > 1 << 20 => {
+                return Err(DispatchError::TooLarge { bytes, bytes_max: 1 << 20 });
+            }
+            Flaw::SwallowsOversized if bytes > MESSAGE_BYTES_MAX => return Ok(()),
+            _ => {}
+        }
+        // What a snapshot holds, everybody waits for.
+        let _queue = match self.flaw {
+            Flaw::LanesBehindSnapshots => Some(self.state.queue.lock().await),
+            _ => None,
+        };
+        self.inner.dispatch(batch).await?;
+        if let Some(behind) = self.behind.take() {
+            self.inner.dispatch(behind).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A link that shares one queue with all others of its transport: the first that waits holds them all.
+struct Shared {
+    inner: Arc<tokio::sync::Mutex<Box<dyn Link>>>,
+    state: Arc<State>,
+}
+
+#[async_trait]
+impl Link for Shared {
+    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
+        let (inner, state) = (self.inner.clone(), self.state.clone());
+        // Goes on in the queue, whoever has given up.
+        let queued = tokio::spawn(async move {
+            let _queue = state.queue.lock().await;
+            inner.lock().await.dispatch(batch).await
+        });
+        queued.await.unwrap_or(Err(DispatchError::Closed))
+    }
+}
+
+pub(super) struct LeavesLinksOpen(pub(super) Option<Box<dyn Listener>>);
+
+#[async_trait]
+impl Listener for LeavesLinksOpen {
+    fn local_addr(&self) -> SocketAddr {
+        self.0.as_ref().unwrap().local_addr()
+    }
+
+    async fn shutdown(mut self: Box<Self>) {
+        std::mem::forget(self.0.take());
+    }
+}
+
+pub(super) struct BrokenInbound {
+    pub(super) inner: Arc<dyn Inbound>,
+    pub(super) flaw: Option<Flaw>,
+    pub(super) state: Arc<State>,
+}
+
+impl Inbound for BrokenInbound {
+    fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
+        let mut known = self.state.session.lock().unwrap();
+        if let (Some(Flaw::AdmitsOnce), Some(known)) = (self.flaw, &*known) {
+            return Ok(known.clone());
+        }
+        let invented = CertIdentity { node: hello.from };
+        let cert = if self.flaw == Some(Flaw::InventsIdentities) { Some(&invented) } else { cert };
+        let inner = self.inner.admit(hello, cert)?;
+        if self.flaw == Some(Flaw::KeepsSessions) {
+            std::mem::forget(inner.clone());
+        }
+        let session: Arc<dyn PeerSession> = Arc::new(BrokenSession { inner, flaw: self.flaw });
+        if self.flaw == Some(Flaw::AdmitsOnce) {
+            *known = Some(session.clone());
+        }
+        Ok(session)
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        self.inner.refused(refusal);
+    }
+}
+
+struct BrokenSession {
+    inner: Arc<dyn PeerSession>,
+    flaw: Option<Flaw>,
+}
+
+#[async_trait]
+impl PeerSession for BrokenSession {
+    fn peer(&self) -> NodeId {
+        node(self.inner.peer().as_u64())
+    }
+
+    fn welcome(&self) -> Welcome {
+        self.inner.welcome()
+    }
+
+    fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation> {
+        match self.inner.deliver(lane, batch) {
+            Err(_) if self.flaw == Some(Flaw::OverlooksViolations) => Ok(Vec::new()),
+            other => other,
+        }
+    }
+
+    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+        Ok(match self.inner.offer(offer).await? {
+            SinkAnswer::Accept { offset, sink } if self.flaw == Some(Flaw::KeepsSinks) => {
+                SinkAnswer::Accept { offset, sink: Box::new(transfers::KeptSink(Some(sink))) }
+            }
+            other => other,
+        })
+    }
+}

@@ -1,0 +1,215 @@
+//! A sound transport in memory, and one way to break it.
+
+mod links;
+mod transfers;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use towline_engine::ids::{Incarnation, NodeId, PeerAddr};
+use towline_engine::message::{Batch, Lane};
+use towline_engine::transport::*;
+use towline_testkit::mem::{LISTENER_LINKS_MAX, MemNet, MemTransport};
+use towline_testkit::suites::transport::{Capabilities, Path, TransportFixture};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    ForgetsClosed,
+    LosesNacks,
+    NacksEveryGroup,
+    KeepsOneNack,
+    Reorders,
+    LosesABatch,
+    DeliversTwice,
+    Retries,
+    Conflates,
+    LosesAField,
+    CutsLargeBatches,
+    RefusesLargeMessages,
+    SwallowsOversized,
+    OneQueue,
+    LanesBehindSnapshots,
+    TakesEverything,
+    DispatchesInTheBackground,
+    AdmitsOnce,
+    ConnectsInTheBackground,
+    FlattensRefusals,
+    BelievesWhoeverAnswers,
+    InventsIdentities,
+    AllowsMore,
+    LeavesLinksOpen,
+    KeepsSessions,
+    OverlooksViolations,
+    Panics,
+    MakesUpTheWelcome,
+    EndsDroppedTransfers,
+    EndsDroppedSends,
+    KeepsSinks,
+    FreezesProgress,
+    GivesReceiptsEarly,
+    GivesReceiptsAlways,
+    FlattensTransfers,
+    IgnoresTheOffset,
+    LosesTheAttempt,
+    FlipsAByte,
+    MixesTransfers,
+    FinishesInTheBackground,
+    OffersInTheBackground,
+    HidesBreaks,
+}
+
+/// The fixture.
+pub(crate) struct Flawed {
+    net: MemNet,
+    flaw: Option<Flaw>,
+    hosts: AtomicU64,
+    state: Arc<State>,
+}
+
+/// What links of one broken transport share.
+#[derive(Default)]
+pub(crate) struct State {
+    /// What every dispatch waits for.
+    pub(crate) queue: tokio::sync::Mutex<()>,
+    pub(crate) last: Mutex<Option<Batch>>,
+    pub(crate) session: Mutex<Option<Arc<dyn PeerSession>>>,
+    pub(crate) first: tokio::sync::Mutex<Option<Box<dyn Transfer>>>,
+}
+
+impl Flawed {
+    pub(crate) fn new(flaw: Option<Flaw>) -> Self {
+        Self { net: MemNet::new(), flaw, hosts: AtomicU64::new(0), state: Arc::default() }
+    }
+}
+
+struct Cutter(MemNet, PeerAddr);
+
+impl Path for Cutter {
+    fn address(&self) -> PeerAddr {
+        self.1.clone()
+    }
+
+    fn cut(&self) {
+        self.0.reset(node(1), node(2));
+    }
+
+    fn black_hole(&self) {}
+}
+
+#[async_trait]
+impl TransportFixture for Flawed {
+    fn transport(&self, _: NodeId) -> Arc<dyn Transport> {
+        let (inner, state) = (self.net.transport(), self.state.clone());
+        Arc::new(Broken { inner, flaw: self.flaw, state })
+    }
+
+    fn address(&self) -> PeerAddr {
+        PeerAddr::new(&format!("mem://host-{}:0", self.hosts.fetch_add(1, Ordering::Relaxed))).unwrap()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let connections_max = if self.is(Flaw::AllowsMore) { 3 } else { LISTENER_LINKS_MAX };
+        // Small, so that those without any bound are found soon.
+        Capabilities {
+            connections_max,
+            link_bytes_max: 4 << 20,
+            transfer_bytes_max: 4 << 20,
+            ..Default::default()
+        }
+    }
+
+    async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
+        Some(Box::new(Cutter(self.net.clone(), to.clone())))
+    }
+
+    fn deadline(&self) -> Duration {
+        // Enough for the sound transport on a loaded machine; what a broken one never does costs this much.
+        if self.flaw.is_some() { Duration::from_secs(2) } else { Duration::from_secs(20) }
+    }
+}
+
+impl Flawed {
+    fn is(&self, flaw: Flaw) -> bool {
+        self.flaw == Some(flaw)
+    }
+}
+
+pub(crate) fn node(raw: u64) -> NodeId {
+    NodeId::new(raw).unwrap()
+}
+
+struct Broken {
+    inner: Arc<MemTransport>,
+    flaw: Option<Flaw>,
+    state: Arc<State>,
+}
+
+impl Broken {
+    fn is(&self, flaw: Flaw) -> bool {
+        self.flaw == Some(flaw)
+    }
+}
+
+#[async_trait]
+impl Transport for Broken {
+    fn scheme(&self) -> &'static str {
+        "flawed"
+    }
+
+    async fn listen(
+        &self,
+        at: &PeerAddr,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<Box<dyn Listener>, TransportError> {
+        let inbound = links::BrokenInbound { inner: inbound, flaw: self.flaw, state: self.state.clone() };
+        let inner = self.inner.listen(at, Arc::new(inbound)).await?;
+        match self.is(Flaw::LeavesLinksOpen) {
+            true => Ok(Box::new(links::LeavesLinksOpen(Some(inner)))),
+            false => Ok(inner),
+        }
+    }
+
+    async fn connect(
+        &self,
+        to: &Peer,
+        lane: Lane,
+        hello: &Hello,
+        feedback: LinkFeedback,
+    ) -> Result<Connected, ConnectError> {
+        if self.is(Flaw::Panics) {
+            tokio::spawn(async { panic!("on purpose") }).await.ok();
+        }
+        let feedback = links::feedback(self.flaw, feedback);
+        if self.is(Flaw::ConnectsInTheBackground) {
+            return Ok(links::in_the_background(&self.inner, to, lane, hello, feedback));
+        }
+        let connected = match self.inner.connect(to, lane, hello, feedback).await {
+            Err(ConnectError::Refused(_)) if self.is(Flaw::FlattensRefusals) => {
+                let detail = "refused".into();
+                return Err(ConnectError::Protocol { address: to.address.clone(), detail });
+            }
+            Err(ConnectError::WrongPeer { .. }) if self.is(Flaw::BelievesWhoeverAnswers) => {
+                let to = Peer { id: node(3), ..to.clone() };
+                self.inner.connect(&to, lane, hello, links::deaf()).await?
+            }
+            other => other?,
+        };
+        let mut welcome = connected.welcome;
+        if self.is(Flaw::MakesUpTheWelcome) {
+            welcome.incarnation = Incarnation::new(1).unwrap();
+        }
+        let link = links::link(self.flaw, &self.state, connected.link).await;
+        Ok(Connected { link, welcome })
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+    ) -> Result<OfferAnswer, TransferError> {
+        transfers::offer(&self.inner, self.flaw, &self.state, to, hello, offer).await
+    }
+}

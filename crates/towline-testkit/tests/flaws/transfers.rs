@@ -1,0 +1,181 @@
+//! Broken transfers of snapshots.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use towline_engine::snapshot_store::Trailer;
+use towline_engine::transport::*;
+use towline_testkit::mem::MemTransport;
+
+use super::{Flaw, State};
+
+pub(super) async fn offer(
+    inner: &Arc<MemTransport>,
+    flaw: Option<Flaw>,
+    state: &Arc<State>,
+    to: &Peer,
+    hello: &Hello,
+    offer: &SnapshotOffer,
+) -> Result<OfferAnswer, TransferError> {
+    let Some(flaw) = flaw else { return inner.offer(to, hello, offer).await };
+    let mut sent = offer.clone();
+    if flaw == Flaw::LosesTheAttempt {
+        sent.attempt = 0;
+    }
+    let answer = match flaw {
+        Flaw::OffersInTheBackground => {
+            let (inner, to, hello) = (inner.clone(), to.clone(), hello.clone());
+            tokio::spawn(async move { inner.offer(&to, &hello, &sent).await }).await.unwrap()
+        }
+        _ => inner.offer(to, hello, &sent).await,
+    };
+    let broken = || TransferError::Broken { detail: "no".into() };
+    let flat = flaw == Flaw::FlattensTransfers;
+    let (offset, transfer) = match answer {
+        Ok(OfferAnswer::Accepted { offset, transfer }) => (offset, transfer),
+        Ok(OfferAnswer::AlreadyHave { .. }) if flat => {
+            return Ok(OfferAnswer::Refused(SnapshotRefusal::Busy));
+        }
+        Ok(OfferAnswer::Refused(_)) | Err(_) if flat => return Err(broken()),
+        other => return other,
+    };
+    let offset = if flaw == Flaw::IgnoresTheOffset { 0 } else { offset };
+    let trailer = Trailer { length: offer.meta.length, content: offer.meta.content };
+    let mut transfer = Some(transfer);
+    if flaw == Flaw::MixesTransfers {
+        let mut first = state.first.lock().await;
+        if first.is_none() {
+            *first = transfer.take();
+        }
+    }
+    let progress = match (&transfer, flaw) {
+        (Some(transfer), flaw) if flaw != Flaw::FreezesProgress => transfer.progress(),
+        _ => ProgressCell::new(offset),
+    };
+    let mut queue = None;
+    if matches!(flaw, Flaw::TakesEverything | Flaw::EndsDroppedSends)
+        && let Some(mut transfer) = transfer.take()
+    {
+        let ends = flaw == Flaw::EndsDroppedSends;
+        let (sender, mut receiver) = mpsc::channel(if ends { 2 } else { 1 << 20 });
+        tokio::spawn(async move {
+            while let Some(chunk) = receiver.recv().await {
+                if transfer.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+            if ends {
+                let _ = transfer.finish(trailer).await;
+            }
+        });
+        queue = Some(sender);
+    }
+    let state = state.clone();
+    let transfer = Box::new(BrokenTransfer { inner: transfer, flaw, state, progress, queue, trailer });
+    Ok(OfferAnswer::Accepted { offset, transfer })
+}
+
+struct BrokenTransfer {
+    inner: Option<Box<dyn Transfer>>,
+    flaw: Flaw,
+    state: Arc<State>,
+    progress: ProgressCell,
+    queue: Option<mpsc::Sender<Chunk>>,
+    /// What ends it, from the offer.
+    trailer: Trailer,
+}
+
+impl BrokenTransfer {
+    fn flatten(&self, error: TransferError) -> TransferError {
+        match self.flaw {
+            Flaw::FlattensTransfers => TransferError::Broken { detail: "no".into() },
+            _ => error,
+        }
+    }
+}
+
+#[async_trait]
+impl Transfer for BrokenTransfer {
+    async fn send(&mut self, mut chunk: Chunk) -> Result<(), TransferError> {
+        if let Some(queue) = &self.queue {
+            let _ = queue.send(chunk).await;
+            return Ok(());
+        }
+        if self.flaw == Flaw::FlipsAByte && chunk.data.len() == 1 {
+            chunk.data = vec![chunk.data[0] ^ 1].into();
+        }
+        // The first transfer of all carries everybody's chunks.
+        let mut first = match self.flaw {
+            Flaw::MixesTransfers => Some(self.state.first.lock().await),
+            _ => None,
+        };
+        if let Some(first) = first.as_mut().and_then(|first| first.as_mut()) {
+            return first.send(chunk).await;
+        }
+        let queue = match self.flaw {
+            Flaw::LanesBehindSnapshots => Some(self.state.queue.lock().await),
+            _ => None,
+        };
+        let sent = self.inner.as_mut().unwrap().send(chunk).await;
+        drop(queue);
+        match sent {
+            Err(TransferError::Broken { .. }) if self.flaw == Flaw::HidesBreaks => Ok(()),
+            sent => sent.map_err(|error| self.flatten(error)),
+        }
+    }
+
+    async fn finish(mut self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
+        let taken = match self.flaw {
+            Flaw::MixesTransfers => self.state.first.lock().await.take().or(self.inner.take()),
+            _ => self.inner.take(),
+        };
+        let Some(inner) = taken else { return Err(TransferError::Unsupported) };
+        let early = SnapshotReceipt { commit: 77 };
+        match self.flaw {
+            Flaw::GivesReceiptsEarly => {
+                tokio::spawn(inner.finish(trailer));
+                Ok(early)
+            }
+            Flaw::FinishesInTheBackground => tokio::spawn(inner.finish(trailer)).await.unwrap(),
+            Flaw::GivesReceiptsAlways => Ok(inner.finish(trailer).await.unwrap_or(early)),
+            _ => inner.finish(trailer).await.map_err(|error| self.flatten(error)),
+        }
+    }
+
+    fn progress(&self) -> ProgressCell {
+        self.progress.clone()
+    }
+}
+
+impl Drop for BrokenTransfer {
+    fn drop(&mut self) {
+        if let (Flaw::EndsDroppedTransfers, Some(inner)) = (self.flaw, self.inner.take()) {
+            tokio::spawn(inner.finish(self.trailer));
+        }
+    }
+}
+
+/// A sink that is never let go.
+pub(super) struct KeptSink(pub(super) Option<Box<dyn SnapshotSink>>);
+
+#[async_trait]
+impl SnapshotSink for KeptSink {
+    async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal> {
+        self.0.as_mut().unwrap().write(chunk).await
+    }
+
+    async fn finish(self: Box<Self>, _: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal> {
+        Ok(SnapshotReceipt { commit: 77 })
+    }
+
+    fn progress(&self) -> ProgressCell {
+        self.0.as_ref().unwrap().progress()
+    }
+}
+
+impl Drop for KeptSink {
+    fn drop(&mut self) {
+        std::mem::forget(self.0.take());
+    }
+}

@@ -1,0 +1,102 @@
+//! The transport suite sees what it claims to see: transports that are broken on purpose, each in one way, and the case
+//! that finds it. The sound transport below them passes every case (`transport_suite.rs`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+mod flaws;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use flaws::{Flaw, Flawed};
+use towline_testkit::suites::transport::{self as suite, TransportFixture};
+
+/// Runs a case over a broken transport; it must fail, and by a check of its own.
+fn found_by(case: fn(Arc<dyn TransportFixture>), flaw: Flaw) {
+    // The sound one first: whatever the case finds is of the flaw.
+    case(Arc::new(Flawed::new(None)));
+    let failed = catch_unwind(AssertUnwindSafe(|| case(Arc::new(Flawed::new(Some(flaw))))));
+    let panic = failed.expect_err("the case passes over a broken transport");
+    let text = panic.downcast_ref::<String>().expect("a failure with its sentence");
+    let by_a_check = text.contains("the contract says") || text.contains("a transport never panics");
+    assert!(by_a_check, "{text}");
+}
+
+macro_rules! found {
+    ($($name:ident: $flaw:ident by $case:ident;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                found_by(suite::$case, Flaw::$flaw);
+            }
+        )*
+    };
+}
+
+found! {
+    closed_forgotten: ForgetsClosed by a_dropped_listener_ends_every_link;
+    closed_forgotten_with_a_batch: ForgetsClosed by a_link_with_a_batch_under_way_tells_of_its_end;
+    closed_forgotten_on_a_cut: ForgetsClosed by a_cut_idle_link_is_noticed;
+    closed_forgotten_of_a_failed_connect: ForgetsClosed by a_failed_connect_is_told_once;
+    closed_forgotten_of_a_dropped_connect: ForgetsClosed by a_connect_dropped_midway_is_told_once_and_leaves_nothing;
+    nacks_lost: LosesNacks by nacks_name_their_group_alone_and_the_lane_goes_on;
+    a_nack_for_everybody: NacksEveryGroup by nacks_name_their_group_alone_and_the_lane_goes_on;
+    a_nack_kept_back: KeepsOneNack by every_nack_of_a_batch_arrives;
+    batches_reordered: Reorders by batches_arrive_in_order_and_equal;
+    a_batch_lost: LosesABatch by batches_arrive_in_order_and_equal;
+    a_batch_twice: DeliversTwice by batches_arrive_in_order_and_equal;
+    a_batch_sent_again: Retries by a_batch_is_never_delivered_twice;
+    equal_messages_conflated: Conflates by equal_messages_are_all_delivered;
+    a_field_lost: LosesAField by every_kind_and_field_of_a_message_arrives;
+    a_large_batch_cut: CutsLargeBatches by a_large_batch_arrives_whole;
+    a_small_limit: RefusesLargeMessages by the_largest_message_arrives;
+    an_oversized_message_swallowed: SwallowsOversized by an_oversized_message_is_an_error_of_its_own_and_ends_the_link;
+    control_behind_append: OneQueue by a_stuck_append_lane_does_not_delay_control;
+    peers_behind_each_other: OneQueue by a_stuck_peer_does_not_delay_another;
+    lanes_behind_a_snapshot: LanesBehindSnapshots by a_stuck_snapshot_does_not_delay_the_lanes;
+    no_flow_control: TakesEverything by a_receiver_that_takes_nothing_pushes_back;
+    no_flow_control_for_small_messages: TakesEverything by small_messages_push_back_too;
+    a_dropped_dispatch_survived: DispatchesInTheBackground by a_dispatch_dropped_midway_poisons_the_link;
+    admitted_once_for_all: AdmitsOnce by every_connection_is_admitted_for_itself;
+    delivered_before_admit: ConnectsInTheBackground by connect_returns_only_once_the_peer_has_answered;
+    a_refusal_without_its_type: FlattensRefusals by every_refusal_reaches_the_dialler_as_itself;
+    a_version_without_its_type: FlattensRefusals by another_protocol_version_is_refused_on_both_sides;
+    whoever_answers: BelievesWhoeverAnswers by another_node_than_expected_is_the_wrong_peer;
+    an_identity_nobody_proved: InventsIdentities by a_proven_identity_reaches_the_engine;
+    connections_without_bound: AllowsMore by connections_are_bounded_and_the_one_too_many_is_told;
+    a_shutdown_that_closes_nothing: LeavesLinksOpen by a_listener_shut_down_ends_every_link;
+    an_address_never_given_back: LeavesLinksOpen by after_a_restart_the_same_address_works;
+    an_unreachable_that_answers: LeavesLinksOpen by nobody_there_is_unreachable;
+    sessions_kept: KeepsSessions by a_dropped_link_is_told_once_and_lets_go_of_the_session;
+    a_violation_unheard: OverlooksViolations by a_violation_ends_its_lane_alone_with_its_reason;
+    a_panic: Panics by both_sides_learn_who_the_other_is;
+    a_welcome_made_up: MakesUpTheWelcome by both_sides_learn_who_the_other_is;
+
+    a_dropped_transfer_ended: EndsDroppedTransfers by a_dropped_transfer_is_a_reset_and_never_an_end;
+    a_dropped_send_ended: EndsDroppedSends by a_send_dropped_midway_is_a_reset;
+    a_sink_kept: KeepsSinks by a_dropped_transfer_is_a_reset_and_never_an_end;
+    a_sink_kept_after_a_refusal: KeepsSinks by every_refusal_midway_arrives_as_itself;
+    a_sink_kept_after_success: KeepsSinks by a_snapshot_of_any_length_arrives_equal;
+    progress_frozen: FreezesProgress by progress_is_readable_while_send_waits;
+    phases_frozen: FreezesProgress by phases_are_readable_while_finish_waits;
+    a_receipt_too_early: GivesReceiptsEarly by a_receipt_comes_only_after_the_receiver_has_it;
+    a_receipt_from_nobody: GivesReceiptsAlways by a_receiver_that_is_gone_breaks_the_transfer;
+    a_refusal_at_the_end_ignored: GivesReceiptsAlways by every_refusal_at_the_end_arrives_as_itself;
+    a_refusal_of_an_offer_as_broken: FlattensTransfers by every_refusal_of_an_offer_arrives_as_itself_before_a_byte;
+    a_refusal_midway_as_broken: FlattensTransfers by every_refusal_midway_arrives_as_itself;
+    a_refused_handshake_as_broken: FlattensTransfers by a_handshake_refused_is_the_cause_of_a_failed_offer;
+    having_it_as_a_refusal: FlattensTransfers by already_having_it_is_an_answer;
+    an_offset_ignored: IgnoresTheOffset by a_transfer_starts_at_the_offset_the_receiver_names;
+    an_attempt_lost: LosesTheAttempt by the_offer_arrives_equal;
+    a_byte_flipped: FlipsAByte by a_snapshot_of_any_length_arrives_equal;
+    chunks_mixed_up: MixesTransfers by two_transfers_at_once_do_not_mix;
+    chunks_without_flow_control: TakesEverything by a_transfer_that_is_not_taken_pushes_back;
+    a_finish_that_goes_on: FinishesInTheBackground by a_finish_dropped_midway_gives_the_transfer_up;
+    an_offer_that_goes_on: OffersInTheBackground by an_offer_dropped_midway_leaves_nothing;
+    a_cut_unnoticed_by_the_sender: HidesBreaks by a_cut_path_breaks_the_transfer_on_both_sides;
+}
