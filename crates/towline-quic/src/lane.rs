@@ -1,4 +1,4 @@
-//! One inbound lane: handshake, then batches in and nacks out.
+//! One inbound stream: handshake, then a lane (batches in and nacks out) or a snapshot transfer.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,9 +12,10 @@ use tokio::time::timeout;
 use towline_engine::message::Lane;
 use towline_engine::transport::{PeerSession, Refusal};
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
-use towline_wire::{check_first_frame, deliver, prefixed, refused_frame, welcome_frame};
+use towline_wire::{Purpose, check_first_frame, deliver, prefixed, refused_frame, welcome_frame};
 
 use crate::listener::{Peer, Phase};
+use crate::snapshot;
 use crate::stream::{Ended, Incoming, Outgoing, priority};
 
 /// Frames that wait to go back to a dialler. At the bound nacks are dropped and counted; batches are read on.
@@ -35,14 +36,15 @@ impl From<Refusal> for Refused {
 }
 
 pub(crate) async fn run(peer: Arc<Peer>, send: SendStream, receive: RecvStream) {
-    let (mut send, mut receive) = (Outgoing(send), Incoming::new(receive));
+    let (mut send, mut receive) = (Outgoing::new(send), Incoming::new(receive));
     let mut answers = Answers::default();
     let last = match handshake(&peer, &mut receive).await {
-        Ok((session, lane)) => {
+        Ok((session, purpose)) => {
             peer.admitted.store(true, Ordering::Release);
             peer.answered.store(true, Ordering::Release);
-            let _ = send.0.set_priority(priority(lane));
-            serve(&peer, &mut send, &mut answers, receive, session, lane).await
+            let _ = send.stream.set_priority(priority(purpose));
+            answers.waiting.push_back(prefixed(&welcome_frame(&session.welcome())));
+            serve(&peer, &mut send, &mut answers, receive, session, purpose).await
         }
         Err(Refused { refusal, by_engine }) => {
             peer.refused.fetch_add(1, Ordering::AcqRel);
@@ -58,18 +60,16 @@ pub(crate) async fn run(peer: Arc<Peer>, send: SendStream, receive: RecvStream) 
         // Behind what waits, of which a part may be written.
         answers.waiting.push_back(prefixed(&refused_frame(&last)));
         let farewell = async {
-            while !answers.waiting.is_empty() {
-                answers.write(&mut send.0).await.ok()?;
-            }
-            send.0.finish().ok()?;
+            answers.flush(&mut send.stream).await.ok()?;
+            send.finish();
             // Heard: the connection may be closed behind it.
-            send.0.stopped().await.ok()
+            send.stream.stopped().await.ok()
         };
         let _ = timeout(FAREWELL, farewell).await;
     }
 }
 
-async fn handshake(peer: &Peer, receive: &mut Incoming) -> Result<(Arc<dyn PeerSession>, Lane), Refused> {
+async fn handshake(peer: &Peer, receive: &mut Incoming) -> Result<(Arc<dyn PeerSession>, Purpose), Refused> {
     let malformed = |detail: String| Refusal::Malformed { detail };
     let first = timeout(peer.shared.config.handshake_timeout, receive.next(HELLO_BYTES_MAX))
         .await
@@ -79,7 +79,7 @@ async fn handshake(peer: &Peer, receive: &mut Incoming) -> Result<(Arc<dyn PeerS
             Ended::Lost(error) => malformed(error.to_string()),
         })?
         .ok_or_else(|| malformed("the stream ended before a hello".into()))?;
-    let (hello, lane) = check_first_frame(first)?;
+    let (hello, purpose) = check_first_frame(first)?;
     if *peer.shared.phase.borrow() != Phase::Open {
         return Err(Refusal::ShuttingDown.into());
     }
@@ -90,28 +90,55 @@ async fn handshake(peer: &Peer, receive: &mut Incoming) -> Result<(Arc<dyn PeerS
     let session = admitted
         .map_err(|_| Refusal::ShuttingDown)?
         .map_err(|refusal| Refused { refusal, by_engine: true })?;
-    Ok((session, lane))
+    Ok((session, purpose))
 }
 
-/// Reads batches until the lane ends. Gives what the dialler is told last, if it is still there.
+/// Serves the stream until it ends. Gives what the dialler is told last, if it is still there.
 async fn serve(
     peer: &Peer,
     send: &mut Outgoing,
     answers: &mut Answers,
-    mut receive: Incoming,
+    receive: Incoming,
     session: Arc<dyn PeerSession>,
-    lane: Lane,
+    purpose: Purpose,
 ) -> Option<Refusal> {
     let (keeps, mut lost) = oneshot::channel();
-    let _seat = peer.shared.lanes.take((session.peer(), lane), keeps);
+    // The engine bounds transfers, and a later one of another group is no reason to end an earlier one.
+    let _seat = match purpose {
+        Purpose::Lane(lane) => Ok(peer.shared.lanes.take((session.peer(), lane), keeps)),
+        Purpose::Snapshot => Err(keeps),
+    };
     let mut phase = peer.shared.phase.subscribe();
-    answers.waiting.push_back(prefixed(&welcome_frame(&session.welcome())));
+    let stopped = send.stream.stopped();
+    // Dropping the rest of it, a snapshot's sink for instance, is how it is told.
+    tokio::select! {
+        biased;
+        _ = phase.wait_for(|phase| *phase != Phase::Open) => Some(Refusal::ShuttingDown),
+        _ = &mut lost => {
+            Some(Refusal::Malformed { detail: "a newer stream of this peer took the place".into() })
+        }
+        // The dialler has given it up.
+        _ = stopped => None,
+        last = async {
+            match purpose {
+                Purpose::Lane(lane) => batches(send, answers, receive, session.as_ref(), lane).await,
+                Purpose::Snapshot => snapshot::receive(receive, send, answers, session.as_ref()).await,
+            }
+        } => last,
+    }
+}
+
+async fn batches(
+    send: &mut Outgoing,
+    answers: &mut Answers,
+    mut receive: Incoming,
+    session: &dyn PeerSession,
+    lane: Lane,
+) -> Option<Refusal> {
     let detail = loop {
         let frame = tokio::select! {
             biased;
-            _ = phase.wait_for(|phase| *phase != Phase::Open) => return Some(Refusal::ShuttingDown),
-            _ = &mut lost => break "a newer stream of this peer took the place".into(),
-            written = answers.write(&mut send.0), if !answers.waiting.is_empty() => match written {
+            written = answers.write(&mut send.stream), if !answers.waiting.is_empty() => match written {
                 Ok(()) => continue,
                 // The dialler has given the lane up.
                 Err(_) => return None,
@@ -119,16 +146,15 @@ async fn serve(
             frame = receive.next(FRAME_BYTES_MAX) => frame,
         };
         match frame {
-            Ok(Some(frame)) => match deliver(session.as_ref(), lane, frame) {
+            Ok(Some(frame)) => match deliver(session, lane, frame) {
                 // Never waits: whoever does not read its nacks must not stop the batches of its groups. The sender
                 // finds out by Raft's own probing then.
                 Ok(Some(nacks)) => answers.push(prefixed(&nacks)),
                 Ok(None) => {}
                 Err(violation) => break violation.detail,
             },
-            Ok(None) => return None,
+            Ok(None) | Err(Ended::Lost(_)) => return None,
             Err(Ended::Violation(error)) => break error.to_string(),
-            Err(Ended::Lost(_)) => return None,
         }
     };
     tracing::debug!(peer = %session.peer(), lane = lane.as_str(), detail, "lane closed");
@@ -137,8 +163,8 @@ async fn serve(
 
 /// What goes back.
 #[derive(Default)]
-struct Answers {
-    waiting: VecDeque<Bytes>,
+pub(crate) struct Answers {
+    pub(crate) waiting: VecDeque<Bytes>,
     dropped: u64,
 }
 
@@ -156,6 +182,14 @@ impl Answers {
     async fn write(&mut self, send: &mut SendStream) -> Result<(), WriteError> {
         let written = send.write_chunks(self.waiting.make_contiguous()).await?;
         self.waiting.drain(..written.chunks.min(self.waiting.len()));
+        Ok(())
+    }
+
+    /// Writes all that waits. Cancel-safe: what was not written waits on.
+    pub(crate) async fn flush(&mut self, send: &mut SendStream) -> Result<(), WriteError> {
+        while !self.waiting.is_empty() {
+            self.write(send).await?;
+        }
         Ok(())
     }
 }

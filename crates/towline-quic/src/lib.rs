@@ -1,5 +1,5 @@
 //! Towline's transport over QUIC: one connection for each peer that is dialled, one long-lived bidirectional stream for
-//! each lane, and priorities that send control before append before snapshot. No stream waits for another's lost packet.
+//! each lane and one for each snapshot transfer, and priorities that send control before append before snapshot. No stream waits for another's lost packet.
 //!
 //! It keeps the contract of [`towline_engine::transport`] and adds nothing to it: no queue, no retry, no decision. Flow
 //! control is QUIC's: [`Link::dispatch`] waits while the peer does not take more. A dead connection is found within
@@ -43,6 +43,7 @@ mod dial;
 mod lane;
 mod link;
 mod listener;
+mod snapshot;
 mod stream;
 
 use std::fmt;
@@ -52,7 +53,8 @@ use async_trait::async_trait;
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::Lane;
 use towline_engine::transport::{
-    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, Peer, Transport, TransportError,
+    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, SnapshotOffer,
+    TransferError, Transport, TransportError,
 };
 use towline_tls::TlsConfig;
 
@@ -104,5 +106,15 @@ impl Transport for QuicTransport {
     ) -> Result<Connected, ConnectError> {
         let dialled = self.dials.connection(&self.config, &self.tls, to).await?;
         link::connect(dialled, to, lane, hello, feedback).await
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+    ) -> Result<OfferAnswer, TransferError> {
+        let dialled = self.dials.connection(&self.config, &self.tls, to).await;
+        snapshot::offer(dialled.map_err(TransferError::Connect)?, to, hello, offer).await
     }
 }

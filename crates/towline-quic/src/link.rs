@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
-    ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer, Refusal,
+    ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer, Refusal, Welcome,
 };
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX, MESSAGE_BYTES_MAX};
-use towline_wire::{WireError, check_answer, frames, hello_frame, nacks_of, pb, prefixed};
+use towline_wire::{Purpose, WireError, check_answer, frames, hello_frame, nacks_of, pb, prefixed};
 
 use crate::codes;
 use crate::dial::Dialled;
@@ -23,11 +23,7 @@ pub(crate) async fn connect(
     hello: &Hello,
     feedback: LinkFeedback,
 ) -> Result<Connected, ConnectError> {
-    let (mut send, mut receive) = open(&dialled, priority(lane)).await?;
-    let said = send.0.write_chunk(prefixed(&hello_frame(hello, lane))).await;
-    said.map_err(|error| dialled.error_or(codes::lost(error), "closed before the hello"))?;
-    let welcome = check_answer(&to.address, to.id, first(&dialled, &mut receive, to).await?)?;
-
+    let Opened { send, receive, welcome } = open(&dialled, to, lane.into(), hello).await?;
     let (alive, gone) = oneshot::channel();
     let reader = tokio::spawn(async move {
         read(receive, feedback).await;
@@ -37,21 +33,32 @@ pub(crate) async fn connect(
     Ok(Connected { link: Box::new(QuicLink { stream: Some(stream) }), welcome })
 }
 
-/// A new stream. Waits while the peer allows no more of them.
-pub(crate) async fn open(dialled: &Dialled, priority: i32) -> Result<(Outgoing, Incoming), ConnectError> {
+/// A stream whose peer has answered the handshake.
+pub(crate) struct Opened {
+    pub(crate) send: Outgoing,
+    pub(crate) receive: Incoming,
+    pub(crate) welcome: Welcome,
+}
+
+/// Waits while the peer allows no more streams.
+pub(crate) async fn open(
+    dialled: &Dialled,
+    to: &Peer,
+    purpose: Purpose,
+    hello: &Hello,
+) -> Result<Opened, ConnectError> {
     let (send, receive) = dialled.connection.open_bi().await.map_err(|error| dialled.error(error))?;
-    let send = Outgoing(send);
+    let (mut send, mut receive) = (Outgoing::new(send), Incoming::new(receive));
     // It fails only on a stream that has ended, which the next write finds out.
-    let _ = send.0.set_priority(priority);
-    Ok((send, Incoming::new(receive)))
+    let _ = send.stream.set_priority(priority(purpose));
+    let said = send.stream.write_chunk(prefixed(&hello_frame(hello, purpose))).await;
+    said.map_err(|error| dialled.error_or(codes::lost(error), "closed before the hello"))?;
+    let welcome = check_answer(&to.address, to.id, first(dialled, &mut receive, to).await?)?;
+    Ok(Opened { send, receive, welcome })
 }
 
 /// The answer to a hello.
-pub(crate) async fn first(
-    dialled: &Dialled,
-    receive: &mut Incoming,
-    to: &Peer,
-) -> Result<pb::Frame, ConnectError> {
+async fn first(dialled: &Dialled, receive: &mut Incoming, to: &Peer) -> Result<pb::Frame, ConnectError> {
     let protocol = |detail: String| ConnectError::Protocol { address: to.address.clone(), detail };
     match receive.next(HELLO_BYTES_MAX).await {
         Ok(Some(frame)) => Ok(frame),
@@ -73,11 +80,7 @@ async fn read(mut receive: Incoming, feedback: LinkFeedback) {
         };
         // The last word of a listener that ends a lane.
         if let Some(pb::frame::Kind::Refused(refused)) = frame.kind {
-            break match Refusal::try_from(refused) {
-                Ok(Refusal::Malformed { detail }) => LinkClosed::ByPeer { detail },
-                Ok(refusal) => LinkClosed::ByPeer { detail: refusal.to_string() },
-                Err(error) => LinkClosed::ByPeer { detail: error.to_string() },
-            };
+            break LinkClosed::ByPeer { detail: ended_by_refusal(refused) };
         }
         match nacks_of(frame) {
             Ok(nacks) => nacks.into_iter().for_each(|nack| feedback.nack(nack)),
@@ -85,6 +88,15 @@ async fn read(mut receive: Incoming, feedback: LinkFeedback) {
         }
     };
     feedback.closed(cause);
+}
+
+/// What a listener says when it ends a stream that it had welcomed.
+pub(crate) fn ended_by_refusal(refused: pb::Refused) -> String {
+    match Refusal::try_from(refused) {
+        Ok(Refusal::Malformed { detail }) => detail,
+        Ok(refusal) => refusal.to_string(),
+        Err(error) => error.to_string(),
+    }
 }
 
 struct QuicLink {
@@ -120,7 +132,7 @@ impl Link for QuicLink {
             tokio::select! {
                 biased;
                 _ = &mut stream.gone => return Err(DispatchError::Closed),
-                sent = stream.send.0.write_chunk(prefixed(&frame)) => sent.map_err(|_| DispatchError::Closed)?,
+                sent = stream.send.stream.write_chunk(prefixed(&frame)) => sent.map_err(|_| DispatchError::Closed)?,
             }
         }
         self.stream = Some(stream);

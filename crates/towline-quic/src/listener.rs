@@ -254,6 +254,7 @@ async fn serve(shared: Arc<Shared>, connection: Connection, identity: Option<Cer
     let mut lanes = JoinSet::new();
     let late = sleep(shared.config.handshake_timeout * 2);
     tokio::pin!(late);
+    let mut late_over = false;
     let unheard = loop {
         tokio::select! {
             _ = phase.wait_for(|phase| *phase > Phase::Open) => break Refusal::ShuttingDown,
@@ -261,9 +262,13 @@ async fn serve(shared: Arc<Shared>, connection: Connection, identity: Option<Cer
                 connection.close(codes::REPLACED, b"a newer connection of this peer took the place");
                 break Refusal::TooManyConnections;
             }
-            () = &mut late, if !peer.is_admitted() => {
-                connection.close(codes::NO_HELLO, b"no hello within the handshake timeout");
-                break Refusal::HandshakeTimeout;
+            // Whether somebody was let in is asked when it is due, not when the wait begins.
+            () = &mut late, if !late_over => {
+                late_over = true;
+                if !peer.is_admitted() {
+                    connection.close(codes::NO_HELLO, b"no hello within the handshake timeout");
+                    break Refusal::HandshakeTimeout;
+                }
             }
             Some(_) = lanes.join_next(), if !lanes.is_empty() => {
                 if !peer.is_admitted() && peer.refused.load(Ordering::Acquire) >= REFUSED_MAX {

@@ -1,9 +1,11 @@
 //! Frames on one QUIC stream.
 
+use std::fmt;
+
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream};
 use towline_engine::message::Lane;
-use towline_wire::{Prefixed, WireError, pb};
+use towline_wire::{Prefixed, Purpose, WireError, pb};
 
 use crate::codes::ABANDONED;
 
@@ -11,10 +13,11 @@ use crate::codes::ABANDONED;
 const PIECES_MAX: usize = 32;
 
 /// QUIC sends the highest first, whatever waits on the others.
-pub(crate) fn priority(lane: Lane) -> i32 {
-    match lane {
-        Lane::Control => 2,
-        Lane::Append => 1,
+pub(crate) fn priority(purpose: Purpose) -> i32 {
+    match purpose {
+        Purpose::Lane(Lane::Control) => 2,
+        Purpose::Lane(Lane::Append) => 1,
+        Purpose::Snapshot => 0,
     }
 }
 
@@ -29,6 +32,16 @@ pub(crate) struct Incoming {
 pub(crate) enum Ended {
     Violation(WireError),
     Lost(ReadError),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Violation(error) => error.fmt(f),
+            Self::Lost(ReadError::ConnectionLost(error)) => error.fmt(f),
+            Self::Lost(error) => error.fmt(f),
+        }
+    }
 }
 
 impl Incoming {
@@ -56,12 +69,30 @@ impl Incoming {
 }
 
 /// The sending half. The library would *finish* a stream that is dropped, which tells the peer that all is said; so
-/// dropping this one resets it, unless it was finished on purpose.
-pub(crate) struct Outgoing(pub(crate) SendStream);
+/// dropping this one resets it, unless [`finish`](Self::finish) said before that it is.
+pub(crate) struct Outgoing {
+    pub(crate) stream: SendStream,
+    finished: bool,
+}
+
+impl Outgoing {
+    pub(crate) fn new(stream: SendStream) -> Self {
+        Self { stream, finished: false }
+    }
+
+    /// All is said, and arrives even if this is dropped now.
+    pub(crate) fn finish(&mut self) {
+        // It fails where the stream has ended already.
+        let _ = self.stream.finish();
+        self.finished = true;
+    }
+}
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
-        // It fails where the stream has ended already: then there is nothing to abandon.
-        let _ = self.0.reset(ABANDONED);
+        if !self.finished {
+            // It fails where the stream has ended already: then there is nothing to abandon.
+            let _ = self.stream.reset(ABANDONED);
+        }
     }
 }

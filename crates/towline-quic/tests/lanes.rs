@@ -120,11 +120,12 @@ async fn keepalive_finds_a_black_holed_idle_peer_within_its_bound() {
 }
 
 #[tokio::test]
-async fn an_idle_link_stays_open_for_many_idle_timeouts() {
+async fn an_idle_link_stays_open_for_many_timeouts_of_every_kind() {
     let (fake, mut seen) = accepting();
     let quick = QuicConfig {
         keepalive_interval: Duration::from_millis(50),
         idle_timeout: Duration::from_millis(250),
+        handshake_timeout: Duration::from_millis(200),
         ..config()
     };
     let listener = listen(quick.clone(), fake).await;
@@ -148,17 +149,27 @@ async fn a_lane_whose_peer_takes_nothing_pushes_back_and_others_of_the_same_conn
     });
     let listener = listen(config(), fake).await;
     let dialler = dialler(config());
+    // Two, so that together they want more than one stream's window.
+    let (mut also, _ear) = link(&dialler, listener.local_addr(), Lane::Append).await;
     let (mut append, ear) = link(&dialler, listener.local_addr(), Lane::Append).await;
     let (mut control, _ear) = link(&dialler, listener.local_addr(), Lane::Control).await;
-    let mut taken = 0;
+    let (mut taken, mut also_taken) = (0, 0);
     let stuck = async {
         for index in 0..256 {
             append.dispatch(batch(index, 1 << 20)).await.unwrap();
             taken += 1;
         }
     };
+    let stuck = async {
+        tokio::join!(stuck, async {
+            for index in 0..256 {
+                also.dispatch(batch(index, 1 << 20)).await.unwrap();
+                also_taken += 1;
+            }
+        })
+    };
     assert!(tokio::time::timeout(Duration::from_secs(1), stuck).await.is_err());
-    assert!(taken < 8, "{taken} MiB were taken");
+    assert!(taken < 8 && also_taken < 8, "{taken} and {also_taken} MiB were taken");
 
     // Of a size that needs room of its own.
     within(control.dispatch(batch(7, 1 << 20))).await.unwrap();
