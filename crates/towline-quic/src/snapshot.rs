@@ -96,6 +96,8 @@ pub(crate) async fn receive(
     answers: &mut Answers,
     session: &dyn PeerSession,
 ) -> Option<Refusal> {
+    // The welcome: the dialler says nothing before it.
+    answers.flush(&mut send.stream).await.ok()?;
     let mut sink = AcceptSink { send, answers };
     let served = serve(session, &mut Source(receive), &mut sink, &TokioTimer).await;
     served.err().map(|violation| {

@@ -168,12 +168,14 @@ async fn a_lane_whose_peer_takes_nothing_pushes_back_and_others_of_the_same_conn
             }
         })
     };
-    assert!(tokio::time::timeout(Duration::from_secs(1), stuck).await.is_err());
+    {
+        let mut stuck = std::pin::pin!(stuck);
+        assert!(tokio::time::timeout(Duration::from_secs(1), stuck.as_mut()).await.is_err());
+        // Of a size that needs room of its own, while the others still hold theirs.
+        within(control.dispatch(batch(7, 1 << 20))).await.unwrap();
+        assert_eq!(within(seen.delivered.recv()).await.unwrap(), (Lane::Control, batch(7, 1 << 20)));
+    }
     assert!(taken < 8 && also_taken < 8, "{taken} and {also_taken} MiB were taken");
-
-    // Of a size that needs room of its own.
-    within(control.dispatch(batch(7, 1 << 20))).await.unwrap();
-    assert_eq!(within(seen.delivered.recv()).await.unwrap(), (Lane::Control, batch(7, 1 << 20)));
 
     // The dispatch above was dropped midway: the link is of no further use.
     assert!(matches!(within(append.dispatch(batch(1, 0))).await, Err(DispatchError::Closed)));
