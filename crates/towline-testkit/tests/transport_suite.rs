@@ -17,10 +17,13 @@ use tokio::net::TcpStream;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX, Transport};
 use towline_grpc::{GrpcConfig, GrpcTransport};
+use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::mem::{Fault, LINK_BATCHES_MAX, LISTENER_LINKS_MAX, MemNet, TRANSFER_CHUNKS_MAX};
-use towline_testkit::proxy::TcpProxy;
+use towline_testkit::proxy::{DatagramFlow, Direction, TcpProxy, UdpProxy};
 use towline_testkit::suites::transport::{Capabilities, Path, RawStream, TransportFixture};
 use towline_testkit::transport_suite;
+use towline_tls::TlsConfig;
+use towline_tls::dev::DevAuthority;
 
 #[derive(Default)]
 struct InMemory {
@@ -131,3 +134,66 @@ impl TransportFixture for Grpc {
 }
 
 transport_suite!(over_grpc, || Grpc);
+
+/// One authority a case; each transport of a fixture is another node of it.
+struct Quic(DevAuthority);
+
+fn quic() -> QuicConfig {
+    QuicConfig {
+        connections_max: 8,
+        handshake_timeout: Duration::from_millis(500),
+        keepalive_interval: Duration::from_millis(200),
+        idle_timeout: Duration::from_millis(400),
+        ..QuicConfig::default()
+    }
+}
+
+fn identity(authority: &DevAuthority, node: NodeId) -> TlsConfig {
+    let own = authority.issue(node).unwrap();
+    TlsConfig::from_pem(authority.ca_pem().as_bytes(), own.cert.as_bytes(), own.key.as_bytes()).unwrap()
+}
+
+#[async_trait]
+impl TransportFixture for Quic {
+    fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
+        Arc::new(QuicTransport::new(quic(), identity(&self.0, node)))
+    }
+
+    fn address(&self) -> PeerAddr {
+        PeerAddr::new("quic://127.0.0.1:0").unwrap()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            authenticates: true,
+            connections_max: quic().connections_max,
+            silence_max: Some(Duration::from_secs(3)),
+            ..Capabilities::default()
+        }
+    }
+
+    async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
+        Some(Box::new(Datagrams(UdpProxy::to(socket(to), 1).await.unwrap())))
+    }
+}
+
+struct Datagrams(UdpProxy);
+
+impl Path for Datagrams {
+    fn address(&self) -> PeerAddr {
+        PeerAddr::new(&format!("quic://{}", self.0.local_addr())).unwrap()
+    }
+
+    /// From another port: a connection does not move, so it is dead.
+    fn cut(&self) {
+        self.0.cut();
+    }
+
+    fn black_hole(&self) {
+        for direction in Direction::ALL {
+            self.0.set(direction, DatagramFlow { black_hole: true, ..DatagramFlow::default() });
+        }
+    }
+}
+
+transport_suite!(over_quic, || Quic(DevAuthority::new().unwrap()));
