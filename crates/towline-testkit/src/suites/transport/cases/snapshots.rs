@@ -21,7 +21,7 @@ pub(super) async fn offer_as(
     to: Peer,
     parcel: &Parcel,
 ) -> Result<OfferAnswer, TransferError> {
-    let transport = bench.fixture.transport(said.from);
+    let transport = bench.transport(said.from);
     bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await
 }
 
