@@ -136,6 +136,34 @@ impl TransportFixture for Grpc {
 
 transport_suite!(over_grpc, || Grpc);
 
+/// The same with certificates.
+struct GrpcTls(DevAuthority);
+
+#[async_trait]
+impl TransportFixture for GrpcTls {
+    fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
+        Arc::new(GrpcTransport::with_tls(grpc(), identity(&self.0, node)))
+    }
+
+    fn address(&self) -> PeerAddr {
+        Grpc.address()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { authenticates: true, ..Grpc.capabilities() }
+    }
+
+    async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
+        Grpc.path(to).await
+    }
+
+    async fn raw(&self, to: &PeerAddr) -> Option<Box<dyn RawStream>> {
+        Grpc.raw(to).await
+    }
+}
+
+transport_suite!(over_grpc_tls, || GrpcTls(DevAuthority::new().unwrap()));
+
 /// One authority a case, and one transport a node, as in a process: its lanes and transfers share a connection.
 struct Quic {
     authority: DevAuthority,
