@@ -6,11 +6,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Status, Streaming};
@@ -32,6 +34,9 @@ use crate::service::transport_client::TransportClient;
 
 /// Frames between `dispatch` and HTTP/2. One, so that flow control is felt at once; HTTP/2 itself holds one more.
 const FRAMES_WAITING_MAX: usize = 1;
+
+/// How long a dispatch that failed waits for the reader to learn why, so that the link's end is told with its true cause.
+const CAUSE_WAIT: Duration = Duration::from_millis(250);
 
 /// Bytes of the headers of a response.
 const HEADERS_BYTES_MAX: u32 = 8 << 10;
@@ -234,7 +239,12 @@ impl Link for GrpcLink {
             tokio::select! {
                 biased;
                 _ = &mut stream.gone => return Err(DispatchError::Closed),
-                sent = stream.sender.send(frame) => sent.map_err(|_| DispatchError::Closed)?,
+                sent = stream.sender.send(frame) => {
+                    if sent.is_err() {
+                        let _ = timeout(CAUSE_WAIT, &mut stream.gone).await;
+                        return Err(DispatchError::Closed);
+                    }
+                }
             }
         }
         self.stream = Some(stream);
