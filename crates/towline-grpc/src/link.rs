@@ -219,10 +219,11 @@ struct GrpcLink {
 }
 
 struct Stream {
+    /// First, so that it is dropped first.
+    _tasks: Tasks,
     sender: mpsc::Sender<pb::Frame>,
     /// Resolves when the reader has ended.
     gone: oneshot::Receiver<()>,
-    _tasks: Tasks,
 }
 
 #[async_trait]
@@ -294,6 +295,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Executo
 impl Drop for Tasks {
     fn drop(&mut self) {
         let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
-        started.iter().for_each(AbortHandle::abort);
+        // The reader was started last and goes first: it must not take the end of the connection for the peer's doing.
+        started.iter().rev().for_each(AbortHandle::abort);
     }
 }
