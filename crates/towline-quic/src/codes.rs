@@ -75,6 +75,7 @@ pub(crate) fn link_closed(error: &ReadError) -> LinkClosed {
                 LinkClosed::ByPeer { detail: String::from_utf8_lossy(&close.reason).into_owned() }
             }
             ConnectionError::ConnectionClosed(_) => LinkClosed::ByPeer { detail: error.to_string() },
+            ConnectionError::LocallyClosed => LinkClosed::Abandoned,
             ConnectionError::TransportError(error) => LinkClosed::Violation { detail: error.to_string() },
             error => LinkClosed::Broken { detail: error.to_string() },
         },

@@ -1,10 +1,12 @@
 //! The dialling side of a lane: a stream of the peer's connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
     ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer, Refusal, Welcome,
@@ -15,6 +17,9 @@ use towline_wire::{Purpose, WireError, check_answer, frames, hello_frame, nacks_
 use crate::codes;
 use crate::dial::Dialled;
 use crate::stream::{Ended, Incoming, Outgoing, priority};
+
+/// How long a dispatch that failed waits for the reader to learn why, so that the link's end is told with its true cause.
+const CAUSE_WAIT: Duration = Duration::from_millis(250);
 
 pub(crate) async fn connect(
     dialled: Arc<Dialled>,
@@ -132,7 +137,12 @@ impl Link for QuicLink {
             tokio::select! {
                 biased;
                 _ = &mut stream.gone => return Err(DispatchError::Closed),
-                sent = stream.send.stream.write_chunk(prefixed(&frame)) => sent.map_err(|_| DispatchError::Closed)?,
+                sent = stream.send.stream.write_chunk(prefixed(&frame)) => {
+                    if sent.is_err() {
+                        let _ = timeout(CAUSE_WAIT, &mut stream.gone).await;
+                        return Err(DispatchError::Closed);
+                    }
+                }
             }
         }
         self.stream = Some(stream);

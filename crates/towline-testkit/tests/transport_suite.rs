@@ -7,9 +7,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -133,8 +134,45 @@ impl TransportFixture for Grpc {
 
 transport_suite!(over_grpc, || Grpc);
 
-/// One authority a case; each transport of a fixture is another node of it.
-struct Quic(DevAuthority);
+/// The same with certificates.
+struct GrpcTls(DevAuthority);
+
+#[async_trait]
+impl TransportFixture for GrpcTls {
+    fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
+        Arc::new(GrpcTransport::with_tls(grpc(), identity(&self.0, node)))
+    }
+
+    fn address(&self) -> PeerAddr {
+        Grpc.address()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { authenticates: true, ..Grpc.capabilities() }
+    }
+
+    async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
+        Grpc.path(to).await
+    }
+
+    async fn raw(&self, to: &PeerAddr) -> Option<Box<dyn RawStream>> {
+        Grpc.raw(to).await
+    }
+}
+
+transport_suite!(over_grpc_tls, || GrpcTls(DevAuthority::new().unwrap()));
+
+/// One authority a case, and one transport a node, as in a process: its lanes and transfers share a connection.
+struct Quic {
+    authority: DevAuthority,
+    nodes: Mutex<HashMap<NodeId, Arc<QuicTransport>>>,
+}
+
+impl Quic {
+    fn new() -> Self {
+        Self { authority: DevAuthority::new().unwrap(), nodes: Mutex::default() }
+    }
+}
 
 fn quic() -> QuicConfig {
     QuicConfig {
@@ -154,7 +192,9 @@ fn identity(authority: &DevAuthority, node: NodeId) -> TlsConfig {
 #[async_trait]
 impl TransportFixture for Quic {
     fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
-        Arc::new(QuicTransport::new(quic(), identity(&self.0, node)))
+        let mut nodes = self.nodes.lock().unwrap();
+        let make = || Arc::new(QuicTransport::new(quic(), identity(&self.authority, node)));
+        Arc::clone(nodes.entry(node).or_insert_with(make)) as Arc<dyn Transport>
     }
 
     fn address(&self) -> PeerAddr {
@@ -194,4 +234,4 @@ impl Path for Datagrams {
     }
 }
 
-transport_suite!(over_quic, || Quic(DevAuthority::new().unwrap()));
+transport_suite!(over_quic, Quic::new);
