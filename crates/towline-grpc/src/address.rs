@@ -1,10 +1,11 @@
-//! Which addresses may be used: plain text stays on loopback unless asked for.
+//! Which addresses may be used: plain text stays on loopback unless asked for. TLS goes anywhere.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use towline_engine::ids::PeerAddr;
+use towline_tls::TlsConfig;
 
 /// The scheme of the addresses of this transport.
 pub(crate) const SCHEME: &str = "grpc";
@@ -17,16 +18,17 @@ pub(crate) enum Unusable {
     Lookup(io::Error),
 }
 
-/// Decides about plain text, and warns once.
-#[derive(Debug, Default)]
-pub(crate) struct PlainText {
-    pub(crate) allowed_off_loopback: bool,
+/// TLS, or what is decided about plain text. It warns once.
+#[derive(Debug)]
+pub(crate) struct Security {
+    pub(crate) tls: Option<TlsConfig>,
+    plaintext_off_loopback: bool,
     warned: AtomicBool,
 }
 
-impl PlainText {
-    pub(crate) fn new(allowed_off_loopback: bool) -> Self {
-        Self { allowed_off_loopback, warned: AtomicBool::new(false) }
+impl Security {
+    pub(crate) fn new(tls: Option<TlsConfig>, plaintext_off_loopback: bool) -> Self {
+        Self { tls, plaintext_off_loopback, warned: AtomicBool::new(false) }
     }
 
     /// The sockets of an address. The name is resolved here and only here, so that what was checked is what is used.
@@ -40,10 +42,12 @@ impl PlainText {
         if sockets.is_empty() {
             return Err(Unusable::Lookup(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
         }
-        if let Some(open) = sockets.iter().find(|s| !s.ip().is_loopback()) {
-            if !self.allowed_off_loopback {
+        if self.tls.is_none()
+            && let Some(open) = sockets.iter().find(|s| !s.ip().is_loopback())
+        {
+            if !self.plaintext_off_loopback {
                 return Err(Unusable::Forbidden(format!(
-                    "{} is not a loopback address and this transport speaks plain text; set \
+                    "{} is not a loopback address and this transport speaks plain text; give it certificates, or set \
                      `allow_plaintext_off_loopback` if everybody on that network may read and write the log",
                     open.ip()
                 )));

@@ -16,6 +16,9 @@ pub struct GrpcConfig {
     /// Connections accepted at once, two a peer in the usual case. Default 256. At the bound a dialler is refused with
     /// `TooManyConnections`.
     pub connections_max: usize,
+    /// Connections a second, each a TLS handshake where there is TLS, and as many at once after a pause. Default 400. At the
+    /// bound a dialler is cut without a word, and `TooManyConnections` is counted.
+    pub connections_per_second_max: u32,
     /// Streams of one peer and lane at once. Default 2: a peer that reconnects is let in before its old stream is known
     /// to be dead. At the bound the oldest is closed.
     pub streams_per_lane_max: usize,
@@ -34,6 +37,7 @@ impl Default for GrpcConfig {
             keepalive_timeout: Duration::from_millis(500),
             handshake_timeout: Duration::from_secs(1),
             connections_max: 256,
+            connections_per_second_max: 400,
             streams_per_lane_max: 2,
             stream_window_bytes: 2 << 20,
             connection_window_bytes: 4 << 20,

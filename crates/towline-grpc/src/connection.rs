@@ -7,19 +7,20 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::server::Connected;
-use towline_engine::transport::Refusal;
+use towline_engine::transport::{CertIdentity, Refusal};
 
 use crate::listener::{Phase, Shared};
 
-/// Bytes a connection may send before its peer is admitted: preface, settings, headers and a hello.
+/// Bytes a connection may send before its peer is admitted: TLS with a chain of certificates, preface, settings, headers
+/// and a hello.
 const HANDSHAKE_BYTES_MAX: usize = 32 << 10;
 
 /// What is known of one connection.
@@ -27,6 +28,8 @@ pub(crate) struct Connection {
     shared: Arc<Shared>,
     /// Whether it is beyond the bound and only waits for its refusal.
     pub(crate) surplus: bool,
+    /// Who its certificate says it is. Before TLS has ended, and without TLS, nobody.
+    identity: OnceLock<CertIdentity>,
     admitted: AtomicBool,
     answered: AtomicBool,
     /// The listener's shutdown waits until all of these are gone.
@@ -34,6 +37,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    pub(crate) fn identify(&self, identity: Option<CertIdentity>) {
+        if let Some(identity) = identity {
+            let _ = self.identity.set(identity);
+        }
+    }
+
+    pub(crate) fn identity(&self) -> Option<&CertIdentity> {
+        self.identity.get()
+    }
+
     /// A peer passed the handshake on it: the bounds for strangers no longer apply.
     pub(crate) fn admit(&self) {
         self.admitted.store(true, Ordering::Release);
@@ -97,6 +110,7 @@ impl Watched {
         let connection = Arc::new(Connection {
             shared,
             surplus,
+            identity: OnceLock::new(),
             admitted: AtomicBool::new(false),
             answered: AtomicBool::new(false),
             _alive: alive,
@@ -137,7 +151,7 @@ impl Drop for Watched {
             Some(Cut::Late) => Refusal::HandshakeTimeout,
             Some(Cut::Closed) => Refusal::ShuttingDown,
             Some(Cut::Flood) => malformed("too many bytes before a hello"),
-            None => malformed("the connection ended, or was none of HTTP/2, before a hello"),
+            None => malformed("the connection ended, or spoke something else, before a hello"),
         });
         self.connection.shared.connections.fetch_sub(1, Ordering::AcqRel);
     }

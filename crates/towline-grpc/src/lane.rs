@@ -111,8 +111,9 @@ impl Inbound {
             return Err(Refusal::ShuttingDown.into());
         }
         // At first contact the engine may write down whom it met.
-        let inbound = Arc::clone(&self.shared.inbound);
-        let admitted = tokio::task::spawn_blocking(move || inbound.admit(&hello, None)).await;
+        let (inbound, connection) = (Arc::clone(&self.shared.inbound), Arc::clone(&self.connection));
+        let admitted =
+            tokio::task::spawn_blocking(move || inbound.admit(&hello, connection.identity())).await;
         // The task can only fail by a panic of the engine or the end of the runtime.
         let session = admitted
             .map_err(|_| Refusal::ShuttingDown)?

@@ -5,10 +5,11 @@
 //! no decision. Flow control is HTTP/2's: [`Link::dispatch`] waits while the peer does not take more. A dead connection
 //! is found by keep-alive within [`GrpcConfig::keepalive_interval`] + [`GrpcConfig::keepalive_timeout`], also when idle.
 //!
-//! It speaks plain text and therefore refuses addresses that are not loopback, unless
-//! [`GrpcConfig::allow_plaintext_off_loopback`] says otherwise. It authenticates nobody.
+//! With a [`TlsConfig`] ([`GrpcTransport::with_tls`]) it speaks mutual TLS 1.3. Without one it speaks plain text,
+//! authenticates nobody, and therefore refuses addresses that are not loopback, unless
+//! [`GrpcConfig::allow_plaintext_off_loopback`] says otherwise.
 //!
-//! No type of tonic or prost is visible. All calls must come from inside a tokio runtime, whose tasks then do the work;
+//! No type of tonic, prost or rustls is visible. All calls must come from inside a tokio runtime, whose tasks then do the work;
 //! they end with the link or the listener they serve.
 //!
 //! ```
@@ -30,6 +31,7 @@ mod connection;
 mod lane;
 mod link;
 mod listener;
+mod secured;
 mod snapshot;
 
 /// The generated service.
@@ -48,20 +50,29 @@ use towline_engine::transport::{
     TransferError, Transport, TransportError,
 };
 
+use towline_tls::TlsConfig;
+
 pub use config::GrpcConfig;
 
-/// The transport. Cheap to make; connections and listeners are independent of it.
+/// The transport of one node. Cheap to make; connections and listeners are independent of it.
 #[derive(Debug)]
 pub struct GrpcTransport {
     config: GrpcConfig,
-    plain_text: address::PlainText,
+    security: address::Security,
 }
 
 impl GrpcTransport {
-    /// A transport with these settings.
+    /// A transport with these settings, in plain text.
     pub fn new(config: GrpcConfig) -> Self {
-        let plain_text = address::PlainText::new(config.allow_plaintext_off_loopback);
-        Self { config, plain_text }
+        let security = address::Security::new(None, config.allow_plaintext_off_loopback);
+        Self { config, security }
+    }
+
+    /// A transport with mutual TLS 1.3: each side proves by its certificate which node it is, before a byte of the
+    /// protocol. It neither accepts plain text nor speaks it.
+    pub fn with_tls(config: GrpcConfig, tls: TlsConfig) -> Self {
+        let security = address::Security::new(Some(tls), false);
+        Self { config, security }
     }
 }
 
@@ -82,7 +93,7 @@ impl Transport for GrpcTransport {
         at: &PeerAddr,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
-        listener::listen(&self.config, &self.plain_text, at, inbound).await
+        listener::listen(&self.config, &self.security, at, inbound).await
     }
 
     async fn connect(
@@ -92,7 +103,7 @@ impl Transport for GrpcTransport {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        link::connect(&self.config, &self.plain_text, to, lane, hello, feedback).await
+        link::connect(&self.config, &self.security, to, lane, hello, feedback).await
     }
 
     async fn offer(
@@ -101,6 +112,6 @@ impl Transport for GrpcTransport {
         hello: &Hello,
         offer: &SnapshotOffer,
     ) -> Result<OfferAnswer, TransferError> {
-        snapshot::offer(&self.config, &self.plain_text, to, hello, offer).await
+        snapshot::offer(&self.config, &self.security, to, hello, offer).await
     }
 }

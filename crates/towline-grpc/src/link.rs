@@ -1,44 +1,55 @@
 //! The dialling side: a connection and a stream of its own for each link.
 
 use std::error::Error as StdError;
-use std::future::Future;
+use std::future::{self, Future};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use hyper_util::rt::TokioIo;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Status, Streaming};
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
     ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer, Welcome,
 };
+use towline_tls::TlsConfig;
+use towline_tls::rustls_config::Verdict;
 use towline_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 use towline_wire::{Purpose, WireError, check_answer, frames, hello_frame, nacks_of, pb};
 
-use crate::address::{PlainText, Unusable};
+use crate::address::{Security, Unusable};
 use crate::codec::is_violation;
 use crate::config::GrpcConfig;
+use crate::secured::{self, Dialled, NotDialled};
 use crate::service::transport_client::TransportClient;
 
 /// Frames between `dispatch` and HTTP/2. One, so that flow control is felt at once; HTTP/2 itself holds one more.
 const FRAMES_WAITING_MAX: usize = 1;
+
+/// How long a dispatch that failed waits for the reader to learn why, so that the link's end is told with its true cause.
+const CAUSE_WAIT: Duration = Duration::from_millis(250);
 
 /// Bytes of the headers of a response.
 const HEADERS_BYTES_MAX: u32 = 8 << 10;
 
 pub(crate) async fn connect(
     config: &GrpcConfig,
-    plain_text: &PlainText,
+    security: &Security,
     to: &Peer,
     lane: Lane,
     hello: &Hello,
     feedback: LinkFeedback,
 ) -> Result<Connected, ConnectError> {
-    let Opened { sender, answers, tasks, welcome } = open(config, plain_text, to, lane.into(), hello).await?;
+    let Opened { sender, answers, tasks, welcome } = open(config, security, to, lane.into(), hello).await?;
     let (alive, gone) = oneshot::channel();
     tasks.spawn(async move {
         read(answers, feedback).await;
@@ -58,13 +69,13 @@ pub(crate) struct Opened {
 
 pub(crate) async fn open(
     config: &GrpcConfig,
-    plain_text: &PlainText,
+    security: &Security,
     to: &Peer,
     purpose: Purpose,
     hello: &Hello,
 ) -> Result<Opened, ConnectError> {
     let address = &to.address;
-    let sockets = plain_text.resolve(address).await.map_err(|unusable| match unusable {
+    let sockets = security.resolve(address).await.map_err(|unusable| match unusable {
         Unusable::Forbidden(detail) => ConnectError::Address { address: address.clone(), detail },
         Unusable::Lookup(source) => {
             ConnectError::Unreachable { address: address.clone(), source: source.into() }
@@ -72,7 +83,12 @@ pub(crate) async fn open(
     })?;
     // From here on whatever was started ends with this value: when the future is dropped, too.
     let tasks = Tasks::default();
-    let channel = dial(config, &tasks, address, &sockets).await?;
+    let (channel, verdict) = dial(config, &tasks, security.tls.as_ref(), to, &sockets).await?;
+    // With TLS 1.3 a dialler learns only now that its certificate was refused.
+    let no_answer = |status| {
+        let refused = verdict.as_ref().and_then(|verdict| verdict.dialler_error(address, to.id));
+        refused.unwrap_or_else(|| no_answer(address, status))
+    };
 
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let closed = |detail: &str| ConnectError::Protocol { address: address.clone(), detail: detail.into() };
@@ -81,8 +97,8 @@ pub(crate) async fn open(
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
     let answer = client.lane(ReceiverStream::new(receiver)).await;
-    let mut answers = answer.map_err(|status| no_answer(address, status))?.into_inner();
-    let first = answers.message().await.map_err(|status| no_answer(address, status))?;
+    let mut answers = answer.map_err(no_answer)?.into_inner();
+    let first = answers.message().await.map_err(no_answer)?;
     let first = first.ok_or_else(|| closed("closed without an answer to the hello"))?;
     let welcome = check_answer(address, to.id, first)?;
     Ok(Opened { sender, answers, tasks, welcome })
@@ -92,17 +108,28 @@ pub(crate) async fn open(
 async fn dial(
     config: &GrpcConfig,
     tasks: &Tasks,
-    address: &PeerAddr,
+    tls: Option<&TlsConfig>,
+    to: &Peer,
     sockets: &[SocketAddr],
-) -> Result<Channel, ConnectError> {
+) -> Result<(Channel, Option<Verdict>), ConnectError> {
+    let address = &to.address;
     let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
     let mut last = None;
     for socket in sockets {
         let endpoint = Endpoint::from_shared(format!("http://{socket}"))
             .map_err(|e| ConnectError::Address { address: address.clone(), detail: e.to_string() })?;
+        let (stream, verdict) = match secured::dial(*socket, tls, to.id).await {
+            Ok(dialled) => dialled,
+            Err(NotDialled { error, verdict }) => {
+                if let Some(refused) = verdict.and_then(|verdict| verdict.dialler_error(address, to.id)) {
+                    return Err(refused);
+                }
+                last = Some(error);
+                continue;
+            }
+        };
         let channel = endpoint
             .executor(tasks.clone_for_executor())
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(config.keepalive_interval)
             .keep_alive_timeout(config.keepalive_timeout)
             .keep_alive_while_idle(true)
@@ -111,14 +138,32 @@ async fn dial(
             .initial_connection_window_size(config.connection_window_bytes)
             .http2_max_header_list_size(HEADERS_BYTES_MAX)
             .buffer_size(1)
-            .connect()
+            .connect_with_connector(Ready(Some(TokioIo::new(stream))))
             .await;
         match channel {
-            Ok(channel) => return Ok(channel),
-            Err(error) => last = Some(error),
+            Ok(channel) => return Ok((channel, verdict)),
+            Err(error) => last = Some(error.into()),
         }
     }
-    Err(unreachable(last.map_or_else(|| "no address".into(), Into::into)))
+    Err(unreachable(last.unwrap_or_else(|| "no address".into())))
+}
+
+/// A connection that is there already, for a library that wants to make it.
+struct Ready(Option<TokioIo<Dialled>>);
+
+impl tower_service::Service<Uri> for Ready {
+    type Response = TokioIo<Dialled>;
+    type Error = io::Error;
+    type Future = future::Ready<io::Result<TokioIo<Dialled>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// A link never connects twice.
+    fn call(&mut self, _: Uri) -> Self::Future {
+        future::ready(self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into()))
+    }
 }
 
 /// Why there was no answer: the connection broke, or what is there does not speak the protocol.
@@ -174,10 +219,11 @@ struct GrpcLink {
 }
 
 struct Stream {
+    /// First, so that it is dropped first.
+    _tasks: Tasks,
     sender: mpsc::Sender<pb::Frame>,
     /// Resolves when the reader has ended.
     gone: oneshot::Receiver<()>,
-    _tasks: Tasks,
 }
 
 #[async_trait]
@@ -194,7 +240,12 @@ impl Link for GrpcLink {
             tokio::select! {
                 biased;
                 _ = &mut stream.gone => return Err(DispatchError::Closed),
-                sent = stream.sender.send(frame) => sent.map_err(|_| DispatchError::Closed)?,
+                sent = stream.sender.send(frame) => {
+                    if sent.is_err() {
+                        let _ = timeout(CAUSE_WAIT, &mut stream.gone).await;
+                        return Err(DispatchError::Closed);
+                    }
+                }
             }
         }
         self.stream = Some(stream);
@@ -244,6 +295,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Executo
 impl Drop for Tasks {
     fn drop(&mut self) {
         let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
-        started.iter().for_each(AbortHandle::abort);
+        // The reader was started last and goes first: it must not take the end of the connection for the peer's doing.
+        started.iter().rev().for_each(AbortHandle::abort);
     }
 }

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::net::TcpListener;
@@ -19,13 +19,15 @@ use tokio_stream::Stream;
 use tonic::transport::Server;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
+use towline_tls::TlsConfig;
 use towline_wire::limits::FRAME_BYTES_MAX;
-use towline_wire::{Purpose, Seats};
+use towline_wire::{Purpose, Rate, Seats};
 
-use crate::address::{PlainText, Unusable};
+use crate::address::{Security, Unusable};
 use crate::config::GrpcConfig;
 use crate::connection::Watched;
 use crate::lane::Lanes;
+use crate::secured::Accepted;
 use crate::service::transport_server::TransportServer;
 
 /// Connections above `connections_max` that are let in to be told so; further ones are closed without a word.
@@ -60,12 +62,12 @@ pub(crate) struct Shared {
 
 pub(crate) async fn listen(
     config: &GrpcConfig,
-    plain_text: &PlainText,
+    security: &Security,
     at: &PeerAddr,
     inbound: Arc<dyn Inbound>,
 ) -> Result<Box<dyn Listener>, TransportError> {
     let bind_error = |source| TransportError::Bind { address: at.clone(), source };
-    let sockets = plain_text.resolve(at).await.map_err(|unusable| match unusable {
+    let sockets = security.resolve(at).await.map_err(|unusable| match unusable {
         Unusable::Forbidden(detail) => TransportError::Address { address: at.clone(), detail },
         Unusable::Lookup(source) => bind_error(source),
     })?;
@@ -80,7 +82,9 @@ pub(crate) async fn listen(
         connections: AtomicUsize::new(0),
     });
     let (alive, all_gone) = mpsc::channel(1);
-    let incoming = Incoming { socket, shared: Arc::clone(&shared), alive, pause: None };
+    let rate = Rate::new(config.connections_per_second_max);
+    let tls = security.tls.clone();
+    let incoming = Incoming { socket, tls, rate, shared: Arc::clone(&shared), alive, pause: None };
     let server = tokio::spawn(serve(incoming, Arc::clone(&shared)));
     Ok(Box::new(GrpcListener { local_addr, shared, server, all_gone }))
 }
@@ -145,13 +149,15 @@ impl Drop for GrpcListener {
 /// Accepted connections, within the bound.
 struct Incoming {
     socket: TcpListener,
+    tls: Option<TlsConfig>,
+    rate: Rate,
     shared: Arc<Shared>,
     alive: mpsc::Sender<Infallible>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Stream for Incoming {
-    type Item = Result<Watched, Infallible>;
+    type Item = Result<Accepted, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
@@ -161,8 +167,8 @@ impl Stream for Incoming {
             }
             match ready!(self.socket.poll_accept(cx)) {
                 Ok((socket, _)) => {
-                    if let Some(watched) = self.accepted(socket) {
-                        return Poll::Ready(Some(Ok(watched)));
+                    if let Some(accepted) = self.accepted(socket) {
+                        return Poll::Ready(Some(Ok(accepted)));
                     }
                 }
                 // The peer was gone before we looked.
@@ -177,10 +183,10 @@ impl Stream for Incoming {
 }
 
 impl Incoming {
-    fn accepted(&self, socket: tokio::net::TcpStream) -> Option<Watched> {
+    fn accepted(&mut self, socket: tokio::net::TcpStream) -> Option<Accepted> {
         let max = self.shared.config.connections_max;
         let open = self.shared.connections.fetch_add(1, Ordering::AcqRel);
-        if open >= max.saturating_add(SURPLUS_MAX) {
+        if open >= max.saturating_add(SURPLUS_MAX) || !self.rate.admit(Instant::now()) {
             self.shared.connections.fetch_sub(1, Ordering::AcqRel);
             self.shared.inbound.refused(&Refusal::TooManyConnections);
             return None;
@@ -189,6 +195,9 @@ impl Incoming {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        Some(Watched::new(socket, open >= max, Arc::clone(&self.shared), self.alive.clone()))
+        let watched = Watched::new(socket, open >= max, Arc::clone(&self.shared), self.alive.clone());
+        Accepted::new(watched, self.tls.as_ref())
+            .inspect_err(|error| tracing::error!(%error, "no connection can be accepted"))
+            .ok()
     }
 }

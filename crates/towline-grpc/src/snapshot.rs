@@ -12,18 +12,18 @@ use towline_wire::{
     Begun, FrameSink, FrameSource, Purpose, Sending, Timer, begin, offer_frame, pb, read_outcome, serve,
 };
 
-use crate::address::PlainText;
+use crate::address::Security;
 use crate::config::GrpcConfig;
 use crate::link::{Opened, Tasks, detail, open};
 
 pub(crate) async fn offer(
     config: &GrpcConfig,
-    plain_text: &PlainText,
+    security: &Security,
     to: &Peer,
     hello: &Hello,
     offer: &SnapshotOffer,
 ) -> Result<OfferAnswer, TransferError> {
-    let opened = open(config, plain_text, to, Purpose::Snapshot, hello).await;
+    let opened = open(config, security, to, Purpose::Snapshot, hello).await;
     let Opened { sender, answers, tasks, .. } = opened.map_err(TransferError::Connect)?;
     let broken = || TransferError::Broken { detail: "the stream ended before the offer".into() };
     sender.send(offer_frame(offer)).await.map_err(|_| broken())?;

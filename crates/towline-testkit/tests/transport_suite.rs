@@ -7,9 +7,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,10 +18,13 @@ use tokio::net::TcpStream;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX, Transport};
 use towline_grpc::{GrpcConfig, GrpcTransport};
+use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::mem::{Fault, LINK_BATCHES_MAX, LISTENER_LINKS_MAX, MemNet, TRANSFER_CHUNKS_MAX};
-use towline_testkit::proxy::TcpProxy;
+use towline_testkit::proxy::{DatagramFlow, Direction, TcpProxy, UdpProxy};
 use towline_testkit::suites::transport::{Capabilities, Path, RawStream, TransportFixture};
 use towline_testkit::transport_suite;
+use towline_tls::TlsConfig;
+use towline_tls::dev::DevAuthority;
 
 #[derive(Default)]
 struct InMemory {
@@ -110,8 +114,6 @@ impl TransportFixture for Grpc {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            // Not yet: see towline-grpc.
-            snapshots: true,
             // The window of the stream, the frames on both sides of it, and the kernel's buffers.
             link_bytes_max: 16 << 20,
             connections_max: grpc().connections_max,
@@ -131,3 +133,105 @@ impl TransportFixture for Grpc {
 }
 
 transport_suite!(over_grpc, || Grpc);
+
+/// The same with certificates.
+struct GrpcTls(DevAuthority);
+
+#[async_trait]
+impl TransportFixture for GrpcTls {
+    fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
+        Arc::new(GrpcTransport::with_tls(grpc(), identity(&self.0, node)))
+    }
+
+    fn address(&self) -> PeerAddr {
+        Grpc.address()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { authenticates: true, ..Grpc.capabilities() }
+    }
+
+    async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
+        Grpc.path(to).await
+    }
+
+    async fn raw(&self, to: &PeerAddr) -> Option<Box<dyn RawStream>> {
+        Grpc.raw(to).await
+    }
+}
+
+transport_suite!(over_grpc_tls, || GrpcTls(DevAuthority::new().unwrap()));
+
+/// One authority a case, and one transport a node, as in a process: its lanes and transfers share a connection.
+struct Quic {
+    authority: DevAuthority,
+    nodes: Mutex<HashMap<NodeId, Arc<QuicTransport>>>,
+}
+
+impl Quic {
+    fn new() -> Self {
+        Self { authority: DevAuthority::new().unwrap(), nodes: Mutex::default() }
+    }
+}
+
+fn quic() -> QuicConfig {
+    QuicConfig {
+        connections_max: 8,
+        handshake_timeout: Duration::from_millis(500),
+        keepalive_interval: Duration::from_millis(200),
+        idle_timeout: Duration::from_millis(400),
+        ..QuicConfig::default()
+    }
+}
+
+fn identity(authority: &DevAuthority, node: NodeId) -> TlsConfig {
+    let own = authority.issue(node).unwrap();
+    TlsConfig::from_pem(authority.ca_pem().as_bytes(), own.cert.as_bytes(), own.key.as_bytes()).unwrap()
+}
+
+#[async_trait]
+impl TransportFixture for Quic {
+    fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
+        let mut nodes = self.nodes.lock().unwrap();
+        let make = || Arc::new(QuicTransport::new(quic(), identity(&self.authority, node)));
+        Arc::clone(nodes.entry(node).or_insert_with(make)) as Arc<dyn Transport>
+    }
+
+    fn address(&self) -> PeerAddr {
+        PeerAddr::new("quic://127.0.0.1:0").unwrap()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            authenticates: true,
+            connections_max: quic().connections_max,
+            silence_max: Some(Duration::from_secs(3)),
+            ..Capabilities::default()
+        }
+    }
+
+    async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
+        Some(Box::new(Datagrams(UdpProxy::to(socket(to), 1).await.unwrap())))
+    }
+}
+
+struct Datagrams(UdpProxy);
+
+impl Path for Datagrams {
+    fn address(&self) -> PeerAddr {
+        PeerAddr::new(&format!("quic://{}", self.0.local_addr())).unwrap()
+    }
+
+    /// From another port: a connection does not move, so it is dead.
+    fn cut(&self) {
+        self.0.cut();
+    }
+
+    fn black_hole(&self) {
+        for direction in Direction::ALL {
+            self.0.set(direction, DatagramFlow { black_hole: true, ..DatagramFlow::default() });
+        }
+    }
+}
+
+transport_suite!(over_quic, Quic::new);

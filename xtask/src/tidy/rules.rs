@@ -51,6 +51,13 @@ pub(super) const LAYERS: &[Layer] = &[
         dev: &["towline-testkit"],
         driver: true,
     },
+    // What somebody who writes a transport sees.
+    Layer {
+        name: "towline-custom-transport",
+        normal: &[ENGINE, "towline-wire"],
+        dev: &["towline-testkit"],
+        driver: false,
+    },
     layer("xtask", &[]),
 ];
 

@@ -51,6 +51,7 @@ pub struct Fake {
     pub answer: Arc<Answer>,
     pub delivered: mpsc::UnboundedSender<(Lane, Batch)>,
     pub refused: mpsc::UnboundedSender<Refusal>,
+    pub certs: Mutex<Vec<Option<CertIdentity>>>,
 }
 
 pub struct Seen {
@@ -64,7 +65,8 @@ pub fn fake(
 ) -> (Arc<Fake>, Seen) {
     let (delivered, delivered_rx) = mpsc::unbounded_channel();
     let (refused, refused_rx) = mpsc::unbounded_channel();
-    let fake = Fake { refusal, answer: Arc::new(Box::new(answer)), delivered, refused };
+    let certs = Mutex::default();
+    let fake = Fake { refusal, answer: Arc::new(Box::new(answer)), delivered, refused, certs };
     (Arc::new(fake), Seen { delivered: delivered_rx, refused: refused_rx })
 }
 
@@ -73,7 +75,8 @@ pub fn accepting() -> (Arc<Fake>, Seen) {
 }
 
 impl Inbound for Fake {
-    fn admit(&self, hello: &Hello, _: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
+    fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
+        self.certs.lock().unwrap().push(cert.cloned());
         match &self.refusal {
             Some(refusal) => Err(refusal.clone()),
             None => Ok(Arc::new(Session {

@@ -43,7 +43,7 @@ pub fn garbage_is_refused_and_others_come_in(fixture: Fixture) {
             let what = "the listener's word of garbage";
             host.engine.until(bench, what, |log| log.refused.len() as u64 >= attempt).await;
         }
-        bench.open(&host, Lane::Control).await;
+        let _link = bench.open(&host, Lane::Control).await;
         let seen = host.engine.look(|log| (log.refused.len() as u64, log.asked.len(), log.sessions));
         bench.equal("refusals, diallers and sessions", &seen, &(ATTEMPTS, 1, 1));
     });

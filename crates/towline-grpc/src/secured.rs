@@ -1,0 +1,229 @@
+//! The bytes of a connection, with mutual TLS around them where it is asked for.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::server::FallibleAccept;
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tonic::transport::server::Connected;
+use towline_engine::ids::NodeId;
+use towline_engine::transport::BoxError;
+use towline_tls::rustls_config::{SERVER_NAME, Verdict, accepting, dialling};
+use towline_tls::{TlsConfig, TlsError};
+
+use crate::connection::{Connection, Watched};
+
+/// What gRPC speaks inside TLS.
+const ALPN: &[u8] = b"h2";
+/// Bytes of a dialler that is refused which are read at once, to be thrown away.
+const DRAINED_BYTES: usize = 4 << 10;
+
+/// What a connection is read from and written to.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// An accepted connection. A TLS handshake happens when it is first read, in the task that serves it, so that one which
+/// is slow keeps nobody else waiting.
+pub(crate) struct Accepted {
+    connection: Arc<Connection>,
+    state: State,
+}
+
+enum State {
+    Open(Box<dyn Stream>),
+    Shaking(Box<FallibleAccept<Watched>>, Verdict),
+    /// The handshake failed. What the dialler still sends is read until it has seen why and closes, because a socket that
+    /// is closed with something unread takes the reason back. The bounds of strangers hold.
+    Refused(Watched),
+    Gone,
+}
+
+impl Accepted {
+    pub(crate) fn new(socket: Watched, tls: Option<&TlsConfig>) -> Result<Self, TlsError> {
+        let connection = socket.connect_info();
+        let state = match tls {
+            None => State::Open(Box::new(socket)),
+            Some(tls) => {
+                let (config, verdict) = accepting(tls, ALPN)?;
+                let shaking = TlsAcceptor::from(config).accept(socket).into_fallible();
+                State::Shaking(Box::new(shaking), verdict)
+            }
+        };
+        Ok(Self { connection, state })
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut Box<dyn Stream>>> {
+        if let State::Shaking(shaking, verdict) = &mut self.state {
+            let shaken: Result<server::TlsStream<Watched>, _> = ready!(pin!(shaking).poll(cx));
+            match shaken {
+                Ok(stream) => {
+                    self.connection.identify(verdict.identity());
+                    self.state = State::Open(Box::new(stream));
+                }
+                Err((error, socket)) => {
+                    verdict.learn(&error);
+                    tracing::debug!(%error, "TLS handshake failed");
+                    // Without a verdict it was cut, or is no TLS: what the socket knows is said when it goes.
+                    if let Some(refusal) = verdict.listener_refusal() {
+                        self.connection.refuse(&refusal);
+                    }
+                    self.state = State::Refused(socket);
+                }
+            }
+        }
+        if let State::Refused(socket) = &mut self.state {
+            let mut bytes = [0; DRAINED_BYTES];
+            loop {
+                let mut buffer = ReadBuf::new(&mut bytes);
+                match ready!(Pin::new(&mut *socket).poll_read(cx, &mut buffer)) {
+                    Ok(()) if !buffer.filled().is_empty() => {}
+                    _ => break,
+                }
+            }
+            self.state = State::Gone;
+        }
+        Poll::Ready(match &mut self.state {
+            State::Open(stream) => Ok(stream),
+            _ => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "TLS refused the connection")),
+        })
+    }
+}
+
+impl Connected for Accepted {
+    type ConnectInfo = Arc<Connection>;
+
+    fn connect_info(&self) -> Arc<Connection> {
+        Arc::clone(&self.connection)
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(ready!(self.poll_open(cx))?).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(ready!(self.poll_open(cx))?).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(ready!(self.poll_open(cx))?).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.state {
+            State::Open(stream) => stream.is_write_vectored(),
+            _ => true,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(ready!(self.poll_open(cx))?).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.state {
+            State::Open(stream) => Pin::new(stream).poll_shutdown(cx),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+/// A connection of ours. It listens for the peer's refusal of our certificate, which with TLS 1.3 comes after the
+/// handshake and which HTTP/2 would swallow.
+pub(crate) struct Dialled {
+    stream: Box<dyn Stream>,
+    verdict: Option<Verdict>,
+}
+
+/// Why there is no connection; the verdict knows more if a certificate was refused.
+pub(crate) struct NotDialled {
+    pub(crate) error: BoxError,
+    pub(crate) verdict: Option<Verdict>,
+}
+
+/// Connects, and proves who is at either end where `tls` is given.
+pub(crate) async fn dial(
+    socket: SocketAddr,
+    tls: Option<&TlsConfig>,
+    to: NodeId,
+) -> Result<(Dialled, Option<Verdict>), NotDialled> {
+    let failed = |error: io::Error| NotDialled { error: error.into(), verdict: None };
+    let stream = TcpStream::connect(socket).await.map_err(failed)?;
+    // Without it the peer only waits longer; the connection works.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return Ok((Dialled { stream: Box::new(stream), verdict: None }, None)) };
+    let failed = |error: BoxError| NotDialled { error, verdict: None };
+    let (config, verdict) = dialling(tls, to, ALPN).map_err(|error| failed(error.into()))?;
+    let name = ServerName::try_from(SERVER_NAME).map_err(|error| failed(error.into()))?;
+    let shaken: io::Result<client::TlsStream<TcpStream>> =
+        TlsConnector::from(config).connect(name, stream).await;
+    match shaken {
+        Ok(stream) => {
+            let dialled = Dialled { stream: Box::new(stream), verdict: Some(verdict.clone()) };
+            Ok((dialled, Some(verdict)))
+        }
+        Err(error) => {
+            verdict.learn(&error);
+            Err(NotDialled { error: error.into(), verdict: Some(verdict) })
+        }
+    }
+}
+
+impl AsyncRead for Dialled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        if let (Err(error), Some(verdict)) = (&read, &self.verdict) {
+            verdict.learn(error);
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for Dialled {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,92 @@
+//! Numbers that end streams and connections, and what an ended connection means. See docs/wire.md.
+
+use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use towline_engine::ids::PeerAddr;
+use towline_engine::transport::{ConnectError, LinkClosed, PROTOCOL_VERSION, Refusal};
+use towline_tls::rustls_config::{Verdict, is_version_alert};
+
+/// Nothing is wrong: it is of no further use.
+pub(crate) const DONE: VarInt = VarInt::from_u32(0);
+/// A stream was given up before its end: nothing on it may be taken for whole.
+pub(crate) const ABANDONED: VarInt = VarInt::from_u32(1);
+/// The listener is shutting down.
+pub(crate) const SHUTTING_DOWN: VarInt = VarInt::from_u32(2);
+/// A newer connection of the same peer took the place.
+pub(crate) const REPLACED: VarInt = VarInt::from_u32(3);
+/// No hello was accepted in time.
+pub(crate) const NO_HELLO: VarInt = VarInt::from_u32(4);
+/// The handshake proved no node. Not expected: TLS refuses first.
+pub(crate) const UNAUTHENTICATED: VarInt = VarInt::from_u32(5);
+
+/// Errors of TLS are its alerts from here on.
+const CRYPTO_ERRORS: u64 = 0x100;
+/// QUIC's own code for a listener that does not want one more connection.
+const CONNECTION_REFUSED: u64 = 0x2;
+
+/// The alert in a connection error, and whether the peer sent it.
+pub(crate) fn alert(error: &ConnectionError) -> Option<(u8, bool)> {
+    let (code, by_peer) = match error {
+        ConnectionError::TransportError(error) => (u64::from(error.code), false),
+        ConnectionError::ConnectionClosed(close) => (u64::from(close.error_code), true),
+        _ => return None,
+    };
+    Some((u8::try_from(code.checked_sub(CRYPTO_ERRORS)?).ok()?, by_peer))
+}
+
+/// Leaves in the verdict what an error says about certificates.
+pub(crate) fn learn(verdict: &Verdict, error: &ConnectionError) {
+    match alert(error) {
+        Some((alert, true)) => verdict.learn_alert(alert),
+        Some((alert, false)) => verdict.learn_own_alert(alert),
+        None => {}
+    }
+}
+
+/// Why a dialler got no further.
+pub(crate) fn connect_error(address: &PeerAddr, error: ConnectionError) -> ConnectError {
+    let address = address.clone();
+    let refused_version = Refusal::Version { ours: 0, theirs: PROTOCOL_VERSION };
+    match &error {
+        ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) == CONNECTION_REFUSED => {
+            ConnectError::Refused(Refusal::TooManyConnections)
+        }
+        ConnectionError::ApplicationClosed(close) => match close.error_code {
+            SHUTTING_DOWN => ConnectError::Refused(Refusal::ShuttingDown),
+            REPLACED => ConnectError::Refused(Refusal::TooManyConnections),
+            NO_HELLO => ConnectError::Refused(Refusal::HandshakeTimeout),
+            _ => ConnectError::Unreachable { address, source: error.into() },
+        },
+        ConnectionError::TimedOut | ConnectionError::Reset | ConnectionError::LocallyClosed => {
+            ConnectError::Unreachable { address, source: error.into() }
+        }
+        _ => match alert(&error) {
+            Some((alert, true)) if is_version_alert(alert) => ConnectError::Refused(refused_version),
+            _ => ConnectError::Protocol { address, detail: error.to_string() },
+        },
+    }
+}
+
+/// Why a link ended whose stream could not be read any more.
+pub(crate) fn link_closed(error: &ReadError) -> LinkClosed {
+    match error {
+        ReadError::Reset(code) => LinkClosed::ByPeer { detail: format!("the stream was reset: code {code}") },
+        ReadError::ConnectionLost(error) => match error {
+            ConnectionError::ApplicationClosed(close) => {
+                LinkClosed::ByPeer { detail: String::from_utf8_lossy(&close.reason).into_owned() }
+            }
+            ConnectionError::ConnectionClosed(_) => LinkClosed::ByPeer { detail: error.to_string() },
+            ConnectionError::LocallyClosed => LinkClosed::Abandoned,
+            ConnectionError::TransportError(error) => LinkClosed::Violation { detail: error.to_string() },
+            error => LinkClosed::Broken { detail: error.to_string() },
+        },
+        error => LinkClosed::Broken { detail: error.to_string() },
+    }
+}
+
+/// The connection's end behind a write that failed, if it was that.
+pub(crate) fn lost(error: WriteError) -> Option<ConnectionError> {
+    match error {
+        WriteError::ConnectionLost(error) => Some(error),
+        _ => None,
+    }
+}

@@ -1,0 +1,87 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+
+/// Settings of a [`QuicTransport`](crate::QuicTransport). The defaults are meant for production with the engine's own
+/// defaults (an election timeout of 1 s at least). Give all nodes the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuicConfig {
+    /// Silence after which a connection is probed. Default 250 ms. Together with the next field it bounds how long a dead
+    /// peer goes unnoticed, and should stay below the shortest election timeout. Costs a packet each time.
+    pub keepalive_interval: Duration,
+    /// How long a peer may remain silent until the connection counts as dead. Default 500 ms. Must be above the keep-alive
+    /// interval and the pauses of your machines. QUIC itself takes three probe timeouts where that is longer, about
+    /// three to five round trips.
+    pub idle_timeout: Duration,
+    /// How long a TLS handshake may take, and then a dialler for its hello. Default 1 s. A connection that never gets as
+    /// far as a stream is cut at twice of it.
+    pub handshake_timeout: Duration,
+    /// Connections accepted at once, one a peer in the usual case. Default 256. At the bound a dialler is refused with
+    /// `TooManyConnections`.
+    pub connections_max: usize,
+    /// Connections of one peer at once. Default 2: a peer that reconnects is let in before its old connection is known to
+    /// be dead. At the bound the oldest is closed.
+    pub connections_per_peer_max: usize,
+    /// Handshakes a second, and as many at once after a pause. Default 200: half a core's second of signatures at most.
+    /// At the bound a dialler is refused with `TooManyConnections`.
+    pub handshakes_per_second_max: u32,
+    /// Streams of one peer and lane at once. Default 2. At the bound the oldest is closed.
+    pub streams_per_lane_max: usize,
+    /// Streams of one connection at once: lanes and snapshot transfers. Default 16.
+    pub streams_max: u32,
+    /// Bytes of one stream under way before the receiver must have taken some. Default 2 MiB. A connection's own window is
+    /// this times `streams_max`, so that a stream whose receiver is slow never takes the room of another.
+    pub stream_window_bytes: u32,
+}
+
+/// What a path's round trip is taken for before it was measured: a lost first packet is sent again after about three times
+/// as much.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
+/// Bytes of handshake data that are held while some before them are missing: certificates of a long chain.
+const CRYPTO_BUFFER_BYTES: usize = 32 << 10;
+
+impl Default for QuicConfig {
+    fn default() -> Self {
+        Self {
+            keepalive_interval: Duration::from_millis(250),
+            idle_timeout: Duration::from_millis(500),
+            handshake_timeout: Duration::from_secs(1),
+            connections_max: 256,
+            connections_per_peer_max: 2,
+            handshakes_per_second_max: 200,
+            streams_per_lane_max: 2,
+            streams_max: 16,
+            stream_window_bytes: 2 << 20,
+        }
+    }
+}
+
+impl QuicConfig {
+    /// What both sides of a connection set. `accepts` is how many streams the other side may open.
+    pub(crate) fn transport(&self, accepts: u32) -> Arc<TransportConfig> {
+        let connection_window = u64::from(self.stream_window_bytes) * u64::from(self.streams_max.max(1));
+        let connection_window = VarInt::from_u64(connection_window).unwrap_or(VarInt::MAX);
+        let mut transport = TransportConfig::default();
+        transport
+            .max_idle_timeout(Some(IdleTimeout::try_from(self.idle_timeout).unwrap_or(VarInt::MAX.into())))
+            .keep_alive_interval(Some(self.keepalive_interval))
+            .max_concurrent_bidi_streams(accepts.into())
+            .max_concurrent_uni_streams(0_u32.into())
+            .datagram_receive_buffer_size(None)
+            .datagram_send_buffer_size(0)
+            .stream_receive_window(self.stream_window_bytes.into())
+            .receive_window(connection_window)
+            .send_window(connection_window.into_inner())
+            .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
+            .initial_rtt(INITIAL_RTT);
+        Arc::new(transport)
+    }
+}
+
+/// QUIC version 1 alone.
+pub(crate) fn endpoint_config() -> EndpointConfig {
+    let mut endpoint = EndpointConfig::default();
+    endpoint.supported_versions(vec![1]);
+    endpoint
+}

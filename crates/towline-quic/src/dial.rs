@@ -1,0 +1,138 @@
+//! The dialling side's connections: one for each peer, shared by its lanes and transfers, closed with the last of them.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
+use tokio::time::timeout;
+use towline_engine::ids::{NodeId, PeerAddr};
+use towline_engine::transport::{ConnectError, Peer};
+use towline_tls::TlsConfig;
+use towline_tls::rustls_config::{SERVER_NAME, Verdict, alpn, dialling};
+
+use crate::address::{Unusable, resolve};
+use crate::codes;
+use crate::config::{QuicConfig, endpoint_config};
+
+/// One connection. Dropping the last handle closes it.
+pub(crate) struct Dialled {
+    pub(crate) connection: Connection,
+    address: PeerAddr,
+    to: NodeId,
+    verdict: Verdict,
+}
+
+impl Drop for Dialled {
+    fn drop(&mut self) {
+        self.connection.close(codes::DONE, b"no lane is left");
+    }
+}
+
+impl Dialled {
+    /// What the end of the connection means for whoever was about to use it. With TLS 1.3 a dialler learns only here that
+    /// its certificate was refused.
+    pub(crate) fn error(&self, error: ConnectionError) -> ConnectError {
+        codes::learn(&self.verdict, &error);
+        self.verdict
+            .dialler_error(&self.address, self.to)
+            .unwrap_or_else(|| codes::connect_error(&self.address, error))
+    }
+
+    /// The same where the stream's error says less.
+    pub(crate) fn error_or(&self, error: Option<ConnectionError>, detail: &str) -> ConnectError {
+        match error.or_else(|| self.connection.close_reason()) {
+            Some(error) => self.error(error),
+            None => ConnectError::Protocol { address: self.address.clone(), detail: detail.into() },
+        }
+    }
+}
+
+type Slot = Arc<tokio::sync::Mutex<Weak<Dialled>>>;
+
+/// The connections that are open, by peer.
+#[derive(Default)]
+pub(crate) struct Dials {
+    slots: Mutex<HashMap<(NodeId, PeerAddr), Slot>>,
+}
+
+impl Dials {
+    /// The connection to a peer: the one there is, or a new one. Whoever comes while it is made waits for it.
+    pub(crate) async fn connection(
+        &self,
+        config: &QuicConfig,
+        tls: &TlsConfig,
+        to: &Peer,
+    ) -> Result<Arc<Dialled>, ConnectError> {
+        let slot = self.slot(to);
+        let mut slot = slot.lock().await;
+        if let Some(dialled) = slot.upgrade()
+            && dialled.connection.close_reason().is_none()
+        {
+            return Ok(dialled);
+        }
+        let dialled = Arc::new(dial(config, tls, to).await?);
+        *slot = Arc::downgrade(&dialled);
+        Ok(dialled)
+    }
+
+    /// Slots nobody uses go, so that there are no more than connections and attempts.
+    fn slot(&self, to: &Peer) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|_, slot| {
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|dialled| dialled.strong_count() > 0)
+        });
+        Arc::clone(slots.entry((to.id, to.address.clone())).or_default())
+    }
+}
+
+async fn dial(config: &QuicConfig, tls: &TlsConfig, to: &Peer) -> Result<Dialled, ConnectError> {
+    let address = &to.address;
+    let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
+    let unusable = |detail| ConnectError::Address { address: address.clone(), detail };
+    let sockets = resolve(address).await.map_err(|error| match error {
+        Unusable::Forbidden(detail) => unusable(detail),
+        Unusable::Lookup(source) => unreachable(source.into()),
+    })?;
+    let mut last = None;
+    for socket in sockets {
+        let (rustls, verdict) = dialling(tls, to.id, &alpn()).map_err(|e| unusable(e.to_string()))?;
+        let crypto = QuicClientConfig::try_from(rustls).map_err(|e| unusable(e.to_string()))?;
+        let mut client = ClientConfig::new(Arc::new(crypto));
+        // The peer opens no streams: a lane's answers come back on its own.
+        client.transport_config(config.transport(0));
+        let endpoint = endpoint(socket).map_err(|e| unreachable(e.into()))?;
+        let connecting =
+            endpoint.connect_with(client, socket, SERVER_NAME).map_err(|e| unusable(e.to_string()))?;
+        let address = address.clone();
+        match timeout(config.handshake_timeout, connecting).await {
+            Ok(Ok(connection)) => return Ok(Dialled { connection, address, to: to.id, verdict }),
+            Ok(Err(error)) => {
+                codes::learn(&verdict, &error);
+                let refused = verdict.dialler_error(&address, to.id);
+                let error = refused.unwrap_or_else(|| codes::connect_error(&address, error));
+                // Another address of the same name is no way around a refusal.
+                if !matches!(error, ConnectError::Unreachable { .. }) {
+                    return Err(error);
+                }
+                last = Some(error);
+            }
+            Err(late) => last = Some(unreachable(late.into())),
+        }
+    }
+    Err(last.unwrap_or_else(|| unreachable("no address".into())))
+}
+
+/// A socket of its own for each connection, as TCP has it: no peer's packets wait behind another's, and it ends with its
+/// connection.
+fn endpoint(to: SocketAddr) -> io::Result<Endpoint> {
+    let from: SocketAddr = match (to, to.ip().is_loopback()) {
+        (SocketAddr::V4(_), true) => (Ipv4Addr::LOCALHOST, 0).into(),
+        (SocketAddr::V4(_), false) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        (SocketAddr::V6(_), true) => (Ipv6Addr::LOCALHOST, 0).into(),
+        (SocketAddr::V6(_), false) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    Endpoint::new(endpoint_config(), None, UdpSocket::bind(from)?, Arc::new(TokioRuntime))
+}

@@ -1,0 +1,120 @@
+//! Towline's transport over QUIC: one connection for each peer that is dialled, one long-lived bidirectional stream for
+//! each lane and one for each snapshot transfer, and priorities that send control before append before snapshot. No stream waits for another's lost packet.
+//!
+//! It keeps the contract of [`towline_engine::transport`] and adds nothing to it: no queue, no retry, no decision. Flow
+//! control is QUIC's: [`Link::dispatch`] waits while the peer does not take more. A dead connection is found within
+//! [`QuicConfig::keepalive_interval`] + [`QuicConfig::idle_timeout`], also when idle.
+//!
+//! It always speaks mutual TLS 1.3: the connection proves which node is at either end, by
+//! [`TlsConfig`], before a byte of the protocol. The application protocol is `towline/1`,
+//! so that another version is refused by TLS itself.
+//!
+//! Switched off on purpose: 0-RTT (a replayed hello would be a session), session resumption (a renewed authority counts
+//! at once), datagrams and one-way streams (nothing uses them), and connection migration: nodes have addresses in the
+//! members' table, so a connection whose packets come from elsewhere is dead and is made anew. A node behind a translator
+//! that changes its port reconnects.
+//!
+//! Two nodes that call each other have two connections, one each way: each lane belongs to whoever sends on it.
+//!
+//! No type of quinn or rustls is visible. All calls must come from inside a tokio runtime, whose tasks then do the work;
+//! they end with the link or the listener they serve.
+//!
+//! ```no_run
+//! use towline_engine::transport::Transport;
+//! use towline_quic::{QuicConfig, QuicTransport};
+//! use towline_tls::{TlsConfig, TlsFiles};
+//!
+//! # fn main() -> Result<(), towline_tls::TlsError> {
+//! let files = TlsFiles { ca: "ca.pem".into(), cert: "node-1.pem".into(), key: "node-1.key".into() };
+//! let transport = QuicTransport::new(QuicConfig::default(), TlsConfig::from_files(files)?);
+//! assert_eq!(transport.scheme(), "quic");
+//! // Node::builder(id, cluster).transport(transport, "quic://10.0.0.1:7001") does the rest.
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Link::dispatch`]: towline_engine::transport::Link::dispatch
+#![forbid(unsafe_code)]
+
+mod address;
+mod codes;
+mod config;
+mod dial;
+mod lane;
+mod link;
+mod listener;
+mod snapshot;
+mod stream;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use towline_engine::ids::PeerAddr;
+use towline_engine::message::Lane;
+use towline_engine::transport::{
+    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, SnapshotOffer,
+    TransferError, Transport, TransportError,
+};
+use towline_tls::TlsConfig;
+
+pub use config::QuicConfig;
+
+/// The transport of one node. Listeners are independent of it; links to the same peer share a connection.
+pub struct QuicTransport {
+    config: QuicConfig,
+    tls: TlsConfig,
+    dials: dial::Dials,
+}
+
+impl QuicTransport {
+    /// A transport with these settings, which shows and demands certificates by `tls`.
+    pub fn new(config: QuicConfig, tls: TlsConfig) -> Self {
+        Self { config, tls, dials: dial::Dials::default() }
+    }
+}
+
+impl fmt::Debug for QuicTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicTransport")
+            .field("config", &self.config)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Transport for QuicTransport {
+    fn scheme(&self) -> &'static str {
+        address::SCHEME
+    }
+
+    async fn listen(
+        &self,
+        at: &PeerAddr,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<Box<dyn Listener>, TransportError> {
+        listener::listen(&self.config, &self.tls, at, inbound).await
+    }
+
+    async fn connect(
+        &self,
+        to: &Peer,
+        lane: Lane,
+        hello: &Hello,
+        feedback: LinkFeedback,
+    ) -> Result<Connected, ConnectError> {
+        let dialled = self.dials.connection(&self.config, &self.tls, to).await?;
+        link::connect(dialled, to, lane, hello, feedback).await
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+    ) -> Result<OfferAnswer, TransferError> {
+        let dialled = self.dials.connection(&self.config, &self.tls, to).await;
+        snapshot::offer(dialled.map_err(TransferError::Connect)?, to, hello, offer).await
+    }
+}

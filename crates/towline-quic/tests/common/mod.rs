@@ -1,0 +1,255 @@
+//! Doubles of the engine's side of the seams, identities, and a datagram proxy.
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
+
+pub mod raw;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
+use towline_engine::transport::*;
+use towline_quic::{QuicConfig, QuicTransport};
+use towline_tls::TlsConfig;
+use towline_tls::dev::{DevAuthority, DevCert};
+
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+pub static AUTHORITY: LazyLock<DevAuthority> = LazyLock::new(|| DevAuthority::new().unwrap());
+
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("deadline")
+}
+
+pub fn node(id: u64) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+pub fn identity(trusts: &DevAuthority, cert: &DevCert) -> TlsConfig {
+    TlsConfig::from_pem(trusts.ca_pem().as_bytes(), cert.cert.as_bytes(), cert.key.as_bytes()).unwrap()
+}
+
+pub fn of_node(id: u64) -> TlsConfig {
+    identity(&AUTHORITY, &AUTHORITY.issue(node(id)).unwrap())
+}
+
+pub fn hello() -> Hello {
+    Hello {
+        cluster: ClusterId::new("test").unwrap(),
+        from: node(1),
+        to: node(2),
+        incarnation: Incarnation::new(11).unwrap(),
+        protocol: PROTOCOL_VERSION,
+    }
+}
+
+pub fn welcome() -> Welcome {
+    Welcome { node: node(2), incarnation: Incarnation::new(22).unwrap(), protocol: PROTOCOL_VERSION }
+}
+
+pub fn batch(index: u64, bytes: usize) -> Batch {
+    let mut message = Message::new(MessageKind::Append, node(1), node(2));
+    (message.term, message.index, message.context) = (1, index, vec![7; bytes].into());
+    Batch { envelopes: vec![Envelope { group: GroupId::new(5), message }] }
+}
+
+type Answer = Box<dyn Fn(Lane, &Batch) -> Result<Vec<Nack>, Violation> + Send + Sync>;
+
+/// The listening engine: admits or refuses, and hands on what arrives.
+pub struct Fake {
+    pub refusal: Option<Refusal>,
+    pub answer: Arc<Answer>,
+    pub delivered: mpsc::UnboundedSender<(Lane, Batch)>,
+    pub refused: mpsc::UnboundedSender<Refusal>,
+    pub certs: Mutex<Vec<Option<CertIdentity>>>,
+}
+
+pub struct Seen {
+    pub delivered: mpsc::UnboundedReceiver<(Lane, Batch)>,
+    pub refused: mpsc::UnboundedReceiver<Refusal>,
+}
+
+pub fn fake(
+    refusal: Option<Refusal>,
+    answer: impl Fn(Lane, &Batch) -> Result<Vec<Nack>, Violation> + Send + Sync + 'static,
+) -> (Arc<Fake>, Seen) {
+    let (delivered, delivered_rx) = mpsc::unbounded_channel();
+    let (refused, refused_rx) = mpsc::unbounded_channel();
+    let certs = Mutex::default();
+    let fake = Fake { refusal, answer: Arc::new(Box::new(answer)), delivered, refused, certs };
+    (Arc::new(fake), Seen { delivered: delivered_rx, refused: refused_rx })
+}
+
+pub fn accepting() -> (Arc<Fake>, Seen) {
+    fake(None, |_, _| Ok(Vec::new()))
+}
+
+impl Inbound for Fake {
+    fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
+        self.certs.lock().unwrap().push(cert.cloned());
+        match &self.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => Ok(Arc::new(Session {
+                peer: hello.from,
+                answer: Arc::clone(&self.answer),
+                delivered: self.delivered.clone(),
+            })),
+        }
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        let _ = self.refused.send(refusal.clone());
+    }
+}
+
+struct Session {
+    peer: NodeId,
+    answer: Arc<Answer>,
+    delivered: mpsc::UnboundedSender<(Lane, Batch)>,
+}
+
+#[async_trait]
+impl PeerSession for Session {
+    fn peer(&self) -> NodeId {
+        self.peer
+    }
+
+    fn welcome(&self) -> Welcome {
+        welcome()
+    }
+
+    fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation> {
+        let answer = (self.answer)(lane, &batch);
+        let _ = self.delivered.send((lane, batch));
+        answer
+    }
+
+    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+        Err(SnapshotRefusal::Unsupported)
+    }
+}
+
+/// The dialling engine's ear.
+#[derive(Clone)]
+pub struct Ear {
+    pub nacks: Arc<Mutex<Vec<Nack>>>,
+    closed: watch::Sender<Vec<LinkClosed>>,
+    nacked: watch::Sender<usize>,
+}
+
+impl Ear {
+    pub fn new() -> (Self, LinkFeedback) {
+        let ear = Self {
+            nacks: Arc::default(),
+            closed: watch::Sender::default(),
+            nacked: watch::Sender::default(),
+        };
+        let feedback = LinkFeedback::new(Arc::new(ear.clone()));
+        (ear, feedback)
+    }
+
+    pub async fn closed(&self) -> LinkClosed {
+        let mut closed = self.closed.subscribe();
+        within(closed.wait_for(|c| !c.is_empty())).await.unwrap()[0].clone()
+    }
+
+    pub fn closed_times(&self) -> usize {
+        self.closed.borrow().len()
+    }
+
+    pub async fn nacks(&self, count: usize) -> Vec<Nack> {
+        let mut nacked = self.nacked.subscribe();
+        within(nacked.wait_for(|n| *n >= count)).await.unwrap();
+        self.nacks.lock().unwrap().clone()
+    }
+}
+
+impl LinkEvents for Ear {
+    fn nack(&self, nack: Nack) {
+        self.nacks.lock().unwrap().push(nack);
+        self.nacked.send_modify(|n| *n += 1);
+    }
+
+    fn closed(&self, cause: LinkClosed) {
+        self.closed.send_modify(|c| c.push(cause));
+    }
+}
+
+/// Node 1's transport.
+pub fn dialler(config: QuicConfig) -> QuicTransport {
+    QuicTransport::new(config, of_node(1))
+}
+
+/// Node 2 listens.
+pub async fn listen(config: QuicConfig, inbound: Arc<Fake>) -> Box<dyn Listener> {
+    listen_as(config, of_node(2), inbound).await
+}
+
+pub async fn listen_as(config: QuicConfig, tls: TlsConfig, inbound: Arc<Fake>) -> Box<dyn Listener> {
+    let at = PeerAddr::new("quic://127.0.0.1:0").unwrap();
+    QuicTransport::new(config, tls).listen(&at, inbound).await.unwrap()
+}
+
+pub fn peer(at: SocketAddr) -> Peer {
+    Peer { id: node(2), address: PeerAddr::new(&format!("quic://{at}")).unwrap() }
+}
+
+pub async fn connect(
+    transport: &QuicTransport,
+    at: SocketAddr,
+    lane: Lane,
+) -> (Result<Connected, ConnectError>, Ear) {
+    let (ear, feedback) = Ear::new();
+    let connected = within(transport.connect(&peer(at), lane, &hello(), feedback)).await;
+    (connected, ear)
+}
+
+pub async fn link(transport: &QuicTransport, at: SocketAddr, lane: Lane) -> (Box<dyn Link>, Ear) {
+    let (connected, ear) = connect(transport, at, lane).await;
+    (connected.unwrap().link, ear)
+}
+
+/// A proxy of datagrams for one dialler, that can stop forwarding.
+pub struct Proxy {
+    pub at: SocketAddr,
+    black_hole: watch::Sender<bool>,
+}
+
+impl Proxy {
+    pub async fn to(target: SocketAddr) -> Self {
+        let near = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        far.connect(target).await.unwrap();
+        let at = near.local_addr().unwrap();
+        let black_hole = watch::Sender::new(false);
+        let holds = black_hole.subscribe();
+        tokio::spawn(async move {
+            let (mut dialler, mut up, mut down) = (None, vec![0; 65536], vec![0; 65536]);
+            loop {
+                tokio::select! {
+                    Ok((n, from)) = near.recv_from(&mut up) => {
+                        dialler = Some(from);
+                        if !*holds.borrow() {
+                            let _ = far.send(&up[..n]).await;
+                        }
+                    }
+                    Ok(n) = far.recv(&mut down) => {
+                        if let Some(to) = dialler && !*holds.borrow() {
+                            let _ = near.send_to(&down[..n], to).await;
+                        }
+                    }
+                }
+            }
+        });
+        Self { at, black_hole }
+    }
+
+    pub fn stop_forwarding(&self) {
+        self.black_hole.send_replace(true);
+    }
+}
