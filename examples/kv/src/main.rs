@@ -1,6 +1,7 @@
 //! A Redis-protocol key-value cluster on Towline.
 #![allow(clippy::print_stderr)] // a program that tells a person what is wrong
 
+mod certs;
 mod cli;
 mod config;
 mod http;
@@ -11,6 +12,7 @@ mod replica;
 mod serve;
 mod stop;
 mod supervise;
+mod transports;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve::run(*args).await,
             Command::Cluster(args) => supervise::run(args).await,
+            Command::Certs(args) => certs::run(&args),
         }
     });
     match ended {
