@@ -73,6 +73,17 @@ pub(crate) fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     Ok(held.iter().map(TcpListener::local_addr).collect::<std::io::Result<Vec<_>>>()?)
 }
 
+/// By the binary itself, as a person would.
+fn make_certs(binary: &Path, data: &Path, count: usize) -> Result<PathBuf> {
+    let dir = data.join("certs");
+    let made =
+        Command::new(binary).args(["certs", "--nodes", &count.to_string(), "--dir"]).arg(&dir).output()?;
+    if !made.status.success() {
+        return Err(format!("no certificates: {}", String::from_utf8_lossy(&made.stderr).trim()).into());
+    }
+    Ok(dir)
+}
+
 struct Node {
     id: u64,
     raft: SocketAddr,
@@ -89,15 +100,40 @@ pub(crate) struct Status {
     pub(crate) applied: u64,
 }
 
+/// How the nodes reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Transport {
+    /// gRPC, in plain text
+    #[default]
+    Grpc,
+    /// QUIC, with certificates made for the run
+    Quic,
+}
+
 /// Nodes are named by their position, 0 to 2; their ids are one more.
 pub(crate) struct Cluster {
     binary: PathBuf,
     data: PathBuf,
+    scheme: &'static str,
+    certs: Option<PathBuf>,
     nodes: Vec<Node>,
 }
 
 impl Cluster {
     pub(crate) fn start(binary: PathBuf, data: &Path, count: usize) -> Result<Self> {
+        Self::start_over(Transport::default(), binary, data, count)
+    }
+
+    pub(crate) fn start_over(
+        transport: Transport,
+        binary: PathBuf,
+        data: &Path,
+        count: usize,
+    ) -> Result<Self> {
+        let (scheme, certs) = match transport {
+            Transport::Grpc => ("grpc", None),
+            Transport::Quic => ("quic", Some(make_certs(&binary, data, count)?)),
+        };
         let mut addresses = free_addresses(count * 3)?.into_iter();
         let mut next = || addresses.next().ok_or("too few addresses");
         let mut nodes = Vec::new();
@@ -112,7 +148,7 @@ impl Cluster {
                 process: None,
             });
         }
-        let mut cluster = Self { binary, data: data.to_path_buf(), nodes };
+        let mut cluster = Self { binary, data: data.to_path_buf(), scheme, certs, nodes };
         for position in 0..count {
             cluster.restart(position)?;
         }
@@ -142,10 +178,14 @@ impl Cluster {
             .args(["--id", &node.id.to_string()])
             .arg("--data")
             .arg(self.data.join(format!("node-{}", node.id)))
-            .args(["--raft", &format!("grpc://{}", node.raft)])
+            .args(["--raft", &format!("{}://{}", self.scheme, node.raft)])
             .args(["--redis", &node.redis.to_string(), "--http", &node.http.to_string()]);
         for peer in &self.nodes {
-            command.args(["--peer", &format!("{}=grpc://{},{}", peer.id, peer.raft, peer.redis)]);
+            let address = format!("{}={}://{},{}", peer.id, self.scheme, peer.raft, peer.redis);
+            command.args(["--peer", &address]);
+        }
+        if let Some(certs) = &self.certs {
+            command.arg("--tls").arg(certs);
         }
         let process = Process::start(command, &node.log)?;
         if let Some(node) = self.nodes.get_mut(position) {

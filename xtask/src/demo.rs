@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Transport};
 use crate::load::Load;
 use crate::watch::{Screen, TICK, conclude};
 use crate::{Result, interruptible, svg};
@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// Connections that write, each its own keys
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     writers: u16,
+    /// How the nodes reach each other
+    #[arg(long, value_enum, default_value_t = Transport::Grpc)]
+    transport: Transport,
     /// Run this towline-kv rather than build one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -57,8 +60,12 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let mut random = fastrand::Rng::with_seed(seed);
     let started = Instant::now();
-    screen.say(format!("three nodes on loopback, {} writers, seed {seed}", options.writers));
-    let mut cluster = Cluster::start(binary, data, NODES)?;
+    let over = match options.transport {
+        Transport::Grpc => "gRPC",
+        Transport::Quic => "QUIC",
+    };
+    screen.say(format!("three nodes on loopback over {over}, {} writers, seed {seed}", options.writers));
+    let mut cluster = Cluster::start_over(options.transport, binary, data, NODES)?;
     let first = cluster.wait_leader(LEADER_DEADLINE).await?;
     screen.say(format!("node {} leads after {} ms", first + 1, started.elapsed().as_millis()));
 

@@ -24,7 +24,7 @@ use towline_engine::transport::{
 use towline_tls::TlsConfig;
 use towline_tls::rustls_config::Verdict;
 use towline_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
-use towline_wire::{Purpose, WireError, check_answer, frames, hello_frame, nacks_of, pb};
+use towline_wire::{Purpose, SharedFeedback, WireError, check_answer, frames, hello_frame, nacks_of, pb};
 
 use crate::address::{Security, Unusable};
 use crate::codec::is_violation;
@@ -51,11 +51,13 @@ pub(crate) async fn connect(
 ) -> Result<Connected, ConnectError> {
     let Opened { sender, answers, tasks, welcome } = open(config, security, to, lane.into(), hello).await?;
     let (alive, gone) = oneshot::channel();
+    let feedback = SharedFeedback::new(feedback);
+    let heard = feedback.clone();
     tasks.spawn(async move {
-        read(answers, feedback).await;
+        read(answers, heard).await;
         drop(alive);
     });
-    let link = GrpcLink { stream: Some(Stream { sender, gone, _tasks: tasks }) };
+    let link = GrpcLink { stream: Some(Stream { sender, gone, feedback, _tasks: tasks }) };
     Ok(Connected { link: Box::new(link), welcome })
 }
 
@@ -179,7 +181,7 @@ fn no_answer(address: &PeerAddr, status: Status) -> ConnectError {
 }
 
 /// Tells what comes back until the stream ends, then that it has ended.
-async fn read(mut answers: Streaming<pb::Frame>, feedback: LinkFeedback) {
+async fn read(mut answers: Streaming<pb::Frame>, feedback: SharedFeedback) {
     let cause = loop {
         match answers.message().await {
             Ok(Some(frame)) => match nacks_of(frame) {
@@ -219,11 +221,17 @@ struct GrpcLink {
 }
 
 struct Stream {
-    /// First, so that it is dropped first.
-    _tasks: Tasks,
     sender: mpsc::Sender<pb::Frame>,
     /// Resolves when the reader has ended.
     gone: oneshot::Receiver<()>,
+    feedback: SharedFeedback,
+    _tasks: Tasks,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.feedback.closed(LinkClosed::Abandoned);
+    }
 }
 
 #[async_trait]
@@ -295,7 +303,6 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Executo
 impl Drop for Tasks {
     fn drop(&mut self) {
         let started = std::mem::take(&mut *self.started.lock().unwrap_or_else(PoisonError::into_inner));
-        // The reader was started last and goes first: it must not take the end of the connection for the peer's doing.
-        started.iter().rev().for_each(AbortHandle::abort);
+        started.iter().for_each(AbortHandle::abort);
     }
 }

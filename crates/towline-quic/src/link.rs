@@ -12,7 +12,9 @@ use towline_engine::transport::{
     ConnectError, Connected, DispatchError, Hello, Link, LinkClosed, LinkFeedback, Peer, Refusal, Welcome,
 };
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX, MESSAGE_BYTES_MAX};
-use towline_wire::{Purpose, WireError, check_answer, frames, hello_frame, nacks_of, pb, prefixed};
+use towline_wire::{
+    Purpose, SharedFeedback, WireError, check_answer, frames, hello_frame, nacks_of, pb, prefixed,
+};
 
 use crate::codes;
 use crate::dial::Dialled;
@@ -30,11 +32,13 @@ pub(crate) async fn connect(
 ) -> Result<Connected, ConnectError> {
     let Opened { send, receive, welcome } = open(&dialled, to, lane.into(), hello).await?;
     let (alive, gone) = oneshot::channel();
+    let feedback = SharedFeedback::new(feedback);
+    let heard = feedback.clone();
     let reader = tokio::spawn(async move {
-        read(receive, feedback).await;
+        read(receive, heard).await;
         drop(alive);
     });
-    let stream = Stream { send, gone, reader: reader.abort_handle(), _dialled: dialled };
+    let stream = Stream { send, gone, feedback, reader: reader.abort_handle(), _dialled: dialled };
     Ok(Connected { link: Box::new(QuicLink { stream: Some(stream) }), welcome })
 }
 
@@ -75,7 +79,7 @@ async fn first(dialled: &Dialled, receive: &mut Incoming, to: &Peer) -> Result<p
 }
 
 /// Tells what comes back until the stream ends, then that it has ended.
-async fn read(mut receive: Incoming, feedback: LinkFeedback) {
+async fn read(mut receive: Incoming, feedback: SharedFeedback) {
     let cause = loop {
         let frame = match receive.next(FRAME_BYTES_MAX).await {
             Ok(Some(frame)) => frame,
@@ -113,12 +117,14 @@ struct Stream {
     send: Outgoing,
     /// Resolves when the reader has ended.
     gone: oneshot::Receiver<()>,
+    feedback: SharedFeedback,
     reader: AbortHandle,
     _dialled: Arc<Dialled>,
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.feedback.closed(LinkClosed::Abandoned);
         self.reader.abort();
     }
 }

@@ -33,6 +33,7 @@
 
 mod deliver;
 mod error;
+mod feedback;
 mod frames;
 mod handshake;
 pub mod limits;
@@ -52,6 +53,7 @@ pub mod pb {
 
 pub use deliver::deliver;
 pub use error::WireError;
+pub use feedback::SharedFeedback;
 pub use frames::{
     Frames, Received, Rejected, batch_of, decode_frame, encoded_len, frames, merge_nacks, nacks_frame,
     nacks_of,

@@ -30,5 +30,11 @@ pub use towline_metrics as metrics;
 
 #[cfg(feature = "grpc")]
 pub use towline_grpc::{GrpcConfig, GrpcTransport};
+#[cfg(feature = "quic")]
+pub use towline_quic::{QuicConfig, QuicTransport};
 #[cfg(feature = "storage")]
 pub use towline_storage::{DataDir, DataDirConfig, DataDirError, LogConfig};
+#[cfg(feature = "dev-certs")]
+pub use towline_tls::dev as dev_certs;
+#[cfg(any(feature = "grpc", feature = "quic"))]
+pub use towline_tls::{TlsConfig, TlsError, TlsFiles};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use towline::{ClusterId, NodeId, PeerAddr};
 
 /// A Redis-protocol key-value cluster on Towline.
@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     /// Runs a whole cluster on this machine, one child process a node, until Ctrl-C.
     Cluster(Cluster),
+    /// Writes a development authority and a certificate for each node. What is there already is kept.
+    Certs(Certs),
 }
 
 #[derive(Debug, Args)]
@@ -30,7 +32,8 @@ pub(crate) struct Serve {
     /// The data directory.
     #[arg(long)]
     pub(crate) data: PathBuf,
-    /// Where peers reach this node, such as grpc://127.0.0.1:7001.
+    /// Where peers reach this node, such as grpc://127.0.0.1:7001 or quic://127.0.0.1:7001. Each address names its
+    /// transport, and a cluster may mix them.
     #[arg(long)]
     pub(crate) raft: PeerAddr,
     /// Where Redis clients reach this node, such as 127.0.0.1:6001.
@@ -39,9 +42,13 @@ pub(crate) struct Serve {
     /// Where /metrics, /status, /healthz and /digest are served.
     #[arg(long)]
     pub(crate) http: HostPort,
-    /// A member of the cluster, this node among them: ID=grpc://HOST:PORT,REDIS_HOST:PORT. Once for each.
+    /// A member of the cluster, this node among them: ID=grpc://HOST:PORT,REDIS_HOST:PORT, or quic://. Once for each.
     #[arg(long = "peer", required = true)]
     pub(crate) peers: Vec<PeerSpec>,
+    /// Prove to peers who this node is, and demand it of them: a directory with ca.pem, node-ID.pem and node-ID.key, such
+    /// as `towline-kv certs` makes. Read again at SIGHUP. quic:// needs it; grpc:// without it is plain text on loopback.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls: Option<PathBuf>,
     /// The cluster's name.
     #[arg(long, default_value = "towline-kv")]
     pub(crate) cluster: ClusterId,
@@ -67,6 +74,37 @@ pub(crate) struct Cluster {
     /// Where the nodes keep their data; a directory in the system's temporary folder, removed at the end, if not given.
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
+    /// How the nodes reach each other. For quic, certificates are made in the data directory.
+    #[arg(long, value_enum, default_value_t = TransportKind::Grpc)]
+    pub(crate) transport: TransportKind,
+}
+
+/// How nodes reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportKind {
+    /// gRPC, in plain text on loopback.
+    Grpc,
+    /// QUIC, with certificates.
+    Quic,
+}
+
+impl TransportKind {
+    pub(crate) fn scheme(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Quic => "quic",
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Certs {
+    /// Where to write them.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// For nodes 1 to this.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub(crate) nodes: u64,
 }
 
 /// `host:port`.

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stderr)] // a program that tells a person what is wrong
 
 mod batch;
+mod certs;
 mod cli;
 mod config;
 mod http;
@@ -12,6 +13,7 @@ mod replica;
 mod serve;
 mod stop;
 mod supervise;
+mod transports;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve::run(*args).await,
             Command::Cluster(args) => supervise::run(args).await,
+            Command::Certs(args) => certs::run(&args),
         }
     });
     match ended {

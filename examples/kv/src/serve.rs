@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
 use towline::metrics::{NodeMetrics, names};
-use towline::{DataDir, GroupId, GrpcConfig, GrpcTransport, Node, Start, StateMachine};
+use towline::{DataDir, GroupId, Node, Start, StateMachine};
 
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
@@ -15,12 +15,13 @@ use crate::http::{self, Pages};
 use crate::machine::{KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
 use crate::redis::{Limits, Member, Members, Server};
-use crate::{Failure, stop};
+use crate::{Failure, stop, transports};
 
 /// Runs until a signal, then stops in order.
 pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let settings = Settings::load(args.config.as_deref()).map_err(Failure::Usage)?;
     check_peers(&args)?;
+    let tls = transports::identity(args.tls.as_deref(), args.id)?;
     let dir = DataDir::open(&args.data)
         .map_err(|e| Failure::run(format!("data directory {}", args.data.display()), e))?;
     let exporter = Exporter::new();
@@ -29,8 +30,8 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let mut builder = Node::builder(args.id, args.cluster.clone())
         .config(settings.engine.clone())
         .storage(dir)
-        .transport(Arc::new(GrpcTransport::new(GrpcConfig::default())), args.raft.clone())
         .metrics(metrics);
+    builder = transports::add(builder, &args, tls.as_ref())?;
     for peer in &args.peers {
         builder = builder.peer_address(peer.id, peer.raft.clone());
     }
@@ -63,6 +64,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     };
     let mut pages = tokio::spawn(async move { axum::serve(web, http::router(Arc::new(pages))).await });
     let upkeep = tokio::spawn(upkeep(exporter));
+    let reload = tls.map(|tls| tokio::spawn(transports::reload_at_hangup(tls)));
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
     // A port that is served no more must not leave a node that looks well.
@@ -75,6 +77,9 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let _ = stopping.send(true);
     pages.abort();
     upkeep.abort();
+    if let Some(reload) = reload {
+        reload.abort();
+    }
     node.shutdown(Duration::from_millis(settings.kv.shutdown_ms)).await;
     match ended {
         None => {

@@ -1,22 +1,28 @@
 //! A whole cluster on this machine: one child process a node.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::cli::Cluster;
-use crate::{Failure, stop};
+use crate::cli::{Cluster, TransportKind};
+use crate::{Failure, certs, stop};
 
 /// Runs the nodes until a signal, or until one of them ends; none is restarted.
 pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
     let (data, _temporary) = data_dir(&args)?;
+    let scheme = args.transport.scheme();
+    let certs = (args.transport == TransportKind::Quic).then(|| data.join("certs"));
+    if let Some(certs) = &certs {
+        certs::make(certs, args.nodes)?;
+    }
     let program = std::env::current_exe().map_err(|e| Failure::run("cannot find this program".into(), e))?;
     let peers: Vec<String> = (1..=args.nodes)
         .map(|id| {
             let (redis, raft, _) = ports(&args, id);
-            format!("{id}=grpc://127.0.0.1:{raft},127.0.0.1:{redis}")
+            format!("{id}={scheme}://127.0.0.1:{raft},127.0.0.1:{redis}")
         })
         .collect();
     // Before the first child: a signal that came earlier than this would leave children behind.
@@ -28,10 +34,11 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
         command
             .args(["serve", "--bootstrap", "--id", &id.to_string()])
             .args(["--data", &data.join(id.to_string()).to_string_lossy()])
-            .args(["--raft", &format!("grpc://127.0.0.1:{raft}")])
+            .args(["--raft", &format!("{scheme}://127.0.0.1:{raft}")])
             .args(["--redis", &format!("127.0.0.1:{redis}")])
             .args(["--http", &format!("127.0.0.1:{http}")])
             .args(peers.iter().flat_map(|peer| ["--peer", peer.as_str()]))
+            .args(certs.iter().flat_map(|certs| [OsStr::new("--tls"), certs.as_os_str()]))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

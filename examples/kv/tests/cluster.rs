@@ -421,8 +421,12 @@ impl Supervised {
         let mut command = program();
         command.args(["cluster", "--nodes", "3", "--base-port", &base.to_string(), "--data"]);
         let process = Process::start(command.arg(dir.path().join("data")), &dir.path().join("log"));
-        let ports =
-            (1..=3).map(|id| Ports { redis: base + id, raft: base + 100 + id, http: base + 200 + id });
+        let ports = (1..=3).map(|id| Ports {
+            scheme: "grpc",
+            redis: base + id,
+            raft: base + 100 + id,
+            http: base + 200 + id,
+        });
         let mut supervised = Self { process, children: Vec::new(), ports: ports.collect() };
         wait("three children", || {
             let log = supervised.process.log();

@@ -72,6 +72,10 @@ pub(super) const CONFINED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("raft-engine", &["towline-storage"]),
     ("tonic", &["towline-grpc"]),
     ("quinn", &["towline-quic"]),
+    ("rustls", &["towline-tls"]),
+    ("rustls-webpki", &["towline-tls"]),
+    ("rcgen", &["towline-tls"]),
+    ("tokio-rustls", &["towline-grpc"]),
 ];
 
 /// Words that occur only in the named places; a path ends in `/` (a folder) or is a prefix of a path.

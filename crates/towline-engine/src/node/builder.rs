@@ -33,6 +33,7 @@ pub struct NodeBuilder {
     config: Config,
     storage: Option<Storage>,
     transports: Vec<(Arc<dyn Transport>, PeerAddr)>,
+    diallers: Vec<Arc<dyn Transport>>,
     addresses: BTreeMap<NodeId, PeerAddr>,
     metrics: Option<NodeMetrics>,
     runtime: Option<Handle>,
@@ -46,6 +47,7 @@ impl NodeBuilder {
             config: Config::default(),
             storage: None,
             transports: Vec::new(),
+            diallers: Vec::new(),
             addresses: BTreeMap::new(),
             metrics: None,
             runtime: None,
@@ -68,6 +70,13 @@ impl NodeBuilder {
     /// address picks the transport it is called with.
     pub fn transport(mut self, transport: Arc<dyn Transport>, listen: PeerAddr) -> Self {
         self.transports.push((transport, listen));
+        self
+    }
+
+    /// A transport to call peers with whose addresses have its scheme, without listening with it: in a cluster that
+    /// mixes transports each node listens with one and calls with all.
+    pub fn dialler(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.diallers.push(transport);
         self
     }
 
@@ -145,8 +154,8 @@ impl NodeBuilder {
         let peers = Arc::new(peers);
         let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));
         let hello_of = peers.clone();
-        let transports: BTreeMap<_, _> =
-            self.transports.iter().map(|(t, _)| (t.scheme().to_owned(), t.clone())).collect();
+        let transports = self.diallers.iter().chain(self.transports.iter().map(|(transport, _)| transport));
+        let transports: BTreeMap<_, _> = transports.map(|t| (t.scheme().to_owned(), t.clone())).collect();
         let hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync> = Arc::new(move |to| hello_of.hello(to));
         let sends = Sends::new(SendsDeps {
             node: self.id,

@@ -143,6 +143,8 @@ pub(crate) fn run(command: &mut Command) -> Output {
 /// Where a node is reached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ports {
+    /// Of the address for peers.
+    pub(crate) scheme: &'static str,
     pub(crate) redis: u16,
     pub(crate) raft: u16,
     pub(crate) http: u16,
@@ -151,11 +153,11 @@ pub(crate) struct Ports {
 impl Ports {
     pub(crate) fn free() -> Self {
         let first = free_ports(&[0, 1, 2]);
-        Self { redis: first, raft: first + 1, http: first + 2 }
+        Self { scheme: "grpc", redis: first, raft: first + 1, http: first + 2 }
     }
 
     pub(crate) fn raft_uri(&self) -> String {
-        format!("grpc://127.0.0.1:{}", self.raft)
+        format!("{}://127.0.0.1:{}", self.scheme, self.raft)
     }
 
     /// What `--peer` takes.
@@ -249,11 +251,32 @@ impl Cluster {
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = (0..nodes).map(|_| Ports::free()).collect();
         let mut cluster = Self { dir, ports, running: (0..nodes).map(|_| None).collect() };
-        for at in 0..nodes {
-            cluster.restart(at);
-        }
-        cluster.leader();
+        cluster.start_all();
         cluster
+    }
+
+    /// With certificates, and for each node the transport that its address names.
+    pub(crate) fn secure(schemes: &[&'static str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("settings.toml"), SETTINGS).unwrap();
+        let ports = schemes.iter().map(|scheme| Ports { scheme, ..Ports::free() }).collect();
+        let mut cluster = Self { dir, ports, running: schemes.iter().map(|_| None).collect() };
+        let certs = run(program().args(["certs", "--dir"]).arg(cluster.certs()));
+        assert!(certs.status.success());
+        cluster.start_all();
+        cluster
+    }
+
+    /// Nodes take their certificates from here, if it is there.
+    pub(crate) fn certs(&self) -> PathBuf {
+        self.dir.path().join("certs")
+    }
+
+    fn start_all(&mut self) {
+        for at in 0..self.ports.len() {
+            self.restart(at);
+        }
+        self.leader();
     }
 
     pub(crate) fn data(&self, at: usize) -> PathBuf {
@@ -264,6 +287,9 @@ impl Cluster {
     pub(crate) fn command(&self, at: usize) -> Command {
         let mut command = self.ports[at].serve(at + 1, &self.data(at));
         command.arg("--bootstrap").arg("--config").arg(self.dir.path().join("settings.toml"));
+        if self.certs().exists() {
+            command.arg("--tls").arg(self.certs());
+        }
         for (other, ports) in self.ports.iter().enumerate() {
             command.args(["--peer", &ports.peer(other + 1)]);
         }

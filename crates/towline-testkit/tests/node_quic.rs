@@ -1,0 +1,93 @@
+//! Three nodes that reach each other over QUIC alone: replication, a lost leader, a follower brought back by a snapshot.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+
+use towline_engine::config::Config;
+use towline_engine::ids::PeerAddr;
+use towline_engine::status::AttemptOutcome;
+use towline_quic::{QuicConfig, QuicTransport};
+use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
+use towline_tls::TlsConfig;
+use towline_tls::dev::DevAuthority;
+
+async fn over_quic(config: Config) -> Cluster {
+    let held: Vec<_> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses: Vec<PeerAddr> = held
+        .iter()
+        .map(|socket| format!("quic://{}", socket.local_addr().unwrap()).parse().unwrap())
+        .collect();
+    drop(held);
+    let authority = DevAuthority::new().unwrap();
+    let plan = Plan::new(3, 1).config(config).customise(move |id, mut builder| {
+        let own = authority.issue(id).unwrap();
+        let tls = TlsConfig::from_pem(authority.ca_pem().as_bytes(), own.cert.as_bytes(), own.key.as_bytes());
+        let transport = Arc::new(QuicTransport::new(QuicConfig::default(), tls.unwrap()));
+        for (other, address) in (1..).zip(&addresses) {
+            builder = builder.peer_address(node_id(other), address.clone());
+        }
+        builder.transport(transport, addresses[id.as_u64() as usize - 1].clone())
+    });
+    let cluster = plan.start().await;
+    // Whatever the nodes hear of each other from here on came over QUIC.
+    cluster.nodes().into_iter().for_each(|node| cluster.net.kill(node_id(node)));
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_replicates_and_outlives_its_leader() {
+    let mut cluster = over_quic(quick()).await;
+    for n in 0..50 {
+        cluster.acked(1, format!("{n}")).await;
+    }
+    let leader = cluster.leader(1).await;
+    cluster.crash(leader);
+    for n in 50..60 {
+        cluster.acked(1, format!("{n}")).await;
+    }
+    cluster.restart(leader).await;
+    cluster.net.kill(node_id(leader));
+    let commands = cluster.settled(1).await;
+    assert!((0..60).all(|n| commands.contains(&format!("{n}").into())), "{commands:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_the_log_has_left_behind_is_brought_back_by_a_snapshot() {
+    let config = Config {
+        snapshot_entries: 40,
+        snapshot_trailing_entries: 3,
+        snapshot_chunk_bytes: 16 << 10,
+        ..quick()
+    };
+    let mut cluster = over_quic(config).await;
+    let leader = cluster.leader(1).await;
+    let behind = if leader == 1 { 2 } else { 1 };
+    let applied = cluster.group(behind, 1).state().applied;
+    cluster.crash(behind);
+    // More than the log keeps, in more than one chunk.
+    let mut written = 0;
+    while written < 60 || first_index(&cluster).await <= applied + 1 {
+        cluster.acked(1, vec![b'.'; 4_000]).await;
+        written += 1;
+        assert!(written < 2_000, "the log is not compacted");
+    }
+    cluster.restart(behind).await;
+    cluster.net.kill(node_id(behind));
+    assert!(cluster.settled(1).await.len() >= written);
+    let leader = cluster.leader(1).await;
+    let status = cluster.group(leader, 1).status().await.unwrap();
+    let peer = status.peers.into_iter().find(|peer| peer.id == node_id(behind)).unwrap();
+    assert_eq!(peer.last_attempt.expect("it was sent a snapshot").outcome, AttemptOutcome::Finished);
+}
+
+async fn first_index(cluster: &Cluster) -> u64 {
+    let leader = cluster.leader(1).await;
+    cluster.group(leader, 1).status().await.map_or(0, |status| status.first_index)
+}
