@@ -115,13 +115,15 @@ pub(crate) struct Cluster {
     binary: PathBuf,
     data: PathBuf,
     scheme: &'static str,
+    /// Further flags of every node.
+    flags: Vec<String>,
     certs: Option<PathBuf>,
     nodes: Vec<Node>,
 }
 
 impl Cluster {
     pub(crate) fn start(binary: PathBuf, data: &Path, count: usize) -> Result<Self> {
-        Self::start_over(Transport::default(), binary, data, count)
+        Self::start_over(Transport::default(), binary, data, count, Vec::new())
     }
 
     pub(crate) fn start_over(
@@ -129,6 +131,7 @@ impl Cluster {
         binary: PathBuf,
         data: &Path,
         count: usize,
+        flags: Vec<String>,
     ) -> Result<Self> {
         let (scheme, certs) = match transport {
             Transport::Grpc => ("grpc", None),
@@ -148,7 +151,7 @@ impl Cluster {
                 process: None,
             });
         }
-        let mut cluster = Self { binary, data: data.to_path_buf(), scheme, certs, nodes };
+        let mut cluster = Self { binary, data: data.to_path_buf(), scheme, certs, flags, nodes };
         for position in 0..count {
             cluster.restart(position)?;
         }
@@ -179,7 +182,8 @@ impl Cluster {
             .arg("--data")
             .arg(self.data.join(format!("node-{}", node.id)))
             .args(["--raft", &format!("{}://{}", self.scheme, node.raft)])
-            .args(["--redis", &node.redis.to_string(), "--http", &node.http.to_string()]);
+            .args(["--redis", &node.redis.to_string(), "--http", &node.http.to_string()])
+            .args(&self.flags);
         for peer in &self.nodes {
             let address = format!("{}={}://{},{}", peer.id, self.scheme, peer.raft, peer.redis);
             command.args(["--peer", &address]);
@@ -209,6 +213,27 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Stops a process without ending it, or lets it go on.
+    pub(crate) fn pause(&self, position: usize, pause: bool) -> Result<()> {
+        let process =
+            self.nodes.get(position).and_then(|node| node.process.as_ref()).ok_or("it does not run")?;
+        let signal = if pause { "-STOP" } else { "-CONT" };
+        let done = Command::new("kill").args([signal, &process.child.id().to_string()]).status()?;
+        if done.success() { Ok(()) } else { Err(format!("kill {signal}: {done}").into()) }
+    }
+
+    /// The whole page.
+    pub(crate) async fn page(&self, position: usize) -> Result<Value> {
+        let node = self.nodes.get(position).ok_or("no such node")?;
+        http_json(node.http, "/status").await
+    }
+
+    /// What a node has written to its log.
+    pub(crate) fn log(&self, position: usize) -> Result<String> {
+        let node = self.nodes.get(position).ok_or("no such node")?;
+        Ok(String::from_utf8_lossy(&fs::read(&node.log)?).into_owned())
     }
 
     async fn status(&self, position: usize) -> Result<Status> {

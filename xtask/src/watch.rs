@@ -79,6 +79,8 @@ pub(crate) struct Screen {
     pub(crate) lines: Vec<String>,
     plain: bool,
     last_plain: Instant,
+    /// How long the load is to run.
+    millis: u64,
 }
 
 impl Screen {
@@ -88,7 +90,7 @@ impl Screen {
         if let Ok(style) = ProgressStyle::with_template("{bar:40.cyan/blue} {msg}") {
             bar.set_style(style);
         }
-        Self { bar, lines: Vec::new(), plain, last_plain: Instant::now() }
+        Self { bar, lines: Vec::new(), plain, last_plain: Instant::now(), millis: seconds * 1000 }
     }
 
     pub(crate) fn say(&mut self, line: String) {
@@ -105,8 +107,20 @@ impl Screen {
             self.last_plain = Instant::now();
             println!("{message}");
         }
+        self.bar.set_length(self.millis);
         self.bar.set_position(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
         self.bar.set_message(message);
+    }
+
+    /// Shows how far a transfer is instead of the load.
+    pub(crate) fn show_transfer(&mut self, acked: u64, bytes: u64, message: &str) {
+        if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
+            self.last_plain = Instant::now();
+            println!("{message}");
+        }
+        self.bar.set_length(bytes.max(1));
+        self.bar.set_position(acked);
+        self.bar.set_message(message.to_owned());
     }
 
     /// Shows the load until it has run for `until`.

@@ -61,6 +61,9 @@ pub(crate) struct Serve {
     /// Settings in TOML: tables `engine`, `store` and `kv`.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
+    /// Throws reports about snapshots away: what becomes of those who forget them. For the demo's control run.
+    #[arg(long, hide = true)]
+    pub(crate) lose_reports: bool,
 }
 
 #[derive(Debug, Args)]

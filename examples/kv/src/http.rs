@@ -53,11 +53,13 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
         .iter()
         .map(|p| json!({ "id": p.id, "raft": p.raft.as_str(), "redis": p.redis.to_string() }))
         .collect();
+    let detail = pages.replica.detail().await;
     let value = json!({
         "node": pages.node,
         "cluster": pages.cluster,
         "state": pages.replica.state(),
-        "peers": pages.replica.peers().await,
+        "log": { "first": detail.first_index, "last": detail.last_index, "snapshot": detail.snapshot_index },
+        "peers": detail.peers,
         "members": addresses,
     });
     json(StatusCode::OK, &value)

@@ -7,7 +7,7 @@ use towline::{Consistency, Group, NodeId, ProposeError};
 
 use crate::batch::{Batcher, Pending};
 use crate::machine::{KvMachine, View};
-use crate::replica::{PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
+use crate::replica::{Detail, PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
 
 /// One replica of the state on this node.
 #[derive(Clone)]
@@ -15,11 +15,13 @@ pub(crate) struct GroupReplica {
     group: Group<KvMachine>,
     batcher: Batcher,
     view: View,
+    tick_ms: u64,
 }
 
 impl GroupReplica {
-    pub(crate) fn new(group: Group<KvMachine>, view: View) -> Self {
-        Self { batcher: Batcher::start(group.clone()), group, view }
+    /// `tick_ms` is the engine's tick, in which it counts.
+    pub(crate) fn new(group: Group<KvMachine>, view: View, tick_ms: u64) -> Self {
+        Self { batcher: Batcher::start(group.clone()), group, view, tick_ms }
     }
 }
 
@@ -82,12 +84,18 @@ impl Replica for GroupReplica {
         }
     }
 
-    async fn peers(&self) -> Vec<PeerProgress> {
-        let Ok(status) = self.group.status().await else { return Vec::new() };
+    async fn detail(&self) -> Detail {
+        let Ok(status) = self.group.status().await else { return Detail::default() };
+        let (tick_ms, last_index) = (self.tick_ms, status.last_index);
         let progress = |peer: towline::PeerStatus| PeerProgress {
             id: peer.id.as_u64(),
             matched: peer.matched,
             next: peer.next,
+            lag: last_index.saturating_sub(peer.matched),
+            progress_age_ms: peer.progress_age_ticks * tick_ms,
+            attempt: peer.attempt,
+            last_attempt: peer.last_attempt,
+            backoff_ms: peer.backoff_ticks * tick_ms,
             progress: match peer.progress {
                 towline::PeerProgress::Probe => "probe",
                 towline::PeerProgress::Replicate => "replicate",
@@ -95,6 +103,11 @@ impl Replica for GroupReplica {
             },
             recent_active: peer.recent_active,
         };
-        status.peers.into_iter().map(progress).collect()
+        Detail {
+            first_index: status.first_index,
+            last_index,
+            snapshot_index: status.snapshot_index,
+            peers: status.peers.into_iter().map(progress).collect(),
+        }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) trait Replica: Clone + Send + Sync + 'static {
     /// Cheap.
     fn state(&self) -> ReplicaState;
 
-    fn peers(&self) -> impl Future<Output = Vec<PeerProgress>> + Send;
+    fn detail(&self) -> impl Future<Output = Detail> + Send;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -45,13 +45,31 @@ pub(crate) struct ReplicaState {
     pub(crate) down: Option<String>,
 }
 
+/// The log of this replica, and what a leader knows of the others. Times are in milliseconds.
+#[derive(Debug, Clone, Serialize, Default)]
+pub(crate) struct Detail {
+    pub(crate) first_index: u64,
+    pub(crate) last_index: u64,
+    pub(crate) snapshot_index: u64,
+    pub(crate) peers: Vec<PeerProgress>,
+}
+
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct PeerProgress {
     pub(crate) id: u64,
     pub(crate) matched: u64,
     pub(crate) next: u64,
+    /// Entries it does not have, as far as is known.
+    pub(crate) lag: u64,
     pub(crate) progress: &'static str,
+    pub(crate) progress_age_ms: u64,
     pub(crate) recent_active: bool,
+    /// The snapshot under way to it.
+    pub(crate) attempt: Option<towline::AttemptStatus>,
+    /// How the attempt before ended.
+    pub(crate) last_attempt: Option<towline::LastAttempt>,
+    /// Until another attempt may begin.
+    pub(crate) backoff_ms: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

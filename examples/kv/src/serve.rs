@@ -19,7 +19,8 @@ use crate::{Failure, stop, transports};
 
 /// Runs until a signal, then stops in order.
 pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
-    let settings = Settings::load(args.config.as_deref()).map_err(Failure::Usage)?;
+    let mut settings = Settings::load(args.config.as_deref()).map_err(Failure::Usage)?;
+    settings.engine.control_lose_reports = args.lose_reports;
     check_peers(&args)?;
     let tls = transports::identity(args.tls.as_deref(), args.id)?;
     let dir = DataDir::open(&args.data)
@@ -49,7 +50,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let view = machine.view();
     let group = node.group(GroupId::DEFAULT, machine).start(start).await;
     let group = group.map_err(|e| Failure::run("cannot start".into(), e))?;
-    let replica = GroupReplica::new(group, view);
+    let replica = GroupReplica::new(group, view, settings.engine.tick_ms);
 
     let (stopping, stopped) = watch::channel(false);
     let members = Members { me: args.id.as_u64(), all: args.peers.iter().map(member).collect() };

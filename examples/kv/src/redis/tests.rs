@@ -15,7 +15,7 @@ use towline::{Applied, ApplyBatch, Replies, StateMachine as _};
 
 use super::*;
 use crate::machine::{Answer, KvMachine, StoreConfig, View, pack};
-use crate::replica::{PeerProgress, ReadError, Replica, ReplicaState, Role, WriteError};
+use crate::replica::{Detail, ReadError, Replica, ReplicaState, Role, WriteError};
 
 const COMMAND_BYTES_MAX: usize = 4_096;
 
@@ -65,8 +65,8 @@ impl Replica for Fake {
         self.state.lock().unwrap().clone()
     }
 
-    async fn peers(&self) -> Vec<PeerProgress> {
-        Vec::new()
+    async fn detail(&self) -> Detail {
+        Detail::default()
     }
 }
 
