@@ -8,12 +8,14 @@ use std::sync::Arc;
 use fs4::fs_std::FileExt;
 use towline_engine::identity::{IdentityError, IdentityStore};
 use towline_engine::log_store::LogError;
+use towline_engine::snapshot_store::SnapshotStoreError;
 
 use crate::disk::Disk;
-use crate::{IdentityFile, RaftLog};
+use crate::{IdentityFile, RaftLog, SnapshotFiles};
 
 const LOCK_FILE: &str = "LOCK";
 const LOG_DIR: &str = "log";
+const SNAPSHOT_DIR: &str = "snapshots";
 
 /// Settings of a [`DataDir`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +23,8 @@ const LOG_DIR: &str = "log";
 pub struct DataDirConfig {
     /// The log.
     pub log: LogConfig,
+    /// The snapshot files.
+    pub snapshots: SnapshotConfig,
 }
 
 /// Settings of the log.
@@ -42,13 +46,33 @@ impl Default for LogConfig {
     }
 }
 
-/// The directory a node keeps its log and identity in, locked for this process.
+/// Settings of the snapshot files. They bound what broken transfers leave behind for a resume; complete files are kept as
+/// [`SnapshotStore::retain`](towline_engine::snapshot_store::SnapshotStore::retain) says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotConfig {
+    /// Partial files kept for each group; the oldest goes first. Leaders seldom offer more than the newest snapshot, so
+    /// more than a few serve nobody. Default: 2.
+    pub partials_max: usize,
+    /// Bytes of partial files kept for each group; the oldest goes first. A transfer that breaks past this many bytes
+    /// begins anew. Set it to the size of the largest snapshot you would rather keep than send again. Default: 16 GiB.
+    pub partial_bytes_max: u64,
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        Self { partials_max: 2, partial_bytes_max: 16 * 1024 * 1024 * 1024 }
+    }
+}
+
+/// The directory a node keeps its log, snapshots and identity in, locked for this process.
 ///
 /// ```text
 /// LOCK         held while any part is in use
 /// identity     who this directory belongs to
 /// peers        the incarnations of the nodes it has met
 /// log/         the entries and states of all groups
+/// snapshots/   complete snapshots, and those that are being written
 /// ```
 ///
 /// It stays locked until it and everything taken out of it is dropped.
@@ -56,6 +80,7 @@ impl Default for LogConfig {
 pub struct DataDir {
     log: Arc<RaftLog>,
     identity: Arc<IdentityFile>,
+    snapshots: Arc<SnapshotFiles>,
     path: PathBuf,
 }
 
@@ -81,8 +106,13 @@ impl DataDir {
         identity.seen().map_err(DataDirError::Identity)?;
         let log_dir = path.join(LOG_DIR);
         make_dir(&log_dir)?;
-        let log = RaftLog::open(&log_dir, &config.log, Disk::new(), Some(lock)).map_err(DataDirError::Log)?;
-        Ok(Self { log: Arc::new(log), identity: Arc::new(identity), path: path.into() })
+        let log = RaftLog::open(&log_dir, &config.log, Disk::new(), Some(lock.clone()));
+        let log = Arc::new(log.map_err(DataDirError::Log)?);
+        let snapshot_dir = path.join(SNAPSHOT_DIR);
+        make_dir(&snapshot_dir)?;
+        let snapshots = SnapshotFiles::open(&snapshot_dir, &config.snapshots, Some(lock));
+        let snapshots = Arc::new(snapshots.map_err(DataDirError::Snapshots)?);
+        Ok(Self { log, identity: Arc::new(identity), snapshots, path: path.into() })
     }
 
     /// The log of all groups.
@@ -93,6 +123,11 @@ impl DataDir {
     /// Who this directory belongs to.
     pub fn identity(&self) -> Arc<IdentityFile> {
         self.identity.clone()
+    }
+
+    /// The snapshot files of all groups.
+    pub fn snapshots(&self) -> Arc<SnapshotFiles> {
+        self.snapshots.clone()
     }
 
     /// Where it is.
@@ -126,6 +161,10 @@ pub enum DataDirError {
     /// The log could not be opened.
     #[error("the log of the data directory cannot be opened")]
     Log(#[source] LogError),
+    /// The directory of the snapshot files could not be read. A damaged file in it is no reason: it is named once
+    /// somebody asks for it.
+    #[error("the snapshots of the data directory cannot be opened")]
+    Snapshots(#[source] SnapshotStoreError),
     /// The identity could not be read.
     #[error("the identity of the data directory cannot be read")]
     Identity(#[source] IdentityError),
@@ -171,6 +210,6 @@ fn make_dir(path: &Path) -> Result<(), DataDirError> {
 
 impl From<DataDir> for towline_engine::storage::Storage {
     fn from(dir: DataDir) -> Self {
-        Self { log: dir.log(), snapshots: unimplemented!(), identity: dir.identity() }
+        Self { log: dir.log(), snapshots: dir.snapshots(), identity: dir.identity() }
     }
 }

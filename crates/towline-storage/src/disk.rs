@@ -47,6 +47,11 @@ impl Op {
 pub(crate) trait Hook: Send + Sync {
     fn before(&self, op: Op, path: &Path) -> io::Result<()>;
     fn after(&self, op: Op, path: &Path);
+
+    /// How many of the bytes of a write still find room.
+    fn room(&self, _: &Path, bytes: usize) -> usize {
+        bytes
+    }
 }
 
 /// The first operation that failed.

@@ -1,7 +1,8 @@
-//! What a Towline node keeps on disk: the log of all its groups, its identity, and the lock on both.
+//! What a Towline node keeps on disk: the log of all its groups, their snapshots, its identity, and the lock on them.
 //!
 //! [`DataDir::open`] locks a directory and opens [`RaftLog`], a [`LogStore`](towline_engine::log_store::LogStore) on
-//! raft-engine, and [`IdentityFile`], an [`IdentityStore`](towline_engine::identity::IdentityStore).
+//! raft-engine, [`SnapshotFiles`], a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore), and
+//! [`IdentityFile`], an [`IdentityStore`](towline_engine::identity::IdentityStore).
 //!
 //! ```
 //! use towline_engine::ids::GroupId;
@@ -31,13 +32,15 @@
 //!   answers [`Poisoned`](towline_engine::log_store::LogError::Poisoned) with the first cause.
 //! * [`DataDir::open`] checks every checksum. A write that a crash interrupted is cut off. Anything else that is
 //!   damaged or missing refuses the start and names file and offset.
+//! * A snapshot is visible once its file, its name and its directory are synced. Its bytes are checked whenever they are
+//!   read. A failure while one is written concerns that one only; the log goes on.
 //!
 //! # What is assumed of the disk
 //! A completed fsync survives a power loss, a rename is atomic, and what was synced is not changed by a later write
 //! beside it. Damage to the very last record cannot be told from a torn write, and is cut off like one.
 //!
 //! # What it does not do
-//! It keeps no snapshots of state machines, encrypts nothing, and shares a directory with nobody.
+//! It takes no snapshots and moves none, encrypts nothing, and shares a directory with nobody.
 
 mod codec;
 mod data_dir;
@@ -49,7 +52,9 @@ mod raft_log;
 mod reader;
 mod record;
 mod scan;
+mod snapshot_files;
 
-pub use data_dir::{DataDir, DataDirConfig, DataDirError, LogConfig};
+pub use data_dir::{DataDir, DataDirConfig, DataDirError, LogConfig, SnapshotConfig};
 pub use identity_file::IdentityFile;
 pub use raft_log::RaftLog;
+pub use snapshot_files::{SNAPSHOT_CHUNK_BYTES, SnapshotFiles, SnapshotPartials};

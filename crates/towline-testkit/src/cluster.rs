@@ -36,10 +36,11 @@ use towline_engine::log_store::LogStore;
 use towline_engine::node::{Consistency, Group, Node, NodeBuilder, Start, StartError};
 use towline_engine::status::{GroupState, Role};
 use towline_engine::storage::Storage;
+use towline_engine::transport::Transport;
 
 use crate::list::ListMachine;
 use crate::log::{MemIdentity, MemLog};
-use crate::mem::MemNet;
+use crate::mem::{MemNet, MemTransport};
 use crate::snapshots::MemSnapshots;
 
 /// How long anything may take before a test gives up.
@@ -102,6 +103,7 @@ impl Disk {
 }
 
 type Customise = Arc<dyn Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync>;
+type Wrap = Arc<dyn Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync>;
 type MakeMachine = Arc<dyn Fn(NodeId, GroupId) -> ListMachine + Send + Sync>;
 
 /// Describes a [`Cluster`].
@@ -111,6 +113,7 @@ pub struct Plan {
     groups: u64,
     config: Config,
     customise: Customise,
+    wrap: Wrap,
     machine: MakeMachine,
 }
 
@@ -122,6 +125,7 @@ impl Plan {
             groups,
             config: quick(),
             customise: Arc::new(|_, builder| builder),
+            wrap: Arc::new(|_, transport| transport),
             machine: Arc::new(|_, _| ListMachine::new()),
         }
     }
@@ -138,6 +142,16 @@ impl Plan {
         change: impl Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync + 'static,
     ) -> Self {
         self.customise = Arc::new(change);
+        self
+    }
+
+    /// Puts something around the transport of each node, such as a
+    /// [`FaultyTransport`](crate::fault::FaultyTransport).
+    pub fn transport(
+        mut self,
+        wrap: impl Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync + 'static,
+    ) -> Self {
+        self.wrap = Arc::new(wrap);
         self
     }
 
@@ -217,7 +231,7 @@ impl Cluster {
         let builder = Node::builder(id, cluster_id())
             .config(self.plan.config.clone())
             .storage(self.disks[&node].storage())
-            .transport(self.net.transport(), self.address(node));
+            .transport((self.plan.wrap)(id, self.net.transport()), self.address(node));
         let running = (self.plan.customise)(id, builder).start().await?;
         let mut groups = BTreeMap::new();
         for number in 1..=self.plan.groups {

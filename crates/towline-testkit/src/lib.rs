@@ -2,13 +2,14 @@
 //!
 //! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
 //!   write and fsync.
+//! * [`snapshots`]: a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore) in memory that can crash, and a
+//!   double around any that fails, panics or waits on request.
 //! * [`sim`]: a cluster of cores in one thread, where every delay, loss and crash comes from a seed.
 //! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
 //! * [`fault`]: a layer over any transport that drops, delays, duplicates, corrupts and cuts.
 //! * [`proxy`]: TCP and UDP proxies that do the same to the bytes of a real one.
 //! * [`list`]: a state machine that remembers everything and fails on request.
 //! * [`cluster`]: nodes on all of these, started, killed and asked in a line each.
-//! * [`snapshots`]: a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore) in memory.
 //! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
 //!
 //! ```

@@ -1,4 +1,5 @@
 //! What every implementation of a seam must do.
 
 pub mod log_store;
+pub mod snapshot_store;
 pub mod transport;

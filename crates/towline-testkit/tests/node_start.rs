@@ -366,7 +366,7 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     compacted.log.compact(ONE, 5).unwrap();
     assert_eq!(
         text(compacted.clone(), ListMachine::new()).await,
-        "group 1 cannot start: the state machine is at 0, but the log begins after 5"
+        "group 1 cannot start: the state machine is at 0, the log begins after 5, and there is no snapshot between"
     );
     assert_eq!(restart(&compacted, at(5, 1)).await.unwrap(), 5);
     let failing = ListMachine::new().failing("3", Trouble::Fatal);

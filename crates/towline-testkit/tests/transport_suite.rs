@@ -114,8 +114,6 @@ impl TransportFixture for Grpc {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            // Not yet: see towline-grpc.
-            snapshots: true,
             // The window of the stream, the frames on both sides of it, and the kernel's buffers.
             link_bytes_max: 16 << 20,
             connections_max: grpc().connections_max,

@@ -33,7 +33,7 @@ impl Unix {
 #[async_trait]
 impl TransportFixture for Unix {
     fn transport(&self, _node: NodeId) -> Arc<dyn Transport> {
-        Arc::new(UnixTransport::new(self.directory.path()))
+        Arc::new(UnixTransport { directory: self.directory.path().into() })
     }
 
     fn address(&self) -> PeerAddr {
@@ -45,9 +45,8 @@ impl TransportFixture for Unix {
     }
 
     fn capabilities(&self) -> Capabilities {
-        // It keeps the default of `Transport::offer`. A Unix socket knows at once when its other end is gone, so there
-        // is no silence to notice.
-        Capabilities { snapshots: false, connections_max: CONNECTIONS_MAX, ..Capabilities::default() }
+        // A Unix socket knows at once when its other end is gone, so there is no silence to notice.
+        Capabilities { connections_max: CONNECTIONS_MAX, ..Capabilities::default() }
     }
 
     async fn raw(&self, to: &PeerAddr) -> Option<Box<dyn RawStream>> {

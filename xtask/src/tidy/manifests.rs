@@ -21,6 +21,10 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
             workspace(file, table, violations);
             continue;
         }
+        // A workspace of its own, such as the fuzz targets: it cannot inherit anything, and nobody depends on it.
+        if table.contains_key("workspace") {
+            continue;
+        }
         let Some(name) = package_name(table) else {
             violations.push(at(file, "manifest", "has no package name"));
             continue;

@@ -362,13 +362,14 @@ impl Receiver {
                 // Nobody sends any more, or somebody else does. The writer keeps what it verified, for a later attempt.
                 Ok(None) => None,
                 Err(_) => Some(SnapshotRefusal::Stalled { millis: timeout.as_millis() as u64 }),
-                Ok(Some(Command::Chunk(chunk))) => match self.take(&mut spool, &chunk) {
-                    Ok(()) => {
-                        account.add(chunk.data.len() as u64);
-                        continue;
+                Ok(Some(Command::Chunk(chunk))) => {
+                    // What arrived, whatever it is worth: so it can be compared with what was sent.
+                    account.add(chunk.data.len() as u64);
+                    match self.take(&mut spool, &chunk) {
+                        Ok(()) => continue,
+                        Err(refusal) => Some(refusal),
                     }
-                    Err(refusal) => Some(refusal),
-                },
+                }
                 Ok(Some(Command::Finish(trailer, to))) => {
                     return match self.finish(spool, trailer) {
                         Ok(commit) => Ok(Answer { to, receipt: SnapshotReceipt { commit } }),

@@ -59,7 +59,7 @@ pub const LANE_DELAY_MAX: Duration = Duration::from_secs(1);
 /// A transport under test.
 #[async_trait]
 pub trait TransportFixture: Send + Sync + 'static {
-    /// The transport of one node. All of a fixture's reach each other. If the transport authenticates, this one proves
+    /// The transport of one node; asked for once a node. All of a fixture's reach each other. If the transport authenticates, this one proves
     /// to be `node`; any node from 1 to 1000 may be asked for.
     fn transport(&self, node: NodeId) -> Arc<dyn Transport>;
 

@@ -15,7 +15,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
-use towline_engine::transport::{ConnectError, Connected, Hello, Link, PROTOCOL_VERSION, Peer, Welcome};
+use towline_engine::transport::{
+    ConnectError, Connected, Hello, Link, PROTOCOL_VERSION, Peer, Transport, Welcome,
+};
 
 use super::engine::{Ear, Host};
 use super::{Capabilities, TransportFixture};
@@ -33,6 +35,8 @@ const WAITS_MAX: u32 = 6;
 pub(super) struct Bench {
     pub(super) fixture: Arc<dyn TransportFixture>,
     pub(super) can: Capabilities,
+    /// A node has one.
+    transports: Mutex<HashMap<NodeId, Arc<dyn Transport>>>,
     scheme: &'static str,
     sentence: &'static str,
 }
@@ -49,9 +53,10 @@ pub(super) fn run(
     // Also when the case panics: whatever it left behind must not keep the test.
     let runtime = EndsInTime(Some(runtime.unwrap()));
     runtime.0.as_ref().unwrap().block_on(async {
-        let scheme = fixture.transport(node(1)).scheme();
-        let can = fixture.capabilities();
-        let bench = Bench { fixture, can, scheme, sentence };
+        let first = fixture.transport(node(1));
+        let (scheme, can) = (first.scheme(), fixture.capabilities());
+        let transports = Mutex::new(HashMap::from([(node(1), first)]));
+        let bench = Bench { fixture, can, transports, scheme, sentence };
         let whole = bench.fixture.deadline() * WAITS_MAX;
         if timeout(whole, case(&bench)).await.is_err() {
             bench.fail("the case as a whole did not end in time");
@@ -118,6 +123,12 @@ impl fmt::Debug for Opened {
 }
 
 impl Bench {
+    /// The transport of a node.
+    pub(super) fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
+        let mut transports = self.transports.lock().unwrap_or_else(PoisonError::into_inner);
+        transports.entry(node).or_insert_with(|| self.fixture.transport(node)).clone()
+    }
+
     /// Fails the case.
     pub(super) fn fail(&self, what: impl Display) -> ! {
         panic!("{}: the contract says: {}\n  but {what}", self.scheme, self.sentence)
@@ -177,7 +188,7 @@ impl Bench {
         lane: Lane,
     ) -> (JoinHandle<Result<Connected, ConnectError>>, Ear) {
         let (ear, feedback) = Ear::new();
-        let transport = self.fixture.transport(hello.from);
+        let transport = self.transport(hello.from);
         (tokio::spawn(async move { transport.connect(&to, lane, &hello, feedback).await }), ear)
     }
 

@@ -281,7 +281,7 @@ pub(super) struct Host {
 impl Host {
     pub(super) async fn listen(bench: &Bench, node: NodeId, at: &PeerAddr) -> Self {
         let engine = Engine::new(node);
-        let transport = bench.fixture.transport(node);
+        let transport = bench.transport(node);
         let listening = transport.listen(at, engine.inbound());
         let listener = match bench.within("listen", listening).await {
             Ok(listener) => listener,

@@ -162,7 +162,7 @@ pub fn an_address_in_use_is_named(fixture: Fixture) {
     run(fixture, "`listen` gives `Bind` with the address if it is in use", async |bench| {
         let host = bench.host().await;
         let inbound = bench.host_of(3).await.engine.inbound();
-        let transport = bench.fixture.transport(node(3));
+        let transport = bench.transport(node(3));
         match bench.within("listen", transport.listen(&host.address, inbound)).await {
             Err(TransportError::Bind { address, .. }) => {
                 bench.equal("the address in the error", &address, &host.address);
@@ -195,7 +195,7 @@ pub fn a_proven_identity_reaches_the_engine(fixture: Fixture) {
                 _ => Err(Refusal::Unauthenticated { detail: "impostor".into() }),
             });
             let (ear, feedback) = super::super::engine::Ear::new();
-            let impostor = bench.fixture.transport(node(3));
+            let impostor = bench.transport(node(3));
             let (said, to) = (hello(1, host.node), host.peer());
             let dialling = impostor.connect(&to, Lane::Append, &said, feedback);
             let answer = bench.within("an answer to an impostor", dialling).await;

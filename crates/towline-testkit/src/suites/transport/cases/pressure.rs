@@ -10,7 +10,7 @@ use towline_engine::message::Lane;
 use towline_engine::transport::OfferAnswer;
 
 use super::super::LANE_DELAY_MAX;
-use super::super::bench::{Bench, NOT_YET, Opened, heartbeat, hello, numbered, run};
+use super::super::bench::{Bench, NOT_YET, Opened, chain, heartbeat, hello, numbered, run};
 use super::super::engine::{Answer, Host};
 use super::super::spool::{Parcel, SpoolScript};
 use super::Fixture;
@@ -104,7 +104,8 @@ pub fn a_stuck_peer_does_not_delay_another(fixture: Fixture) {
 
 /// A transfer that goes as fast as it can, and how many chunks it has sent.
 struct Running {
-    sending: JoinHandle<()>,
+    /// Why it ended.
+    sending: JoinHandle<String>,
     sent: Arc<AtomicU64>,
 }
 
@@ -112,7 +113,7 @@ struct Running {
 async fn transfer(bench: &Bench, host: &Host, script: SpoolScript) -> Running {
     host.engine.answers(move |_| Answer::Accept(script.clone()));
     let parcel = Parcel::new(1, 1, 32 << 20);
-    let transport = bench.fixture.transport(parcel.from());
+    let transport = bench.transport(parcel.from());
     let (to, said) = (host.peer(), hello(1, host.node));
     let offered = bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await;
     let Ok(OfferAnswer::Accepted { mut transfer, .. }) = offered else {
@@ -122,12 +123,13 @@ async fn transfer(bench: &Bench, host: &Host, script: SpoolScript) -> Running {
     let count = sent.clone();
     let sending = tokio::spawn(async move {
         for chunk in parcel.chunks(0).collect::<Vec<_>>().into_iter().cycle() {
-            if transfer.send(chunk).await.is_err() {
-                break;
+            if let Err(error) = transfer.send(chunk).await {
+                return chain(&error);
             }
             count.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
         }
+        String::new()
     });
     Running { sending, sent }
 }
@@ -152,8 +154,7 @@ pub fn a_stuck_snapshot_does_not_delay_the_lanes(fixture: Fixture) {
         };
         bench.within("a send that waits", still).await;
         lanes_are_prompt(bench, &host).await;
-        bench.hold(!sending.is_finished(), "the stuck transfer ended");
-        sending.abort();
+        still_running(bench, sending).await;
     });
 }
 
@@ -167,9 +168,16 @@ pub fn a_running_snapshot_does_not_delay_the_lanes(fixture: Fixture) {
         let Running { sending, .. } = transfer(bench, &host, SpoolScript::default()).await;
         host.engine.until(bench, "a running transfer", |log| log.transfers[0].chunks.len() > 4).await;
         lanes_are_prompt(bench, &host).await;
-        bench.hold(!sending.is_finished(), "the running transfer failed");
-        sending.abort();
+        still_running(bench, sending).await;
     });
+}
+
+async fn still_running(bench: &Bench, sending: JoinHandle<String>) {
+    if sending.is_finished() {
+        let error = bench.join("the end of a transfer", sending).await;
+        bench.fail(format_args!("the transfer ended by itself: {error}"));
+    }
+    sending.abort();
 }
 
 async fn lanes_are_prompt(bench: &Bench, host: &Host) {
@@ -247,7 +255,7 @@ pub fn a_transfer_that_is_not_taken_pushes_back(fixture: Fixture) {
         let gate = script.writes.clone();
         host.engine.answers(move |_| Answer::Accept(script.clone()));
         let parcel = Parcel::new(1, 1, 1 << 20);
-        let transport = bench.fixture.transport(parcel.from());
+        let transport = bench.transport(parcel.from());
         let (to, said) = (host.peer(), hello(1, host.node));
         let offered = bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await;
         let Ok(OfferAnswer::Accepted { mut transfer, .. }) = offered else {

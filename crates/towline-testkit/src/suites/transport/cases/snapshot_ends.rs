@@ -116,7 +116,7 @@ pub fn an_offer_dropped_midway_leaves_nothing(fixture: Fixture) {
         }
         let host = bench.host().await;
         host.engine.offers.shut();
-        let transport = bench.fixture.transport(hello(1, host.node).from);
+        let transport = bench.transport(hello(1, host.node).from);
         let (to, said) = (host.peer(), hello(1, host.node));
         let offering = tokio::spawn(async move {
             let parcel = Parcel::new(1, 1, 10);

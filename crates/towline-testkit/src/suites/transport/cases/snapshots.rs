@@ -21,7 +21,7 @@ pub(super) async fn offer_as(
     to: Peer,
     parcel: &Parcel,
 ) -> Result<OfferAnswer, TransferError> {
-    let transport = bench.fixture.transport(said.from);
+    let transport = bench.transport(said.from);
     bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await
 }
 
@@ -172,6 +172,7 @@ fn refusals() -> Vec<SnapshotRefusal> {
         SnapshotRefusal::Corrupt { detail: detail() },
         SnapshotRefusal::Storage { detail: detail() },
         SnapshotRefusal::NotTaken { detail: detail() },
+        SnapshotRefusal::Stalled { millis: 12_345 },
         SnapshotRefusal::Unsupported,
     ]
 }

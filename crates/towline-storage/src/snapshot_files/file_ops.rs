@@ -1,0 +1,79 @@
+//! What is done to snapshot files, one step at a time, so that tests can fail or watch each. Unlike the log's disk, a
+//! failure here poisons nothing: it ends one writer.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::disk::{Hook, Op};
+
+#[derive(Clone, Default)]
+pub(super) struct FileOps {
+    hook: Option<Arc<dyn Hook>>,
+}
+
+impl fmt::Debug for FileOps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FileOps")
+    }
+}
+
+impl FileOps {
+    #[cfg(test)]
+    pub(super) fn with_hook(hook: Arc<dyn Hook>) -> Self {
+        Self { hook: Some(hook) }
+    }
+
+    fn run<T>(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match &self.hook {
+            None => act(),
+            Some(hook) => hook.before(op, path).and_then(|()| act()).inspect(|_| hook.after(op, path)),
+        }
+    }
+
+    /// A new, empty file, in the place of any other.
+    pub(super) fn create(&self, path: &Path) -> io::Result<File> {
+        let options = || File::options().read(true).write(true).create(true).truncate(true).open(path);
+        self.run(Op::Create, path, options)
+    }
+
+    pub(super) fn write_at(&self, file: &mut File, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+        file.seek(SeekFrom::Start(at))?;
+        let room = self.hook.as_ref().map_or(bytes.len(), |hook| hook.room(path, bytes.len()));
+        self.run(Op::Write, path, || match bytes.get(..room).filter(|fits| fits.len() < bytes.len()) {
+            None => file.write_all(bytes),
+            Some(fits) => file.write_all(fits).and(Err(io::ErrorKind::StorageFull.into())),
+        })
+    }
+
+    /// Data, and as much of the metadata as it takes to read them again.
+    pub(super) fn sync_data(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.run(Op::Sync, path, || file.sync_data())
+    }
+
+    pub(super) fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+        self.run(Op::Sync, path, || file.sync_all())
+    }
+
+    pub(super) fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.run(Op::Sync, dir, || File::open(dir)?.sync_all())
+    }
+
+    pub(super) fn truncate(&self, file: &File, path: &Path, bytes: u64) -> io::Result<()> {
+        self.run(Op::Truncate, path, || file.set_len(bytes))
+    }
+
+    pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.run(Op::Rename, to, || fs::rename(from, to))
+    }
+
+    /// A file that is gone already is as good.
+    pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
+        self.run(Op::Delete, path, || match fs::remove_file(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        })
+    }
+}

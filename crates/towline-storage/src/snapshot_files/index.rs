@@ -1,0 +1,221 @@
+//! Which files there are, in memory: whoever asks for a snapshot waits for no disk.
+
+use std::collections::BTreeMap;
+
+use towline_engine::ids::GroupId;
+use towline_engine::snapshot_store::{ContentId, SnapshotMeta, SnapshotStoreError};
+use towline_engine::state_machine::Applied;
+
+use super::names::Named;
+use crate::data_dir::SnapshotConfig;
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    groups: BTreeMap<GroupId, GroupFiles>,
+    /// Counts up with each partial file that is left behind: the lower, the older.
+    left: u64,
+}
+
+#[derive(Debug, Default)]
+struct GroupFiles {
+    complete: BTreeMap<ContentId, Complete>,
+    partial: BTreeMap<ContentId, Partial>,
+    evicted: u64,
+}
+
+/// A complete file.
+#[derive(Debug)]
+pub(super) struct Complete {
+    pub(super) at: Applied,
+    /// What its two ends say, or what is wrong with them.
+    pub(super) meta: Result<SnapshotMeta, String>,
+    readers: usize,
+    /// Goes with its last reader.
+    unwanted: bool,
+}
+
+impl Complete {
+    pub(super) fn new(at: Applied, meta: Result<SnapshotMeta, String>) -> Self {
+        Self { at, meta, readers: 0, unwanted: false }
+    }
+
+    fn meta(&self, content: ContentId) -> Result<SnapshotMeta, SnapshotStoreError> {
+        self.meta.clone().map_err(|detail| SnapshotStoreError::Corrupt { content, detail })
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Partial {
+    Written,
+    Left { bytes: u64, number: u64 },
+}
+
+/// What broken transfers have left behind for a resume, of one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct SnapshotPartials {
+    /// Files, without those being written.
+    pub files: usize,
+    /// Bytes they take.
+    pub bytes: u64,
+    /// Files that had to go for the bounds of [`SnapshotConfig`], since the store was opened.
+    pub evicted: u64,
+}
+
+/// A file that was taken out of the index and is to be removed.
+#[derive(Debug)]
+pub(super) struct Gone {
+    pub(super) named: Named,
+    complete: Option<Complete>,
+}
+
+impl Index {
+    pub(super) fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        let files = self.groups.get(&group).into_iter().flat_map(|g| &g.complete);
+        let latest = files.max_by_key(|(_, file)| (file.at.index, file.at.term));
+        latest.map(|(&content, file)| file.meta(content)).transpose()
+    }
+
+    pub(super) fn find(
+        &self,
+        group: GroupId,
+        content: ContentId,
+    ) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        let file = self.groups.get(&group).and_then(|g| g.complete.get(&content));
+        file.map(|file| file.meta(content)).transpose()
+    }
+
+    /// A file is complete, or was found so.
+    pub(super) fn add(&mut self, group: GroupId, content: ContentId, file: Complete) {
+        let complete = &mut self.groups.entry(group).or_default().complete;
+        let readers = complete.get(&content).map_or(0, |old| old.readers);
+        complete.insert(content, Complete { readers, ..file });
+    }
+
+    /// One more reader; whether there is such a file.
+    pub(super) fn pin(&mut self, meta: &SnapshotMeta) -> Result<(), SnapshotStoreError> {
+        let content = meta.content;
+        let file = self.groups.get_mut(&meta.head.group).and_then(|g| g.complete.get_mut(&content));
+        let file = file.ok_or(SnapshotStoreError::Missing { content })?;
+        if file.meta(content)? != *meta {
+            return Err(SnapshotStoreError::Missing { content });
+        }
+        file.readers += 1;
+        Ok(())
+    }
+
+    /// One reader less; whether the file should go now.
+    pub(super) fn unpin(&mut self, group: GroupId, content: ContentId) -> bool {
+        let Some(file) = self.groups.get_mut(&group).and_then(|g| g.complete.get_mut(&content)) else {
+            return false;
+        };
+        file.readers = file.readers.saturating_sub(1);
+        file.readers == 0 && file.unwanted
+    }
+
+    /// Takes out a file that nobody wants and nobody reads.
+    pub(super) fn take_unwanted(&mut self, group: GroupId, content: ContentId) -> Option<Gone> {
+        let files = self.groups.get_mut(&group)?;
+        files.complete.get(&content).filter(|file| file.readers == 0 && file.unwanted)?;
+        files.complete.remove(&content).map(|file| gone(group, content, file))
+    }
+
+    /// Takes out what is not in `keep` and not in use. Complete files that are being read go later.
+    pub(super) fn retain(&mut self, group: GroupId, keep: &[ContentId]) -> Vec<Gone> {
+        let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
+        for (content, file) in &mut files.complete {
+            file.unwanted = !keep.contains(content);
+        }
+        let idle = files.complete.iter().filter(|(_, file)| file.unwanted && file.readers == 0);
+        let idle: Vec<ContentId> = idle.map(|(&content, _)| content).collect();
+        let left: Vec<ContentId> =
+            files.left().map(|(content, ..)| content).filter(|content| !keep.contains(content)).collect();
+        let mut out = Vec::new();
+        for content in idle {
+            out.extend(files.complete.remove(&content).map(|file| gone(group, content, file)));
+        }
+        for content in left {
+            files.partial.remove(&content);
+            out.push(Gone { named: Named::Partial { group, content }, complete: None });
+        }
+        out
+    }
+
+    /// Its file could not be removed.
+    pub(super) fn put_back(&mut self, gone: Gone, bytes: u64) {
+        match (gone.named, gone.complete) {
+            (Named::Complete { group, content, .. }, Some(file)) => self.add(group, content, file),
+            (Named::Partial { group, content }, _) => self.leave(group, content, bytes),
+            _ => {}
+        }
+    }
+
+    /// A writer of a partial file starts.
+    pub(super) fn claim(&mut self, group: GroupId, content: ContentId) -> Result<(), SnapshotStoreError> {
+        let partial = &mut self.groups.entry(group).or_default().partial;
+        if matches!(partial.get(&content), Some(Partial::Written)) {
+            return Err(SnapshotStoreError::Busy { content });
+        }
+        partial.insert(content, Partial::Written);
+        Ok(())
+    }
+
+    /// A partial file is no more: complete, or removed.
+    pub(super) fn forget(&mut self, group: GroupId, content: ContentId) {
+        if let Some(files) = self.groups.get_mut(&group) {
+            files.partial.remove(&content);
+        }
+    }
+
+    /// A partial file is not being written any more.
+    pub(super) fn leave(&mut self, group: GroupId, content: ContentId, bytes: u64) {
+        self.left += 1;
+        let file = Partial::Left { bytes, number: self.left };
+        self.groups.entry(group).or_default().partial.insert(content, file);
+    }
+
+    /// Takes out the oldest partial files of a group until the rest is within the bounds.
+    pub(super) fn evict(&mut self, group: GroupId, config: &SnapshotConfig) -> Vec<Gone> {
+        let mut evicted = Vec::new();
+        let Some(files) = self.groups.get_mut(&group) else { return evicted };
+        loop {
+            let now = files.partials();
+            if now.files <= config.partials_max && now.bytes <= config.partial_bytes_max {
+                return evicted;
+            }
+            let oldest = files.left().min_by_key(|&(_, _, number)| number).map(|(content, ..)| content);
+            let Some(content) = oldest else { return evicted };
+            files.partial.remove(&content);
+            files.evicted += 1;
+            evicted.push(Gone { named: Named::Partial { group, content }, complete: None });
+        }
+    }
+
+    pub(super) fn partials(&self, group: GroupId) -> SnapshotPartials {
+        self.groups.get(&group).map(GroupFiles::partials).unwrap_or_default()
+    }
+}
+
+impl GroupFiles {
+    fn left(&self) -> impl Iterator<Item = (ContentId, u64, u64)> {
+        self.partial.iter().filter_map(|(&content, file)| match *file {
+            Partial::Left { bytes, number } => Some((content, bytes, number)),
+            Partial::Written => None,
+        })
+    }
+
+    fn partials(&self) -> SnapshotPartials {
+        self.left().fold(
+            SnapshotPartials { evicted: self.evicted, ..SnapshotPartials::default() },
+            |sum, (_, bytes, _)| SnapshotPartials {
+                files: sum.files + 1,
+                bytes: sum.bytes.saturating_add(bytes),
+                ..sum
+            },
+        )
+    }
+}
+
+fn gone(group: GroupId, content: ContentId, file: Complete) -> Gone {
+    Gone { named: Named::Complete { group, at: file.at, content }, complete: Some(file) }
+}

@@ -1,0 +1,178 @@
+//! The bytes of a snapshot file.
+//!
+//! ```text
+//! header   "towlsnap" | length of the frame: u32 | frame { head, what was offered }
+//! chunks   crc32c: u32 | CHUNK_BYTES of the body, the last one shorter
+//! trailer  frame { length: u64 | content: 32 bytes }
+//! ```
+//!
+//! Numbers are little endian; a frame is that of [`format`], with its upgrade policy. A chunk's checksum covers its
+//! number (from 0, u64) and its bytes, so that a chunk in another's place is noticed too. A body of no bytes has no
+//! chunk.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use towline_engine::ids::GroupId;
+use towline_engine::message::{ConfState, MemberTable};
+use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
+use towline_engine::state_machine::Applied;
+
+use crate::format::{self, Damage, VALUE_BYTES_MAX};
+
+/// Bytes of a snapshot's body under one checksum: what a reader and a writer each hold in memory, and the most that a
+/// torn write costs a transfer that is resumed. Part of the file format.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+
+pub(super) const CHUNK_BYTES: u64 = SNAPSHOT_CHUNK_BYTES as u64;
+/// The checksum in front of a chunk.
+pub(super) const SUM_BYTES: usize = 4;
+const MAGIC: &[u8; 8] = b"towlsnap";
+const HEADER_VERSION: u8 = 1;
+const TRAILER_VERSION: u8 = 1;
+/// Version and checksum.
+const FRAME_BYTES: usize = 5;
+const HEADER_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + FRAME_BYTES;
+const CONTENT_BYTES: usize = 32;
+const TRAILER_BYTES: usize = size_of::<u64>() + CONTENT_BYTES + FRAME_BYTES;
+
+/// What stands before the body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) head: SnapshotHead,
+    /// What a peer said the body will be; none for a snapshot of this node's own.
+    pub(super) offered: Option<Trailer>,
+}
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unreadable {
+    #[error("it cannot be read: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Damage(#[from] Damage),
+}
+
+type HeaderValue = ((u64, u64, u64), ConfState, MemberTable, Option<(u64, [u8; CONTENT_BYTES])>);
+
+impl Header {
+    pub(super) fn encode(&self) -> Result<Vec<u8>, Damage> {
+        let head = &self.head;
+        let place = (head.group.as_u64(), head.at.index, head.at.term);
+        let offered = self.offered.map(|t| (t.length, t.content.0));
+        let frame = format::seal(
+            HEADER_VERSION,
+            &format::encode(&(place, &head.conf_state, &head.members, offered))?,
+        );
+        let length = u32::try_from(frame.len()).map_err(|_| content("the header is too long"))?;
+        Ok([MAGIC.as_slice(), &length.to_le_bytes(), &frame].concat())
+    }
+
+    /// The header, and where the body begins.
+    pub(super) fn read(from: &mut impl Read) -> Result<(Self, u64), Unreadable> {
+        let mut fixed = [0; MAGIC.len() + size_of::<u32>()];
+        let got = read_full(from, &mut fixed)?;
+        let (magic, length) = match fixed.split_first_chunk::<8>() {
+            Some((magic, rest)) if got == fixed.len() => (magic, rest),
+            _ => return Err(Damage::Short { bytes: got }.into()),
+        };
+        if magic != MAGIC {
+            return Err(content("it does not begin as a snapshot file does").into());
+        }
+        let length = number(length);
+        if length > HEADER_FRAME_BYTES_MAX as u64 {
+            return Err(content("its header claims to be too long").into());
+        }
+        // Grows with what is there, not with what is claimed.
+        let mut frame = Vec::new();
+        let got = from.take(length).read_to_end(&mut frame)?;
+        if (got as u64) < length {
+            return Err(Damage::Short { bytes: fixed.len() + got }.into());
+        }
+        let (_, payload) = format::open(HEADER_VERSION, &frame)?;
+        let ((group, index, term), conf_state, members, offered): HeaderValue = format::decode(payload)?;
+        let head =
+            SnapshotHead { group: GroupId::new(group), at: Applied { index, term }, conf_state, members };
+        let offered = offered.map(|(length, id)| Trailer { length, content: ContentId(id) });
+        Ok((Self { head, offered }, (fixed.len() + got) as u64))
+    }
+}
+
+pub(super) fn encode_trailer(trailer: &Trailer) -> Vec<u8> {
+    format::seal(TRAILER_VERSION, &[&trailer.length.to_le_bytes()[..], &trailer.content.0].concat())
+}
+
+pub(super) fn decode_trailer(frame: &[u8]) -> Result<Trailer, Damage> {
+    let (_, payload) = format::open(TRAILER_VERSION, frame)?;
+    let short = || Damage::Short { bytes: frame.len() };
+    let (length, id) = payload.split_first_chunk::<8>().ok_or_else(short)?;
+    let id = id.try_into().map_err(|_| short())?;
+    Ok(Trailer { length: u64::from_le_bytes(*length), content: ContentId(id) })
+}
+
+/// What a complete file says it is. Reads its two ends and its length, not the body.
+pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta, Unreadable> {
+    let mut file = File::open(path)?;
+    let bytes = file.metadata()?.len();
+    let (header, body_at) = Header::read(&mut file)?;
+    let trailer_at = bytes
+        .checked_sub(TRAILER_BYTES as u64)
+        .filter(|&at| at >= body_at)
+        .ok_or_else(|| Damage::Short { bytes: usize::try_from(bytes).unwrap_or(usize::MAX) })?;
+    file.seek(SeekFrom::Start(trailer_at))?;
+    let mut frame = [0; TRAILER_BYTES];
+    let got = read_full(&mut file, &mut frame)?;
+    let trailer = decode_trailer(frame.get(..got).unwrap_or_default())?;
+    if stored_bytes(trailer.length) != Some(trailer_at - body_at) {
+        return Err(content("its length is not that of its body").into());
+    }
+    if header.offered.is_some_and(|offered| offered != trailer) {
+        return Err(content("its trailer is not what was offered").into());
+    }
+    Ok(SnapshotMeta { head: header.head, length: trailer.length, content: trailer.content })
+}
+
+/// Bytes that a body takes with its checksums.
+pub(super) fn stored_bytes(body: u64) -> Option<u64> {
+    body.div_ceil(CHUNK_BYTES).checked_mul(SUM_BYTES as u64)?.checked_add(body)
+}
+
+/// Where a chunk begins, counted from the first.
+pub(super) fn chunk_at(chunk: u64) -> u64 {
+    chunk.saturating_mul(CHUNK_BYTES + SUM_BYTES as u64)
+}
+
+pub(super) fn chunk_sum(number: u64, bytes: &[u8]) -> [u8; SUM_BYTES] {
+    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes).to_le_bytes()
+}
+
+/// Whether a stored chunk, its checksum in front, is what was written as chunk `number`.
+pub(super) fn chunk_holds(number: u64, stored: &[u8]) -> bool {
+    stored.split_first_chunk::<SUM_BYTES>().is_some_and(|(sum, bytes)| *sum == chunk_sum(number, bytes))
+}
+
+/// Reads until `out` is full or the file ends, and says how much that was.
+pub(super) fn read_full(from: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
+    let mut full = 0;
+    while let Some(rest) = out.get_mut(full..).filter(|rest| !rest.is_empty()) {
+        match from.read(rest) {
+            Ok(0) => break,
+            Ok(got) => full += got,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(full)
+}
+
+fn number(little_endian: &[u8]) -> u64 {
+    little_endian.iter().rev().fold(0, |n, &byte| n << 8 | u64::from(byte))
+}
+
+fn content(detail: &str) -> Damage {
+    Damage::Content { detail: detail.into() }
+}
+
+#[cfg(test)]
+mod tests;

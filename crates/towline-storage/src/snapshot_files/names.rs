@@ -1,0 +1,97 @@
+//! What the files are called. A name says what a file is without opening it; the header says it again.
+
+use towline_engine::ids::GroupId;
+use towline_engine::snapshot_store::{ContentId, SnapshotHead};
+use towline_engine::state_machine::Applied;
+
+const COMPLETE: &str = "snapshot";
+const PARTIAL: &str = "partial";
+const TEMPORARY: &str = "tmp";
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    /// `GROUP-INDEX-TERM-CONTENT.snapshot`, numbers as 16 hexadecimal digits.
+    Complete { group: GroupId, at: Applied, content: ContentId },
+    /// `GROUP-CONTENT.partial`: what has come of a snapshot that a peer sends.
+    Partial { group: GroupId, content: ContentId },
+    /// `GROUP-NUMBER.tmp`: one of this node's own that is not complete; worth nothing after a restart.
+    Temporary { group: GroupId, number: u64 },
+}
+
+impl Named {
+    pub(super) fn complete(head: &SnapshotHead, content: ContentId) -> Self {
+        Self::Complete { group: head.group, at: head.at, content }
+    }
+
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Complete { group, at, content } => {
+                format!("{:016x}-{:016x}-{:016x}-{content}.{COMPLETE}", group.as_u64(), at.index, at.term)
+            }
+            Self::Partial { group, content } => format!("{:016x}-{content}.{PARTIAL}", group.as_u64()),
+            Self::Temporary { group, number } => format!("{:016x}-{number:016x}.{TEMPORARY}", group.as_u64()),
+        }
+    }
+
+    /// The meaning of a name, or `None` if it is not one of ours.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (stem, extension) = name.split_once('.')?;
+        let mut parts = stem.split('-');
+        let group = GroupId::new(number(parts.next()?)?);
+        let named = match extension {
+            COMPLETE => {
+                let at = Applied { index: number(parts.next()?)?, term: number(parts.next()?)? };
+                Self::Complete { group, at, content: content(parts.next()?)? }
+            }
+            PARTIAL => Self::Partial { group, content: content(parts.next()?)? },
+            TEMPORARY => Self::Temporary { group, number: number(parts.next()?)? },
+            _ => return None,
+        };
+        // One spelling each: two names never mean the same file.
+        (named.name() == name).then_some(named)
+    }
+}
+
+fn number(hex: &str) -> Option<u64> {
+    u64::from_str_radix(hex, 16).ok()
+}
+
+fn content(hex: &str) -> Option<ContentId> {
+    let mut id = [0; 32];
+    if hex.len() != 2 * id.len() {
+        return None;
+    }
+    for (number, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * number..2 * number + 2)?, 16).ok()?;
+    }
+    Some(ContentId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_read_as_what_it_was_written_for() {
+        let (group, content) = (GroupId::new(u64::MAX), ContentId([0xa7; 32]));
+        for named in [
+            Named::Complete { group, at: Applied { index: 300, term: 2 }, content },
+            Named::Partial { group, content },
+            Named::Temporary { group, number: 7 },
+        ] {
+            assert_eq!(Named::parse(&named.name()), Some(named));
+        }
+    }
+
+    #[test]
+    fn another_spelling_is_not_ours() {
+        let name = Named::Partial { group: GroupId::DEFAULT, content: ContentId([0xa7; 32]) }.name();
+        let plus = format!("+{}", &name[1..]);
+        for other in
+            [&name.to_uppercase(), &plus, &name[1..], &format!("{name}.old"), "", ".", "-.partial", "ä"]
+        {
+            assert_eq!(Named::parse(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+
+use tempfile::TempDir;
+use towline_engine::ids::NodeId;
+use towline_engine::message::{ConfState, Member};
+use towline_engine::snapshot_store::ContentHasher;
+use towline_engine::state_machine::Applied;
+
+use super::*;
+use crate::disk::{Hook, Op};
+
+mod crashes;
+mod format;
+mod left_behind;
+
+const GROUP: GroupId = GroupId::DEFAULT;
+const CHUNK: usize = SNAPSHOT_CHUNK_BYTES;
+
+fn open(dir: &Path) -> SnapshotFiles {
+    open_with(dir, FileOps::default())
+}
+
+fn open_with(dir: &Path, ops: FileOps) -> SnapshotFiles {
+    SnapshotFiles::open_with(dir, &SnapshotConfig::default(), ops, None).unwrap()
+}
+
+fn head(index: u64) -> SnapshotHead {
+    let id = |n| NodeId::new(n).unwrap();
+    SnapshotHead {
+        group: GROUP,
+        at: Applied { index, term: 2 },
+        conf_state: ConfState { voters: vec![id(1), id(2)], ..ConfState::default() },
+        members: [(id(1), Member { address: "grpc://h:1".parse().unwrap(), incarnation: None })].into(),
+    }
+}
+
+fn body(length: usize, seed: u8) -> Vec<u8> {
+    (0..length).map(|n| (n / 251) as u8 ^ (n % 251) as u8 ^ seed).collect()
+}
+
+fn meta_of(head: &SnapshotHead, body: &[u8]) -> SnapshotMeta {
+    let mut hasher = ContentHasher::new(head);
+    hasher.update(body);
+    let Trailer { length, content } = hasher.finish();
+    SnapshotMeta { head: head.clone(), length, content }
+}
+
+fn create(
+    files: &SnapshotFiles,
+    head: &SnapshotHead,
+    body: &[u8],
+) -> Result<SnapshotMeta, SnapshotStoreError> {
+    fill(files.create(head)?, body)
+}
+
+fn receive(
+    files: &SnapshotFiles,
+    meta: &SnapshotMeta,
+    body: &[u8],
+) -> Result<SnapshotMeta, SnapshotStoreError> {
+    let writer = files.receive(meta)?;
+    let from = writer.verified() as usize;
+    fill(writer, &body[from..])
+}
+
+fn fill(mut writer: Box<dyn SnapshotWriter>, body: &[u8]) -> Result<SnapshotMeta, SnapshotStoreError> {
+    writer.write_all(body).map_err(|e| failed("write", e))?;
+    writer.verify(None)?;
+    writer.commit()
+}
+
+fn read(files: &SnapshotFiles, meta: &SnapshotMeta) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    files.open(meta, 0).unwrap().read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn names(dir: &Path) -> BTreeSet<String> {
+    fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}

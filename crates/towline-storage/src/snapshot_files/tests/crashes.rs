@@ -1,0 +1,311 @@
+//! What is left when an operation fails, or the power goes, at each step.
+
+use super::*;
+
+type Inode = usize;
+
+/// A disk that may fail, and that keeps apart what is durable.
+#[derive(Default)]
+struct Power {
+    /// Every operation from this one on fails: the process is dead.
+    dead_from: Option<usize>,
+    /// This operation alone fails.
+    fails: Option<usize>,
+    /// Bytes that find room, if the disk is small.
+    room: Option<Mutex<usize>>,
+    state: Mutex<PowerState>,
+}
+
+#[derive(Default)]
+struct PowerState {
+    done: Vec<(Op, PathBuf)>,
+    next: Inode,
+    names: BTreeMap<PathBuf, Inode>,
+    /// As the directory was when it was last synced.
+    synced_names: BTreeMap<PathBuf, Inode>,
+    /// As the files were when they were last synced.
+    synced_bytes: BTreeMap<Inode, Vec<u8>>,
+}
+
+impl Hook for Power {
+    fn before(&self, op: Op, path: &Path) -> io::Result<()> {
+        let mut state = self.state.lock().unwrap();
+        let number = state.done.len();
+        state.done.push((op, path.into()));
+        if self.fails == Some(number) || self.dead_from.is_some_and(|from| number >= from) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        Ok(())
+    }
+
+    fn after(&self, op: Op, path: &Path) {
+        let mut state = self.state.lock().unwrap();
+        match op {
+            Op::Create => {
+                let inode = state.next;
+                state.next += 1;
+                state.names.insert(path.into(), inode);
+            }
+            Op::Delete => drop(state.names.remove(path)),
+            Op::Rename => {
+                let from = state.names.keys().find(|name| !name.exists()).unwrap().clone();
+                let inode = state.names.remove(&from).unwrap();
+                state.names.insert(path.into(), inode);
+            }
+            Op::Sync if path.is_dir() => state.synced_names = state.names.clone(),
+            Op::Sync => {
+                let inode = state.names[path];
+                state.synced_bytes.insert(inode, fs::read(path).unwrap());
+            }
+            _ => {}
+        }
+    }
+
+    fn room(&self, _: &Path, bytes: usize) -> usize {
+        let Some(room) = &self.room else { return bytes };
+        let mut room = room.lock().unwrap();
+        let fits = bytes.min(*room);
+        *room -= fits;
+        fits
+    }
+}
+
+impl Power {
+    /// What a power loss may leave: contents as they were synced, and the directory either as it was synced or, since
+    /// the system may write it back whenever it likes, as it is.
+    fn after_power_loss(&self) -> [TempDir; 2] {
+        let state = self.state.lock().unwrap();
+        [&state.synced_names, &state.names].map(|names| {
+            let dir = TempDir::new().unwrap();
+            for (path, inode) in names {
+                let bytes = state.synced_bytes.get(inode).cloned().unwrap_or_default();
+                fs::write(dir.path().join(path.file_name().unwrap()), bytes).unwrap();
+            }
+            dir
+        })
+    }
+
+    fn done(&self) -> Vec<(Op, PathBuf)> {
+        self.state.lock().unwrap().done.clone()
+    }
+}
+
+/// What the killed process left: everything that was written.
+fn copy(from: &Path) -> TempDir {
+    let to = TempDir::new().unwrap();
+    for name in names(from) {
+        fs::copy(from.join(&name), to.path().join(&name)).unwrap();
+    }
+    to
+}
+
+type Snapshots = [(SnapshotMeta, Vec<u8>); 3];
+
+fn snapshots() -> Snapshots {
+    [(1, 10), (2, CHUNK + 9), (3, 20)].map(|(index, length)| {
+        let body = body(length, index as u8);
+        (meta_of(&head(index), &body), body)
+    })
+}
+
+/// One of its own, one from a peer, one more, and the first two go. Says what is committed and not asked to go.
+fn script(
+    files: &SnapshotFiles,
+    snapshots: &Snapshots,
+    promised: &mut Vec<SnapshotMeta>,
+) -> Result<(), SnapshotStoreError> {
+    let [first, second, third] = snapshots;
+    promised.push(create(files, &first.0.head, &first.1)?);
+    promised.push(receive(files, &second.0, &second.1)?);
+    promised.push(create(files, &third.0.head, &third.1)?);
+    promised.drain(..2);
+    files.retain(GROUP, &[promised[0].content])
+}
+
+#[test]
+fn a_crash_at_any_step_loses_nothing_committed_and_shows_nothing_that_is_not_whole() {
+    let snapshots = snapshots();
+    let steps = {
+        let (dir, power) = (TempDir::new().unwrap(), Arc::new(Power::default()));
+        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        script(&files, &snapshots, &mut Vec::new()).unwrap();
+        let done = power.done();
+        for op in [Op::Create, Op::Write, Op::Sync, Op::Rename, Op::Delete] {
+            assert!(done.iter().any(|(done, _)| *done == op), "{op:?} is not tried");
+        }
+        done.len()
+    };
+    for dead_from in 1..=steps {
+        let dir = TempDir::new().unwrap();
+        let power = Arc::new(Power { dead_from: Some(dead_from), ..Power::default() });
+        let mut promised = Vec::new();
+        {
+            let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+            assert_eq!(script(&files, &snapshots, &mut promised).is_ok(), dead_from == steps);
+        }
+        let [synced, written_back] = power.after_power_loss();
+        for (image, left) in
+            [("synced", synced), ("written back", written_back), ("killed", copy(dir.path()))]
+        {
+            let files = open(left.path());
+            let context = format!("{image}, dead from step {dead_from}: {:?}", power.done().last());
+            for meta in &promised {
+                let found = files.find(GROUP, meta.content).unwrap();
+                assert_eq!(found.as_ref(), Some(meta), "{context}");
+            }
+            for (meta, body) in &snapshots {
+                match files.find(GROUP, meta.content) {
+                    Ok(None) => {}
+                    Ok(Some(_)) => assert!(read(&files, meta) == *body, "{context}"),
+                    Err(e) => panic!("{context}: {e}"),
+                }
+            }
+            let latest = files.latest(GROUP).unwrap();
+            let newest_promised = promised.iter().map(|meta| meta.head.at.index).max();
+            assert!(latest.as_ref().map(|meta| meta.head.at.index) >= newest_promised, "{context}");
+            // And it goes on: the interrupted transfer comes to its end.
+            let (meta, body) = &snapshots[1];
+            assert_eq!(receive(&files, meta, body).unwrap(), *meta, "{context}");
+            assert!(read(&files, meta) == *body, "{context}");
+        }
+    }
+}
+
+/// The order of a commit, which the test above rests on.
+#[test]
+fn a_commit_syncs_the_file_then_renames_then_syncs_the_directory() {
+    for received in [false, true] {
+        let (dir, power) = (TempDir::new().unwrap(), Arc::new(Power::default()));
+        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let (head, body) = (head(1), body(CHUNK + 1, 1));
+        let meta = meta_of(&head, &body);
+        if received {
+            receive(&files, &meta, &body).unwrap();
+        } else {
+            create(&files, &head, &body).unwrap();
+        }
+        let done = power.done();
+        let (ops, paths): (Vec<_>, Vec<_>) = done[done.len() - 4..].iter().cloned().unzip();
+        assert_eq!(ops, [Op::Write, Op::Sync, Op::Rename, Op::Sync]);
+        assert_eq!(paths[0], paths[1]);
+        assert_eq!(paths[2].extension().unwrap(), "snapshot");
+        assert_eq!(paths[3], dir.path());
+    }
+}
+
+#[test]
+fn any_failed_step_fails_its_writer_alone_and_leaves_nothing_behind() {
+    let (older, newer) = (body(10, 1), body(2 * CHUNK + 9, 2));
+    let meta = meta_of(&head(2), &newer);
+    let write = |files: &SnapshotFiles, received: bool| match received {
+        true => receive(files, &meta, &newer),
+        false => create(files, &head(2), &newer),
+    };
+    for received in [false, true] {
+        let (mut fails, mut failures) = (0, 0);
+        loop {
+            let dir = TempDir::new().unwrap();
+            let old = create(&open(dir.path()), &head(1), &older).unwrap();
+            // The first step is the sync of the directory at open.
+            fails += 1;
+            let power = Arc::new(Power { fails: Some(fails), ..Power::default() });
+            let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+            let outcome = write(&files, received);
+            if power.done().len() <= fails {
+                outcome.unwrap();
+                break;
+            }
+            failures += 1;
+            let context = format!("step {fails}: {:?}", power.done()[fails]);
+            assert!(matches!(outcome, Err(SnapshotStoreError::Io { .. })), "{context}");
+            assert_eq!(files.latest(GROUP).unwrap().as_ref(), Some(&old), "{context}");
+            assert_eq!(files.find(GROUP, meta.content).unwrap(), None, "{context}");
+            assert_eq!(names(dir.path()).len(), 1, "{context}");
+            if received {
+                assert_eq!(files.receive(&meta).unwrap().verified(), 0, "{context}");
+            }
+            assert_eq!(write(&files, received).unwrap(), meta, "{context}");
+            assert!(read(&files, &meta) == newer, "{context}");
+            assert_eq!(read(&files, &old), older, "{context}");
+        }
+        assert!(failures >= 8, "only {failures} steps were tried");
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_at_any_byte_up_to_the_last_fails_the_writer_alone() {
+    let bytes = body(CHUNK + 200, 1);
+    let meta = meta_of(&head(1), &bytes);
+    let whole = {
+        let dir = TempDir::new().unwrap();
+        let files = open(dir.path());
+        receive(&files, &meta, &bytes).unwrap();
+        fs::metadata(dir.path().join(names(dir.path()).first().unwrap())).unwrap().len() as usize
+    };
+    assert!(whole > CHUNK + 100 + 46);
+    for room in [0, 1, 40, CHUNK, CHUNK + 100, whole - 46, whole - 45, whole - 2, whole - 1, whole] {
+        let dir = TempDir::new().unwrap();
+        let power = Arc::new(Power { room: Some(Mutex::new(room)), ..Power::default() });
+        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let outcome = receive(&files, &meta, &bytes);
+        if room == whole {
+            outcome.unwrap();
+            continue;
+        }
+        let full = matches!(&outcome, Err(SnapshotStoreError::Io { source, .. })
+            if source.kind() == io::ErrorKind::StorageFull);
+        assert!(full, "{room}: {outcome:?}");
+        assert_eq!(files.latest(GROUP).unwrap(), None);
+        assert_eq!(names(dir.path()).len(), 0, "{room}: the space is not given back");
+        *power.room.as_ref().unwrap().lock().unwrap() = whole;
+        assert_eq!(receive(&files, &meta, &bytes).unwrap(), meta, "{room}");
+    }
+}
+
+#[test]
+fn a_large_file_is_synced_while_it_is_written_and_a_failure_of_that_is_final() {
+    let part = body(4 * CHUNK, 1);
+    let mut hasher = ContentHasher::new(&head(1));
+    (0..34).for_each(|_| hasher.update(&part));
+    let Trailer { length, content } = hasher.finish();
+    let meta = SnapshotMeta { head: head(1), length, content };
+    for fails in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let power = Power { fails: fails.then_some(first_sync_of_a_file(&part)), ..Power::default() };
+        let power = Arc::new(power);
+        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let mut writer = files.receive(&meta).unwrap();
+        let written = (0..34).try_for_each(|_| writer.write_all(&part));
+        assert_eq!(written.is_err(), fails);
+        let syncs = power.done().iter().filter(|(op, path)| *op == Op::Sync && path != dir.path()).count();
+        assert_eq!(syncs, 1);
+        assert_eq!(writer.verify(None).is_err(), fails);
+        drop(writer);
+        let verified = files.receive(&meta).unwrap().verified();
+        assert_eq!(
+            verified,
+            if fails { 0 } else { length },
+            "what a failed sync covered may not be on the disk"
+        );
+    }
+}
+
+/// Its number: the sync of the directory, the creation and the header come first.
+fn first_sync_of_a_file(part: &[u8]) -> usize {
+    let per_part = part.len() / CHUNK;
+    3 + 32 * per_part
+}
+
+#[test]
+fn a_file_that_cannot_be_removed_is_still_known() {
+    let dir = TempDir::new().unwrap();
+    // Sync at open; create, header, last chunk, trailer, sync, rename, sync of the directory; removal.
+    let power = Arc::new(Power { fails: Some(8), ..Power::default() });
+    let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+    let meta = create(&files, &head(1), b"body").unwrap();
+    assert!(matches!(files.retain(GROUP, &[]), Err(SnapshotStoreError::Io { .. })));
+    assert_eq!(power.done()[8].0, Op::Delete);
+    assert_eq!(read(&files, &meta), b"body");
+    files.retain(GROUP, &[]).unwrap();
+    assert_eq!(names(dir.path()).len(), 0);
+}

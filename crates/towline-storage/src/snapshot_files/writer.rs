@@ -1,0 +1,311 @@
+//! Writes one snapshot file.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use towline_engine::snapshot_store::{
+    ContentHasher, ContentId, SnapshotMeta, SnapshotStoreError, SnapshotWriter, Trailer,
+};
+
+use super::layout::{self, Header, SNAPSHOT_CHUNK_BYTES, SUM_BYTES};
+use super::{Shared, failed};
+
+/// Bytes written between two syncs. The last sync of a large file is short then, the log's own sync waits behind less,
+/// and a power loss costs a transfer no more than this.
+const SYNC_BYTES: u64 = 32 * 1024 * 1024;
+
+/// What became of the bytes so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Open,
+    Checked(Trailer),
+    /// They are not what they should be.
+    Refused,
+    /// The disk failed. Nothing is kept for a resume: after a failed sync the kernel may show bytes that are not on the
+    /// disk, and a full disk is wanted for other things.
+    Failed,
+    Committed,
+}
+
+pub(super) struct FileWriter {
+    store: Arc<Shared>,
+    header: Header,
+    path: PathBuf,
+    file: File,
+    /// Over all chunks before the one that is filled now.
+    hasher: ContentHasher,
+    /// The chunk that is filled: room for the checksum, then bytes.
+    chunk: Vec<u8>,
+    /// Its number.
+    number: u64,
+    body_at: u64,
+    /// Bytes of the body that are in the file under a checksum.
+    in_file: u64,
+    unsynced: u64,
+    condition: Condition,
+}
+
+impl FileWriter {
+    /// Takes a file that is empty, or holds what is left of an earlier transfer. From here on the file, and the claim
+    /// on its name, is the writer's.
+    pub(super) fn new(store: Arc<Shared>, header: Header, path: PathBuf, file: File) -> Self {
+        let mut chunk = Vec::with_capacity(SUM_BYTES + SNAPSHOT_CHUNK_BYTES);
+        chunk.resize(SUM_BYTES, 0);
+        Self {
+            hasher: ContentHasher::new(&header.head),
+            store,
+            header,
+            path,
+            file,
+            chunk,
+            number: 0,
+            body_at: 0,
+            in_file: 0,
+            unsynced: 0,
+            condition: Condition::Open,
+        }
+    }
+
+    /// Writes the header of an empty file.
+    pub(super) fn start(&mut self) -> Result<(), SnapshotStoreError> {
+        let header = self.header.encode();
+        let header = header.map_err(|e| failed("encoding of the header", io::Error::other(e)));
+        let header = header.inspect_err(|_| self.condition = Condition::Failed)?;
+        self.write_at(0, &header).map_err(|e| failed("write of the header", e))?;
+        self.body_at = header.len() as u64;
+        Ok(())
+    }
+
+    /// Goes on with what is in the file as far as header and checksums hold, and cuts off the rest. `false` if nothing
+    /// of it is of use.
+    pub(super) fn resume(&mut self) -> io::Result<bool> {
+        self.body_at = match Header::read(&mut self.file) {
+            Ok((header, body_at)) if header == self.header => body_at,
+            _ => return Ok(false),
+        };
+        loop {
+            let room = self.room();
+            if room == 0 {
+                break;
+            }
+            self.chunk.resize(SUM_BYTES + room, 0);
+            let got = layout::read_full(&mut self.file, &mut self.chunk)?;
+            self.chunk.truncate(got);
+            if got <= SUM_BYTES || !layout::chunk_holds(self.number, &self.chunk) {
+                self.empty_chunk();
+                break;
+            }
+            if self.room() > 0 {
+                // A short chunk is the last one. It is filled up.
+                break;
+            }
+            self.end_chunk();
+        }
+        self.in_file = self.taken();
+        let held = if self.filled().is_empty() { 0 } else { self.chunk.len() as u64 };
+        let end = self.chunk_at() + held;
+        if self.file.metadata()?.len() != end {
+            self.store.ops.truncate(&self.file, &self.path, end)?;
+        }
+        Ok(true)
+    }
+
+    /// Begins anew in a file that is of no use.
+    pub(super) fn restart(&mut self) -> Result<(), SnapshotStoreError> {
+        let emptied = self.store.ops.truncate(&self.file, &self.path, 0);
+        emptied.inspect_err(|_| self.condition = Condition::Failed).map_err(|e| failed("truncation", e))?;
+        self.hasher = ContentHasher::new(&self.header.head);
+        self.number = 0;
+        self.in_file = 0;
+        self.empty_chunk();
+        self.start()
+    }
+
+    /// Bytes of the body taken.
+    fn taken(&self) -> u64 {
+        self.hasher.length() + self.filled().len() as u64
+    }
+
+    /// Bytes of the chunk that is filled.
+    fn filled(&self) -> &[u8] {
+        self.chunk.get(SUM_BYTES..).unwrap_or_default()
+    }
+
+    /// How many more bytes the chunk takes. The last chunk of an offered body ends with it.
+    fn room(&self) -> usize {
+        let room = SNAPSHOT_CHUNK_BYTES.saturating_sub(self.filled().len());
+        match self.header.offered {
+            None => room,
+            Some(offered) => {
+                let left = offered.length.saturating_sub(self.taken());
+                usize::try_from(left).map_or(room, |left| room.min(left))
+            }
+        }
+    }
+
+    fn chunk_at(&self) -> u64 {
+        self.body_at.saturating_add(layout::chunk_at(self.number))
+    }
+
+    fn empty_chunk(&mut self) {
+        self.chunk.clear();
+        self.chunk.resize(SUM_BYTES, 0);
+    }
+
+    /// The chunk is in the file as it will stay.
+    fn end_chunk(&mut self) {
+        self.hasher.update(self.chunk.get(SUM_BYTES..).unwrap_or_default());
+        self.number += 1;
+        self.empty_chunk();
+    }
+
+    /// Any failure is the last thing that happens to this file.
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let written = self.store.ops.write_at(&mut self.file, &self.path, at, bytes);
+        written.inspect_err(|_| self.condition = Condition::Failed)
+    }
+
+    /// Writes the chunk that is filled, as far as it is.
+    fn write_chunk(&mut self) -> io::Result<()> {
+        if self.filled().is_empty() || self.in_file == self.taken() {
+            return Ok(());
+        }
+        let sum = layout::chunk_sum(self.number, self.filled());
+        if let Some(place) = self.chunk.first_chunk_mut::<SUM_BYTES>() {
+            *place = sum;
+        }
+        let chunk = std::mem::take(&mut self.chunk);
+        let written = self.write_at(self.chunk_at(), &chunk);
+        self.chunk = chunk;
+        written?;
+        self.in_file = self.taken();
+        Ok(())
+    }
+
+    fn sync_when_due(&mut self, bytes: u64) -> io::Result<()> {
+        self.unsynced += bytes;
+        if self.unsynced < SYNC_BYTES {
+            return Ok(());
+        }
+        self.unsynced = 0;
+        let synced = self.store.ops.sync_data(&self.file, &self.path);
+        synced.inspect_err(|_| self.condition = Condition::Failed)
+    }
+
+    /// What the bytes are that were taken so far.
+    fn trailer(&self) -> Trailer {
+        let mut hasher = self.hasher.clone();
+        hasher.update(self.filled());
+        hasher.finish()
+    }
+
+    fn usable(&self) -> io::Result<()> {
+        match self.condition {
+            Condition::Open | Condition::Checked(_) => Ok(()),
+            _ => Err(io::Error::other("the snapshot file failed before")),
+        }
+    }
+
+    fn refuse(&mut self, content: ContentId, detail: String) -> SnapshotStoreError {
+        self.condition = Condition::Refused;
+        SnapshotStoreError::Corrupt { content, detail }
+    }
+
+    fn finish(&mut self, trailer: &Trailer) -> Result<(), SnapshotStoreError> {
+        self.write_chunk().map_err(|e| failed("write of the last chunk", e))?;
+        let end = layout::stored_bytes(trailer.length).and_then(|bytes| bytes.checked_add(self.body_at));
+        let end = end.ok_or_else(|| failed("write of the trailer", io::ErrorKind::FileTooLarge.into()))?;
+        self.write_at(end, &layout::encode_trailer(trailer))
+            .map_err(|e| failed("write of the trailer", e))?;
+        let synced = self.store.ops.sync(&self.file, &self.path);
+        synced.inspect_err(|_| self.condition = Condition::Failed).map_err(|e| failed("sync", e))
+    }
+}
+
+impl Write for FileWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.usable()?;
+        let room = self.room();
+        if room == 0 && !bytes.is_empty() {
+            self.condition = Condition::Refused;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than was offered"));
+        }
+        let Some(taken) = bytes.get(..room.min(bytes.len())).filter(|taken| !taken.is_empty()) else {
+            return Ok(0);
+        };
+        self.condition = Condition::Open;
+        self.chunk.extend_from_slice(taken);
+        if self.room() == 0 {
+            self.write_chunk()?;
+            let bytes = self.chunk.len() as u64;
+            self.end_chunk();
+            self.sync_when_due(bytes)?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.usable()?;
+        self.write_chunk()
+    }
+}
+
+impl SnapshotWriter for FileWriter {
+    fn verified(&self) -> u64 {
+        self.in_file
+    }
+
+    fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
+        self.usable().map_err(|e| failed("verification", e))?;
+        let found = self.trailer();
+        for expected in self.header.offered.iter().chain(expected).copied().collect::<Vec<_>>() {
+            if found.length != expected.length {
+                let detail = format!("{} bytes came, {} were announced", found.length, expected.length);
+                return Err(self.refuse(expected.content, detail));
+            }
+            if found.content != expected.content {
+                return Err(self.refuse(expected.content, format!("its digest is {}", found.content)));
+            }
+        }
+        self.condition = Condition::Checked(found);
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
+        let Condition::Checked(trailer) = self.condition else {
+            let content = self.header.offered.unwrap_or_else(|| self.trailer()).content;
+            return Err(self.refuse(content, "it was not verified before it was to be kept".into()));
+        };
+        self.finish(&trailer)?;
+        let head = self.header.head.clone();
+        let meta = SnapshotMeta { head, length: trailer.length, content: trailer.content };
+        let published = self.store.publish(&self.path, &meta, self.header.offered.is_some());
+        published.inspect_err(|_| self.condition = Condition::Failed)?;
+        self.condition = Condition::Committed;
+        Ok(meta)
+    }
+
+    fn discard(mut self: Box<Self>) {
+        self.condition = Condition::Refused;
+    }
+}
+
+impl Drop for FileWriter {
+    fn drop(&mut self) {
+        if self.condition == Condition::Committed {
+            return;
+        }
+        let of_use = self.header.offered.filter(|_| self.usable().is_ok());
+        let kept = of_use.filter(|_| self.write_chunk().is_ok() && self.in_file > 0);
+        let group = self.header.head.group;
+        match (kept, self.header.offered) {
+            (Some(offered), _) => {
+                let bytes = self.file.metadata().map_or(self.in_file, |m| m.len());
+                self.store.leave(group, offered.content, bytes);
+            }
+            (None, offered) => self.store.abandon(&self.path, group, offered.map(|o| o.content)),
+        }
+    }
+}

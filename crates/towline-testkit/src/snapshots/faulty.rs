@@ -1,0 +1,406 @@
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use towline_engine::ids::GroupId;
+use towline_engine::snapshot_store::{
+    ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
+};
+
+const EIO: i32 = 5;
+
+/// What can be made to fail, or be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SnapshotOp {
+    /// [`SnapshotStore::latest`] and [`SnapshotStore::find`].
+    Look,
+    /// [`SnapshotStore::create`].
+    Create,
+    /// [`SnapshotStore::receive`].
+    Receive,
+    /// One call of a writer's `write` or `flush`.
+    Write,
+    /// [`SnapshotWriter::verify`].
+    Verify,
+    /// [`SnapshotWriter::commit`].
+    Commit,
+    /// [`SnapshotStore::open`].
+    Open,
+    /// One call of a reader's `read`.
+    Read,
+    /// [`SnapshotStore::retain`].
+    Retain,
+}
+
+/// How it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SnapshotFault {
+    /// The disk is full: nothing of the operation was done, and the writer's file is gone.
+    DiskFull,
+    /// EIO: nothing of the operation was done, and the writer's file is gone.
+    Eio,
+    /// The bytes are not what they should be. A write goes through with one bit flipped; a read fails with
+    /// [`io::ErrorKind::InvalidData`]; everything else fails with [`SnapshotStoreError::Corrupt`].
+    Corrupt,
+    /// The operation panics.
+    Panic,
+    /// The operation is done, and answers EIO all the same: a commit whose last sync of the directory failed.
+    AnswerLost,
+}
+
+/// A double around any [`SnapshotStore`] that fails, panics or waits on request. Clones share one.
+///
+/// ```
+/// use std::io::Write;
+/// use std::sync::Arc;
+/// use towline_engine::snapshot_store::SnapshotStore;
+/// use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotFault, SnapshotOp};
+///
+/// let store = FaultySnapshots::new(Arc::new(MemSnapshots::new()));
+/// store.fail(SnapshotOp::Write, 2, SnapshotFault::DiskFull);
+/// let head = towline_testkit::suites::snapshot_store::head(7);
+/// let mut writer = store.create(&head).unwrap();
+/// assert!(writer.write(b"one").is_ok());
+/// assert!(writer.write(b"two").is_err());
+/// ```
+#[derive(Clone)]
+pub struct FaultySnapshots {
+    inner: Arc<dyn SnapshotStore>,
+    plan: Arc<Plan>,
+}
+
+impl std::fmt::Debug for FaultySnapshots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FaultySnapshots").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    state: Mutex<PlanState>,
+    /// Something about the gates changed.
+    gates: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct PlanState {
+    done: BTreeMap<SnapshotOp, u64>,
+    faults: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
+    /// Once, where a writer's or reader's body reaches this byte.
+    at_byte: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
+    closed: BTreeMap<SnapshotOp, usize>,
+    held: BTreeMap<SnapshotOp, usize>,
+}
+
+impl FaultySnapshots {
+    /// Around a store, failing nothing yet.
+    pub fn new(inner: Arc<dyn SnapshotStore>) -> Self {
+        Self { inner, plan: Arc::default() }
+    }
+
+    /// Makes the `number`-th operation of this kind fail, counted from 1 over the life of the double.
+    pub fn fail(&self, op: SnapshotOp, number: u64, fault: SnapshotFault) {
+        self.plan.lock().faults.insert((op, number), fault);
+    }
+
+    /// Makes the next operation of this kind fail, once.
+    pub fn fail_next(&self, op: SnapshotOp, fault: SnapshotFault) {
+        let mut plan = self.plan.lock();
+        let number = plan.done.get(&op).map_or(1, |done| done + 1);
+        plan.faults.insert((op, number), fault);
+    }
+
+    /// Makes the first write that would take byte `offset` of a body fail, once; what comes before it is taken.
+    pub fn fail_write_at(&self, offset: u64, fault: SnapshotFault) {
+        self.plan.lock().at_byte.insert((SnapshotOp::Write, offset), fault);
+    }
+
+    /// Makes the first read that would give byte `offset` of a body fail, once; what comes before it is given.
+    pub fn fail_read_at(&self, offset: u64, fault: SnapshotFault) {
+        self.plan.lock().at_byte.insert((SnapshotOp::Read, offset), fault);
+    }
+
+    /// How many operations of this kind have begun, also those that failed or are held.
+    pub fn count(&self, op: SnapshotOp) -> u64 {
+        self.plan.lock().done.get(&op).copied().unwrap_or(0)
+    }
+
+    /// Holds every operation of this kind before it does anything, for as long as the gate exists.
+    pub fn hold(&self, op: SnapshotOp) -> SnapshotGate {
+        *self.plan.lock().closed.entry(op).or_default() += 1;
+        SnapshotGate { plan: self.plan.clone(), op }
+    }
+}
+
+/// See [`FaultySnapshots::hold`]. Dropping it lets what is held go on.
+#[derive(Debug)]
+pub struct SnapshotGate {
+    plan: Arc<Plan>,
+    op: SnapshotOp,
+}
+
+impl SnapshotGate {
+    /// Waits until an operation is held. `false` if none was before the deadline.
+    pub fn wait_held(&self, deadline: Duration) -> bool {
+        let until = Instant::now() + deadline;
+        let mut state = self.plan.lock();
+        while state.held.get(&self.op).is_none_or(|&held| held == 0) {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            state = self.plan.gates.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+impl Drop for SnapshotGate {
+    fn drop(&mut self) {
+        if let Some(closed) = self.plan.lock().closed.get_mut(&self.op) {
+            *closed -= 1;
+        }
+        self.plan.gates.notify_all();
+    }
+}
+
+impl Plan {
+    fn lock(&self) -> MutexGuard<'_, PlanState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An operation begins: it is counted, waits for its gate, and learns its fate.
+    fn begin(&self, op: SnapshotOp) -> Option<SnapshotFault> {
+        let mut state = self.lock();
+        let done = state.done.entry(op).or_default();
+        *done += 1;
+        let number = *done;
+        if state.closed.get(&op).is_some_and(|&closed| closed > 0) {
+            *state.held.entry(op).or_default() += 1;
+            self.gates.notify_all();
+            while state.closed.get(&op).is_some_and(|&closed| closed > 0) {
+                state = self.gates.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if let Some(held) = state.held.get_mut(&op) {
+                *held -= 1;
+            }
+        }
+        let fault = state.faults.remove(&(op, number));
+        drop(state);
+        assert!(
+            fault != Some(SnapshotFault::Panic),
+            "{op:?} {number} of the snapshot store panics, as it was told"
+        );
+        fault
+    }
+
+    /// How many of the bytes from `at` on go through, and the fault behind them.
+    fn reach(&self, op: SnapshotOp, at: u64, bytes: usize) -> (usize, Option<SnapshotFault>) {
+        let mut state = self.lock();
+        let end = at.saturating_add(bytes as u64);
+        let next =
+            state.at_byte.range((op, at)..(op, end)).next().map(|(&(_, offset), &fault)| (offset, fault));
+        let Some((offset, fault)) = next else { return (bytes, None) };
+        if offset > at {
+            return (usize::try_from(offset - at).unwrap_or(bytes), None);
+        }
+        state.at_byte.remove(&(op, offset));
+        drop(state);
+        assert!(fault != SnapshotFault::Panic, "{op:?} at byte {offset} panics, as it was told");
+        (bytes, Some(fault))
+    }
+}
+
+fn io_error(fault: SnapshotFault) -> io::Error {
+    match fault {
+        SnapshotFault::DiskFull => io::ErrorKind::StorageFull.into(),
+        SnapshotFault::Corrupt => io::Error::new(io::ErrorKind::InvalidData, "corrupt, as it was told"),
+        _ => io::Error::from_raw_os_error(EIO),
+    }
+}
+
+fn store_error(fault: SnapshotFault, during: &'static str, content: ContentId) -> SnapshotStoreError {
+    match fault {
+        SnapshotFault::Corrupt => {
+            SnapshotStoreError::Corrupt { content, detail: "corrupt, as it was told".into() }
+        }
+        fault => SnapshotStoreError::Io { during, source: io_error(fault) },
+    }
+}
+
+/// Runs `act` as the plan says.
+fn run<T>(
+    plan: &Plan,
+    op: SnapshotOp,
+    during: &'static str,
+    content: ContentId,
+    act: impl FnOnce() -> Result<T, SnapshotStoreError>,
+) -> Result<T, SnapshotStoreError> {
+    match plan.begin(op) {
+        None => act(),
+        Some(SnapshotFault::AnswerLost) => {
+            act()?;
+            Err(store_error(SnapshotFault::AnswerLost, during, content))
+        }
+        Some(fault) => Err(store_error(fault, during, content)),
+    }
+}
+
+/// Stands where no snapshot is meant.
+const NO_CONTENT: ContentId = ContentId([0; 32]);
+
+impl SnapshotStore for FaultySnapshots {
+    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        run(&self.plan, SnapshotOp::Look, "latest", NO_CONTENT, || self.inner.latest(group))
+    }
+
+    fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        run(&self.plan, SnapshotOp::Look, "find", content, || self.inner.find(group, content))
+    }
+
+    fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        let inner = run(&self.plan, SnapshotOp::Create, "create", NO_CONTENT, || self.inner.create(head))?;
+        Ok(Box::new(FaultyWriter::new(inner, self.plan.clone(), NO_CONTENT)))
+    }
+
+    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        let content = meta.content;
+        let inner = run(&self.plan, SnapshotOp::Receive, "receive", content, || self.inner.receive(meta))?;
+        Ok(Box::new(FaultyWriter::new(inner, self.plan.clone(), content)))
+    }
+
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn Read + Send>, SnapshotStoreError> {
+        let inner =
+            run(&self.plan, SnapshotOp::Open, "open", meta.content, || self.inner.open(meta, offset))?;
+        Ok(Box::new(FaultyReader { inner, plan: self.plan.clone(), at: offset }))
+    }
+
+    fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
+        run(&self.plan, SnapshotOp::Retain, "retain", NO_CONTENT, || self.inner.retain(group, keep))
+    }
+}
+
+struct FaultyWriter {
+    /// `None` once the disk failed under it.
+    inner: Option<Box<dyn SnapshotWriter>>,
+    plan: Arc<Plan>,
+    content: ContentId,
+    /// Bytes of the body taken, with those of an earlier transfer.
+    at: u64,
+    verified: u64,
+}
+
+impl FaultyWriter {
+    fn new(inner: Box<dyn SnapshotWriter>, plan: Arc<Plan>, content: ContentId) -> Self {
+        let verified = inner.verified();
+        Self { inner: Some(inner), plan, content, at: verified, verified }
+    }
+
+    /// As a disk does it: the file is gone.
+    fn broken(&mut self, fault: SnapshotFault) -> io::Error {
+        if let Some(inner) = self.inner.take() {
+            inner.discard();
+        }
+        io_error(fault)
+    }
+
+    fn inner(&mut self) -> io::Result<&mut dyn SnapshotWriter> {
+        match &mut self.inner {
+            Some(inner) => Ok(&mut **inner),
+            None => Err(io::Error::other("the snapshot file failed before")),
+        }
+    }
+}
+
+impl Write for FaultyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let by_number = self.plan.begin(SnapshotOp::Write);
+        let (room, by_byte) = self.plan.reach(SnapshotOp::Write, self.at, bytes.len());
+        let room = bytes.get(..room).unwrap_or(bytes);
+        let taken = match by_number.or(by_byte) {
+            None => self.inner()?.write(room)?,
+            Some(SnapshotFault::Corrupt) => {
+                let mut flipped = room.to_vec();
+                if let Some(byte) = flipped.first_mut() {
+                    *byte ^= 1;
+                }
+                self.inner()?.write(&flipped)?
+            }
+            Some(fault) => return Err(self.broken(fault)),
+        };
+        self.at += taken as u64;
+        self.verified = self.inner()?.verified();
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if let Some(fault) = self.plan.begin(SnapshotOp::Write) {
+            return Err(self.broken(fault));
+        }
+        self.inner()?.flush()?;
+        self.verified = self.inner()?.verified();
+        Ok(())
+    }
+}
+
+impl SnapshotWriter for FaultyWriter {
+    fn verified(&self) -> u64 {
+        self.verified
+    }
+
+    fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
+        let during = "verification";
+        if let Some(fault) = self.plan.begin(SnapshotOp::Verify) {
+            self.broken(fault);
+            return Err(store_error(fault, during, self.content));
+        }
+        let inner = self.inner().map_err(|source| SnapshotStoreError::Io { during, source })?;
+        inner.verify(expected)
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
+        let during = "commit";
+        let fault = self.plan.begin(SnapshotOp::Commit);
+        if let Some(fault) = fault.filter(|&fault| fault != SnapshotFault::AnswerLost) {
+            self.broken(fault);
+            return Err(store_error(fault, during, self.content));
+        }
+        let Some(inner) = self.inner.take() else {
+            let source = io::Error::other("the snapshot file failed before");
+            return Err(SnapshotStoreError::Io { during, source });
+        };
+        let meta = inner.commit()?;
+        match fault {
+            None => Ok(meta),
+            Some(fault) => Err(store_error(fault, during, meta.content)),
+        }
+    }
+
+    fn discard(mut self: Box<Self>) {
+        if let Some(inner) = self.inner.take() {
+            inner.discard();
+        }
+    }
+}
+
+struct FaultyReader {
+    inner: Box<dyn Read + Send>,
+    plan: Arc<Plan>,
+    at: u64,
+}
+
+impl Read for FaultyReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let by_number = self.plan.begin(SnapshotOp::Read);
+        let (room, by_byte) = self.plan.reach(SnapshotOp::Read, self.at, out.len());
+        if let Some(fault) = by_number.or(by_byte) {
+            return Err(io_error(fault));
+        }
+        let out = match out.get_mut(..room) {
+            Some(out) => out,
+            None => return Ok(0),
+        };
+        let count = self.inner.read(out)?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}

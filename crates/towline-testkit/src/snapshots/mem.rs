@@ -1,0 +1,371 @@
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use towline_engine::ids::GroupId;
+use towline_engine::snapshot_store::{
+    ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter,
+    Trailer,
+};
+
+/// A [`SnapshotStore`] in memory. Clones share one store.
+///
+/// A snapshot becomes part of the durable image when its commit returns; [`crash`](Self::crash) gives the store a power
+/// loss would leave, [`restart`](Self::restart) the one that is left when only the process ends.
+#[derive(Debug, Clone, Default)]
+pub struct MemSnapshots {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    complete: BTreeMap<(GroupId, ContentId), Complete>,
+    partial: BTreeMap<(GroupId, ContentId), Partial>,
+    /// Writers of a snapshot of this node's own.
+    creating: usize,
+    left: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Complete {
+    meta: SnapshotMeta,
+    body: Arc<Body>,
+    readers: usize,
+    unwanted: bool,
+}
+
+#[derive(Debug)]
+struct Partial {
+    /// `None` while it is being written.
+    left: Option<Left>,
+}
+
+#[derive(Debug, Clone)]
+struct Left {
+    meta: SnapshotMeta,
+    body: Body,
+    number: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Body {
+    bytes: Vec<u8>,
+    /// The first byte whose checksum does not hold.
+    damaged: Option<usize>,
+}
+
+impl MemSnapshots {
+    /// Bytes under one checksum, so to speak: damage costs a whole one.
+    pub const CHUNK_BYTES: usize = 64 * 1024;
+    /// Broken transfers of a group of which something is kept; the oldest goes first.
+    pub const PARTIALS_MAX: usize = 2;
+
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What a power loss would leave now, as a store of its own: what was committed.
+    #[must_use]
+    pub fn crash(&self) -> Self {
+        let complete = self.lock().complete.clone();
+        Self::holding(complete, BTreeMap::new())
+    }
+
+    /// What is left when the process ends and the disk stays, as a store of its own: also what broken transfers have
+    /// left behind, but nothing of what is being written.
+    #[must_use]
+    pub fn restart(&self) -> Self {
+        let state = self.lock();
+        let left = state.partial.iter().filter_map(|(&key, partial)| {
+            partial.left.clone().map(|left| (key, Partial { left: Some(left) }))
+        });
+        Self::holding(state.complete.clone(), left.collect())
+    }
+
+    fn holding(
+        mut complete: BTreeMap<(GroupId, ContentId), Complete>,
+        partial: BTreeMap<(GroupId, ContentId), Partial>,
+    ) -> Self {
+        for file in complete.values_mut() {
+            file.readers = 0;
+            file.unwanted = false;
+        }
+        let state = State { complete, partial, creating: 0, left: 1 << 32 };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Damages one byte of a complete snapshot, or of what a broken transfer left, as a failing disk would. Whether
+    /// there is one.
+    pub fn damage(&self, meta: &SnapshotMeta, offset: usize) -> bool {
+        let mut state = self.lock();
+        let key = (meta.head.group, meta.content);
+        let mut hit = false;
+        let complete = state.complete.get_mut(&key).map(|file| Arc::make_mut(&mut file.body));
+        if let Some(body) = complete {
+            hit |= body.damage(offset);
+        }
+        if let Some(left) = state.partial.get_mut(&key).and_then(|partial| partial.left.as_mut()) {
+            hit |= left.body.damage(offset);
+        }
+        hit
+    }
+
+    /// How many files there are: complete, left behind, being written.
+    pub fn files(&self) -> usize {
+        let state = self.lock();
+        state.complete.len() + state.partial.len() + state.creating
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Body {
+    fn damage(&mut self, offset: usize) -> bool {
+        let Some(byte) = self.bytes.get_mut(offset) else { return false };
+        *byte ^= 1;
+        self.damaged = Some(self.damaged.map_or(offset, |old| old.min(offset)));
+        true
+    }
+
+    /// Where the first chunk begins that does not hold.
+    fn damaged_from(&self) -> Option<usize> {
+        self.damaged.map(|at| at - at % MemSnapshots::CHUNK_BYTES)
+    }
+}
+
+impl SnapshotStore for MemSnapshots {
+    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        let state = self.lock();
+        let of_group = state.complete.values().map(|file| &file.meta).filter(|m| m.head.group == group);
+        Ok(of_group.max_by_key(|meta| (meta.head.at.index, meta.head.at.term)).cloned())
+    }
+
+    fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        Ok(self.lock().complete.get(&(group, content)).map(|file| file.meta.clone()))
+    }
+
+    fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        self.lock().creating += 1;
+        Ok(Box::new(MemWriter::new(self.clone(), head.clone(), None)))
+    }
+
+    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        let key = (meta.head.group, meta.content);
+        let offered = Trailer { length: meta.length, content: meta.content };
+        let left = {
+            let mut state = self.lock();
+            let partial = state.partial.insert(key, Partial { left: None });
+            match partial {
+                Some(Partial { left: None }) => {
+                    return Err(SnapshotStoreError::Busy { content: meta.content });
+                }
+                Some(Partial { left }) => left,
+                None => None,
+            }
+        };
+        let mut writer = MemWriter::new(self.clone(), meta.head.clone(), Some(offered));
+        if let Some(left) = left.filter(|left| left.meta == *meta) {
+            writer.body = left.body.bytes;
+            writer.body.truncate(left.body.damaged.map_or(usize::MAX, |at| at - at % Self::CHUNK_BYTES));
+            writer.hasher.update(&writer.body);
+        }
+        Ok(Box::new(writer))
+    }
+
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn Read + Send>, SnapshotStoreError> {
+        let content = meta.content;
+        let key = (meta.head.group, content);
+        let mut state = self.lock();
+        let file = state.complete.get_mut(&key).filter(|file| file.meta == *meta);
+        let file = file.ok_or(SnapshotStoreError::Missing { content })?;
+        if offset > meta.length {
+            return Err(failed("open", io::ErrorKind::InvalidInput.into()));
+        }
+        file.readers += 1;
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        Ok(Box::new(MemReader { store: self.clone(), key, body: file.body.clone(), at }))
+    }
+
+    fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
+        let mut state = self.lock();
+        state.complete.retain(|(of, content), file| {
+            if *of == group {
+                file.unwanted = !keep.contains(content);
+            }
+            file.readers > 0 || !file.unwanted
+        });
+        state.partial.retain(|(of, content), partial| {
+            *of != group || partial.left.is_none() || keep.contains(content)
+        });
+        Ok(())
+    }
+}
+
+struct MemReader {
+    store: MemSnapshots,
+    key: (GroupId, ContentId),
+    body: Arc<Body>,
+    at: usize,
+}
+
+impl Read for MemReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut rest = self.body.bytes.get(self.at..).unwrap_or_default();
+        if let Some(damaged) = self.body.damaged_from() {
+            let sound = rest.get(..damaged.saturating_sub(self.at)).unwrap_or(rest);
+            if sound.is_empty() && !rest.is_empty() && !out.is_empty() {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum does not hold"));
+            }
+            rest = sound;
+        }
+        let count = Read::read(&mut rest, out)?;
+        self.at += count;
+        Ok(count)
+    }
+}
+
+impl Drop for MemReader {
+    fn drop(&mut self) {
+        let mut state = self.store.lock();
+        if let Some(file) = state.complete.get_mut(&self.key) {
+            file.readers = file.readers.saturating_sub(1);
+            if file.readers == 0 && file.unwanted {
+                state.complete.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// What became of the bytes so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Condition {
+    Open,
+    Checked(Trailer),
+    Refused,
+    Committed,
+}
+
+struct MemWriter {
+    store: MemSnapshots,
+    head: SnapshotHead,
+    offered: Option<Trailer>,
+    hasher: ContentHasher,
+    body: Vec<u8>,
+    condition: Condition,
+}
+
+impl MemWriter {
+    fn new(store: MemSnapshots, head: SnapshotHead, offered: Option<Trailer>) -> Self {
+        let hasher = ContentHasher::new(&head);
+        Self { store, head, offered, hasher, body: Vec::new(), condition: Condition::Open }
+    }
+
+    fn refuse(&mut self, content: ContentId, detail: String) -> SnapshotStoreError {
+        self.condition = Condition::Refused;
+        SnapshotStoreError::Corrupt { content, detail }
+    }
+}
+
+impl Write for MemWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.hasher.length() + bytes.len() as u64;
+        if self.condition == Condition::Refused || self.offered.is_some_and(|o| length > o.length) {
+            self.condition = Condition::Refused;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than was offered"));
+        }
+        if !bytes.is_empty() {
+            self.condition = Condition::Open;
+        }
+        self.hasher.update(bytes);
+        self.body.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl SnapshotWriter for MemWriter {
+    fn verified(&self) -> u64 {
+        self.hasher.length()
+    }
+
+    fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
+        if self.condition == Condition::Refused {
+            return Err(failed("verification", io::Error::other("the snapshot file failed before")));
+        }
+        let found = self.hasher.finish();
+        let wrong = self.offered.iter().chain(expected).find(|expected| **expected != found).copied();
+        if let Some(expected) = wrong {
+            return Err(self.refuse(expected.content, format!("{expected:?} was announced, {found:?} came")));
+        }
+        self.condition = Condition::Checked(found);
+        Ok(())
+    }
+
+    fn commit(mut self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
+        let Condition::Checked(trailer) = self.condition else {
+            let content = self.offered.unwrap_or_else(|| self.hasher.finish()).content;
+            return Err(self.refuse(content, "it was not verified before it was to be kept".into()));
+        };
+        let meta = SnapshotMeta { head: self.head.clone(), length: trailer.length, content: trailer.content };
+        let key = (meta.head.group, meta.content);
+        let body = Arc::new(Body { bytes: std::mem::take(&mut self.body), damaged: None });
+        self.condition = Condition::Committed;
+        let mut state = self.store.lock();
+        let readers = state.complete.get(&key).map_or(0, |old| old.readers);
+        state.complete.insert(key, Complete { meta: meta.clone(), body, readers, unwanted: false });
+        match self.offered {
+            Some(_) => drop(state.partial.remove(&key)),
+            None => state.creating -= 1,
+        }
+        Ok(meta)
+    }
+
+    fn discard(mut self: Box<Self>) {
+        self.condition = Condition::Refused;
+    }
+}
+
+impl Drop for MemWriter {
+    fn drop(&mut self) {
+        if self.condition == Condition::Committed {
+            return;
+        }
+        let mut state = self.store.lock();
+        let Some(offered) = self.offered else {
+            state.creating -= 1;
+            return;
+        };
+        let group = self.head.group;
+        let key = (group, offered.content);
+        if self.condition == Condition::Refused || self.body.is_empty() {
+            state.partial.remove(&key);
+            return;
+        }
+        state.left += 1;
+        let meta = SnapshotMeta { head: self.head.clone(), length: offered.length, content: offered.content };
+        let body = Body { bytes: std::mem::take(&mut self.body), damaged: None };
+        let left = Some(Left { meta, body, number: state.left });
+        state.partial.insert(key, Partial { left });
+        let mut numbers: Vec<_> = state
+            .partial
+            .iter()
+            .filter(|((of, _), _)| *of == group)
+            .filter_map(|(&key, partial)| partial.left.as_ref().map(|left| (left.number, key)))
+            .collect();
+        numbers.sort_unstable();
+        let excess = numbers.len().saturating_sub(MemSnapshots::PARTIALS_MAX);
+        for (_, key) in numbers.into_iter().take(excess) {
+            state.partial.remove(&key);
+        }
+    }
+}
+
+fn failed(during: &'static str, source: io::Error) -> SnapshotStoreError {
+    SnapshotStoreError::Io { during, source }
+}

@@ -1,0 +1,685 @@
+//! What every [`SnapshotStore`] must do: each sentence of its contract is a check here.
+//!
+//! ```text
+//! struct Mine { .. }
+//! impl towline_testkit::suites::snapshot_store::Fixture for Mine { .. }
+//! towline_testkit::snapshot_store_suite!(mine, Mine::new);
+//! ```
+//!
+//! makes a module `mine` with one `#[test]` a check.
+
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs // each check is named after what it asserts
+)]
+
+mod reading;
+
+pub use reading::*;
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use towline_engine::ids::{GroupId, Incarnation, NodeId};
+use towline_engine::message::{ConfState, Member};
+use towline_engine::snapshot_store::{
+    ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter,
+    Trailer,
+};
+use towline_engine::state_machine::Applied;
+
+/// A store under test and its disk.
+pub trait Fixture {
+    /// Opens the store on whatever the disk holds. The one opened before was given back.
+    fn open(&mut self) -> Arc<dyn SnapshotStore>;
+
+    /// The process ends and its disk stays. Nothing holds the store any more.
+    fn restart(&mut self);
+
+    /// The power goes, and with it everything that is not durable. Nothing holds the store any more.
+    fn crash(&mut self);
+
+    /// Bytes under one checksum.
+    fn chunk_bytes(&self) -> usize;
+
+    /// Flips one bit of byte `offset` of a body on the disk: of the complete file, or else of what a broken transfer
+    /// left. Nobody has that file open.
+    fn flip(&mut self, meta: &SnapshotMeta, offset: usize);
+
+    /// How many files are on the disk: complete, left behind, being written.
+    fn files(&self) -> usize;
+}
+
+/// One `#[test]` for each check of the suite, in a module of its own. The second argument makes a new, empty fixture.
+#[macro_export]
+macro_rules! snapshot_store_suite {
+    ($module:ident, $new:expr) => {
+        $crate::snapshot_store_suite!(@tests $module, $new;
+            an_empty_store_has_nothing
+            a_snapshot_of_its_own_reads_back_at_every_length
+            a_received_snapshot_reads_back_at_every_length
+            what_was_committed_survives_a_crash
+            nothing_is_visible_before_the_commit
+            a_writer_that_is_dropped_leaves_nothing_of_its_own
+            a_writer_that_is_discarded_leaves_nothing
+            a_commit_without_verify_fails_and_the_file_is_gone
+            a_write_after_verify_takes_the_verification_back
+            verify_makes_nothing_visible
+            a_wrong_digest_is_refused_and_gone
+            a_short_body_is_refused_and_gone
+            a_long_body_is_refused_and_gone
+            a_snapshot_of_its_own_is_held_to_what_is_expected_too
+            another_head_is_another_content
+            flush_puts_what_was_taken_into_the_file
+            a_broken_transfer_goes_on_where_it_was
+            a_broken_transfer_goes_on_after_a_restart
+            a_transfer_may_break_at_any_chunk_and_again
+            a_complete_prefix_needs_no_further_byte
+            a_damaged_prefix_is_cut_back_to_what_holds
+            a_prefix_that_is_damaged_at_its_start_begins_anew
+            a_prefix_of_another_offer_is_not_gone_on_with
+            a_second_writer_of_one_content_is_busy
+            writers_of_different_contents_do_not_meet
+            latest_has_the_highest_index
+            the_higher_term_breaks_a_tie
+            find_knows_every_complete_snapshot
+            groups_are_apart
+            a_read_begins_at_any_offset
+            reads_of_any_size_give_the_same_bytes
+            a_reader_notices_damage
+            what_is_not_here_is_missing
+            retain_removes_what_is_not_kept
+            retain_removes_what_broken_transfers_left
+            retain_keeps_what_is_named
+            retain_spares_what_is_being_written
+            an_open_file_stays_until_its_last_reader_is_dropped
+            a_file_that_is_kept_after_all_stays
+            a_reader_is_not_disturbed_by_the_same_snapshot_again
+            many_threads_write_and_read
+        );
+    };
+    (@tests $module:ident, $new:expr; $($check:ident)*) => {
+        mod $module {
+            use super::*;
+            $(
+                #[test]
+                fn $check() {
+                    $crate::suites::snapshot_store::$check(&mut || Box::new(($new)()));
+                }
+            )*
+        }
+    };
+}
+
+/// Makes a new, empty fixture.
+pub type New<'a> = &'a mut dyn FnMut() -> Box<dyn Fixture>;
+
+const A: GroupId = GroupId::DEFAULT;
+const B: GroupId = GroupId::new(77);
+const SEVERAL_MIB: usize = 5 * 1024 * 1024 + 321;
+
+/// A fixture with the store open.
+struct Open {
+    fixture: Box<dyn Fixture>,
+    store: Option<Arc<dyn SnapshotStore>>,
+}
+
+/// A head at this index, term 3, of the default group.
+pub fn head(index: u64) -> SnapshotHead {
+    head_of(A, index, 3)
+}
+
+fn head_of(group: GroupId, index: u64, term: u64) -> SnapshotHead {
+    let id = |n| NodeId::new(n).unwrap();
+    let member = |n| Member { address: "grpc://h:1".parse().unwrap(), incarnation: Incarnation::new(n) };
+    SnapshotHead {
+        group,
+        at: Applied { index, term },
+        conf_state: ConfState { voters: vec![id(1), id(2)], learners: vec![id(3)], ..ConfState::default() },
+        members: [(id(1), member(5)), (id(2), member(0))].into(),
+    }
+}
+
+/// Bytes that tell their place, and differ by seed.
+fn body(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn meta_of(head: &SnapshotHead, body: &[u8]) -> SnapshotMeta {
+    let mut hasher = ContentHasher::new(head);
+    hasher.update(body);
+    let Trailer { length, content } = hasher.finish();
+    SnapshotMeta { head: head.clone(), length, content }
+}
+
+fn trailer(meta: &SnapshotMeta) -> Trailer {
+    Trailer { length: meta.length, content: meta.content }
+}
+
+fn corrupt<T>(outcome: Result<T, SnapshotStoreError>) -> bool {
+    matches!(outcome, Err(SnapshotStoreError::Corrupt { .. }))
+}
+
+impl Open {
+    fn new(new: New<'_>) -> Self {
+        let mut fixture = new();
+        let store = Some(fixture.open());
+        Self { fixture, store }
+    }
+
+    fn store(&self) -> &dyn SnapshotStore {
+        self.store.as_deref().unwrap()
+    }
+
+    fn restart(&mut self) {
+        self.store = None;
+        self.fixture.restart();
+        self.store = Some(self.fixture.open());
+    }
+
+    fn crash(&mut self) {
+        self.store = None;
+        self.fixture.crash();
+        self.store = Some(self.fixture.open());
+    }
+
+    fn chunk(&self) -> usize {
+        self.fixture.chunk_bytes()
+    }
+
+    fn lengths(&self) -> [usize; 7] {
+        let chunk = self.chunk();
+        [0, 1, chunk - 1, chunk, chunk + 1, 3 * chunk, SEVERAL_MIB]
+    }
+
+    fn put(&self, head: &SnapshotHead, body: &[u8]) -> SnapshotMeta {
+        let mut writer = self.store().create(head).unwrap();
+        writer.write_all(body).unwrap();
+        writer.verify(None).unwrap();
+        writer.commit().unwrap()
+    }
+
+    fn receive(&self, meta: &SnapshotMeta) -> Box<dyn SnapshotWriter> {
+        self.store().receive(meta).unwrap()
+    }
+
+    /// Leaves the first `length` bytes of a transfer behind.
+    fn leave(&self, meta: &SnapshotMeta, body: &[u8], length: usize) {
+        let mut writer = self.receive(meta);
+        let from = writer.verified() as usize;
+        writer.write_all(&body[from..length]).unwrap();
+        writer.flush().unwrap();
+        assert_eq!(writer.verified(), length as u64);
+    }
+
+    /// Goes on with a transfer to its end, and says where it began.
+    fn finish(&self, meta: &SnapshotMeta, body: &[u8]) -> usize {
+        let mut writer = self.receive(meta);
+        let from = writer.verified() as usize;
+        writer.write_all(&body[from..]).unwrap();
+        writer.verify(Some(&trailer(meta))).unwrap();
+        assert_eq!(writer.commit().unwrap(), *meta);
+        assert_eq!(self.read(meta, 0), body);
+        from
+    }
+
+    fn read(&self, meta: &SnapshotMeta, offset: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.store().open(meta, offset).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    fn assert_nothing_of(&self, meta: &SnapshotMeta) {
+        let group = meta.head.group;
+        assert_eq!(self.store().find(group, meta.content).unwrap(), None);
+        assert_ne!(self.store().latest(group).unwrap().as_ref(), Some(meta));
+        assert!(matches!(self.store().open(meta, 0), Err(SnapshotStoreError::Missing { .. })));
+    }
+
+    fn assert_gone(&self, meta: &SnapshotMeta) {
+        self.assert_nothing_of(meta);
+        assert_eq!(self.fixture.files(), 0, "a file is left");
+        assert_eq!(self.receive(meta).verified(), 0, "it goes on with bytes that were refused");
+    }
+}
+
+pub fn an_empty_store_has_nothing(new: New<'_>) {
+    let open = Open::new(new);
+    assert_eq!(open.store().latest(A).unwrap(), None);
+    assert_eq!(open.store().find(A, ContentId([7; 32])).unwrap(), None);
+    open.store().retain(A, &[]).unwrap();
+    assert_eq!(open.fixture.files(), 0);
+}
+
+pub fn a_snapshot_of_its_own_reads_back_at_every_length(new: New<'_>) {
+    let open = Open::new(new);
+    for (number, length) in open.lengths().into_iter().enumerate() {
+        let (head, body) = (head(1 + number as u64), body(length, number as u64));
+        let meta = open.put(&head, &body);
+        assert_eq!(meta, meta_of(&head, &body), "{length}");
+        assert_eq!(open.read(&meta, 0), body, "{length}");
+        assert_eq!(open.store().latest(A).unwrap(), Some(meta), "{length}");
+    }
+}
+
+pub fn a_received_snapshot_reads_back_at_every_length(new: New<'_>) {
+    let open = Open::new(new);
+    for (number, length) in open.lengths().into_iter().enumerate() {
+        let body = body(length, number as u64);
+        let meta = meta_of(&head(1 + number as u64), &body);
+        let mut writer = open.receive(&meta);
+        for part in body.chunks(10_007) {
+            writer.write_all(part).unwrap();
+        }
+        writer.flush().unwrap();
+        assert_eq!(writer.verified(), length as u64);
+        writer.verify(Some(&trailer(&meta))).unwrap();
+        assert_eq!(writer.commit().unwrap(), meta);
+        assert_eq!(open.read(&meta, 0), body, "{length}");
+        assert_eq!(open.store().latest(A).unwrap(), Some(meta), "{length}");
+    }
+}
+
+pub fn what_was_committed_survives_a_crash(new: New<'_>) {
+    let mut open = Open::new(new);
+    let (ours, theirs) = (body(SEVERAL_MIB, 1), body(open.chunk() + 9, 2));
+    let own = open.put(&head(4), &ours);
+    let received = meta_of(&head(9), &theirs);
+    open.finish(&received, &theirs);
+    for _ in 0..2 {
+        open.crash();
+        assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&received));
+        assert_eq!(open.store().find(A, own.content).unwrap().as_ref(), Some(&own));
+        assert_eq!(open.read(&own, 0), ours);
+        assert_eq!(open.read(&received, 0), theirs);
+        open.restart();
+    }
+}
+
+pub fn nothing_is_visible_before_the_commit(new: New<'_>) {
+    let mut open = Open::new(new);
+    let older = open.put(&head(1), b"older");
+    let bytes = body(2 * open.chunk(), 1);
+    let (ours, theirs) = (meta_of(&head(2), &bytes), meta_of(&head(3), &bytes));
+    let mut own = open.store().create(&ours.head).unwrap();
+    let mut received = open.receive(&theirs);
+    for writer in [&mut own, &mut received] {
+        writer.write_all(&bytes).unwrap();
+        writer.flush().unwrap();
+    }
+    for meta in [&ours, &theirs] {
+        open.assert_nothing_of(meta);
+    }
+    assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&older));
+    drop((own, received));
+    open.crash();
+    for meta in [&ours, &theirs] {
+        open.assert_nothing_of(meta);
+    }
+    assert_eq!(open.store().latest(A).unwrap(), Some(older));
+}
+
+pub fn a_writer_that_is_dropped_leaves_nothing_of_its_own(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(2 * open.chunk() + 5, 1);
+    let mut writer = open.store().create(&head(1)).unwrap();
+    writer.write_all(&bytes).unwrap();
+    assert_eq!(open.fixture.files(), 1);
+    drop(writer);
+    open.assert_gone(&meta_of(&head(1), &bytes));
+}
+
+pub fn a_writer_that_is_discarded_leaves_nothing(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(2 * open.chunk() + 5, 1);
+    let meta = meta_of(&head(1), &bytes);
+    for mut writer in [open.store().create(&meta.head).unwrap(), open.receive(&meta)] {
+        writer.write_all(&bytes).unwrap();
+        writer.verify(None).unwrap();
+        writer.discard();
+    }
+    open.assert_gone(&meta);
+}
+
+pub fn a_commit_without_verify_fails_and_the_file_is_gone(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(open.chunk() + 5, 1);
+    let meta = meta_of(&head(1), &bytes);
+    for mut writer in [open.store().create(&meta.head).unwrap(), open.receive(&meta)] {
+        writer.write_all(&bytes).unwrap();
+        assert!(corrupt(writer.commit()));
+    }
+    open.assert_gone(&meta);
+}
+
+pub fn a_write_after_verify_takes_the_verification_back(new: New<'_>) {
+    let open = Open::new(new);
+    let mut writer = open.store().create(&head(1)).unwrap();
+    writer.write_all(b"one").unwrap();
+    writer.verify(None).unwrap();
+    writer.write_all(b"two").unwrap();
+    assert!(corrupt(writer.commit()));
+    open.assert_gone(&meta_of(&head(1), b"onetwo"));
+    let mut writer = open.store().create(&head(1)).unwrap();
+    writer.write_all(b"one").unwrap();
+    writer.verify(None).unwrap();
+    writer.write_all(b"two").unwrap();
+    writer.verify(None).unwrap();
+    assert_eq!(writer.commit().unwrap(), meta_of(&head(1), b"onetwo"));
+}
+
+pub fn verify_makes_nothing_visible(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(open.chunk() + 5, 1);
+    let meta = meta_of(&head(1), &bytes);
+    let mut writer = open.receive(&meta);
+    writer.write_all(&bytes).unwrap();
+    writer.verify(Some(&trailer(&meta))).unwrap();
+    open.assert_nothing_of(&meta);
+    writer.verify(Some(&trailer(&meta))).unwrap();
+    assert_eq!(writer.commit().unwrap(), meta);
+}
+
+/// Both ways to be told: in time by verify, or by the commit of somebody who did not listen.
+fn assert_refused(open: &Open, meta: &SnapshotMeta, write: impl Fn(&mut dyn SnapshotWriter)) {
+    for commit in [false, true] {
+        let mut writer = open.receive(meta);
+        assert_eq!(writer.verified(), 0);
+        write(&mut *writer);
+        assert!(writer.verify(Some(&trailer(meta))).is_err());
+        if commit {
+            assert!(writer.commit().is_err());
+        } else {
+            drop(writer);
+        }
+        open.assert_gone(meta);
+    }
+}
+
+pub fn a_wrong_digest_is_refused_and_gone(new: New<'_>) {
+    let open = Open::new(new);
+    let good = body(2 * open.chunk() + 7, 1);
+    let meta = meta_of(&head(1), &good);
+    for at in [0, open.chunk(), good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        assert_refused(&open, &meta, |writer| writer.write_all(&bad).unwrap());
+    }
+    let mut writer = open.receive(&meta);
+    writer.write_all(&good).unwrap();
+    let other = Trailer { content: ContentId([1; 32]), ..trailer(&meta) };
+    assert!(corrupt(writer.verify(Some(&other))), "the trailer is not what was offered");
+}
+
+pub fn a_short_body_is_refused_and_gone(new: New<'_>) {
+    let open = Open::new(new);
+    let good = body(2 * open.chunk() + 7, 1);
+    let meta = meta_of(&head(1), &good);
+    for length in [0, 1, open.chunk(), good.len() - 1] {
+        assert_refused(&open, &meta, |writer| writer.write_all(&good[..length]).unwrap());
+    }
+    let empty = meta_of(&head(2), b"");
+    assert_refused(&open, &SnapshotMeta { length: 1, ..empty }, |_| {});
+}
+
+pub fn a_long_body_is_refused_and_gone(new: New<'_>) {
+    let open = Open::new(new);
+    for length in [0, 1, open.chunk() - 1, open.chunk(), 2 * open.chunk() + 7] {
+        let long = body(length + 1, 1);
+        let meta = meta_of(&head(1), &long[..length]);
+        assert_refused(&open, &meta, |writer| {
+            // It may say so at once.
+            let _ = writer.write_all(&long);
+        });
+        assert_refused(&open, &meta, |writer| {
+            writer.write_all(&long[..length]).unwrap();
+            let _ = writer.write_all(&long[length..]);
+        });
+    }
+}
+
+pub fn a_snapshot_of_its_own_is_held_to_what_is_expected_too(new: New<'_>) {
+    let open = Open::new(new);
+    let meta = meta_of(&head(1), b"body");
+    let mut writer = open.store().create(&meta.head).unwrap();
+    writer.write_all(b"bodY").unwrap();
+    assert!(corrupt(writer.verify(Some(&trailer(&meta)))));
+    assert!(corrupt(writer.commit()));
+    open.assert_gone(&meta);
+}
+
+pub fn another_head_is_another_content(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(100, 1);
+    let meta = meta_of(&head(1), &bytes);
+    let other = SnapshotMeta { head: head(2), ..meta };
+    let mut writer = open.receive(&other);
+    writer.write_all(&bytes).unwrap();
+    assert!(corrupt(writer.verify(Some(&trailer(&other)))));
+}
+
+pub fn flush_puts_what_was_taken_into_the_file(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(3 * open.chunk(), 1);
+    let meta = meta_of(&head(1), &bytes);
+    let mut writer = open.receive(&meta);
+    let mut taken = 0;
+    for length in [1, 9, open.chunk(), 5, open.chunk() - 15, 100] {
+        writer.write_all(&bytes[taken..taken + length]).unwrap();
+        taken += length;
+        assert!(writer.verified() <= taken as u64);
+        writer.flush().unwrap();
+        assert_eq!(writer.verified(), taken as u64);
+        writer.flush().unwrap();
+    }
+    drop(writer);
+    assert_eq!(open.finish(&meta, &bytes), taken);
+}
+
+pub fn a_broken_transfer_goes_on_where_it_was(new: New<'_>) {
+    let open = Open::new(new);
+    let chunk = open.chunk();
+    for (number, broken_at) in
+        [1, chunk - 1, chunk, chunk + 1, 2 * chunk + 77, 3 * chunk].into_iter().enumerate()
+    {
+        let bytes = body(3 * chunk + 100, number as u64);
+        let meta = meta_of(&head(1 + number as u64), &bytes);
+        let mut writer = open.receive(&meta);
+        writer.write_all(&bytes[..broken_at]).unwrap();
+        let verified = writer.verified() as usize;
+        drop(writer);
+        open.assert_nothing_of(&meta);
+        let from = open.finish(&meta, &bytes);
+        assert!((verified..=broken_at).contains(&from), "{verified} were promised, {from} are there");
+    }
+}
+
+pub fn a_broken_transfer_goes_on_after_a_restart(new: New<'_>) {
+    let mut open = Open::new(new);
+    for length in [1, open.chunk(), 2 * open.chunk() + 77] {
+        let bytes = body(3 * open.chunk(), length as u64);
+        let meta = meta_of(&head(length as u64), &bytes);
+        open.leave(&meta, &bytes, length);
+        open.restart();
+        open.assert_nothing_of(&meta);
+        assert_eq!(open.finish(&meta, &bytes), length);
+        open.restart();
+        assert_eq!(open.read(&meta, 0), bytes);
+    }
+}
+
+pub fn a_transfer_may_break_at_any_chunk_and_again(new: New<'_>) {
+    let mut open = Open::new(new);
+    let chunk = open.chunk();
+    let bytes = body(6 * chunk + 5, 1);
+    let meta = meta_of(&head(1), &bytes);
+    for step in 1..=12 {
+        open.leave(&meta, &bytes, step * chunk / 2 + step % 3);
+        if step % 4 == 0 {
+            open.restart();
+        }
+    }
+    assert_eq!(open.finish(&meta, &bytes), 6 * chunk);
+    assert_eq!(open.fixture.files(), 1);
+}
+
+pub fn a_complete_prefix_needs_no_further_byte(new: New<'_>) {
+    let mut open = Open::new(new);
+    for length in [open.chunk(), 2 * open.chunk() + 5] {
+        let bytes = body(length, 1);
+        let meta = meta_of(&head(length as u64), &bytes);
+        open.leave(&meta, &bytes, length);
+        assert_eq!(open.receive(&meta).verified(), length as u64);
+        open.restart();
+        assert_eq!(open.finish(&meta, &bytes), length);
+    }
+}
+
+pub fn a_damaged_prefix_is_cut_back_to_what_holds(new: New<'_>) {
+    let mut open = Open::new(new);
+    let chunk = open.chunk();
+    let left = 3 * chunk + 50;
+    for (number, at) in [3 * chunk + 49, 3 * chunk, 2 * chunk + 1, chunk].into_iter().enumerate() {
+        let bytes = body(4 * chunk, number as u64);
+        let meta = meta_of(&head(1 + number as u64), &bytes);
+        open.leave(&meta, &bytes, left);
+        open.fixture.flip(&meta, at);
+        if number % 2 == 0 {
+            open.restart();
+        }
+        assert_eq!(open.finish(&meta, &bytes), at - at % chunk);
+    }
+}
+
+pub fn a_prefix_that_is_damaged_at_its_start_begins_anew(new: New<'_>) {
+    let open = &mut Open::new(new);
+    let bytes = body(2 * open.chunk(), 1);
+    let meta = meta_of(&head(1), &bytes);
+    open.leave(&meta, &bytes, open.chunk() + 1);
+    open.fixture.flip(&meta, 0);
+    assert_eq!(open.finish(&meta, &bytes), 0);
+}
+
+pub fn a_prefix_of_another_offer_is_not_gone_on_with(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(2 * open.chunk(), 1);
+    let meta = meta_of(&head(1), &bytes);
+    // A peer that lies about one of them.
+    for other in [
+        SnapshotMeta { length: meta.length + 1, ..meta.clone() },
+        SnapshotMeta { head: head(9), ..meta.clone() },
+    ] {
+        open.leave(&other, &bytes, open.chunk() + 1);
+        assert_eq!(open.finish(&meta, &bytes), 0);
+        open.store().retain(A, &[]).unwrap();
+    }
+}
+
+pub fn a_second_writer_of_one_content_is_busy(new: New<'_>) {
+    let open = Open::new(new);
+    let bytes = body(open.chunk() + 9, 1);
+    let meta = meta_of(&head(1), &bytes);
+    let mut writer = open.receive(&meta);
+    let busy = || {
+        let second = open.store().receive(&meta);
+        matches!(second, Err(SnapshotStoreError::Busy { content }) if content == meta.content)
+    };
+    assert!(busy());
+    writer.write_all(&bytes).unwrap();
+    writer.verify(Some(&trailer(&meta))).unwrap();
+    assert!(busy());
+    drop(writer);
+    let mut writer = open.receive(&meta);
+    assert!(busy(), "the first to be refused must not have let go of it");
+    let from = writer.verified() as usize;
+    writer.write_all(&bytes[from..]).unwrap();
+    writer.verify(Some(&trailer(&meta))).unwrap();
+    writer.commit().unwrap();
+    open.receive(&meta).discard();
+    assert_eq!(open.read(&meta, 0), bytes);
+}
+
+pub fn writers_of_different_contents_do_not_meet(new: New<'_>) {
+    let open = Open::new(new);
+    let bodies = [body(open.chunk() * 2, 1), body(open.chunk() * 2, 2)];
+    let metas = [meta_of(&head(1), &bodies[0]), meta_of(&head(1), &bodies[1])];
+    let mut writers = [open.receive(&metas[0]), open.receive(&metas[1])];
+    let mut own = [open.store().create(&head(5)).unwrap(), open.store().create(&head(5)).unwrap()];
+    for at in (0..bodies[0].len()).step_by(1000) {
+        for number in 0..2 {
+            let part = &bodies[number][at..bodies[number].len().min(at + 1000)];
+            writers[number].write_all(part).unwrap();
+            own[number].write_all(part).unwrap();
+        }
+    }
+    for ((mut writer, mut own), (meta, body)) in writers.into_iter().zip(own).zip(metas.iter().zip(&bodies)) {
+        writer.verify(Some(&trailer(meta))).unwrap();
+        writer.commit().unwrap();
+        own.verify(None).unwrap();
+        let own = own.commit().unwrap();
+        assert_eq!(open.read(meta, 0), *body);
+        assert_eq!(open.read(&own, 0), *body);
+    }
+}
+
+pub fn latest_has_the_highest_index(new: New<'_>) {
+    let mut open = Open::new(new);
+    let mut newest = None;
+    for index in [5, 9, 3, 255, 16, 256, 0] {
+        let meta = open.put(&head(index), &body(10, index));
+        if newest.as_ref().is_none_or(|n: &SnapshotMeta| n.head.at.index < index) {
+            newest = Some(meta);
+        }
+        assert_eq!(open.store().latest(A).unwrap(), newest);
+    }
+    open.restart();
+    assert_eq!(open.store().latest(A).unwrap(), newest);
+}
+
+pub fn the_higher_term_breaks_a_tie(new: New<'_>) {
+    let mut open = Open::new(new);
+    let newer = open.put(&head_of(A, 5, 4), b"x");
+    open.put(&head_of(A, 5, 3), b"y");
+    assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&newer));
+    open.restart();
+    assert_eq!(open.store().latest(A).unwrap(), Some(newer));
+}
+
+pub fn find_knows_every_complete_snapshot(new: New<'_>) {
+    let mut open = Open::new(new);
+    let metas: Vec<_> = (1..=4).map(|index| open.put(&head(index), &body(10, index))).collect();
+    for _ in 0..2 {
+        for meta in &metas {
+            assert_eq!(open.store().find(A, meta.content).unwrap().as_ref(), Some(meta));
+        }
+        assert_eq!(open.store().find(A, ContentId([9; 32])).unwrap(), None);
+        open.restart();
+    }
+}
+
+pub fn groups_are_apart(new: New<'_>) {
+    let mut open = Open::new(new);
+    let (in_a, in_b) = (open.put(&head_of(A, 5, 1), b"a"), open.put(&head_of(B, 9, 1), b"b"));
+    let bytes = body(open.chunk() * 2, 1);
+    let left = meta_of(&head_of(B, 10, 1), &bytes);
+    open.leave(&left, &bytes, open.chunk());
+    for _ in 0..2 {
+        assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&in_a));
+        assert_eq!(open.store().latest(B).unwrap().as_ref(), Some(&in_b));
+        assert_eq!(open.store().find(A, in_b.content).unwrap(), None);
+        open.store().retain(A, &[in_a.content]).unwrap();
+        open.restart();
+    }
+    open.store().retain(A, &[]).unwrap();
+    assert_eq!(open.store().latest(A).unwrap(), None);
+    assert_eq!(open.read(&in_b, 0), b"b");
+    assert_eq!(open.finish(&left, &bytes), open.chunk());
+}

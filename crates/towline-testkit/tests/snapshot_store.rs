@@ -1,0 +1,104 @@
+//! The snapshot stores of this workspace under the suite.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
+use towline_storage::{DataDir, SNAPSHOT_CHUNK_BYTES};
+use towline_testkit::snapshot_store_suite;
+use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots};
+use towline_testkit::suites::snapshot_store::Fixture;
+
+#[derive(Default)]
+struct InMemory {
+    store: MemSnapshots,
+    through_the_double: bool,
+}
+
+impl InMemory {
+    fn through_the_double() -> Self {
+        Self { through_the_double: true, ..Self::default() }
+    }
+}
+
+impl Fixture for InMemory {
+    fn open(&mut self) -> Arc<dyn SnapshotStore> {
+        let store = Arc::new(self.store.clone());
+        if self.through_the_double { Arc::new(FaultySnapshots::new(store)) } else { store }
+    }
+
+    fn restart(&mut self) {
+        self.store = self.store.restart();
+    }
+
+    fn crash(&mut self) {
+        self.store = self.store.crash();
+    }
+
+    fn chunk_bytes(&self) -> usize {
+        MemSnapshots::CHUNK_BYTES
+    }
+
+    fn flip(&mut self, meta: &SnapshotMeta, offset: usize) {
+        assert!(self.store.damage(meta, offset));
+    }
+
+    fn files(&self) -> usize {
+        self.store.files()
+    }
+}
+
+struct OnDisk {
+    dir: tempfile::TempDir,
+}
+
+impl OnDisk {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.dir.path().join("snapshots")).unwrap();
+        files.map(|file| file.unwrap().path()).collect()
+    }
+}
+
+impl Fixture for OnDisk {
+    fn open(&mut self) -> Arc<dyn SnapshotStore> {
+        DataDir::open(self.dir.path()).unwrap().snapshots()
+    }
+
+    fn restart(&mut self) {}
+
+    // Crashes that lose what is not synced are tested where the disk can be: in towline-storage.
+    fn crash(&mut self) {}
+
+    fn chunk_bytes(&self) -> usize {
+        SNAPSHOT_CHUNK_BYTES
+    }
+
+    // As docs/wire.md has it: magic, length of the header's frame, frame, then chunks with four bytes before each.
+    fn flip(&mut self, meta: &SnapshotMeta, offset: usize) {
+        let content = meta.content.to_string();
+        let path = self.paths().into_iter().find(|path| path.to_string_lossy().contains(&content)).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let frame = u32::from_le_bytes(bytes[8..12].try_into().unwrap()) as usize;
+        bytes[12 + frame + offset + 4 * (offset / SNAPSHOT_CHUNK_BYTES + 1)] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    fn files(&self) -> usize {
+        self.paths().len()
+    }
+}
+
+snapshot_store_suite!(in_memory, InMemory::default);
+snapshot_store_suite!(in_memory_through_the_double, InMemory::through_the_double);
+snapshot_store_suite!(on_disk, OnDisk::new);
