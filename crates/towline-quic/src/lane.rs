@@ -14,7 +14,8 @@ use towline_engine::transport::{PeerSession, Refusal};
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use towline_wire::{Purpose, check_first_frame, deliver, prefixed, refused_frame, welcome_frame};
 
-use crate::listener::{Peer, Phase};
+use crate::connection::Peer;
+use crate::listener::Phase;
 use crate::snapshot;
 use crate::stream::{Ended, Incoming, Outgoing, priority};
 

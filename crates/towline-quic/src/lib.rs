@@ -39,10 +39,12 @@
 mod address;
 mod codes;
 mod config;
+mod connection;
 mod dial;
 mod lane;
 mod link;
 mod listener;
+mod runtime;
 mod snapshot;
 mod stream;
 

@@ -2,22 +2,20 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{AsyncTimer, AsyncUdpSocket, Connection, Endpoint, Runtime, ServerConfig, TokioRuntime};
+use quinn::{Endpoint, ServerConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
-use towline_engine::transport::{CertIdentity, Inbound, Listener, Refusal, TransportError};
+use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
 use towline_tls::rustls_config::{Verdict, accepting, alpn};
 use towline_wire::{Rate, Seats};
@@ -25,7 +23,8 @@ use towline_wire::{Rate, Seats};
 use crate::address::{Unusable, resolve};
 use crate::codes;
 use crate::config::{QuicConfig, endpoint_config};
-use crate::lane;
+use crate::connection::serve;
+use crate::runtime::Tracked;
 
 /// Handshakes under way from which on a dialler must show that its address is its own, before it costs a signature.
 const UNPROVEN_MAX: usize = 16;
@@ -33,10 +32,10 @@ const UNPROVEN_MAX: usize = 16;
 const INCOMING_MAX: usize = 256;
 const INCOMING_BYTES_MAX: u64 = 16 << 10;
 const INCOMING_BYTES_TOTAL_MAX: u64 = 1 << 20;
-/// Hellos of one connection that are refused until it is closed, if none was accepted.
-const REFUSED_MAX: usize = 8;
 /// How long a shutdown waits for lanes to end in order, and again for the last packets.
-const SHUTDOWN_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// What a connection is closed with then.
+pub(crate) const SHUTTING_DOWN: &[u8] = b"shutting down";
 
 /// How far a listener is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +54,7 @@ pub(crate) struct Shared {
     server: ServerConfig,
     pub(crate) inbound: Arc<dyn Inbound>,
     pub(crate) lanes: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
-    peers: Arc<Seats<NodeId, oneshot::Sender<Infallible>>>,
+    pub(crate) peers: Arc<Seats<NodeId, oneshot::Sender<Infallible>>>,
     pub(crate) phase: watch::Sender<Phase>,
     connections: AtomicUsize,
     handshakes: AtomicUsize,
@@ -151,8 +150,6 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     let _ = timeout(SHUTDOWN_GRACE, endpoint.wait_idle()).await;
 }
 
-const SHUTTING_DOWN: &[u8] = b"shutting down";
-
 /// Counts one of something while it is there.
 struct Count(Arc<Shared>, fn(&Shared) -> &AtomicUsize);
 
@@ -217,85 +214,6 @@ fn accepted(
     })
 }
 
-/// What is known of one connection.
-pub(crate) struct Peer {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) identity: CertIdentity,
-    /// Whether a hello was accepted: the bounds for strangers no longer apply.
-    pub(crate) admitted: AtomicBool,
-    /// Whether somebody counted why none was.
-    pub(crate) answered: AtomicBool,
-    /// Hellos that were refused.
-    pub(crate) refused: AtomicUsize,
-}
-
-impl Peer {
-    fn is_admitted(&self) -> bool {
-        self.admitted.load(Ordering::Acquire)
-    }
-}
-
-/// Serves the streams of a connection until it ends.
-async fn serve(shared: Arc<Shared>, connection: Connection, identity: Option<CertIdentity>) {
-    let Some(identity) = identity else {
-        connection.close(codes::UNAUTHENTICATED, b"no identity");
-        return shared.refused(&Refusal::Unauthenticated { detail: "no identity".into() });
-    };
-    let (keeps, mut lost) = oneshot::channel();
-    let _seat = shared.peers.take(identity.node, keeps);
-    let mut phase = shared.phase.subscribe();
-    let peer = Arc::new(Peer {
-        shared: Arc::clone(&shared),
-        identity,
-        admitted: AtomicBool::new(false),
-        answered: AtomicBool::new(false),
-        refused: AtomicUsize::new(0),
-    });
-    let mut lanes = JoinSet::new();
-    let late = sleep(shared.config.handshake_timeout * 2);
-    tokio::pin!(late);
-    let mut late_over = false;
-    let unheard = loop {
-        tokio::select! {
-            _ = phase.wait_for(|phase| *phase > Phase::Open) => break Refusal::ShuttingDown,
-            _ = &mut lost => {
-                connection.close(codes::REPLACED, b"a newer connection of this peer took the place");
-                break Refusal::TooManyConnections;
-            }
-            // Whether somebody was let in is asked when it is due, not when the wait begins.
-            () = &mut late, if !late_over => {
-                late_over = true;
-                if !peer.is_admitted() {
-                    connection.close(codes::NO_HELLO, b"no hello within the handshake timeout");
-                    break Refusal::HandshakeTimeout;
-                }
-            }
-            Some(_) = lanes.join_next(), if !lanes.is_empty() => {
-                if !peer.is_admitted() && peer.refused.load(Ordering::Acquire) >= REFUSED_MAX {
-                    connection.close(codes::UNAUTHENTICATED, b"too many hellos were refused");
-                    break Refusal::Malformed { detail: "too many hellos were refused".into() };
-                }
-            }
-            stream = connection.accept_bi() => match stream {
-                Ok((send, receive)) => { lanes.spawn(lane::run(Arc::clone(&peer), send, receive)); }
-                Err(error) => {
-                    tracing::debug!(peer = %peer.identity.node, %error, "connection ended");
-                    break Refusal::Malformed { detail: format!("ended before a hello: {error}") };
-                }
-            },
-        }
-    };
-    if unheard == Refusal::ShuttingDown {
-        // Each says its last word and waits a moment until it was heard.
-        let _ = timeout(SHUTDOWN_GRACE, async { while lanes.join_next().await.is_some() {} }).await;
-        connection.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
-    }
-    lanes.shutdown().await;
-    if !peer.answered.load(Ordering::Acquire) {
-        shared.refused(&unheard);
-    }
-}
-
 struct QuicListener {
     local_addr: SocketAddr,
     shared: Arc<Shared>,
@@ -323,33 +241,5 @@ impl Listener for QuicListener {
 impl Drop for QuicListener {
     fn drop(&mut self) {
         self.shared.phase.send_replace(Phase::Closed);
-    }
-}
-
-/// Tokio, and a way to know when all tasks of an endpoint have ended: they own its socket.
-#[derive(Debug)]
-struct Tracked {
-    alive: mpsc::Sender<Infallible>,
-}
-
-impl Runtime for Tracked {
-    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
-        TokioRuntime.new_timer(at)
-    }
-
-    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        let alive = self.alive.clone();
-        TokioRuntime.spawn(Box::pin(async move {
-            future.await;
-            drop(alive);
-        }));
-    }
-
-    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        TokioRuntime.wrap_udp_socket(socket)
-    }
-
-    fn now(&self) -> Instant {
-        TokioRuntime.now()
     }
 }

@@ -193,3 +193,50 @@ impl fmt::Debug for Verifier {
         f.debug_struct("Verifier").field("expected", &self.expected).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "dev-certs"))]
+mod tests {
+    use super::*;
+    use crate::TlsConfig;
+    use crate::dev::DevAuthority;
+    use rustls::pki_types::pem::PemObject as _;
+    use towline_engine::transport::CertRefusal;
+
+    /// Whatever a peer sends instead of its certificate: a refusal, and never the node's name on other bytes.
+    #[test]
+    fn certificates_with_changed_bytes_are_refused_and_never_panic() {
+        let authority = DevAuthority::new().unwrap();
+        let made = authority.issue(NodeId::new(7).unwrap()).unwrap();
+        let tls =
+            TlsConfig::from_pem(authority.ca_pem().as_bytes(), made.cert.as_bytes(), made.key.as_bytes());
+        let material = tls.unwrap().material();
+        let good = CertificateDer::from_pem_slice(made.cert.as_bytes()).unwrap().to_vec();
+        let check = |bytes: Vec<u8>, between: &[CertificateDer<'_>]| {
+            let cert = CertificateDer::from(bytes);
+            verify(&material, &cert, between, UnixTime::now(), KeyUsage::client_auth())
+        };
+        assert_eq!(check(good.clone(), &[]), Ok(NodeId::new(7).unwrap()));
+        let mut random = 0x2545_f491_4f6c_dd1d_u64;
+        let mut next = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            usize::try_from(random % below as u64).unwrap()
+        };
+        for at in 0..20_000 {
+            let mut bytes = good.clone();
+            for _ in 0..=next(3) {
+                let (place, bit) = (next(bytes.len()), next(8));
+                bytes[place] ^= 1 << bit;
+            }
+            if at % 4 == 0 {
+                bytes.truncate(next(bytes.len()));
+            }
+            if bytes != good {
+                let between = [CertificateDer::from(bytes.clone())];
+                let refused = check(bytes, &between);
+                assert!(matches!(refused, Err(ref why) if *why != CertRefusal::Missing), "{refused:?}");
+            }
+        }
+    }
+}

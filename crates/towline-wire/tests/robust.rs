@@ -15,8 +15,8 @@ use towline_engine::message::{Batch, Entry, Envelope, Message, MessageKind};
 use towline_engine::transport::{ConnectError, Nack, NackCause, PROTOCOL_VERSION, Refusal};
 use towline_wire::limits::*;
 use towline_wire::{
-    Received, WireError, batch_of, check_answer, check_first_frame, decode_frame, encoded_len, frames,
-    merge_nacks, nacks_of, pb, refused_frame,
+    Prefixed, Received, WireError, batch_of, check_answer, check_first_frame, decode_frame, encoded_len,
+    frames, merge_nacks, nacks_of, offer_of, pb, prefixed, refused_frame,
 };
 
 fn node(id: u64) -> NodeId {
@@ -37,8 +37,24 @@ fn every_decoder(bytes: Bytes) {
     let _ = check_first_frame(frame.clone());
     let _ = check_answer(&address, node(1), frame.clone());
     let _ = nacks_of(frame.clone());
+    let _ = offer_of(frame.clone());
     if let Ok(received) = batch_of(frame) {
         let _ = merge_nacks(Vec::new(), &received.rejected);
+    }
+}
+
+/// As a transport reads it: in pieces, until it is refused. Never holds more than it was given.
+fn as_a_stream(bytes: &[u8], piece: usize) {
+    let mut stream = Prefixed::default();
+    for piece in bytes.chunks(piece.max(1)) {
+        stream.push(Bytes::copy_from_slice(piece));
+        loop {
+            match stream.next_frame(FRAME_BYTES_MAX) {
+                Ok(Some(frame)) => every_decoder(frame.encode_to_vec().into()),
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
     }
 }
 
@@ -55,6 +71,26 @@ fn sample() -> Vec<u8> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(50_000))]
+
+    #[test]
+    fn random_and_mutated_streams_never_panic(
+        mut bytes in prop::collection::vec(any::<u8>(), 0..64),
+        frames in 0..3_usize,
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        piece in 1..40_usize,
+    ) {
+        for _ in 0..frames {
+            let frame = decode_frame(sample().into()).unwrap();
+            bytes.splice(0..0, prefixed(&frame));
+        }
+        for (at, byte) in changes {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        as_a_stream(&bytes, piece);
+    }
 
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -1,0 +1,96 @@
+//! One accepted connection, until it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use quinn::Connection;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use towline_engine::transport::{CertIdentity, Refusal};
+
+use crate::codes;
+use crate::lane;
+use crate::listener::{Phase, SHUTDOWN_GRACE, SHUTTING_DOWN, Shared};
+
+/// Hellos of one connection that are refused until it is closed, if none was accepted.
+const REFUSED_MAX: usize = 8;
+
+/// What is known of one connection.
+pub(crate) struct Peer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) identity: CertIdentity,
+    /// Whether a hello was accepted: the bounds for strangers no longer apply.
+    pub(crate) admitted: AtomicBool,
+    /// Whether somebody counted why none was.
+    pub(crate) answered: AtomicBool,
+    /// Hellos that were refused.
+    pub(crate) refused: AtomicUsize,
+}
+
+impl Peer {
+    fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Acquire)
+    }
+}
+
+/// Serves the streams of a connection until it ends.
+pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection, identity: Option<CertIdentity>) {
+    let Some(identity) = identity else {
+        connection.close(codes::UNAUTHENTICATED, b"no identity");
+        return shared.refused(&Refusal::Unauthenticated { detail: "no identity".into() });
+    };
+    let (keeps, mut lost) = oneshot::channel();
+    let _seat = shared.peers.take(identity.node, keeps);
+    let mut phase = shared.phase.subscribe();
+    let peer = Arc::new(Peer {
+        shared: Arc::clone(&shared),
+        identity,
+        admitted: AtomicBool::new(false),
+        answered: AtomicBool::new(false),
+        refused: AtomicUsize::new(0),
+    });
+    let mut lanes = JoinSet::new();
+    let late = sleep(shared.config.handshake_timeout * 2);
+    tokio::pin!(late);
+    let mut late_over = false;
+    let unheard = loop {
+        tokio::select! {
+            _ = phase.wait_for(|phase| *phase > Phase::Open) => break Refusal::ShuttingDown,
+            _ = &mut lost => {
+                connection.close(codes::REPLACED, b"a newer connection of this peer took the place");
+                break Refusal::TooManyConnections;
+            }
+            // Whether somebody was let in is asked when it is due, not when the wait begins.
+            () = &mut late, if !late_over => {
+                late_over = true;
+                if !peer.is_admitted() {
+                    connection.close(codes::NO_HELLO, b"no hello within the handshake timeout");
+                    break Refusal::HandshakeTimeout;
+                }
+            }
+            Some(_) = lanes.join_next(), if !lanes.is_empty() => {
+                if !peer.is_admitted() && peer.refused.load(Ordering::Acquire) >= REFUSED_MAX {
+                    connection.close(codes::UNAUTHENTICATED, b"too many hellos were refused");
+                    break Refusal::Malformed { detail: "too many hellos were refused".into() };
+                }
+            }
+            stream = connection.accept_bi() => match stream {
+                Ok((send, receive)) => { lanes.spawn(lane::run(Arc::clone(&peer), send, receive)); }
+                Err(error) => {
+                    tracing::debug!(peer = %peer.identity.node, %error, "connection ended");
+                    break Refusal::Malformed { detail: format!("ended before a hello: {error}") };
+                }
+            },
+        }
+    };
+    if unheard == Refusal::ShuttingDown {
+        // Each says its last word and waits a moment until it was heard.
+        let _ = timeout(SHUTDOWN_GRACE, async { while lanes.join_next().await.is_some() {} }).await;
+        connection.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
+    }
+    lanes.shutdown().await;
+    if !peer.answered.load(Ordering::Acquire) {
+        shared.refused(&unheard);
+    }
+}
