@@ -66,6 +66,13 @@ pub trait SnapshotSource: Send {
     fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
+/// A small state, as bytes.
+impl SnapshotSource for Vec<u8> {
+    fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(&self)
+    }
+}
+
 /// A place in the log: an index and the term of the entry there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Applied {

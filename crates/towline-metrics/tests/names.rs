@@ -91,3 +91,17 @@ fn label_values_are_distinct_within_their_set() {
     let codes: Vec<_> = GroupRole::ALL.iter().map(|role| role.code()).collect();
     assert_eq!(codes, [0, 1, 2, 3, 4]);
 }
+
+#[test]
+fn every_metric_is_explained_to_operators() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md"));
+    // Not part of the package.
+    let Ok(page) = page else { return };
+    for metric in names::ALL {
+        assert!(
+            page.contains(&format!("| `{}` |", metric.name)),
+            "docs/operations.md does not name {}",
+            metric.name
+        );
+    }
+}
