@@ -9,28 +9,67 @@
 
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::time::Duration;
 
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::status::AttemptOutcome;
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
+use towline_testkit::proxy::{DatagramFlow, Direction, UdpProxy};
 use towline_tls::TlsConfig;
 use towline_tls::dev::DevAuthority;
 
+/// As a network that is poor in every way: datagrams are lost, come twice, late, out of order and damaged.
+fn poor() -> DatagramFlow {
+    DatagramFlow {
+        delay: Duration::from_millis(2),
+        jitter: Duration::from_millis(3),
+        lose: 0.02,
+        duplicate: 0.02,
+        reorder: 0.05,
+        corrupt: 0.02,
+        ..DatagramFlow::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_replicates_over_a_network_that_is_poor_in_every_way() {
+    let cluster = over_quic_through(quick(), true).await;
+    for n in 0..100 {
+        cluster.acked(1, format!("{n}")).await;
+    }
+    let commands = cluster.settled(1).await;
+    assert!((0..100).all(|n| commands.contains(&format!("{n}").into())), "{commands:?}");
+}
+
 async fn over_quic(config: Config) -> Cluster {
+    over_quic_through(config, false).await
+}
+
+async fn over_quic_through(config: Config, poor_network: bool) -> Cluster {
     let held: Vec<_> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<PeerAddr> = held
         .iter()
         .map(|socket| format!("quic://{}", socket.local_addr().unwrap()).parse().unwrap())
         .collect();
     drop(held);
+    let mut called = addresses.clone();
+    if poor_network {
+        for (seed, address) in called.iter_mut().enumerate() {
+            let proxy = UdpProxy::to(address.authority().parse().unwrap(), seed as u64).await.unwrap();
+            Direction::ALL.into_iter().for_each(|direction| proxy.set(direction, poor()));
+            *address = format!("quic://{}", proxy.local_addr()).parse().unwrap();
+            // Until the process ends.
+            std::mem::forget(proxy);
+        }
+    }
     let authority = DevAuthority::new().unwrap();
     let plan = Plan::new(3, 1).config(config).customise(move |id, mut builder| {
         let own = authority.issue(id).unwrap();
         let tls = TlsConfig::from_pem(authority.ca_pem().as_bytes(), own.cert.as_bytes(), own.key.as_bytes());
         let transport = Arc::new(QuicTransport::new(QuicConfig::default(), tls.unwrap()));
-        for (other, address) in (1..).zip(&addresses) {
+        for (other, address) in (1..).zip(&called) {
             builder = builder.peer_address(node_id(other), address.clone());
         }
         builder.transport(transport, addresses[id.as_u64() as usize - 1].clone())
