@@ -139,12 +139,13 @@ impl Plan {
         self
     }
 
-    /// Changes each node before it starts.
+    /// Changes each node before it starts, after what earlier calls change.
     pub fn customise(
         mut self,
         change: impl Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync + 'static,
     ) -> Self {
-        self.customise = Arc::new(change);
+        let earlier = self.customise;
+        self.customise = Arc::new(move |id, builder| change(id, earlier(id, builder)));
         self
     }
 
