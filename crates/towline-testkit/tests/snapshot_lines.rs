@@ -97,7 +97,7 @@ impl Lines {
                 return (sent, received);
             }
             assert!(Instant::now() < end, "not both sides wrote: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
         }
     }
 }
