@@ -98,6 +98,23 @@ impl DataDir {
     /// # Errors
     /// See [`DataDirError`].
     pub fn open_with(path: &Path, config: DataDirConfig) -> Result<Self, DataDirError> {
+        Self::open_on(path, config, Disk::new())
+    }
+
+    /// Opens the directory at `path` with a log whose disk fails as planned, for tests.
+    ///
+    /// # Errors
+    /// See [`DataDirError`].
+    #[cfg(feature = "faults")]
+    pub fn open_with_faults(
+        path: &Path,
+        config: DataDirConfig,
+        faults: &crate::faults::DiskFaults,
+    ) -> Result<Self, DataDirError> {
+        Self::open_on(path, config, Disk::with_hook(Some(Arc::new(faults.clone()))))
+    }
+
+    fn open_on(path: &Path, config: DataDirConfig, disk: Disk) -> Result<Self, DataDirError> {
         make_dir(path)?;
         let lock = Arc::new(DirLock::take(path)?);
         let identity = IdentityFile::new(path, Some(lock.clone()));
@@ -106,7 +123,7 @@ impl DataDir {
         identity.seen().map_err(DataDirError::Identity)?;
         let log_dir = path.join(LOG_DIR);
         make_dir(&log_dir)?;
-        let log = RaftLog::open(&log_dir, &config.log, Disk::new(), Some(lock.clone()));
+        let log = RaftLog::open(&log_dir, &config.log, disk, Some(lock.clone()));
         let log = Arc::new(log.map_err(DataDirError::Log)?);
         let snapshot_dir = path.join(SNAPSHOT_DIR);
         make_dir(&snapshot_dir)?;

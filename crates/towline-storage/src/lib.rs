@@ -41,10 +41,15 @@
 //!
 //! # What it does not do
 //! It takes no snapshots and moves none, encrypts nothing, and shares a directory with nobody.
+//!
+//! # Features
+//! * `faults` (off): `DataDir::open_with_faults`, a log whose disk fails on request. For tests only.
 
 mod codec;
 mod data_dir;
 mod disk;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod format;
 mod identity_file;
 mod log_bridge;

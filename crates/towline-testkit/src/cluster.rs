@@ -104,6 +104,7 @@ impl Disk {
 
 type Customise = Arc<dyn Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync>;
 type Wrap = Arc<dyn Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync>;
+type Store = Arc<dyn Fn(NodeId, Storage) -> Storage + Send + Sync>;
 type MakeMachine = Arc<dyn Fn(NodeId, GroupId) -> ListMachine + Send + Sync>;
 
 /// Describes a [`Cluster`].
@@ -114,6 +115,7 @@ pub struct Plan {
     config: Config,
     customise: Customise,
     wrap: Wrap,
+    store: Store,
     machine: MakeMachine,
 }
 
@@ -126,6 +128,7 @@ impl Plan {
             config: quick(),
             customise: Arc::new(|_, builder| builder),
             wrap: Arc::new(|_, transport| transport),
+            store: Arc::new(|_, storage| storage),
             machine: Arc::new(|_, _| ListMachine::new()),
         }
     }
@@ -136,12 +139,13 @@ impl Plan {
         self
     }
 
-    /// Changes each node before it starts.
+    /// Changes each node before it starts, after what earlier calls change.
     pub fn customise(
         mut self,
         change: impl Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync + 'static,
     ) -> Self {
-        self.customise = Arc::new(change);
+        let earlier = self.customise;
+        self.customise = Arc::new(move |id, builder| change(id, earlier(id, builder)));
         self
     }
 
@@ -152,6 +156,12 @@ impl Plan {
         wrap: impl Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync + 'static,
     ) -> Self {
         self.wrap = Arc::new(wrap);
+        self
+    }
+
+    /// Puts something around what each node stores, or something else in its place; asked at every start of a node.
+    pub fn storage(mut self, wrap: impl Fn(NodeId, Storage) -> Storage + Send + Sync + 'static) -> Self {
+        self.store = Arc::new(wrap);
         self
     }
 
@@ -230,7 +240,7 @@ impl Cluster {
         let id = node_id(node);
         let builder = Node::builder(id, cluster_id())
             .config(self.plan.config.clone())
-            .storage(self.disks[&node].storage())
+            .storage((self.plan.store)(id, self.disks[&node].storage()))
             .transport((self.plan.wrap)(id, self.net.transport()), self.address(node));
         let running = (self.plan.customise)(id, builder).start().await?;
         let mut groups = BTreeMap::new();

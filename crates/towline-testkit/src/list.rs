@@ -1,5 +1,7 @@
 //! A state machine for tests: it remembers every command in order, and misbehaves when told to.
 
+mod disk;
+
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,6 +9,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+
+pub use disk::{ListDisk, Replacing, RestoreCut};
 
 /// How a [`ListMachine`] fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,7 @@ pub struct ListMachine {
     durable: Applied,
     trouble: Option<(Bytes, Trouble)>,
     time: Duration,
+    disk: Option<ListDisk>,
 }
 
 /// A [`ListMachine`] as readers and tests see it. Clones are the same list.
@@ -58,7 +63,8 @@ impl Default for ListMachine {
 impl ListMachine {
     /// An empty one that does everything right.
     pub fn new() -> Self {
-        Self { list: List::default(), durable: Applied::NONE, trouble: None, time: Duration::ZERO }
+        let (list, durable) = (List::default(), Applied::NONE);
+        Self { list, durable, trouble: None, time: Duration::ZERO, disk: None }
     }
 
     /// Fails in this way when it is to apply this command.
@@ -79,6 +85,17 @@ impl ListMachine {
     #[must_use]
     pub fn durable_at(mut self, durable: Applied) -> Self {
         self.durable = durable;
+        self
+    }
+
+    /// Opened on what the disk holds, and storing there whatever it applies and restores.
+    #[must_use]
+    pub fn stored_in(mut self, disk: &ListDisk) -> Self {
+        let (commands, at) = disk.open();
+        let mut state = self.list.lock();
+        (state.commands, state.applied) = (commands, at);
+        drop(state);
+        self.disk = Some(disk.clone());
         self
     }
 
@@ -171,7 +188,7 @@ impl StateMachine for ListMachine {
     }
 
     fn durable(&self) -> Applied {
-        self.durable
+        self.disk.as_ref().map_or(self.durable, ListDisk::at)
     }
 
     #[allow(clippy::panic)] // a panic is what it was told to make
@@ -192,13 +209,17 @@ impl StateMachine for ListMachine {
             state.commands.push(command.data.clone());
             replies.push(state.commands.len() as u64);
         }
-        self.list.lock().applied = batch.through();
+        let mut state = self.list.lock();
+        state.applied = batch.through();
+        if let Some(disk) = &self.disk {
+            disk.append(batch.commands().map(|command| command.data.clone()), batch.through());
+        }
         Ok(())
     }
 
     fn flush(&mut self) -> Result<Applied, Fatal> {
         self.list.lock().flushes += 1;
-        Ok(self.durable)
+        Ok(self.durable())
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
@@ -216,6 +237,9 @@ impl StateMachine for ListMachine {
                 return Err(Fatal::new("the body is cut off"));
             }
             commands.push(rest.split_to(end).slice(4..));
+        }
+        if let Some(disk) = &self.disk {
+            disk.replace(&commands, meta.head.at)?;
         }
         let mut state = self.list.lock();
         state.commands = commands;

@@ -10,130 +10,15 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
 use towline_engine::config::Config;
-use towline_engine::ids::NodeId;
 use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::{AttemptOutcome, LastAttempt, PeerStatus};
-use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
-use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults};
+use towline_engine::status::AttemptOutcome;
+use towline_testkit::cluster::{node_id, quick};
+use towline_testkit::fault::{Direction, SnapshotFaults};
 
-use common::Counts;
-
-const BYTES: &str = "towline_snapshot_payload_bytes_total";
-const TRANSFERS: &str = "towline_snapshot_transfers_total";
-
-fn config() -> Config {
-    Config {
-        snapshot_entries: 40,
-        snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: 16 << 10,
-        snapshot_offer_timeout_ms: 500,
-        snapshot_progress_timeout_ms: 300,
-        snapshot_backoff_max_ms: 400,
-        ..quick()
-    }
-}
-
-struct Bench {
-    cluster: Cluster,
-    counts: Counts,
-    faults: Arc<Mutex<BTreeMap<NodeId, Faults>>>,
-    /// What goes wrong on a node from its next start on.
-    later: Arc<Mutex<BTreeMap<NodeId, (Direction, SnapshotFaults)>>>,
-    leader: u64,
-    behind: u64,
-}
-
-impl Bench {
-    /// A follower goes down and misses more than the log keeps: some 800 KB of state.
-    async fn new(config: Config) -> Self {
-        let counts = Counts::default();
-        let faults: Arc<Mutex<BTreeMap<NodeId, Faults>>> = Arc::default();
-        let later: Arc<Mutex<BTreeMap<NodeId, (Direction, SnapshotFaults)>>> = Arc::default();
-        let (made, wanted) = (faults.clone(), later.clone());
-        let plan = Plan::new(3, 1).config(config).customise(counts.on()).transport(move |id, inner| {
-            let (transport, switch) = FaultyTransport::new(inner, id.as_u64());
-            if let Some((direction, faults)) = wanted.lock().unwrap().get(&id) {
-                switch.snapshots(*direction, *faults);
-            }
-            made.lock().unwrap().insert(id, switch);
-            transport
-        });
-        let mut cluster = plan.start().await;
-        let leader = cluster.leader(1).await;
-        let behind = if leader == 1 { 2 } else { 1 };
-        let applied = cluster.group(behind, 1).state().applied;
-        cluster.crash(behind);
-        load(&cluster, 45, 20_000).await;
-        let group = cluster.group(leader, 1);
-        let end = Instant::now() + Duration::from_secs(20);
-        while group.status().await.unwrap().first_index <= applied + 1 {
-            assert!(Instant::now() < end, "the log is not compacted");
-            load(&cluster, 1, 10).await;
-        }
-        assert_eq!(cluster.leader(1).await, leader, "the leader changed under no fault at all");
-        Self { cluster, counts, faults, later, leader, behind }
-    }
-
-    fn fault(&self, node: u64, direction: Direction, faults: SnapshotFaults) {
-        self.faults.lock().unwrap()[&node_id(node)].snapshots(direction, faults);
-    }
-
-    async fn peer(&self) -> PeerStatus {
-        let status = self.cluster.group(self.leader, 1).status().await.unwrap();
-        status.peers.into_iter().find(|p| p.id == node_id(self.behind)).expect("a member")
-    }
-
-    /// Waits for an attempt after `number` to end.
-    async fn next_end(&self, number: u64) -> LastAttempt {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(last) = self.peer().await.last_attempt.filter(|last| last.number > number) {
-                return last;
-            }
-            assert!(Instant::now() < end, "no attempt ended");
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Everything heals: the follower is brought back, and exactly one transfer finishes on both sides.
-    async fn heals(&self) {
-        self.faults.lock().unwrap().values().for_each(Faults::clear);
-        assert!(self.cluster.settled(1).await.len() >= 45);
-        for direction in ["direction=sent", "direction=received"] {
-            assert_eq!(self.counts.sum(TRANSFERS, &[direction, "outcome=finished"]), 1, "{direction}");
-        }
-        let reported = |kind| self.counts.sum("towline_reports_total", &[kind, "outcome=applied"]);
-        let ended = |outcome| self.counts.sum(TRANSFERS, &["direction=sent", outcome]);
-        assert_eq!(
-            reported("kind=snapshot_finish"),
-            ended("outcome=finished") + ended("outcome=already_had")
-        );
-        assert_eq!(
-            reported("kind=snapshot_failure"),
-            ended("outcome=failed") + ended("outcome=refused") + ended("outcome=cancelled"),
-            "a report for each attempt, and no more"
-        );
-        assert_eq!(self.counts.sum("towline_reports_total", &["outcome=synthesized"]), 0);
-    }
-
-    fn bytes(&self, direction: &str, outcome: &str) -> u64 {
-        self.counts.sum(BYTES, &[&format!("direction={direction}"), &format!("outcome={outcome}")])
-    }
-}
-
-async fn load(cluster: &Cluster, count: usize, bytes: usize) {
-    for n in 0..count {
-        let mut command = format!("{n} ").into_bytes();
-        command.resize(bytes, b'.');
-        cluster.acked(1, Bytes::from(command)).await;
-    }
-}
+use common::bench::{Bench, TRANSFERS, config};
 
 /// Waits until a counter is there: the other side's books close at its own pace.
 async fn counted(what: &str, mut holds: impl FnMut() -> bool) {
@@ -253,11 +138,7 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
 async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() {
     let mut bench = Bench::new(Config { snapshot_bytes_per_second: 400_000, ..config() }).await;
     bench.cluster.restart(bench.behind).await;
-    let end = Instant::now() + Duration::from_secs(20);
-    while bench.peer().await.attempt.is_none_or(|a| a.acked == 0) {
-        assert!(Instant::now() < end, "no attempt begins");
-        tokio::task::yield_now().await;
-    }
+    bench.midway().await;
     bench.cluster.stop(bench.leader, Duration::from_secs(2)).await;
     let commands = bench.cluster.settled(1).await;
     assert!(commands.len() >= 45, "the next leader serves it");

@@ -49,6 +49,21 @@ fn io_kind<T>(outcome: Result<T, SnapshotStoreError>) -> Option<ErrorKind> {
 }
 
 #[test]
+fn a_disk_stays_full_until_there_is_room() {
+    let (inner, store) = pair();
+    for full_at in 0..BODY.len() as u64 {
+        store.full_at(Some(full_at));
+        assert_eq!(io_kind(put(&store)), Some(ErrorKind::StorageFull), "{full_at}");
+        assert_eq!(io_kind(put(&store)), Some(ErrorKind::StorageFull), "{full_at}, again");
+    }
+    assert_eq!(inner.files(), 0, "nothing is left behind");
+    store.full_at(Some(BODY.len() as u64));
+    put(&store).unwrap();
+    store.full_at(None);
+    put(&store).unwrap();
+}
+
+#[test]
 fn a_disk_may_be_full_at_the_last_byte() {
     let (inner, store) = pair();
     store.fail_write_at(BODY.len() as u64 - 1, SnapshotFault::DiskFull);

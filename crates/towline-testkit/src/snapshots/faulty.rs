@@ -90,6 +90,8 @@ struct PlanState {
     faults: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
     /// Once, where a writer's or reader's body reaches this byte.
     at_byte: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
+    /// No body gets further than this, for as long as it is set.
+    full_at: Option<u64>,
     closed: BTreeMap<SnapshotOp, usize>,
     held: BTreeMap<SnapshotOp, usize>,
 }
@@ -115,6 +117,12 @@ impl FaultySnapshots {
     /// Makes the first write that would take byte `offset` of a body fail, once; what comes before it is taken.
     pub fn fail_write_at(&self, offset: u64, fault: SnapshotFault) {
         self.plan.lock().at_byte.insert((SnapshotOp::Write, offset), fault);
+    }
+
+    /// Makes every write that would take byte `offset` of a body, or a later one, find the disk full, until there is room
+    /// again: `None`.
+    pub fn full_at(&self, offset: Option<u64>) {
+        self.plan.lock().full_at = offset;
     }
 
     /// Makes the first read that would give byte `offset` of a body fail, once; what comes before it is given.
@@ -197,6 +205,12 @@ impl Plan {
     fn reach(&self, op: SnapshotOp, at: u64, bytes: usize) -> (usize, Option<SnapshotFault>) {
         let mut state = self.lock();
         let end = at.saturating_add(bytes as u64);
+        if let Some(full_at) = state.full_at.filter(|&full_at| op == SnapshotOp::Write && full_at < end) {
+            return match usize::try_from(full_at.saturating_sub(at)) {
+                Ok(room) if room > 0 => (room, None),
+                _ => (bytes, Some(SnapshotFault::DiskFull)),
+            };
+        }
         let next =
             state.at_byte.range((op, at)..(op, end)).next().map(|(&(_, offset), &fault)| (offset, fault));
         let Some((offset, fault)) = next else { return (bytes, None) };

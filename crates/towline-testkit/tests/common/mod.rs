@@ -1,7 +1,9 @@
 //! Counts what nodes count, for tests.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![allow(dead_code, reason = "each test file uses its part")]
+
+pub(crate) mod bench;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

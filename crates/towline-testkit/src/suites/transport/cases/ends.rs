@@ -269,7 +269,9 @@ pub fn a_batch_is_never_delivered_twice(fixture: Fixture) {
                 bench.dispatch(&mut opened, numbered(index, 5_000)).await;
                 index += 1;
             }
-            if round % 2 == 0 {
+            // Two links in a row that deliver all they took: what the first delivered and the second sends again arrives
+            // before the second's own. One that is dropped with batches under way could lose it.
+            if round != 2 {
                 let last = index - 1;
                 let what = "the delivery of all a link took";
                 host.engine.until(bench, what, |log| log.indexes(Lane::Append).contains(&last)).await;

@@ -1,0 +1,101 @@
+//! For tests of whoever builds on this crate: a data directory whose log disk fails on request.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::disk::{Hook, Op};
+
+/// What the log does to its disk that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DiskOp {
+    /// Bytes go to a file of the log.
+    Write,
+    /// A file of the log is made durable.
+    Sync,
+}
+
+/// The faults of one log's disk. Clones are the same plan.
+///
+/// Writes and syncs of the log's files are counted from 1. The one that was chosen is not done and answers EIO; by the
+/// rules of the log nothing reaches its disk after it.
+///
+/// ```
+/// use towline_storage::faults::{DiskFaults, DiskOp};
+/// use towline_storage::{DataDir, DataDirConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let path = tempfile::tempdir()?;
+/// let faults = DiskFaults::new();
+/// let dir = DataDir::open_with_faults(path.path(), DataDirConfig::default(), &faults)?;
+/// faults.fail_after(2);
+/// # let mut batch = towline_engine::log_store::LogBatch::default();
+/// # batch.merge(towline_engine::log_store::GroupWrite {
+/// #     hard_state: Some(Default::default()),
+/// #     ..towline_engine::log_store::GroupWrite::new(towline_engine::ids::GroupId::DEFAULT)
+/// # });
+/// # let log: std::sync::Arc<dyn towline_engine::log_store::LogStore> = dir.log();
+/// assert!(log.append(&mut batch).is_err()); // one write, then its sync
+/// assert_eq!(faults.failed(), Some(DiskOp::Sync));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct DiskFaults {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    done: u64,
+    fail_at: Option<u64>,
+    failed: Option<DiskOp>,
+}
+
+impl DiskFaults {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the `number`-th write or sync from now on fail; 1 is the next one. It replaces what was planned before.
+    pub fn fail_after(&self, number: u64) {
+        let mut state = self.lock();
+        state.fail_at = Some(state.done.saturating_add(number));
+    }
+
+    /// How many writes and syncs have begun.
+    pub fn operations(&self) -> u64 {
+        self.lock().done
+    }
+
+    /// What was made to fail, once it has been.
+    pub fn failed(&self) -> Option<DiskOp> {
+        self.lock().failed
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hook for DiskFaults {
+    fn before(&self, op: Op, _: &Path) -> io::Result<()> {
+        const EIO: i32 = 5;
+        let op = match op {
+            Op::Write => DiskOp::Write,
+            Op::Sync => DiskOp::Sync,
+            Op::Create | Op::Delete | Op::Rename | Op::Truncate => return Ok(()),
+        };
+        let mut state = self.lock();
+        state.done += 1;
+        if state.fail_at != Some(state.done) {
+            return Ok(());
+        }
+        state.failed = Some(op);
+        Err(io::Error::from_raw_os_error(EIO))
+    }
+
+    fn after(&self, _: Op, _: &Path) {}
+}

@@ -1,0 +1,121 @@
+//! A node on a data directory whose log disk fails: at each of its writes and syncs in turn.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use towline_engine::config::Config;
+use towline_engine::errors::{Outcome, ProposeError, UncertainCause};
+use towline_engine::ids::GroupId;
+use towline_engine::node::{Consistency, Start, StartError};
+use towline_engine::status::Role;
+use towline_storage::faults::{DiskFaults, DiskOp};
+use towline_storage::{DataDir, DataDirConfig};
+use towline_testkit::cluster::{Cluster, Plan, quick, until, within};
+use towline_testkit::list::ListMachine;
+
+const GROUPS: [u64; 2] = [1, 2];
+
+/// Proposals of the script, of which every second is the other group's.
+const SCRIPT: u64 = 8;
+
+/// What everybody is told of it.
+const CAUSE: &str = "the log cannot be written: log write failed during ";
+
+/// One voter on the directory, with a log file so small that the script fills more than one.
+async fn start(path: &Path, faults: &DiskFaults) -> Cluster {
+    let (path, faults): (PathBuf, _) = (path.into(), faults.clone());
+    let mut config = DataDirConfig::default();
+    config.log.file_bytes = 512;
+    // One node: nobody's clock is compared with another's, and an election is soon over.
+    let quicker = Config { tick_ms: 2, lane_backoff_max_ms: 50, ..quick() };
+    let plan = Plan::new(1, GROUPS.len() as u64).config(quicker);
+    let plan = plan.storage(move |_, _| {
+        DataDir::open_with_faults(&path, config.clone(), &faults).expect("opens").into()
+    });
+    let cluster = plan.start().await;
+    for group in GROUPS {
+        cluster.leader(group).await;
+    }
+    cluster
+}
+
+fn is_poisoned(cause: &str) -> bool {
+    cause.starts_with(CAUSE) && cause.ends_with("(os error 5)")
+}
+
+fn check_error(error: &ProposeError) {
+    let (ProposeError::Uncertain { cause: UncertainCause::Down(cause) } | ProposeError::Stopped { cause }) =
+        error
+    else {
+        panic!("{error:?}")
+    };
+    assert!(is_poisoned(cause), "{cause}");
+}
+
+/// Case 35 on the real log: EIO at the n-th write or sync, for each n.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_every_write_and_sync_that_fails_the_node_falls_silent_and_what_it_acknowledged_is_there() {
+    let mut failed = Vec::new();
+    for number in 1.. {
+        let (dir, faults) = (tempfile::tempdir().unwrap(), DiskFaults::new());
+        let cluster = start(dir.path(), &faults).await;
+        faults.fail_after(number);
+        let mut acked = [Vec::new(), Vec::new()];
+        let mut lost = None;
+        for n in 0..SCRIPT {
+            let (group, command) = (n % 2 + 1, Bytes::from(format!("{n} {}", ".".repeat(100))));
+            match within(cluster.group(1, group).propose(command.clone())).await {
+                Ok(_) => {
+                    assert_eq!(faults.failed(), None, "{number}: acknowledged, and not written");
+                    acked[n as usize % 2].push(command);
+                }
+                Err(error) => {
+                    check_error(&error);
+                    lost = Some((group, command, error));
+                    break;
+                }
+            }
+        }
+        let Some((of, command, error)) = lost else {
+            assert_eq!(faults.failed(), None, "{number}: nobody noticed");
+            break;
+        };
+        failed.extend(faults.failed());
+
+        // The log is shared: all groups go down, and say why.
+        for group in GROUPS {
+            let handle = cluster.group(1, group);
+            until("the node is silent", || handle.state().role == Role::Down).await;
+            assert!(is_poisoned(&handle.state().down.unwrap()), "{:?}", handle.state());
+            let late = within(handle.propose("late")).await.unwrap_err();
+            check_error(&late);
+            assert_eq!(late.outcome(), Outcome::NeverHappened);
+            assert!(within(handle.read(Consistency::Linearizable)).await.is_err());
+        }
+        let node = &cluster.up[&1].node;
+        let again = node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await;
+        assert!(matches!(again, Err(StartError::Log { .. })), "{again:?}");
+        drop(cluster);
+
+        let cluster = start(dir.path(), &DiskFaults::new()).await;
+        for group in GROUPS {
+            let (found, acked) = (cluster.settled(group).await, &acked[group as usize - 1]);
+            assert!(found.starts_with(acked), "{number}: {acked:?} was acknowledged, {found:?} is there");
+            // What is there besides was promised to nobody.
+            let more = &found[acked.len()..];
+            let uncertain = of == group && error.outcome() == Outcome::MayHaveHappened;
+            assert!(more.is_empty() || (uncertain && more == [command.clone()]), "{number}: {more:?}");
+        }
+    }
+    for op in [DiskOp::Write, DiskOp::Sync] {
+        let count = failed.iter().filter(|failed| **failed == op).count() as u64;
+        assert!(count >= SCRIPT, "{op:?} failed {count} times only");
+    }
+}

@@ -1,0 +1,249 @@
+//! The line that each side of a transfer leaves in its log: the two tell bytes that were lost on the way from a content
+//! that is wrong. Alone in its binary, because it listens to everything the process logs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use towline_engine::config::Config;
+use towline_engine::ids::{GroupId, NodeId, PeerAddr};
+use towline_engine::snapshot_store::SnapshotStore;
+use towline_engine::storage::Storage;
+use towline_grpc::{GrpcConfig, GrpcTransport};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick};
+use towline_testkit::proxy::{Direction, Flow, TcpProxy};
+use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+/// Keeps the lines of transfers.
+#[derive(Clone, Default)]
+struct Lines {
+    lines: Arc<Mutex<Vec<Line>>>,
+}
+
+/// The fields of one line, as they are written.
+#[derive(Clone, Debug, Default)]
+struct Line(BTreeMap<&'static str, String>);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.into());
+    }
+}
+
+impl Line {
+    fn text(&self, field: &str) -> &str {
+        self.0.get(field).unwrap_or_else(|| panic!("no field `{field}` in {self:?}"))
+    }
+
+    fn number(&self, field: &str) -> u64 {
+        self.text(field).parse().unwrap_or_else(|_| panic!("`{field}` is no number in {self:?}"))
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, of: &Metadata<'_>) -> bool {
+        of.is_event() && of.target() == "towline_engine::snapshots::account"
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        self.lines.lock().unwrap().push(line);
+    }
+}
+
+impl Lines {
+    /// The lines of both sides about the first attempt: what the leader says of its peer, and the peer of the leader.
+    async fn of_first_attempt(&self, leader: u64, behind: u64) -> (Line, Line) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let find = |direction: &str, peer: u64| {
+                let lines = self.lines.lock().unwrap();
+                let of = |line: &&Line| {
+                    line.text("direction") == direction
+                        && line.number("peer") == peer
+                        && line.number("attempt") == 1
+                };
+                let found: Vec<Line> = lines.iter().filter(of).cloned().collect();
+                assert!(found.len() <= 1, "one line a side and attempt: {found:?}");
+                found.into_iter().next()
+            };
+            if let (Some(sent), Some(received)) = (find("sent", behind), find("received", leader)) {
+                return (sent, received);
+            }
+            assert!(Instant::now() < end, "not both sides wrote: {:?}", self.lines.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
+        }
+    }
+}
+
+/// What somebody reads out of the two lines, and nothing else.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Bytes that one side sent never came to the other: look at the network.
+    LostOnTheWay {
+        bytes: u64,
+    },
+    /// All of them came, and are not what was announced: look at the files and the format.
+    WrongContent,
+    Sound,
+}
+
+fn verdict(sent: &Line, received: &Line) -> Verdict {
+    for field in ["group", "index", "attempt", "total", "offset"] {
+        assert_eq!(sent.text(field), received.text(field), "the same transfer: `{field}`");
+    }
+    let (out, came) = (sent.number("payload_bytes"), received.number("payload_bytes"));
+    match (out - came, received.text("outcome")) {
+        (0, "finished") => Verdict::Sound,
+        (0, _) => {
+            assert_eq!(came, received.number("total"), "all of it");
+            Verdict::WrongContent
+        }
+        (bytes, _) => Verdict::LostOnTheWay { bytes },
+    }
+}
+
+struct Bench {
+    cluster: Cluster,
+    proxies: Vec<TcpProxy>,
+    /// Bytes of a body behind which a node writes one that is wrong, once, from its next start on.
+    wrong: Arc<Mutex<BTreeMap<NodeId, u64>>>,
+    leader: u64,
+    behind: u64,
+}
+
+/// Three nodes that reach each other over gRPC through a proxy each, of which one was left behind by some 900 KB.
+async fn bench() -> Bench {
+    let config = Config {
+        snapshot_entries: 40,
+        snapshot_trailing_entries: 3,
+        snapshot_chunk_bytes: 16 << 10,
+        snapshot_backoff_max_ms: 400,
+        ..quick()
+    };
+    let held: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let ports: Vec<_> = held.iter().map(|socket| socket.local_addr().unwrap()).collect();
+    drop(held);
+    let (mut proxies, mut called) = (Vec::new(), Vec::<PeerAddr>::new());
+    for port in &ports {
+        let proxy = TcpProxy::to(*port).await.unwrap();
+        called.push(format!("grpc://{}", proxy.local_addr()).parse().unwrap());
+        proxies.push(proxy);
+    }
+    let wrong: Arc<Mutex<BTreeMap<NodeId, u64>>> = Arc::default();
+    let damage = wrong.clone();
+    let plan = Plan::new(3, 1)
+        .config(config)
+        .customise(move |id, mut builder| {
+            for (other, address) in (1..).zip(&called) {
+                builder = builder.peer_address(node_id(other), address.clone());
+            }
+            let own = format!("grpc://{}", ports[id.as_u64() as usize - 1]).parse().unwrap();
+            builder.transport(Arc::new(GrpcTransport::new(GrpcConfig::default())), own)
+        })
+        .storage(move |id, storage| {
+            let store = FaultySnapshots::new(storage.snapshots);
+            if let Some(at) = damage.lock().unwrap().get(&id) {
+                store.fail_write_at(*at, SnapshotFault::Corrupt);
+            }
+            Storage { snapshots: Arc::new(store), ..storage }
+        });
+    let mut cluster = plan.start().await;
+    // Whatever the nodes hear of each other came over gRPC.
+    cluster.nodes().into_iter().for_each(|node| cluster.net.kill(node_id(node)));
+    let leader = cluster.leader(1).await;
+    let behind = if leader == 1 { 2 } else { 1 };
+    cluster.crash(behind);
+    let group = cluster.group(leader, 1);
+    let (end, mut loaded) = (Instant::now() + DEADLINE, 0);
+    while loaded < 45 || group.status().await.unwrap().first_index <= 10 {
+        assert!(Instant::now() < end, "the log is not compacted");
+        cluster.acked(1, vec![b'.'; 20_000]).await;
+        loaded += 1;
+    }
+    assert_eq!(cluster.leader(1).await, leader, "the leader changed under no fault at all");
+    Bench { cluster, proxies, wrong, leader, behind }
+}
+
+impl Bench {
+    /// The node that is behind comes back, and heals once its first attempt is over.
+    async fn first_attempt(&mut self, lines: &Lines) -> (Line, Line) {
+        lines.lines.lock().unwrap().clear();
+        self.cluster.restart(self.behind).await;
+        self.cluster.net.kill(node_id(self.behind));
+        let found = lines.of_first_attempt(self.leader, self.behind).await;
+        self.proxies.iter().for_each(TcpProxy::clear);
+        assert!(self.cluster.settled(1).await.len() >= 45);
+        found
+    }
+}
+
+/// All in one: there is one log for the whole process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content() {
+    let lines = Lines::default();
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+
+    let mut sound = bench().await;
+    let (sent, received) = sound.first_attempt(&lines).await;
+    assert_eq!(verdict(&sent, &received), Verdict::Sound, "{sent:?}\n{received:?}");
+    for line in [&sent, &received] {
+        assert_eq!((line.text("outcome"), line.text("cause")), ("finished", ""));
+        assert_eq!(line.number("group"), 1);
+        assert!(line.number("index") >= 40, "{line:?}");
+        assert!(line.text("seconds").parse::<f64>().unwrap() > 0.0, "{line:?}");
+        assert_eq!(line.number("payload_bytes"), line.number("total"));
+    }
+    drop(sound);
+
+    // The wire ends in the middle of the stream: what is behind that never comes.
+    let mut cut = bench().await;
+    let flow = Flow { cut_after: Some(300_000), ..Flow::default() };
+    cut.proxies[cut.behind as usize - 1].set(Direction::Forth, flow);
+    let (sent, received) = cut.first_attempt(&lines).await;
+    let Verdict::LostOnTheWay { bytes } = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
+    assert!(bytes > 0 && received.number("payload_bytes") <= 300_000, "{sent:?}\n{received:?}");
+    assert_eq!(sent.text("outcome"), "failed");
+    assert!(!sent.text("cause").contains("corrupt"), "{sent:?}");
+    assert_eq!((received.text("outcome"), received.text("cause")), ("cancelled", ""), "{received:?}");
+    drop(cut);
+
+    // Every byte comes, and the whole is not what its digest says.
+    let mut corrupt = bench().await;
+    let newest = corrupt.cluster.disks[&corrupt.leader].snapshots.latest(GroupId::DEFAULT).unwrap();
+    let length = newest.expect("a snapshot").length;
+    corrupt.wrong.lock().unwrap().insert(node_id(corrupt.behind), length / 2);
+    let (sent, received) = corrupt.first_attempt(&lines).await;
+    assert_eq!(verdict(&sent, &received), Verdict::WrongContent, "{sent:?}\n{received:?}");
+    assert_eq!((sent.text("outcome"), received.text("outcome")), ("failed", "failed"));
+    for line in [&sent, &received] {
+        assert!(line.text("cause").contains("corrupt"), "{line:?}");
+        assert_eq!(line.number("payload_bytes"), length);
+    }
+}
