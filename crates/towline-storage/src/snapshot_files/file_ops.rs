@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,12 +39,23 @@ impl FileOps {
         self.run(Op::Create, path, options)
     }
 
-    pub(super) fn write_at(&self, file: &mut File, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
+    /// Writes one part behind the other, in one call where the system allows, from where they are.
+    pub(super) fn write_at<const N: usize>(
+        &self,
+        file: &mut File,
+        path: &Path,
+        at: u64,
+        parts: [&[u8]; N],
+    ) -> io::Result<()> {
         file.seek(SeekFrom::Start(at))?;
-        let room = self.hook.as_ref().map_or(bytes.len(), |hook| hook.room(path, bytes.len()));
-        self.run(Op::Write, path, || match bytes.get(..room).filter(|fits| fits.len() < bytes.len()) {
-            None => file.write_all(bytes),
-            Some(fits) => file.write_all(fits).and(Err(io::ErrorKind::StorageFull.into())),
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        let room = self.hook.as_ref().map_or(bytes, |hook| hook.room(path, bytes));
+        self.run(Op::Write, path, || {
+            if room >= bytes {
+                return write_parts(file, parts);
+            }
+            let fits = parts.concat();
+            file.write_all(fits.get(..room).unwrap_or(&fits)).and(Err(io::ErrorKind::StorageFull.into()))
         })
     }
 
@@ -76,4 +87,19 @@ impl FileOps {
             removed => removed,
         })
     }
+}
+
+fn write_parts<const N: usize>(file: &mut File, parts: [&[u8]; N]) -> io::Result<()> {
+    let mut slices = parts.map(IoSlice::new);
+    let mut left = slices.as_mut_slice();
+    IoSlice::advance_slices(&mut left, 0); // leaves out empty ones
+    while !left.is_empty() {
+        match file.write_vectored(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }

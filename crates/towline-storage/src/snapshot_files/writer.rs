@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use towline_engine::snapshot_store::{
     ContentHasher, ContentId, SnapshotMeta, SnapshotStoreError, SnapshotWriter, Trailer,
@@ -13,7 +14,7 @@ use super::layout::{self, Header, SNAPSHOT_CHUNK_BYTES, SUM_BYTES};
 use super::{Shared, failed};
 
 /// Bytes written between two syncs. The last sync of a large file is short then, the log's own sync waits behind less,
-/// and a power loss costs a transfer no more than this.
+/// and a power loss costs a transfer no more than twice of this: a sync runs while the next bytes are written.
 const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
 /// What became of the bytes so far.
@@ -36,7 +37,7 @@ pub(super) struct FileWriter {
     file: File,
     /// Over all chunks before the one that is filled now.
     hasher: ContentHasher,
-    /// The chunk that is filled: room for the checksum, then bytes.
+    /// The bytes of the chunk that is filled.
     chunk: Vec<u8>,
     /// Its number.
     number: u64,
@@ -44,6 +45,8 @@ pub(super) struct FileWriter {
     /// Bytes of the body that are in the file under a checksum.
     in_file: u64,
     unsynced: u64,
+    /// At most one.
+    syncing: Option<JoinHandle<io::Result<()>>>,
     condition: Condition,
 }
 
@@ -51,19 +54,18 @@ impl FileWriter {
     /// Takes a file that is empty, or holds what is left of an earlier transfer. From here on the file, and the claim
     /// on its name, is the writer's.
     pub(super) fn new(store: Arc<Shared>, header: Header, path: PathBuf, file: File) -> Self {
-        let mut chunk = Vec::with_capacity(SUM_BYTES + SNAPSHOT_CHUNK_BYTES);
-        chunk.resize(SUM_BYTES, 0);
         Self {
             hasher: ContentHasher::new(&header.head),
             store,
             header,
             path,
             file,
-            chunk,
+            chunk: Vec::new(),
             number: 0,
             body_at: 0,
             in_file: 0,
             unsynced: 0,
+            syncing: None,
             condition: Condition::Open,
         }
     }
@@ -73,7 +75,7 @@ impl FileWriter {
         let header = self.header.encode();
         let header = header.map_err(|e| failed("encoding of the header", io::Error::other(e)));
         let header = header.inspect_err(|_| self.condition = Condition::Failed)?;
-        self.write_at(0, &header).map_err(|e| failed("write of the header", e))?;
+        self.write_at(0, [&header]).map_err(|e| failed("write of the header", e))?;
         self.body_at = header.len() as u64;
         Ok(())
     }
@@ -85,26 +87,29 @@ impl FileWriter {
             Ok((header, body_at)) if header == self.header => body_at,
             _ => return Ok(false),
         };
+        let mut stored = Vec::new();
         loop {
             let room = self.room();
             if room == 0 {
                 break;
             }
-            self.chunk.resize(SUM_BYTES + room, 0);
-            let got = layout::read_full(&mut self.file, &mut self.chunk)?;
-            self.chunk.truncate(got);
-            if got <= SUM_BYTES || !layout::chunk_holds(self.number, &self.chunk) {
-                self.empty_chunk();
+            stored.resize(SUM_BYTES + room, 0);
+            let got = layout::read_full(&mut self.file, &mut stored)?;
+            stored.truncate(got);
+            if got <= SUM_BYTES || !layout::chunk_holds(self.number, &stored) {
                 break;
             }
-            if self.room() > 0 {
+            let bytes = stored.get(SUM_BYTES..).unwrap_or_default();
+            if bytes.len() < room {
                 // A short chunk is the last one. It is filled up.
+                self.chunk.extend_from_slice(bytes);
                 break;
             }
-            self.end_chunk();
+            self.hasher.update(bytes);
+            self.number += 1;
         }
         self.in_file = self.taken();
-        let held = if self.filled().is_empty() { 0 } else { self.chunk.len() as u64 };
+        let held = if self.chunk.is_empty() { 0 } else { (SUM_BYTES + self.chunk.len()) as u64 };
         let end = self.chunk_at() + held;
         if self.file.metadata()?.len() != end {
             self.store.ops.truncate(&self.file, &self.path, end)?;
@@ -119,23 +124,18 @@ impl FileWriter {
         self.hasher = ContentHasher::new(&self.header.head);
         self.number = 0;
         self.in_file = 0;
-        self.empty_chunk();
+        self.chunk.clear();
         self.start()
     }
 
     /// Bytes of the body taken.
     fn taken(&self) -> u64 {
-        self.hasher.length() + self.filled().len() as u64
-    }
-
-    /// Bytes of the chunk that is filled.
-    fn filled(&self) -> &[u8] {
-        self.chunk.get(SUM_BYTES..).unwrap_or_default()
+        self.hasher.length() + self.chunk.len() as u64
     }
 
     /// How many more bytes the chunk takes. The last chunk of an offered body ends with it.
     fn room(&self) -> usize {
-        let room = SNAPSHOT_CHUNK_BYTES.saturating_sub(self.filled().len());
+        let room = SNAPSHOT_CHUNK_BYTES.saturating_sub(self.chunk.len());
         match self.header.offered {
             None => room,
             Some(offered) => {
@@ -149,39 +149,37 @@ impl FileWriter {
         self.body_at.saturating_add(layout::chunk_at(self.number))
     }
 
-    fn empty_chunk(&mut self) {
-        self.chunk.clear();
-        self.chunk.resize(SUM_BYTES, 0);
-    }
-
-    /// The chunk is in the file as it will stay.
-    fn end_chunk(&mut self) {
-        self.hasher.update(self.chunk.get(SUM_BYTES..).unwrap_or_default());
-        self.number += 1;
-        self.empty_chunk();
-    }
-
     /// Any failure is the last thing that happens to this file.
-    fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let written = self.store.ops.write_at(&mut self.file, &self.path, at, bytes);
+    fn write_at<const N: usize>(&mut self, at: u64, parts: [&[u8]; N]) -> io::Result<()> {
+        let written = self.store.ops.write_at(&mut self.file, &self.path, at, parts);
         written.inspect_err(|_| self.condition = Condition::Failed)
     }
 
-    /// Writes the chunk that is filled, as far as it is.
-    fn write_chunk(&mut self) -> io::Result<()> {
-        if self.filled().is_empty() || self.in_file == self.taken() {
+    /// Writes the chunk that is filled now, as far as it is.
+    fn write_chunk(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let sum = layout::chunk_sum(self.number, bytes);
+        self.write_at(self.chunk_at(), [&sum, bytes])?;
+        self.in_file = self.hasher.length() + bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes what was taken and is not in the file.
+    fn write_rest(&mut self) -> io::Result<()> {
+        if self.in_file == self.taken() {
             return Ok(());
         }
-        let sum = layout::chunk_sum(self.number, self.filled());
-        if let Some(place) = self.chunk.first_chunk_mut::<SUM_BYTES>() {
-            *place = sum;
-        }
         let chunk = std::mem::take(&mut self.chunk);
-        let written = self.write_at(self.chunk_at(), &chunk);
+        let written = self.write_chunk(&chunk);
         self.chunk = chunk;
-        written?;
-        self.in_file = self.taken();
-        Ok(())
+        written
+    }
+
+    /// Writes a chunk as it will stay.
+    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_chunk(bytes)?;
+        self.hasher.update(bytes);
+        self.number += 1;
+        self.sync_when_due(bytes.len() as u64)
     }
 
     fn sync_when_due(&mut self, bytes: u64) -> io::Result<()> {
@@ -190,14 +188,29 @@ impl FileWriter {
             return Ok(());
         }
         self.unsynced = 0;
-        let synced = self.store.ops.sync_data(&self.file, &self.path);
+        self.end_sync()?;
+        let started = self.start_sync();
+        started.inspect_err(|_| self.condition = Condition::Failed)
+    }
+
+    fn start_sync(&mut self) -> io::Result<()> {
+        let (file, ops, path) = (self.file.try_clone()?, self.store.ops.clone(), self.path.clone());
+        let thread = thread::Builder::new().name("towline-snap-sync".into());
+        self.syncing = Some(thread.spawn(move || ops.sync_data(&file, &path))?);
+        Ok(())
+    }
+
+    /// Waits for the sync that is under way.
+    fn end_sync(&mut self) -> io::Result<()> {
+        let Some(syncing) = self.syncing.take() else { return Ok(()) };
+        let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("a sync panicked")));
         synced.inspect_err(|_| self.condition = Condition::Failed)
     }
 
     /// What the bytes are that were taken so far.
     fn trailer(&self) -> Trailer {
         let mut hasher = self.hasher.clone();
-        hasher.update(self.filled());
+        hasher.update(&self.chunk);
         hasher.finish()
     }
 
@@ -214,10 +227,10 @@ impl FileWriter {
     }
 
     fn finish(&mut self, trailer: &Trailer) -> Result<(), SnapshotStoreError> {
-        self.write_chunk().map_err(|e| failed("write of the last chunk", e))?;
+        self.write_rest().map_err(|e| failed("write of the last chunk", e))?;
         let end = layout::stored_bytes(trailer.length).and_then(|bytes| bytes.checked_add(self.body_at));
         let end = end.ok_or_else(|| failed("write of the trailer", io::ErrorKind::FileTooLarge.into()))?;
-        self.write_at(end, &layout::encode_trailer(trailer))
+        self.write_at(end, [&layout::encode_trailer(trailer)])
             .map_err(|e| failed("write of the trailer", e))?;
         let synced = self.store.ops.sync(&self.file, &self.path);
         synced.inspect_err(|_| self.condition = Condition::Failed).map_err(|e| failed("sync", e))
@@ -236,19 +249,25 @@ impl Write for FileWriter {
             return Ok(0);
         };
         self.condition = Condition::Open;
+        if self.chunk.is_empty() && taken.len() == room {
+            // Nothing to fill up: not a copy is made of it.
+            self.write_whole(taken)?;
+            return Ok(taken.len());
+        }
         self.chunk.extend_from_slice(taken);
         if self.room() == 0 {
-            self.write_chunk()?;
-            let bytes = self.chunk.len() as u64;
-            self.end_chunk();
-            self.sync_when_due(bytes)?;
+            let chunk = std::mem::take(&mut self.chunk);
+            let written = self.write_whole(&chunk);
+            self.chunk = chunk;
+            self.chunk.clear();
+            written?;
         }
         Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.usable()?;
-        self.write_chunk()
+        self.write_rest()
     }
 }
 
@@ -259,6 +278,7 @@ impl SnapshotWriter for FileWriter {
 
     fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
         self.usable().map_err(|e| failed("verification", e))?;
+        self.end_sync().map_err(|e| failed("sync", e))?;
         let found = self.trailer();
         for expected in self.header.offered.iter().chain(expected).copied().collect::<Vec<_>>() {
             if found.length != expected.length {
@@ -297,8 +317,10 @@ impl Drop for FileWriter {
         if self.condition == Condition::Committed {
             return;
         }
+        // Whatever becomes of the file, nobody works on it any more.
+        let synced = self.end_sync();
         let of_use = self.header.offered.filter(|_| self.usable().is_ok());
-        let kept = of_use.filter(|_| self.write_chunk().is_ok() && self.in_file > 0);
+        let kept = of_use.filter(|_| synced.is_ok() && self.write_rest().is_ok() && self.in_file > 0);
         let group = self.header.head.group;
         match (kept, self.header.offered) {
             (Some(offered), _) => {

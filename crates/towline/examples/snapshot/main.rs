@@ -1,0 +1,228 @@
+//! How fast a large snapshot gets from a leader to a follower that the log has left behind, over gRPC on loopback and
+//! real files, and what memory that takes. Beside it, in the same run: how fast the same bytes are written and synced
+//! alone, and how fast bare tonic streams them. Then once more, while another group saturates the same peer's append
+//! lane: how much later than due that peer's heartbeats come.
+//!
+//! `cargo run --release -p towline --example snapshot -- [MIB] [DIR]`
+#![allow(clippy::print_stdout, clippy::indexing_slicing)] // a program that talks to a person
+
+#[path = "../wire/bare_tonic.rs"]
+mod bare_tonic;
+mod machine;
+mod probe;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use towline::*;
+
+use self::machine::{Large, noise};
+use self::probe::{Heartbeats, Probed};
+
+pub(crate) type Error = Box<dyn std::error::Error>;
+
+pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The group whose snapshot moves while the other one is busy.
+const SECOND: GroupId = GroupId::new(2);
+/// Commands of the busy group under way at once, and their size.
+const WRITERS: usize = 64;
+const COMMAND_BYTES: usize = 4 << 10;
+
+/// `bytes` in pieces.
+pub(crate) fn pieces(piece: &Bytes, bytes: u64) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let piece = piece.clone();
+    (0..bytes / piece.len() as u64).map(move |_| piece.clone())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let mib: u64 = std::env::args().nth(1).map_or(Ok(1024), |s| s.parse())?;
+    let dir = match std::env::args().nth(2) {
+        Some(dir) => tempfile::tempdir_in(dir)?,
+        None => tempfile::tempdir()?,
+    };
+    let config = Config { snapshot_entries: 100, snapshot_trailing_entries: 0, ..Config::default() };
+    let (tick, interval) = (config.tick_ms, config.tick_ms * u64::from(config.heartbeat_ticks));
+    let (tick, interval) = (Duration::from_millis(tick), Duration::from_millis(interval));
+    let mut peers = Vec::new();
+    for id in 1..=3 {
+        let port = std::net::TcpListener::bind(LOOPBACK)?.local_addr()?.port();
+        peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://127.0.0.1:{port}").parse()?));
+    }
+    let heartbeats = Heartbeats::of(SECOND);
+    let start = async |id: usize| {
+        let (node, address): (NodeId, PeerAddr) = peers[id - 1].clone();
+        let heard = if id == 3 { heartbeats.clone() } else { Heartbeats::of(SECOND) };
+        let transport = Probed(GrpcTransport::new(GrpcConfig::default()), heard);
+        let node = Node::builder(node, ClusterId::new("snapshot")?)
+            .config(config.clone())
+            .storage(DataDir::open(&dir.path().join(id.to_string()))?)
+            .transport(Arc::new(transport), address);
+        Ok::<_, Error>(node.start().await?)
+    };
+    let group = async |node: &Node, id: GroupId| {
+        let founders = Start::Bootstrap(peers.clone());
+        Ok::<_, Error>(node.group(id, Large(mib)).start(founders).await?)
+    };
+
+    // Two of three, one of them the leader of both groups, each group with a snapshot and no log behind it.
+    let nodes = [start(1).await?, start(2).await?];
+    let first = [group(&nodes[0], GroupId::DEFAULT).await?, group(&nodes[1], GroupId::DEFAULT).await?];
+    let second = [group(&nodes[0], SECOND).await?, group(&nodes[1], SECOND).await?];
+    let leader = first[0].wait_leader(Duration::from_secs(10)).await?;
+    let place = (leader.as_u64() - 1) as usize;
+    while second[place].wait_leader(Duration::from_secs(10)).await? != leader {
+        let _ = second[1 - place].transfer(leader).await;
+        tokio::time::sleep(interval).await; // nothing says when an election that was asked for is over
+    }
+    let (first, second) = (&first[place], &second[place]);
+    for group in [first, second] {
+        while group.status().await?.first_index < 3 {
+            group.propose("x").await?;
+        }
+    }
+
+    let floors = Floors::measure(&dir.path().join("floor"), mib, config.snapshot_chunk_bytes).await?;
+    let memory = resident_mib()?;
+    let joined = start(3).await?;
+    let quiet = transfer(first, async || group(&joined, GroupId::DEFAULT).await.map(drop)).await?;
+    println!("{mib} MiB from the leader's file to the follower's, with all checks and syncs:");
+    let rate = mib as f64 / quiet.took.as_secs_f64();
+    let (took, processor) = (quiet.took.as_secs_f64(), quiet.processor);
+    println!("  {took:.2} s, {rate:.0} MiB/s, {processor:.2} s of processor time, {:?}", quiet.ended.outcome);
+    let (disk, wire) = (floors.disk(mib), floors.wire(mib));
+    println!("  write + fsync alone {disk:.0} MiB/s, bare tonic alone {wire:.0} MiB/s");
+    println!("  ratio to the slower of them: {:.2}", rate / disk.min(wire));
+    println!("  memory of both sides together grew by {} MiB at most", quiet.peak_mib.saturating_sub(memory));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> = (0..WRITERS).map(|_| tokio::spawn(write(first.clone(), stop.clone()))).collect();
+    let busy = transfer(second, async || group(&joined, SECOND).await.map(drop)).await?;
+    let delays = heartbeats.delays(busy.began, interval);
+    stop.store(true, Ordering::Relaxed);
+    let mut written = 0;
+    for writer in writers {
+        written += writer.await?;
+    }
+    let rate = mib as f64 / busy.took.as_secs_f64();
+    println!(
+        "the same while another group writes {COMMAND_BYTES}-byte commands, {WRITERS} at a time, to that follower too:"
+    );
+    println!(
+        "  {:.2} s, {rate:.0} MiB/s, {:?}; {written} commands",
+        busy.took.as_secs_f64(),
+        busy.ended.outcome
+    );
+    let at = |q: usize| delays.get(delays.len().saturating_sub(1) * q / 100).map_or(0.0, ms);
+    println!(
+        "  its heartbeats, every {interval:?}, came later than due by p50 {:.2} ms, p99 {:.2} ms, at most {:.2} ms of {} (a tick is {tick:?})",
+        at(50),
+        at(99),
+        at(100),
+        delays.len()
+    );
+    for node in nodes.into_iter().chain([joined]) {
+        node.shutdown(Duration::from_secs(5)).await;
+    }
+    Ok(())
+}
+
+struct Moved {
+    began: Instant,
+    took: Duration,
+    /// Seconds of processor time that this process used meanwhile, both sides and all.
+    processor: f64,
+    ended: LastAttempt,
+    peak_mib: u64,
+}
+
+/// From the moment a follower joins until its transfer has ended.
+async fn transfer(leader: &Group<Large>, join: impl AsyncFn() -> Result<(), Error>) -> Result<Moved, Error> {
+    let peak = Arc::new(AtomicU64::new(0));
+    let (before, began) = (processor_seconds()?, Instant::now());
+    let (watched, seen) = (leader.clone(), peak.clone());
+    let ended = tokio::spawn(async move {
+        loop {
+            seen.fetch_max(resident_mib().unwrap_or(0), Ordering::Relaxed);
+            let status = watched.status().await.map_err(|e| e.to_string())?;
+            let ended = status.peers.iter().find(|p| p.id.as_u64() == 3).and_then(|p| p.last_attempt);
+            if let Some(ended) = ended {
+                return Ok::<_, String>((began.elapsed(), ended));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    join().await?;
+    let (took, ended) = ended.await??;
+    let processor = processor_seconds()? - before;
+    Ok(Moved { began, took, processor, ended, peak_mib: peak.load(Ordering::Relaxed) })
+}
+
+async fn write(group: Group<Large>, stop: Arc<AtomicBool>) -> u64 {
+    let mut written = 0;
+    while !stop.load(Ordering::Relaxed) && group.propose(vec![7; COMMAND_BYTES]).await.is_ok() {
+        written += 1;
+    }
+    written
+}
+
+/// What disk and wire do alone.
+struct Floors {
+    disk: Duration,
+    wire: Duration,
+}
+
+impl Floors {
+    /// The better of two of each: the first time, memory may have to be found.
+    async fn measure(path: &Path, mib: u64, piece: usize) -> Result<Self, Error> {
+        let piece = Bytes::from(noise().repeat(piece.div_ceil(1 << 20))).slice(..piece);
+        let disk = write_and_sync(path, mib)?.min(write_and_sync(path, mib)?);
+        let wire =
+            bare_tonic::stream(&piece, mib << 20).await?.min(bare_tonic::stream(&piece, mib << 20).await?);
+        Ok(Self { disk, wire })
+    }
+
+    fn disk(&self, mib: u64) -> f64 {
+        mib as f64 / self.disk.as_secs_f64()
+    }
+
+    fn wire(&self, mib: u64) -> f64 {
+        mib as f64 / self.wire.as_secs_f64()
+    }
+}
+
+fn write_and_sync(path: &Path, mib: u64) -> io::Result<Duration> {
+    let (part, began) = (noise(), Instant::now());
+    let mut file = File::create(path)?;
+    (0..mib).try_for_each(|_| file.write_all(&part))?;
+    file.sync_data()?;
+    let took = began.elapsed();
+    std::fs::remove_file(path)?;
+    Ok(took)
+}
+
+fn ms(time: &Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// Anonymous memory of this process: files in the page cache are not in it.
+fn resident_mib() -> Result<u64, Error> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).ok_or("no RssAnon")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
+}
+
+/// Processor time of this process so far. The kernel counts in hundredths of a second.
+fn processor_seconds() -> Result<f64, Error> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit(')').next().ok_or("no stat")?.split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>()).sum::<Result<u64, _>>()?;
+    Ok(ticks as f64 / 100.0)
+}
