@@ -34,6 +34,9 @@ use crate::service::transport_server::TransportServer;
 const SURPLUS_MAX: usize = 16;
 /// Requests a connection may have open. A dialler needs one.
 const STREAMS_PER_CONNECTION_MAX: u32 = 4;
+/// Bytes of an HTTP/2 frame that a dialler may send. The library's default, 16 KiB, is a call and a wakeup too often for
+/// snapshots; a connection carries one stream, so that nobody waits behind a long frame.
+const HTTP2_FRAME_BYTES: u32 = 128 << 10;
 /// Bytes of the headers of a request.
 const HEADERS_BYTES_MAX: u32 = 8 << 10;
 /// Pause after the system refused to accept, for instance for want of file descriptors.
@@ -102,6 +105,7 @@ async fn serve(incoming: Incoming, shared: Arc<Shared>) {
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes)
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keepalive_interval(Some(config.keepalive_interval))
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .http2_adaptive_window(Some(false))

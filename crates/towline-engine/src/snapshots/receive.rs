@@ -26,7 +26,7 @@ use crate::transport::{
 };
 
 /// Chunks that wait for the disk, so that the network and the disk work at the same time.
-const SPOOL_CHUNKS: usize = 4;
+const SPOOL_CHUNKS: usize = 8;
 
 /// How long an offer waits for an earlier attempt to let go of its file.
 const SEAT_TIMEOUT: Duration = Duration::from_secs(1);

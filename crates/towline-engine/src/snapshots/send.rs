@@ -27,7 +27,7 @@ use crate::transport::{
 };
 
 /// Chunks read ahead of the transport.
-const READ_AHEAD_CHUNKS: usize = 2;
+const READ_AHEAD_CHUNKS: usize = 4;
 
 /// What sending works with.
 pub(crate) struct SendsDeps {
