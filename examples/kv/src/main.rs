@@ -5,6 +5,7 @@ mod batch;
 mod certs;
 mod cli;
 mod config;
+mod gauges;
 mod http;
 mod machine;
 mod node;

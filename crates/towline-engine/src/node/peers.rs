@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use async_trait::async_trait;
 
 use super::counters::Counters;
-use super::ingress::Ingress;
+use super::ingress::{Delivered, Ingress};
 use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::PeerGate;
@@ -180,23 +180,34 @@ impl PeerSession for Session {
         counters.received(self.peer, lane, batch.envelopes.len() as u64, batch.payload_bytes() as u64);
         let registry = self.peers.registry.read().unwrap_or_else(PoisonError::into_inner);
         let mut nacks = if lane == Lane::Append { counters.take_late(self.peer) } else { Vec::new() };
+        let mut superseded = 0;
         for envelope in batch.envelopes {
             let group = envelope.group;
             let result = match registry.get(&group) {
                 Some(ingress) => ingress.deliver(self.peer, envelope.message),
                 None => Err(NackCause::UnknownGroup),
             };
-            // One a group is enough: the sender goes back to probing either way.
-            if let Err(cause) = result
-                && !nacks.iter().any(|nack| nack.group == group)
-            {
-                nacks.push(Nack { group, cause });
+            match result {
+                Ok(Delivered::Queued) => {}
+                Ok(Delivered::Superseded) => superseded += 1,
+                // One a group is enough: the sender goes back to probing either way.
+                Err(cause) if !nacks.iter().any(|nack| nack.group == group) => {
+                    nacks.push(Nack { group, cause });
+                }
+                Err(_) => {}
             }
+        }
+        if superseded > 0 {
+            counters.superseded(self.peer, lane, superseded);
         }
         if !nacks.is_empty() {
             counters.nacks_sent(self.peer, lane, nacks.len() as u64);
         }
         Ok(nacks)
+    }
+
+    fn nacks_dropped(&self, lane: Lane, count: usize) {
+        self.peers.counters.nacks_dropped(self.peer, lane, count as u64);
     }
 
     async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
