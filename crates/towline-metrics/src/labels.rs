@@ -178,6 +178,8 @@ closed! {
         NotAllowedKind = "not_allowed_kind",
         /// A term that no correct peer sends.
         BadTerm = "bad_term",
+        /// A term further above the group's than is taken at once.
+        TermJump = "term_jump",
         /// Entries that are not contiguous or do not follow their previous index.
         BadEntries = "bad_entries",
         /// A commit index beyond the log.

@@ -17,6 +17,7 @@ use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{Fetch, ReadyParts, Replica, ReplicaSetup};
 use super::reads::Reads;
+use super::terms::{Rise, TermRises};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
@@ -64,6 +65,7 @@ pub struct Group<W, R> {
     /// The hard state as of the last write that is durable, and as of the last one made.
     durable_term: u64,
     hard_state_made: HardState,
+    term_rises: TermRises,
     /// Highest index given out to be applied.
     handed: Applied,
     ticks: u64,
@@ -179,6 +181,7 @@ impl<W, R> Group<W, R> {
             written: 0,
             durable_term: hard_state.term,
             hard_state_made: hard_state,
+            term_rises: TermRises::default(),
             handed,
             ticks: 0,
             quiet_ticks: setup.quiet_ticks,
@@ -216,6 +219,7 @@ impl<W, R> Group<W, R> {
     /// [`Reject`]: raft did not see it, nothing changed.
     pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
         inbound::check(&self.replica, self.me, from, &message)?;
+        self.check_rise(from, message.term)?;
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
                 if self.quiet_ticks > 0 =>
@@ -236,6 +240,19 @@ impl<W, R> Group<W, R> {
             _ => self.replica.step(message),
         }
         Ok(())
+    }
+
+    /// See [`TermRises`].
+    fn check_rise(&mut self, from: NodeId, theirs: u64) -> Result<(), Reject> {
+        match self.term_rises.judge(self.replica.term(), theirs, self.ticks) {
+            Rise::Take => return Ok(()),
+            Rise::Refuse => {}
+            // A message of this kind has no effect but by its term, and none at all from somebody who is no member.
+            Rise::StepTo(term) => self
+                .replica
+                .step(Message { term, ..Message::new(MessageKind::HeartbeatResponse, from, self.me) }),
+        }
+        Err(Reject::TermJump)
     }
 
     /// Appends commands if this node leads. They are proposed together, in order; whoever waits for one that is

@@ -84,6 +84,7 @@ impl Counters {
             Reject::WrongSender | Reject::UnknownPeer => RejectCause::UnknownPeer,
             Reject::KindNotAllowed => RejectCause::NotAllowedKind,
             Reject::BadTerm => RejectCause::BadTerm,
+            Reject::TermJump => RejectCause::TermJump,
             Reject::BadEntries => RejectCause::BadEntries,
             Reject::BadIndex => RejectCause::BadCommit,
             Reject::BadContext => RejectCause::EmptyReadIndex,
