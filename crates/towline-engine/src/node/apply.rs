@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
 use towline_metrics::GroupMetrics;
 
+use super::answer::{Answer, answer, contained, panic_text};
 use super::shard::{ShardEvent, ShardSender};
 use super::waiter::{ProposalWaiter, ReadWaiter, Waiter};
 use crate::core::Apply;
@@ -69,27 +69,27 @@ impl<S: StateMachine> Target for Machine<S> {
         let batch = ApplyBatch::new(entries, through);
         let commands = batch.len();
         let mut replies = Replies::with_capacity(commands);
-        let result = match catch_unwind(AssertUnwindSafe(|| self.machine.apply(batch, &mut replies))) {
-            Ok(Ok(())) if replies.len() == commands => Ok(()),
-            Ok(Ok(())) => {
-                Err(format!("state machine gave {} replies to {commands} commands", replies.len()).into())
-            }
-            Ok(Err(fatal)) => Err(fatal.to_string().into()),
-            Err(panic) => Err(format!("state machine panicked: {}", panic_text(panic.as_ref())).into()),
-        };
+        let result = caught(|| self.machine.apply(batch, &mut replies)).and_then(|()| match replies.len() {
+            given if given == commands => Ok(()),
+            given => Err(format!("state machine gave {given} replies to {commands} commands").into()),
+        });
         self.metrics.apply(started.elapsed(), commands as u64);
         match &result {
             Ok(()) => {
-                for (waiter, reply) in waiters.into_iter().zip(replies.into_vec()) {
+                let mut waiters = waiters.into_iter();
+                for reply in replies.into_vec() {
                     // The waiter was made by the handle of this group, so it has this group's type.
-                    let waiter =
-                        waiter.and_then(|w| w.into_any().downcast::<ProposalWaiter<S::Response>>().ok());
-                    if let Some(waiter) = waiter {
-                        waiter.answer(reply);
+                    let waiter = waiters.next().flatten();
+                    match waiter.and_then(|w| w.into_any().downcast::<ProposalWaiter<S::Response>>().ok()) {
+                        Some(waiter) => waiter.answer(reply),
+                        None => contained(|| drop(reply)),
                     }
                 }
             }
-            Err(cause) => fail_all(waiters, cause),
+            Err(cause) => {
+                fail_all(waiters, cause);
+                replies.into_vec().into_iter().for_each(|reply| contained(|| drop(reply)));
+            }
         }
         result
     }
@@ -115,10 +115,13 @@ impl<S: StateMachine> Target for Machine<S> {
 }
 
 fn caught<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Arc<str>> {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(fatal)) => Err(fatal.to_string().into()),
-        Err(panic) => Err(format!("state machine panicked: {}", panic_text(panic.as_ref())).into()),
+    match catch_unwind(AssertUnwindSafe(|| run().map_err(|fatal| fatal.to_string().into()))) {
+        Ok(result) => result,
+        Err(panic) => {
+            let cause = format!("state machine panicked: {}", panic_text(panic.as_ref())).into();
+            std::mem::forget(panic); // its drop may panic again
+            Err(cause)
+        }
     }
 }
 
@@ -128,19 +131,10 @@ fn fail_all(waiters: Vec<Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
     }
 }
 
-/// What a panic said, if it said something.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
-}
-
 enum Work {
     Start { group: GroupId, life: u64, target: Box<dyn Target> },
     Apply { group: GroupId, life: u64, tasks: Vec<Task> },
-    Flush { group: GroupId, done: oneshot::Sender<Result<Applied, Arc<str>>> },
+    Flush { group: GroupId, done: Answer<Result<Applied, Arc<str>>> },
     Remove { group: GroupId, life: u64 },
     Stop,
 }
@@ -186,7 +180,7 @@ impl ApplyWorker {
 
     /// Makes what is applied durable.
     pub(crate) async fn flush(&self, group: GroupId) -> Result<Applied, Arc<str>> {
-        let (done, waiting) = oneshot::channel();
+        let (done, waiting) = answer();
         let _ = self.work.send(Work::Flush { group, done });
         waiting.await.unwrap_or_else(|_| Err("the apply worker has stopped".into()))
     }
@@ -217,7 +211,7 @@ impl Worker {
         while let Some(work) = next.take().or_else(|| queue.recv().ok()) {
             match work {
                 Work::Start { group, life, target } => {
-                    self.targets.insert(group, (life, target));
+                    let_go(self.targets.insert(group, (life, target)));
                 }
                 Work::Apply { group, life, mut tasks } => {
                     next = more_of(queue, group, life, &mut tasks);
@@ -228,16 +222,17 @@ impl Worker {
                         Some((_, target)) => target.flush(),
                         None => Err("the group is not running".into()),
                     };
-                    let _ = done.send(result);
+                    done.send(result);
                 }
                 Work::Remove { group, life } => {
                     if self.targets.get(&group).is_some_and(|(running, _)| *running == life) {
-                        self.targets.remove(&group);
+                        let_go(self.targets.remove(&group));
                     }
                 }
-                Work::Stop => return,
+                Work::Stop => break,
             }
         }
+        std::mem::take(&mut self.targets).into_values().for_each(|target| let_go(Some(target)));
     }
 
     fn apply(&mut self, group: GroupId, life: u64, tasks: Vec<Task>) {
@@ -286,10 +281,15 @@ impl Worker {
         }
         if let Some(cause) = failed {
             fail_tasks(tasks.collect(), &cause);
-            self.targets.remove(&group);
+            let_go(self.targets.remove(&group));
             self.shard.post(ShardEvent::ApplyFailed { group, life, cause });
         }
     }
+}
+
+/// A state machine's own drop may panic; the worker has others.
+fn let_go(target: Option<(u64, Box<dyn Target>)>) {
+    contained(|| drop(target));
 }
 
 /// Replaces the state by a snapshot that is on disk.

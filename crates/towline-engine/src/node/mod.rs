@@ -3,6 +3,7 @@
 //! One shard thread runs all groups, one thread writes the log, one reads cold entries from it, apply workers run state
 //! machines, and a small runtime moves bytes. Each knows the others only as queues.
 
+mod answer;
 mod apply;
 mod builder;
 mod counters;
@@ -133,7 +134,7 @@ impl Node {
             self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         let cause: Arc<str> = "the node was shut down".into();
         for group in groups {
-            let (answer, answered) = oneshot::channel();
+            let (answer, answered) = answer::answer();
             let control = Control::Close { group, cause: cause.clone(), answer };
             if Instant::now() < until {
                 // The state machine first: closing the group lets go of it.
@@ -174,7 +175,7 @@ impl Node {
             if state.borrow().role != Role::Leader {
                 continue;
             }
-            let (answer, answered) = oneshot::channel();
+            let (answer, answered) = answer::answer();
             self.inner.shard.post(ShardEvent::Control(Control::Transfer {
                 group,
                 target: None,

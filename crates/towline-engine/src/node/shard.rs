@@ -12,11 +12,12 @@ use std::task::{Wake, Waker};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::apply::{ApplyWorker, panic_text};
+use super::answer::{Answer, contained, panic_text};
+use super::apply::ApplyWorker;
 use super::counters::Counters;
 use super::ingress::{Ingress, Scheduled, Taken};
 use super::reader::LogReader;
@@ -55,13 +56,13 @@ pub(crate) enum Control {
     /// Holds its room until it is answered, which bounds how many wait.
     Status {
         group: GroupId,
-        answer: oneshot::Sender<GroupStatus>,
+        answer: Answer<GroupStatus>,
         room: OwnedSemaphorePermit,
     },
     Transfer {
         group: GroupId,
         target: Option<NodeId>,
-        answer: oneshot::Sender<Result<(), TransferLeaderError>>,
+        answer: Answer<Result<(), TransferLeaderError>>,
         /// `None` for the node's own, at shutdown.
         room: Option<OwnedSemaphorePermit>,
     },
@@ -69,13 +70,13 @@ pub(crate) enum Control {
     Offered {
         from: NodeId,
         offer: Box<SnapshotOffer>,
-        answer: oneshot::Sender<Result<OfferVerdict, SnapshotRefusal>>,
+        answer: Answer<Result<OfferVerdict, SnapshotRefusal>>,
     },
     /// One is here, durable and verified.
     Received {
         from: NodeId,
         received: Box<(Message, SnapshotMeta)>,
-        answer: oneshot::Sender<Result<u64, SnapshotRefusal>>,
+        answer: Answer<Result<u64, SnapshotRefusal>>,
     },
     /// The log store wants space back.
     Squeeze {
@@ -85,7 +86,7 @@ pub(crate) enum Control {
     Close {
         group: GroupId,
         cause: Arc<str>,
-        answer: oneshot::Sender<Option<GroupWrite>>,
+        answer: Answer<Option<GroupWrite>>,
     },
     Stop,
 }
@@ -99,7 +100,7 @@ pub(crate) struct StartGroup {
     pub(crate) state: watch::Sender<GroupState>,
     pub(crate) apply: ApplyWorker,
     pub(crate) metrics: Arc<GroupMetrics>,
-    pub(crate) started: oneshot::Sender<()>,
+    pub(crate) started: Answer<()>,
 }
 
 /// The way to the shard. Never blocks.
@@ -320,7 +321,7 @@ impl Shard {
                             self.deps.sends.observe(&attempt, seen);
                         }
                     }
-                    let _ = answer.send(status);
+                    answer.send(status);
                 }
             }
             Control::Transfer { group, target, answer, room } => {
@@ -334,20 +335,26 @@ impl Shard {
                         None => Err(TransferLeaderError::NotLeader { hint: running.group.state().leader }),
                     };
                 });
-                let _ = answer.send(result);
+                answer.send(result);
             }
             Control::Offered { from, offer, answer } => {
                 let group = offer.meta.head.group;
-                self.with(group, None, |running, _| {
-                    let _ = answer.send(running.group.offer(from, &offer));
-                });
+                let mut result = None;
+                self.with(group, None, |running, _| result = Some(running.group.offer(from, &offer)));
+                if let Some(result) = result {
+                    answer.send(result);
+                }
             }
             Control::Received { from, received, answer } => {
                 let (message, meta) = *received;
                 let group = meta.head.group;
+                let mut result = None;
                 self.with(group, None, |running, _| {
-                    let _ = answer.send(running.group.receive(from, message, meta));
+                    result = Some(running.group.receive(from, message, meta));
                 });
+                if let Some(result) = result {
+                    answer.send(result);
+                }
             }
             Control::Squeeze { group } => self.with(group, None, |running, _| running.group.squeeze()),
             Control::Close { group, cause, answer } => {
@@ -356,7 +363,7 @@ impl Shard {
                     Some(GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) })
                 });
                 self.retire(group, &cause);
-                let _ = answer.send(last);
+                answer.send(last);
             }
             Control::Stop => self.stopping = true,
         }
@@ -365,7 +372,7 @@ impl Shard {
     fn start_group(&mut self, start: StartGroup) {
         let StartGroup { id, life, group, ingress, state, apply, metrics, started } = start;
         self.groups.insert(id, Running { life, group, ingress, state, apply, metrics, dirty: true });
-        let _ = started.send(());
+        started.send(());
         // What came for it before this turn was announced when there was nobody to take it.
         self.take_ingress(id);
     }
@@ -429,7 +436,7 @@ impl Shard {
             if let Some(running) = self.groups.get_mut(&group) {
                 running.dirty = false;
                 running.ingress.set_reads_held(running.group.reads_waiting());
-                running.publish();
+                contained(|| running.publish());
             }
         }
         if !self.writes.is_empty() {
@@ -527,11 +534,15 @@ impl Shard {
         }
         running.apply.remove_group(group, running.life);
         running.metrics.role(GroupRole::Quarantined);
-        running.state.send_modify(|state| {
-            state.role = Role::Down;
-            state.leader = None;
-            state.down = Some(cause.clone());
+        contained(|| {
+            running.state.send_modify(|state| {
+                state.role = Role::Down;
+                state.leader = None;
+                state.down = Some(cause.clone());
+            });
         });
+        // It wakes whoever still waits in it or follows its state.
+        contained(|| drop(running));
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
 use towline_metrics::NodeMetrics;
 
+use super::answer::{Answer, answer};
 use super::shard::{ShardEvent, ShardSender};
 use crate::ids::GroupId;
 use crate::log_store::{GroupWrite, LogBatch, LogError, LogStore};
@@ -28,7 +28,7 @@ pub(crate) struct WriteId {
 enum Work {
     Write(Vec<(WriteId, GroupWrite)>),
     /// A write somebody waits for; also a barrier: everything before it is durable when it is answered.
-    Waited(Option<Box<GroupWrite>>, oneshot::Sender<Result<(), Arc<str>>>),
+    Waited(Option<Box<GroupWrite>>, Answer<Result<(), Arc<str>>>),
     Stop,
 }
 
@@ -62,7 +62,7 @@ impl Writer {
     /// # Errors
     /// Why the log cannot be written.
     pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), Arc<str>> {
-        let (done, waiting) = oneshot::channel();
+        let (done, waiting) = answer();
         let _ = self.work.send(Work::Waited(write.map(Box::new), done));
         waiting.await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
     }
@@ -83,7 +83,7 @@ struct WriterThread {
 struct Merged {
     batch: LogBatch,
     writes: Vec<WriteId>,
-    waiting: Vec<oneshot::Sender<Result<(), Arc<str>>>>,
+    waiting: Vec<Answer<Result<(), Arc<str>>>>,
     parts: u64,
     bytes: usize,
     stop: bool,
@@ -122,7 +122,7 @@ impl WriterThread {
             self.metrics.log_write(started.elapsed(), bytes, merged.parts);
         }
         for waiting in merged.waiting.drain(..) {
-            let _ = waiting.send(result.clone());
+            waiting.send(result.clone());
         }
         let writes = std::mem::take(&mut merged.writes);
         match result {
