@@ -13,7 +13,7 @@ use towline_metrics::labels::ProposalOutcome;
 
 use super::answer::answer;
 use super::ingress::Ingress;
-use super::shard::{Control, ShardEvent, ShardSender};
+use super::mail::{Control, ShardEvent, ShardSender};
 use super::waiter::{ProposalWaiter, ReadWaiter};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};

@@ -4,17 +4,20 @@
 //! machines, and a small runtime moves bytes. Each knows the others only as queues.
 
 mod answer;
+mod applier;
 mod apply;
 mod builder;
 mod counters;
 mod handle;
 mod ingress;
+mod mail;
 mod peers;
 mod reader;
 mod recover;
 mod shard;
 mod snapshots;
 mod start;
+mod target;
 mod waiter;
 mod writer;
 
@@ -33,9 +36,9 @@ use tokio::sync::{oneshot, watch};
 use towline_metrics::NodeMetrics;
 
 use self::apply::ApplyWorker;
+use self::mail::{Control, ShardEvent, ShardSender};
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
-use self::shard::{Control, ShardEvent, ShardSender};
 use self::writer::Writer;
 use crate::config::ValidConfig;
 use crate::core::SendSlots;

@@ -9,8 +9,8 @@ use towline_metrics::labels::Direction;
 
 use super::answer::answer;
 use super::counters::Counters;
+use super::mail::{Control, ShardEvent, ShardSender};
 use super::peers::Registry;
-use super::shard::{Control, ShardEvent, ShardSender};
 use crate::config::ValidConfig;
 use crate::core::{OfferVerdict, RetryPolicy, SnapshotPolicy};
 use crate::ids::{GroupId, NodeId};

@@ -6,11 +6,11 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::{Semaphore, watch};
 
 use super::answer::answer;
-use super::apply::{Machine, Target};
 use super::handle::{Group, Shared};
 use super::ingress::Ingress;
+use super::mail::{Control, ShardEvent, StartGroup};
 use super::recover::{Recovery, Start as Recovered};
-use super::shard::{Control, ShardEvent, StartGroup};
+use super::target::{Machine, Target};
 use super::waiter::{ReadWaiter, Waiter};
 use super::{Inner, Node, StartError};
 use crate::ids::{GroupId, NodeId, PeerAddr};

@@ -10,20 +10,11 @@ use std::time::Instant;
 use towline_metrics::NodeMetrics;
 
 use super::answer::{Answer, answer};
-use super::shard::{ShardEvent, ShardSender};
-use crate::ids::GroupId;
+use super::mail::{ShardEvent, ShardSender, WriteId};
 use crate::log_store::{GroupWrite, LogBatch, LogError, LogStore};
 
 /// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
 const MERGE_BYTES_MAX: usize = 16 << 20;
-
-/// A write of a group, named so that a late completion is not taken for one of the group's next life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WriteId {
-    pub(crate) group: GroupId,
-    pub(crate) life: u64,
-    pub(crate) number: u64,
-}
 
 enum Work {
     Write(Vec<(WriteId, GroupWrite)>),
