@@ -70,9 +70,20 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let reload = tls.map(|tls| tokio::spawn(transports::reload_at_hangup(tls)));
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
+    let exit_with_parent = args.exit_with_parent;
+    let parent_gone = async move {
+        match exit_with_parent {
+            true => stop::parent_gone().await,
+            false => std::future::pending().await,
+        }
+    };
     // A port that is served no more must not leave a node that looks well.
     let ended = tokio::select! {
         () = stop::requested() => None,
+        () = parent_gone => {
+            tracing::warn!(id = %args.id, "the parent process is gone");
+            None
+        }
         ended = &mut clients => Some(("Redis clients", format!("{ended:?}"))),
         ended = &mut pages => Some(("pages", format!("{ended:?}"))),
     };

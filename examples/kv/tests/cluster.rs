@@ -473,3 +473,31 @@ fn the_supervisor_says_when_a_child_died() {
     assert!(log.contains("error: node 2 ended: signal: 9"), "{log}");
     supervised.assert_nobody_left();
 }
+
+/// No destructor and no signal handler runs then: the children find out by themselves.
+#[test]
+fn the_children_end_when_the_supervisor_is_killed() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let mut supervised = Supervised::start(&dir);
+    supervised.process.signal("KILL");
+    assert_eq!(supervised.process.wait_end().code(), None);
+    supervised.assert_nobody_left();
+    // In order: each handed its lock and its files back, so the same nodes start again from them.
+    let (ports, data) = (supervised.ports.clone(), dir.path().join("data"));
+    let mut again = (1..=3)
+        .map(|id| {
+            let mut command = ports[id - 1].serve(id, &data.join(id.to_string()));
+            ports.iter().enumerate().for_each(|(at, other)| {
+                command.args(["--peer", &other.peer(at + 1)]);
+            });
+            Process::start(&mut command, &dir.path().join("again"))
+        })
+        .collect::<Vec<_>>();
+    wait("a leader again", || {
+        for process in &mut again {
+            assert!(process.ended().is_none(), "{}", process.log());
+        }
+        ports.iter().any(Ports::leads).then_some(())
+    });
+}

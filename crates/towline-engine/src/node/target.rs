@@ -166,3 +166,58 @@ pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use towline_metrics::NodeMetrics;
+
+    use super::*;
+
+    struct Panics(bool);
+
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            assert!(!self.0, "an answer is dropped");
+        }
+    }
+
+    /// Gives an answer that panics when it is dropped to each command, and one too many if told to.
+    struct Generous(bool);
+
+    impl StateMachine for Generous {
+        type Response = Panics;
+        type View = ();
+
+        fn view(&self) {}
+
+        fn durable(&self) -> Applied {
+            Applied::NONE
+        }
+
+        fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Panics>) -> Result<(), Fatal> {
+            (0..batch.len() + usize::from(self.0)).for_each(|_| replies.push(Panics(true)));
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
+            Err(Fatal::new("no snapshots"))
+        }
+
+        fn restore(&mut self, _meta: &SnapshotMeta, _body: &mut dyn io::Read) -> Result<(), Fatal> {
+            Err(Fatal::new("no snapshots"))
+        }
+    }
+
+    /// On a follower, and at a start, nobody waits for the answers.
+    #[test]
+    fn answers_nobody_waits_for_are_let_go_one_by_one() {
+        let entry = |index| Entry { index, term: 1, data: "x".into(), ..Entry::default() };
+        let metrics = Arc::new(NodeMetrics::noop().group(1));
+        for too_many in [false, true] {
+            let mut machine = Machine { machine: Generous(too_many), metrics: metrics.clone() };
+            let through = Applied { index: 2, term: 1 };
+            let applied = machine.apply(&[entry(1), entry(2)], vec![None, None], through);
+            assert_eq!(applied.is_err(), too_many);
+        }
+    }
+}
