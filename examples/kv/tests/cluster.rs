@@ -483,7 +483,7 @@ fn the_children_end_when_the_supervisor_is_killed() {
     supervised.process.signal("KILL");
     assert_eq!(supervised.process.wait_end().code(), None);
     supervised.assert_nobody_left();
-    // In order: each handed its lock and its files back, so the same nodes start again from them.
+    // What they left is whole: the same nodes start again from it.
     let (ports, data) = (supervised.ports.clone(), dir.path().join("data"));
     let mut again = (1..=3)
         .map(|id| {

@@ -151,6 +151,7 @@ impl NodeBuilder {
             registry.clone(),
             counters.clone(),
             receives,
+            config.tick() * config.election_ticks_max,
         )?;
         let peers = Arc::new(peers);
         let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));

@@ -14,6 +14,7 @@ mod mail;
 mod peers;
 mod reader;
 mod recover;
+mod refusals;
 mod shard;
 mod snapshots;
 mod start;

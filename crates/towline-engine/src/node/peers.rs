@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
 use super::counters::Counters;
 use super::ingress::{Delivered, Ingress};
+use super::refusals::{Loudness, Refusals};
 use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::PeerGate;
@@ -29,6 +31,7 @@ pub(crate) struct Peers {
     registry: Registry,
     counters: Arc<Counters>,
     receives: Receives,
+    refusals: Refusals,
 }
 
 #[derive(Default)]
@@ -49,9 +52,11 @@ impl Peers {
         registry: Registry,
         counters: Arc<Counters>,
         receives: Receives,
+        election_timeout: Duration,
     ) -> Result<Self, IdentityError> {
+        let refusals = Refusals::new(election_timeout);
         let known = Known { identity: store.load()?, members: BTreeMap::new(), seen: store.seen()? };
-        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives })
+        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -154,8 +159,14 @@ impl Inbound for Door {
     }
 
     fn refused(&self, refusal: &Refusal) {
-        tracing::warn!(node = %self.0.node, %refusal, "a connection was refused");
-        self.0.counters.refused(refusal);
+        let (peers, node) = (&self.0, self.0.node);
+        let runs = !peers.lock().members.is_empty();
+        match peers.refusals.loudness(refusal, runs, Instant::now()) {
+            Loudness::Quiet => tracing::debug!(%node, runs, %refusal, "a connection was refused"),
+            Loudness::Info => tracing::info!(%node, runs, %refusal, "a connection was refused"),
+            Loudness::Warn => tracing::warn!(%node, runs, %refusal, "a connection was refused"),
+        }
+        peers.counters.refused(refusal);
     }
 }
 
