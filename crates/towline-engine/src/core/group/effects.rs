@@ -15,7 +15,7 @@ use crate::state_machine::Applied;
 pub struct Effects<W, R> {
     /// To be sent now.
     pub messages: Vec<Message>,
-    /// To be made durable, then answered by [`Group::written`] with the number.
+    /// To be made durable, then answered by [`Group::written`](super::Group::written) with the number.
     pub write: Option<(u64, GroupWrite)>,
     /// For the state machine, in order.
     pub apply: Vec<Apply<W, R>>,
@@ -23,7 +23,7 @@ pub struct Effects<W, R> {
     pub refused: Vec<(W, ProposeError)>,
     /// Reads that failed.
     pub unread: Vec<(R, ReadError)>,
-    /// Ranges to be read from the log store, each answered by [`Group::fetched`].
+    /// Ranges to be read from the log store, each answered by [`Group::fetched`](super::Group::fetched).
     pub fetches: Vec<Fetch>,
     /// Snapshots to be sent.
     pub snapshots: Vec<SnapshotSend>,
@@ -54,9 +54,9 @@ pub enum Apply<W, R> {
     /// Reads that may be answered when everything before is applied.
     Reads(Vec<R>),
     /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
-    /// before; answered by [`Group::applied`].
+    /// before; answered by [`Group::applied`](super::Group::applied).
     Restore(SnapshotMeta),
-    /// A snapshot of the state as of `at` is to be made; answered by [`Group::snapshot_made`].
+    /// A snapshot of the state as of `at` is to be made; answered by [`Group::snapshot_made`](super::Group::snapshot_made).
     Snapshot {
         /// The membership there.
         conf: ConfRecord,
