@@ -22,14 +22,17 @@ mod link;
 #[cfg(feature = "driver")]
 mod queue;
 #[cfg(feature = "driver")]
+mod settings;
+#[cfg(feature = "driver")]
 mod worker;
 
 #[cfg(feature = "driver")]
 #[allow(unused_imports)] // until the node uses them
 pub(crate) use {
     counter::{LaneCounter, LaneCounters},
-    handle::{LaneSettings, Lanes, LanesDeps},
+    handle::{Lanes, LanesDeps},
     link::PeerGate,
+    settings::LaneSettings,
 };
 
 #[cfg(test)]

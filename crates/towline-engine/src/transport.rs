@@ -288,6 +288,12 @@ pub trait PeerSession: Send + Sync {
     /// [`Violation`]: the transport closes the lane. Nothing that concerns one group alone does that.
     fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation>;
 
+    /// The transport could not send `count` nacks that [`deliver`](Self::deliver) gave it, because the peer does not
+    /// read what goes back: for counters.
+    fn nacks_dropped(&self, lane: Lane, count: usize) {
+        let _ = (lane, count);
+    }
+
     /// Takes a snapshot offer.
     ///
     /// # Errors

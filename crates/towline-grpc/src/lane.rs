@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use towline_engine::message::Lane;
 use towline_engine::transport::{PeerSession, Refusal};
-use towline_wire::{Purpose, check_first_frame, deliver, pb, refused_frame, welcome_frame};
+use towline_wire::{Purpose, check_first_frame, deliver, nacks_of, pb, refused_frame, welcome_frame};
 
 use crate::connection::Connection;
 use crate::listener::{Phase, Shared};
@@ -153,7 +153,6 @@ impl Inbound {
         lane: Lane,
     ) -> Option<Status> {
         let peer = session.peer();
-        let mut nacks_dropped = 0_u64;
         loop {
             let taken = match frames.message().await {
                 Ok(Some(frame)) => deliver(session.as_ref(), lane, frame)
@@ -172,10 +171,11 @@ impl Inbound {
             // Never waits: whoever does not read its nacks must not stop the batches of its groups. The sender finds out
             // by Raft's own probing then.
             if let Some(frame) = nacks
-                && self.answers.try_send(Ok(frame)).is_err()
+                && let Err(refused) = self.answers.try_send(Ok(frame))
             {
-                nacks_dropped += 1;
-                tracing::debug!(%peer, lane = lane.as_str(), nacks_dropped, "no room for nacks");
+                let dropped = refused.into_inner().map_or(0, |frame| nacks_of(frame).map_or(0, |n| n.len()));
+                session.nacks_dropped(lane, dropped);
+                tracing::debug!(%peer, lane = lane.as_str(), dropped, "no room for nacks");
             }
         }
     }

@@ -14,7 +14,7 @@ pub const TRANSPORT: &str = "transport";
 pub const GROUP: &str = "group";
 /// Label with the values of [`Lane`].
 pub const LANE: &str = "lane";
-/// Label with the values of [`DropReason`].
+/// Label with the values of [`DropReason`] or [`NackDropReason`]: which one depends on the metric.
 pub const REASON: &str = "reason";
 /// Label with the values of [`ReportKind`].
 pub const KIND: &str = "kind";
@@ -122,6 +122,16 @@ closed! {
 }
 
 closed! {
+    /// Why a refusal of a group's messages was not told to the peer that sent them.
+    NackDropReason {
+        /// As many refusals as are kept waited for the peer's next append already.
+        LateFull = "late_full",
+        /// The transport had no room for what goes back: the peer does not read it.
+        NoRoom = "no_room",
+    }
+}
+
+closed! {
     /// What a report told Raft.
     ReportKind {
         /// A peer could not be reached.
@@ -168,6 +178,8 @@ closed! {
         NotAllowedKind = "not_allowed_kind",
         /// A term that no correct peer sends.
         BadTerm = "bad_term",
+        /// A term further above the group's than is taken at once.
+        TermJump = "term_jump",
         /// Entries that are not contiguous or do not follow their previous index.
         BadEntries = "bad_entries",
         /// A commit index beyond the log.
@@ -208,6 +220,8 @@ closed! {
         TooManyConnections = "too_many_connections",
         /// The handshake did not complete in time.
         HandshakeTimeout = "handshake_timeout",
+        /// This node is stopping, or cannot write down whom it met.
+        ShuttingDown = "shutting_down",
     }
 }
 

@@ -71,6 +71,8 @@ metrics_table! {
         "Raft messages the link's flow control took; not proof of delivery.";
     MESSAGES_RECEIVED = "towline_messages_received_total", Counter, Count, [PEER, TRANSPORT, LANE],
         "Raft messages received, before any check.";
+    MESSAGES_SUPERSEDED = "towline_received_superseded_total", Counter, Count, [PEER, TRANSPORT, LANE],
+        "Received messages whose place a newer one of the same kind took before the shard looked.";
     PAYLOAD_SENT_BYTES = "towline_payload_sent_bytes_total", Counter, Bytes, [PEER, TRANSPORT, LANE],
         "Payload bytes of the messages sent, without framing.";
     PAYLOAD_RECEIVED_BYTES = "towline_payload_received_bytes_total", Counter, Bytes, [PEER, TRANSPORT, LANE],
@@ -95,6 +97,8 @@ metrics_table! {
         "Refusals of messages of one group, received from the peer.";
     NACKS_SENT = "towline_nacks_sent_total", Counter, Count, [PEER, TRANSPORT, LANE],
         "Refusals of messages of one group, sent to the peer.";
+    NACKS_DROPPED = "towline_nacks_dropped_total", Counter, Count, [PEER, TRANSPORT, LANE, REASON],
+        "Refusals of messages of one group that the peer was not told, by reason.";
 
     REPORTS = "towline_reports_total", Counter, Count, [PEER, KIND, OUTCOME],
         "Reports about a peer meant for Raft, by what became of them.";

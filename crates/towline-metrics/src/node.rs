@@ -13,7 +13,7 @@ use crate::labels::{self, OTHER, RejectCause, Table};
 use crate::names;
 use crate::peer::PeerMetrics;
 
-/// Bound on cached handles per (peer, transport) of one node. Each costs about 100 series. Beyond it
+/// Bound on cached handles per (peer, transport) of one node. Each costs about 110 series. Beyond it
 /// [`NodeMetrics::peer`] answers with [`NodeMetrics::other_peers`] and counts that.
 pub const PEERS_MAX: usize = 256;
 

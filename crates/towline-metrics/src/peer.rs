@@ -7,7 +7,9 @@ use metrics::{Counter, Gauge};
 
 use crate::bytes_io::RecordTotal;
 use crate::handles::{PerLabel, Registrar, float};
-use crate::labels::{self, Direction, DropReason, Lane, ReportKind, ReportOutcome, SnapshotOutcome};
+use crate::labels::{
+    self, Direction, DropReason, Lane, NackDropReason, ReportKind, ReportOutcome, SnapshotOutcome,
+};
 use crate::names;
 
 /// Handles for one peer over one transport. Cloning shares them.
@@ -110,6 +112,7 @@ fn counter_of<A: labels::Closed, B: labels::Closed>(
 pub struct LaneMetrics {
     messages_sent: Counter,
     messages_received: Counter,
+    messages_superseded: Counter,
     payload_bytes_sent: Counter,
     payload_bytes_received: Counter,
     batches_sent: Counter,
@@ -122,6 +125,7 @@ pub struct LaneMetrics {
     link_closed: Counter,
     nacks_received: Counter,
     nacks_sent: Counter,
+    nacks_dropped: PerLabel<NackDropReason, Counter>,
 }
 
 impl LaneMetrics {
@@ -129,6 +133,7 @@ impl LaneMetrics {
         Self {
             messages_sent: lane.counter(names::MESSAGES_SENT),
             messages_received: lane.counter(names::MESSAGES_RECEIVED),
+            messages_superseded: lane.counter(names::MESSAGES_SUPERSEDED),
             payload_bytes_sent: lane.counter(names::PAYLOAD_SENT_BYTES),
             payload_bytes_received: lane.counter(names::PAYLOAD_RECEIVED_BYTES),
             batches_sent: lane.counter(names::BATCHES_SENT),
@@ -141,6 +146,7 @@ impl LaneMetrics {
             link_closed: lane.counter(names::LINKS_CLOSED),
             nacks_received: lane.counter(names::NACKS_RECEIVED),
             nacks_sent: lane.counter(names::NACKS_SENT),
+            nacks_dropped: lane.per(labels::REASON, |reason| reason.counter(names::NACKS_DROPPED)),
         }
     }
 
@@ -152,6 +158,11 @@ impl LaneMetrics {
     /// Adds messages that came in, before any check.
     pub fn messages_received(&self, n: u64) {
         self.messages_received.increment(n);
+    }
+
+    /// Adds messages that came in and gave way to newer ones before they were looked at.
+    pub fn messages_superseded(&self, n: u64) {
+        self.messages_superseded.increment(n);
     }
 
     /// Adds payload bytes of messages the link took.
@@ -212,5 +223,10 @@ impl LaneMetrics {
     /// Adds refusals sent.
     pub fn nacks_sent(&self, n: u64) {
         self.nacks_sent.increment(n);
+    }
+
+    /// Adds refusals the peer was not told.
+    pub fn nacks_dropped(&self, reason: NackDropReason, n: u64) {
+        self.nacks_dropped.add(reason, n);
     }
 }

@@ -87,21 +87,41 @@ fn label_values_are_distinct_within_their_set() {
         ($($set:ident),+) => { $(check(stringify!($set), $set::ALL.iter().map(|v| v.as_str()).collect());)+ };
     }
     check_all!(Lane, Direction, DropReason, ReportKind, ReportOutcome, RejectCause, ProposalOutcome);
-    check_all!(SnapshotOutcome, ReadOutcome, Table);
+    check_all!(SnapshotOutcome, ReadOutcome, Table, NackDropReason);
     let codes: Vec<_> = GroupRole::ALL.iter().map(|role| role.code()).collect();
     assert_eq!(codes, [0, 1, 2, 3, 4]);
 }
 
+/// Rows of tables in docs/operations.md that begin with a metric: its name, and its labels as the row lists them.
+fn rows_for_operators() -> Option<BTreeMap<String, Vec<String>>> {
+    // Not part of the package.
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md")).ok()?;
+    let quoted = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let mut rows = BTreeMap::new();
+    for line in page.lines().filter(|line| line.starts_with("| `towline_")) {
+        let cells: Vec<_> = line.split('|').collect();
+        let name = quoted(cells[1]).remove(0);
+        assert!(rows.insert(name, quoted(cells[2])).is_none(), "two rows: {line}");
+    }
+    Some(rows)
+}
+
 #[test]
 fn every_metric_is_explained_to_operators() {
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md"));
-    // Not part of the package.
-    let Ok(page) = page else { return };
+    let Some(rows) = rows_for_operators() else { return };
     for metric in names::ALL {
-        assert!(
-            page.contains(&format!("| `{}` |", metric.name)),
-            "docs/operations.md does not name {}",
-            metric.name
-        );
+        let row = rows.get(metric.name);
+        let row = row.unwrap_or_else(|| panic!("docs/operations.md does not name {}", metric.name));
+        assert_eq!(row, metric.labels, "labels of {}", metric.name);
+    }
+}
+
+#[test]
+fn what_operators_read_of_exists() {
+    let Some(rows) = rows_for_operators() else { return };
+    // Those of the example have a test of their own there.
+    for name in rows.keys().filter(|name| !name.starts_with("towline_kv_")) {
+        assert!(names::ALL.iter().any(|metric| metric.name == name), "no metric {name}");
     }
 }

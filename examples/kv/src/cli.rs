@@ -64,6 +64,9 @@ pub(crate) struct Serve {
     /// Throws reports about snapshots away: what becomes of those who forget them. For the demo's control run.
     #[arg(long, hide = true)]
     pub(crate) lose_reports: bool,
+    /// Stops when its standard input ends: so a node that `cluster` started notices that its parent is gone.
+    #[arg(long, hide = true)]
+    pub(crate) exit_with_parent: bool,
 }
 
 #[derive(Debug, Args)]

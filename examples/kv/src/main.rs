@@ -5,6 +5,7 @@ mod batch;
 mod certs;
 mod cli;
 mod config;
+mod gauges;
 mod http;
 mod machine;
 mod node;
@@ -57,7 +58,14 @@ fn main() -> ExitCode {
     // No colours in a file.
     let colours =
         std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        // Saying that the log cannot be written would panic in the thread that logs; and with a parent that was killed
+        // the pipe is gone.
+        .log_internal_errors(false)
+        .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(redis_threads())
         .enable_all()

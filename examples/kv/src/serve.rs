@@ -11,6 +11,7 @@ use towline::{DataDir, GroupId, Node, Start, StateMachine};
 
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
+use crate::gauges;
 use crate::http::{self, Pages};
 use crate::machine::{KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
@@ -28,6 +29,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let exporter = Exporter::new();
     names::describe(exporter.recorder().as_ref());
     let metrics = NodeMetrics::new(args.id.as_u64(), Some(exporter.recorder()));
+    let refused = gauges::redis_refused(exporter.recorder().as_ref(), args.id.as_u64());
     let mut builder = Node::builder(args.id, args.cluster.clone())
         .config(settings.engine.clone())
         .storage(dir)
@@ -55,7 +57,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let (stopping, stopped) = watch::channel(false);
     let members = Members { me: args.id.as_u64(), all: args.peers.iter().map(member).collect() };
     let limits = Limits { command_bytes_max, connections_max: settings.kv.connections_max };
-    let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, stopped.clone()));
+    let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, refused, stopped.clone()));
     let pages = Pages {
         replica,
         exporter: exporter.clone(),
@@ -68,9 +70,20 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let reload = tls.map(|tls| tokio::spawn(transports::reload_at_hangup(tls)));
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
+    let exit_with_parent = args.exit_with_parent;
+    let parent_gone = async move {
+        match exit_with_parent {
+            true => stop::parent_gone().await,
+            false => std::future::pending().await,
+        }
+    };
     // A port that is served no more must not leave a node that looks well.
     let ended = tokio::select! {
         () = stop::requested() => None,
+        () = parent_gone => {
+            tracing::warn!(id = %args.id, "the parent process is gone");
+            None
+        }
         ended = &mut clients => Some(("Redis clients", format!("{ended:?}"))),
         ended = &mut pages => Some(("pages", format!("{ended:?}"))),
     };

@@ -32,17 +32,18 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
         let (redis, raft, http) = ports(&args, id);
         let mut command = Command::new(&program);
         command
-            .args(["serve", "--bootstrap", "--id", &id.to_string()])
+            .args(["serve", "--bootstrap", "--exit-with-parent", "--id", &id.to_string()])
             .args(["--data", &data.join(id.to_string()).to_string_lossy()])
             .args(["--raft", &format!("{scheme}://127.0.0.1:{raft}")])
             .args(["--redis", &format!("127.0.0.1:{redis}")])
             .args(["--http", &format!("127.0.0.1:{http}")])
             .args(peers.iter().flat_map(|peer| ["--peer", peer.as_str()]))
             .args(certs.iter().flat_map(|certs| [OsStr::new("--tls"), certs.as_os_str()]))
-            .stdin(Stdio::null())
+            // Never written to: it ends with this process, however that ends, and the child with it.
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Whatever ends this function ends them; a SIGKILL of this process does not.
+            // Whatever ends this function ends them at once.
             .kill_on_drop(true);
         let mut child = command.spawn().map_err(|e| Failure::run(format!("cannot start node {id}"), e))?;
         forward(id, child.stdout.take());

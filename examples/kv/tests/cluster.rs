@@ -473,3 +473,66 @@ fn the_supervisor_says_when_a_child_died() {
     assert!(log.contains("error: node 2 ended: signal: 9"), "{log}");
     supervised.assert_nobody_left();
 }
+
+/// No destructor and no signal handler runs then: the children find out by themselves.
+#[test]
+fn the_children_end_when_the_supervisor_is_killed() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let mut supervised = Supervised::start(&dir);
+    supervised.process.signal("KILL");
+    assert_eq!(supervised.process.wait_end().code(), None);
+    supervised.assert_nobody_left();
+    // What they left is whole: the same nodes start again from it.
+    let (ports, data) = (supervised.ports.clone(), dir.path().join("data"));
+    let mut again = (1..=3)
+        .map(|id| {
+            let mut command = ports[id - 1].serve(id, &data.join(id.to_string()));
+            ports.iter().enumerate().for_each(|(at, other)| {
+                command.args(["--peer", &other.peer(at + 1)]);
+            });
+            Process::start(&mut command, &dir.path().join("again"))
+        })
+        .collect::<Vec<_>>();
+    wait("a leader again", || {
+        for process in &mut again {
+            assert!(process.ended().is_none(), "{}", process.log());
+        }
+        ports.iter().any(Ports::leads).then_some(())
+    });
+}
+
+/// The names of the metrics on a page.
+fn metric_names(scrape: &str) -> std::collections::BTreeSet<String> {
+    let types = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    types.filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+/// What the page of a node that serves shows is what docs/operations.md explains, no more and no less.
+#[test]
+fn a_scrape_shows_what_operators_are_told_of() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    let mut client = cluster.client();
+    set(&mut client, "k", "v").unwrap();
+    assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("v"));
+    let leader = cluster.leader();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operations.md")).unwrap();
+    let explained: std::collections::BTreeSet<_> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `towline_")?.split('`').next())
+        .map(|name| format!("towline_{name}"))
+        .collect();
+    // Histograms have no type before their first sample.
+    wait("all that is explained on the page", || {
+        let shown = metric_names(&cluster.ports[leader].page("/metrics")?.1);
+        let (missing, unexplained) = (explained.difference(&shown), shown.difference(&explained));
+        assert_eq!(unexplained.collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/operations.md");
+        let missing: Vec<_> = missing.collect();
+        if !missing.is_empty() {
+            eprintln!("not on the page yet: {missing:?}");
+        }
+        missing.is_empty().then_some(())
+    });
+}

@@ -9,20 +9,23 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+mod effects;
 mod snapshots;
 
+pub use self::effects::{Apply, Effects};
 use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
-use super::raft::{Fetch, ReadyParts, Replica, ReplicaSetup};
+use super::raft::{ReadyParts, Replica, ReplicaSetup};
 use super::reads::Reads;
+use super::terms::{Rise, TermRises};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
-use crate::reporter::{RaftReports, SnapshotAttempt, SnapshotStatus};
-use crate::snapshot_store::{ContentId, SnapshotMeta};
+use crate::reporter::{RaftReports, SnapshotStatus};
+use crate::snapshot_store::SnapshotMeta;
 use crate::state_machine::Applied;
 use crate::status::{GroupState, GroupStatus};
 
@@ -64,6 +67,7 @@ pub struct Group<W, R> {
     /// The hard state as of the last write that is durable, and as of the last one made.
     durable_term: u64,
     hard_state_made: HardState,
+    term_rises: TermRises,
     /// Highest index given out to be applied.
     handed: Applied,
     ticks: u64,
@@ -83,80 +87,6 @@ struct Unpersisted {
     messages: Vec<Message>,
     /// To be restored once this is persisted.
     restore: Option<SnapshotMeta>,
-}
-
-/// What a group wants done. Cleared and used again by the driver.
-#[derive(Debug)]
-pub struct Effects<W, R> {
-    /// To be sent now.
-    pub messages: Vec<Message>,
-    /// To be made durable, then answered by [`Group::written`] with the number.
-    pub write: Option<(u64, GroupWrite)>,
-    /// For the state machine, in order.
-    pub apply: Vec<Apply<W, R>>,
-    /// Proposals that failed.
-    pub refused: Vec<(W, ProposeError)>,
-    /// Reads that failed.
-    pub unread: Vec<(R, ReadError)>,
-    /// Ranges to be read from the log store, each answered by [`Group::fetched`].
-    pub fetches: Vec<Fetch>,
-    /// Snapshots to be sent.
-    pub snapshots: Vec<SnapshotSend>,
-    /// Transfers that are of no use any more.
-    pub cancelled: Vec<SnapshotAttempt>,
-    /// Peers that would have waited for ever; the group has seen to it. Never happens unless something is wrong.
-    pub latched: Vec<NodeId>,
-    /// The log store may forget the entries up to here.
-    pub compact: Option<u64>,
-    /// The snapshots that are still of use; all others of the group may go.
-    pub retain: Option<Vec<ContentId>>,
-    /// The group cannot go on on this node.
-    pub fatal: Option<String>,
-}
-
-/// Work for the state machine.
-#[derive(Debug)]
-pub enum Apply<W, R> {
-    /// Committed entries with whoever waits for them.
-    Entries {
-        /// Contiguous.
-        entries: Vec<Entry>,
-        /// One place a command.
-        waiters: Vec<Option<W>>,
-        /// The place reached once they are applied.
-        through: Applied,
-    },
-    /// Reads that may be answered when everything before is applied.
-    Reads(Vec<R>),
-    /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
-    /// before; answered by [`Group::applied`].
-    Restore(SnapshotMeta),
-    /// A snapshot of the state as of `at` is to be made; answered by [`Group::snapshot_made`].
-    Snapshot {
-        /// The membership there.
-        conf: ConfRecord,
-        /// What is applied by then.
-        at: Applied,
-    },
-}
-
-impl<W, R> Default for Effects<W, R> {
-    fn default() -> Self {
-        Self {
-            messages: Vec::new(),
-            write: None,
-            apply: Vec::new(),
-            refused: Vec::new(),
-            unread: Vec::new(),
-            fetches: Vec::new(),
-            snapshots: Vec::new(),
-            cancelled: Vec::new(),
-            latched: Vec::new(),
-            compact: None,
-            retain: None,
-            fatal: None,
-        }
-    }
 }
 
 impl<W, R> Group<W, R> {
@@ -179,6 +109,7 @@ impl<W, R> Group<W, R> {
             written: 0,
             durable_term: hard_state.term,
             hard_state_made: hard_state,
+            term_rises: TermRises::default(),
             handed,
             ticks: 0,
             quiet_ticks: setup.quiet_ticks,
@@ -216,6 +147,7 @@ impl<W, R> Group<W, R> {
     /// [`Reject`]: raft did not see it, nothing changed.
     pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
         inbound::check(&self.replica, self.me, from, &message)?;
+        self.check_rise(from, message.term)?;
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
                 if self.quiet_ticks > 0 =>
@@ -236,6 +168,19 @@ impl<W, R> Group<W, R> {
             _ => self.replica.step(message),
         }
         Ok(())
+    }
+
+    /// See [`TermRises`].
+    fn check_rise(&mut self, from: NodeId, theirs: u64) -> Result<(), Reject> {
+        match self.term_rises.judge(self.replica.term(), theirs, self.ticks) {
+            Rise::Take => return Ok(()),
+            Rise::Refuse => {}
+            // A message of this kind has no effect but by its term, and none at all from somebody who is no member.
+            Rise::StepTo(term) => self
+                .replica
+                .step(Message { term, ..Message::new(MessageKind::HeartbeatResponse, from, self.me) }),
+        }
+        Err(Reject::TermJump)
     }
 
     /// Appends commands if this node leads. They are proposed together, in order; whoever waits for one that is

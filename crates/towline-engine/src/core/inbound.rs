@@ -4,6 +4,7 @@
 //! fields below it would panic or damage its log. Each check names what it prevents.
 
 use super::raft::Replica;
+use super::terms::RISE_MAX;
 use crate::ids::NodeId;
 use crate::message::{Entry, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
@@ -29,6 +30,8 @@ pub enum Reject {
     KindNotAllowed,
     /// No term, or one out of range.
     BadTerm,
+    /// A term further above this node's than is taken at once.
+    TermJump,
     /// Entries that are not contiguous, not of rising terms, or not expected in this kind.
     BadEntries,
     /// A commit index beyond the log, an acknowledgement of entries that do not exist, or a priority that nobody has.
@@ -106,6 +109,10 @@ pub(super) fn check_snapshot(
     }
     if m.term < replica.term() {
         return Err(SnapshotRefusal::StaleTerm { ours: replica.term(), theirs: m.term });
+    }
+    // The group's other messages bring the term nearer.
+    if m.term.saturating_sub(replica.term()) > RISE_MAX {
+        return Err(contradiction("its term is too far ahead of this node's"));
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ mod log;
 mod proposals;
 mod raft;
 mod reads;
+mod terms;
 
 pub use self::attempts::{RetryPolicy, SendSlot, SendSlots};
 pub use self::group::{

@@ -7,8 +7,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::counter::LaneCounter;
-use super::handle::LaneSettings;
 use super::policy::{AppendQueue, ControlQueue, DropReason, Pushed};
+use super::settings::LaneSettings;
 use crate::ids::NodeId;
 use crate::message::{Batch, Envelope, Lane};
 use crate::reporter::{Reporter, Scope, UnreachableCause};

@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
-use super::handle::LaneSettings;
 use super::link::{Closed, Either, PeerGate, feedback, race};
 use super::policy::{Backoff, DropReason};
 use super::queue::LaneQueue;
+use super::settings::LaneSettings;
 use crate::message::Batch;
 use crate::transport::{ConnectError, Hello, Link, LinkClosed, Peer, Transport};
 

@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex, RwLock};
 use tokio::runtime::{Handle, Runtime};
 use towline_metrics::NodeMetrics;
 
-use super::apply::ApplyWorker;
+use super::applier;
 use super::counters::Counters;
+use super::mail::{ShardEvent, ShardMail};
 use super::peers::{Door, Peers, Registry};
 use super::reader::LogReader;
-use super::shard::{self, ShardDeps, ShardEvent, ShardMail};
+use super::shard::{self, ShardDeps};
 use super::snapshots::{NodeDoor, tally};
 use super::writer::Writer;
 use super::{Inner, Node};
@@ -150,6 +151,7 @@ impl NodeBuilder {
             registry.clone(),
             counters.clone(),
             receives,
+            config.tick() * config.election_ticks_max,
         )?;
         let peers = Arc::new(peers);
         let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));
@@ -182,7 +184,7 @@ impl NodeBuilder {
         let (mut appliers, mut threads) = (Vec::new(), vec![writing, reading, keeping]);
         for number in 0..config.apply_workers {
             let (worker, thread) =
-                ApplyWorker::start(number, sender.clone(), storage.snapshots.clone(), keeper.clone())
+                applier::start(number, sender.clone(), storage.snapshots.clone(), keeper.clone())
                     .map_err(io)?;
             appliers.push(worker);
             threads.push(thread);

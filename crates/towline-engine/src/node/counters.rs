@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use towline_metrics::labels::{self, RejectCause, ReportKind, ReportOutcome};
+use towline_metrics::labels::{self, NackDropReason, RejectCause, ReportKind, ReportOutcome};
 use towline_metrics::{NodeMetrics, PeerMetrics, RecordTotal};
 
 use crate::core::Reject;
@@ -23,7 +23,7 @@ pub(crate) struct Counters {
     late: Mutex<BTreeMap<NodeId, Vec<Nack>>>,
 }
 
-/// Late nacks kept a peer; one a group is enough, and more are dropped.
+/// Late nacks kept a peer; one a group is enough, and more are dropped and counted.
 const LATE_NACKS_MAX: usize = 64;
 
 impl Counters {
@@ -52,8 +52,18 @@ impl Counters {
         lane.payload_bytes_received(bytes);
     }
 
+    /// Messages that gave way to newer ones of their kind.
+    pub(crate) fn superseded(&self, peer: NodeId, lane: Lane, n: u64) {
+        self.peer(peer, None).lane(lane_label(lane)).messages_superseded(n);
+    }
+
     pub(crate) fn nacks_sent(&self, peer: NodeId, lane: Lane, n: u64) {
         self.peer(peer, None).lane(lane_label(lane)).nacks_sent(n);
+    }
+
+    /// Nacks a transport had no room for.
+    pub(crate) fn nacks_dropped(&self, peer: NodeId, lane: Lane, n: u64) {
+        self.peer(peer, None).lane(lane_label(lane)).nacks_dropped(NackDropReason::NoRoom, n);
     }
 
     pub(crate) fn report(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome) {
@@ -74,6 +84,7 @@ impl Counters {
             Reject::WrongSender | Reject::UnknownPeer => RejectCause::UnknownPeer,
             Reject::KindNotAllowed => RejectCause::NotAllowedKind,
             Reject::BadTerm => RejectCause::BadTerm,
+            Reject::TermJump => RejectCause::TermJump,
             Reject::BadEntries => RejectCause::BadEntries,
             Reject::BadIndex => RejectCause::BadCommit,
             Reject::BadContext => RejectCause::EmptyReadIndex,
@@ -102,7 +113,8 @@ impl Counters {
             Refusal::OwnCertificate(_) => RejectCause::OwnCertificate,
             Refusal::TooManyConnections => RejectCause::TooManyConnections,
             Refusal::HandshakeTimeout => RejectCause::HandshakeTimeout,
-            _ => RejectCause::Malformed,
+            Refusal::ShuttingDown => RejectCause::ShuttingDown,
+            Refusal::Malformed { .. } => RejectCause::Malformed,
         });
     }
 
@@ -110,9 +122,14 @@ impl Counters {
     pub(crate) fn nack_later(&self, peer: NodeId, nack: Nack) {
         let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
         let nacks = late.entry(peer).or_default();
-        if nacks.len() < LATE_NACKS_MAX && !nacks.contains(&nack) {
-            nacks.push(nack);
+        if nacks.contains(&nack) {
+            return;
         }
+        if nacks.len() < LATE_NACKS_MAX {
+            return nacks.push(nack);
+        }
+        drop(late);
+        self.peer(peer, None).lane(labels::Lane::Append).nacks_dropped(NackDropReason::LateFull, 1);
     }
 
     pub(crate) fn take_late(&self, peer: NodeId) -> Vec<Nack> {
@@ -219,3 +236,6 @@ impl LaneCounter for LaneHandle {
         lane.queue_age(std::time::Duration::from_millis(depth.age_ms));
     }
 }
+
+#[cfg(test)]
+mod tests;

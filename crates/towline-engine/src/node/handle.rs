@@ -11,8 +11,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
+use super::answer::answer;
 use super::ingress::Ingress;
-use super::shard::{Control, ShardEvent, ShardSender};
+use super::mail::{Control, ShardEvent, ShardSender};
 use super::waiter::{ProposalWaiter, ReadWaiter};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
@@ -163,7 +164,7 @@ impl<S: StateMachine> Group<S> {
         let stopped = || TransferLeaderError::Stopped { cause: self.down_cause() };
         let room =
             self.shared.questions.clone().try_acquire_owned().map_err(|_| TransferLeaderError::Busy)?;
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = answer();
         let control =
             Control::Transfer { group: self.shared.id, target: Some(target), answer, room: Some(room) };
         self.shared.shard.post(ShardEvent::Control(control));
@@ -183,7 +184,7 @@ impl<S: StateMachine> Group<S> {
     /// [`ReadError::Busy`] if very many ask at once, [`ReadError::Stopped`] if the group does not run any more.
     pub async fn status(&self) -> Result<GroupStatus, ReadError> {
         let room = self.shared.questions.clone().try_acquire_owned().map_err(|_| ReadError::Busy)?;
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = answer();
         self.shared.shard.post(ShardEvent::Control(Control::Status { group: self.shared.id, answer, room }));
         answered.await.map_err(|_| ReadError::Stopped { cause: self.down_cause() })
     }

@@ -72,6 +72,15 @@ impl Scheduled {
     }
 }
 
+/// What became of a message that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivered {
+    /// It waits.
+    Queued,
+    /// It waits in the place of an older one, which nobody will see.
+    Superseded,
+}
+
 /// What the shard takes in one turn.
 #[derive(Default)]
 pub(crate) struct Taken {
@@ -145,8 +154,9 @@ impl Ingress {
     ///
     /// # Errors
     /// Why it could not be taken. Control messages conflate and are always taken.
-    pub(crate) fn deliver(&self, from: NodeId, message: Message) -> Result<(), NackCause> {
+    pub(crate) fn deliver(&self, from: NodeId, message: Message) -> Result<Delivered, NackCause> {
         let mut queues = self.lock();
+        let mut delivered = Delivered::Queued;
         if queues.closed.is_some() {
             return Err(NackCause::GroupDown);
         }
@@ -172,11 +182,13 @@ impl Ingress {
                 let merge = |(_, older): &(NodeId, Message), (_, newer): &mut (NodeId, Message)| {
                     keep_round(older, newer)
                 };
-                queues.control.push_with((from, kind), (from, message), merge);
+                if queues.control.push_with((from, kind), (from, message), merge).is_some() {
+                    delivered = Delivered::Superseded;
+                }
             }
         }
         self.schedule(queues);
-        Ok(())
+        Ok(delivered)
     }
 
     /// Takes what one turn may handle: all control messages, and at most `burst_max` appends and as many proposals.

@@ -3,17 +3,22 @@
 //! One shard thread runs all groups, one thread writes the log, one reads cold entries from it, apply workers run state
 //! machines, and a small runtime moves bytes. Each knows the others only as queues.
 
+mod answer;
+mod applier;
 mod apply;
 mod builder;
 mod counters;
 mod handle;
 mod ingress;
+mod mail;
 mod peers;
 mod reader;
 mod recover;
+mod refusals;
 mod shard;
 mod snapshots;
 mod start;
+mod target;
 mod waiter;
 mod writer;
 
@@ -32,9 +37,9 @@ use tokio::sync::{oneshot, watch};
 use towline_metrics::NodeMetrics;
 
 use self::apply::ApplyWorker;
+use self::mail::{Control, ShardEvent, ShardSender};
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
-use self::shard::{Control, ShardEvent, ShardSender};
 use self::writer::Writer;
 use crate::config::ValidConfig;
 use crate::core::SendSlots;
@@ -133,7 +138,7 @@ impl Node {
             self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         let cause: Arc<str> = "the node was shut down".into();
         for group in groups {
-            let (answer, answered) = oneshot::channel();
+            let (answer, answered) = answer::answer();
             let control = Control::Close { group, cause: cause.clone(), answer };
             if Instant::now() < until {
                 // The state machine first: closing the group lets go of it.
@@ -174,7 +179,7 @@ impl Node {
             if state.borrow().role != Role::Leader {
                 continue;
             }
-            let (answer, answered) = oneshot::channel();
+            let (answer, answered) = answer::answer();
             self.inner.shard.post(ShardEvent::Control(Control::Transfer {
                 group,
                 target: None,

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
 use super::counters::Counters;
-use super::ingress::Ingress;
+use super::ingress::{Delivered, Ingress};
+use super::refusals::{Loudness, Refusals};
 use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::PeerGate;
@@ -29,6 +31,7 @@ pub(crate) struct Peers {
     registry: Registry,
     counters: Arc<Counters>,
     receives: Receives,
+    refusals: Refusals,
 }
 
 #[derive(Default)]
@@ -49,9 +52,11 @@ impl Peers {
         registry: Registry,
         counters: Arc<Counters>,
         receives: Receives,
+        election_timeout: Duration,
     ) -> Result<Self, IdentityError> {
+        let refusals = Refusals::new(election_timeout);
         let known = Known { identity: store.load()?, members: BTreeMap::new(), seen: store.seen()? };
-        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives })
+        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -154,8 +159,14 @@ impl Inbound for Door {
     }
 
     fn refused(&self, refusal: &Refusal) {
-        tracing::warn!(node = %self.0.node, %refusal, "a connection was refused");
-        self.0.counters.refused(refusal);
+        let (peers, node) = (&self.0, self.0.node);
+        let runs = !peers.lock().members.is_empty();
+        match peers.refusals.loudness(refusal, runs, Instant::now()) {
+            Loudness::Quiet => tracing::debug!(%node, runs, %refusal, "a connection was refused"),
+            Loudness::Info => tracing::info!(%node, runs, %refusal, "a connection was refused"),
+            Loudness::Warn => tracing::warn!(%node, runs, %refusal, "a connection was refused"),
+        }
+        peers.counters.refused(refusal);
     }
 }
 
@@ -180,23 +191,34 @@ impl PeerSession for Session {
         counters.received(self.peer, lane, batch.envelopes.len() as u64, batch.payload_bytes() as u64);
         let registry = self.peers.registry.read().unwrap_or_else(PoisonError::into_inner);
         let mut nacks = if lane == Lane::Append { counters.take_late(self.peer) } else { Vec::new() };
+        let mut superseded = 0;
         for envelope in batch.envelopes {
             let group = envelope.group;
             let result = match registry.get(&group) {
                 Some(ingress) => ingress.deliver(self.peer, envelope.message),
                 None => Err(NackCause::UnknownGroup),
             };
-            // One a group is enough: the sender goes back to probing either way.
-            if let Err(cause) = result
-                && !nacks.iter().any(|nack| nack.group == group)
-            {
-                nacks.push(Nack { group, cause });
+            match result {
+                Ok(Delivered::Queued) => {}
+                Ok(Delivered::Superseded) => superseded += 1,
+                // One a group is enough: the sender goes back to probing either way.
+                Err(cause) if !nacks.iter().any(|nack| nack.group == group) => {
+                    nacks.push(Nack { group, cause });
+                }
+                Err(_) => {}
             }
+        }
+        if superseded > 0 {
+            counters.superseded(self.peer, lane, superseded);
         }
         if !nacks.is_empty() {
             counters.nacks_sent(self.peer, lane, nacks.len() as u64);
         }
         Ok(nacks)
+    }
+
+    fn nacks_dropped(&self, lane: Lane, count: usize) {
+        self.peers.counters.nacks_dropped(self.peer, lane, count as u64);
     }
 
     async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {

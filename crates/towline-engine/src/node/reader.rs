@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::shard::{Control, ShardEvent, ShardSender};
+use super::mail::{Control, ShardEvent, ShardSender};
 use crate::core::Fetch;
 use crate::ids::GroupId;
 use crate::log_store::LogStore;

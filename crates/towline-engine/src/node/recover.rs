@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::StartError;
-use super::apply::{Target, restore};
 use super::snapshots::policy;
+use super::target::{Target, restore};
 use super::writer::describe;
 use crate::config::ValidConfig;
 use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SendSlots, SnapshotSetup};

@@ -6,155 +6,36 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Wake, Waker};
-use std::thread::{JoinHandle, Thread};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::apply::{ApplyWorker, panic_text};
+use super::answer::{contained, panic_text};
+use super::apply::ApplyWorker;
 use super::counters::Counters;
-use super::ingress::{Ingress, Scheduled, Taken};
+use super::ingress::{Ingress, Taken};
+use super::mail::{Control, CoreGroup, ShardEvent, ShardMail, StartGroup, WriteId};
 use super::reader::LogReader;
+use super::target::{Task, fail_tasks};
 use super::waiter::{ReadWaiter, Waiter};
-use super::writer::{WriteId, Writer};
+use super::writer::Writer;
 use crate::config::ValidConfig;
-use crate::core::{Apply, Effects, Group, OfferVerdict};
+use crate::core::{Apply, Effects};
 use crate::errors::{ProposeError, TransferLeaderError};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
-use crate::message::{Entry, Envelope, Message};
+use crate::message::Envelope;
 use crate::reporter::{Mailbox, Report, SnapshotStatus};
-use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
-use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-pub(crate) type CoreGroup = Group<Box<dyn Waiter>, ReadWaiter>;
 type CoreEffects = Effects<Box<dyn Waiter>, ReadWaiter>;
-
-/// What the other threads tell the shard. Bounded by what the shard itself has under way with each of them.
-pub(crate) enum ShardEvent {
-    Written(Vec<WriteId>),
-    LogPoisoned(Arc<str>),
-    Applied { group: GroupId, life: u64, index: u64 },
-    ApplyFailed { group: GroupId, life: u64, cause: Arc<str> },
-    Fetched { group: GroupId, life: u64, low: u64, entries: Vec<Entry> },
-    SnapshotMade(Made),
-    Control(Control),
-}
-
-/// What a caller asks of the shard.
-pub(crate) enum Control {
-    Start(Box<StartGroup>),
-    /// Holds its room until it is answered, which bounds how many wait.
-    Status {
-        group: GroupId,
-        answer: oneshot::Sender<GroupStatus>,
-        room: OwnedSemaphorePermit,
-    },
-    Transfer {
-        group: GroupId,
-        target: Option<NodeId>,
-        answer: oneshot::Sender<Result<(), TransferLeaderError>>,
-        /// `None` for the node's own, at shutdown.
-        room: Option<OwnedSemaphorePermit>,
-    },
-    /// A peer offers a snapshot.
-    Offered {
-        from: NodeId,
-        offer: Box<SnapshotOffer>,
-        answer: oneshot::Sender<Result<OfferVerdict, SnapshotRefusal>>,
-    },
-    /// One is here, durable and verified.
-    Received {
-        from: NodeId,
-        received: Box<(Message, SnapshotMeta)>,
-        answer: oneshot::Sender<Result<u64, SnapshotRefusal>>,
-    },
-    /// The log store wants space back.
-    Squeeze {
-        group: GroupId,
-    },
-    /// Takes a group out of service; answers with a last write if its hard state is not all durable.
-    Close {
-        group: GroupId,
-        cause: Arc<str>,
-        answer: oneshot::Sender<Option<GroupWrite>>,
-    },
-    Stop,
-}
-
-/// A recovered group, ready to run.
-pub(crate) struct StartGroup {
-    pub(crate) id: GroupId,
-    pub(crate) life: u64,
-    pub(crate) group: CoreGroup,
-    pub(crate) ingress: Arc<Ingress>,
-    pub(crate) state: watch::Sender<GroupState>,
-    pub(crate) apply: ApplyWorker,
-    pub(crate) metrics: Arc<GroupMetrics>,
-    pub(crate) started: oneshot::Sender<()>,
-}
-
-/// The way to the shard. Never blocks.
-#[derive(Clone)]
-pub(crate) struct ShardSender {
-    events: Arc<Mutex<Vec<ShardEvent>>>,
-    wake: Waker,
-}
-
-impl ShardSender {
-    pub(crate) fn post(&self, event: ShardEvent) {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-        self.wake.wake_by_ref();
-    }
-}
-
-/// Wakes the shard thread, at most one system call for any number of posts between two turns.
-struct Unpark {
-    woken: AtomicBool,
-    thread: Mutex<Option<Thread>>,
-}
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.woken.swap(true, Ordering::AcqRel)
-            && let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
-        {
-            thread.unpark();
-        }
-    }
-}
-
-/// The shard's mail, made before its thread because everybody needs a way to it.
-pub(crate) struct ShardMail {
-    pub(crate) sender: ShardSender,
-    pub(crate) scheduled: Arc<Scheduled>,
-    unpark: Arc<Unpark>,
-}
-
-impl ShardMail {
-    pub(crate) fn new() -> Self {
-        let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), thread: Mutex::default() });
-        let wake = Waker::from(unpark.clone());
-        let sender = ShardSender { events: Arc::default(), wake: wake.clone() };
-        Self { sender, scheduled: Arc::new(Scheduled::new(wake)), unpark }
-    }
-
-    pub(crate) fn waker(&self) -> Waker {
-        self.sender.wake.clone()
-    }
-}
 
 /// What the shard works with.
 pub(crate) struct ShardDeps {
@@ -320,7 +201,7 @@ impl Shard {
                             self.deps.sends.observe(&attempt, seen);
                         }
                     }
-                    let _ = answer.send(status);
+                    answer.send(status);
                 }
             }
             Control::Transfer { group, target, answer, room } => {
@@ -334,20 +215,26 @@ impl Shard {
                         None => Err(TransferLeaderError::NotLeader { hint: running.group.state().leader }),
                     };
                 });
-                let _ = answer.send(result);
+                answer.send(result);
             }
             Control::Offered { from, offer, answer } => {
                 let group = offer.meta.head.group;
-                self.with(group, None, |running, _| {
-                    let _ = answer.send(running.group.offer(from, &offer));
-                });
+                let mut result = None;
+                self.with(group, None, |running, _| result = Some(running.group.offer(from, &offer)));
+                if let Some(result) = result {
+                    answer.send(result);
+                }
             }
             Control::Received { from, received, answer } => {
                 let (message, meta) = *received;
                 let group = meta.head.group;
+                let mut result = None;
                 self.with(group, None, |running, _| {
-                    let _ = answer.send(running.group.receive(from, message, meta));
+                    result = Some(running.group.receive(from, message, meta));
                 });
+                if let Some(result) = result {
+                    answer.send(result);
+                }
             }
             Control::Squeeze { group } => self.with(group, None, |running, _| running.group.squeeze()),
             Control::Close { group, cause, answer } => {
@@ -356,7 +243,7 @@ impl Shard {
                     Some(GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) })
                 });
                 self.retire(group, &cause);
-                let _ = answer.send(last);
+                answer.send(last);
             }
             Control::Stop => self.stopping = true,
         }
@@ -365,7 +252,7 @@ impl Shard {
     fn start_group(&mut self, start: StartGroup) {
         let StartGroup { id, life, group, ingress, state, apply, metrics, started } = start;
         self.groups.insert(id, Running { life, group, ingress, state, apply, metrics, dirty: true });
-        let _ = started.send(());
+        started.send(());
         // What came for it before this turn was announced when there was nobody to take it.
         self.take_ingress(id);
     }
@@ -429,7 +316,7 @@ impl Shard {
             if let Some(running) = self.groups.get_mut(&group) {
                 running.dirty = false;
                 running.ingress.set_reads_held(running.group.reads_waiting());
-                running.publish();
+                contained(|| running.publish());
             }
         }
         if !self.writes.is_empty() {
@@ -527,16 +414,20 @@ impl Shard {
         }
         running.apply.remove_group(group, running.life);
         running.metrics.role(GroupRole::Quarantined);
-        running.state.send_modify(|state| {
-            state.role = Role::Down;
-            state.leader = None;
-            state.down = Some(cause.clone());
+        contained(|| {
+            running.state.send_modify(|state| {
+                state.role = Role::Down;
+                state.leader = None;
+                state.down = Some(cause.clone());
+            });
         });
+        // It wakes whoever still waits in it or follows its state.
+        contained(|| drop(running));
     }
 }
 
 /// Reads that nothing is queued before are answered here; everything else goes to the apply worker.
-fn answer_or_queue(apply: &mut Vec<super::apply::Task>, running: &Running) -> Vec<super::apply::Task> {
+fn answer_or_queue(apply: &mut Vec<Task>, running: &Running) -> Vec<Task> {
     let idle = running.group.is_idle_behind_apply();
     let mut tasks = Vec::with_capacity(apply.len());
     for task in apply.drain(..) {
@@ -556,7 +447,7 @@ fn answer_or_queue(apply: &mut Vec<super::apply::Task>, running: &Running) -> Ve
 }
 
 fn abandon(fx: CoreEffects, cause: &Arc<str>) {
-    super::apply::fail_tasks(fx.apply, cause);
+    fail_tasks(fx.apply, cause);
     fx.refused.into_iter().for_each(|(waiter, error): (Box<dyn Waiter>, ProposeError)| waiter.fail(error));
     fx.unread.into_iter().for_each(|(reader, error)| reader.fail(error));
 }

@@ -7,9 +7,10 @@ use tokio::sync::oneshot;
 use towline_metrics::ByteTally;
 use towline_metrics::labels::Direction;
 
+use super::answer::answer;
 use super::counters::Counters;
+use super::mail::{Control, ShardEvent, ShardSender};
 use super::peers::Registry;
-use super::shard::{Control, ShardEvent, ShardSender};
 use crate::config::ValidConfig;
 use crate::core::{OfferVerdict, RetryPolicy, SnapshotPolicy};
 use crate::ids::{GroupId, NodeId};
@@ -45,7 +46,7 @@ impl NodeDoor {
 impl GroupDoor for NodeDoor {
     async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
         self.check(offer.meta.head.group)?;
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = answer();
         self.ask(Control::Offered { from, offer: Box::new(offer), answer }, answered).await
     }
 
@@ -55,7 +56,7 @@ impl GroupDoor for NodeDoor {
         message: Message,
         meta: SnapshotMeta,
     ) -> Result<u64, SnapshotRefusal> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = answer();
         self.ask(Control::Received { from, received: Box::new((message, meta)), answer }, answered).await
     }
 }

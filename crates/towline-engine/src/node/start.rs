@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 
-use super::apply::{Machine, Target};
+use super::answer::answer;
 use super::handle::{Group, Shared};
 use super::ingress::Ingress;
+use super::mail::{Control, ShardEvent, StartGroup};
 use super::recover::{Recovery, Start as Recovered};
-use super::shard::{Control, ShardEvent, StartGroup};
+use super::target::{Machine, Target};
 use super::waiter::{ReadWaiter, Waiter};
 use super::{Inner, Node, StartError};
 use crate::ids::{GroupId, NodeId, PeerAddr};
@@ -79,7 +80,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let (state, watched) = watch::channel(core.state());
         let apply = node.applier(group).clone();
         apply.start_group(group, life, target);
-        let (started, running) = oneshot::channel();
+        let (started, running) = answer();
         node.meet(group, &conf);
         let start = StartGroup {
             id: group,

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
+use super::answer::{Answer, answer};
 use crate::errors::{ProposeError, ReadError};
 
 /// Waits for a proposal. Knows what type its answer has; the core and the shard do not.
@@ -22,14 +23,14 @@ pub(crate) trait Waiter: Send {
 
 /// A [`Waiter`] whose answer is an `R`.
 pub(crate) struct ProposalWaiter<R> {
-    answer: oneshot::Sender<Result<R, ProposeError>>,
+    answer: Answer<Result<R, ProposeError>>,
     since: Instant,
     metrics: Arc<GroupMetrics>,
 }
 
 impl<R: Send + 'static> ProposalWaiter<R> {
     pub(crate) fn new(metrics: Arc<GroupMetrics>) -> (Self, oneshot::Receiver<Result<R, ProposeError>>) {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = answer();
         (Self { answer, since: Instant::now(), metrics }, answered)
     }
 
@@ -37,7 +38,7 @@ impl<R: Send + 'static> ProposalWaiter<R> {
     pub(crate) fn answer(self, reply: R) {
         self.metrics.proposals(ProposalOutcome::Committed, 1);
         self.metrics.proposal_time(self.since.elapsed());
-        let _ = self.answer.send(Ok(reply));
+        self.answer.send(Ok(reply));
     }
 }
 
@@ -51,7 +52,7 @@ impl<R: Send + 'static> Waiter for ProposalWaiter<R> {
             _ => ProposalOutcome::Rejected,
         };
         self.metrics.proposals(outcome, 1);
-        let _ = self.answer.send(Err(error));
+        self.answer.send(Err(error));
     }
 
     fn since(&self) -> Instant {
@@ -65,25 +66,25 @@ impl<R: Send + 'static> Waiter for ProposalWaiter<R> {
 
 /// Waits for a read barrier; then the caller looks at its view.
 pub(crate) struct ReadWaiter {
-    answer: oneshot::Sender<Result<(), ReadError>>,
+    answer: Answer<Result<(), ReadError>>,
     since: Instant,
     metrics: Arc<GroupMetrics>,
 }
 
 impl ReadWaiter {
     pub(crate) fn new(metrics: Arc<GroupMetrics>) -> (Self, oneshot::Receiver<Result<(), ReadError>>) {
-        let (answer, answered) = oneshot::channel();
+        let (answer, answered) = answer();
         (Self { answer, since: Instant::now(), metrics }, answered)
     }
 
     /// Everything the read must see is applied.
     pub(crate) fn answer(self) {
         self.metrics.read_served(self.since.elapsed());
-        let _ = self.answer.send(Ok(()));
+        self.answer.send(Ok(()));
     }
 
     pub(crate) fn fail(self, error: ReadError) {
         self.metrics.read_failed();
-        let _ = self.answer.send(Err(error));
+        self.answer.send(Err(error));
     }
 }

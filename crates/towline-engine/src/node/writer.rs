@@ -7,28 +7,19 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
 use towline_metrics::NodeMetrics;
 
-use super::shard::{ShardEvent, ShardSender};
-use crate::ids::GroupId;
+use super::answer::{Answer, answer};
+use super::mail::{ShardEvent, ShardSender, WriteId};
 use crate::log_store::{GroupWrite, LogBatch, LogError, LogStore};
 
 /// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
 const MERGE_BYTES_MAX: usize = 16 << 20;
 
-/// A write of a group, named so that a late completion is not taken for one of the group's next life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WriteId {
-    pub(crate) group: GroupId,
-    pub(crate) life: u64,
-    pub(crate) number: u64,
-}
-
 enum Work {
     Write(Vec<(WriteId, GroupWrite)>),
     /// A write somebody waits for; also a barrier: everything before it is durable when it is answered.
-    Waited(Option<Box<GroupWrite>>, oneshot::Sender<Result<(), Arc<str>>>),
+    Waited(Option<Box<GroupWrite>>, Answer<Result<(), Arc<str>>>),
     Stop,
 }
 
@@ -62,7 +53,7 @@ impl Writer {
     /// # Errors
     /// Why the log cannot be written.
     pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), Arc<str>> {
-        let (done, waiting) = oneshot::channel();
+        let (done, waiting) = answer();
         let _ = self.work.send(Work::Waited(write.map(Box::new), done));
         waiting.await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
     }
@@ -83,7 +74,7 @@ struct WriterThread {
 struct Merged {
     batch: LogBatch,
     writes: Vec<WriteId>,
-    waiting: Vec<oneshot::Sender<Result<(), Arc<str>>>>,
+    waiting: Vec<Answer<Result<(), Arc<str>>>>,
     parts: u64,
     bytes: usize,
     stop: bool,
@@ -122,7 +113,7 @@ impl WriterThread {
             self.metrics.log_write(started.elapsed(), bytes, merged.parts);
         }
         for waiting in merged.waiting.drain(..) {
-            let _ = waiting.send(result.clone());
+            waiting.send(result.clone());
         }
         let writes = std::mem::take(&mut merged.writes);
         match result {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::Counter;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -48,12 +49,13 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` says so.
+    /// Serves until `stop` says so. `refused` counts connections past the bound.
     pub(crate) async fn run<R: Replica>(
         self,
         replica: R,
         members: Members,
         limits: Limits,
+        refused: Counter,
         mut stop: watch::Receiver<bool>,
     ) {
         let shared = Arc::new(Shared { replica, members, limits });
@@ -72,6 +74,7 @@ impl Server {
                 }
             };
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                refused.increment(1);
                 tracing::warn!(%from, connections_max = limits.connections_max, "too many Redis clients");
                 // It fits in the socket's buffer, so this does not wait.
                 let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -73,6 +74,7 @@ impl Replica for Fake {
 struct Harness {
     at: SocketAddr,
     fake: Fake,
+    refused: Arc<AtomicU64>,
     _stop: watch::Sender<bool>,
     _dir: TempDir,
 }
@@ -111,8 +113,10 @@ async fn start(connections_max: usize) -> Harness {
     let at = server.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
     let limits = Limits { command_bytes_max: COMMAND_BYTES_MAX, connections_max };
-    tokio::spawn(server.run(fake.clone(), members, limits, stopped));
-    Harness { at, fake, _stop: stop, _dir: dir }
+    let refused = Arc::new(AtomicU64::new(0));
+    let counter = metrics::Counter::from_arc(Arc::clone(&refused));
+    tokio::spawn(server.run(fake.clone(), members, limits, counter, stopped));
+    Harness { at, fake, refused, _stop: stop, _dir: dir }
 }
 
 impl Harness {
@@ -217,7 +221,7 @@ async fn hello_switches_the_protocol_of_later_replies() {
 }
 
 #[tokio::test]
-async fn connections_past_the_bound_are_told_so() {
+async fn connections_past_the_bound_are_told_so_and_counted() {
     let h = start(1).await;
     let mut first = TcpStream::connect(h.at).await.unwrap();
     first.write_all(b"PING\r\n").await.unwrap();
@@ -225,6 +229,7 @@ async fn connections_past_the_bound_are_told_so() {
     let mut said = String::new();
     TcpStream::connect(h.at).await.unwrap().read_to_string(&mut said).await.unwrap();
     assert_eq!(said, "-ERR max number of clients reached\r\n");
+    assert_eq!(h.refused.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

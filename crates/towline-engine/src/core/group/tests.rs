@@ -1,5 +1,6 @@
 use super::*;
 use crate::core::GroupLog;
+use crate::core::terms::RISE_MAX;
 use crate::message::ConfState;
 
 type TestGroup = Group<u64, u64>;
@@ -270,4 +271,61 @@ fn raft_panics_on_a_request_of_low_priority_when_it_has_no_term() {
     let request =
         Message { term: 1, priority: -1, ..Message::new(MessageKind::RequestPreVote, id(2), id(1)) };
     group(3).replica.step(request);
+}
+
+fn heartbeat(term: u64) -> Message {
+    Message { term, ..Message::new(MessageKind::Heartbeat, id(2), id(1)) }
+}
+
+/// An authenticated member that forges a term near the end of the numbers would leave none for another election.
+#[test]
+fn a_forged_term_does_not_use_the_numbers_up() {
+    let mut group = group(3);
+    for message in [
+        heartbeat(1 << 61),
+        Message { term: 1 << 61, ..Message::new(MessageKind::RequestVote, id(2), id(1)) },
+        Message { term: 1 << 61, ..Message::new(MessageKind::AppendResponse, id(2), id(1)) },
+        append(1 << 61, 0, vec![entry(1, 1)]),
+    ] {
+        assert_eq!(group.step(id(2), message), Err(Reject::TermJump));
+    }
+    let term = group.state().term;
+    assert!(term <= RISE_MAX, "at once it rises by one step, to {term}");
+    settle(&mut group);
+    campaign(&mut group);
+    assert_eq!((group.state().role, group.state().term), (crate::status::Role::Candidate, term + 1));
+}
+
+/// Else two forged messages would part two honest nodes for ever.
+#[test]
+fn terms_rise_by_one_large_step_a_tick() {
+    let mut group = group(3);
+    group.step(id(2), heartbeat(RISE_MAX)).unwrap();
+    assert_eq!(group.step(id(2), heartbeat(2 * RISE_MAX)), Err(Reject::TermJump));
+    assert_eq!(group.state().term, RISE_MAX);
+    group.step(id(2), heartbeat(RISE_MAX + 1)).unwrap();
+    group.tick(&mut TestEffects::default());
+    group.step(id(2), heartbeat(2 * RISE_MAX)).unwrap();
+    assert_eq!(group.state().term, 2 * RISE_MAX);
+}
+
+#[test]
+fn a_node_that_was_away_for_very_many_elections_catches_up_in_steps() {
+    let mut group = group(3);
+    let theirs = 5 * RISE_MAX + 7;
+    let mut ticks = 0;
+    while group.step(id(2), heartbeat(theirs)).is_err() {
+        group.tick(&mut TestEffects::default());
+        ticks += 1;
+    }
+    assert_eq!((group.state().term, group.state().leader, ticks), (theirs, Some(id(2)), 5));
+}
+
+/// The node hosts other groups, whose members have no say in this one.
+#[test]
+fn a_forged_term_of_somebody_who_is_no_member_changes_nothing() {
+    let mut group = group(3);
+    let forged = Message { from: id(9), ..heartbeat(1 << 61) };
+    assert_eq!(group.step(id(9), forged), Err(Reject::TermJump));
+    assert_eq!(group.state().term, 0);
 }

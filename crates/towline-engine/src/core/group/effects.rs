@@ -1,0 +1,85 @@
+//! What a group wants done: its outputs.
+
+use super::snapshots::SnapshotSend;
+use crate::core::raft::Fetch;
+use crate::errors::{ProposeError, ReadError};
+use crate::ids::NodeId;
+use crate::log_store::{ConfRecord, GroupWrite};
+use crate::message::{Entry, Message};
+use crate::reporter::SnapshotAttempt;
+use crate::snapshot_store::{ContentId, SnapshotMeta};
+use crate::state_machine::Applied;
+
+/// What a group wants done. Cleared and used again by the driver.
+#[derive(Debug)]
+pub struct Effects<W, R> {
+    /// To be sent now.
+    pub messages: Vec<Message>,
+    /// To be made durable, then answered by [`Group::written`](super::Group::written) with the number.
+    pub write: Option<(u64, GroupWrite)>,
+    /// For the state machine, in order.
+    pub apply: Vec<Apply<W, R>>,
+    /// Proposals that failed.
+    pub refused: Vec<(W, ProposeError)>,
+    /// Reads that failed.
+    pub unread: Vec<(R, ReadError)>,
+    /// Ranges to be read from the log store, each answered by [`Group::fetched`](super::Group::fetched).
+    pub fetches: Vec<Fetch>,
+    /// Snapshots to be sent.
+    pub snapshots: Vec<SnapshotSend>,
+    /// Transfers that are of no use any more.
+    pub cancelled: Vec<SnapshotAttempt>,
+    /// Peers that would have waited for ever; the group has seen to it. Never happens unless something is wrong.
+    pub latched: Vec<NodeId>,
+    /// The log store may forget the entries up to here.
+    pub compact: Option<u64>,
+    /// The snapshots that are still of use; all others of the group may go.
+    pub retain: Option<Vec<ContentId>>,
+    /// The group cannot go on on this node.
+    pub fatal: Option<String>,
+}
+
+/// Work for the state machine.
+#[derive(Debug)]
+pub enum Apply<W, R> {
+    /// Committed entries with whoever waits for them.
+    Entries {
+        /// Contiguous.
+        entries: Vec<Entry>,
+        /// One place a command.
+        waiters: Vec<Option<W>>,
+        /// The place reached once they are applied.
+        through: Applied,
+    },
+    /// Reads that may be answered when everything before is applied.
+    Reads(Vec<R>),
+    /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
+    /// before; answered by [`Group::applied`](super::Group::applied).
+    Restore(SnapshotMeta),
+    /// A snapshot of the state as of `at` is to be made; answered by [`Group::snapshot_made`](super::Group::snapshot_made).
+    Snapshot {
+        /// The membership there.
+        conf: ConfRecord,
+        /// What is applied by then.
+        at: Applied,
+    },
+}
+
+impl<W, R> Default for Effects<W, R> {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            write: None,
+            apply: Vec::new(),
+            refused: Vec::new(),
+            unread: Vec::new(),
+            fetches: Vec::new(),
+            snapshots: Vec::new(),
+            cancelled: Vec::new(),
+            latched: Vec::new(),
+            compact: None,
+            retain: None,
+            fatal: None,
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The mail of the shard: what the other threads and the callers tell it, and the way to it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Wake, Waker};
+use std::thread::Thread;
+
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use towline_metrics::GroupMetrics;
+
+use super::answer::Answer;
+use super::apply::ApplyWorker;
+use super::ingress::{Ingress, Scheduled};
+use super::waiter::{ReadWaiter, Waiter};
+use crate::core::{Group, OfferVerdict};
+use crate::errors::TransferLeaderError;
+use crate::ids::{GroupId, NodeId};
+use crate::log_store::GroupWrite;
+use crate::message::{Entry, Message};
+use crate::snapshot_store::SnapshotMeta;
+use crate::snapshots::Made;
+use crate::status::{GroupState, GroupStatus};
+use crate::transport::{SnapshotOffer, SnapshotRefusal};
+
+pub(crate) type CoreGroup = Group<Box<dyn Waiter>, ReadWaiter>;
+
+/// A write of a group, named so that a late completion is not taken for one of the group's next life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WriteId {
+    pub(crate) group: GroupId,
+    pub(crate) life: u64,
+    pub(crate) number: u64,
+}
+
+/// What the other threads tell the shard. Bounded by what the shard itself has under way with each of them.
+pub(crate) enum ShardEvent {
+    Written(Vec<WriteId>),
+    LogPoisoned(Arc<str>),
+    Applied { group: GroupId, life: u64, index: u64 },
+    ApplyFailed { group: GroupId, life: u64, cause: Arc<str> },
+    Fetched { group: GroupId, life: u64, low: u64, entries: Vec<Entry> },
+    SnapshotMade(Made),
+    Control(Control),
+}
+
+/// What a caller asks of the shard.
+pub(crate) enum Control {
+    Start(Box<StartGroup>),
+    /// Holds its room until it is answered, which bounds how many wait.
+    Status {
+        group: GroupId,
+        answer: Answer<GroupStatus>,
+        room: OwnedSemaphorePermit,
+    },
+    Transfer {
+        group: GroupId,
+        target: Option<NodeId>,
+        answer: Answer<Result<(), TransferLeaderError>>,
+        /// `None` for the node's own, at shutdown.
+        room: Option<OwnedSemaphorePermit>,
+    },
+    /// A peer offers a snapshot.
+    Offered {
+        from: NodeId,
+        offer: Box<SnapshotOffer>,
+        answer: Answer<Result<OfferVerdict, SnapshotRefusal>>,
+    },
+    /// One is here, durable and verified.
+    Received {
+        from: NodeId,
+        received: Box<(Message, SnapshotMeta)>,
+        answer: Answer<Result<u64, SnapshotRefusal>>,
+    },
+    /// The log store wants space back.
+    Squeeze {
+        group: GroupId,
+    },
+    /// Takes a group out of service; answers with a last write if its hard state is not all durable.
+    Close {
+        group: GroupId,
+        cause: Arc<str>,
+        answer: Answer<Option<GroupWrite>>,
+    },
+    Stop,
+}
+
+/// A recovered group, ready to run.
+pub(crate) struct StartGroup {
+    pub(crate) id: GroupId,
+    pub(crate) life: u64,
+    pub(crate) group: CoreGroup,
+    pub(crate) ingress: Arc<Ingress>,
+    pub(crate) state: watch::Sender<GroupState>,
+    pub(crate) apply: ApplyWorker,
+    pub(crate) metrics: Arc<GroupMetrics>,
+    pub(crate) started: Answer<()>,
+}
+
+/// The way to the shard. Never blocks.
+#[derive(Clone)]
+pub(crate) struct ShardSender {
+    pub(super) events: Arc<Mutex<Vec<ShardEvent>>>,
+    wake: Waker,
+}
+
+impl ShardSender {
+    pub(crate) fn post(&self, event: ShardEvent) {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
+        self.wake.wake_by_ref();
+    }
+}
+
+/// Wakes the shard thread, at most one system call for any number of posts between two turns.
+pub(super) struct Unpark {
+    pub(super) woken: AtomicBool,
+    pub(super) thread: Mutex<Option<Thread>>,
+}
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.woken.swap(true, Ordering::AcqRel)
+            && let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+        {
+            thread.unpark();
+        }
+    }
+}
+
+/// The shard's mail, made before its thread because everybody needs a way to it.
+pub(crate) struct ShardMail {
+    pub(crate) sender: ShardSender,
+    pub(crate) scheduled: Arc<Scheduled>,
+    pub(super) unpark: Arc<Unpark>,
+}
+
+impl ShardMail {
+    pub(crate) fn new() -> Self {
+        let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), thread: Mutex::default() });
+        let wake = Waker::from(unpark.clone());
+        let sender = ShardSender { events: Arc::default(), wake: wake.clone() };
+        Self { sender, scheduled: Arc::new(Scheduled::new(wake)), unpark }
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        self.sender.wake.clone()
+    }
+}

@@ -1,0 +1,223 @@
+//! What an apply worker runs: a state machine whose types are hidden, and the work there is for it.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use towline_metrics::GroupMetrics;
+
+use super::answer::{contained, panic_text};
+use super::waiter::{ProposalWaiter, ReadWaiter, Waiter};
+use crate::core::Apply;
+use crate::errors::{ProposeError, ReadError, UncertainCause};
+use crate::message::Entry;
+use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
+use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+
+pub(crate) type Task = Apply<Box<dyn Waiter>, ReadWaiter>;
+
+/// A state machine whose types are hidden.
+pub(crate) trait Target: Send {
+    fn durable(&self) -> Applied;
+    /// # Errors
+    /// Why the group cannot go on; every waiter is answered either way.
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        waiters: Vec<Option<Box<dyn Waiter>>>,
+        through: Applied,
+    ) -> Result<(), Arc<str>>;
+    /// # Errors
+    /// As for `apply`.
+    fn flush(&mut self) -> Result<Applied, Arc<str>>;
+    /// Makes durable what is applied, and gives how far that is with a view of the state.
+    ///
+    /// # Errors
+    /// As for `apply`.
+    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Arc<str>>;
+    /// # Errors
+    /// As for `apply`.
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>>;
+}
+
+/// The [`Target`] around a user's machine.
+pub(crate) struct Machine<S> {
+    pub(crate) machine: S,
+    pub(crate) metrics: Arc<GroupMetrics>,
+}
+
+impl<S: StateMachine> Target for Machine<S> {
+    fn durable(&self) -> Applied {
+        self.machine.durable()
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        waiters: Vec<Option<Box<dyn Waiter>>>,
+        through: Applied,
+    ) -> Result<(), Arc<str>> {
+        let started = Instant::now();
+        let batch = ApplyBatch::new(entries, through);
+        let commands = batch.len();
+        let mut replies = Replies::with_capacity(commands);
+        let result = caught(|| self.machine.apply(batch, &mut replies)).and_then(|()| match replies.len() {
+            given if given == commands => Ok(()),
+            given => Err(format!("state machine gave {given} replies to {commands} commands").into()),
+        });
+        self.metrics.apply(started.elapsed(), commands as u64);
+        match &result {
+            Ok(()) => {
+                let mut waiters = waiters.into_iter();
+                for reply in replies.into_vec() {
+                    // The waiter was made by the handle of this group, so it has this group's type.
+                    let waiter = waiters.next().flatten();
+                    match waiter.and_then(|w| w.into_any().downcast::<ProposalWaiter<S::Response>>().ok()) {
+                        Some(waiter) => waiter.answer(reply),
+                        None => contained(|| drop(reply)),
+                    }
+                }
+            }
+            Err(cause) => {
+                fail_all(waiters, cause);
+                replies.into_vec().into_iter().for_each(|reply| contained(|| drop(reply)));
+            }
+        }
+        result
+    }
+
+    fn flush(&mut self) -> Result<Applied, Arc<str>> {
+        caught(|| self.machine.flush())
+    }
+
+    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Arc<str>> {
+        caught(|| Ok((self.machine.flush()?, self.machine.snapshot()?)))
+    }
+
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>> {
+        caught(|| self.machine.restore(meta, body))?;
+        let durable = self.machine.durable();
+        if durable != Applied::NONE && durable != meta.head.at {
+            return Err(
+                format!("state machine was restored to {:?} but is at {durable:?}", meta.head.at).into()
+            );
+        }
+        Ok(())
+    }
+}
+
+fn caught<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Arc<str>> {
+    match catch_unwind(AssertUnwindSafe(|| run().map_err(|fatal| fatal.to_string().into()))) {
+        Ok(result) => result,
+        Err(panic) => {
+            let cause = format!("state machine panicked: {}", panic_text(panic.as_ref())).into();
+            std::mem::forget(panic); // its drop may panic again
+            Err(cause)
+        }
+    }
+}
+
+fn fail_all(waiters: Vec<Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
+    for waiter in waiters.into_iter().flatten() {
+        waiter.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
+    }
+}
+
+/// Replaces the state by a snapshot that is on disk.
+///
+/// # Errors
+/// Why the group cannot go on.
+pub(crate) fn restore(
+    store: &dyn SnapshotStore,
+    target: &mut dyn Target,
+    meta: &SnapshotMeta,
+) -> Result<(), Arc<str>> {
+    let started = Instant::now();
+    let unread =
+        |error: &dyn std::fmt::Display| -> Arc<str> { format!("snapshot to restore: {error}").into() };
+    let mut body =
+        io::BufReader::with_capacity(READ_BUFFER_BYTES, store.open(meta, 0).map_err(|error| unread(&error))?);
+    target.restore(meta, &mut body)?;
+    // A body that the machine did not read to its end may be another's.
+    let rest = io::copy(&mut body, &mut io::sink()).map_err(|error| unread(&error))?;
+    if rest > 0 {
+        return Err(format!("state machine left {rest} of {} bytes of the snapshot", meta.length).into());
+    }
+    let (group, index) = (meta.head.group, meta.head.at.index);
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::info!(%group, index, bytes = meta.length, seconds, "state restored from a snapshot");
+    Ok(())
+}
+
+/// Bytes read from a snapshot file at once.
+const READ_BUFFER_BYTES: usize = 256 << 10;
+
+/// Answers everybody in tasks that will not be done.
+pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {
+    for task in tasks {
+        match task {
+            Apply::Entries { waiters, .. } => fail_all(waiters, cause),
+            Apply::Reads(readers) => {
+                readers.into_iter().for_each(|r| r.fail(ReadError::Stopped { cause: cause.clone() }));
+            }
+            // Nobody waits for these.
+            Apply::Restore(_) | Apply::Snapshot { .. } => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towline_metrics::NodeMetrics;
+
+    use super::*;
+
+    struct Panics(bool);
+
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            assert!(!self.0, "an answer is dropped");
+        }
+    }
+
+    /// Gives an answer that panics when it is dropped to each command, and one too many if told to.
+    struct Generous(bool);
+
+    impl StateMachine for Generous {
+        type Response = Panics;
+        type View = ();
+
+        fn view(&self) {}
+
+        fn durable(&self) -> Applied {
+            Applied::NONE
+        }
+
+        fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Panics>) -> Result<(), Fatal> {
+            (0..batch.len() + usize::from(self.0)).for_each(|_| replies.push(Panics(true)));
+            Ok(())
+        }
+
+        fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
+            Err(Fatal::new("no snapshots"))
+        }
+
+        fn restore(&mut self, _meta: &SnapshotMeta, _body: &mut dyn io::Read) -> Result<(), Fatal> {
+            Err(Fatal::new("no snapshots"))
+        }
+    }
+
+    /// On a follower, and at a start, nobody waits for the answers.
+    #[test]
+    fn answers_nobody_waits_for_are_let_go_one_by_one() {
+        let entry = |index| Entry { index, term: 1, data: "x".into(), ..Entry::default() };
+        let metrics = Arc::new(NodeMetrics::noop().group(1));
+        for too_many in [false, true] {
+            let mut machine = Machine { machine: Generous(too_many), metrics: metrics.clone() };
+            let through = Applied { index: 2, term: 1 };
+            let applied = machine.apply(&[entry(1), entry(2)], vec![None, None], through);
+            assert_eq!(applied.is_err(), too_many);
+        }
+    }
+}
