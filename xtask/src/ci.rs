@@ -58,20 +58,25 @@ pub(crate) const LIBRARIES: &[&str] = &[
     "towline-metrics",
     "towline-engine",
     "towline-wire",
+    "towline-tls",
     "towline-storage",
     "towline-grpc",
+    "towline-quic",
     "towline-testkit",
     "towline",
 ];
 
 /// Workspace members that are not published.
-const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv"];
+pub(crate) const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv", "towline-custom-transport"];
 
 /// Feature sets that a consumer can pick and that no other invocation covers: crate, arguments.
 const FEATURE_SETS: &[(&str, &[&str])] = &[
     ("towline-engine", &["--lib", "--no-default-features"]),
     ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
+    ("towline-tls", &["--all-targets", "--features", "dev-certs"]),
+    ("towline-storage", &["--all-targets", "--features", "faults"]),
     ("towline", &["--lib", "--no-default-features"]),
+    ("towline", &["--all-targets", "--all-features"]),
 ];
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
@@ -279,3 +284,6 @@ fn command(root: &Path, arguments: &[&str]) -> Command {
     command.current_dir(root).args(arguments);
     command
 }
+
+#[cfg(test)]
+mod tests;
