@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::history::{Answer, Call, Kind, Operation, Outcome};
+use super::history::{Answer, Call, Kind, Operation, Outcome, Shortened};
 
 /// What a search may cost. Counted, not timed: a verdict does not depend on the machine.
 #[derive(Clone, Copy, Debug)]
@@ -40,11 +40,7 @@ pub(crate) struct Stuck {
 
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "after {} of {} calls it holds {:?}, and none fits of:",
-            self.explained, self.of, self.held
-        )?;
+        write!(f, "after {} of {} calls it holds {}, and none fits of:", self.explained, self.of, self.held)?;
         self.next.iter().try_for_each(|operation| write!(f, "\n    {operation}"))
     }
 }
@@ -55,6 +51,16 @@ enum State {
     Register(Option<u32>),
     Log(Vec<u32>),
     Counter(i64),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Register(value) => write!(f, "{value:?}"),
+            Self::Log(elements) => write!(f, "{}", Shortened(elements)),
+            Self::Counter(value) => write!(f, "{value}"),
+        }
+    }
 }
 
 impl State {

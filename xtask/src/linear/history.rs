@@ -123,6 +123,26 @@ fn elements(text: &str) -> Option<Vec<u32>> {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (from, to) = (self.invoked as f64 / 1e9, self.returned as f64 / 1e9);
-        write!(f, "client {} [{from:.6}, {to:.6}] {:?}: {:?}", self.client, self.call, self.outcome)
+        write!(f, "client {} [{from:.6}, {to:.6}] {:?}: ", self.client, self.call)?;
+        match &self.outcome {
+            // All of it where somebody asks for all: in a file.
+            Outcome::Answered(Answer::Elements(elements)) if !f.alternate() => {
+                write!(f, "{}", Shortened(elements))
+            }
+            Outcome::Answered(answer) => write!(f, "{answer:?}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// How many elements, and the last ones.
+pub(super) struct Shortened<'a>(pub(super) &'a [u32]);
+
+const SHOWN_ELEMENTS: usize = 4;
+
+impl fmt::Display for Shortened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.0.get(self.0.len().saturating_sub(SHOWN_ELEMENTS)..).unwrap_or_default();
+        write!(f, "{} elements to {last:?}", self.0.len())
     }
 }

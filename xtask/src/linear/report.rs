@@ -44,6 +44,8 @@ impl Report {
             *report.keys.entry(key.kind).or_default() += 1;
             operations.iter().for_each(|operation| report.count(operation));
         }
+        // What was broken on purpose is no news; one of it is shown.
+        let mut expected = None;
         for (key, verdict) in judge_all(&noted.histories)? {
             let said = match verdict {
                 Verdict::Linearizable => {
@@ -62,11 +64,10 @@ impl Report {
             if let Some(operations) = noted.histories.get(&key) {
                 write_history(directory, key, operations)?;
             }
-            // What was broken on purpose comes last: the other is the news.
             if report.broken.contains_key(&key) {
-                report.findings.push(said);
+                expected.get_or_insert(said);
             } else {
-                report.findings.insert(0, said);
+                report.findings.push(said);
             }
         }
         let shrunk = sizes::shrunk(&noted.sizes);
@@ -74,9 +75,10 @@ impl Report {
         report.sizes_elsewhere = noted.sizes.iter().filter(|read| read.elsewhere).count();
         report.sizes_shrunk = shrunk.len();
         for (earlier, read) in shrunk {
-            report.findings.insert(0, format!("a number of keys that shrank: {earlier:?}, then {read:?}"));
+            report.findings.push(format!("the number of keys shrank: {earlier:?}, then {read:?}"));
         }
         report.findings.truncate(FINDINGS_MAX);
+        report.findings.extend(expected);
         report.took = begun.elapsed();
         Ok(report)
     }
@@ -193,7 +195,7 @@ fn write_history(directory: &Path, key: Key, operations: &[Operation]) -> Result
     operations.sort_by_key(|operation| operation.invoked);
     let mut text = String::new();
     for operation in operations {
-        writeln!(text, "{operation}")?;
+        writeln!(text, "{operation:#}")?;
     }
     let file = directory.join(format!("history-{}.txt", key.name().replace(':', "-")));
     Ok(fs::write(file, text)?)
