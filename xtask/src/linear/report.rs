@@ -75,7 +75,7 @@ impl Report {
         report.sizes_elsewhere = noted.sizes.iter().filter(|read| read.elsewhere).count();
         report.sizes_shrunk = shrunk.len();
         for (earlier, read) in shrunk {
-            report.findings.push(format!("the number of keys shrank: {earlier:?}, then {read:?}"));
+            report.findings.push(format!("the number of keys shrank: {earlier}, then {read}"));
         }
         report.findings.truncate(FINDINGS_MAX);
         report.findings.extend(expected);
@@ -141,19 +141,21 @@ impl Report {
         if self.sizes_elsewhere == 0 {
             return Err("no follower answered a read: nothing is proven of them".into());
         }
+        // All that is wrong is said: one wrong may explain the other.
+        let unasked = self.violated.iter().filter(|key| !self.broken.contains_key(key)).count();
+        let mut wrong = Vec::new();
+        if unasked > 0 {
+            wrong.push(format!("{unasked} keys are not linearizable"));
+        }
         if self.sizes_shrunk > 0 {
-            return Err(format!("{} reads of the number of keys were of old state", self.sizes_shrunk).into());
+            wrong.push(format!("{} reads of the number of keys were of old state", self.sizes_shrunk));
         }
         if !self.unknown.is_empty() {
-            return Err(format!(
-                "{} keys could not be decided: nothing is proven of them",
-                self.unknown.len()
-            )
-            .into());
+            wrong
+                .push(format!("{} keys could not be decided: nothing is proven of them", self.unknown.len()));
         }
-        let unasked = self.violated.iter().filter(|key| !self.broken.contains_key(key)).count();
-        if unasked > 0 {
-            return Err(format!("{unasked} keys are not linearizable").into());
+        if !wrong.is_empty() {
+            return Err(wrong.join("; ").into());
         }
         if broken && self.broken.is_empty() {
             return Err("nothing was broken: the control proves nothing".into());
@@ -199,4 +201,59 @@ fn write_history(directory: &Path, key: Key, operations: &[Operation]) -> Result
     }
     let file = directory.join(format!("history-{}.txt", key.name().replace(':', "-")));
     Ok(fs::write(file, text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::history::Answer;
+    use super::*;
+
+    const KEY: Key = Key { index: 0, kind: Kind::Register };
+
+    /// A write and a read of one key, and a read at a follower.
+    fn noted(seen: u32) -> Noted {
+        let operation = |invoked, call, answer| Operation {
+            client: 0,
+            invoked,
+            returned: invoked + 1,
+            call,
+            outcome: Outcome::Answered(answer),
+        };
+        let write = operation(0, Call::Set(1), Answer::Done);
+        let read = operation(2, Call::Read, Answer::Value(Some(seen)));
+        let size = sizes::SizeRead { node: 1, elsewhere: true, invoked: 0, returned: 1, size: 1 };
+        Noted { histories: [(KEY, vec![write, read])].into(), sizes: vec![size], broken: BTreeMap::new() }
+    }
+
+    fn judged(noted: &Noted, broken: bool) -> std::result::Result<(), String> {
+        let directory = tempfile::tempdir().unwrap();
+        Report::of(noted, directory.path()).unwrap().judge(broken).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_run_is_right_if_every_key_is() {
+        assert_eq!(judged(&noted(1), false), Ok(()));
+        assert_eq!(judged(&noted(2), false), Err("1 keys are not linearizable".to_owned()));
+    }
+
+    #[test]
+    fn a_control_is_right_if_exactly_what_was_broken_is_found() {
+        let broken = |seen| Noted { broken: [(KEY, 1)].into(), ..noted(seen) };
+        assert_eq!(judged(&broken(2), true), Ok(()));
+        assert!(judged(&broken(1), true).unwrap_err().contains("passed 1 keys"));
+        assert!(judged(&noted(1), true).unwrap_err().contains("nothing was broken"));
+        assert!(
+            judged(&noted(2), true).unwrap_err().contains("not linearizable"),
+            "another key than was broken"
+        );
+    }
+
+    #[test]
+    fn what_is_not_decided_or_not_asked_is_no_success() {
+        let undecided =
+            Report { reads: 1, answered: 2, sizes_elsewhere: 1, unknown: [KEY].into(), ..Report::default() };
+        assert!(undecided.judge(false).unwrap_err().to_string().contains("could not be decided"));
+        assert!(judged(&Noted { sizes: Vec::new(), ..noted(1) }, false).unwrap_err().contains("no follower"));
+        assert!(judged(&Noted { histories: BTreeMap::new(), ..noted(1) }, false).is_err());
+    }
 }

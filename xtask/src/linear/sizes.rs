@@ -1,6 +1,8 @@
 //! Reads that any node answers: how many keys there are. No key is ever deleted, so that the number may only grow, and a
 //! node that answers from old state shows by a smaller one than somebody had read before.
 
+use std::fmt;
+
 /// Times are nanoseconds on the clock of the histories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SizeRead {
@@ -10,6 +12,13 @@ pub(crate) struct SizeRead {
     pub(crate) invoked: u64,
     pub(crate) returned: u64,
     pub(crate) size: i64,
+}
+
+impl fmt::Display for SizeRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (self.invoked as f64 / 1e9, self.returned as f64 / 1e9);
+        write!(f, "{} at node {} [{from:.6}, {to:.6}]", self.size, self.node + 1)
+    }
 }
 
 /// Each read that saw less than one which had returned before it was made, behind that one.
