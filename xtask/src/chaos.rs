@@ -1,9 +1,12 @@
-//! `cargo xtask chaos`: a three-node cluster under load whose nodes are killed with kill -9 again and again.
+//! `cargo xtask chaos`: a three-node cluster under load whose nodes are killed with kill -9, or stopped for a while, again
+//! and again; and the proof that nothing was lost and that what clients saw is linearizable.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cluster::{self, Cluster};
+use crate::linear::clients::{Break, Clients};
+use crate::linear::report::Report;
 use crate::load::Load;
 use crate::watch::{Screen, conclude};
 use crate::{Result, interruptible};
@@ -13,7 +16,7 @@ pub(crate) struct Options {
     /// How long the load runs
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
     seconds: u64,
-    /// Decides who is killed, when, and for how long; printed when not given
+    /// Decides who is killed or stopped, when, and for how long, and who calls what; chosen and printed when not given
     #[arg(long)]
     seed: Option<u64>,
     /// Connections that write, each its own keys
@@ -22,10 +25,30 @@ pub(crate) struct Options {
     /// Run this towline-kv rather than build one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Break what clients note, and succeed only if that, and nothing else, is found
+    #[arg(long = "break", value_name = "WHAT")]
+    broken: Option<Break>,
 }
+
+impl Options {
+    /// The same for each run of CI.
+    pub(crate) fn short(binary: PathBuf) -> Self {
+        Self {
+            seconds: SHORT_SECONDS,
+            seed: Some(SHORT_SEED),
+            writers: 8,
+            binary: Some(binary),
+            broken: None,
+        }
+    }
+}
+
+const SHORT_SECONDS: u64 = 15;
+const SHORT_SEED: u64 = 49;
 
 const NODES: usize = 3;
 const LEADER_DEADLINE: Duration = Duration::from_secs(20);
+const CALM: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let binary = cluster::kv_binary(root, options.binary.as_deref())?;
@@ -41,30 +64,18 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
 
 async fn chaos(binary: PathBuf, data: &Path, options: &Options, screen: &mut Screen) -> Result<()> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
-    let mut random = fastrand::Rng::with_seed(seed);
+    let random = fastrand::Rng::with_seed(seed);
     screen.say(format!("three nodes on loopback, {} writers, seed {seed}", options.writers));
     let mut cluster = Cluster::start(binary, data, NODES)?;
     let first = cluster.wait_leader(LEADER_DEADLINE).await?;
     let load = Load::start(cluster.redis_addresses(), first, options.writers.into(), seed);
+    let until = Duration::from_secs(options.seconds);
+    let clients = Clients::start(cluster.redis_addresses(), first, seed, until, options.broken);
     let begun = Instant::now();
     // The last seconds are quiet, so that the load proves that writes go on.
-    let until = Duration::from_secs(options.seconds);
-    let (mut leaders, mut followers) = (0, 0);
-    while begun.elapsed() + Duration::from_secs(5) < until {
-        let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
-        let victim = if random.bool() { leader } else { random.usize(..NODES) };
-        if victim == leader {
-            leaders += 1
-        } else {
-            followers += 1
-        }
-        cluster.kill(victim)?;
-        let down = Duration::from_millis(random.u64(50..3_000));
-        screen.watch(&load, begun, begun.elapsed() + down).await;
-        cluster.restart(victim)?;
-        let up = Duration::from_millis(random.u64(200..2_500));
-        screen.watch(&load, begun, begun.elapsed() + up).await;
-    }
+    let storm = until.saturating_sub(CALM);
+    let blows =
+        Storm { random, blows: Blows::default() }.run(&mut cluster, &load, begun, storm, screen).await?;
     let acked_in_storm = load.acked();
     cluster.wait_leader(LEADER_DEADLINE).await?;
     let calm = (begun.elapsed() + Duration::from_secs(3)).max(until);
@@ -72,7 +83,114 @@ async fn chaos(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scr
     if load.acked() == acked_in_storm {
         return Err("no write was acknowledged after the last restart".into());
     }
+    // The load goes on while the clients end and read everything once more.
+    let noted = clients.stop().await?;
     let outcome = conclude(screen, &mut cluster, load, begun).await?;
-    screen.say(format!("{:<26}{leaders} leaders, {followers} followers", "kill -9"));
-    outcome.judge()
+    let report = tokio::task::block_in_place(|| Report::of(&noted, data))?;
+    report.lines().into_iter().for_each(|line| screen.say(line));
+    let Blows { killed, stopped } = blows;
+    screen.say(format!("{:<26}{} leaders, {} followers", "kill -9", killed.leaders, killed.followers));
+    screen.say(format!(
+        "{:<26}{} leaders, {} followers",
+        "stopped for a while", stopped.leaders, stopped.followers
+    ));
+    // Both are of interest when both are wrong.
+    let (linear, kept) = (report.judge(options.broken.is_some()), outcome.judge());
+    match (linear, kept) {
+        (Err(linear), Err(kept)) => Err(format!("{kept}; {linear}").into()),
+        (linear, kept) => linear.and(kept),
+    }
+}
+
+/// How many were hit.
+#[derive(Clone, Copy, Default)]
+struct Hit {
+    leaders: u32,
+    followers: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Blows {
+    killed: Hit,
+    stopped: Hit,
+}
+
+/// What happens to one node.
+struct Blow {
+    /// None: to the leader, whichever that is.
+    at: Option<usize>,
+    /// Rather than kill. A leader that was stopped wakes up and believes that it leads: what a read must not believe.
+    stop: bool,
+    down: Duration,
+    /// Until the next.
+    up: Duration,
+}
+
+impl Blow {
+    fn next(random: &mut fastrand::Rng) -> Self {
+        Self {
+            at: (!random.bool()).then(|| random.usize(..NODES)),
+            stop: random.u8(..3) == 0,
+            down: Duration::from_millis(random.u64(50..3_000)),
+            up: Duration::from_millis(random.u64(200..2_500)),
+        }
+    }
+}
+
+struct Storm {
+    random: fastrand::Rng,
+    blows: Blows,
+}
+
+impl Storm {
+    async fn run(
+        mut self,
+        cluster: &mut Cluster,
+        load: &Load,
+        begun: Instant,
+        until: Duration,
+        screen: &mut Screen,
+    ) -> Result<Blows> {
+        while begun.elapsed() < until {
+            let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+            let Blow { at, stop, down, up } = Blow::next(&mut self.random);
+            let victim = at.unwrap_or(leader);
+            let hit = if stop { &mut self.blows.stopped } else { &mut self.blows.killed };
+            if victim == leader {
+                hit.leaders += 1
+            } else {
+                hit.followers += 1
+            }
+            if stop {
+                cluster.pause(victim, true)?;
+                screen.watch(load, begun, begun.elapsed() + down).await;
+                cluster.pause(victim, false)?;
+            } else {
+                cluster.kill(victim)?;
+                screen.watch(load, begun, begun.elapsed() + down).await;
+                cluster.restart(victim)?;
+            }
+            screen.watch(load, begun, begun.elapsed() + up).await;
+        }
+        Ok(self.blows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_run_kills_and_stops_leaders() {
+        let mut random = fastrand::Rng::with_seed(SHORT_SEED);
+        let mut begins = Duration::ZERO;
+        let mut at_leaders = Vec::new();
+        // An election takes a second or so that the schedule does not know of: half of the time is certain.
+        while begins < (Duration::from_secs(SHORT_SECONDS) - CALM) / 2 {
+            let blow = Blow::next(&mut random);
+            begins += blow.down + blow.up;
+            at_leaders.extend(blow.at.is_none().then_some(blow.stop));
+        }
+        assert!(at_leaders.contains(&true) && at_leaders.contains(&false), "{at_leaders:?}");
+    }
 }

@@ -3,11 +3,11 @@
 //! Two families of artifacts are built: check metadata (clippy, then docs from the same) and one debug build of
 //! everything (tests, examples, doctests). No step changes RUSTFLAGS, which would build the dependency tree anew.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, codegen, msrv, tidy};
+use crate::{Result, chaos, codegen, msrv, redis_benchmark, tidy};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -50,6 +50,8 @@ const STEPS: &[Step] = &[
     Step { name: "package", what: "each library crate packs", run: package },
     Step { name: "build", what: "everything builds, examples and benches too", run: build },
     Step { name: "hello", what: "examples/hello runs", run: hello },
+    Step { name: "redis", what: "redis-benchmark against three nodes, no error reply", run: redis },
+    Step { name: "chaos", what: "nodes killed and stopped: nothing lost, no stale read", run: chaos_step },
     Step { name: "test", what: "all tests and doctests", run: test },
 ];
 
@@ -58,20 +60,25 @@ pub(crate) const LIBRARIES: &[&str] = &[
     "towline-metrics",
     "towline-engine",
     "towline-wire",
+    "towline-tls",
     "towline-storage",
     "towline-grpc",
+    "towline-quic",
     "towline-testkit",
     "towline",
 ];
 
 /// Workspace members that are not published.
-const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv"];
+pub(crate) const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv", "towline-custom-transport"];
 
 /// Feature sets that a consumer can pick and that no other invocation covers: crate, arguments.
 const FEATURE_SETS: &[(&str, &[&str])] = &[
     ("towline-engine", &["--lib", "--no-default-features"]),
     ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
+    ("towline-tls", &["--all-targets", "--features", "dev-certs"]),
+    ("towline-storage", &["--all-targets", "--features", "faults"]),
     ("towline", &["--lib", "--no-default-features"]),
+    ("towline", &["--all-targets", "--all-features"]),
 ];
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
@@ -221,18 +228,47 @@ fn build(root: &Path) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// The binary of the build step; `cargo run -p` would resolve other features and build the tree again.
+/// A binary of the build step; `cargo run -p` would resolve other features and build the tree again.
+fn built(root: &Path, name: &str) -> Result<PathBuf> {
+    let binary = target_directory(root)?.join("debug").join(name);
+    if binary.exists() {
+        Ok(binary)
+    } else {
+        Err(format!("{} is not there: the build step makes it", binary.display()).into())
+    }
+}
+
 fn hello(root: &Path) -> Result<Outcome> {
-    let binary = target_directory(root)?.join("debug").join("towline-hello");
+    let binary = built(root, "towline-hello")?;
     println!("$ {}", binary.display());
     let status = Command::new(&binary)
         .current_dir(root)
         .stdin(Stdio::null())
         .status()
-        .map_err(|error| format!("{}: {error} (the build step makes it)", binary.display()))?;
+        .map_err(|error| format!("{}: {error}", binary.display()))?;
     if !status.success() {
         return Err(format!("towline-hello ended with {status}").into());
     }
+    Ok(Outcome::Passed)
+}
+
+fn redis(root: &Path) -> Result<Outcome> {
+    if redis_benchmark::installed() {
+        redis_benchmark::run(&built(root, "towline-kv")?)?;
+        return Ok(Outcome::Passed);
+    }
+    // A person may do without; where CI runs, a step that is skipped for ever would look like one that passes.
+    let missing = "redis-benchmark is not installed (package redis-tools)";
+    if std::env::var_os("CI").is_some() {
+        Err(missing.into())
+    } else {
+        Ok(Outcome::Skipped(missing.to_owned()))
+    }
+}
+
+fn chaos_step(root: &Path) -> Result<Outcome> {
+    let binary = built(root, "towline-kv")?;
+    chaos::run(root, &chaos::Options::short(binary))?;
     Ok(Outcome::Passed)
 }
 
@@ -242,7 +278,7 @@ fn test(root: &Path) -> Result<Outcome> {
 }
 
 /// Where cargo puts what it builds, whatever the environment and the configuration say.
-pub(crate) fn target_directory(root: &Path) -> Result<std::path::PathBuf> {
+pub(crate) fn target_directory(root: &Path) -> Result<PathBuf> {
     let metadata = captured(root, &["metadata", "--no-deps", "--format-version", "1"])?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
     let directory = metadata.get("target_directory").and_then(|value| value.as_str());
@@ -279,3 +315,6 @@ fn command(root: &Path, arguments: &[&str]) -> Command {
     command.current_dir(root).args(arguments);
     command
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,7 +54,7 @@ impl Process {
         Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
     }
 
-    fn ended(&mut self) -> Option<std::process::ExitStatus> {
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 }

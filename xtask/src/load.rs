@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::Result;
-use crate::resp::{Connection, Reply, moved_to};
+use crate::resp::{Connection, Reply, moved_to, never_happened};
 
 mod history;
 pub(crate) use history::{History, Verdict};
@@ -207,11 +207,7 @@ fn outcome(answer: Option<Reply>, write: &Write) -> Outcome {
     match (answer, write) {
         (Some(Reply::Integer(value)), Write::Increment) => Outcome::Acked(Some(value)),
         (Some(Reply::Simple(ok)), Write::Set { .. }) if ok == "OK" => Outcome::Acked(None),
-        (Some(Reply::Error(error)), _)
-            if ["MOVED ", "CLUSTERDOWN ", "BUSY ", "TRYAGAIN "]
-                .iter()
-                .any(|word| error.starts_with(word)) =>
-        {
+        (Some(Reply::Error(error)), _) if never_happened(&error) => {
             Outcome::NeverHappened { moved: moved_to(&error) }
         }
         _ => Outcome::Uncertain,
@@ -220,7 +216,7 @@ fn outcome(answer: Option<Reply>, write: &Write) -> Outcome {
 
 /// Reads back everything the writers wrote, through the node that leads, and says what is missing.
 pub(crate) async fn verify(addresses: &[SocketAddr], histories: &[History]) -> Result<Verdict> {
-    let mut reader = Reader { addresses, at: 0, open: None };
+    let mut reader = Reader::new(addresses);
     let mut verdict = Verdict::default();
     for history in histories {
         let keys = history.keys();
@@ -234,14 +230,19 @@ pub(crate) async fn verify(addresses: &[SocketAddr], histories: &[History]) -> R
     Ok(verdict)
 }
 
-struct Reader<'a> {
+/// Reads through any node that answers.
+pub(crate) struct Reader<'a> {
     addresses: &'a [SocketAddr],
     at: usize,
     open: Option<Connection>,
 }
 
-impl Reader<'_> {
-    async fn read(&mut self, keys: &[String]) -> Result<Vec<Option<String>>> {
+impl<'a> Reader<'a> {
+    pub(crate) fn new(addresses: &'a [SocketAddr]) -> Self {
+        Self { addresses, at: 0, open: None }
+    }
+
+    pub(crate) async fn read(&mut self, keys: &[String]) -> Result<Vec<Option<String>>> {
         let mut words: Vec<&[u8]> = vec![b"MGET"];
         words.extend(keys.iter().map(|key| key.as_bytes()));
         let started = Instant::now();

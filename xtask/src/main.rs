@@ -16,8 +16,10 @@ mod cluster;
 mod codegen;
 mod demo;
 mod etcd;
+mod linear;
 mod load;
 mod msrv;
+mod redis_benchmark;
 mod resp;
 mod svg;
 mod tidy;
@@ -40,7 +42,7 @@ enum Command {
     Codegen(codegen::Options),
     /// Three nodes under load, the leader killed, and the proof that nothing was lost
     Demo(demo::Options),
-    /// Kills nodes again and again under load, then proves that nothing was lost
+    /// Kills and stops nodes again and again under load, then proves that nothing was lost and no read was stale
     Chaos(chaos::Options),
     /// Durable SETs of a release cluster against the disk's floor, and etcd where it is installed
     Bench(bench::Options),

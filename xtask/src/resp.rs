@@ -107,3 +107,8 @@ fn malformed(line: &str) -> io::Error {
 pub(crate) fn moved_to(error: &str) -> Option<SocketAddr> {
     error.strip_prefix("MOVED ")?.split_whitespace().nth(1)?.parse().ok()
 }
+
+/// Whether an error promises that the write was not taken and never will be.
+pub(crate) fn never_happened(error: &str) -> bool {
+    ["MOVED ", "CLUSTERDOWN ", "BUSY ", "TRYAGAIN "].iter().any(|word| error.starts_with(word))
+}

@@ -4,6 +4,7 @@ use toml::{Table, Value};
 
 use super::rules::{CONFINED_DEPENDENCIES, ENGINE, EXAMPLE, LAYERS, Layer};
 use super::{File, Violation};
+use crate::ci;
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     let mut parsed: Vec<(&File, Table)> = Vec::new();
@@ -106,6 +107,7 @@ fn layering(file: &File, table: &Table, name: &str, packages: &[&str], violation
             return;
         }
     };
+    listed(file, name, violations);
     for (section, key, entry) in dependencies(table) {
         // A rename must not hide what is depended on.
         let dependency = entry.get("package").and_then(Value::as_str).unwrap_or(key);
@@ -137,6 +139,18 @@ fn layering(file: &File, table: &Table, name: &str, packages: &[&str], violation
                 format!("{dependency} belongs to {} alone", owners.join(", ")),
             ));
         }
+    }
+}
+
+/// A crate that CI does not name is linted, documented and packed by accident only.
+fn listed(file: &File, name: &str, violations: &mut Vec<Violation>) {
+    let (list, members) = if file.path.starts_with("crates/") {
+        ("LIBRARIES", ci::LIBRARIES)
+    } else {
+        ("UNPUBLISHED", ci::UNPUBLISHED)
+    };
+    if !members.contains(&name) {
+        violations.push(at(file, "ci-lists", format!("{name} is not among {list} of xtask/src/ci.rs")));
     }
 }
 

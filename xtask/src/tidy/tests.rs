@@ -145,6 +145,19 @@ fn a_crate_without_a_layer_is_found() {
 }
 
 #[test]
+fn a_crate_that_ci_does_not_name_is_found() {
+    // It has a layer, and is an example; as a library nobody listed it.
+    let files = [
+        ("crates/towline-custom-transport/Cargo.toml", library("towline-custom-transport", "")),
+        ("crates/towline-custom-transport/README.md", String::new()),
+    ];
+    let files = files.each_ref().map(|(path, text)| (*path, text.as_str()));
+    assert_one(&files, "ci-lists", "crates/towline-custom-transport/Cargo.toml");
+    let example = unpublished("towline-new", "towline.workspace = true");
+    assert_one(&[("examples/new/Cargo.toml", &example)], "ci-lists", "examples/new/Cargo.toml");
+}
+
+#[test]
 fn a_wire_crate_that_switches_the_driver_on_is_found() {
     for entry in ["features = [\"driver\"]", "default-features = true"] {
         let manifest = library("towline-wire", &format!("towline-engine = {{ workspace = true, {entry} }}"));

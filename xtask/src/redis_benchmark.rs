@@ -1,0 +1,116 @@
+//! Redis's own benchmark against three nodes: a client nobody here wrote, with pipelines, and no error reply allowed.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::cluster::{Cluster, Process};
+use crate::{Result, interruptible};
+
+const PROGRAM: &str = "redis-benchmark";
+const NODES: usize = 3;
+const LEADER_DEADLINE: Duration = Duration::from_secs(20);
+const CONNECTIONS: u32 = 50;
+const KEYS: u32 = 10_000;
+const TESTS: &str = "set,get,incr,mset";
+/// Requests of each test: a second or two of a debug build, with and without pipelines.
+const RUNS: &[Run] = &[Run { pipeline: 1, requests: 3_000 }, Run { pipeline: 16, requests: 16_000 }];
+/// Of one run: it ends by itself, and if not, someone should hear of it.
+const RUN_DEADLINE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+struct Run {
+    pipeline: u32,
+    requests: u32,
+}
+
+pub(crate) fn installed() -> bool {
+    let version = Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    version.is_ok_and(|status| status.success())
+}
+
+pub(crate) fn run(binary: &Path) -> Result<()> {
+    let data = tempfile::Builder::new().prefix("towline-redis-benchmark-").tempdir()?;
+    let done = interruptible(measure(binary, data.path()));
+    if done.is_err() {
+        println!("data and logs are kept in {}", data.keep().display());
+    }
+    done
+}
+
+async fn measure(binary: &Path, data: &Path) -> Result<()> {
+    let mut cluster = Cluster::start(binary.to_path_buf(), data, NODES)?;
+    let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let address = *cluster.redis_addresses().get(leader).ok_or("the leader has no address")?;
+    for run in RUNS {
+        let said = benchmark(address, run, data).await?;
+        for line in verified(&said)? {
+            println!("-c {CONNECTIONS} -P {:<3} {line}", run.pipeline);
+        }
+    }
+    Ok(())
+}
+
+async fn benchmark(address: SocketAddr, run: &Run, data: &Path) -> Result<String> {
+    let out = data.join(format!("benchmark-{}.txt", run.pipeline));
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["-h", &address.ip().to_string(), "-p", &address.port().to_string(), "-q", "-t", TESTS])
+        .args(["-c", &CONNECTIONS.to_string(), "-P", &run.pipeline.to_string()])
+        .args(["-n", &run.requests.to_string(), "-r", &KEYS.to_string()]);
+    let mut process = Process::start(command, &out)?;
+    let started = Instant::now();
+    loop {
+        let ended = process.ended();
+        let said = String::from_utf8_lossy(&std::fs::read(&out)?).into_owned();
+        match ended {
+            Some(status) if status.success() => return Ok(said),
+            Some(status) => return Err(format!("{PROGRAM} ended with {status}: {said}").into()),
+            None if started.elapsed() > RUN_DEADLINE => {
+                return Err(
+                    format!("{PROGRAM} has not ended after {} s: {said}", RUN_DEADLINE.as_secs()).into()
+                );
+            }
+            None => sleep(POLL_INTERVAL).await,
+        }
+    }
+}
+
+/// A line for each test. An error reply ends the program, and it says so; what it does not measure it leaves out.
+fn verified(said: &str) -> Result<Vec<String>> {
+    // It draws over its last line with carriage returns.
+    let lines = || said.split(['\r', '\n']).map(str::trim).filter(|line| !line.is_empty());
+    if let Some(error) = lines().find(|line| line.to_ascii_lowercase().contains("error")) {
+        return Err(format!("{PROGRAM} saw an error: {error}").into());
+    }
+    let measured: Vec<String> =
+        lines().filter(|line| line.contains("requests per second")).map(str::to_owned).collect();
+    let tests = TESTS.split(',').count();
+    if measured.len() != tests {
+        return Err(format!("{PROGRAM} measured {} of {tests} tests: {said}", measured.len()).into());
+    }
+    Ok(measured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = "SET: 1.00 requests per second, p50=1 msec\n\rGET: rps=0.0\rGET: 2.00 requests per second, p50=1 msec\n\
+        INCR: 3.00 requests per second, p50=1 msec\nMSET (10 keys): 4.00 requests per second, p50=1 msec\n";
+
+    #[test]
+    fn every_test_is_measured() {
+        assert_eq!(verified(SAID).unwrap().len(), 4);
+        assert!(verified(&SAID.replace("INCR: 3.00 requests per second", "INCR: rps=0.0")).is_err());
+    }
+
+    #[test]
+    fn an_error_reply_is_found() {
+        let said = format!("{SAID}Error from server: MOVED 7 127.0.0.1:7001\n");
+        assert!(verified(&said).unwrap_err().to_string().contains("MOVED 7"));
+    }
+}
