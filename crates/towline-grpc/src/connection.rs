@@ -8,15 +8,18 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::server::Connected;
+use towline_engine::ids::NodeId;
 use towline_engine::transport::{CertIdentity, Refusal};
+use towline_wire::Seat;
 
+use crate::lane::FAREWELL;
 use crate::listener::{Phase, Shared};
 
 /// Bytes a connection may send before its peer is admitted: TLS with a chain of certificates, preface, settings, headers
@@ -32,6 +35,10 @@ pub(crate) struct Connection {
     identity: OnceLock<CertIdentity>,
     admitted: AtomicBool,
     answered: AtomicBool,
+    /// What keeps its place among those of its peer, until it is known whose it is.
+    keeps: Mutex<Option<watch::Sender<()>>>,
+    seat: Mutex<Option<Seat<NodeId, watch::Sender<()>>>>,
+    kept: watch::Receiver<()>,
     /// The listener's shutdown waits until all of these are gone.
     _alive: mpsc::Sender<Infallible>,
 }
@@ -39,6 +46,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn identify(&self, identity: Option<CertIdentity>) {
         if let Some(identity) = identity {
+            self.seat(identity.node);
             let _ = self.identity.set(identity);
         }
     }
@@ -48,7 +56,8 @@ impl Connection {
     }
 
     /// A peer passed the handshake on it: the bounds for strangers no longer apply.
-    pub(crate) fn admit(&self) {
+    pub(crate) fn admit(&self, peer: NodeId) {
+        self.seat(peer);
         self.admitted.store(true, Ordering::Release);
         self.answered.store(true, Ordering::Release);
     }
@@ -66,6 +75,22 @@ impl Connection {
         }
     }
 
+    /// One of its peer's, once it is known whose it is. The oldest of too many lose their place.
+    fn seat(&self, peer: NodeId) {
+        let keeps = lock(&self.keeps).take();
+        if let Some(keeps) = keeps {
+            let seat = self.shared.peers.take(peer, keeps);
+            *lock(&self.seat) = Some(seat);
+        }
+    }
+
+    /// Ends when newer connections of the same peer took its place.
+    pub(crate) async fn replaced(&self) {
+        let mut kept = self.kept.clone();
+        // Nothing is ever sent: it ends when the sender is dropped.
+        while kept.changed().await.is_ok() {}
+    }
+
     fn is_admitted(&self) -> bool {
         self.admitted.load(Ordering::Acquire)
     }
@@ -77,6 +102,11 @@ enum Cut {
     Closed,
     Late,
     Flood,
+    Replaced,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<Cut> for io::Error {
@@ -85,6 +115,7 @@ impl From<Cut> for io::Error {
             Cut::Closed => io::Error::new(io::ErrorKind::ConnectionAborted, "the listener is closed"),
             Cut::Late => io::Error::new(io::ErrorKind::TimedOut, "no hello within the handshake timeout"),
             Cut::Flood => io::Error::new(io::ErrorKind::InvalidData, "too many bytes before the handshake"),
+            Cut::Replaced => io::Error::new(io::ErrorKind::ConnectionAborted, "a newer one took the place"),
         }
     }
 }
@@ -107,12 +138,16 @@ impl Watched {
     ) -> Self {
         let phase = shared.phase.subscribe();
         let deadline = tokio::time::sleep(shared.config.handshake_timeout * 2);
+        let (keeps, kept) = watch::channel(());
         let connection = Arc::new(Connection {
             shared,
             surplus,
             identity: OnceLock::new(),
             admitted: AtomicBool::new(false),
             answered: AtomicBool::new(false),
+            keeps: Mutex::new(Some(keeps)),
+            seat: Mutex::default(),
+            kept,
             _alive: alive,
         });
         let end = Box::pin(end(Arc::clone(&connection), phase, deadline));
@@ -138,9 +173,20 @@ async fn end(
         deadline.await;
         if connection.is_admitted() { std::future::pending().await } else { Cut::Late }
     };
+    let replaced = async {
+        connection.replaced().await;
+        // Counted whether or not it ever got as far as a hello: a bound was hit.
+        connection.answered.store(true, Ordering::Release);
+        tracing::debug!("a connection made room for newer ones of the same peer");
+        connection.shared.inbound.refused(&Refusal::TooManyConnections);
+        // Its streams are told first.
+        tokio::time::sleep(FAREWELL).await;
+        Cut::Replaced
+    };
     tokio::select! {
         _ = phase.wait_for(|phase| *phase == Phase::Closed) => Cut::Closed,
         cut = late => cut,
+        cut = replaced => cut,
     }
 }
 
@@ -151,9 +197,12 @@ impl Drop for Watched {
             Some(Cut::Late) => Refusal::HandshakeTimeout,
             Some(Cut::Closed) => Refusal::ShuttingDown,
             Some(Cut::Flood) => malformed("too many bytes before a hello"),
+            Some(Cut::Replaced) => Refusal::TooManyConnections,
             None => malformed("the connection ended, or spoke something else, before a hello"),
         });
         self.connection.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        // Its streams may live a moment longer; the place is free now.
+        drop(lock(&self.connection.seat).take());
     }
 }
 

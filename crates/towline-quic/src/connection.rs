@@ -59,6 +59,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection, identity:
             _ = phase.wait_for(|phase| *phase > Phase::Open) => break Refusal::ShuttingDown,
             _ = &mut lost => {
                 connection.close(codes::REPLACED, b"a newer connection of this peer took the place");
+                // Counted whether or not it ever got as far as a hello: a bound was hit.
+                peer.answered.store(true, Ordering::Release);
+                shared.refused(&Refusal::TooManyConnections);
                 break Refusal::TooManyConnections;
             }
             // Whether somebody was let in is asked when it is due, not when the wait begins.
