@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::server::Connected;
 use towline_engine::ids::NodeId;
 use towline_engine::transport::{CertIdentity, Refusal};
-use towline_wire::Seat;
+use towline_wire::{Place, Standing};
 
 use crate::lane::FAREWELL;
 use crate::listener::{Phase, Shared};
@@ -35,9 +35,7 @@ pub(crate) struct Connection {
     identity: OnceLock<CertIdentity>,
     admitted: AtomicBool,
     answered: AtomicBool,
-    /// What keeps its place among those of its peer, until it is known whose it is.
-    keeps: Mutex<Option<watch::Sender<()>>>,
-    seat: Mutex<Option<Seat<NodeId, watch::Sender<()>>>>,
+    place: Place<NodeId, watch::Sender<()>>,
     kept: watch::Receiver<()>,
     /// The listener's shutdown waits until all of these are gone.
     _alive: mpsc::Sender<Infallible>,
@@ -46,7 +44,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn identify(&self, identity: Option<CertIdentity>) {
         if let Some(identity) = identity {
-            self.seat(identity.node);
+            self.place.take(&self.shared.peers, identity.node, Standing::Calling);
             let _ = self.identity.set(identity);
         }
     }
@@ -57,7 +55,7 @@ impl Connection {
 
     /// A peer passed the handshake on it: the bounds for strangers no longer apply.
     pub(crate) fn admit(&self, peer: NodeId) {
-        self.seat(peer);
+        self.place.take(&self.shared.peers, peer, Standing::Admitted);
         self.admitted.store(true, Ordering::Release);
         self.answered.store(true, Ordering::Release);
     }
@@ -72,15 +70,6 @@ impl Connection {
         if !self.answered.swap(true, Ordering::AcqRel) {
             tracing::debug!(%refusal, "connection refused");
             self.shared.inbound.refused(refusal);
-        }
-    }
-
-    /// One of its peer's, once it is known whose it is. The oldest of too many lose their place.
-    fn seat(&self, peer: NodeId) {
-        let keeps = lock(&self.keeps).take();
-        if let Some(keeps) = keeps {
-            let seat = self.shared.peers.take(peer, keeps);
-            *lock(&self.seat) = Some(seat);
         }
     }
 
@@ -103,10 +92,6 @@ enum Cut {
     Late,
     Flood,
     Replaced,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl From<Cut> for io::Error {
@@ -145,8 +130,7 @@ impl Watched {
             identity: OnceLock::new(),
             admitted: AtomicBool::new(false),
             answered: AtomicBool::new(false),
-            keeps: Mutex::new(Some(keeps)),
-            seat: Mutex::default(),
+            place: Place::new(keeps),
             kept,
             _alive: alive,
         });
@@ -202,7 +186,7 @@ impl Drop for Watched {
         });
         self.connection.shared.connections.fetch_sub(1, Ordering::AcqRel);
         // Its streams may live a moment longer; the place is free now.
-        drop(lock(&self.connection.seat).take());
+        self.connection.place.give_up();
     }
 }
 

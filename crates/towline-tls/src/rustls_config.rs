@@ -241,8 +241,10 @@ impl ResolvesServerCert for Certificate {
         if self.versions {
             let version =
                 |name: &[u8]| std::str::from_utf8(name).ok()?.strip_prefix(ALPN_PREFIX)?.parse::<u32>().ok();
-            let offered = hello.alpn().into_iter().flatten().filter_map(version).max();
-            self.verdict.lock().other_version = offered.filter(|version| *version != PROTOCOL_VERSION);
+            let offered: Vec<u32> = hello.alpn().into_iter().flatten().filter_map(version).collect();
+            // One that offers ours among others is not refused for its version.
+            let refused = !offered.contains(&PROTOCOL_VERSION);
+            self.verdict.lock().other_version = offered.into_iter().max().filter(|_| refused);
         }
         Some(Arc::clone(&self.key))
     }
