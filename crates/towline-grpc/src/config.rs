@@ -18,7 +18,8 @@ pub struct GrpcConfig {
     pub connections_max: usize,
     /// Connections of one peer at once. Default 16: both lanes, before and after a reconnect, and a dozen snapshot transfers.
     /// At the bound the oldest is closed and `TooManyConnections` is counted, so that a peer that reconnects is let in and
-    /// one that connects for ever takes no other's room.
+    /// one that connects for ever takes no other's room. Those that were let in and those that were not
+    /// (yet) are bounded each for themselves, so that a caller that is refused takes no place of one that was let in.
     pub connections_per_peer_max: usize,
     /// Connections a second, each a TLS handshake where there is TLS, and as many at once after a pause. Default 400. At the
     /// bound a dialler is cut without a word, and `TooManyConnections` is counted.

@@ -22,7 +22,7 @@ use towline_engine::message::Lane;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
 use towline_wire::limits::FRAME_BYTES_MAX;
-use towline_wire::{Rate, Seats, Standing};
+use towline_wire::{Places, Rate, Seats};
 
 use crate::address::{Security, Unusable};
 use crate::config::GrpcConfig;
@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) config: GrpcConfig,
     pub(crate) inbound: Arc<dyn Inbound>,
     pub(crate) lanes: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
-    pub(crate) peers: Arc<Seats<(NodeId, Standing), Arc<watch::Sender<()>>>>,
+    pub(crate) peers: Arc<Places<NodeId, watch::Sender<()>>>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) connections: AtomicUsize,
 }

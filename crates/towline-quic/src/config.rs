@@ -21,7 +21,8 @@ pub struct QuicConfig {
     /// `TooManyConnections`.
     pub connections_max: usize,
     /// Connections of one peer at once. Default 2: a peer that reconnects is let in before its old connection is known to
-    /// be dead. At the bound the oldest is closed and `TooManyConnections` is counted.
+    /// be dead. At the bound the oldest is closed and `TooManyConnections` is counted. Those that were let in and those that were not
+    /// (yet) are bounded each for themselves, so that a caller that is refused takes no place of one that was let in.
     pub connections_per_peer_max: usize,
     /// Handshakes a second, and as many at once after a pause. Default 200: half a core's second of signatures at most.
     /// At the bound a dialler is refused with `TooManyConnections`.

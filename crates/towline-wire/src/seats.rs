@@ -72,6 +72,9 @@ pub enum Standing {
     Admitted,
 }
 
+/// The places of connections.
+pub type Places<K, T> = Seats<(K, Standing), Arc<T>>;
+
 /// The place of one connection among those of its peer: first among those that call, then among those that were let in. So
 /// callers that are refused, however many and whoever holds the same certificate, take no place of one that was let in.
 #[derive(Debug)]
@@ -94,7 +97,7 @@ impl<K: Eq + Hash + Clone, T> Place<K, T> {
     }
 
     /// Takes a place, or moves. A place that was lost stays lost.
-    pub fn take(&self, seats: &Arc<Seats<(K, Standing), Arc<T>>>, key: K, standing: Standing) {
+    pub fn take(&self, seats: &Arc<Places<K, T>>, key: K, standing: Standing) {
         let mut held = self.lock();
         let Some(keeps) = held.keeps.upgrade() else { return };
         // The new one first: nobody thinks in between that it was lost.
