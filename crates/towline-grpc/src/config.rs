@@ -16,6 +16,11 @@ pub struct GrpcConfig {
     /// Connections accepted at once, two a peer in the usual case. Default 256. At the bound a dialler is refused with
     /// `TooManyConnections`.
     pub connections_max: usize,
+    /// Connections of one peer at once. Default 16: both lanes, before and after a reconnect, and a dozen snapshot transfers.
+    /// At the bound the oldest is closed and `TooManyConnections` is counted, so that a peer that reconnects is let in and
+    /// one that connects for ever takes no other's room. Those that were let in and those that were not
+    /// (yet) are bounded each for themselves, so that a caller that is refused takes no place of one that was let in.
+    pub connections_per_peer_max: usize,
     /// Connections a second, each a TLS handshake where there is TLS, and as many at once after a pause. Default 400. At the
     /// bound a dialler is cut without a word, and `TooManyConnections` is counted.
     pub connections_per_second_max: u32,
@@ -37,6 +42,7 @@ impl Default for GrpcConfig {
             keepalive_timeout: Duration::from_millis(500),
             handshake_timeout: Duration::from_secs(1),
             connections_max: 256,
+            connections_per_peer_max: 16,
             connections_per_second_max: 400,
             streams_per_lane_max: 2,
             stream_window_bytes: 2 << 20,

@@ -15,8 +15,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::server::Connected;
+use towline_engine::ids::NodeId;
 use towline_engine::transport::{CertIdentity, Refusal};
+use towline_wire::{Place, Standing};
 
+use crate::lane::FAREWELL;
 use crate::listener::{Phase, Shared};
 
 /// Bytes a connection may send before its peer is admitted: TLS with a chain of certificates, preface, settings, headers
@@ -32,6 +35,8 @@ pub(crate) struct Connection {
     identity: OnceLock<CertIdentity>,
     admitted: AtomicBool,
     answered: AtomicBool,
+    place: Place<NodeId, watch::Sender<()>>,
+    kept: watch::Receiver<()>,
     /// The listener's shutdown waits until all of these are gone.
     _alive: mpsc::Sender<Infallible>,
 }
@@ -39,6 +44,7 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn identify(&self, identity: Option<CertIdentity>) {
         if let Some(identity) = identity {
+            self.place.take(&self.shared.peers, identity.node, Standing::Calling);
             let _ = self.identity.set(identity);
         }
     }
@@ -48,7 +54,8 @@ impl Connection {
     }
 
     /// A peer passed the handshake on it: the bounds for strangers no longer apply.
-    pub(crate) fn admit(&self) {
+    pub(crate) fn admit(&self, peer: NodeId) {
+        self.place.take(&self.shared.peers, peer, Standing::Admitted);
         self.admitted.store(true, Ordering::Release);
         self.answered.store(true, Ordering::Release);
     }
@@ -66,6 +73,13 @@ impl Connection {
         }
     }
 
+    /// Ends when newer connections of the same peer took its place.
+    pub(crate) async fn replaced(&self) {
+        let mut kept = self.kept.clone();
+        // Nothing is ever sent: it ends when the sender is dropped.
+        while kept.changed().await.is_ok() {}
+    }
+
     fn is_admitted(&self) -> bool {
         self.admitted.load(Ordering::Acquire)
     }
@@ -77,6 +91,7 @@ enum Cut {
     Closed,
     Late,
     Flood,
+    Replaced,
 }
 
 impl From<Cut> for io::Error {
@@ -85,6 +100,7 @@ impl From<Cut> for io::Error {
             Cut::Closed => io::Error::new(io::ErrorKind::ConnectionAborted, "the listener is closed"),
             Cut::Late => io::Error::new(io::ErrorKind::TimedOut, "no hello within the handshake timeout"),
             Cut::Flood => io::Error::new(io::ErrorKind::InvalidData, "too many bytes before the handshake"),
+            Cut::Replaced => io::Error::new(io::ErrorKind::ConnectionAborted, "a newer one took the place"),
         }
     }
 }
@@ -107,12 +123,15 @@ impl Watched {
     ) -> Self {
         let phase = shared.phase.subscribe();
         let deadline = tokio::time::sleep(shared.config.handshake_timeout * 2);
+        let (keeps, kept) = watch::channel(());
         let connection = Arc::new(Connection {
             shared,
             surplus,
             identity: OnceLock::new(),
             admitted: AtomicBool::new(false),
             answered: AtomicBool::new(false),
+            place: Place::new(keeps),
+            kept,
             _alive: alive,
         });
         let end = Box::pin(end(Arc::clone(&connection), phase, deadline));
@@ -138,9 +157,20 @@ async fn end(
         deadline.await;
         if connection.is_admitted() { std::future::pending().await } else { Cut::Late }
     };
+    let replaced = async {
+        connection.replaced().await;
+        // Counted whether or not it ever got as far as a hello: a bound was hit.
+        connection.answered.store(true, Ordering::Release);
+        tracing::debug!("a connection made room for newer ones of the same peer");
+        connection.shared.inbound.refused(&Refusal::TooManyConnections);
+        // Its streams are told first.
+        tokio::time::sleep(FAREWELL).await;
+        Cut::Replaced
+    };
     tokio::select! {
         _ = phase.wait_for(|phase| *phase == Phase::Closed) => Cut::Closed,
         cut = late => cut,
+        cut = replaced => cut,
     }
 }
 
@@ -151,9 +181,12 @@ impl Drop for Watched {
             Some(Cut::Late) => Refusal::HandshakeTimeout,
             Some(Cut::Closed) => Refusal::ShuttingDown,
             Some(Cut::Flood) => malformed("too many bytes before a hello"),
+            Some(Cut::Replaced) => Refusal::TooManyConnections,
             None => malformed("the connection ended, or spoke something else, before a hello"),
         });
         self.connection.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        // Its streams may live a moment longer; the place is free now.
+        self.connection.place.give_up();
     }
 }
 

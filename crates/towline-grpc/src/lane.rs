@@ -19,7 +19,7 @@ use crate::snapshot;
 /// Frames that wait to go back to a dialler. At the bound nacks are dropped and counted; batches are read on.
 const ANSWERS_WAITING_MAX: usize = 16;
 /// How long the last word to a dialler may wait for room.
-const FAREWELL: Duration = Duration::from_millis(250);
+pub(crate) const FAREWELL: Duration = Duration::from_millis(250);
 
 type Answers = mpsc::Sender<Result<pb::Frame, Status>>;
 
@@ -73,7 +73,7 @@ impl Inbound {
     async fn run(self, mut frames: Streaming<pb::Frame>) {
         let last = match self.handshake(&mut frames).await {
             Ok((session, purpose)) => {
-                self.connection.admit();
+                self.connection.admit(session.peer());
                 if self.answers.send(Ok(welcome_frame(&session.welcome()))).await.is_err() {
                     return;
                 }
@@ -129,13 +129,20 @@ impl Inbound {
         purpose: Purpose,
     ) -> Option<Status> {
         let (keeps, lost) = oneshot::channel();
-        let _seat = self.shared.seats.take((session.peer(), purpose), keeps);
+        // The engine bounds transfers, and a later one of another group is no reason to end an earlier one.
+        let _seat = match purpose {
+            Purpose::Lane(lane) => Ok(self.shared.lanes.take((session.peer(), lane), keeps)),
+            Purpose::Snapshot => Err(keeps),
+        };
         let mut phase = self.shared.phase.subscribe();
         // Dropping the rest of it, a snapshot's sink for instance, is how it is told.
         tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase != Phase::Open) => Some(Status::unavailable("shutting down")),
             _ = lost => Some(Status::aborted("a newer stream of this peer took the place")),
+            () = self.connection.replaced() => {
+                Some(Status::aborted("a newer connection of this peer took the place"))
+            }
             () = self.answers.closed() => None,
             last = async {
                 match purpose {

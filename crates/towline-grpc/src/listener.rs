@@ -18,10 +18,11 @@ use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::Stream;
 use tonic::transport::Server;
 use towline_engine::ids::{NodeId, PeerAddr};
+use towline_engine::message::Lane;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
 use towline_wire::limits::FRAME_BYTES_MAX;
-use towline_wire::{Purpose, Rate, Seats};
+use towline_wire::{Places, Rate, Seats};
 
 use crate::address::{Security, Unusable};
 use crate::config::GrpcConfig;
@@ -58,7 +59,8 @@ pub(crate) enum Phase {
 pub(crate) struct Shared {
     pub(crate) config: GrpcConfig,
     pub(crate) inbound: Arc<dyn Inbound>,
-    pub(crate) seats: Arc<Seats<(NodeId, Purpose), oneshot::Sender<Infallible>>>,
+    pub(crate) lanes: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
+    pub(crate) peers: Arc<Places<NodeId, watch::Sender<()>>>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) connections: AtomicUsize,
 }
@@ -80,7 +82,8 @@ pub(crate) async fn listen(
     let shared = Arc::new(Shared {
         config: config.clone(),
         inbound,
-        seats: Seats::new(config.streams_per_lane_max),
+        lanes: Seats::new(config.streams_per_lane_max),
+        peers: Seats::new(config.connections_per_peer_max),
         phase: watch::Sender::new(Phase::Open),
         connections: AtomicUsize::new(0),
     });

@@ -21,7 +21,8 @@ pub struct QuicConfig {
     /// `TooManyConnections`.
     pub connections_max: usize,
     /// Connections of one peer at once. Default 2: a peer that reconnects is let in before its old connection is known to
-    /// be dead. At the bound the oldest is closed.
+    /// be dead. At the bound the oldest is closed and `TooManyConnections` is counted. Those that were let in and those that were not
+    /// (yet) are bounded each for themselves, so that a caller that is refused takes no place of one that was let in.
     pub connections_per_peer_max: usize,
     /// Handshakes a second, and as many at once after a pause. Default 200: half a core's second of signatures at most.
     /// At the bound a dialler is refused with `TooManyConnections`.
@@ -40,6 +41,8 @@ pub struct QuicConfig {
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// Bytes of handshake data that are held while some before them are missing: certificates of a long chain.
 const CRYPTO_BUFFER_BYTES: usize = 32 << 10;
+/// Bytes of all streams that a connection may send before a hello of it is accepted.
+const CALLING_BYTES_MAX: u32 = 32 << 10;
 
 impl Default for QuicConfig {
     fn default() -> Self {
@@ -58,24 +61,41 @@ impl Default for QuicConfig {
 }
 
 impl QuicConfig {
-    /// What both sides of a connection set. `accepts` is how many streams the other side may open.
-    pub(crate) fn transport(&self, accepts: u32) -> Arc<TransportConfig> {
-        let connection_window = u64::from(self.stream_window_bytes) * u64::from(self.streams_max.max(1));
-        let connection_window = VarInt::from_u64(connection_window).unwrap_or(VarInt::MAX);
+    /// The peer opens no streams: a lane's answers come back on its own.
+    pub(crate) fn dialling(&self) -> Arc<TransportConfig> {
+        let mut transport = self.transport();
+        transport.max_concurrent_bidi_streams(0_u32.into()).receive_window(self.connection_window());
+        Arc::new(transport)
+    }
+
+    /// Little room for bytes until a hello is accepted; then the connection gets [`connection_window`](Self::connection_window).
+    pub(crate) fn accepting(&self) -> Arc<TransportConfig> {
+        let mut transport = self.transport();
+        transport
+            .max_concurrent_bidi_streams(self.streams_max.into())
+            .receive_window(CALLING_BYTES_MAX.into());
+        Arc::new(transport)
+    }
+
+    /// Bytes of a connection under way.
+    pub(crate) fn connection_window(&self) -> VarInt {
+        let window = u64::from(self.stream_window_bytes) * u64::from(self.streams_max.max(1));
+        VarInt::from_u64(window).unwrap_or(VarInt::MAX)
+    }
+
+    fn transport(&self) -> TransportConfig {
         let mut transport = TransportConfig::default();
         transport
             .max_idle_timeout(Some(IdleTimeout::try_from(self.idle_timeout).unwrap_or(VarInt::MAX.into())))
             .keep_alive_interval(Some(self.keepalive_interval))
-            .max_concurrent_bidi_streams(accepts.into())
             .max_concurrent_uni_streams(0_u32.into())
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)
             .stream_receive_window(self.stream_window_bytes.into())
-            .receive_window(connection_window)
-            .send_window(connection_window.into_inner())
+            .send_window(self.connection_window().into_inner())
             .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
             .initial_rtt(INITIAL_RTT);
-        Arc::new(transport)
+        transport
     }
 }
 

@@ -1,5 +1,6 @@
 //! One accepted connection, until it ends.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -7,7 +8,9 @@ use quinn::Connection;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use towline_engine::ids::NodeId;
 use towline_engine::transport::{CertIdentity, Refusal};
+use towline_wire::{Place, Standing};
 
 use crate::codes;
 use crate::lane;
@@ -19,9 +22,11 @@ const REFUSED_MAX: usize = 8;
 /// What is known of one connection.
 pub(crate) struct Peer {
     pub(crate) shared: Arc<Shared>,
+    connection: Connection,
+    place: Place<NodeId, oneshot::Sender<Infallible>>,
     pub(crate) identity: CertIdentity,
     /// Whether a hello was accepted: the bounds for strangers no longer apply.
-    pub(crate) admitted: AtomicBool,
+    admitted: AtomicBool,
     /// Whether somebody counted why none was.
     pub(crate) answered: AtomicBool,
     /// Hellos that were refused.
@@ -29,6 +34,15 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// A hello was accepted.
+    pub(crate) fn admit(&self) {
+        self.answered.store(true, Ordering::Release);
+        if !self.admitted.swap(true, Ordering::AcqRel) {
+            self.place.take(&self.shared.peers, self.identity.node, Standing::Admitted);
+            self.connection.set_receive_window(self.shared.config.connection_window());
+        }
+    }
+
     fn is_admitted(&self) -> bool {
         self.admitted.load(Ordering::Acquire)
     }
@@ -41,10 +55,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection, identity:
         return shared.refused(&Refusal::Unauthenticated { detail: "no identity".into() });
     };
     let (keeps, mut lost) = oneshot::channel();
-    let _seat = shared.peers.take(identity.node, keeps);
+    let place = Place::new(keeps);
+    place.take(&shared.peers, identity.node, Standing::Calling);
     let mut phase = shared.phase.subscribe();
     let peer = Arc::new(Peer {
         shared: Arc::clone(&shared),
+        connection: connection.clone(),
+        place,
         identity,
         admitted: AtomicBool::new(false),
         answered: AtomicBool::new(false),
@@ -59,6 +76,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection, identity:
             _ = phase.wait_for(|phase| *phase > Phase::Open) => break Refusal::ShuttingDown,
             _ = &mut lost => {
                 connection.close(codes::REPLACED, b"a newer connection of this peer took the place");
+                // Counted whether or not it ever got as far as a hello: a bound was hit.
+                peer.answered.store(true, Ordering::Release);
+                shared.refused(&Refusal::TooManyConnections);
                 break Refusal::TooManyConnections;
             }
             // Whether somebody was let in is asked when it is due, not when the wait begins.
@@ -90,6 +110,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, connection: Connection, identity:
         connection.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
     }
     lanes.shutdown().await;
+    peer.place.give_up();
     if !peer.answered.load(Ordering::Acquire) {
         shared.refused(&unheard);
     }

@@ -101,8 +101,7 @@ async fn dial(config: &QuicConfig, tls: &TlsConfig, to: &Peer) -> Result<Dialled
         let (rustls, verdict) = dialling(tls, to.id, &alpn()).map_err(|e| unusable(e.to_string()))?;
         let crypto = QuicClientConfig::try_from(rustls).map_err(|e| unusable(e.to_string()))?;
         let mut client = ClientConfig::new(Arc::new(crypto));
-        // The peer opens no streams: a lane's answers come back on its own.
-        client.transport_config(config.transport(0));
+        client.transport_config(config.dialling());
         let endpoint = endpoint(socket).map_err(|e| unreachable(e.into()))?;
         let connecting =
             endpoint.connect_with(client, socket, SERVER_NAME).map_err(|e| unusable(e.to_string()))?;

@@ -41,8 +41,7 @@ pub(crate) async fn run(peer: Arc<Peer>, send: SendStream, receive: RecvStream) 
     let mut answers = Answers::default();
     let last = match handshake(&peer, &mut receive).await {
         Ok((session, purpose)) => {
-            peer.admitted.store(true, Ordering::Release);
-            peer.answered.store(true, Ordering::Release);
+            peer.admit();
             let _ = send.stream.set_priority(priority(purpose));
             answers.waiting.push_back(prefixed(&welcome_frame(&session.welcome())));
             serve(&peer, &mut send, &mut answers, receive, session, purpose).await

@@ -18,7 +18,7 @@ use towline_engine::message::Lane;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
 use towline_tls::rustls_config::{Verdict, accepting, alpn};
-use towline_wire::{Rate, Seats};
+use towline_wire::{Places, Rate, Seats};
 
 use crate::address::{Unusable, resolve};
 use crate::codes;
@@ -54,7 +54,7 @@ pub(crate) struct Shared {
     server: ServerConfig,
     pub(crate) inbound: Arc<dyn Inbound>,
     pub(crate) lanes: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
-    pub(crate) peers: Arc<Seats<NodeId, oneshot::Sender<Infallible>>>,
+    pub(crate) peers: Arc<Places<NodeId, oneshot::Sender<Infallible>>>,
     pub(crate) phase: watch::Sender<Phase>,
     connections: AtomicUsize,
     handshakes: AtomicUsize,
@@ -92,7 +92,7 @@ pub(crate) async fn listen(
     let crypto = QuicServerConfig::try_from(rustls).map_err(|e| address(e.to_string()))?;
     let mut server = ServerConfig::with_crypto(Arc::new(crypto));
     server
-        .transport_config(config.transport(config.streams_max))
+        .transport_config(config.accepting())
         .migration(false)
         .max_incoming(INCOMING_MAX)
         .incoming_buffer_size(INCOMING_BYTES_MAX)

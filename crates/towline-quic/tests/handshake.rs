@@ -200,6 +200,27 @@ async fn an_oversized_frame_closes_the_lane_before_its_body_comes() {
     assert!(lane.hear().await.is_none());
 }
 
+/// A peer that is refused has a certificate, and sixteen streams. What it sends before a hello is accepted is bounded for all
+/// of them together; who is let in gets the windows of the settings.
+#[tokio::test]
+async fn a_flood_before_the_hello_finds_no_room() {
+    let (fake, _seen) = accepting();
+    let slow = QuicConfig { handshake_timeout: Duration::from_secs(10), ..QuicConfig::default() };
+    let listener = listen(slow, fake).await;
+    let raw = raw::good(listener.local_addr()).await;
+    let zeros = vec![0; 1 << 20];
+    let mut stranger = raw.lane().await;
+    let mut member = raw.lane().await;
+    member.say(&hello_frame(&hello(), Lane::Append)).await;
+    // As many as the listener has room for are taken at once.
+    let before = within(stranger.say.write(&zeros)).await.unwrap();
+    assert!(before <= 32 << 10, "{before} bytes were taken before any hello was answered");
+    assert!(matches!(member.hear().await.unwrap().kind, Some(pb::frame::Kind::Welcome(_))));
+    within(member.say.write_all(&(4_u32 << 20).to_be_bytes())).await.unwrap();
+    let after = within(member.say.write(&zeros)).await.unwrap();
+    assert!(after > 512 << 10, "{after} bytes were taken of one that was let in");
+}
+
 #[tokio::test]
 async fn a_message_no_peer_may_send_costs_its_group_a_nack_and_not_the_lane() {
     let (fake, mut seen) = accepting();

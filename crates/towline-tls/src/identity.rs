@@ -40,4 +40,30 @@ mod tests {
         }
         assert_eq!(parse("TOWLINE://node/7"), None);
     }
+
+    /// Whatever a name is: it is a node's only if that node's name is this and no other.
+    #[test]
+    fn a_hundred_thousand_random_names_mean_one_node_or_none() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut nodes = 0;
+        for _ in 0..100_000 {
+            let mut name = match random.u8(..3) {
+                0 => String::new(),
+                1 => NODE_URI_PREFIX.to_owned(),
+                _ => node_uri(NodeId::new((random.u64(..) >> random.u32(..64)).max(1)).unwrap()),
+            };
+            for _ in 0..random.usize(..4) {
+                match random.u8(..3) {
+                    0 => name.push(random.char('0'..='9')),
+                    1 => name.insert(random.usize(..=name.len()), random.char(' '..='~')),
+                    _ => drop(name.pop()),
+                }
+            }
+            if let Some(node) = parse(&name) {
+                assert_eq!(node_uri(node), name);
+                nodes += 1;
+            }
+        }
+        assert!(nodes > 10_000, "{nodes} of the names are of nodes");
+    }
 }

@@ -12,14 +12,16 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{AlertDescription, ClientConfig, ServerConfig, SignatureScheme};
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{CertIdentity, CertRefusal, ConnectError, PROTOCOL_VERSION, Refusal};
+use webpki::KeyUsage;
 
-use crate::verifier::Verifier;
+use crate::verifier::{Verifier, verify};
 use crate::{TlsConfig, TlsError};
 
 /// What application protocols of this family begin with; the version of the protocol follows.
@@ -214,6 +216,17 @@ pub fn dialling(tls: &TlsConfig, to: NodeId, alpn: &[u8]) -> Result<(Arc<ClientC
     Ok((Arc::new(config), verdict))
 }
 
+/// The node that a certificate, in DER, belongs to, by the same checks as in a handshake that `tls` accepts: path, time,
+/// purpose, name. Whether a peer holds its key only a handshake shows.
+///
+/// # Errors
+/// [`CertRefusal`].
+pub fn check_dialler(tls: &TlsConfig, end_entity: &[u8], between: &[&[u8]]) -> Result<NodeId, CertRefusal> {
+    let between: Vec<_> = between.iter().map(|der| CertificateDer::from(*der)).collect();
+    let end_entity = CertificateDer::from(end_entity);
+    verify(&tls.material(), &end_entity, &between, UnixTime::now(), KeyUsage::client_auth())
+}
+
 /// A node has one certificate.
 struct Certificate {
     key: Arc<CertifiedKey>,
@@ -228,8 +241,10 @@ impl ResolvesServerCert for Certificate {
         if self.versions {
             let version =
                 |name: &[u8]| std::str::from_utf8(name).ok()?.strip_prefix(ALPN_PREFIX)?.parse::<u32>().ok();
-            let offered = hello.alpn().into_iter().flatten().filter_map(version).max();
-            self.verdict.lock().other_version = offered.filter(|version| *version != PROTOCOL_VERSION);
+            let offered: Vec<u32> = hello.alpn().into_iter().flatten().filter_map(version).collect();
+            // One that offers ours among others is not refused for its version.
+            let refused = !offered.contains(&PROTOCOL_VERSION);
+            self.verdict.lock().other_version = offered.into_iter().max().filter(|_| refused);
         }
         Some(Arc::clone(&self.key))
     }

@@ -196,6 +196,17 @@ fn a_listener_learns_which_version_was_offered() {
     assert_eq!(accepted.listener_refusal(), Some(version));
 }
 
+/// A later release may offer its own version and ours: if its handshake fails, it is not for the version.
+#[test]
+fn a_dialler_that_also_offers_our_version_is_not_refused_for_it() {
+    let ca = DevAuthority::new().unwrap();
+    let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
+    let mut both = raw_client(Some(&ca.issue(node(1)).unwrap()), b"towline/9").as_ref().clone();
+    both.alpn_protocols.push(alpn());
+    assert_eq!(shake(Arc::new(both), server), [None, None]);
+    assert_eq!(accepted.listener_refusal(), None);
+}
+
 #[test]
 fn a_reload_counts_for_new_connections_and_a_failed_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -61,6 +61,6 @@ pub use frames::{
 pub use handshake::{Purpose, check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};
 pub use prefixed::{Prefixed, prefixed};
 pub use rate::Rate;
-pub use seats::{Seat, Seats};
+pub use seats::{Place, Places, Seat, Seats, Standing};
 pub use snapshot::{offer_frame, offer_of};
 pub use transfer::{Begun, FrameSink, FrameSource, Sending, Timer, begin, read_outcome, serve};

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What is open, by whom: connections of a peer, streams of a peer and lane. A peer that reconnects must not be locked
 /// out by what it had before and whose end nobody here has seen yet, so at the bound the oldest goes.
@@ -63,6 +63,63 @@ impl<K, T> Seats<K, T> {
     }
 }
 
+/// How far somebody who holds a place is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Standing {
+    /// It has not been let in (yet).
+    Calling,
+    /// A hello of it was accepted.
+    Admitted,
+}
+
+/// The places of connections.
+pub type Places<K, T> = Seats<(K, Standing), Arc<T>>;
+
+/// The place of one connection among those of its peer: first among those that call, then among those that were let in. So
+/// callers that are refused, however many and whoever holds the same certificate, take no place of one that was let in.
+#[derive(Debug)]
+pub struct Place<K: Eq + Hash, T>(Mutex<Held<K, T>>);
+
+/// Whether and where a place is held.
+#[derive(Debug)]
+struct Held<K: Eq + Hash, T> {
+    /// Until it is known whose it is.
+    own: Option<Arc<T>>,
+    keeps: Weak<T>,
+    seat: Option<Seat<(K, Standing), Arc<T>>>,
+}
+
+impl<K: Eq + Hash + Clone, T> Place<K, T> {
+    /// `keeps` is dropped when the place is lost or given up, and not when it moves.
+    pub fn new(keeps: T) -> Self {
+        let own = Arc::new(keeps);
+        Self(Mutex::new(Held { keeps: Arc::downgrade(&own), own: Some(own), seat: None }))
+    }
+
+    /// Takes a place, or moves. A place that was lost stays lost.
+    pub fn take(&self, seats: &Arc<Places<K, T>>, key: K, standing: Standing) {
+        let mut held = self.lock();
+        let Some(keeps) = held.keeps.upgrade() else { return };
+        // The new one first: nobody thinks in between that it was lost.
+        let before = held.seat.replace(seats.take((key, standing), keeps));
+        held.own = None;
+        drop(held);
+        drop(before);
+    }
+
+    /// Gives it up.
+    pub fn give_up(&self) {
+        let mut held = self.lock();
+        let given_up = (held.own.take(), held.seat.take());
+        drop(held);
+        drop(given_up);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held<K, T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<K: Eq + Hash, T> Drop for Seat<K, T> {
     fn drop(&mut self) {
         let mut table = self.seats.lock();
@@ -98,5 +155,28 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(open), [false, false, true, true]);
         drop(third);
         assert_eq!((seats.count(&"a"), seats.lock().seats.len()), (0, 1));
+    }
+
+    #[test]
+    fn callers_displace_callers_and_nobody_who_was_let_in() {
+        let seats = Seats::new(1);
+        let keeps: Vec<Arc<()>> = (0..4).map(|_| Arc::default()).collect();
+        let open = |n: usize| Arc::strong_count(&keeps[n]) == 2;
+        let place = |n: usize| Place::new(Arc::clone(&keeps[n]));
+        let (first, second, third) = (place(0), place(1), place(2));
+        first.take(&seats, 'a', Standing::Calling);
+        first.take(&seats, 'a', Standing::Admitted);
+        second.take(&seats, 'a', Standing::Calling);
+        assert_eq!([0, 1, 2].map(open), [true; 3]);
+        third.take(&seats, 'a', Standing::Calling);
+        assert_eq!([0, 1, 2].map(open), [true, false, true]);
+        // A place that was lost is not taken again.
+        second.take(&seats, 'a', Standing::Admitted);
+        assert_eq!([0, 1, 2].map(open), [true, false, true]);
+        third.take(&seats, 'a', Standing::Admitted);
+        assert_eq!([0, 1, 2].map(open), [false, false, true]);
+        third.give_up();
+        first.give_up();
+        assert_eq!((open(2), seats.lock().seats.len()), (false, 0));
     }
 }

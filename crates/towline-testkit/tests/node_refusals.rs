@@ -1,0 +1,358 @@
+//! Case 30: who may not come in. One table for gRPC and QUIC, against a real node: what the dialler hears, what the
+//! listener says it was, and what is counted, once and under nothing else. docs/transports.md shows the table.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+mod common;
+mod wires;
+
+use std::mem::discriminant;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use common::Counts;
+use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use towline_engine::message::{Lane, Message, MessageKind};
+use towline_engine::node::{Group, Node, Start};
+use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
+use towline_engine::state_machine::Applied;
+use towline_engine::transport::{
+    CertRefusal, ConnectError, Hello, LinkClosed, LinkEvents, LinkFeedback, Nack, OfferAnswer,
+    PROTOCOL_VERSION, Peer, Refusal, SnapshotOffer, TransferError, Transport,
+};
+use towline_testkit::cluster::{Disk, cluster_id, node_id, quick, until, within};
+use towline_testkit::list::ListMachine;
+use towline_tls::dev::{DevAuthority, DevCert};
+use towline_tls::{TlsConfig, node_uri};
+use wires::{AUTHORITY, Bounds, First, Heard, Recording, Refusals, Wire, identity, of_node};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What a dialler does.
+enum Dials {
+    /// With the transport itself, on each lane and with a snapshot.
+    Properly { tls: TlsConfig, hello: Hello, to: NodeId },
+    /// By hand.
+    ByHand { cert: Option<DevCert>, first: First },
+}
+
+/// What it hears.
+#[derive(Debug)]
+enum Hears {
+    Refused(Refusal),
+    WrongPeer,
+    /// It is the one that refuses.
+    Refuses(CertRefusal),
+    Alert(u8),
+    Ended,
+}
+
+struct Case {
+    name: &'static str,
+    listener: TlsConfig,
+    dials: Dials,
+    hears: Hears,
+    /// What the listener says it was.
+    was: Refusal,
+    counted: &'static str,
+}
+
+fn hello() -> Hello {
+    Hello {
+        cluster: cluster_id(),
+        from: node_id(2),
+        to: node_id(1),
+        incarnation: Incarnation::new(1).unwrap(),
+        protocol: PROTOCOL_VERSION,
+    }
+}
+
+fn offer() -> SnapshotOffer {
+    let head = SnapshotHead {
+        group: GroupId::DEFAULT,
+        at: Applied { index: 9, term: 2 },
+        conf_state: Default::default(),
+        members: Default::default(),
+    };
+    let message = Message { term: 3, ..Message::new(MessageKind::Snapshot, node_id(2), node_id(1)) };
+    SnapshotOffer { message, meta: SnapshotMeta { head, length: 3, content: ContentId([5; 32]) }, attempt: 4 }
+}
+
+/// A certificate of the trusted authority, valid so long from now on.
+fn dated(id: u64, from_days: i32, to_days: i32) -> DevCert {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let at = |days: i32| if days < 0 { now - DAY * days.unsigned_abs() } else { now + DAY * days as u32 };
+    AUTHORITY.issue_for(&[node_uri(node_id(id))], at(from_days)..=at(to_days)).unwrap()
+}
+
+/// Everything that is refused, the same for both transports.
+fn cases() -> Vec<Case> {
+    let foreign = DevAuthority::new().unwrap();
+    let signed_by_foreign = |id| identity(&AUTHORITY, &foreign.issue(node_id(id)).unwrap());
+    let malformed = || Refusal::Malformed { detail: String::new() };
+    let properly = |tls, hello| Dials::Properly { tls, hello, to: node_id(1) };
+    let by_hand = |first| Dials::ByHand { cert: Some(AUTHORITY.issue(node_id(2)).unwrap()), first };
+    let nobody = AUTHORITY.issue_for(&["urn:nobody".into()], Duration::ZERO..=DAY * 365 * 200).unwrap();
+    let version = Refusal::Version { ours: PROTOCOL_VERSION, theirs: PROTOCOL_VERSION + 1 };
+    let mut cases = Vec::new();
+
+    // What the engine refuses: both sides have the same words for it.
+    let mut by_engine = |name, tls, hello, was: Refusal, counted| {
+        let (listener, dials, hears) = (of_node(1), properly(tls, hello), Hears::Refused(was.clone()));
+        cases.push(Case { name, listener, dials, hears, was, counted });
+    };
+    let wrong_cluster = Hello { cluster: ClusterId::new("other").unwrap(), ..hello() };
+    let ours = Refusal::WrongCluster { ours: "test".into() };
+    by_engine("wrong cluster", of_node(2), wrong_cluster, ours, "wrong_cluster");
+    let wrong_node = Hello { to: node_id(3), ..hello() };
+    by_engine("wrong node", of_node(2), wrong_node, Refusal::WrongNode { ours: 1 }, "wrong_node");
+    let removed = Hello { from: node_id(3), ..hello() };
+    by_engine("no member", of_node(3), removed, Refusal::UnknownPeer { peer: 3 }, "unknown_peer");
+    let wiped = Hello { incarnation: Incarnation::new(2).unwrap(), ..hello() };
+    let was = Refusal::WrongIncarnation { peer: 2 };
+    by_engine("wrong incarnation", of_node(2), wiped, was, "wrong_incarnation");
+    let was = Refusal::Unauthenticated { detail: String::new() };
+    by_engine("another's name", of_node(3), hello(), was, "unauthenticated");
+    let later = Hello { protocol: PROTOCOL_VERSION + 1, ..hello() };
+    by_engine("version", of_node(2), later, version, "version");
+
+    // What TLS refuses.
+    let mut refused = |name, listener, tls, hears, was, counted| {
+        cases.push(Case { name, listener, dials: properly(tls, hello()), hears, was, counted });
+    };
+    use CertRefusal::{Expired, NotYetValid, UnknownAuthority};
+    let dialler = |refusal: CertRefusal| Hears::Refused(Refusal::Certificate(refusal));
+    for (name, tls, hears, was, counted) in [
+        (
+            "unknown authority",
+            signed_by_foreign(2),
+            UnknownAuthority,
+            UnknownAuthority,
+            "certificate_unknown_authority",
+        ),
+        ("expired", identity(&AUTHORITY, &dated(2, -2, -1)), Expired, Expired, "certificate_expired"),
+        // One alert for both: the side that refused says which.
+        ("not valid yet", identity(&AUTHORITY, &dated(2, 1, 2)), Expired, NotYetValid, "certificate_expired"),
+    ] {
+        refused(name, of_node(1), tls, dialler(hears), Refusal::Certificate(was), counted);
+    }
+    for (name, listener, refusal) in [
+        ("the listener's unknown authority", signed_by_foreign(1), UnknownAuthority),
+        ("the listener expired", identity(&AUTHORITY, &dated(1, -2, -1)), Expired),
+    ] {
+        let was = Refusal::OwnCertificate(refusal.clone());
+        refused(name, listener, of_node(2), Hears::Refuses(refusal), was, "own_certificate");
+    }
+    cases.push(Case {
+        name: "the wrong node answers",
+        listener: of_node(1),
+        dials: Dials::Properly { tls: of_node(2), hello: hello(), to: node_id(3) },
+        hears: Hears::WrongPeer,
+        was: Refusal::OwnCertificate(CertRefusal::OtherNode { node: 1 }),
+        counted: "own_certificate",
+    });
+
+    // What no node does.
+    let mut stranger = |name, dials, hears, was, counted| {
+        cases.push(Case { name, listener: of_node(1), dials, hears, was, counted });
+    };
+    let no_cert = Dials::ByHand { cert: None, first: First::Silence };
+    let was = Refusal::Certificate(CertRefusal::Missing);
+    stranger("no certificate", no_cert, Hears::Alert(116), was, "certificate_missing");
+    let nameless = Dials::ByHand { cert: Some(nobody), first: First::Silence };
+    let was = Refusal::Certificate(CertRefusal::NoNode);
+    stranger("a certificate without a node", nameless, Hears::Alert(49), was, "certificate_node");
+    for (name, frame) in [
+        ("no hello", &[0x22, 0][..]),
+        ("garbage", &[0xff; 64]),
+        ("an empty frame", &[]),
+        ("half", &[0x0a, 9]),
+    ] {
+        let first = First::Frame(Bytes::copy_from_slice(frame));
+        stranger(name, by_hand(first), Hears::Refused(malformed()), malformed(), "malformed");
+    }
+    let slow = || Refusal::HandshakeTimeout;
+    stranger("a slow hello", by_hand(First::Nothing), Hears::Refused(slow()), slow(), "handshake_timeout");
+    stranger("no stream", by_hand(First::Silence), Hears::Ended, slow(), "handshake_timeout");
+    cases
+}
+
+/// Beyond the table: where the two differ.
+fn differences(wire: Wire) -> Vec<Case> {
+    let (cert, malformed) =
+        (AUTHORITY.issue(node_id(2)).unwrap(), Refusal::Malformed { detail: String::new() });
+    let hears = match wire {
+        // The bound on bytes before a hello cuts the connection before the frame is whole.
+        Wire::Grpc => Hears::Ended,
+        Wire::Quic => Hears::Refused(malformed.clone()),
+    };
+    let dials = Dials::ByHand { cert: Some(cert), first: First::Oversized };
+    let (listener, counted) = (of_node(1), "malformed");
+    vec![Case { name: "an oversized frame", listener, dials, hears, was: malformed, counted }]
+}
+
+/// A node of a group of two, whose other member the dialler may be.
+struct Host {
+    node: Node,
+    group: Group<ListMachine>,
+    at: SocketAddr,
+    counts: Counts,
+    refusals: Refusals,
+}
+
+impl Host {
+    async fn start(wire: Wire, tls: TlsConfig, bounds: &Bounds) -> Self {
+        let (counts, refusals, disk) = (Counts::default(), Refusals::default(), Disk::default());
+        let inner = wire.transport(bounds, tls);
+        let transport = Arc::new(Recording { inner, refusals: refusals.clone() });
+        let builder = Node::builder(node_id(1), cluster_id()).config(quick()).storage(disk.storage());
+        let builder = counts.on()(node_id(1), builder).transport(transport, wire.anywhere());
+        let node = builder.start().await.unwrap();
+        let at = node.listen_addrs()[0];
+        let nowhere = wire.address("127.0.0.1:1".parse().unwrap());
+        let members = vec![(node_id(1), wire.address(at)), (node_id(2), nowhere)];
+        let group = node.group(GroupId::DEFAULT, ListMachine::new());
+        let group = group.start(Start::Bootstrap(members)).await.unwrap();
+        Self { node, group, at, counts, refusals }
+    }
+
+    fn rejects(&self, labels: &[&str]) -> u64 {
+        self.counts.sum("towline_inbound_rejects_total", labels)
+    }
+
+    fn peer(&self, wire: Wire, id: NodeId) -> Peer {
+        Peer { id, address: wire.address(self.at) }
+    }
+}
+
+struct Deaf;
+
+impl LinkEvents for Deaf {
+    fn nack(&self, _: Nack) {}
+
+    fn closed(&self, _: LinkClosed) {}
+}
+
+async fn connect(
+    transport: &dyn Transport,
+    to: &Peer,
+    lane: Lane,
+    hello: &Hello,
+) -> Result<towline_engine::transport::Connected, ConnectError> {
+    within(transport.connect(to, lane, hello, LinkFeedback::new(Arc::new(Deaf)))).await
+}
+
+/// Texts are for people; all else counts.
+fn same(a: &Refusal, b: &Refusal) -> bool {
+    match (a, b) {
+        (Refusal::Malformed { .. } | Refusal::Unauthenticated { .. }, _) => {
+            discriminant(a) == discriminant(b)
+        }
+        _ => a == b,
+    }
+}
+
+fn check(about: &str, error: &ConnectError, hears: &Hears) {
+    let holds = match (error, hears) {
+        (ConnectError::Refused(got), Hears::Refused(should)) => same(got, should),
+        (ConnectError::WrongPeer { .. }, Hears::WrongPeer) => true,
+        (ConnectError::Certificate { refusal, .. }, Hears::Refuses(should)) => refusal == should,
+        _ => false,
+    };
+    assert!(holds, "{about}: the dialler hears {error:?}, not {hears:?}");
+}
+
+async fn refused(wire: Wire, case: Case) {
+    let about = format!("{wire:?}, {}", case.name);
+    let bounds = Bounds::default();
+    let host = Host::start(wire, case.listener, &bounds).await;
+    // Whom the table of members knows, so that another incarnation is another's. It must not be there in cases that
+    // concern the listener's own certificate, where nobody comes in.
+    if case.counted == "wrong_incarnation" {
+        let transport = wire.transport(&bounds, of_node(2));
+        connect(&*transport, &host.peer(wire, node_id(1)), Lane::Control, &hello()).await.unwrap();
+    }
+    let attempts = match case.dials {
+        Dials::Properly { tls, hello, to } => {
+            let (transport, to) = (wire.transport(&bounds, tls), host.peer(wire, to));
+            for lane in Lane::ALL {
+                let connected = connect(&*transport, &to, lane, &hello).await;
+                check(&about, &connected.expect_err(&about), &case.hears);
+            }
+            match within(transport.offer(&to, &hello, &offer())).await {
+                Err(TransferError::Connect(error)) => check(&about, &error, &case.hears),
+                Err(error) => panic!("{about}: a snapshot gets {error:?}"),
+                Ok(OfferAnswer::Refused(refusal)) => panic!("{about}: the engine saw an offer: {refusal:?}"),
+                Ok(_) => panic!("{about}: a snapshot is taken"),
+            }
+            Lane::ALL.len() + 1
+        }
+        Dials::ByHand { cert, first } => {
+            let heard = wire.say(host.at, cert.as_ref(), first).await;
+            let holds = match (&heard, &case.hears) {
+                (Heard::Refused(got), Hears::Refused(should)) => same(got, should),
+                (Heard::Alert(got), Hears::Alert(should)) => got == should,
+                (Heard::Ended(_), Hears::Ended) => true,
+                _ => false,
+            };
+            assert!(holds, "{about}: the dialler hears {heard:?}, not {:?}", case.hears);
+            1
+        }
+    };
+    until(&format!("{about}: {attempts} times the listener's word"), || {
+        host.refusals.lock().unwrap().len() >= attempts
+    })
+    .await;
+    // Nothing comes after: all connections are gone once the node is.
+    let running = host.group.status().await.is_ok();
+    assert!(running, "{about}: the group is disturbed");
+    let Host { node, counts, refusals, .. } = host;
+    within(node.shutdown(Duration::ZERO)).await;
+    let said = refusals.lock().unwrap().clone();
+    assert!(said.iter().all(|said| same(said, &case.was)), "{about}: the listener says {said:?}");
+    assert_eq!(said.len(), attempts, "{about}: once for each attempt: {said:?}");
+    let rejects = |labels: &[&str]| counts.sum("towline_inbound_rejects_total", labels);
+    let cause = format!("cause={}", case.counted);
+    assert_eq!(rejects(&[&cause]), attempts as u64, "{about}: counted as {}", case.counted);
+    assert_eq!(rejects(&[]), attempts as u64, "{about}: counted as something else, too");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everybody_who_may_not_come_in_is_refused_by_type_on_both_sides_over_grpc() {
+    for case in cases().into_iter().chain(differences(Wire::Grpc)) {
+        refused(Wire::Grpc, case).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everybody_who_may_not_come_in_is_refused_by_type_on_both_sides_over_quic() {
+    for case in cases().into_iter().chain(differences(Wire::Quic)) {
+        refused(Wire::Quic, case).await;
+    }
+}
+
+/// One more than there is room for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_too_many_is_told_and_counted_by_both() {
+    for wire in Wire::BOTH {
+        let bounds = Bounds { connections_max: 1, ..Bounds::default() };
+        let host = Host::start(wire, of_node(1), &bounds).await;
+        let (transport, to) = (wire.transport(&bounds, of_node(2)), host.peer(wire, node_id(1)));
+        let first = connect(&*transport, &to, Lane::Control, &hello()).await.unwrap();
+        let second = wire.transport(&bounds, of_node(2));
+        let error = connect(&*second, &to, Lane::Append, &hello()).await.unwrap_err();
+        let too_many = Refusal::TooManyConnections;
+        check(&format!("{wire:?}"), &error, &Hears::Refused(too_many.clone()));
+        until("the listener's word", || *host.refusals.lock().unwrap() == [too_many.clone()]).await;
+        assert_eq!(host.rejects(&["cause=too_many_connections"]), 1);
+        assert_eq!(host.rejects(&[]), 1);
+        drop(first);
+    }
+}
