@@ -30,6 +30,10 @@ pub struct Config {
     /// Append messages under way to one peer before an answer. Default 64. Together with `append_bytes_max` this must fit
     /// in `lane_append_bytes_max`, or a healthy peer would overflow its own lane.
     pub append_inflight_max: usize,
+    /// Whether a leader tells its followers at once what it committed. Default true. If false they learn it with the next
+    /// append or heartbeat: fewer messages where commands follow each other closely, but a follower applies a lone command
+    /// up to a heartbeat later. What is acknowledged, and when, does not depend on it.
+    pub commit_broadcast: bool,
     /// Bytes of committed entries handed to the apply worker at once. Default 16 MiB.
     pub committed_bytes_max: u64,
     /// Bytes of one command. Default 1 MiB. Larger proposals are rejected.
@@ -126,6 +130,7 @@ impl Default for Config {
             election_ticks_max: 200,
             append_bytes_max: 256 << 10,
             append_inflight_max: 64,
+            commit_broadcast: true,
             committed_bytes_max: 16 << 20,
             proposal_bytes_max: 1 << 20,
             proposal_queue_max: 65_536,

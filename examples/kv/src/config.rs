@@ -39,7 +39,9 @@ impl Default for KvConfig {
 impl Default for Settings {
     fn default() -> Self {
         // One group needs no more than one thread for its network, and each that is woken costs.
-        let engine = towline::Config { network_workers: 1, ..towline::Config::default() };
+        // Nobody reads at a follower, so none needs to apply at once.
+        let engine =
+            towline::Config { network_workers: 1, commit_broadcast: false, ..towline::Config::default() };
         Self { engine, store: StoreConfig::default(), kv: KvConfig::default() }
     }
 }

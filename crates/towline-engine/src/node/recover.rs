@@ -72,6 +72,7 @@ impl Recovery<'_> {
             election_ticks_min: config.election_ticks_min as usize,
             append_bytes_max: config.append_bytes_max,
             append_inflight_max: config.append_inflight_max,
+            commit_broadcast: config.commit_broadcast,
             uncommitted_bytes_max: config.unapplied_bytes_max as u64,
             committed_bytes_max: config.committed_bytes_max,
         };

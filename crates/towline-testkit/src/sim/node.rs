@@ -93,6 +93,7 @@ impl SimNode {
             election_ticks_min: options.election_ticks.start,
             append_bytes_max: options.append_bytes_max,
             append_inflight_max: options.append_inflight_max,
+            commit_broadcast: true,
             uncommitted_bytes_max: options.unapplied_bytes_max as u64,
             committed_bytes_max: options.committed_bytes_max,
         };

@@ -226,6 +226,7 @@ impl World {
                 election_ticks_min: 10,
                 append_bytes_max: 1 << 10,
                 append_inflight_max: 8,
+                commit_broadcast: true,
                 uncommitted_bytes_max: 64 << 10,
                 committed_bytes_max: 4 << 10,
             },

@@ -17,10 +17,14 @@ fn group(voters: u64) -> TestGroup {
 
 /// The same with what is in its log already, all of it of term 1 and committed up to the entry before the last.
 fn group_with(voters: u64, entries: Vec<Entry>) -> TestGroup {
+    Group::new(setup(voters, entries)).unwrap()
+}
+
+fn setup(voters: u64, entries: Vec<Entry>) -> GroupSetup {
     let last_index = entries.len() as u64;
     let terms = if entries.is_empty() { Vec::new() } else { vec![(1, 1)] };
     let term = u64::from(last_index > 0);
-    Group::new(GroupSetup {
+    GroupSetup {
         replica: ReplicaSetup {
             node: id(1),
             group: GroupId::DEFAULT,
@@ -32,6 +36,7 @@ fn group_with(voters: u64, entries: Vec<Entry>) -> TestGroup {
             election_ticks_min: 10,
             append_bytes_max: 1 << 20,
             append_inflight_max: 16,
+            commit_broadcast: true,
             uncommitted_bytes_max: 1 << 20,
             committed_bytes_max: 1 << 20,
         },
@@ -42,8 +47,7 @@ fn group_with(voters: u64, entries: Vec<Entry>) -> TestGroup {
         unapplied_bytes_max: 1 << 20,
         conf: ConfRecord::default(),
         snapshots: SnapshotSetup::default(),
-    })
-    .unwrap()
+    }
 }
 
 fn entry(index: u64, term: u64) -> Entry {
@@ -328,4 +332,24 @@ fn a_forged_term_of_somebody_who_is_no_member_changes_nothing() {
     let forged = Message { from: id(9), ..heartbeat(1 << 61) };
     assert_eq!(group.step(id(9), forged), Err(Reject::TermJump));
     assert_eq!(group.state().term, 0);
+}
+
+#[test]
+fn followers_are_told_of_a_commit_at_once_unless_the_setup_says_later() {
+    for told in [true, false] {
+        let mut setup = setup(3, Vec::new());
+        setup.replica.commit_broadcast = told;
+        let mut group = Group::new(setup).unwrap();
+        campaign(&mut group);
+        settle(&mut group);
+        let term = group.state().term;
+        let from = |kind| Message { term, ..Message::new(kind, id(2), id(1)) };
+        group.step(id(2), from(MessageKind::RequestVoteResponse)).unwrap();
+        settle(&mut group);
+        group.step(id(2), Message { index: 1, ..from(MessageKind::AppendResponse) }).unwrap();
+        let fx = settle(&mut group);
+        assert_eq!(group.state().commit, 1, "what is committed does not depend on who is told");
+        let commits = fx.messages.iter().filter(|m| m.kind == MessageKind::Append && m.commit == 1);
+        assert_eq!(commits.filter(|m| m.to == id(2)).count(), usize::from(told), "{:?}", fx.messages);
+    }
 }

@@ -40,6 +40,8 @@ pub struct ReplicaSetup {
     pub append_bytes_max: u64,
     /// Append messages under way to one peer.
     pub append_inflight_max: usize,
+    /// See [`Config`](crate::config::Config).
+    pub commit_broadcast: bool,
     /// Bytes of uncommitted entries a leader takes.
     pub uncommitted_bytes_max: u64,
     /// Bytes of committed entries given out at once.
@@ -92,7 +94,7 @@ impl Replica {
             min_election_tick: setup.election_ticks.start,
             max_election_tick: setup.election_ticks.end,
             read_only_option: ReadOnlyOption::Safe,
-            skip_bcast_commit: false,
+            skip_bcast_commit: !setup.commit_broadcast,
             // Raft would merge appends past max_size_per_msg; the lanes batch instead.
             batch_append: false,
             priority: 0,

@@ -57,6 +57,7 @@ fn group(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
             election_ticks_min: 20,
             append_bytes_max: 1 << 20,
             append_inflight_max: 16,
+            commit_broadcast: true,
             uncommitted_bytes_max: 1 << 20,
             committed_bytes_max: 1 << 20,
         },
