@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use towline_engine::message::Lane;
 use towline_engine::transport::{PeerSession, Refusal};
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
-use towline_wire::{Purpose, check_first_frame, deliver, prefixed, refused_frame, welcome_frame};
+use towline_wire::{Purpose, check_first_frame, deliver, nacks_of, prefixed, refused_frame, welcome_frame};
 
 use crate::connection::Peer;
 use crate::listener::Phase;
@@ -149,7 +149,12 @@ async fn batches(
             Ok(Some(frame)) => match deliver(session, lane, frame) {
                 // Never waits: whoever does not read its nacks must not stop the batches of its groups. The sender
                 // finds out by Raft's own probing then.
-                Ok(Some(nacks)) => answers.push(prefixed(&nacks)),
+                Ok(Some(nacks)) if answers.have_room() => answers.waiting.push_back(prefixed(&nacks)),
+                Ok(Some(nacks)) => {
+                    let dropped = nacks_of(nacks).map_or(0, |nacks| nacks.len());
+                    session.nacks_dropped(lane, dropped);
+                    tracing::debug!(peer = %session.peer(), lane = lane.as_str(), dropped, "no room for nacks");
+                }
                 Ok(None) => {}
                 Err(violation) => break violation.detail,
             },
@@ -165,17 +170,11 @@ async fn batches(
 #[derive(Default)]
 pub(crate) struct Answers {
     pub(crate) waiting: VecDeque<Bytes>,
-    dropped: u64,
 }
 
 impl Answers {
-    fn push(&mut self, nacks: Bytes) {
-        if self.waiting.len() < ANSWERS_WAITING_MAX {
-            self.waiting.push_back(nacks);
-        } else {
-            self.dropped += 1;
-            tracing::debug!(dropped = self.dropped, "no room for nacks");
-        }
+    fn have_room(&self) -> bool {
+        self.waiting.len() < ANSWERS_WAITING_MAX
     }
 
     /// Writes some of what waits. Cancel-safe.

@@ -9,13 +9,14 @@
 
 mod common;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::*;
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
-    CertIdentity, DispatchError, LinkClosed, Nack, NackCause, Transport, Violation,
+    CertIdentity, DispatchError, LinkClosed, LinkEvents, LinkFeedback, Nack, NackCause, Transport, Violation,
 };
 use towline_quic::QuicConfig;
 
@@ -282,4 +283,48 @@ async fn a_peer_that_comes_back_is_reached_by_a_new_connection() {
     let (mut link, _ear) = link(&dialler, listener.local_addr(), Lane::Append).await;
     within(link.dispatch(batch(1, 0))).await.unwrap();
     within(seen.delivered.recv()).await.unwrap();
+}
+
+/// An ear that hears one nack and then nothing more until it is let go.
+struct Deaf {
+    heard: std::sync::mpsc::Sender<()>,
+    hold: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl LinkEvents for Deaf {
+    fn nack(&self, _nack: Nack) {
+        let _ = self.heard.send(());
+        let _ = self.hold.lock().unwrap().recv_timeout(DEADLINE / 2);
+    }
+
+    fn closed(&self, _cause: LinkClosed) {}
+}
+
+/// Nacks must not queue without bound for a dialler that does not read them, nor be lost without a trace.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nacks_a_dialler_does_not_read_are_dropped_and_counted() {
+    const GROUPS: u64 = 2_000;
+    let nack = |group| Nack { group: GroupId::new(group), cause: NackCause::InboxFull };
+    let nacks: Vec<_> = (0..GROUPS).map(nack).collect();
+    let (fake, mut seen) = fake(None, move |_, _| Ok(nacks.clone()));
+    let dropped = fake.nacks_dropped.clone();
+    let listener = listen(config(), fake).await;
+    let ((heard, hears), (release, hold)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let feedback = LinkFeedback::new(std::sync::Arc::new(Deaf { heard, hold: hold.into() }));
+    let to = peer(listener.local_addr());
+    let (dialler, hello) = (dialler(config()), hello());
+    let connected = within(dialler.connect(&to, Lane::Append, &hello, feedback)).await;
+    let mut link = connected.unwrap().link;
+    let mut index = 0;
+    within(async {
+        while dropped.load(Ordering::Relaxed) == 0 {
+            link.dispatch(batch(index, 0)).await.unwrap();
+            assert_eq!(seen.delivered.recv().await.unwrap(), (Lane::Append, batch(index, 0)));
+            index += 1;
+        }
+    })
+    .await;
+    assert!(hears.try_recv().is_ok() && hears.try_recv().is_err(), "the ear is held at its first nack");
+    assert_eq!(dropped.load(Ordering::Relaxed) as u64 % GROUPS, 0, "whole frames");
+    drop(release);
 }

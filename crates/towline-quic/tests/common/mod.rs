@@ -5,6 +5,7 @@ pub mod raw;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -67,6 +68,7 @@ pub struct Fake {
     pub delivered: mpsc::UnboundedSender<(Lane, Batch)>,
     pub refused: mpsc::UnboundedSender<Refusal>,
     pub certs: Mutex<Vec<Option<CertIdentity>>>,
+    pub nacks_dropped: Arc<AtomicUsize>,
 }
 
 pub struct Seen {
@@ -81,7 +83,8 @@ pub fn fake(
     let (delivered, delivered_rx) = mpsc::unbounded_channel();
     let (refused, refused_rx) = mpsc::unbounded_channel();
     let certs = Mutex::default();
-    let fake = Fake { refusal, answer: Arc::new(Box::new(answer)), delivered, refused, certs };
+    let (answer, nacks_dropped) = (Arc::new(Box::new(answer) as Answer), Arc::default());
+    let fake = Fake { refusal, answer, delivered, refused, certs, nacks_dropped };
     (Arc::new(fake), Seen { delivered: delivered_rx, refused: refused_rx })
 }
 
@@ -98,6 +101,7 @@ impl Inbound for Fake {
                 peer: hello.from,
                 answer: Arc::clone(&self.answer),
                 delivered: self.delivered.clone(),
+                nacks_dropped: Arc::clone(&self.nacks_dropped),
             })),
         }
     }
@@ -111,6 +115,7 @@ struct Session {
     peer: NodeId,
     answer: Arc<Answer>,
     delivered: mpsc::UnboundedSender<(Lane, Batch)>,
+    nacks_dropped: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -127,6 +132,10 @@ impl PeerSession for Session {
         let answer = (self.answer)(lane, &batch);
         let _ = self.delivered.send((lane, batch));
         answer
+    }
+
+    fn nacks_dropped(&self, _: Lane, count: usize) {
+        self.nacks_dropped.fetch_add(count, Ordering::Relaxed);
     }
 
     async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
