@@ -55,7 +55,7 @@ pub enum DevCertsError {
     },
 }
 
-/// What [`write`] did with a file.
+/// What [`write()`] did with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
     /// It is new.
