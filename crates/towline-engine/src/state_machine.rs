@@ -12,6 +12,8 @@ use crate::snapshot_store::SnapshotMeta;
 ///
 /// It is called from an apply worker thread, one call at a time, and may block: no heartbeat waits for it. An
 /// `Err(Fatal)` or a panic takes this group, and only this group, out of service (quarantine) on this node.
+///
+/// The conformance suite in `towline-testkit` holds what a test can see of the sentences here.
 pub trait StateMachine: Send + 'static {
     /// What a command answers to its proposer. A business failure ("insufficient funds") is a response too.
     type Response: Send + 'static;

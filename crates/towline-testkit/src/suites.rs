@@ -2,4 +2,5 @@
 
 pub mod log_store;
 pub mod snapshot_store;
+pub mod state_machine;
 pub mod transport;

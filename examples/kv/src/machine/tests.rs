@@ -1,3 +1,5 @@
+mod contract;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

@@ -1,0 +1,265 @@
+//! State machines under the suite: those of the testkit, and machines with one flaw each, which it must find.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use towline_engine::snapshot_store::SnapshotMeta;
+use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_testkit::list::{List, ListDisk, ListMachine};
+use towline_testkit::state_machine_suite;
+use towline_testkit::suites::state_machine::{self as suite, Fixture};
+
+/// The list, with a disk or without.
+#[derive(Default)]
+struct Lists {
+    disk: Option<ListDisk>,
+}
+
+impl Lists {
+    fn on_a_disk() -> Self {
+        Self { disk: Some(ListDisk::default()) }
+    }
+}
+
+impl Fixture for Lists {
+    type Machine = ListMachine;
+
+    fn open(&mut self) -> ListMachine {
+        match &self.disk {
+            Some(disk) => ListMachine::new().stored_in(disk),
+            None => ListMachine::new(),
+        }
+    }
+
+    fn crash(&mut self) {
+        self.disk = self.disk.as_ref().map(ListDisk::crash);
+    }
+
+    fn command(&self, number: u64) -> Bytes {
+        number.to_be_bytes().to_vec().into()
+    }
+
+    fn contents(&self, view: &List) -> Vec<u8> {
+        view.commands().concat()
+    }
+
+    fn reply(&self, reply: &u64) -> Vec<u8> {
+        reply.to_be_bytes().to_vec()
+    }
+}
+
+state_machine_suite!(a_volatile_list, Lists::default);
+state_machine_suite!(a_durable_list, Lists::on_a_disk);
+
+/// What a machine does wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flaw {
+    None,
+    TwoReplies,
+    RepliesByBatch,
+    ForgetsEmptyEntries,
+    ViewIsACopy,
+    ClaimsWhatIsNotStored,
+    FlushStopsShort,
+    StoresThePlaceApart,
+    SnapshotIsLate,
+    EmptySnapshotKeepsState,
+    RestoreAdds,
+    RestoreGivesANewView,
+    RestoreForgetsAnswers,
+    RestoreIsNotStored,
+    TakesABrokenBody,
+    HidesWriteErrors,
+}
+
+type Stored = Arc<Mutex<(Vec<u8>, Applied)>>;
+
+/// One byte a command; it stores when flushed.
+struct Flawed {
+    flaw: Flaw,
+    state: Arc<Mutex<Vec<u8>>>,
+    applied: Applied,
+    /// Commands that were answered since the start of the state.
+    answered: u64,
+    disk: Stored,
+}
+
+impl Flawed {
+    fn store(&self) {
+        *self.disk.lock().unwrap() = (self.state.lock().unwrap().clone(), self.applied);
+    }
+}
+
+struct Source {
+    flaw: Flaw,
+    then: Vec<u8>,
+    now: Arc<Mutex<Vec<u8>>>,
+}
+
+impl SnapshotSource for Source {
+    fn write_to(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
+        let body =
+            if self.flaw == Flaw::SnapshotIsLate { self.now.lock().unwrap().clone() } else { self.then };
+        let written = out.write_all(&body);
+        if self.flaw == Flaw::HidesWriteErrors { Ok(()) } else { written }
+    }
+}
+
+impl StateMachine for Flawed {
+    type Response = u64;
+    type View = Arc<Mutex<Vec<u8>>>;
+
+    fn view(&self) -> Self::View {
+        match self.flaw {
+            Flaw::ViewIsACopy => Arc::new(Mutex::new(self.state.lock().unwrap().clone())),
+            _ => self.state.clone(),
+        }
+    }
+
+    fn durable(&self) -> Applied {
+        if self.flaw == Flaw::ClaimsWhatIsNotStored { self.applied } else { self.disk.lock().unwrap().1 }
+    }
+
+    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
+        for command in batch.commands() {
+            self.state.lock().unwrap().push(*command.data.last().unwrap());
+            self.answered += 1;
+            replies.push(if self.flaw == Flaw::RepliesByBatch { batch.len() as u64 } else { self.answered });
+            if self.flaw == Flaw::TwoReplies {
+                replies.push(0);
+            }
+        }
+        if self.flaw != Flaw::ForgetsEmptyEntries || !batch.is_empty() {
+            self.applied = batch.through();
+        }
+        if self.flaw == Flaw::StoresThePlaceApart && self.applied.index % 2 == 0 {
+            self.disk.lock().unwrap().0.clone_from(&self.state.lock().unwrap());
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<Applied, Fatal> {
+        if self.flaw == Flaw::FlushStopsShort {
+            let short = Applied { index: self.applied.index.saturating_sub(1), ..self.applied };
+            let (state, before) = (self.state.lock().unwrap(), self.disk.lock().unwrap().1);
+            let kept = state[..state.len().saturating_sub(1)].to_vec();
+            *self.disk.lock().unwrap() = (kept, short.max(before));
+        } else {
+            self.store();
+        }
+        Ok(self.durable())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
+        let then = self.state.lock().unwrap().clone();
+        Ok(Box::new(Source { flaw: self.flaw, then, now: self.state.clone() }))
+    }
+
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn Read) -> Result<(), Fatal> {
+        let mut state = Vec::new();
+        let read = body.read_to_end(&mut state);
+        if self.flaw != Flaw::TakesABrokenBody {
+            read?;
+        }
+        if self.flaw == Flaw::EmptySnapshotKeepsState && state.is_empty() {
+            return Ok(());
+        }
+        if self.flaw == Flaw::RestoreGivesANewView {
+            self.state = Arc::default();
+        }
+        let mut to = self.state.lock().unwrap();
+        if self.flaw == Flaw::RestoreAdds {
+            state = [to.clone(), state].concat();
+        }
+        self.answered = if self.flaw == Flaw::RestoreForgetsAnswers { 0 } else { state.len() as u64 };
+        *to = state;
+        drop(to);
+        self.applied = meta.head.at;
+        if self.flaw != Flaw::RestoreIsNotStored {
+            self.store();
+        }
+        Ok(())
+    }
+}
+
+struct Flaws {
+    flaw: Flaw,
+    disk: Stored,
+}
+
+impl Flaws {
+    fn of(flaw: Flaw) -> Self {
+        Self { flaw, disk: Arc::default() }
+    }
+}
+
+impl Fixture for Flaws {
+    type Machine = Flawed;
+
+    fn open(&mut self) -> Flawed {
+        let (state, applied) = self.disk.lock().unwrap().clone();
+        let answered = state.len() as u64;
+        let state = Arc::new(Mutex::new(state));
+        Flawed { flaw: self.flaw, state, applied, answered, disk: self.disk.clone() }
+    }
+
+    /// What is in the process is gone; what was stored is not.
+    fn crash(&mut self) {}
+
+    fn command(&self, number: u64) -> Bytes {
+        vec![number as u8 + 1].into()
+    }
+
+    fn contents(&self, view: &Arc<Mutex<Vec<u8>>>) -> Vec<u8> {
+        view.lock().unwrap().clone()
+    }
+
+    fn reply(&self, reply: &u64) -> Vec<u8> {
+        reply.to_be_bytes().to_vec()
+    }
+}
+
+state_machine_suite!(without_a_flaw, || Flaws::of(Flaw::None));
+
+/// The check that must find each flaw.
+macro_rules! found {
+    ($($flaw:ident: $check:ident)*) => {
+        #[allow(non_snake_case)] // named after the flaw
+        mod found {
+            use super::*;
+            $(
+                #[test]
+                #[should_panic]
+                fn $flaw() {
+                    suite::$check(&mut || Flaws::of(Flaw::$flaw));
+                }
+            )*
+        }
+    };
+}
+
+found! {
+    TwoReplies: every_command_gets_one_reply
+    RepliesByBatch: batches_of_any_size_give_the_same_state_and_replies
+    ForgetsEmptyEntries: an_entry_without_a_command_gets_no_reply_and_counts_for_the_place
+    ViewIsACopy: a_view_sees_what_is_applied_later
+    ClaimsWhatIsNotStored: after_a_crash_anywhere_the_rest_applied_again_gives_the_same_state
+    FlushStopsShort: what_is_durable_was_applied_and_never_less_again
+    StoresThePlaceApart: after_a_crash_anywhere_the_rest_applied_again_gives_the_same_state
+    SnapshotIsLate: a_snapshot_shows_the_moment_it_was_asked_for
+    EmptySnapshotKeepsState: a_snapshot_of_nothing_restores_nothing
+    RestoreAdds: a_restore_replaces_the_whole_state_for_views_too
+    RestoreGivesANewView: a_restore_replaces_the_whole_state_for_views_too
+    RestoreForgetsAnswers: a_restored_machine_goes_on_like_its_origin
+    RestoreIsNotStored: a_restore_is_durable_when_it_returns
+    TakesABrokenBody: a_body_that_breaks_off_is_fatal_and_a_crash_finds_the_old_state_or_nothing_of_the_new
+    HidesWriteErrors: a_snapshot_that_cannot_be_written_is_an_error_of_its_writer_alone
+}

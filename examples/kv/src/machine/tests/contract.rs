@@ -1,0 +1,51 @@
+//! The machine under the suite that any state machine can run.
+
+use towline_testkit::suites::state_machine::Fixture;
+
+use super::*;
+
+struct OnDisk {
+    dir: TempDir,
+}
+
+impl OnDisk {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+}
+
+impl Fixture for OnDisk {
+    type Machine = KvMachine;
+
+    fn open(&mut self) -> KvMachine {
+        open(&self.dir)
+    }
+
+    /// The process ends; what fjall has not synced stays in the page cache, which no test can take from it.
+    fn crash(&mut self) {}
+
+    fn command(&self, number: u64) -> Bytes {
+        let text = format!("{number},");
+        let (key, value) = (Blob(b"k"), Blob(text.as_bytes()));
+        let op = match number % 4 {
+            0 => Op::Append { key, value },
+            1 => Op::Add { key: Blob(b"n"), delta: number as i64 + 1 },
+            2 => set(text.as_bytes(), b"", Expiry::After { ttl_ms: 1_000_000 + number }),
+            _ => Op::SetMany { pairs: vec![(key, value)] },
+        };
+        let mut data = Vec::new();
+        pack(&mut data, &Command { now_ms: 1, op }.encode(MAX).unwrap());
+        data.into()
+    }
+
+    fn contents(&self, view: &View) -> Vec<u8> {
+        let seen = view.digest().unwrap();
+        [seen.keys, seen.digest].map(u64::to_be_bytes).concat()
+    }
+
+    fn reply(&self, reply: &Vec<Answer>) -> Vec<u8> {
+        format!("{reply:?}").into_bytes()
+    }
+}
+
+towline_testkit::state_machine_suite!(on_fjall, OnDisk::new);
