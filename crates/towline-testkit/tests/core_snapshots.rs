@@ -14,6 +14,7 @@
 mod snapshot_world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use snapshot_world::{Faults, World};
 
@@ -61,6 +62,27 @@ fn every_snapshot_that_raft_emits_gets_exactly_one_report_under_random_faults_an
         assert!(emitted > 5 * runs && installed > runs && crashes > 3 * runs && leaked > 10 && voided > 2);
     }
 }
+
+/// What was wrong heals; from then on nobody who needs a snapshot is without an attempt for longer than its backoff and two
+/// heartbeats.
+#[test]
+fn once_all_is_well_a_peer_that_needs_a_snapshot_is_sent_one_within_two_heartbeats_of_its_backoff() {
+    let worlds = for_each_seed(CASES, |seed| {
+        let mut world = World::new(seed, Faults { transfer_lost_permille: 300, ..Faults::rough() });
+        (0..STEPS / 3).for_each(|_| world.step());
+        SENT.fetch_add(world.promptly(150), Ordering::Relaxed);
+        world.converge();
+        world.assert_one_report_each();
+        world
+    });
+    let sent = SENT.load(Ordering::Relaxed);
+    println!("{} runs, {sent} attempts after the healing", worlds.len());
+    if number("TOWLINE_SIM_SEED").is_none() {
+        assert!(sent > worlds.len() / 4, "{sent} attempts: nothing was left to heal");
+    }
+}
+
+static SENT: AtomicUsize = AtomicUsize::new(0);
 
 /// The control: who throws reports away, and looks after nobody, latches followers.
 #[test]

@@ -25,6 +25,7 @@ use disk::{Disk, meta_at};
 
 const NODES: u64 = 3;
 const HEARTBEAT: usize = 2;
+const SETTLE_ROUNDS_MAX: usize = 1_000;
 const CONVERGE_STEPS_MAX: usize = 40_000;
 
 /// What goes wrong, in parts of a thousand of the steps or of the transfers it can happen to.
@@ -332,10 +333,14 @@ impl World {
     }
 
     fn turn(&mut self, id: NodeId) {
+        let tick = self.chance(500);
+        self.turn_with(id, tick);
+    }
+
+    fn turn_with(&mut self, id: NodeId, tick: bool) {
         self.sync(id);
         self.apply(id);
         self.take_reports(id);
-        let tick = self.chance(500);
         if tick {
             self.disown_leaked(id);
         }
@@ -597,6 +602,61 @@ impl World {
         }
         let states: Vec<_> = self.nodes.values().map(|n| n.up.as_ref().map(|up| up.group.status())).collect();
         panic!("seed {}: no convergence: {states:#?}", self.seed);
+    }
+
+    /// So many ticks of a healthy cluster, in which all that is said arrives before the next tick. Whoever needs a snapshot,
+    /// and whose backoff is over, is sent one within two heartbeats. Gives how often somebody was.
+    pub(crate) fn promptly(&mut self, ticks: usize) -> usize {
+        self.heal();
+        let mut waits: BTreeMap<(NodeId, NodeId), usize> = BTreeMap::new();
+        let before = self.books.len();
+        for _ in 0..ticks {
+            self.ids().into_iter().for_each(|id| self.turn_with(id, true));
+            self.settle();
+            let waiting = self.waiting();
+            waits.retain(|pair, _| waiting.contains(pair));
+            for pair in waiting {
+                let wait = waits.entry(pair).or_default();
+                *wait += 1;
+                let (seed, (leader, peer)) = (self.seed, pair);
+                assert!(
+                    *wait <= 2 * HEARTBEAT,
+                    "seed {seed}: {peer} waits {wait} ticks for a snapshot of {leader}"
+                );
+            }
+        }
+        self.books.len() - before
+    }
+
+    /// Lets everything move that can without a tick.
+    fn settle(&mut self) {
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            while !self.messages.is_empty() {
+                self.deliver();
+            }
+            (0..2 * self.transfers.len()).for_each(|_| self.move_a_transfer());
+            self.ids().into_iter().for_each(|id| self.turn_with(id, false));
+            let idle =
+                |node: &Node| node.up.as_ref().is_none_or(|up| up.writes.is_empty() && up.applies.is_empty());
+            if self.messages.is_empty() && self.transfers.is_empty() && self.nodes.values().all(idle) {
+                return;
+            }
+        }
+        panic!("seed {}: it never comes to rest", self.seed);
+    }
+
+    /// Leaders and their peers whose log begins too late for the peer, and who are sent nothing although they might be.
+    fn waiting(&self) -> BTreeSet<(NodeId, NodeId)> {
+        let mut waiting = BTreeSet::new();
+        for (id, node) in &self.nodes {
+            let Some(status) = node.up.as_ref().map(|up| up.group.status()) else { continue };
+            let left_behind = status.peers.iter().filter(|p| {
+                let needs = p.matched + 1 < status.first_index;
+                needs && p.attempt.is_none() && p.backoff_ticks == 0
+            });
+            waiting.extend(left_behind.map(|p| (*id, p.id)));
+        }
+        waiting
     }
 
     fn any_live(&self) -> bool {
