@@ -34,6 +34,7 @@
 //!     election_ticks_min: 10,
 //!     append_bytes_max: 64 << 10,
 //!     append_inflight_max: 16,
+//!     commit_broadcast: true,
 //!     uncommitted_bytes_max: 1 << 20,
 //!     committed_bytes_max: 1 << 20,
 //! };
