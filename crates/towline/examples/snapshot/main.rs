@@ -23,14 +23,18 @@ use bytes::Bytes;
 use towline::*;
 
 use self::machine::{Large, noise};
-use self::probe::{Heartbeats, Probed};
+use self::probe::{Heartbeats, Probed, Times};
 
 pub(crate) type Error = Box<dyn std::error::Error>;
 
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// The group whose snapshot moves while the other one is busy.
+/// The group whose snapshot moves while another one is busy.
 const SECOND: GroupId = GroupId::new(2);
+/// The busy one. It has no state to speak of, so that its own snapshots cost nothing.
+const BUSY: GroupId = GroupId::new(3);
+/// Commands after which a group makes a snapshot.
+const SNAPSHOT_ENTRIES: u64 = 5_000;
 /// Commands of the busy group under way at once, and their size.
 const WRITERS: usize = 64;
 const COMMAND_BYTES: usize = 4 << 10;
@@ -48,7 +52,8 @@ async fn main() -> Result<(), Error> {
         Some(dir) => tempfile::tempdir_in(dir)?,
         None => tempfile::tempdir()?,
     };
-    let config = Config { snapshot_entries: 100, snapshot_trailing_entries: 0, ..Config::default() };
+    let config =
+        Config { snapshot_entries: SNAPSHOT_ENTRIES, snapshot_trailing_entries: 0, ..Config::default() };
     let (tick, interval) = (config.tick_ms, config.tick_ms * u64::from(config.heartbeat_ticks));
     let (tick, interval) = (Duration::from_millis(tick), Duration::from_millis(interval));
     let mut peers = Vec::new();
@@ -56,11 +61,11 @@ async fn main() -> Result<(), Error> {
         let port = std::net::TcpListener::bind(LOOPBACK)?.local_addr()?.port();
         peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://127.0.0.1:{port}").parse()?));
     }
-    let heartbeats = Heartbeats::of(SECOND);
+    let (heartbeats, times) = (Heartbeats::of(SECOND), Times::default());
     let start = async |id: usize| {
         let (node, address): (NodeId, PeerAddr) = peers[id - 1].clone();
         let heard = if id == 3 { heartbeats.clone() } else { Heartbeats::of(SECOND) };
-        let transport = Probed(GrpcTransport::new(GrpcConfig::default()), heard);
+        let transport = Probed(times.clone(), GrpcTransport::new(GrpcConfig::default()), heard);
         let node = Node::builder(node, ClusterId::new("snapshot")?)
             .config(config.clone())
             .storage(DataDir::open(&dir.path().join(id.to_string()))?)
@@ -68,24 +73,31 @@ async fn main() -> Result<(), Error> {
         Ok::<_, Error>(node.start().await?)
     };
     let group = async |node: &Node, id: GroupId| {
-        let founders = Start::Bootstrap(peers.clone());
+        let (founders, mib) = (Start::Bootstrap(peers.clone()), if id == BUSY { 0 } else { mib });
         Ok::<_, Error>(node.group(id, Large(mib)).start(founders).await?)
     };
 
-    // Two of three, one of them the leader of both groups, each group with a snapshot and no log behind it.
+    // Two of three, one of them the leader of all groups, two groups with a snapshot and no log behind it.
     let nodes = [start(1).await?, start(2).await?];
     let first = [group(&nodes[0], GroupId::DEFAULT).await?, group(&nodes[1], GroupId::DEFAULT).await?];
     let second = [group(&nodes[0], SECOND).await?, group(&nodes[1], SECOND).await?];
+    let busy = [group(&nodes[0], BUSY).await?, group(&nodes[1], BUSY).await?];
     let leader = first[0].wait_leader(Duration::from_secs(10)).await?;
     let place = (leader.as_u64() - 1) as usize;
-    while second[place].wait_leader(Duration::from_secs(10)).await? != leader {
-        let _ = second[1 - place].transfer(leader).await;
-        tokio::time::sleep(interval).await; // nothing says when an election that was asked for is over
+    for group in [&second, &busy] {
+        while group[place].wait_leader(Duration::from_secs(10)).await? != leader {
+            let _ = group[1 - place].transfer(leader).await;
+            tokio::time::sleep(interval).await; // nothing says when an election that was asked for is over
+        }
     }
-    let (first, second) = (&first[place], &second[place]);
+    let (first, second, busy) = (&first[place], &second[place], &busy[place]);
     for group in [first, second] {
         while group.status().await?.first_index < 3 {
-            group.propose("x").await?;
+            let commands: Vec<_> =
+                (0..SNAPSHOT_ENTRIES / 10).map(|_| group.submit("x")).collect::<Result<_, _>>()?;
+            for command in commands {
+                command.await?;
+            }
         }
     }
 
@@ -97,13 +109,15 @@ async fn main() -> Result<(), Error> {
     let rate = mib as f64 / quiet.took.as_secs_f64();
     let (took, processor) = (quiet.took.as_secs_f64(), quiet.processor);
     println!("  {took:.2} s, {rate:.0} MiB/s, {processor:.2} s of processor time, {:?}", quiet.ended.outcome);
+    println!("  {}", times.since(quiet.began));
     let (disk, wire) = (floors.disk(mib), floors.wire(mib));
     println!("  write + fsync alone {disk:.0} MiB/s, bare tonic alone {wire:.0} MiB/s");
     println!("  ratio to the slower of them: {:.2}", rate / disk.min(wire));
     println!("  memory of both sides together grew by {} MiB at most", quiet.peak_mib.saturating_sub(memory));
 
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS).map(|_| tokio::spawn(write(first.clone(), stop.clone()))).collect();
+    let _follower = group(&joined, BUSY).await?;
+    let writers: Vec<_> = (0..WRITERS).map(|_| tokio::spawn(write(busy.clone(), stop.clone()))).collect();
     let busy = transfer(second, async || group(&joined, SECOND).await.map(drop)).await?;
     let delays = heartbeats.delays(busy.began, interval);
     stop.store(true, Ordering::Relaxed);

@@ -1,10 +1,11 @@
-//! A transport that notes when heartbeats arrive.
+//! A transport that notes when heartbeats arrive, and when a transfer gets how far.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use towline::engine::message::{Batch, Lane, MessageKind};
+use towline::engine::snapshot_store::Trailer;
 use towline::engine::transport::*;
 use towline::{GroupId, NodeId, PeerAddr};
 
@@ -38,12 +39,52 @@ impl Heartbeats {
     }
 }
 
-pub(crate) struct Probed<T>(pub(crate) T, pub(crate) Heartbeats);
+/// When the last transfer was offered, had sent its bytes, and had its receipt.
+#[derive(Clone, Default)]
+pub(crate) struct Times(Arc<Mutex<[Option<Instant>; 3]>>);
+
+impl Times {
+    fn note(&self, what: usize) {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(time) = times.get_mut(what) {
+            *time = Some(Instant::now());
+        }
+    }
+
+    pub(crate) fn since(&self, began: Instant) -> String {
+        let times = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [offered, sent, receipt] =
+            times.map(|time| time.unwrap_or(began).duration_since(began).as_millis());
+        format!("offered after {offered} ms, all sent after {sent} ms, receipt after {receipt} ms")
+    }
+}
+
+struct Timed(Box<dyn Transfer>, Times);
+
+#[async_trait]
+impl Transfer for Timed {
+    async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
+        self.0.send(chunk).await
+    }
+
+    async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
+        self.1.note(1);
+        let receipt = self.0.finish(trailer).await;
+        self.1.note(2);
+        receipt
+    }
+
+    fn progress(&self) -> ProgressCell {
+        self.0.progress()
+    }
+}
+
+pub(crate) struct Probed<T>(pub(crate) Times, pub(crate) T, pub(crate) Heartbeats);
 
 #[async_trait]
 impl<T: Transport> Transport for Probed<T> {
     fn scheme(&self) -> &'static str {
-        self.0.scheme()
+        self.1.scheme()
     }
 
     async fn listen(
@@ -51,7 +92,7 @@ impl<T: Transport> Transport for Probed<T> {
         at: &PeerAddr,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
-        self.0.listen(at, Arc::new(Door(inbound, self.1.clone()))).await
+        self.1.listen(at, Arc::new(Door(inbound, self.2.clone()))).await
     }
 
     async fn connect(
@@ -61,7 +102,7 @@ impl<T: Transport> Transport for Probed<T> {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        self.0.connect(to, lane, hello, feedback).await
+        self.1.connect(to, lane, hello, feedback).await
     }
 
     async fn offer(
@@ -70,7 +111,14 @@ impl<T: Transport> Transport for Probed<T> {
         hello: &Hello,
         offer: &SnapshotOffer,
     ) -> Result<OfferAnswer, TransferError> {
-        self.0.offer(to, hello, offer).await
+        self.0.note(0);
+        Ok(match self.1.offer(to, hello, offer).await? {
+            OfferAnswer::Accepted { offset, transfer } => {
+                let transfer = Box::new(Timed(transfer, self.0.clone()));
+                OfferAnswer::Accepted { offset, transfer }
+            }
+            answer => answer,
+        })
     }
 }
 
