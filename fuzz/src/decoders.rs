@@ -3,25 +3,30 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use prost::Message as _;
-use towline_engine::ids::{Incarnation, NodeId, PeerAddr};
-use towline_engine::message::{Batch, Lane};
-use towline_engine::snapshot_store::Trailer;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc;
+use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use towline_engine::message::{Batch, ConfState, Lane, MemberTable, Message, MessageKind};
+use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
+use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
-    Chunk, Nack, PROTOCOL_VERSION, PeerSession, ProgressCell, SinkAnswer, SnapshotOffer, SnapshotReceipt,
-    SnapshotRefusal, SnapshotSink, Violation, Welcome,
+    CertIdentity, Chunk, Hello, Inbound, LinkClosed, Nack, OfferAnswer, PROTOCOL_VERSION, PeerSession,
+    ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal, SnapshotSink,
+    Violation, Welcome,
 };
 use towline_wire::limits::{ENVELOPES_MAX, FRAME_BYTES_MAX, HELLO_BYTES_MAX, NACKS_MAX};
+use towline_wire::streams::{
+    ANSWERS_WAITING_MAX, Caller, FrameSink, FrameSource, Listening, StreamLimits, offer, serve,
+};
 use towline_wire::{
-    Begun, FrameSink, FrameSource, Prefixed, Timer, batch_of, begin, check_answer, check_first_frame,
-    decode_frame, deliver, encoded_len, hello_frame, merge_nacks, nacks_of, offer_frame, offer_of, pb,
-    read_outcome, serve,
+    Prefixed, Purpose, batch_of, check_answer, check_first_frame, decode_frame, encoded_len, hello_frame,
+    merge_nacks, nacks_of, offer_frame, offer_of, pb,
 };
 
 fn node() -> NodeId {
@@ -43,7 +48,6 @@ pub fn frame(bytes: &[u8]) {
     if let Ok(offer) = offer_of(frame.clone()) {
         assert_eq!(offer_of(offer_frame(&offer)), Ok(offer));
     }
-    let _ = deliver(&Anybody, Lane::Append, frame.clone());
     if let Ok(received) = batch_of(frame) {
         assert!(received.batch.envelopes.len() + received.rejected.len() <= ENVELOPES_MAX);
         let _ = merge_nacks(Vec::new(), &received.rejected);
@@ -78,35 +82,87 @@ fn frames_of(bytes: &[u8], piece: usize) -> (Vec<pb::Frame>, bool) {
     (frames, true)
 }
 
-/// A stranger's part of a snapshot transfer, at the listener: no receipt without a body that was ended.
+/// A stranger's part at the listener: as it comes, and behind a hello that is accepted. No receipt without a body that was
+/// ended.
 pub fn listener(bytes: &[u8]) {
-    let mut source = Script::new(bytes);
-    let ended = source.0.iter().any(|frame| matches!(frame.kind, Some(pb::frame::Kind::Trailer(_))));
-    let mut said = Said::default();
-    let _ = run(serve(&Anybody, &mut source, &mut said, &Never));
-    let receipt = said.0.iter().any(|frame| match &frame.kind {
-        Some(pb::frame::Kind::Outcome(outcome)) => matches!(outcome.kind, Some(pb::outcome::Kind::Commit(_))),
-        _ => false,
-    });
-    assert!(ended || !receipt);
+    let Script(frames) = Script::new(bytes);
+    let ended = frames.iter().any(|frame| matches!(frame.kind, Some(pb::frame::Kind::Trailer(_))));
+    let accepted = |purpose| hello_frame(&hello(), purpose);
+    for first in [None, Some(accepted(Purpose::Snapshot)), Some(accepted(Lane::Append.into()))] {
+        let script = Script(first.into_iter().chain(frames.iter().cloned()).collect());
+        let said = run(heard(script));
+        let receipt = said.iter().any(|frame| match &frame.kind {
+            Some(pb::frame::Kind::Outcome(outcome)) => {
+                matches!(outcome.kind, Some(pb::outcome::Kind::Commit(_)))
+            }
+            _ => false,
+        });
+        assert!(ended || !receipt);
+        for frame in said {
+            assert_eq!(decode_frame(frame.encode_to_vec().into()), Ok(frame), "what is said is well-formed");
+        }
+    }
+}
+
+/// What a listener says.
+async fn heard(script: Script) -> Vec<pb::Frame> {
+    let limits = StreamLimits {
+        handshake_timeout: Duration::from_secs(60),
+        connections_per_peer_max: 1,
+        streams_per_lane_max: 1,
+    };
+    let (answers, mut waiting) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let caller = Caller::new(&Listening::new(Arc::new(Anybody), limits), false);
+    let serving = tokio::spawn(serve(caller, script, answers));
+    let mut said = Vec::new();
+    while let Some(frame) = waiting.recv().await {
+        said.push(frame);
+    }
+    serving.await.unwrap();
+    said
 }
 
 /// A stranger's part of a snapshot transfer, at the dialler.
 pub fn dialler(bytes: &[u8]) {
-    let mut source = Script::new(bytes);
-    if let Some(Ok(Begun::Accepted { offset })) = run(begin(&mut source)) {
-        let progress = ProgressCell::new(offset);
-        let _ = run(read_outcome(&mut source, &progress));
+    let script = Script::new(bytes);
+    run(async {
+        let Ok(OfferAnswer::Accepted { offset, transfer }) = offer(Silent, script, &an_offer()).await else {
+            return;
+        };
+        let progress = transfer.progress();
+        let _ = transfer.finish(Trailer { length: 0, content: ContentId([0; 32]) }).await;
         assert!(progress.now().acked >= offset);
+    });
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    thread_local! {
+        static RUNTIME: Runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+fn hello() -> Hello {
+    Hello {
+        cluster: ClusterId::new("fuzz").unwrap(),
+        from: node(),
+        to: node(),
+        incarnation: const { Incarnation::new(1).unwrap() },
+        protocol: PROTOCOL_VERSION,
     }
 }
 
-/// What the future gives, if it does not have to wait for anybody.
-fn run<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => Some(value),
-        Poll::Pending => None,
+fn an_offer() -> SnapshotOffer {
+    let head = SnapshotHead {
+        group: GroupId::DEFAULT,
+        at: Applied { index: 1, term: 1 },
+        conf_state: ConfState::default(),
+        members: MemberTable::new(),
+    };
+    SnapshotOffer {
+        message: Message::new(MessageKind::Snapshot, node(), node()),
+        meta: SnapshotMeta { head, length: 0, content: ContentId([0; 32]) },
+        attempt: 1,
     }
 }
 
@@ -122,39 +178,31 @@ impl Script {
     }
 }
 
-#[async_trait]
 impl FrameSource for Script {
-    async fn next(&mut self) -> Result<Option<pb::Frame>, String> {
+    async fn next(&mut self) -> Result<Option<pb::Frame>, LinkClosed> {
         Ok(self.0.pop_front())
     }
 }
 
-#[derive(Default)]
-struct Said(Vec<pb::Frame>);
+/// Nobody reads what is said.
+struct Silent;
 
-#[async_trait]
-impl FrameSink for Said {
-    async fn send(&mut self, frame: pb::Frame) -> Result<(), String> {
-        let again = decode_frame(frame.encode_to_vec().into());
-        assert_eq!(again.as_ref(), Ok(&frame), "what is said is well-formed");
-        self.0.push(frame);
+impl FrameSink for Silent {
+    async fn send(&mut self, _: pb::Frame) -> Result<(), String> {
         Ok(())
     }
 
     fn end(&mut self) {}
 }
 
-struct Never;
+/// Takes everybody and everything.
+struct Anybody;
 
-#[async_trait]
-impl Timer for Never {
-    async fn wait(&self, _: Duration) {
-        std::future::pending().await
+impl Inbound for Anybody {
+    fn admit(&self, _: &Hello, _: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
+        Ok(Arc::new(Self))
     }
 }
-
-/// Takes everything.
-struct Anybody;
 
 #[async_trait]
 impl PeerSession for Anybody {

@@ -1,22 +1,14 @@
 //! Which addresses may be used: plain text stays on loopback unless asked for. TLS goes anywhere.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use towline_engine::ids::PeerAddr;
 use towline_tls::TlsConfig;
+use towline_wire::streams::{Unusable, resolve};
 
 /// The scheme of the addresses of this transport.
 pub(crate) const SCHEME: &str = "grpc";
-
-#[derive(Debug)]
-pub(crate) enum Unusable {
-    /// It may not be used; why, and the way out.
-    Forbidden(String),
-    /// Its name does not resolve.
-    Lookup(io::Error),
-}
 
 /// TLS, or what is decided about plain text. It warns once.
 #[derive(Debug)]
@@ -31,17 +23,9 @@ impl Security {
         Self { tls, plaintext_off_loopback, warned: AtomicBool::new(false) }
     }
 
-    /// The sockets of an address. The name is resolved here and only here, so that what was checked is what is used.
+    /// The sockets of an address.
     pub(crate) async fn resolve(&self, address: &PeerAddr) -> Result<Vec<SocketAddr>, Unusable> {
-        if address.scheme() != SCHEME {
-            let detail = format!("the scheme is `{}`, this transport serves `{SCHEME}`", address.scheme());
-            return Err(Unusable::Forbidden(detail));
-        }
-        let sockets: Vec<_> =
-            tokio::net::lookup_host(address.authority()).await.map_err(Unusable::Lookup)?.collect();
-        if sockets.is_empty() {
-            return Err(Unusable::Lookup(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
-        }
+        let sockets = resolve(address, SCHEME).await?;
         if self.tls.is_none()
             && let Some(open) = sockets.iter().find(|s| !s.ip().is_loopback())
         {

@@ -28,11 +28,11 @@ mod address;
 mod codec;
 mod config;
 mod connection;
-mod lane;
-mod link;
+mod dial;
 mod listener;
 mod secured;
-mod snapshot;
+mod stream;
+mod tasks;
 
 /// The generated service.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, dead_code)]
@@ -49,8 +49,9 @@ use towline_engine::transport::{
     ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, SnapshotOffer,
     TransferError, Transport, TransportError,
 };
-
 use towline_tls::TlsConfig;
+use towline_wire::Purpose;
+use towline_wire::streams::{self, link};
 
 pub use config::GrpcConfig;
 
@@ -103,7 +104,8 @@ impl Transport for GrpcTransport {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        link::connect(&self.config, &self.security, to, lane, hello, feedback).await
+        let opened = dial::open(&self.config, &self.security, to, lane.into(), hello).await;
+        opened.map(|(sink, source, welcome)| Connected { link: link(sink, source, feedback), welcome })
     }
 
     async fn offer(
@@ -112,6 +114,8 @@ impl Transport for GrpcTransport {
         hello: &Hello,
         offer: &SnapshotOffer,
     ) -> Result<OfferAnswer, TransferError> {
-        snapshot::offer(&self.config, &self.security, to, hello, offer).await
+        let opened = dial::open(&self.config, &self.security, to, Purpose::Snapshot, hello).await;
+        let (sink, source, _) = opened.map_err(TransferError::Connect)?;
+        streams::offer(sink, source, offer).await
     }
 }

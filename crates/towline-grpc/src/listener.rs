@@ -6,30 +6,27 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::Stream;
 use tonic::transport::Server;
-use towline_engine::ids::{NodeId, PeerAddr};
-use towline_engine::message::Lane;
+use towline_engine::ids::PeerAddr;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
 use towline_wire::limits::FRAME_BYTES_MAX;
-use towline_wire::{Places, Rate, Seats};
+use towline_wire::streams::{Listening, Phase, Rate, StreamLimits};
 
-use crate::address::{Security, Unusable};
+use crate::address::Security;
 use crate::config::GrpcConfig;
 use crate::connection::Watched;
-use crate::lane::Lanes;
 use crate::secured::Accepted;
 use crate::service::transport_server::TransportServer;
+use crate::stream::Streams;
 
 /// Connections above `connections_max` that are let in to be told so; further ones are closed without a word.
 const SURPLUS_MAX: usize = 16;
@@ -45,65 +42,41 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 /// How long a shutdown waits for streams to end in order, and again for what it then cuts.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
-/// How far a listener is on its way out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Phase {
-    Open,
-    /// Streams end, with a word to the peer.
-    Closing,
-    /// Connections are cut.
-    Closed,
-}
-
-/// What the connections of a listener share.
-pub(crate) struct Shared {
-    pub(crate) config: GrpcConfig,
-    pub(crate) inbound: Arc<dyn Inbound>,
-    pub(crate) lanes: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
-    pub(crate) peers: Arc<Places<NodeId, watch::Sender<()>>>,
-    pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) connections: AtomicUsize,
-}
-
 pub(crate) async fn listen(
     config: &GrpcConfig,
     security: &Security,
     at: &PeerAddr,
     inbound: Arc<dyn Inbound>,
 ) -> Result<Box<dyn Listener>, TransportError> {
+    let sockets = security.resolve(at).await.map_err(|unusable| unusable.listening(at))?;
     let bind_error = |source| TransportError::Bind { address: at.clone(), source };
-    let sockets = security.resolve(at).await.map_err(|unusable| match unusable {
-        Unusable::Forbidden(detail) => TransportError::Address { address: at.clone(), detail },
-        Unusable::Lookup(source) => bind_error(source),
-    })?;
     let socket = TcpListener::bind(sockets.as_slice()).await.map_err(bind_error)?;
     let local_addr = socket.local_addr().map_err(bind_error)?;
-
-    let shared = Arc::new(Shared {
-        config: config.clone(),
+    let listening = Listening::new(
         inbound,
-        lanes: Seats::new(config.streams_per_lane_max),
-        peers: Seats::new(config.connections_per_peer_max),
-        phase: watch::Sender::new(Phase::Open),
-        connections: AtomicUsize::new(0),
-    });
-    let (alive, all_gone) = mpsc::channel(1);
-    let rate = Rate::new(config.connections_per_second_max);
-    let tls = security.tls.clone();
-    let incoming = Incoming { socket, tls, rate, shared: Arc::clone(&shared), alive, pause: None };
-    let server = tokio::spawn(serve(incoming, Arc::clone(&shared)));
-    Ok(Box::new(GrpcListener { local_addr, shared, server, all_gone }))
+        StreamLimits {
+            handshake_timeout: config.handshake_timeout,
+            connections_per_peer_max: config.connections_per_peer_max,
+            streams_per_lane_max: config.streams_per_lane_max,
+        },
+    );
+    let incoming = Incoming {
+        socket,
+        tls: security.tls.clone(),
+        connections_max: config.connections_max,
+        open: Arc::default(),
+        rate: Rate::new(config.connections_per_second_max),
+        listening: Arc::clone(&listening),
+        pause: None,
+    };
+    let server = tokio::spawn(serve(incoming, config.clone(), listening.reached(Phase::Closing)));
+    Ok(Box::new(GrpcListener { local_addr, listening, server }))
 }
 
-async fn serve(incoming: Incoming, shared: Arc<Shared>) {
-    let config = &shared.config;
-    let service = TransportServer::new(Lanes::new(Arc::clone(&shared)))
+async fn serve(incoming: Incoming, config: GrpcConfig, closing: impl Future<Output = ()>) {
+    let service = TransportServer::new(Streams)
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);
-    let mut phase = shared.phase.subscribe();
-    let closing = async move {
-        let _ = phase.wait_for(|phase| *phase >= Phase::Closing).await;
-    };
     let served = Server::builder()
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes)
@@ -123,9 +96,8 @@ async fn serve(incoming: Incoming, shared: Arc<Shared>) {
 
 struct GrpcListener {
     local_addr: SocketAddr,
-    shared: Arc<Shared>,
+    listening: Arc<Listening>,
     server: JoinHandle<()>,
-    all_gone: mpsc::Receiver<Infallible>,
 }
 
 #[async_trait]
@@ -135,12 +107,11 @@ impl Listener for GrpcListener {
     }
 
     async fn shutdown(mut self: Box<Self>) {
-        self.shared.phase.send_replace(Phase::Closing);
+        self.listening.enter(Phase::Closing);
         let _ = timeout(SHUTDOWN_GRACE, &mut self.server).await;
-        self.shared.phase.send_replace(Phase::Closed);
+        self.listening.enter(Phase::Closed);
         self.server.abort();
-        // Ends with `None` when the last connection and the last stream are gone.
-        if timeout(SHUTDOWN_GRACE, self.all_gone.recv()).await.is_err() {
+        if timeout(SHUTDOWN_GRACE, self.listening.deserted()).await.is_err() {
             tracing::warn!(address = %self.local_addr, "connections outlived the shutdown of their listener");
         }
     }
@@ -148,7 +119,7 @@ impl Listener for GrpcListener {
 
 impl Drop for GrpcListener {
     fn drop(&mut self) {
-        self.shared.phase.send_replace(Phase::Closed);
+        self.listening.enter(Phase::Closed);
         self.server.abort();
     }
 }
@@ -157,9 +128,11 @@ impl Drop for GrpcListener {
 struct Incoming {
     socket: TcpListener,
     tls: Option<TlsConfig>,
+    connections_max: usize,
+    /// One more for each connection.
+    open: Arc<()>,
     rate: Rate,
-    shared: Arc<Shared>,
-    alive: mpsc::Sender<Infallible>,
+    listening: Arc<Listening>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
@@ -191,18 +164,17 @@ impl Stream for Incoming {
 
 impl Incoming {
     fn accepted(&mut self, socket: tokio::net::TcpStream) -> Option<Accepted> {
-        let max = self.shared.config.connections_max;
-        let open = self.shared.connections.fetch_add(1, Ordering::AcqRel);
-        if open >= max.saturating_add(SURPLUS_MAX) || !self.rate.admit(Instant::now()) {
-            self.shared.connections.fetch_sub(1, Ordering::AcqRel);
-            self.shared.inbound.refused(&Refusal::TooManyConnections);
+        let counted = Arc::clone(&self.open);
+        let surplus = (Arc::strong_count(&self.open) - 2).checked_sub(self.connections_max);
+        if surplus.is_some_and(|surplus| surplus >= SURPLUS_MAX) || !self.rate.admit(Instant::now()) {
+            self.listening.refused(&Refusal::TooManyConnections);
             return None;
         }
         // Without it the peer only waits longer; the connection works.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        let watched = Watched::new(socket, open >= max, Arc::clone(&self.shared), self.alive.clone());
+        let watched = Watched::new(socket, &self.listening, surplus.is_some(), counted);
         Accepted::new(watched, self.tls.as_ref())
             .inspect_err(|error| tracing::error!(%error, "no connection can be accepted"))
             .ok()

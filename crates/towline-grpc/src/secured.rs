@@ -17,8 +17,9 @@ use towline_engine::ids::NodeId;
 use towline_engine::transport::BoxError;
 use towline_tls::rustls_config::{SERVER_NAME, Verdict, accepting, dialling};
 use towline_tls::{TlsConfig, TlsError};
+use towline_wire::streams::Caller;
 
-use crate::connection::{Connection, Watched};
+use crate::connection::Watched;
 
 /// What gRPC speaks inside TLS.
 const ALPN: &[u8] = b"h2";
@@ -33,7 +34,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// An accepted connection. A TLS handshake happens when it is first read, in the task that serves it, so that one which
 /// is slow keeps nobody else waiting.
 pub(crate) struct Accepted {
-    connection: Arc<Connection>,
+    caller: Arc<Caller>,
     state: State,
 }
 
@@ -48,7 +49,7 @@ enum State {
 
 impl Accepted {
     pub(crate) fn new(socket: Watched, tls: Option<&TlsConfig>) -> Result<Self, TlsError> {
-        let connection = socket.connect_info();
+        let caller = socket.connect_info();
         let state = match tls {
             None => State::Open(Box::new(socket)),
             Some(tls) => {
@@ -57,7 +58,7 @@ impl Accepted {
                 State::Shaking(Box::new(shaking), verdict)
             }
         };
-        Ok(Self { connection, state })
+        Ok(Self { caller, state })
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut Box<dyn Stream>>> {
@@ -65,7 +66,9 @@ impl Accepted {
             let shaken: Result<server::TlsStream<Watched>, _> = ready!(pin!(shaking).poll(cx));
             match shaken {
                 Ok(stream) => {
-                    self.connection.identify(verdict.identity());
+                    if let Some(identity) = verdict.identity() {
+                        self.caller.identify(identity);
+                    }
                     self.state = State::Open(Box::new(stream));
                 }
                 Err((error, socket)) => {
@@ -73,7 +76,7 @@ impl Accepted {
                     tracing::debug!(%error, "TLS handshake failed");
                     // Without a verdict it was cut, or is no TLS: what the socket knows is said when it goes.
                     if let Some(refusal) = verdict.listener_refusal() {
-                        self.connection.refuse(&refusal);
+                        self.caller.refuse(&refusal);
                     }
                     self.state = State::Refused(socket);
                 }
@@ -98,10 +101,10 @@ impl Accepted {
 }
 
 impl Connected for Accepted {
-    type ConnectInfo = Arc<Connection>;
+    type ConnectInfo = Arc<Caller>;
 
-    fn connect_info(&self) -> Arc<Connection> {
-        Arc::clone(&self.connection)
+    fn connect_info(&self) -> Arc<Caller> {
+        Arc::clone(&self.caller)
     }
 }
 

@@ -12,10 +12,13 @@ use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{ConnectError, Peer};
 use towline_tls::TlsConfig;
 use towline_tls::rustls_config::{SERVER_NAME, Verdict, alpn, dialling};
+use towline_wire::streams::resolve;
 
-use crate::address::{Unusable, resolve};
 use crate::codes;
 use crate::config::{QuicConfig, endpoint_config};
+
+/// The scheme of the addresses of this transport.
+pub(crate) const SCHEME: &str = "quic";
 
 /// One connection. Dropping the last handle closes it.
 pub(crate) struct Dialled {
@@ -92,10 +95,7 @@ async fn dial(config: &QuicConfig, tls: &TlsConfig, to: &Peer) -> Result<Dialled
     let address = &to.address;
     let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
     let unusable = |detail| ConnectError::Address { address: address.clone(), detail };
-    let sockets = resolve(address).await.map_err(|error| match error {
-        Unusable::Forbidden(detail) => unusable(detail),
-        Unusable::Lookup(source) => unreachable(source.into()),
-    })?;
+    let sockets = resolve(address, SCHEME).await.map_err(|unusable| unusable.dialling(address))?;
     let mut last = None;
     for socket in sockets {
         let (rustls, verdict) = dialling(tls, to.id, &alpn()).map_err(|e| unusable(e.to_string()))?;

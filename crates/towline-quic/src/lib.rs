@@ -36,16 +36,12 @@
 //! [`Link::dispatch`]: towline_engine::transport::Link::dispatch
 #![forbid(unsafe_code)]
 
-mod address;
 mod codes;
 mod config;
 mod connection;
 mod dial;
-mod lane;
-mod link;
 mod listener;
 mod runtime;
-mod snapshot;
 mod stream;
 
 use std::fmt;
@@ -59,6 +55,8 @@ use towline_engine::transport::{
     TransferError, Transport, TransportError,
 };
 use towline_tls::TlsConfig;
+use towline_wire::Purpose;
+use towline_wire::streams::{self, link};
 
 pub use config::QuicConfig;
 
@@ -88,7 +86,7 @@ impl fmt::Debug for QuicTransport {
 #[async_trait]
 impl Transport for QuicTransport {
     fn scheme(&self) -> &'static str {
-        address::SCHEME
+        dial::SCHEME
     }
 
     async fn listen(
@@ -107,7 +105,8 @@ impl Transport for QuicTransport {
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
         let dialled = self.dials.connection(&self.config, &self.tls, to).await?;
-        link::connect(dialled, to, lane, hello, feedback).await
+        let (sink, source, welcome) = stream::open(dialled, to, lane.into(), hello).await?;
+        Ok(Connected { link: link(sink, source, feedback), welcome })
     }
 
     async fn offer(
@@ -117,6 +116,9 @@ impl Transport for QuicTransport {
         offer: &SnapshotOffer,
     ) -> Result<OfferAnswer, TransferError> {
         let dialled = self.dials.connection(&self.config, &self.tls, to).await;
-        snapshot::offer(dialled.map_err(TransferError::Connect)?, to, hello, offer).await
+        let dialled = dialled.map_err(TransferError::Connect)?;
+        let opened = stream::open(dialled, to, Purpose::Snapshot, hello).await;
+        let (sink, source, _) = opened.map_err(TransferError::Connect)?;
+        streams::offer(sink, source, offer).await
     }
 }

@@ -1,19 +1,25 @@
-//! Frames on one QUIC stream.
+//! The two halves of a QUIC stream.
 
-use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{ReadError, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use towline_engine::message::Lane;
-use towline_wire::{Prefixed, Purpose, WireError, pb};
+use towline_engine::transport::{ConnectError, Hello, LinkClosed, Peer, Welcome};
+use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
+use towline_wire::streams::{ANSWERS_WAITING_MAX, Caller, FAREWELL, FrameSink, FrameSource, serve};
+use towline_wire::{Prefixed, Purpose, WireError, check_answer, hello_frame, pb, prefixed};
 
-use crate::codes::ABANDONED;
+use crate::codes::{self, ABANDONED};
+use crate::dial::Dialled;
 
 /// Pieces taken from the library at once; each is about a packet.
 const PIECES_MAX: usize = 32;
 
 /// QUIC sends the highest first, whatever waits on the others.
-pub(crate) fn priority(purpose: Purpose) -> i32 {
+fn priority(purpose: Purpose) -> i32 {
     match purpose {
         Purpose::Lane(Lane::Control) => 2,
         Purpose::Lane(Lane::Append) => 1,
@@ -21,38 +27,72 @@ pub(crate) fn priority(purpose: Purpose) -> i32 {
     }
 }
 
+/// A stream whose peer has said welcome. Waits while the peer allows no more streams.
+pub(crate) async fn open(
+    dialled: Arc<Dialled>,
+    to: &Peer,
+    purpose: Purpose,
+    hello: &Hello,
+) -> Result<(Sink, Incoming, Welcome), ConnectError> {
+    let (send, receive) = dialled.connection.open_bi().await.map_err(|error| dialled.error(error))?;
+    let (mut send, mut receive) = (Outgoing::new(send), Incoming::new(receive));
+    // It fails only on a stream that has ended, which the next write finds out.
+    let _ = send.stream.set_priority(priority(purpose));
+    let said = send.stream.write_chunk(prefixed(&hello_frame(hello, purpose))).await;
+    said.map_err(|error| dialled.error_or(codes::lost(error), "closed before the hello"))?;
+    let protocol = |detail: String| ConnectError::Protocol { address: to.address.clone(), detail };
+    let first = match receive.frame().await {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Err(protocol("closed without an answer to the hello".into())),
+        Err(Ended::Violation(error)) => return Err(protocol(error.to_string())),
+        Err(Ended::Lost(ReadError::ConnectionLost(error))) => return Err(dialled.error(error)),
+        Err(Ended::Lost(error)) => return Err(dialled.error_or(None, &error.to_string())),
+    };
+    let welcome = check_answer(&to.address, to.id, first)?;
+    Ok((Sink { send, _dialled: dialled }, receive, welcome))
+}
+
+/// What a dialler says.
+pub(crate) struct Sink {
+    send: Outgoing,
+    _dialled: Arc<Dialled>,
+}
+
+impl FrameSink for Sink {
+    async fn send(&mut self, frame: pb::Frame) -> Result<(), String> {
+        self.send.stream.write_chunk(prefixed(&frame)).await.map_err(|error| error.to_string())
+    }
+
+    /// Dropping it resets the stream even now: a listener that is still at it then gives up. Once the dialler knows the
+    /// outcome, the listener has read everything.
+    fn end(&mut self) {
+        let _ = self.send.stream.finish();
+    }
+}
+
 /// The receiving half.
 pub(crate) struct Incoming {
     stream: RecvStream,
     prefixed: Prefixed,
+    /// What the next frame may have: a hello's worth until the first was there.
+    bytes_max: usize,
 }
 
 /// Why there is no further frame.
-#[derive(Debug)]
-pub(crate) enum Ended {
+enum Ended {
     Violation(WireError),
     Lost(ReadError),
 }
 
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Violation(error) => error.fmt(f),
-            Self::Lost(ReadError::ConnectionLost(error)) => error.fmt(f),
-            Self::Lost(error) => error.fmt(f),
-        }
-    }
-}
-
 impl Incoming {
-    pub(crate) fn new(stream: RecvStream) -> Self {
-        Self { stream, prefixed: Prefixed::default() }
+    fn new(stream: RecvStream) -> Self {
+        Self { stream, prefixed: Prefixed::default(), bytes_max: HELLO_BYTES_MAX }
     }
 
-    /// The next frame, of at most `bytes_max`, or `None` at an end in order. Cancel-safe.
-    pub(crate) async fn next(&mut self, bytes_max: usize) -> Result<Option<pb::Frame>, Ended> {
+    async fn frame(&mut self) -> Result<Option<pb::Frame>, Ended> {
         loop {
-            if let Some(frame) = self.prefixed.next_frame(bytes_max).map_err(Ended::Violation)? {
+            if let Some(frame) = self.prefixed.next_frame(self.bytes_max).map_err(Ended::Violation)? {
+                self.bytes_max = FRAME_BYTES_MAX;
                 return Ok(Some(frame));
             }
             let mut pieces = [const { Bytes::new() }; PIECES_MAX];
@@ -68,20 +108,29 @@ impl Incoming {
     }
 }
 
+impl FrameSource for Incoming {
+    async fn next(&mut self) -> Result<Option<pb::Frame>, LinkClosed> {
+        self.frame().await.map_err(|ended| match ended {
+            Ended::Violation(error) => LinkClosed::Violation { detail: error.to_string() },
+            Ended::Lost(error) => codes::link_closed(&error),
+        })
+    }
+}
+
 /// The sending half. The library would *finish* a stream that is dropped, which tells the peer that all is said; so
 /// dropping this one resets it, unless [`finish`](Self::finish) said before that it is.
-pub(crate) struct Outgoing {
-    pub(crate) stream: SendStream,
+struct Outgoing {
+    stream: SendStream,
     finished: bool,
 }
 
 impl Outgoing {
-    pub(crate) fn new(stream: SendStream) -> Self {
+    fn new(stream: SendStream) -> Self {
         Self { stream, finished: false }
     }
 
     /// All is said, and arrives even if this is dropped now.
-    pub(crate) fn finish(&mut self) {
+    fn finish(&mut self) {
         // It fails where the stream has ended already.
         let _ = self.stream.finish();
         self.finished = true;
@@ -95,4 +144,36 @@ impl Drop for Outgoing {
             let _ = self.stream.reset(ABANDONED);
         }
     }
+}
+
+/// Serves one stream that a dialler opened.
+pub(crate) async fn accept(caller: Arc<Caller>, send: SendStream, receive: RecvStream) {
+    let (answers, waiting) = mpsc::channel(ANSWERS_WAITING_MAX);
+    let answering = answer(Outgoing::new(send), waiting);
+    let serving = serve(caller, Incoming::new(receive), answers);
+    tokio::pin!(answering, serving);
+    tokio::select! {
+        // The dialler has given it up, which whoever serves learns by the end of its answers.
+        () = &mut answering => serving.await,
+        () = &mut serving => { let _ = timeout(FAREWELL, answering).await; }
+    }
+}
+
+/// Writes what goes back, until all is said and heard, or nobody listens.
+async fn answer(mut send: Outgoing, mut waiting: mpsc::Receiver<pb::Frame>) {
+    let stopped = send.stream.stopped();
+    tokio::pin!(stopped);
+    loop {
+        let frame = tokio::select! {
+            _ = &mut stopped => return,
+            frame = waiting.recv() => frame,
+        };
+        let Some(frame) = frame else { break };
+        if send.stream.write_chunk(prefixed(&frame)).await.is_err() {
+            return;
+        }
+    }
+    send.finish();
+    // Heard: the connection may be closed behind it.
+    let _ = stopped.await;
 }

@@ -1,8 +1,8 @@
 //! What Towline's transports put on the wire: the protobuf schema, its limits, its conversions to and from the engine's
-//! own types, the rules of the handshake, and the bounds on what a
-//! peer may open. A transport that uses it speaks the same protocol as every other one.
+//! own types and the rules of the handshake; and, in [`streams`], what happens on each stream of a connection. A transport
+//! that uses it speaks the same protocol as every other one, and brings little but connections.
 //!
-//! It moves no bytes, opens no connection and knows no clock. Payloads are [`bytes::Bytes`] that move through it: a
+//! It opens no connection, and outside of [`streams`] it knows neither runtime nor clock. Payloads are [`bytes::Bytes`] that move through it: a
 //! message goes from the engine's type to [`pb`] and back without a copy of what it carries. Nothing here panics on any
 //! input, and what a frame may make a receiver allocate is bounded before it is decoded ([`limits`]).
 //!
@@ -31,19 +31,16 @@
 //! The upgrade policy, the byte tables and the handshake are in `docs/wire.md`.
 #![forbid(unsafe_code)]
 
-mod deliver;
 mod error;
-mod feedback;
 mod frames;
 mod handshake;
 pub mod limits;
 mod prefixed;
 mod raft;
-mod rate;
 mod scan;
-mod seats;
 mod snapshot;
-mod transfer;
+#[cfg(feature = "streams")]
+pub mod streams;
 
 /// The generated messages of `proto/towline/v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
@@ -51,16 +48,11 @@ pub mod pb {
     include!("gen/towline.v1.rs");
 }
 
-pub use deliver::deliver;
 pub use error::WireError;
-pub use feedback::SharedFeedback;
 pub use frames::{
     Frames, Received, Rejected, batch_of, decode_frame, encoded_len, frames, merge_nacks, nacks_frame,
     nacks_of,
 };
 pub use handshake::{Purpose, check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};
 pub use prefixed::{Prefixed, prefixed};
-pub use rate::Rate;
-pub use seats::{Place, Places, Seat, Seats, Standing};
 pub use snapshot::{offer_frame, offer_of};
-pub use transfer::{Begun, FrameSink, FrameSource, Sending, Timer, begin, read_outcome, serve};

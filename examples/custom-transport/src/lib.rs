@@ -5,24 +5,26 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 use towline_engine::ids::PeerAddr;
-use towline_engine::message::{Batch, Lane};
+use towline_engine::message::Lane;
 use towline_engine::transport::*;
-use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX, MESSAGE_BYTES_MAX};
-use towline_wire::pb::{self, frame::Kind};
-use towline_wire::{self as wire, Begun, FrameSink, FrameSource, Purpose, Sending, Timer, WireError};
+use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
+use towline_wire::streams::{self, Caller, FrameSink, FrameSource, Listening, Phase, StreamLimits};
+use towline_wire::{Prefixed, Purpose, check_answer, hello_frame, pb, prefixed};
 
 /// How long a dialler may take for its hello.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections that one listener holds; the next dialler is refused.
 pub const CONNECTIONS_MAX: usize = 64;
+/// Bytes read at once.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// The transport.
 #[derive(Debug, Clone)]
@@ -37,16 +39,24 @@ impl UnixTransport {
     }
 
     /// Dials, says hello and waits for the answer.
-    async fn open(&self, to: &Peer, hello: pb::Frame) -> Result<(Read, Write, Welcome), ConnectError> {
+    async fn open(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        purpose: Purpose,
+    ) -> Result<(Write, Read, Welcome), ConnectError> {
         let address = &to.address;
         let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
         let stream = UnixStream::connect(self.path(address)).await.map_err(|e| unreachable(e.into()))?;
         let (read, write) = stream.into_split();
-        let (mut read, mut write) = (Read(read), Write(JoinSet::new(), write));
-        write.send(hello).await.map_err(|e| unreachable(e.into()))?;
-        let answer = read.frame(HELLO_BYTES_MAX).await.map_err(|e| unreachable(e.into()))?;
-        let welcome = wire::check_answer(address, to.id, answer.unwrap_or_default())?;
-        Ok((read, write, welcome))
+        let (mut read, mut write) = (Read::new(read), Write(write));
+        write.send(hello_frame(hello, purpose)).await.map_err(|e| unreachable(e.into()))?;
+        let answer = read.next().await.map_err(|closed| ConnectError::Protocol {
+            address: address.clone(),
+            detail: format!("{closed:?}"),
+        })?;
+        let welcome = check_answer(address, to.id, answer.unwrap_or_default())?;
+        Ok((write, read, welcome))
     }
 }
 
@@ -68,9 +78,14 @@ impl Transport for UnixTransport {
         }
         let bind = |source| TransportError::Bind { address: at.clone(), source };
         let socket = UnixListener::bind(&path).map_err(bind)?;
-        let closed = watch::Sender::new(false);
-        let accepting = tokio::spawn(accept(socket, inbound, closed.subscribe())).abort_handle();
-        Ok(Box::new(UnixSockets { path, closed, accepting }))
+        let limits = StreamLimits {
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            connections_per_peer_max: CONNECTIONS_MAX,
+            streams_per_lane_max: 2,
+        };
+        let listening = Listening::new(inbound, limits);
+        let accepting = tokio::spawn(accept(socket, listening.clone())).abort_handle();
+        Ok(Box::new(UnixSockets { path, listening, accepting }))
     }
 
     async fn connect(
@@ -80,10 +95,8 @@ impl Transport for UnixTransport {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        let (read, mut write, welcome) = self.open(to, wire::hello_frame(hello, lane)).await?;
-        // Ends with the link, whatever the peer does; dropping its feedback tells so.
-        write.0.spawn(listen_to_answers(read, feedback));
-        Ok(Connected { link: Box::new(UnixLink(Some(write))), welcome })
+        let (write, read, welcome) = self.open(to, hello, lane.into()).await?;
+        Ok(Connected { link: streams::link(write, read, feedback), welcome })
     }
 
     async fn offer(
@@ -92,66 +105,15 @@ impl Transport for UnixTransport {
         hello: &Hello,
         offer: &SnapshotOffer,
     ) -> Result<OfferAnswer, TransferError> {
-        let broken = |detail| TransferError::Broken { detail };
-        let opened = self.open(to, wire::hello_frame(hello, Purpose::Snapshot)).await;
-        let (mut read, mut write, _) = opened.map_err(TransferError::Connect)?;
-        write.send(wire::offer_frame(offer)).await.map_err(broken)?;
-        let offset = match wire::begin(&mut read).await? {
-            Begun::Answered(answer) => return Ok(answer),
-            Begun::Accepted { offset } => offset,
-        };
-        let (progress, (told, outcome)) = (ProgressCell::new(offset), oneshot::channel());
-        let cell = progress.clone();
-        write.0.spawn(async move {
-            let _ = told.send(wire::read_outcome(&mut read, &cell).await);
-        });
-        let outcome = Box::pin(async move { outcome.await.unwrap_or_else(|e| Err(broken(e.to_string()))) });
-        Ok(OfferAnswer::Accepted { offset, transfer: Box::new(Sending::new(write, outcome, progress)) })
+        let opened = self.open(to, hello, Purpose::Snapshot).await;
+        let (write, read, _) = opened.map_err(TransferError::Connect)?;
+        streams::offer(write, read, offer).await
     }
-}
-
-/// `None` once a dispatch failed or was dropped midway.
-struct UnixLink(Option<Write>);
-
-#[async_trait]
-impl Link for UnixLink {
-    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
-        // Taken out and put back at the end: if this future is dropped in between, so is the socket.
-        let mut write = self.0.take().ok_or(DispatchError::Closed)?;
-        let frames = wire::frames(batch).map_err(|error| match error {
-            WireError::MessageTooLarge { bytes, bytes_max } => DispatchError::TooLarge { bytes, bytes_max },
-            _ => DispatchError::TooLarge { bytes: usize::MAX, bytes_max: MESSAGE_BYTES_MAX },
-        })?;
-        for frame in frames {
-            write.send(frame).await.map_err(|_| DispatchError::Closed)?;
-        }
-        self.0 = Some(write);
-        Ok(())
-    }
-}
-
-/// Tells what comes back until the socket ends, then that it has ended.
-async fn listen_to_answers(mut read: Read, feedback: LinkFeedback) {
-    let cause = loop {
-        match read.next().await {
-            Ok(Some(pb::Frame { kind: Some(Kind::Refused(last)) })) => {
-                break LinkClosed::ByPeer { detail: last.detail };
-            }
-            Ok(Some(frame)) => match wire::nacks_of(frame) {
-                Ok(nacks) => nacks.into_iter().for_each(|nack| feedback.nack(nack)),
-                Err(error) => break LinkClosed::Violation { detail: error.to_string() },
-            },
-            Ok(None) => break LinkClosed::ByPeer { detail: "end of the stream".into() },
-            Err(detail) => break LinkClosed::Broken { detail },
-        }
-    };
-    feedback.closed(cause);
 }
 
 struct UnixSockets {
     path: PathBuf,
-    /// Heard by every task that serves a connection.
-    closed: watch::Sender<bool>,
+    listening: Arc<Listening>,
     accepting: AbortHandle,
 }
 
@@ -163,142 +125,101 @@ impl Listener for UnixSockets {
 
     async fn shutdown(self: Box<Self>) {
         self.accepting.abort();
-        self.closed.send_replace(true);
-        self.closed.closed().await;
+        self.listening.enter(Phase::Closing);
+        // Each stream says its last word, for which it has not long.
+        self.listening.deserted().await;
     }
 }
 
 impl Drop for UnixSockets {
     fn drop(&mut self) {
         self.accepting.abort();
-        self.closed.send_replace(true);
+        self.listening.enter(Phase::Closed);
         // Gone before anybody binds it anew.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-async fn accept(socket: UnixListener, inbound: Arc<dyn Inbound>, closed: watch::Receiver<bool>) {
+async fn accept(socket: UnixListener, listening: Arc<Listening>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok((stream, _)) = socket.accept().await {
-        let (read, write) = stream.into_split();
-        let (read, mut write) = (Read(read), Write(JoinSet::new(), write));
         let seat = room.clone().try_acquire_owned(); // held by the task below
-        let (inbound, mut closed) = (inbound.clone(), closed.clone());
+        let caller = Caller::new(&listening, seat.is_err());
         tokio::spawn(async move {
-            let last = tokio::select! {
-                biased;
-                _ = closed.wait_for(|closed| *closed) => Err(Refusal::ShuttingDown),
-                last = serve(read, &mut write, &*inbound, seat.is_err()) => last,
+            let _seat = seat;
+            let why = tokio::select! {
+                () = serve(stream, caller.clone()) => Refusal::Malformed { detail: "no hello".into() },
+                why = caller.unwanted() => why.refusal(),
             };
-            if let Err(last) = last {
-                // A dialler that takes not even that will see the end of the stream.
-                let _ = timeout(HANDSHAKE_TIMEOUT / 4, write.send(wire::refused_frame(&last))).await;
-            }
+            caller.gone(&why);
         });
     }
 }
 
-/// Serves one connection to its end. The error is what the dialler is told last.
-async fn serve(
-    mut read: Read,
-    write: &mut Write,
-    inbound: &dyn Inbound,
-    surplus: bool,
-) -> Result<(), Refusal> {
-    let hello = hello(&mut read, surplus).await;
-    let (hello, purpose) = hello.inspect_err(|refusal| inbound.refused(refusal))?;
-    // What the engine refuses, it knows.
-    let session = inbound.admit(&hello, None)?;
-    write.send(wire::welcome_frame(&session.welcome())).await.map_err(malformed)?;
-    let ended = |violation: Violation| malformed(violation.detail);
-    let Purpose::Lane(lane) = purpose else {
-        // Read beside the work, so that a sender that is gone ends a receiver that is busy.
-        let (frames, source) = mpsc::channel(1);
-        let (mut source, clock) = (Piped(source), Clock);
-        return tokio::select! {
-            served = wire::serve(&*session, &mut source, write, &clock) => served.map_err(ended),
-            () = pipe(&mut read, frames) => Ok(()),
-        };
-    };
-    while let Some(frame) = read.next().await.map_err(malformed)? {
-        if let Some(nacks) = wire::deliver(&*session, lane, frame).map_err(ended)? {
-            write.send(nacks).await.map_err(malformed)?;
+/// Serves one connection, which is one stream, to its end.
+async fn serve(stream: UnixStream, caller: Arc<Caller>) {
+    let (read, write) = stream.into_split();
+    let (answers, waiting) = mpsc::channel(streams::ANSWERS_WAITING_MAX);
+    let serving = streams::serve(caller, Read::new(read), answers);
+    let answering = answer(Write(write), waiting);
+    tokio::pin!(serving, answering);
+    tokio::select! {
+        // The dialler has given it up.
+        () = &mut answering => serving.await,
+        // One that takes not even the last word will see the end of the stream.
+        () = &mut serving => { let _ = timeout(streams::FAREWELL, answering).await; }
+    }
+}
+
+async fn answer(mut write: Write, mut waiting: mpsc::Receiver<pb::Frame>) {
+    while let Some(frame) = waiting.recv().await {
+        if write.send(frame).await.is_err() {
+            return;
         }
     }
-    Ok(())
-}
-
-async fn pipe(read: &mut Read, frames: mpsc::Sender<pb::Frame>) {
-    while let Ok(Some(frame)) = read.next().await {
-        // The end of the receiver ends this too.
-        let _ = frames.send(frame).await;
-    }
-}
-
-async fn hello(read: &mut Read, surplus: bool) -> Result<(Hello, Purpose), Refusal> {
-    let first = timeout(HANDSHAKE_TIMEOUT, read.frame(HELLO_BYTES_MAX)).await;
-    let first = first.map_err(|_| Refusal::HandshakeTimeout)?.map_err(malformed)?;
-    let hello = wire::check_first_frame(first.unwrap_or_default())?;
-    // Not before, or the dialler would still be writing and hear of a broken pipe.
-    if surplus { Err(Refusal::TooManyConnections) } else { Ok(hello) }
-}
-
-fn malformed(detail: String) -> Refusal {
-    Refusal::Malformed { detail }
 }
 
 /// Frames from a socket, each behind its length.
-struct Read(OwnedReadHalf);
+struct Read {
+    socket: OwnedReadHalf,
+    prefixed: Prefixed,
+    /// What the next frame may have: a hello's worth at first.
+    bytes_max: usize,
+}
 
 impl Read {
-    async fn frame(&mut self, bytes_max: usize) -> Result<Option<pb::Frame>, String> {
-        let Ok(bytes) = self.0.read_u32().await else { return Ok(None) };
-        let bytes = bytes as usize;
-        if bytes > bytes_max {
-            return Err(WireError::FrameTooLarge { bytes, bytes_max }.to_string());
-        }
-        let mut body = vec![0; bytes];
-        self.0.read_exact(&mut body).await.map_err(|error| error.to_string())?;
-        wire::decode_frame(Bytes::from(body)).map(Some).map_err(|error| error.to_string())
+    fn new(socket: OwnedReadHalf) -> Self {
+        Self { socket, prefixed: Prefixed::default(), bytes_max: HELLO_BYTES_MAX }
     }
 }
 
-#[async_trait]
 impl FrameSource for Read {
-    async fn next(&mut self) -> Result<Option<pb::Frame>, String> {
-        self.frame(FRAME_BYTES_MAX).await
+    async fn next(&mut self) -> Result<Option<pb::Frame>, LinkClosed> {
+        let broken = |detail: String| LinkClosed::Broken { detail };
+        loop {
+            let next = self.prefixed.next_frame(self.bytes_max);
+            if let Some(frame) = next.map_err(|error| LinkClosed::Violation { detail: error.to_string() })? {
+                self.bytes_max = FRAME_BYTES_MAX;
+                return Ok(Some(frame));
+            }
+            let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+            match self.socket.read_buf(&mut piece).await.map_err(|error| broken(error.to_string()))? {
+                // Nobody ends a socket in order: a dialler waits for the last word, and a listener says one.
+                0 => return Err(broken("the socket was closed".into())),
+                _ => self.prefixed.push(piece.freeze()),
+            }
+        }
     }
 }
 
-/// Frames from a reader beside.
-struct Piped(mpsc::Receiver<pb::Frame>);
+/// Frames to a socket.
+struct Write(OwnedWriteHalf);
 
-#[async_trait]
-impl FrameSource for Piped {
-    async fn next(&mut self) -> Result<Option<pb::Frame>, String> {
-        Ok(self.0.recv().await)
-    }
-}
-
-/// Frames to a socket, and the task that reads what comes back, if there is one. It ends with this, and first: what the
-/// peer answers to the end of a link that was given up is no cause of it.
-struct Write(JoinSet<()>, OwnedWriteHalf);
-
-#[async_trait]
 impl FrameSink for Write {
     async fn send(&mut self, frame: pb::Frame) -> Result<(), String> {
-        self.1.write_all(&wire::prefixed(&frame)).await.map_err(|error| error.to_string())
+        self.0.write_all(&prefixed(&frame)).await.map_err(|error| error.to_string())
     }
 
     // The end of a socket that was not announced by a last frame is a reset, so there is nothing to say here.
     fn end(&mut self) {}
-}
-
-struct Clock;
-
-#[async_trait]
-impl Timer for Clock {
-    async fn wait(&self, duration: Duration) {
-        sleep(duration).await;
-    }
 }

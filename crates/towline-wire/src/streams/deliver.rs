@@ -11,7 +11,7 @@ use crate::pb;
 ///
 /// # Errors
 /// [`Violation`]: the frame is no batch, or the session says so. The transport closes the lane.
-pub fn deliver(
+pub(super) fn deliver(
     session: &dyn PeerSession,
     lane: Lane,
     frame: pb::Frame,

@@ -7,25 +7,25 @@ use towline_engine::transport::{LinkClosed, LinkFeedback, Nack};
 /// A [`LinkFeedback`] that two hold: the link, and whoever reads what comes back. Whoever ends first says why. So a link
 /// that is dropped is abandoned, even if its reader, on another thread, sees the end of the connection at that moment.
 #[derive(Debug, Clone)]
-pub struct SharedFeedback {
+pub(super) struct SharedFeedback {
     feedback: Arc<Mutex<Option<LinkFeedback>>>,
 }
 
 impl SharedFeedback {
     /// Held by one so far; clone it for the other.
-    pub fn new(feedback: LinkFeedback) -> Self {
+    pub(super) fn new(feedback: LinkFeedback) -> Self {
         Self { feedback: Arc::new(Mutex::new(Some(feedback))) }
     }
 
     /// As [`LinkFeedback::nack`], until the link has ended.
-    pub fn nack(&self, nack: Nack) {
+    pub(super) fn nack(&self, nack: Nack) {
         if let Some(feedback) = self.lock().as_ref() {
             feedback.nack(nack);
         }
     }
 
     /// As [`LinkFeedback::closed`], unless somebody was faster.
-    pub fn closed(&self, cause: LinkClosed) {
+    pub(super) fn closed(&self, cause: LinkClosed) {
         let feedback = self.lock().take();
         if let Some(feedback) = feedback {
             feedback.closed(cause);

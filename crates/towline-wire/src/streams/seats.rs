@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// `T` is what keeps a place; it is dropped when the place is lost or given up, and whoever must end then hears it from
 /// that drop, such as the sending half of a channel.
 #[derive(Debug)]
-pub struct Seats<K, T> {
+pub(super) struct Seats<K, T> {
     per_key_max: usize,
     table: Mutex<Table<K, T>>,
 }
@@ -23,7 +23,7 @@ struct Table<K, T> {
 
 /// A place. Dropping it gives the place up.
 #[derive(Debug)]
-pub struct Seat<K: Eq + Hash, T> {
+pub(super) struct Seat<K: Eq + Hash, T> {
     seats: Arc<Seats<K, T>>,
     key: K,
     number: u64,
@@ -31,13 +31,13 @@ pub struct Seat<K: Eq + Hash, T> {
 
 impl<K: Eq + Hash + Clone, T> Seats<K, T> {
     /// At most `per_key_max` places for each key, and at least one.
-    pub fn new(per_key_max: usize) -> Arc<Self> {
+    pub(super) fn new(per_key_max: usize) -> Arc<Self> {
         let table = Table { taken: 0, seats: HashMap::new() };
         Arc::new(Self { per_key_max: per_key_max.max(1), table: Mutex::new(table) })
     }
 
     /// Takes a place; the oldest of the same key lose theirs if there are too many.
-    pub fn take(self: &Arc<Self>, key: K, keeps: T) -> Seat<K, T> {
+    pub(super) fn take(self: &Arc<Self>, key: K, keeps: T) -> Seat<K, T> {
         let mut table = self.lock();
         table.taken += 1;
         let number = table.taken;
@@ -51,8 +51,8 @@ impl<K: Eq + Hash + Clone, T> Seats<K, T> {
         Seat { seats: Arc::clone(self), key, number }
     }
 
-    /// Places taken of a key.
-    pub fn count(&self, key: &K) -> usize {
+    #[cfg(test)]
+    fn count(&self, key: &K) -> usize {
         self.lock().seats.get(key).map_or(0, VecDeque::len)
     }
 }
@@ -65,7 +65,7 @@ impl<K, T> Seats<K, T> {
 
 /// How far somebody who holds a place is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Standing {
+pub(super) enum Standing {
     /// It has not been let in (yet).
     Calling,
     /// A hello of it was accepted.
@@ -73,12 +73,12 @@ pub enum Standing {
 }
 
 /// The places of connections.
-pub type Places<K, T> = Seats<(K, Standing), Arc<T>>;
+pub(super) type Places<K, T> = Seats<(K, Standing), Arc<T>>;
 
 /// The place of one connection among those of its peer: first among those that call, then among those that were let in. So
 /// callers that are refused, however many and whoever holds the same certificate, take no place of one that was let in.
 #[derive(Debug)]
-pub struct Place<K: Eq + Hash, T>(Mutex<Held<K, T>>);
+pub(super) struct Place<K: Eq + Hash, T>(Mutex<Held<K, T>>);
 
 /// Whether and where a place is held.
 #[derive(Debug)]
@@ -91,13 +91,13 @@ struct Held<K: Eq + Hash, T> {
 
 impl<K: Eq + Hash + Clone, T> Place<K, T> {
     /// `keeps` is dropped when the place is lost or given up, and not when it moves.
-    pub fn new(keeps: T) -> Self {
+    pub(super) fn new(keeps: T) -> Self {
         let own = Arc::new(keeps);
         Self(Mutex::new(Held { keeps: Arc::downgrade(&own), own: Some(own), seat: None }))
     }
 
     /// Takes a place, or moves. A place that was lost stays lost.
-    pub fn take(&self, seats: &Arc<Places<K, T>>, key: K, standing: Standing) {
+    pub(super) fn take(&self, seats: &Arc<Places<K, T>>, key: K, standing: Standing) {
         let mut held = self.lock();
         let Some(keeps) = held.keeps.upgrade() else { return };
         // The new one first: nobody thinks in between that it was lost.
@@ -108,7 +108,7 @@ impl<K: Eq + Hash + Clone, T> Place<K, T> {
     }
 
     /// Gives it up.
-    pub fn give_up(&self) {
+    pub(super) fn give_up(&self) {
         let mut held = self.lock();
         let given_up = (held.own.take(), held.seat.take());
         drop(held);

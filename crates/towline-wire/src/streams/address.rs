@@ -1,0 +1,54 @@
+//! From an address to sockets.
+
+use std::io;
+use std::net::SocketAddr;
+
+use towline_engine::ids::PeerAddr;
+use towline_engine::transport::{ConnectError, TransportError};
+
+/// Why there is no socket for an address.
+#[derive(Debug)]
+pub enum Unusable {
+    /// It may not be used; why, and the way out.
+    Forbidden(String),
+    /// Its name does not resolve.
+    Lookup(io::Error),
+}
+
+/// The sockets of an address, and at least one. The scheme must be `scheme`. The name is resolved here and only here, so
+/// that what was checked is what is used.
+///
+/// # Errors
+/// [`Unusable`].
+pub async fn resolve(address: &PeerAddr, scheme: &str) -> Result<Vec<SocketAddr>, Unusable> {
+    if address.scheme() != scheme {
+        let detail = format!("the scheme is `{}`, this transport serves `{scheme}`", address.scheme());
+        return Err(Unusable::Forbidden(detail));
+    }
+    let sockets = tokio::net::lookup_host(address.authority()).await.map_err(Unusable::Lookup)?;
+    let sockets: Vec<_> = sockets.collect();
+    if sockets.is_empty() {
+        return Err(Unusable::Lookup(io::Error::new(io::ErrorKind::NotFound, "the name has no address")));
+    }
+    Ok(sockets)
+}
+
+impl Unusable {
+    /// What it is to somebody who dials.
+    pub fn dialling(self, address: &PeerAddr) -> ConnectError {
+        let address = address.clone();
+        match self {
+            Self::Forbidden(detail) => ConnectError::Address { address, detail },
+            Self::Lookup(source) => ConnectError::Unreachable { address, source: source.into() },
+        }
+    }
+
+    /// What it is to somebody who listens.
+    pub fn listening(self, address: &PeerAddr) -> TransportError {
+        let address = address.clone();
+        match self {
+            Self::Forbidden(detail) => TransportError::Address { address, detail },
+            Self::Lookup(source) => TransportError::Bind { address, source },
+        }
+    }
+}
