@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use bytes::{Buf, Bytes};
+
 use crate::ids::{GroupId, Incarnation};
 use crate::message::{ConfState, MemberTable};
 use crate::state_machine::Applied;
@@ -139,11 +141,11 @@ pub trait SnapshotStore: Send + Sync + 'static {
     fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
     /// Reads the body of a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says,
-    /// until the reader is dropped. The reader fails with [`io::ErrorKind::InvalidData`] where a checksum does not hold.
+    /// until the reader is dropped.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Missing`] if there is no such snapshot.
-    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn io::Read + Send>, SnapshotStoreError>;
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError>;
 
     /// Removes every file of the group, complete or left behind by a broken transfer, that is not in `keep`, not open
     /// for reading and not being written. A file that is open goes when its last reader is dropped.
@@ -153,10 +155,85 @@ pub trait SnapshotStore: Send + Sync + 'static {
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError>;
 }
 
+/// Bytes of a body with their checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BodyPart {
+    /// The bytes.
+    pub bytes: Bytes,
+    /// The crc32c of these bytes and nothing else: what a [`Chunk`](crate::transport::Chunk) carries.
+    pub crc32c: u32,
+}
+
+/// Reads the body of a complete snapshot, part by part and in order. [`BodyRead`] makes an [`io::Read`] of it.
+///
+/// A store checks what it reads anyway; a part comes with its checksum so that nobody has to go over the bytes again to
+/// send them.
+pub trait SnapshotReader: Send {
+    /// The next part: at least one byte and at most `bytes_max`, which is taken for one if it is zero. `None` at the end,
+    /// and ever after. A store may give less than asked, such as up to where its next checksum begins; each of its parts
+    /// is memory of its own that lives as long as somebody holds it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] where a checksum does not hold, after all that comes before the damage. After an
+    /// error every call fails.
+    fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>>;
+}
+
+/// A [`SnapshotReader`] as an [`io::Read`], for a state machine that restores itself.
+pub struct BodyRead {
+    reader: Box<dyn SnapshotReader>,
+    /// What was not read yet of the last part.
+    part: Bytes,
+}
+
+/// Bytes that [`BodyRead`] holds at most.
+const BODY_READ_BYTES: usize = 256 << 10;
+
+impl BodyRead {
+    /// From where the reader is.
+    pub fn new(reader: Box<dyn SnapshotReader>) -> Self {
+        Self { reader, part: Bytes::new() }
+    }
+}
+
+impl fmt::Debug for BodyRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BodyRead").field("held", &self.part.len()).finish_non_exhaustive()
+    }
+}
+
+impl io::Read for BodyRead {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.part.is_empty() && !out.is_empty() {
+            match self.reader.next_part(BODY_READ_BYTES)? {
+                Some(part) => self.part = part.bytes,
+                None => return Ok(0),
+            }
+        }
+        let count = self.part.len().min(out.len());
+        let (to, _) = out.split_at_mut(count);
+        self.part.copy_to_slice(to);
+        Ok(count)
+    }
+}
+
 /// A snapshot file that is being written. `write` takes bytes of the body in order; what it took is in the file at the
 /// latest after `flush`. Dropping a writer of [`SnapshotStore::receive`] keeps the verified prefix for a later resume,
 /// within the store's bound; dropping one of [`SnapshotStore::create`] removes the file.
 pub trait SnapshotWriter: io::Write + Send {
+    /// Takes the next bytes of the body if `crc32c` is their checksum. A store that keeps checksums of its own goes over
+    /// the bytes once for both.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if it is not: nothing was taken, and the writer is as it was before. Otherwise as
+    /// for `write_all`: the writer is of no use any more.
+    fn write_part(&mut self, bytes: &[u8], crc32c: u32) -> io::Result<()> {
+        if crc32c::crc32c(bytes) != crc32c {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not hold"));
+        }
+        self.write_all(bytes)
+    }
+
     /// Bytes of the body that a resume would not ask for again.
     fn verified(&self) -> u64;
 

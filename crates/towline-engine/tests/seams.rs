@@ -24,7 +24,8 @@ use towline_engine::reporter::{
     UnreachableCause,
 };
 use towline_engine::snapshot_store::{
-    ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
+    ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
+    Trailer,
 };
 use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::storage::Storage;
@@ -156,11 +157,7 @@ impl SnapshotStore for Snapshots {
         Err(SnapshotStoreError::Busy { content: meta.content })
     }
 
-    fn open(
-        &self,
-        meta: &SnapshotMeta,
-        _offset: u64,
-    ) -> Result<Box<dyn io::Read + Send>, SnapshotStoreError> {
+    fn open(&self, meta: &SnapshotMeta, _offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         Err(SnapshotStoreError::Missing { content: meta.content })
     }
 

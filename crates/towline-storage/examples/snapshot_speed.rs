@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -66,8 +66,7 @@ fn measure(root: &Path, parts: usize, rounds: u64) -> Result<(), Box<dyn Error>>
 
         let start = Instant::now();
         let mut reader = files.open(&meta, 0)?;
-        let mut out = vec![0; PART_BYTES];
-        while reader.read(&mut out)? > 0 {}
+        while reader.next_part(PART_BYTES)?.is_some() {}
         reads.push(start.elapsed());
         drop(reader);
         files.retain(GroupId::DEFAULT, &[])?;

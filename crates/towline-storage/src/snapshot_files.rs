@@ -3,11 +3,13 @@
 //! A file is written under a name that says it is not complete, ended by a trailer, synced, renamed, and the directory
 //! synced. So a complete name is a complete file, whenever the power goes.
 
+mod buffers;
 mod file_ops;
 mod index;
 mod layout;
 mod names;
 mod reader;
+mod sums;
 mod writer;
 
 use std::fs::{self, File};
@@ -19,7 +21,8 @@ use std::time::SystemTime;
 
 use towline_engine::ids::GroupId;
 use towline_engine::snapshot_store::{
-    ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
+    ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
+    Trailer,
 };
 
 pub use self::index::SnapshotPartials;
@@ -137,7 +140,7 @@ impl SnapshotStore for SnapshotFiles {
         Ok(Box::new(writer))
     }
 
-    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn io::Read + Send>, SnapshotStoreError> {
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         let content = meta.content;
         self.shared.index().pin(meta)?;
         let pin = Pin { store: self.shared.clone(), meta: meta.clone() };

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use towline_engine::ids::GroupId;
 use towline_engine::snapshot_store::{
-    ContentHasher, SnapshotMeta, SnapshotStore, SnapshotStoreError, Trailer,
+    BodyRead, ContentHasher, SnapshotMeta, SnapshotStore, SnapshotStoreError, Trailer,
 };
 use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotFault, SnapshotOp};
 use towline_testkit::suites::snapshot_store::head;
@@ -123,13 +123,13 @@ fn a_read_fails_at_its_byte_and_gives_what_comes_before() {
         let (_, store) = pair();
         let meta = put(&store).unwrap();
         store.fail_read_at(6, fault);
-        let mut reader = store.open(&meta, 2).unwrap();
+        let mut reader = BodyRead::new(store.open(&meta, 2).unwrap());
         let mut out = Vec::new();
         let refused = reader.read_to_end(&mut out).unwrap_err();
         assert!(kind.is_none_or(|kind| refused.kind() == kind), "{refused}");
         assert_eq!(out, b"2345");
         out.clear();
-        store.open(&meta, 0).unwrap().read_to_end(&mut out).unwrap();
+        BodyRead::new(store.open(&meta, 0).unwrap()).read_to_end(&mut out).unwrap();
         assert_eq!(out, BODY);
     }
 }

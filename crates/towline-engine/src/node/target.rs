@@ -12,7 +12,7 @@ use super::waiter::{ProposalWaiter, ReadWaiter, Waiter};
 use crate::core::Apply;
 use crate::errors::{ProposeError, ReadError, UncertainCause};
 use crate::message::Entry;
-use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
+use crate::snapshot_store::{BodyRead, SnapshotMeta, SnapshotStore};
 use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
 pub(crate) type Task = Apply<Box<dyn Waiter>, ReadWaiter>;
@@ -136,8 +136,7 @@ pub(crate) fn restore(
     let started = Instant::now();
     let unread =
         |error: &dyn std::fmt::Display| -> Arc<str> { format!("snapshot to restore: {error}").into() };
-    let mut body =
-        io::BufReader::with_capacity(READ_BUFFER_BYTES, store.open(meta, 0).map_err(|error| unread(&error))?);
+    let mut body = BodyRead::new(store.open(meta, 0).map_err(|error| unread(&error))?);
     target.restore(meta, &mut body)?;
     // A body that the machine did not read to its end may be another's.
     let rest = io::copy(&mut body, &mut io::sink()).map_err(|error| unread(&error))?;
@@ -149,9 +148,6 @@ pub(crate) fn restore(
     tracing::info!(%group, index, bytes = meta.length, seconds, "state restored from a snapshot");
     Ok(())
 }
-
-/// Bytes read from a snapshot file at once.
-const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// Answers everybody in tasks that will not be done.
 pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {

@@ -2,7 +2,7 @@
 //! only when the file is durable and verified is Raft told of it, and asked whether it took it.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -393,13 +393,14 @@ impl Receiver {
         if bytes == 0 || bytes > CHUNK_BYTES_MAX as u64 || bytes > self.meta.length - at {
             return corrupt(format!("a chunk of {bytes} bytes at {at} of {}", self.meta.length));
         }
-        if crc32c::crc32c(&chunk.data) != chunk.crc32c {
-            return corrupt(format!("the checksum of the chunk at {at} does not hold"));
-        }
-        if let Spool::Open(writer) = spool {
-            writer
-                .write_all(&chunk.data)
-                .map_err(|error| SnapshotRefusal::Storage { detail: error.to_string() })?;
+        // A spool that is complete has no room for a chunk: none gets here.
+        if let Spool::Open(writer) = spool
+            && let Err(error) = writer.write_part(&chunk.data, chunk.crc32c)
+        {
+            return match error.kind() {
+                io::ErrorKind::InvalidData => corrupt(format!("the chunk at {at}: {error}")),
+                _ => Err(SnapshotRefusal::Storage { detail: error.to_string() }),
+            };
         }
         self.written += bytes;
         self.progress.advance(TransferProgress { acked: self.written, phase: TransferPhase::Receiving });

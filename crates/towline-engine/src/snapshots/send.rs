@@ -1,11 +1,9 @@
 //! Sending: one task a transfer, which ends in exactly one report because it owns the ticket.
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -19,7 +17,7 @@ use super::pace::{RateLimit, StallWatch, Stalled};
 use crate::core::SnapshotSend;
 use crate::ids::NodeId;
 use crate::reporter::{SnapshotAttempt, SnapshotFailure};
-use crate::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
+use crate::snapshot_store::{BodyPart, SnapshotMeta, SnapshotStore, Trailer};
 use crate::status::AttemptStatus;
 use crate::transport::{
     Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
@@ -269,7 +267,7 @@ impl Inner {
 
     async fn stream(
         &self,
-        mut chunks: mpsc::Receiver<Result<Bytes, String>>,
+        mut chunks: mpsc::Receiver<Result<BodyPart, String>>,
         mut transfer: Box<dyn Transfer>,
         meta: &SnapshotMeta,
         mut offset: u64,
@@ -277,12 +275,12 @@ impl Inner {
         account: &mut Account,
     ) -> Result<Sent, SendError> {
         let mut watch = StallWatch::new(&self.deps.settings, transfer.progress());
-        while let Some(data) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? {
-            let data = data.map_err(SendError::File)?;
+        while let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? {
+            let BodyPart { bytes: data, crc32c } = part.map_err(SendError::File)?;
             let bytes = data.len();
             self.rate.take(bytes).await;
             watch.moved();
-            let chunk = Chunk { offset, crc32c: crc32c::crc32c(&data), data };
+            let chunk = Chunk { offset, data, crc32c };
             watch.guard(transfer.send(chunk)).await.map_err(SendError::Stalled)??;
             watch.moved();
             offset += bytes as u64;
@@ -296,7 +294,7 @@ impl Inner {
     }
 
     /// Reads the file on a thread that may block, a few chunks ahead. It ends when nobody takes them any more.
-    fn read(&self, meta: SnapshotMeta, offset: u64) -> mpsc::Receiver<Result<Bytes, String>> {
+    fn read(&self, meta: SnapshotMeta, offset: u64) -> mpsc::Receiver<Result<BodyPart, String>> {
         let (chunks, taken) = mpsc::channel(READ_AHEAD_CHUNKS);
         let (store, size) = (self.deps.store.clone(), self.deps.settings.chunk_bytes);
         self.deps.runtime.spawn_blocking(move || {
@@ -313,20 +311,17 @@ fn read_chunks(
     meta: &SnapshotMeta,
     mut offset: u64,
     size: usize,
-    chunks: &mpsc::Sender<Result<Bytes, String>>,
+    chunks: &mpsc::Sender<Result<BodyPart, String>>,
 ) -> Result<(), String> {
-    let mut file = store.open(meta, offset).map_err(|error| error.to_string())?;
-    while offset < meta.length {
-        let want = meta.length.saturating_sub(offset).min(size as u64);
-        let mut data = Vec::with_capacity(want as usize);
-        let read = file.by_ref().take(want).read_to_end(&mut data).map_err(|error| error.to_string())?;
-        if (read as u64) < want {
-            return Err(format!("it ends at {} of {} bytes", offset + read as u64, meta.length));
-        }
-        offset += want;
-        if chunks.blocking_send(Ok(data.into())).is_err() {
+    let mut body = store.open(meta, offset).map_err(|error| error.to_string())?;
+    while let Some(part) = body.next_part(size).map_err(|error| error.to_string())? {
+        offset += part.bytes.len() as u64;
+        if chunks.blocking_send(Ok(part)).is_err() {
             return Ok(());
         }
+    }
+    if offset != meta.length {
+        return Err(format!("it ends at {offset} of {} bytes", meta.length));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, Lo
 use towline_engine::message::{Entry, Lane};
 use towline_engine::node::Node;
 use towline_engine::snapshot_store::{
-    ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter,
+    ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
 };
 use towline_engine::storage::Storage;
 use towline_engine::transport::*;
@@ -201,11 +201,7 @@ impl SnapshotStore for NoSnapshots {
         Err(SnapshotStoreError::Busy { content: meta.content })
     }
 
-    fn open(
-        &self,
-        meta: &SnapshotMeta,
-        _offset: u64,
-    ) -> Result<Box<dyn std::io::Read + Send>, SnapshotStoreError> {
+    fn open(&self, meta: &SnapshotMeta, _offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         Err(SnapshotStoreError::Missing { content: meta.content })
     }
 

@@ -1,13 +1,20 @@
-//! Reads the body of a complete file, chunk by chunk.
+//! Reads the body of a complete file: whole chunks in one call of the system where the caller takes so much, one chunk
+//! cut into smaller parts where not.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use towline_engine::snapshot_store::SnapshotMeta;
+use bytes::Bytes;
+use towline_engine::snapshot_store::{BodyPart, SnapshotMeta, SnapshotReader};
 
 use super::Shared;
-use super::layout::{self, CHUNK_BYTES, Header, SUM_BYTES, Unreadable};
+use super::buffers::{Buffer, Buffers};
+use super::layout::{self, CHUNK_BYTES, Header, SNAPSHOT_CHUNK_BYTES, SUM_BYTES, Unreadable};
+use super::sums;
+
+/// Chunks read at once.
+const CHUNKS_MAX: usize = 4;
 
 /// Keeps its file until it is dropped.
 #[derive(Debug)]
@@ -24,18 +31,26 @@ impl Drop for Pin {
 
 pub(super) struct FileReader {
     file: File,
+    buffers: Buffers,
     /// The number of the next chunk.
     next: u64,
-    /// Bytes of the body behind the chunk that is held.
+    /// Bytes of the body from the next chunk on.
     left: u64,
-    /// A checked chunk, its checksum in front; empty at first.
-    chunk: Vec<u8>,
-    /// What of it was read.
-    taken: usize,
     /// Bytes of the next chunk that nobody asked for.
     skip: usize,
-    broken: bool,
+    /// What is left of a checked chunk that is given in parts.
+    held: Bytes,
+    state: State,
     pin: Pin,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Good,
+    /// The chunk with this number is damaged; what comes before it was given.
+    Damaged(u64),
+    /// The caller was told. What comes behind is not what was asked for.
+    Broken,
 }
 
 impl FileReader {
@@ -52,46 +67,97 @@ impl FileReader {
         file.seek(SeekFrom::Start(body_at.saturating_add(layout::chunk_at(next))))?;
         Ok(Self {
             file,
+            buffers: Buffers::default(),
             next,
             left: if left == 0 { 0 } else { left + skip },
-            chunk: Vec::new(),
-            taken: 0,
             skip: usize::try_from(skip).unwrap_or(0),
-            broken: false,
+            held: Bytes::new(),
+            state: State::Good,
             pin,
         })
     }
 
-    fn load(&mut self) -> io::Result<()> {
-        let bytes = usize::try_from(self.left.min(CHUNK_BYTES)).map_err(io::Error::other)?;
-        self.chunk.resize(SUM_BYTES + bytes, 0);
-        let got = layout::read_full(&mut self.file, &mut self.chunk)?;
-        if got < self.chunk.len() || !layout::chunk_holds(self.next, &self.chunk) {
-            let detail = format!("chunk {} of snapshot {} is damaged", self.next, self.pin.meta.content);
+    /// Reads up to so many bytes of whole chunks, or of the last one, which may be shorter.
+    fn load(&mut self, bytes: usize) -> io::Result<BodyPart> {
+        let mut buffer = self.buffers.take(bytes);
+        let mut found = [[0; SUM_BYTES]; CHUNKS_MAX];
+        let got = read_chunks(&mut self.file, &mut found, &mut buffer)?;
+        let (mut good, mut sum, mut read) = (0, 0, got);
+        for (found, chunk) in found.iter().zip(buffer.as_ref().chunks(SNAPSHOT_CHUNK_BYTES)) {
+            let own = crc32c::crc32c(chunk);
+            let whole = read.checked_sub(SUM_BYTES + chunk.len());
+            let Some(rest) = whole.filter(|_| sums::stored(self.next, own, chunk.len()) == *found) else {
+                self.state = State::Damaged(self.next);
+                break;
+            };
+            read = rest;
+            sum = if good == 0 { own } else { sums::join(sum, own, chunk.len()) };
+            good += chunk.len();
+            self.next += 1;
+        }
+        self.left -= good as u64;
+        Ok(BodyPart { bytes: buffer.share(good), crc32c: sum })
+    }
+
+    fn part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
+        if let State::Damaged(chunk) = self.state {
+            let detail = format!("chunk {chunk} of snapshot {} is damaged", self.pin.meta.content);
             return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
         }
-        self.left -= bytes as u64;
-        self.next += 1;
-        self.taken = SUM_BYTES + std::mem::take(&mut self.skip);
-        Ok(())
+        if self.held.is_empty() {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+            let many = if bytes_max >= left { left } else { bytes_max - bytes_max % SNAPSHOT_CHUNK_BYTES };
+            if self.skip == 0 && many > 0 {
+                let part = self.load(many.min(CHUNKS_MAX * SNAPSHOT_CHUNK_BYTES))?;
+                return if part.bytes.is_empty() { self.part(bytes_max) } else { Ok(Some(part)) };
+            }
+            self.held = self.load(left.min(SNAPSHOT_CHUNK_BYTES))?.bytes;
+            if self.held.is_empty() {
+                return self.part(bytes_max);
+            }
+            let skip = std::mem::take(&mut self.skip);
+            drop(self.held.split_to(skip.min(self.held.len())));
+        }
+        let bytes = self.held.split_to(bytes_max.min(self.held.len()));
+        Ok(Some(BodyPart { crc32c: crc32c::crc32c(&bytes), bytes }))
     }
 }
 
-impl Read for FileReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.broken {
-            // What comes behind the damage is not what was asked for.
+impl SnapshotReader for FileReader {
+    fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
+        if self.state == State::Broken {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "an earlier read failed"));
         }
-        if self.taken >= self.chunk.len() && self.left > 0 && !out.is_empty() {
-            self.load().inspect_err(|_| self.broken = true)?;
-        }
-        let ready = self.chunk.get(self.taken..).unwrap_or_default();
-        let count = ready.len().min(out.len());
-        if let (Some(to), Some(from)) = (out.get_mut(..count), ready.get(..count)) {
-            to.copy_from_slice(from);
-        }
-        self.taken += count;
-        Ok(count)
+        self.part(bytes_max.max(1)).inspect_err(|_| self.state = State::Broken)
     }
+}
+
+/// Reads chunks and what stands before each, as far as the file goes, and says how many bytes that was.
+fn read_chunks(
+    file: &mut File,
+    sums: &mut [[u8; SUM_BYTES]; CHUNKS_MAX],
+    chunks: &mut Buffer,
+) -> io::Result<usize> {
+    let chunks = chunks.as_mut().chunks_mut(SNAPSHOT_CHUNK_BYTES);
+    let mut slices: Vec<_> = sums
+        .iter_mut()
+        .zip(chunks)
+        .flat_map(|(sum, chunk)| [IoSliceMut::new(sum), IoSliceMut::new(chunk)])
+        .collect();
+    let (mut left, mut full) = (slices.as_mut_slice(), 0);
+    while !left.is_empty() {
+        match file.read_vectored(left) {
+            Ok(0) => break,
+            Ok(got) => {
+                full += got;
+                IoSliceMut::advance_slices(&mut left, got);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(full)
 }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use tempfile::TempDir;
 use towline_engine::ids::NodeId;
 use towline_engine::message::{ConfState, Member};
-use towline_engine::snapshot_store::ContentHasher;
+use towline_engine::snapshot_store::{BodyRead, ContentHasher};
 use towline_engine::state_machine::Applied;
 
 use super::*;
@@ -72,7 +72,7 @@ fn fill(mut writer: Box<dyn SnapshotWriter>, body: &[u8]) -> Result<SnapshotMeta
 
 fn read(files: &SnapshotFiles, meta: &SnapshotMeta) -> Vec<u8> {
     let mut bytes = Vec::new();
-    files.open(meta, 0).unwrap().read_to_end(&mut bytes).unwrap();
+    BodyRead::new(files.open(meta, 0).unwrap()).read_to_end(&mut bytes).unwrap();
     bytes
 }
 

@@ -11,7 +11,7 @@ use towline_engine::snapshot_store::{
 };
 
 use super::layout::{self, Header, SNAPSHOT_CHUNK_BYTES, SUM_BYTES};
-use super::{Shared, failed};
+use super::{Shared, failed, sums};
 
 /// Bytes written between two syncs. The last sync of a large file is short then, the log's own sync waits behind less,
 /// and a power loss costs a transfer no more than twice of this: a sync runs while the next bytes are written.
@@ -156,8 +156,7 @@ impl FileWriter {
     }
 
     /// Writes the chunk that is filled now, as far as it is.
-    fn write_chunk(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let sum = layout::chunk_sum(self.number, bytes);
+    fn write_chunk(&mut self, bytes: &[u8], sum: [u8; SUM_BYTES]) -> io::Result<()> {
         self.write_at(self.chunk_at(), [&sum, bytes])?;
         self.in_file = self.hasher.length() + bytes.len() as u64;
         Ok(())
@@ -169,14 +168,14 @@ impl FileWriter {
             return Ok(());
         }
         let chunk = std::mem::take(&mut self.chunk);
-        let written = self.write_chunk(&chunk);
+        let written = self.write_chunk(&chunk, layout::chunk_sum(self.number, &chunk));
         self.chunk = chunk;
         written
     }
 
     /// Writes a chunk as it will stay.
-    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_chunk(bytes)?;
+    fn write_whole(&mut self, bytes: &[u8], sum: [u8; SUM_BYTES]) -> io::Result<()> {
+        self.write_chunk(bytes, sum)?;
         self.hasher.update(bytes);
         self.number += 1;
         self.sync_when_due(bytes.len() as u64)
@@ -251,13 +250,13 @@ impl Write for FileWriter {
         self.condition = Condition::Open;
         if self.chunk.is_empty() && taken.len() == room {
             // Nothing to fill up: not a copy is made of it.
-            self.write_whole(taken)?;
+            self.write_whole(taken, layout::chunk_sum(self.number, taken))?;
             return Ok(taken.len());
         }
         self.chunk.extend_from_slice(taken);
         if self.room() == 0 {
             let chunk = std::mem::take(&mut self.chunk);
-            let written = self.write_whole(&chunk);
+            let written = self.write_whole(&chunk, layout::chunk_sum(self.number, &chunk));
             self.chunk = chunk;
             self.chunk.clear();
             written?;
@@ -272,6 +271,29 @@ impl Write for FileWriter {
 }
 
 impl SnapshotWriter for FileWriter {
+    fn write_part(&mut self, bytes: &[u8], crc32c: u32) -> io::Result<()> {
+        self.usable()?;
+        // Whole chunks that begin where one ends are written as they are, under sums from this one pass.
+        let aligned = if self.chunk.is_empty() { bytes } else { &[] };
+        let whole = aligned.chunks_exact(SNAPSHOT_CHUNK_BYTES).map(|chunk| (chunk, crc32c::crc32c(chunk)));
+        let whole: Vec<_> = whole.collect();
+        let rest = bytes.get(whole.len() * SNAPSHOT_CHUNK_BYTES..).unwrap_or_default();
+        let joined = whole.iter().copied().map(|(_, sum)| sum);
+        let joined = joined.reduce(|before, sum| sums::join(before, sum, SNAPSHOT_CHUNK_BYTES));
+        if crc32c::crc32c_append(joined.unwrap_or(0), rest) != crc32c {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not hold"));
+        }
+        for (chunk, sum) in whole {
+            if self.room() < chunk.len() {
+                self.write_all(chunk)?; // which refuses it
+                continue;
+            }
+            self.condition = Condition::Open;
+            self.write_whole(chunk, sums::stored(self.number, sum, chunk.len()))?;
+        }
+        self.write_all(rest)
+    }
+
     fn verified(&self) -> u64 {
         self.in_file
     }

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use towline_engine::ids::GroupId;
 use towline_engine::snapshot_store::{
-    ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
+    BodyPart, ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError,
+    SnapshotWriter, Trailer,
 };
 
 const EIO: i32 = 5;
@@ -19,7 +20,7 @@ pub enum SnapshotOp {
     Create,
     /// [`SnapshotStore::receive`].
     Receive,
-    /// One call of a writer's `write` or `flush`.
+    /// One call of a writer's `write`, `write_part` or `flush`; a part that a fault cuts is written by further ones.
     Write,
     /// [`SnapshotWriter::verify`].
     Verify,
@@ -27,7 +28,7 @@ pub enum SnapshotOp {
     Commit,
     /// [`SnapshotStore::open`].
     Open,
-    /// One call of a reader's `read`.
+    /// One call of a reader's `next_part`.
     Read,
     /// [`SnapshotStore::retain`].
     Retain,
@@ -282,10 +283,10 @@ impl SnapshotStore for FaultySnapshots {
         Ok(Box::new(FaultyWriter::new(inner, self.plan.clone(), content)))
     }
 
-    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn Read + Send>, SnapshotStoreError> {
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         let inner =
             run(&self.plan, SnapshotOp::Open, "open", meta.content, || self.inner.open(meta, offset))?;
-        Ok(Box::new(FaultyReader { inner, plan: self.plan.clone(), at: offset }))
+        Ok(Box::new(FaultyReader { inner, plan: self.plan.clone(), at: offset, broken: false }))
     }
 
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
@@ -323,14 +324,17 @@ impl FaultyWriter {
             None => Err(io::Error::other("the snapshot file failed before")),
         }
     }
-}
 
-impl Write for FaultyWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    /// How many of these bytes go through, and what happens to them.
+    fn fate(&self, bytes: &[u8]) -> (usize, Option<SnapshotFault>) {
         let by_number = self.plan.begin(SnapshotOp::Write);
         let (room, by_byte) = self.plan.reach(SnapshotOp::Write, self.at, bytes.len());
+        (room, by_number.or(by_byte))
+    }
+
+    fn write_as(&mut self, (room, fault): (usize, Option<SnapshotFault>), bytes: &[u8]) -> io::Result<usize> {
         let room = bytes.get(..room).unwrap_or(bytes);
-        let taken = match by_number.or(by_byte) {
+        let taken = match fault {
             None => self.inner()?.write(room)?,
             Some(SnapshotFault::Corrupt) => {
                 let mut flipped = room.to_vec();
@@ -345,6 +349,12 @@ impl Write for FaultyWriter {
         self.verified = self.inner()?.verified();
         Ok(taken)
     }
+}
+
+impl Write for FaultyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_as(self.fate(bytes), bytes)
+    }
 
     fn flush(&mut self) -> io::Result<()> {
         if let Some(fault) = self.plan.begin(SnapshotOp::Write) {
@@ -357,6 +367,22 @@ impl Write for FaultyWriter {
 }
 
 impl SnapshotWriter for FaultyWriter {
+    fn write_part(&mut self, bytes: &[u8], crc32c: u32) -> io::Result<()> {
+        let fate = self.fate(bytes);
+        if fate == (bytes.len(), None) {
+            self.inner()?.write_part(bytes, crc32c)?;
+            self.at += bytes.len() as u64;
+            self.verified = self.inner()?.verified();
+            return Ok(());
+        }
+        // The fault is the disk's: it comes after the check.
+        if crc32c::crc32c(bytes) != crc32c {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not hold"));
+        }
+        let taken = self.write_as(fate, bytes)?;
+        self.write_all(bytes.get(taken..).unwrap_or_default())
+    }
+
     fn verified(&self) -> u64 {
         self.verified
     }
@@ -397,24 +423,25 @@ impl SnapshotWriter for FaultyWriter {
 }
 
 struct FaultyReader {
-    inner: Box<dyn Read + Send>,
+    inner: Box<dyn SnapshotReader>,
     plan: Arc<Plan>,
     at: u64,
+    broken: bool,
 }
 
-impl Read for FaultyReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+impl SnapshotReader for FaultyReader {
+    fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
         let by_number = self.plan.begin(SnapshotOp::Read);
-        let (room, by_byte) = self.plan.reach(SnapshotOp::Read, self.at, out.len());
+        let (room, by_byte) = self.plan.reach(SnapshotOp::Read, self.at, bytes_max.max(1));
         if let Some(fault) = by_number.or(by_byte) {
+            self.broken = true;
             return Err(io_error(fault));
         }
-        let out = match out.get_mut(..room) {
-            Some(out) => out,
-            None => return Ok(0),
-        };
-        let count = self.inner.read(out)?;
-        self.at += count as u64;
-        Ok(count)
+        if self.broken {
+            return Err(io::Error::other("an earlier read failed"));
+        }
+        let part = self.inner.next_part(room)?;
+        self.at += part.as_ref().map_or(0, |part| part.bytes.len() as u64);
+        Ok(part)
     }
 }

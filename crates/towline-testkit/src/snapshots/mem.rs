@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use towline_engine::ids::GroupId;
 use towline_engine::snapshot_store::{
-    ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter,
-    Trailer,
+    BodyPart, ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore,
+    SnapshotStoreError, SnapshotWriter, Trailer,
 };
 
 /// A [`SnapshotStore`] in memory. Clones share one store.
@@ -175,7 +176,7 @@ impl SnapshotStore for MemSnapshots {
         Ok(Box::new(writer))
     }
 
-    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn Read + Send>, SnapshotStoreError> {
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         let content = meta.content;
         let key = (meta.head.group, content);
         let mut state = self.lock();
@@ -186,7 +187,7 @@ impl SnapshotStore for MemSnapshots {
         }
         file.readers += 1;
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
-        Ok(Box::new(MemReader { store: self.clone(), key, body: file.body.clone(), at }))
+        Ok(Box::new(MemReader { store: self.clone(), key, body: file.body.clone(), at, broken: false }))
     }
 
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
@@ -209,21 +210,21 @@ struct MemReader {
     key: (GroupId, ContentId),
     body: Arc<Body>,
     at: usize,
+    broken: bool,
 }
 
-impl Read for MemReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let mut rest = self.body.bytes.get(self.at..).unwrap_or_default();
-        if let Some(damaged) = self.body.damaged_from() {
-            let sound = rest.get(..damaged.saturating_sub(self.at)).unwrap_or(rest);
-            if sound.is_empty() && !rest.is_empty() && !out.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum does not hold"));
-            }
-            rest = sound;
+impl SnapshotReader for MemReader {
+    fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
+        let rest = self.body.bytes.get(self.at..).unwrap_or_default();
+        let sound = self.body.damaged_from().map_or(rest.len(), |damaged| damaged.saturating_sub(self.at));
+        let part = rest.get(..sound.min(rest.len()).min(bytes_max.max(1))).unwrap_or_default();
+        self.broken |= part.is_empty() && !rest.is_empty();
+        if self.broken {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum does not hold"));
         }
-        let count = Read::read(&mut rest, out)?;
-        self.at += count;
-        Ok(count)
+        self.at += part.len();
+        let part = BodyPart { bytes: Bytes::copy_from_slice(part), crc32c: crc32c::crc32c(part) };
+        Ok(Some(part).filter(|part| !part.bytes.is_empty()))
     }
 }
 

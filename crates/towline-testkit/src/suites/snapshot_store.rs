@@ -17,8 +17,10 @@
     missing_docs // each check is named after what it asserts
 )]
 
+mod parts;
 mod reading;
 
+pub use parts::*;
 pub use reading::*;
 
 use std::io::{self, Read, Write};
@@ -28,8 +30,8 @@ use std::sync::mpsc;
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
 use towline_engine::message::{ConfState, Member};
 use towline_engine::snapshot_store::{
-    ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter,
-    Trailer,
+    BodyRead, ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore,
+    SnapshotStoreError, SnapshotWriter, Trailer,
 };
 use towline_engine::state_machine::Applied;
 
@@ -92,6 +94,14 @@ macro_rules! snapshot_store_suite {
             a_read_begins_at_any_offset
             reads_of_any_size_give_the_same_bytes
             a_reader_notices_damage
+            every_part_carries_its_own_checksum
+            parts_end_before_damage_and_nothing_comes_behind_it
+            parts_stay_what_they_are_while_they_are_held
+            a_body_may_be_written_in_parts_of_any_size
+            a_broken_transfer_goes_on_in_parts
+            a_part_whose_checksum_does_not_hold_is_not_taken
+            a_part_beyond_the_end_is_refused_and_gone
+            a_part_after_verify_takes_the_verification_back
             what_is_not_here_is_missing
             retain_removes_what_is_not_kept
             retain_removes_what_broken_transfers_left
@@ -233,8 +243,12 @@ impl Open {
 
     fn read(&self, meta: &SnapshotMeta, offset: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.store().open(meta, offset).unwrap().read_to_end(&mut bytes).unwrap();
+        self.reader(meta, offset).read_to_end(&mut bytes).unwrap();
         bytes
+    }
+
+    fn reader(&self, meta: &SnapshotMeta, offset: u64) -> BodyRead {
+        BodyRead::new(self.store().open(meta, offset).unwrap())
     }
 
     fn assert_nothing_of(&self, meta: &SnapshotMeta) {

@@ -168,7 +168,7 @@ fn a_file_that_vanished_is_missing_and_one_cut_under_a_reader_is_invalid() {
     let bytes = body(2 * CHUNK, 1);
     let meta = create(&files, &head(1), &bytes).unwrap();
     let path = dir.path().join(names(dir.path()).first().unwrap());
-    let mut reader = files.open(&meta, 0).unwrap();
+    let mut reader = BodyRead::new(files.open(&meta, 0).unwrap());
     File::options().write(true).open(&path).unwrap().set_len(CHUNK as u64).unwrap();
     let refused = reader.read_to_end(&mut Vec::new()).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::InvalidData);

@@ -21,7 +21,7 @@ pub fn reads_of_any_size_give_the_same_bytes(new: New<'_>) {
     let bytes = body(2 * open.chunk() + 9, 1);
     let meta = open.put(&head(1), &bytes);
     for size in [1, 1000, open.chunk(), open.chunk() + 1, 4 * open.chunk()] {
-        let mut reader = open.store().open(&meta, 3).unwrap();
+        let mut reader = open.reader(&meta, 3);
         assert_eq!(reader.read(&mut []).unwrap(), 0);
         let (mut out, mut buffer) = (Vec::new(), vec![0; size]);
         loop {
@@ -46,7 +46,7 @@ pub fn a_reader_notices_damage(new: New<'_>) {
         open.fixture.flip(&meta, at);
         open.fixture.restart();
         open.store = Some(open.fixture.open());
-        let mut reader = open.store().open(&meta, 0).unwrap();
+        let mut reader = open.reader(&meta, 0);
         let mut out = Vec::new();
         let refused = reader.read_to_end(&mut out).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
@@ -133,7 +133,7 @@ pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: New<'_>) {
     let bytes = body(3 * open.chunk(), 1);
     let meta = open.put(&head(1), &bytes);
     let newer = open.put(&head(2), b"newer");
-    let mut readers = [open.store().open(&meta, 0).unwrap(), open.store().open(&meta, 1).unwrap()];
+    let mut readers = [open.reader(&meta, 0), open.reader(&meta, 1)];
     let mut start = [0; 10];
     readers[0].read_exact(&mut start).unwrap();
     open.store().retain(A, &[newer.content]).unwrap();
@@ -169,7 +169,7 @@ pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(new: New<'_>) {
     let open = Open::new(new);
     let bytes = body(3 * open.chunk(), 1);
     let meta = open.put(&head(1), &bytes);
-    let mut reader = open.store().open(&meta, 0).unwrap();
+    let mut reader = open.reader(&meta, 0);
     let mut out = vec![0; 10];
     reader.read_exact(&mut out).unwrap();
     open.store().retain(A, &[]).unwrap();
@@ -200,7 +200,8 @@ pub fn many_threads_write_and_read(new: New<'_>) {
                     writer.verify(Some(&trailer(&meta))).unwrap();
                     writer.commit().unwrap();
                     // Another thread may have removed it by now.
-                    if let Ok(mut reader) = store.open(&meta, 0) {
+                    if let Ok(reader) = store.open(&meta, 0) {
+                        let mut reader = BodyRead::new(reader);
                         store.retain(group, &[]).unwrap();
                         let mut out = Vec::new();
                         reader.read_to_end(&mut out).unwrap();
