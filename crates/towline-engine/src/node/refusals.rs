@@ -1,4 +1,5 @@
-//! How loudly a refused connection is logged. Every one is counted.
+//! How loudly a refused connection is logged. Every one is counted, and some have a line: strangers who call hundreds of
+//! times a second must not fill a disk.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,6 +8,8 @@ use crate::transport::Refusal;
 
 /// Election timeouts for which callers may come too early before that is a warning.
 const PATIENCE_ELECTIONS: u32 = 3;
+/// Warnings in such a time.
+const WARNINGS_MAX: u32 = 20;
 
 /// How a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +18,7 @@ pub(super) enum Loudness {
     Warn,
     /// As it must be now and then.
     Info,
-    /// It was told already.
+    /// It was told already, or too many were.
     Quiet,
 }
 
@@ -24,6 +27,8 @@ pub(super) enum Loudness {
 pub(super) struct Refusals {
     patience: Duration,
     early: Mutex<Option<Early>>,
+    /// When the present period began, and warnings since.
+    warned: Mutex<Option<(Instant, u32)>>,
 }
 
 struct Early {
@@ -34,7 +39,7 @@ struct Early {
 impl Refusals {
     /// `election_timeout` is the longest.
     pub(super) fn new(election_timeout: Duration) -> Self {
-        Self { patience: election_timeout * PATIENCE_ELECTIONS, early: Mutex::default() }
+        Self { patience: election_timeout * PATIENCE_ELECTIONS, early: Mutex::default(), warned: Mutex::default() }
     }
 
     /// Of a refusal at `now`, by a node that runs a group or does not yet.
@@ -43,8 +48,17 @@ impl Refusals {
             Refusal::UnknownPeer { .. } if !runs => self.early(now),
             // Transports say so of what they cut while this node stops.
             Refusal::ShuttingDown => Loudness::Info,
-            _ => Loudness::Warn,
+            _ => self.warning(now),
         }
+    }
+
+    fn warning(&self, now: Instant) -> Loudness {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = warned
+            .filter(|(since, _)| now.saturating_duration_since(*since) < self.patience)
+            .unwrap_or((now, 0));
+        *warned = Some((since, count.saturating_add(1)));
+        if count < WARNINGS_MAX { Loudness::Warn } else { Loudness::Quiet }
     }
 
     fn early(&self, now: Instant) -> Loudness {
@@ -90,5 +104,20 @@ mod tests {
             assert_eq!(refusals.loudness(&wrong_cluster, false, now), Loudness::Warn);
         }
         assert_eq!(refusals.loudness(&Refusal::ShuttingDown, true, now), Loudness::Info);
+    }
+
+    #[test]
+    fn a_flood_has_so_many_lines_a_period_and_no_more() {
+        let (refusals, start) = (Refusals::new(ELECTION), Instant::now());
+        let warned = |from: Duration| {
+            let loud = |n: u32| {
+                let now = start + from + Duration::from_millis(n.into());
+                refusals.loudness(&Refusal::TooManyConnections, true, now) == Loudness::Warn
+            };
+            (0..1000).filter(|n| loud(*n)).count() as u32
+        };
+        assert_eq!(warned(Duration::ZERO), WARNINGS_MAX);
+        assert_eq!(warned(ELECTION), 0, "the same period");
+        assert_eq!(warned(ELECTION * PATIENCE_ELECTIONS), WARNINGS_MAX, "the next");
     }
 }

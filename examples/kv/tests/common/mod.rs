@@ -257,8 +257,12 @@ impl Cluster {
 
     /// With certificates, and for each node the transport that its address names.
     pub(crate) fn secure(schemes: &[&'static str]) -> Self {
+        Self::secure_with(schemes, SETTINGS)
+    }
+
+    pub(crate) fn secure_with(schemes: &[&'static str], settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("settings.toml"), SETTINGS).unwrap();
+        fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = schemes.iter().map(|scheme| Ports { scheme, ..Ports::free() }).collect();
         let mut cluster = Self { dir, ports, running: schemes.iter().map(|_| None).collect() };
         let certs = run(program().args(["certs", "--dir"]).arg(cluster.certs()));
