@@ -48,7 +48,7 @@ impl Rescue {
         let mut client = cluster.ports[leader].client().unwrap();
         for key in 0..VALUES {
             // No two values are alike, or the store might shrink them.
-            let value: Vec<u8> = (0..VALUE_BYTES).map(|n| (n * (key + 3) >> 3) as u8).collect();
+            let value: Vec<u8> = (0..VALUE_BYTES).map(|n| ((n * (key + 3)) >> 3) as u8).collect();
             redis::cmd("SET").arg(format!("key-{key}")).arg(value).query::<()>(&mut client).unwrap();
         }
         wait("compaction beyond the follower", || {

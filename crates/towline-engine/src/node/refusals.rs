@@ -39,7 +39,11 @@ struct Early {
 impl Refusals {
     /// `election_timeout` is the longest.
     pub(super) fn new(election_timeout: Duration) -> Self {
-        Self { patience: election_timeout * PATIENCE_ELECTIONS, early: Mutex::default(), warned: Mutex::default() }
+        Self {
+            patience: election_timeout * PATIENCE_ELECTIONS,
+            early: Mutex::default(),
+            warned: Mutex::default(),
+        }
     }
 
     /// Of a refusal at `now`, by a node that runs a group or does not yet.
