@@ -113,6 +113,10 @@ async fn main() -> Result<(), Error> {
     let (disk, wire) = (floors.disk(mib), floors.wire(mib));
     println!("  write + fsync alone {disk:.0} MiB/s, bare tonic alone {wire:.0} MiB/s");
     println!("  ratio to the slower of them: {:.2}", rate / disk.min(wire));
+    if let Some(transfer) = times.transfer() {
+        let rate = mib as f64 / transfer.as_secs_f64();
+        println!("  from the offer on: {rate:.0} MiB/s, ratio {:.2}", rate / disk.min(wire));
+    }
     println!("  memory of both sides together grew by {} MiB at most", quiet.peak_mib.saturating_sub(memory));
 
     let stop = Arc::new(AtomicBool::new(false));
