@@ -130,7 +130,7 @@ pub fn dialler(bytes: &[u8]) {
             return;
         };
         let progress = transfer.progress();
-        let _ = transfer.finish(Trailer { length: 0, content: ContentId([0; 32]) }).await;
+        let _ = transfer.finish(Trailer { length: 0, content: ContentId([0; 16]) }).await;
         assert!(progress.now().acked >= offset);
     });
 }
@@ -161,7 +161,7 @@ fn an_offer() -> SnapshotOffer {
     };
     SnapshotOffer {
         message: Message::new(MessageKind::Snapshot, node(), node()),
-        meta: SnapshotMeta { head, length: 0, content: ContentId([0; 32]) },
+        meta: SnapshotMeta { head, length: 0, content: ContentId([0; 16]) },
         attempt: 1,
     }
 }

@@ -299,7 +299,7 @@ mod tests {
     fn an_install_forgets_what_was_merged_before_it() {
         let mut batch = LogBatch::default();
         batch.merge(write(entries(1..6, 1)));
-        let install = Install { at: Applied { index: 9, term: 2 }, installing: ContentId([7; 32]) };
+        let install = Install { at: Applied { index: 9, term: 2 }, installing: ContentId([7; 16]) };
         batch.merge(GroupWrite {
             install: Some(install.clone()),
             entries: entries(10..11, 2),

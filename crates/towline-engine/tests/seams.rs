@@ -185,12 +185,12 @@ impl SnapshotWriter for Writer {
     }
 
     fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
-        let content = expected.map_or(ContentId([0; 32]), |trailer| trailer.content);
+        let content = expected.map_or(ContentId([0; 16]), |trailer| trailer.content);
         Err(SnapshotStoreError::Corrupt { content, detail: "short".into() })
     }
 
     fn commit(self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
-        Err(SnapshotStoreError::Corrupt { content: ContentId([0; 32]), detail: "short".into() })
+        Err(SnapshotStoreError::Corrupt { content: ContentId([0; 16]), detail: "short".into() })
     }
 
     fn discard(self: Box<Self>) {}

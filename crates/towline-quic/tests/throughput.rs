@@ -111,7 +111,7 @@ async fn transfer() -> f64 {
         conf_state: Default::default(),
         members: Default::default(),
     };
-    let content = ContentId([7; 32]);
+    let content = ContentId([7; 16]);
     let mut message = Message::new(MessageKind::Snapshot, node(1), node(2));
     message.term = 1;
     let meta = SnapshotMeta { head, length: SNAPSHOT_BYTES, content };

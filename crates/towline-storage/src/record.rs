@@ -43,7 +43,7 @@ pub(crate) fn decode_truncated(framed: &[u8]) -> Result<Applied, Damage> {
     Ok(Applied { index, term })
 }
 
-/// The 32 bytes of the id, or none once there is nothing to install any more.
+/// The 16 bytes of the id, or none once there is nothing to install any more.
 ///
 /// The record is never deleted: when raft-engine moved a value to another file and purged the one with the deletion, a
 /// restart finds the value again. What was overwritten does not come back.

@@ -82,7 +82,7 @@ fn offer() -> SnapshotOffer {
         members: Default::default(),
     };
     let message = Message { term: 3, ..Message::new(MessageKind::Snapshot, node_id(2), node_id(1)) };
-    SnapshotOffer { message, meta: SnapshotMeta { head, length: 3, content: ContentId([5; 32]) }, attempt: 4 }
+    SnapshotOffer { message, meta: SnapshotMeta { head, length: 3, content: ContentId([5; 16]) }, attempt: 4 }
 }
 
 /// A certificate of the trusted authority, valid so long from now on.

@@ -203,7 +203,7 @@ fn the_store_in_memory_bounds_what_broken_transfers_leave() {
     let store = MemSnapshots::new();
     let metas: Vec<_> = (1..=3).map(|index| SnapshotMeta { head: head(index), ..meta() }).collect();
     for (number, meta) in metas.iter().enumerate() {
-        let content = towline_engine::snapshot_store::ContentId([number as u8; 32]);
+        let content = towline_engine::snapshot_store::ContentId([number as u8; 16]);
         let meta = SnapshotMeta { content, ..meta.clone() };
         store.receive(&meta).unwrap().write_all(b"x").unwrap();
     }

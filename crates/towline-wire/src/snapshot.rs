@@ -80,7 +80,7 @@ fn content_bytes(content: ContentId) -> bytes::Bytes {
 }
 
 fn content_of(bytes: &[u8]) -> Result<ContentId, WireError> {
-    let content = <[u8; 32]>::try_from(bytes).map_err(|_| malformed(&"a content id has 32 bytes"))?;
+    let content = <[u8; 16]>::try_from(bytes).map_err(|_| malformed(&"a content id has 16 bytes"))?;
     Ok(ContentId(content))
 }
 

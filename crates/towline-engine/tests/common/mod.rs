@@ -194,7 +194,7 @@ impl SnapshotStore for NoSnapshots {
     }
 
     fn create(&self, _head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Missing { content: ContentId([0; 32]) })
+        Err(SnapshotStoreError::Missing { content: ContentId([0; 16]) })
     }
 
     fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {

@@ -120,7 +120,7 @@ fn step(log: &RaftLog, number: u64) -> Result<(), LogError> {
         8 => log.compact(GROUP, 3),
         12 => log.append(&mut LogBatch {
             writes: vec![GroupWrite {
-                install: Some(Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 32]) }),
+                install: Some(Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 16]) }),
                 entries: entries(31..32, 2),
                 ..GroupWrite::new(OTHER)
             }],
@@ -378,7 +378,7 @@ fn truncation_and_removal_survive_purges() {
 fn the_end_of_an_installation_survives_purges() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path(), &SMALL).unwrap();
-    let install = Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 32]) };
+    let install = Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 16]) };
     let other = |install, installed| LogBatch {
         writes: vec![GroupWrite { install, installed, ..GroupWrite::new(OTHER) }],
     };

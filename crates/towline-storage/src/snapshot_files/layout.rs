@@ -3,7 +3,7 @@
 //! ```text
 //! header   "towlsnap" | length of the frame: u32 | frame { head, what was offered }
 //! chunks   crc32c: u32 | CHUNK_BYTES of the body, the last one shorter
-//! trailer  frame { length: u64 | content: 32 bytes }
+//! trailer  frame { length: u64 | content: 16 bytes }
 //! ```
 //!
 //! Numbers are little endian; a frame is that of [`format`], with its upgrade policy. A chunk's checksum covers its
@@ -34,7 +34,7 @@ const TRAILER_VERSION: u8 = 1;
 /// Version and checksum.
 const FRAME_BYTES: usize = 5;
 const HEADER_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + FRAME_BYTES;
-const CONTENT_BYTES: usize = 32;
+const CONTENT_BYTES: usize = size_of::<ContentId>();
 const TRAILER_BYTES: usize = size_of::<u64>() + CONTENT_BYTES + FRAME_BYTES;
 
 /// What stands before the body.

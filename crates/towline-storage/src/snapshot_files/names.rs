@@ -58,7 +58,7 @@ fn number(hex: &str) -> Option<u64> {
 }
 
 fn content(hex: &str) -> Option<ContentId> {
-    let mut id = [0; 32];
+    let mut id = [0; size_of::<ContentId>()];
     if hex.len() != 2 * id.len() {
         return None;
     }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_name_is_read_as_what_it_was_written_for() {
-        let (group, content) = (GroupId::new(u64::MAX), ContentId([0xa7; 32]));
+        let (group, content) = (GroupId::new(u64::MAX), ContentId([0xa7; 16]));
         for named in [
             Named::Complete { group, at: Applied { index: 300, term: 2 }, content },
             Named::Partial { group, content },
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn another_spelling_is_not_ours() {
-        let name = Named::Partial { group: GroupId::DEFAULT, content: ContentId([0xa7; 32]) }.name();
+        let name = Named::Partial { group: GroupId::DEFAULT, content: ContentId([0xa7; 16]) }.name();
         let plus = format!("+{}", &name[1..]);
         for other in
             [&name.to_uppercase(), &plus, &name[1..], &format!("{name}.old"), "", ".", "-.partial", "ä"]

@@ -176,7 +176,7 @@ fn chunk(offset: u64) -> Chunk {
 }
 
 fn trailer() -> Trailer {
-    Trailer { length: 20, content: towline_engine::snapshot_store::ContentId([7; 32]) }
+    Trailer { length: 20, content: towline_engine::snapshot_store::ContentId([7; 16]) }
 }
 
 #[tokio::test]

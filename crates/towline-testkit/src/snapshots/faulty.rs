@@ -261,7 +261,7 @@ fn run<T>(
 }
 
 /// Stands where no snapshot is meant.
-const NO_CONTENT: ContentId = ContentId([0; 32]);
+const NO_CONTENT: ContentId = ContentId([0; 16]);
 
 impl SnapshotStore for FaultySnapshots {
     fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

@@ -188,7 +188,7 @@ fn conf(index: u64) -> ConfRecord {
 }
 
 fn install(index: u64, term: u64) -> Install {
-    Install { at: Applied { index, term }, installing: ContentId([index as u8; 32]) }
+    Install { at: Applied { index, term }, installing: ContentId([index as u8; 16]) }
 }
 
 /// A group with entries 1 to 9, hard state and membership.

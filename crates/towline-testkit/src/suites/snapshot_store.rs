@@ -268,7 +268,7 @@ impl Open {
 pub fn an_empty_store_has_nothing(new: New<'_>) {
     let open = Open::new(new);
     assert_eq!(open.store().latest(A).unwrap(), None);
-    assert_eq!(open.store().find(A, ContentId([7; 32])).unwrap(), None);
+    assert_eq!(open.store().find(A, ContentId([7; 16])).unwrap(), None);
     open.store().retain(A, &[]).unwrap();
     assert_eq!(open.fixture.files(), 0);
 }
@@ -429,7 +429,7 @@ pub fn a_wrong_digest_is_refused_and_gone(new: New<'_>) {
     }
     let mut writer = open.receive(&meta);
     writer.write_all(&good).unwrap();
-    let other = Trailer { content: ContentId([1; 32]), ..trailer(&meta) };
+    let other = Trailer { content: ContentId([1; 16]), ..trailer(&meta) };
     assert!(corrupt(writer.verify(Some(&other))), "the trailer is not what was offered");
 }
 
@@ -674,7 +674,7 @@ pub fn find_knows_every_complete_snapshot(new: New<'_>) {
         for meta in &metas {
             assert_eq!(open.store().find(A, meta.content).unwrap().as_ref(), Some(meta));
         }
-        assert_eq!(open.store().find(A, ContentId([9; 32])).unwrap(), None);
+        assert_eq!(open.store().find(A, ContentId([9; 16])).unwrap(), None);
         open.restart();
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct Disk {
 
 /// The snapshot of that place: its content is all that the place says.
 pub(crate) fn meta_at(at: Applied, conf_state: ConfState) -> SnapshotMeta {
-    let mut content = [0; 32];
+    let mut content = [0; 16];
     content[..8].copy_from_slice(&at.index.to_be_bytes());
     content[8..16].copy_from_slice(&at.term.to_be_bytes());
     let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };

@@ -344,7 +344,7 @@ pub struct Offer {
     /// Bytes of the body.
     #[prost(uint64, tag = "3")]
     pub length: u64,
-    /// 32 bytes: the digest of head and body.
+    /// 16 bytes: the digest of head and body.
     #[prost(bytes = "bytes", tag = "4")]
     pub content: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "5")]

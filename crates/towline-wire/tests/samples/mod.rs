@@ -40,7 +40,7 @@ pub(crate) fn samples() -> Vec<pb::Frame> {
         conf_state,
         members: [(node(1), member)].into(),
     };
-    let (length, content) = (3, ContentId([5; 32]));
+    let (length, content) = (3, ContentId([5; 16]));
     let offer = SnapshotOffer { message, meta: SnapshotMeta { head, length, content }, attempt: 4 };
     let nack = Nack { group: GroupId::DEFAULT, cause: NackCause::InboxFull };
     let said = |kind| pb::Frame { kind: Some(kind) };

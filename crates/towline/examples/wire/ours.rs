@@ -32,7 +32,7 @@ pub(crate) async fn transfer(
         incarnation: incarnation()?,
         protocol: PROTOCOL_VERSION,
     };
-    let trailer = Trailer { length: bytes, content: ContentId([7; 32]) };
+    let trailer = Trailer { length: bytes, content: ContentId([7; 16]) };
     let began = Instant::now();
     let answer = dialler.offer(&peer, &hello, &offer(&trailer)?).await?;
     let OfferAnswer::Accepted { mut transfer, .. } = answer else { return Err("not accepted".into()) };

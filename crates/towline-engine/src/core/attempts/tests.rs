@@ -13,7 +13,7 @@ fn meta(index: u64) -> SnapshotMeta {
     let conf_state = ConfState { voters: vec![id(1), id(2), id(3)], ..ConfState::default() };
     let at = Applied { index, term: 1 };
     let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };
-    SnapshotMeta { head, length: 100, content: ContentId([index as u8; 32]) }
+    SnapshotMeta { head, length: 100, content: ContentId([index as u8; 16]) }
 }
 
 fn attempts(slots: &SendSlots, available: Option<u64>) -> Attempts {

@@ -21,7 +21,7 @@ fn header() -> Header {
             },
             members: [(id(1), member(7001, 9)), (id(2), member(7002, 0))].into(),
         },
-        offered: Some(Trailer { length: 3, content: ContentId([0xab; 32]) }),
+        offered: Some(Trailer { length: 3, content: ContentId([0xab; 16]) }),
     }
 }
 

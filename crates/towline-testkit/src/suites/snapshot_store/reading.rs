@@ -94,7 +94,7 @@ pub fn retain_removes_what_broken_transfers_left(new: New<'_>) {
     let meta = meta_of(&head(1), &bytes);
     open.leave(&meta, &bytes, open.chunk());
     assert_eq!(open.fixture.files(), 1);
-    open.store().retain(A, &[ContentId([1; 32])]).unwrap();
+    open.store().retain(A, &[ContentId([1; 16])]).unwrap();
     open.assert_gone(&meta);
 }
 
@@ -103,7 +103,7 @@ pub fn retain_keeps_what_is_named(new: New<'_>) {
     let bytes = body(2 * open.chunk(), 1);
     let (complete, left) = (open.put(&head(1), b"body"), meta_of(&head(2), &bytes));
     open.leave(&left, &bytes, open.chunk());
-    open.store().retain(A, &[left.content, complete.content, ContentId([1; 32])]).unwrap();
+    open.store().retain(A, &[left.content, complete.content, ContentId([1; 16])]).unwrap();
     assert_eq!(open.read(&complete, 0), b"body");
     assert_eq!(open.finish(&left, &bytes), open.chunk());
 }

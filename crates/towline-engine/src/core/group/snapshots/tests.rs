@@ -27,7 +27,7 @@ fn meta(index: u64, term: u64) -> SnapshotMeta {
         conf_state: conf_state(),
         members: Default::default(),
     };
-    SnapshotMeta { head, length: 100, content: ContentId([index as u8; 32]) }
+    SnapshotMeta { head, length: 100, content: ContentId([index as u8; 16]) }
 }
 
 /// Node 1 of three, all of whose log, entries 11 and 12 of term 1, is applied.
@@ -293,7 +293,7 @@ fn a_transfer_keeps_the_log_behind_it() {
     group.snapshot_made(Some((meta(LAST, 1), durable)), &mut fx);
     turn(&mut group, &mut fx);
     assert_eq!(fx.compact, None, "entries after {TRUNCATED} are what the peer needs next");
-    assert_eq!(fx.retain, Some(vec![ContentId([LAST as u8; 32])]));
+    assert_eq!(fx.retain, Some(vec![ContentId([LAST as u8; 16])]));
     drop(send);
     drain(&mut group);
     turn(&mut group, &mut fx);
