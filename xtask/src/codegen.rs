@@ -1,7 +1,7 @@
 //! `cargo xtask codegen`: Rust from the protobuf schema, without protoc.
 //!
-//! Messages go to towline-wire, the service's stubs to towline-grpc, where they name towline-wire's types. Both are
-//! committed, so that a build needs none of this; `--check` says whether they are what the schema makes.
+//! Messages go to towline-wire. They are committed, so that a build needs none of this; `--check` says whether they are
+//! what the schema makes. There are no stubs: towline-grpc makes its one call itself.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,31 +20,20 @@ pub(crate) struct Options {
 
 const SCHEMA: &str = "crates/towline-wire/proto";
 const MESSAGES: &str = "crates/towline-wire/src/gen";
-const STUBS: &str = "crates/towline-grpc/src/gen";
-
-/// The protobuf package, and the module of towline-wire that its messages live in.
-const PACKAGE: &str = ".towline.v1";
-/// The transport's own codec: it bounds what a frame may make it allocate.
-const CODEC: &str = "crate::codec::FrameCodec";
-const MESSAGES_MODULE: &str = "::towline_wire::pb";
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     check_or_write(root, options.check)
 }
 
 pub(crate) fn check_or_write(root: &Path, check: bool) -> Result<()> {
-    let generated = generate(root)?;
-    let mut different = Vec::new();
-    for (directory, files) in &generated {
-        let committed = committed(&root.join(directory))?;
-        different.extend(differences(directory, &committed, files));
-        if !check {
-            write(&root.join(directory), &committed, files)?;
-        }
+    let (generated, directory) = (generate(root)?, root.join(MESSAGES));
+    let committed = committed(&directory)?;
+    let different = differences(MESSAGES, &committed, &generated);
+    if !check {
+        write(&directory, &committed, &generated)?;
     }
-    let count: usize = generated.values().map(BTreeMap::len).sum();
     match (different.is_empty(), check) {
-        (true, _) => println!("codegen: {count} files, as committed"),
+        (true, _) => println!("codegen: {} files, as committed", generated.len()),
         (false, false) => different.iter().for_each(|line| println!("wrote {line}")),
         (false, true) => {
             return Err(format!(
@@ -60,34 +49,22 @@ pub(crate) fn check_or_write(root: &Path, check: bool) -> Result<()> {
 /// File name to text.
 type Files = BTreeMap<String, String>;
 
-/// What belongs into each generated folder.
-fn generate(root: &Path) -> Result<BTreeMap<&'static str, Files>> {
+fn generate(root: &Path) -> Result<Files> {
     let schema = root.join(SCHEMA);
     let protos = protos(&schema)?;
     let descriptors = protox::compile(&protos, [&schema]).map_err(|error| format!("{SCHEMA}: {error}"))?;
-
     let scratch = tempfile::tempdir()?;
-    let mut generated = BTreeMap::new();
-    for folder in [MESSAGES, STUBS] {
-        let stubs = folder == STUBS;
-        let out = scratch.path().join(if stubs { "stubs" } else { "messages" });
-        fs::create_dir(&out)?;
-        let builder = tonic_prost_build::configure()
-            .build_client(stubs)
-            .build_server(stubs)
-            // Connecting is the transport's decision: deadline, keepalive, limits.
-            .build_transport(false)
-            // Payloads are taken out of a received frame without a copy.
-            .bytes(".")
-            .emit_rerun_if_changed(false)
-            .out_dir(&out);
-        let builder =
-            if stubs { builder.extern_path(PACKAGE, MESSAGES_MODULE).codec_path(CODEC) } else { builder };
-        builder.compile_fds(descriptors.clone()).map_err(|error| format!("{folder}: {error}"))?;
-        format(root, &out)?;
-        generated.insert(folder, committed(&out)?);
-    }
-    Ok(generated)
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_server(false)
+        // Payloads are taken out of a received frame without a copy.
+        .bytes(".")
+        .emit_rerun_if_changed(false)
+        .out_dir(scratch.path())
+        .compile_fds(descriptors)
+        .map_err(|error| format!("{MESSAGES}: {error}"))?;
+    format(root, scratch.path())?;
+    committed(scratch.path())
 }
 
 /// Every schema file, relative to its include path, in an order that does not depend on the directory.
@@ -194,18 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn messages_and_stubs_go_to_their_crates_and_check_accepts_what_was_written() {
+    fn messages_are_written_without_stubs_and_check_accepts_what_was_written() {
         let root = tree();
         check_or_write(root.path(), false).unwrap();
         let messages = fs::read_to_string(root.path().join(MESSAGES).join("towline.v1.rs")).unwrap();
         assert!(messages.contains("pub struct Frame") && messages.contains("bytes::Bytes"), "{messages}");
         assert!(!messages.contains("mod transport_server"), "{messages}");
-        let stubs = fs::read_to_string(root.path().join(STUBS).join("towline.v1.rs")).unwrap();
-        assert!(
-            stubs.contains("mod transport_server") && stubs.contains("::towline_wire::pb::Frame"),
-            "{stubs}"
-        );
-        assert!(!stubs.contains("struct Frame"), "{stubs}");
         check_or_write(root.path(), true).unwrap();
     }
 
@@ -225,7 +196,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), edited);
 
         check_or_write(root.path(), false).unwrap();
-        fs::write(root.path().join(STUBS).join("old.v1.rs"), "").unwrap();
+        fs::write(root.path().join(MESSAGES).join("old.v1.rs"), "").unwrap();
         let left_over = check_or_write(root.path(), true).unwrap_err().to_string();
         assert!(left_over.contains("old.v1.rs: no schema makes it"), "{left_over}");
     }

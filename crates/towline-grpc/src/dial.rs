@@ -1,28 +1,31 @@
 //! The dialling side: a connection and a stream of its own for each link and each transfer.
 
 use std::error::Error as StdError;
-use std::future;
+use std::future::{self, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
+use hyper::header::{CONTENT_TYPE, HeaderValue, TE};
+use hyper::http::StatusCode;
+use hyper::{Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::body::Body;
+use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+use tower_service::Service as _;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::{ConnectError, Hello, Peer, Welcome};
 use towline_tls::TlsConfig;
 use towline_tls::rustls_config::Verdict;
-use towline_wire::limits::FRAME_BYTES_MAX;
 use towline_wire::{Purpose, check_answer, hello_frame};
 
 use crate::address::Security;
 use crate::config::GrpcConfig;
 use crate::secured::{self, Dialled, NotDialled};
-use crate::service::transport_client::TransportClient;
-use crate::stream::{Sink, Source, detail};
+use crate::stream::{Ended, LANE, Outgoing, Sink, Source, detail};
 use crate::tasks::Tasks;
 
 /// Frames between a sender and HTTP/2. One, so that flow control is felt at once; HTTP/2 itself holds one more.
@@ -53,15 +56,36 @@ pub(crate) async fn open(
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let closed = |detail: &str| ConnectError::Protocol { address: address.clone(), detail: detail.into() };
     sender.send(hello_frame(hello, purpose)).await.map_err(|_| closed("closed before the hello"))?;
-    let mut client = TransportClient::new(channel)
-        .max_decoding_message_size(FRAME_BYTES_MAX)
-        .max_encoding_message_size(FRAME_BYTES_MAX);
-    let answer = client.lane(ReceiverStream::new(receiver)).await;
-    let mut answers = answer.map_err(no_answer)?.into_inner();
-    let first = answers.message().await.map_err(no_answer)?;
+    let answer = call(channel, Outgoing::request(receiver)).await.map_err(no_answer)?;
+    let mut answers = Source::response(answer.into_body());
+    let first = answers.frame().await.map_err(|ended| match ended {
+        Ended::Status(status) => no_answer(status),
+        Ended::Violation(detail) => closed(&detail),
+    })?;
     let first = first.ok_or_else(|| closed("closed without an answer to the hello"))?;
     let welcome = check_answer(address, to.id, first)?;
-    Ok((Sink { frames: Some(sender), _tasks: tasks }, Source(answers), welcome))
+    Ok((Sink { frames: Some(sender), _tasks: tasks }, answers, welcome))
+}
+
+/// The one call of a connection. A peer that answers with a status alone, or with something that is not gRPC, does not
+/// take it.
+async fn call(mut channel: Channel, body: Body) -> Result<Response<Body>, Status> {
+    let broken = |error: tonic::transport::Error| Status::from_error(Box::new(error));
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(broken)?;
+    let mut request = Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_static(LANE);
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    request.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    let answer = channel.call(request).await.map_err(broken)?;
+    match Status::from_header_map(answer.headers()) {
+        Some(status) if status.code() != Code::Ok => Err(status),
+        _ if answer.status() != StatusCode::OK => {
+            Err(Status::unknown(format!("HTTP status {}", answer.status())))
+        }
+        _ => Ok(answer),
+    }
 }
 
 /// One channel on one new connection. Nothing of it is shared with another link.

@@ -25,7 +25,6 @@
 #![forbid(unsafe_code)]
 
 mod address;
-mod codec;
 mod config;
 mod connection;
 mod dial;
@@ -33,12 +32,6 @@ mod listener;
 mod secured;
 mod stream;
 mod tasks;
-
-/// The generated service.
-#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, dead_code)]
-mod service {
-    include!("gen/towline.v1.rs");
-}
 
 use std::sync::Arc;
 

@@ -18,23 +18,21 @@ use tonic::transport::Server;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
-use towline_wire::limits::FRAME_BYTES_MAX;
 use towline_wire::streams::{Listening, Phase, Rate, StreamLimits};
 
 use crate::address::Security;
 use crate::config::GrpcConfig;
 use crate::connection::Watched;
 use crate::secured::Accepted;
-use crate::service::transport_server::TransportServer;
 use crate::stream::Streams;
 
 /// Connections above `connections_max` that are let in to be told so; further ones are closed without a word.
 const SURPLUS_MAX: usize = 16;
 /// Requests a connection may have open. A dialler needs one.
 const STREAMS_PER_CONNECTION_MAX: u32 = 4;
-/// Bytes of an HTTP/2 frame that a dialler may send. The library's default, 16 KiB, is a call and a wakeup too often for
-/// snapshots; a connection carries one stream, so that nobody waits behind a long frame.
-const HTTP2_FRAME_BYTES: u32 = 128 << 10;
+/// Bytes of an HTTP/2 frame that a dialler may send: a snapshot's chunk. The library's default, 16 KiB, is a call and a
+/// wakeup too often for snapshots; a connection carries one stream, so that nobody waits behind a long frame.
+const HTTP2_FRAME_BYTES: u32 = 512 << 10;
 /// Bytes of the headers of a request.
 const HEADERS_BYTES_MAX: u32 = 8 << 10;
 /// Pause after the system refused to accept, for instance for want of file descriptors.
@@ -74,9 +72,6 @@ pub(crate) async fn listen(
 }
 
 async fn serve(incoming: Incoming, config: GrpcConfig, closing: impl Future<Output = ()>) {
-    let service = TransportServer::new(Streams)
-        .max_decoding_message_size(FRAME_BYTES_MAX)
-        .max_encoding_message_size(FRAME_BYTES_MAX);
     let served = Server::builder()
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes)
@@ -86,7 +81,7 @@ async fn serve(incoming: Incoming, config: GrpcConfig, closing: impl Future<Outp
         .http2_keepalive_timeout(Some(config.keepalive_timeout))
         .http2_adaptive_window(Some(false))
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
-        .add_service(service)
+        .add_service(Streams)
         .serve_with_incoming_shutdown(incoming, closing)
         .await;
     if let Err(error) = served {

@@ -49,6 +49,18 @@ impl Raw {
     }
 }
 
+/// What a listener answers to a request that is not the call it serves.
+async fn answer(at: std::net::SocketAddr, path: &'static str, content: &'static str) -> (u16, Option<i32>) {
+    use tower_service::Service as _;
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{at}")).unwrap();
+    let mut channel = within(channel.connect()).await.unwrap();
+    within(std::future::poll_fn(|cx| channel.poll_ready(cx))).await.unwrap();
+    let request = hyper::Request::post(path).header("content-type", content).body(tonic::body::Body::empty());
+    let answer = within(channel.call(request.unwrap())).await.unwrap();
+    let status = tonic::Status::from_header_map(answer.headers()).map(|status| status.code() as i32);
+    (answer.status().as_u16(), status)
+}
+
 fn quick() -> GrpcConfig {
     GrpcConfig { handshake_timeout: std::time::Duration::from_millis(100), ..GrpcConfig::default() }
 }
@@ -143,6 +155,18 @@ async fn a_flood_before_the_hello_is_cut() {
 }
 
 #[tokio::test]
+async fn other_requests_are_answered_as_grpc_has_it() {
+    let (fake, _seen) = accepting();
+    let listener = listen(GrpcConfig::default(), fake).await;
+    let (at, lane) = (listener.local_addr(), "/towline.v1.Transport/Lane");
+    let unimplemented = Some(tonic::Code::Unimplemented as i32);
+    assert_eq!(answer(at, "/towline.v1.Transport/Other", "application/grpc").await, (200, unimplemented));
+    assert_eq!(answer(at, "/towline.v2.Transport/Lane", "application/grpc").await, (200, unimplemented));
+    assert_eq!(answer(at, lane, "text/plain").await, (415, None));
+    assert_eq!(answer(at, lane, "application/grpc+proto").await, (200, None));
+}
+
+#[tokio::test]
 async fn an_oversized_frame_closes_the_lane() {
     let (fake, _seen) = accepting();
     let listener = listen(GrpcConfig::default(), fake).await;
@@ -156,7 +180,7 @@ async fn an_oversized_frame_closes_the_lane() {
     peer.say.send(frame).await.unwrap();
     // Said as the last word on the lane, which then ends in order.
     let last = peer.refused().await;
-    assert!(matches!(&last, Refusal::Malformed { detail } if detail.contains("too large")), "{last:?}");
+    assert!(matches!(&last, Refusal::Malformed { detail } if detail.contains("above the limit")), "{last:?}");
     assert!(within(peer.hear.message()).await.unwrap().is_none());
 }
 

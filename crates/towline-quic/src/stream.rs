@@ -10,7 +10,7 @@ use towline_engine::message::Lane;
 use towline_engine::transport::{ConnectError, Hello, LinkClosed, Peer, Welcome};
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use towline_wire::streams::{ANSWERS_WAITING_MAX, Caller, FAREWELL, FrameSink, FrameSource, serve};
-use towline_wire::{Prefixed, Purpose, WireError, check_answer, hello_frame, pb, prefixed};
+use towline_wire::{Prefix, Prefixed, Purpose, WireError, check_answer, hello_frame, pb, pieces, prefixed};
 
 use crate::codes::{self, ABANDONED};
 use crate::dial::Dialled;
@@ -60,7 +60,8 @@ pub(crate) struct Sink {
 
 impl FrameSink for Sink {
     async fn send(&mut self, frame: pb::Frame) -> Result<(), String> {
-        self.send.stream.write_chunk(prefixed(&frame)).await.map_err(|error| error.to_string())
+        let mut pieces = pieces(&frame, Prefix::Length);
+        self.send.stream.write_all_chunks(&mut pieces).await.map_err(|error| error.to_string())
     }
 
     /// Dropping it resets the stream even now: a listener that is still at it then gives up. Once the dialler knows the

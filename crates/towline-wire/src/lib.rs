@@ -54,5 +54,5 @@ pub use frames::{
     nacks_of,
 };
 pub use handshake::{Purpose, check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};
-pub use prefixed::{Prefixed, prefixed};
+pub use prefixed::{Prefix, Prefixed, pieces, prefixed};
 pub use snapshot::{offer_frame, offer_of};

@@ -1,38 +1,110 @@
-//! Frames on a plain stream of bytes: each behind its length, four bytes in network order.
+//! Frames on a plain stream of bytes: each behind its length.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use crate::error::WireError;
 use crate::frames::decode_frame;
 use crate::limits::FRAME_BYTES_MAX;
-use crate::pb;
+use crate::pb::{self, frame::Kind};
 
-const PREFIX_BYTES: usize = 4;
+/// What stands before a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefix {
+    /// Its length: four bytes in network order.
+    #[default]
+    Length,
+    /// What gRPC has: a zero, for a message that is not compressed, and the length.
+    Grpc,
+}
 
-/// A frame behind its length: one allocation and the one copy there is on the way out.
-///
-/// A frame that this crate made is always within the limits; a longer one is refused by the receiver.
+const LENGTH_BYTES: usize = size_of::<u32>();
+
+impl Prefix {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Length => LENGTH_BYTES,
+            Self::Grpc => 1 + LENGTH_BYTES,
+        }
+    }
+
+    fn put(self, length: usize, to: &mut BytesMut) {
+        if self == Self::Grpc {
+            to.put_u8(0);
+        }
+        // A frame that this crate made is always within the limits; a longer one is refused by the receiver.
+        to.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    }
+}
+
+/// A payload from so many bytes on is sent as it is; a shorter one is cheaper to copy than to send by itself.
+const PIECE_BYTES_MIN: usize = 16 << 10;
+
+/// A frame behind its length of four bytes: one allocation and one copy.
 pub fn prefixed(frame: &pb::Frame) -> Bytes {
+    whole(frame, Prefix::Length)
+}
+
+fn whole(frame: &pb::Frame, prefix: Prefix) -> Bytes {
     let length = frame.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
-    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    let mut bytes = BytesMut::with_capacity(prefix.bytes() + length);
+    prefix.put(length, &mut bytes);
     // It only fails for want of room, and a `BytesMut` grows.
     let _ = frame.encode(&mut bytes);
     bytes.freeze()
+}
+
+/// A frame behind its length, in pieces that follow each other, of which some may be empty. The payload of a large chunk
+/// of a snapshot is a piece of its own, and is not copied.
+pub fn pieces(frame: &pb::Frame, prefix: Prefix) -> [Bytes; 3] {
+    match &frame.kind {
+        Some(Kind::Chunk(chunk)) if chunk.data.len() >= PIECE_BYTES_MIN => pieces_of(chunk, prefix),
+        _ => [whole(frame, prefix), Bytes::new(), Bytes::new()],
+    }
+}
+
+/// Numbers of fields, as the schema has them.
+const FRAME_CHUNK: u32 = 8;
+const CHUNK_DATA: u32 = 2;
+
+fn pieces_of(chunk: &pb::Chunk, prefix: Prefix) -> [Bytes; 3] {
+    let before = pb::Chunk { offset: chunk.offset, ..pb::Chunk::default() };
+    let behind = pb::Chunk { crc32c: chunk.crc32c, ..pb::Chunk::default() };
+    let data = chunk.data.len();
+    let inner = before.encoded_len()
+        + key_len(CHUNK_DATA)
+        + encoded_len_varint(data as u64)
+        + data
+        + behind.encoded_len();
+    let frame = key_len(FRAME_CHUNK) + encoded_len_varint(inner as u64) + inner;
+    let mut first = BytesMut::with_capacity(prefix.bytes() + frame - data - behind.encoded_len());
+    prefix.put(frame, &mut first);
+    encode_key(FRAME_CHUNK, WireType::LengthDelimited, &mut first);
+    encode_varint(inner as u64, &mut first);
+    before.encode_raw(&mut first);
+    encode_key(CHUNK_DATA, WireType::LengthDelimited, &mut first);
+    encode_varint(data as u64, &mut first);
+    [first.freeze(), chunk.data.clone(), behind.encode_to_vec().into()]
 }
 
 /// Makes frames out of a stream. It holds no more than was pushed since the last frame, and what it makes room for is
 /// bounded before it is.
 #[derive(Debug, Default)]
 pub struct Prefixed {
+    prefix: Prefix,
     chunks: VecDeque<Bytes>,
     length: usize,
 }
 
 impl Prefixed {
+    /// Of a stream whose frames have this before them.
+    pub fn new(prefix: Prefix) -> Self {
+        Self { prefix, ..Self::default() }
+    }
+
     /// Takes what came in next.
     pub fn push(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
@@ -54,24 +126,31 @@ impl Prefixed {
     /// As [`decode_frame`]. The stream is of no further use.
     pub fn next_frame(&mut self, bytes_max: usize) -> Result<Option<pb::Frame>, WireError> {
         let bytes_max = bytes_max.min(FRAME_BYTES_MAX);
-        let Some(length) = self.peek_length() else { return Ok(None) };
+        let Some(length) = self.peek_length()? else { return Ok(None) };
         if length > bytes_max {
             return Err(WireError::FrameTooLarge { bytes: length, bytes_max });
         }
-        if self.length < PREFIX_BYTES + length {
+        if self.length < self.prefix.bytes() + length {
             return Ok(None);
         }
-        self.skip(PREFIX_BYTES);
+        self.skip(self.prefix.bytes());
         decode_frame(self.take(length)).map(Some)
     }
 
-    fn peek_length(&self) -> Option<usize> {
+    fn peek_length(&self) -> Result<Option<usize>, WireError> {
         let mut bytes = self.chunks.iter().flatten().copied();
-        let mut prefix = [0; PREFIX_BYTES];
-        for byte in &mut prefix {
-            *byte = bytes.next()?;
+        if self.prefix == Prefix::Grpc
+            && let Some(flag) = bytes.next()
+            && flag != 0
+        {
+            return Err(WireError::Malformed { detail: "a compressed message".into() });
         }
-        Some(u32::from_be_bytes(prefix) as usize)
+        let mut length = [0; LENGTH_BYTES];
+        for byte in &mut length {
+            let Some(next) = bytes.next() else { return Ok(None) };
+            *byte = next;
+        }
+        Ok(Some(u32::from_be_bytes(length) as usize))
     }
 
     fn skip(&mut self, bytes: usize) {
@@ -113,18 +192,44 @@ mod tests {
     #[test]
     fn frames_come_out_whole_however_they_are_cut() {
         let sent: Vec<_> = [3, 0, 40, 1].into_iter().map(frame).collect();
-        let bytes: Vec<u8> = sent.iter().flat_map(prefixed).collect();
-        for size in 1..bytes.len() {
-            let (mut prefixed, mut arrived) = (Prefixed::default(), Vec::new());
-            for chunk in bytes.chunks(size) {
-                prefixed.push(Bytes::copy_from_slice(chunk));
-                while let Some(frame) = prefixed.next_frame(FRAME_BYTES_MAX).unwrap() {
-                    arrived.push(frame);
+        for prefix in [Prefix::Length, Prefix::Grpc] {
+            let bytes: Vec<u8> = sent.iter().flat_map(|frame| pieces(frame, prefix)).flatten().collect();
+            for size in 1..bytes.len() {
+                let (mut prefixed, mut arrived) = (Prefixed::new(prefix), Vec::new());
+                for chunk in bytes.chunks(size) {
+                    prefixed.push(Bytes::copy_from_slice(chunk));
+                    while let Some(frame) = prefixed.next_frame(FRAME_BYTES_MAX).unwrap() {
+                        arrived.push(frame);
+                    }
                 }
+                assert_eq!(arrived, sent, "in pieces of {size}");
+                assert!(prefixed.is_empty());
             }
-            assert_eq!(arrived, sent, "in pieces of {size}");
-            assert!(prefixed.is_empty());
         }
+    }
+
+    #[test]
+    fn pieces_are_the_bytes_that_a_frame_has_in_one_and_the_payload_is_not_copied() {
+        let lengths = [0, 1, PIECE_BYTES_MIN - 1, PIECE_BYTES_MIN, PIECE_BYTES_MIN + 1, 1 << 20];
+        let numbers = [0, 1, 127, 128, 1 << 40, u64::MAX];
+        for (length, offset) in lengths.into_iter().flat_map(|length| numbers.map(|n| (length, n))) {
+            for (crc32c, prefix) in [(0, Prefix::Length), (7, Prefix::Grpc), (u32::MAX, Prefix::Length)] {
+                let data = Bytes::from(vec![3; length]);
+                let chunk = pb::Chunk { offset, data: data.clone(), crc32c };
+                let frame = pb::Frame { kind: Some(Kind::Chunk(chunk)) };
+                let pieces = pieces(&frame, prefix);
+                assert_eq!(pieces.concat(), whole(&frame, prefix), "{length} at {offset}");
+                let as_it_is = pieces[1].as_ptr() == data.as_ptr();
+                assert_eq!(as_it_is && length > 0, length >= PIECE_BYTES_MIN, "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_compressed_message_is_refused_at_its_first_byte() {
+        let mut prefixed = Prefixed::new(Prefix::Grpc);
+        prefixed.push(Bytes::from_static(&[1]));
+        assert!(matches!(prefixed.next_frame(FRAME_BYTES_MAX), Err(WireError::Malformed { .. })));
     }
 
     #[test]
