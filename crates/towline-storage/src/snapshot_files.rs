@@ -38,7 +38,7 @@ use crate::data_dir::{DirLock, SnapshotConfig};
 
 /// A [`SnapshotStore`] on files in one directory. Made by [`DataDir::open`](crate::DataDir::open).
 ///
-/// [`latest`](SnapshotStore::latest) and [`find`](SnapshotStore::find) answer from memory. The two ends of each file are
+/// [`complete`](SnapshotStore::complete) and [`find`](SnapshotStore::find) answer from memory. The two ends of each file are
 /// checked when the store is opened, every byte of the body whenever it is read. A writer whose disk fails or is full
 /// leaves nothing behind, not even for a resume; no other file is concerned.
 #[derive(Debug)]
@@ -112,8 +112,8 @@ impl SnapshotFiles {
 }
 
 impl SnapshotStore for SnapshotFiles {
-    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        self.shared.index().latest(group)
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        Ok(self.shared.index().complete(group))
     }
 
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

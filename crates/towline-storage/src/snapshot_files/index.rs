@@ -1,5 +1,6 @@
 //! Which files there are, in memory: whoever asks for a snapshot waits for no disk.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use towline_engine::ids::GroupId;
@@ -70,10 +71,12 @@ pub(super) struct Gone {
 }
 
 impl Index {
-    pub(super) fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        let files = self.groups.get(&group).into_iter().flat_map(|g| &g.complete);
-        let latest = files.max_by_key(|(_, file)| (file.at.index, file.at.term));
-        latest.map(|(&content, file)| file.meta(content)).transpose()
+    /// Newest first. What is damaged was named in the log of the process when it was found.
+    pub(super) fn complete(&self, group: GroupId) -> Vec<SnapshotMeta> {
+        let files = self.groups.get(&group).into_iter().flat_map(|g| g.complete.values());
+        let mut sound: Vec<_> = files.filter_map(|file| file.meta.clone().ok()).collect();
+        sound.sort_by_key(|meta| Reverse(meta.head.at));
+        sound
     }
 
     pub(super) fn find(
