@@ -143,7 +143,7 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`SnapshotWriter::commit`].
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Io`], such as a full disk.
+    /// [`SnapshotStoreError::Io`], such as a full disk; [`SnapshotStoreError::NoRoom`].
     fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
     /// Starts, or goes on with, a file for a snapshot that a peer sends. If a broken transfer of the same content left a
@@ -151,7 +151,8 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// content at a time.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Io`].
+    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Io`];
+    /// [`SnapshotStoreError::NoRoom`] if it is known not to fit, before a byte of it comes.
     fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
     /// Reads the body of a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says,
@@ -290,6 +291,19 @@ pub enum SnapshotStoreError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// It would take disk space that is kept for the log. The attempt fails; the node goes on.
+    #[error(
+        "no room for a snapshot: {wanted_bytes} bytes are wanted, {free_bytes} are free, and {reserve_bytes} of these are kept \
+         for the log"
+    )]
+    NoRoom {
+        /// What the file would take next.
+        wanted_bytes: u64,
+        /// What the file system has.
+        free_bytes: u64,
+        /// What snapshots leave alone.
+        reserve_bytes: u64,
     },
     /// The bytes are not what they should be.
     #[error("snapshot {content} is corrupt: {detail}")]

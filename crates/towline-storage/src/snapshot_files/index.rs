@@ -59,7 +59,8 @@ pub struct SnapshotPartials {
     pub files: usize,
     /// Bytes they take.
     pub bytes: u64,
-    /// Files that had to go for the bounds of [`SnapshotConfig`], since the store was opened.
+    /// Files that had to go for the bounds of [`SnapshotConfig`], or for a transfer that had no room beside them, since
+    /// the store was opened.
     pub evicted: u64,
 }
 
@@ -170,6 +171,12 @@ impl Index {
         }
     }
 
+    /// What a broken transfer has left of this content.
+    pub(super) fn left_bytes(&self, group: GroupId, content: ContentId) -> u64 {
+        let left = self.groups.get(&group).and_then(|files| files.partial.get(&content));
+        left.map_or(0, |file| if let Partial::Left { bytes, .. } = file { *bytes } else { 0 })
+    }
+
     /// A partial file is not being written any more.
     pub(super) fn leave(&mut self, group: GroupId, content: ContentId, bytes: u64) {
         self.left += 1;
@@ -188,10 +195,15 @@ impl Index {
             }
             let oldest = files.left().min_by_key(|&(_, _, number)| number).map(|(content, ..)| content);
             let Some(content) = oldest else { return evicted };
-            files.partial.remove(&content);
-            files.evicted += 1;
-            evicted.push(Gone { named: Named::Partial { group, content }, complete: None });
+            evicted.push(files.evict(group, content));
         }
+    }
+
+    /// Takes out all that is left behind of a group, but of this content.
+    pub(super) fn evict_others(&mut self, group: GroupId, content: ContentId) -> Vec<Gone> {
+        let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
+        let others: Vec<_> = files.left().map(|(left, ..)| left).filter(|left| *left != content).collect();
+        others.into_iter().map(|other| files.evict(group, other)).collect()
     }
 
     pub(super) fn partials(&self, group: GroupId) -> SnapshotPartials {
@@ -200,6 +212,12 @@ impl Index {
 }
 
 impl GroupFiles {
+    fn evict(&mut self, group: GroupId, content: ContentId) -> Gone {
+        self.partial.remove(&content);
+        self.evicted += 1;
+        Gone { named: Named::Partial { group, content }, complete: None }
+    }
+
     fn left(&self) -> impl Iterator<Item = (ContentId, u64, u64)> {
         self.partial.iter().filter_map(|(&content, file)| match *file {
             Partial::Left { bytes, number } => Some((content, bytes, number)),

@@ -13,6 +13,7 @@ use crate::disk::{Hook, Op};
 mod crashes;
 mod format;
 mod left_behind;
+mod reserve;
 
 const GROUP: GroupId = GroupId::DEFAULT;
 const CHUNK: usize = SNAPSHOT_CHUNK_BYTES;

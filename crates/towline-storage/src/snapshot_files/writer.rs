@@ -15,7 +15,7 @@ use super::{Shared, failed, sums};
 
 /// Bytes written between two syncs. The last sync of a large file is short then, the log's own sync waits behind less,
 /// and a power loss costs a transfer no more than twice of this: a sync runs while the next bytes are written.
-const SYNC_BYTES: u64 = 32 * 1024 * 1024;
+pub(super) const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
 /// What became of the bytes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,11 +138,13 @@ impl FileWriter {
         let room = SNAPSHOT_CHUNK_BYTES.saturating_sub(self.chunk.len());
         match self.header.offered {
             None => room,
-            Some(offered) => {
-                let left = offered.length.saturating_sub(self.taken());
-                usize::try_from(left).map_or(room, |left| room.min(left))
-            }
+            Some(_) => usize::try_from(self.left()).map_or(room, |left| room.min(left)),
         }
+    }
+
+    /// Bytes of an offered body that have not come yet. Nobody knows how long one of this node's own gets.
+    fn left(&self) -> u64 {
+        self.header.offered.map_or(u64::MAX, |offered| offered.length.saturating_sub(self.taken()))
     }
 
     fn chunk_at(&self) -> u64 {
@@ -188,6 +190,9 @@ impl FileWriter {
         }
         self.unsynced = 0;
         self.end_sync()?;
+        let room = self.store.room_for(self.left().min(SYNC_BYTES));
+        let room = room.map_err(|e| io::Error::new(io::ErrorKind::StorageFull, e));
+        room.inspect_err(|_| self.condition = Condition::Failed)?;
         let started = self.start_sync();
         started.inspect_err(|_| self.condition = Condition::Failed)
     }

@@ -3,8 +3,8 @@
 use super::*;
 
 fn with_bounds(dir: &Path, partials_max: usize, partial_bytes_max: u64) -> SnapshotFiles {
-    let config = SnapshotConfig { partials_max, partial_bytes_max };
-    SnapshotFiles::open(dir, &config, None).unwrap()
+    let config = SnapshotConfig { partials_max, partial_bytes_max, ..SnapshotConfig::default() };
+    SnapshotFiles::open_with(dir, &config, FileOps::default(), None).unwrap()
 }
 
 /// Leaves one chunk of a transfer behind.
