@@ -11,7 +11,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::bench::{Bench, TRANSFERS, config, load};
+use common::Counts;
+use common::bench::{BYTES, Bench, TRANSFERS, config, load};
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
@@ -135,7 +136,7 @@ async fn a_snapshot_that_would_take_the_logs_last_room_is_given_up_and_the_log_g
         random.fill(&mut bytes);
         bytes
     };
-    while group.state().applied < 19 {
+    while within(group.status()).await.unwrap().last_index < 19 {
         within(group.propose(command())).await.unwrap();
     }
     // What the next command takes in the log and the snapshot after it in its file, and half a command more.
@@ -161,4 +162,46 @@ async fn a_snapshot_that_would_take_the_logs_last_room_is_given_up_and_the_log_g
         assert!(std::time::Instant::now() < end, "no snapshot is made though there is room");
         load(&cluster, 1, 100).await;
     }
+}
+
+/// The length of an offer is known, so one that does not fit above the reserve moves no byte, however often it is tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_does_not_fit_above_the_reserve_is_refused_before_a_byte_moves_and_taken_once_it_does()
+{
+    const RESERVE: u64 = 1 << 20;
+    let (dirs, disks) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), [(); 3].map(|()| DiskFaults::new()));
+    let (paths, full) = (dirs.each_ref().map(|dir| dir.path().to_path_buf()), disks.clone());
+    let mut data = DataDirConfig::default();
+    data.snapshots.disk_reserve_bytes = RESERVE;
+    let counts = Counts::default();
+    let plan = Plan::new(3, 1).config(config()).customise(counts.on()).storage(move |id, _| {
+        let at = id.as_u64() as usize - 1;
+        DataDir::open_with_faults(&paths[at], data.clone(), &full[at]).expect("opens").into()
+    });
+    let mut cluster = plan.start().await;
+    let leader = cluster.leader(1).await;
+    let behind = leader % 3 + 1;
+    let has = cluster.group(behind, 1).state().applied;
+    cluster.crash(behind);
+    load(&cluster, 45, 20_000).await;
+    while first_index(&cluster, cluster.leader(1).await).await <= has + 1 {
+        load(&cluster, 1, 10).await;
+    }
+    // A snapshot is some 800 KB; there is room for half of one.
+    let disk = &disks[behind as usize - 1];
+    disk.leave_free(Some(RESERVE + 400_000));
+    cluster.restart(behind).await;
+    let of = |outcome| counts.sum(TRANSFERS, &["direction=received", outcome]);
+    until("it is refused, and again", || of("outcome=refused") >= 2).await;
+    let leader = cluster.leader(1).await;
+    let status = within(cluster.group(leader, 1).status()).await.unwrap();
+    let peer = status.peers.into_iter().find(|peer| peer.id == node_id(behind)).unwrap();
+    assert_eq!(peer.last_attempt.unwrap().outcome, FAILED);
+    assert_eq!(counts.sum(BYTES, &[]), 0, "a byte of it moved");
+    assert_eq!((of("outcome=failed"), of("outcome=cancelled")), (0, 0));
+    assert_eq!(cluster.group(behind, 1).state().down, None);
+
+    disk.leave_free(None);
+    assert!(cluster.settled(1).await.len() >= 45);
+    assert_eq!(of("outcome=finished"), 1);
 }
