@@ -123,6 +123,18 @@ fn a_received_snapshot_is_given_up_if_others_take_its_room_meanwhile() {
 }
 
 #[test]
+fn a_received_snapshot_that_is_all_here_is_ended_within_the_reserve() {
+    let dir = TempDir::new().unwrap();
+    let bytes = body(CHUNK + 9, 1);
+    let meta = meta_of(&head(1), &bytes);
+    let (files, disk) = on_small_disk(dir.path(), RESERVE, u64::MAX);
+    files.receive(&meta).unwrap().write_all(&bytes).unwrap();
+    disk.leave_free(Some(RESERVE / 2));
+    assert_eq!(receive(&files, &meta, &bytes).unwrap(), meta);
+    assert_eq!(read(&files, &meta), bytes);
+}
+
+#[test]
 fn a_reserve_of_zero_asks_nothing() {
     let dir = TempDir::new().unwrap();
     let (files, _disk) = on_small_disk(dir.path(), 0, 4096);
