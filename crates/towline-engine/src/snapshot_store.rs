@@ -118,23 +118,37 @@ impl fmt::Debug for ContentHasher {
 ///
 /// The conformance suite in `towline-testkit` holds every sentence here.
 pub trait SnapshotStore: Send + Sync + 'static {
-    /// The complete snapshot of a group with the highest index.
+    /// The complete snapshots of a group, that with the highest index first; of those, that with the highest term. There
+    /// are as many as [`retain`](Self::retain) was asked to keep, and those that came since. Not each of them need be of
+    /// the history that the log goes on with: one may have been received and then not installed.
+    ///
+    /// A file that is damaged is left out, so that it hides no other; [`find`](Self::find) names it. Only headers and
+    /// lengths are looked at, not every byte.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Corrupt`] names the file. Only headers and lengths are looked at, not every byte.
-    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError>;
+    /// [`SnapshotStoreError::Io`].
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError>;
 
-    /// A complete snapshot by its content, such as the one a restart must go on installing.
+    /// The first of [`complete`](Self::complete).
     ///
     /// # Errors
-    /// As for [`latest`](Self::latest).
+    /// As for `complete`.
+    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        Ok(self.complete(group)?.into_iter().next())
+    }
+
+    /// A complete snapshot by its content, such as one that a peer offers again.
+    ///
+    /// # Errors
+    /// [`SnapshotStoreError::Corrupt`] if it is damaged, with the name of the file. Only headers and lengths are looked
+    /// at.
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError>;
 
-    /// Starts a file for a snapshot of this node's own state. Nothing is visible to [`latest`](Self::latest) before
+    /// Starts a file for a snapshot of this node's own state. Nothing is visible to [`complete`](Self::complete) before
     /// [`SnapshotWriter::commit`].
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Io`], such as a full disk.
+    /// [`SnapshotStoreError::Io`], such as a full disk; [`SnapshotStoreError::NoRoom`].
     fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
     /// Starts, or goes on with, a file for a snapshot that a peer sends. If a broken transfer of the same content left a
@@ -142,7 +156,8 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// content at a time.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Io`].
+    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Io`];
+    /// [`SnapshotStoreError::NoRoom`] if it is known not to fit, before a byte of it comes.
     fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
     /// Reads the body of a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says,
@@ -281,6 +296,19 @@ pub enum SnapshotStoreError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// It would take disk space that is kept for the log. The attempt fails; the node goes on.
+    #[error(
+        "no room for a snapshot: {wanted_bytes} bytes are wanted, {free_bytes} are free, and {reserve_bytes} of these are kept \
+         for the log"
+    )]
+    NoRoom {
+        /// What the file would take next.
+        wanted_bytes: u64,
+        /// What the file system has.
+        free_bytes: u64,
+        /// What snapshots leave alone.
+        reserve_bytes: u64,
     },
     /// The bytes are not what they should be.
     #[error("snapshot {content} is corrupt: {detail}")]

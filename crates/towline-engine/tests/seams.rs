@@ -141,8 +141,8 @@ impl IdentityStore for Ids {
 struct Snapshots;
 
 impl SnapshotStore for Snapshots {
-    fn latest(&self, _group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        Ok(None)
+    fn complete(&self, _group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        Ok(Vec::new())
     }
 
     fn find(&self, _group: GroupId, _content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

@@ -11,6 +11,7 @@ use towline_engine::log_store::LogError;
 use towline_engine::snapshot_store::SnapshotStoreError;
 
 use crate::disk::Disk;
+use crate::snapshot_files::FileOps;
 use crate::{IdentityFile, RaftLog, SnapshotFiles};
 
 const LOCK_FILE: &str = "LOCK";
@@ -46,7 +47,8 @@ impl Default for LogConfig {
     }
 }
 
-/// Settings of the snapshot files. They bound what broken transfers leave behind for a resume; complete files are kept as
+/// Settings of the snapshot files. They bound what broken transfers leave behind for a resume, and keep the last of the
+/// disk for the log; complete files are kept as
 /// [`SnapshotStore::retain`](towline_engine::snapshot_store::SnapshotStore::retain) says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -57,11 +59,22 @@ pub struct SnapshotConfig {
     /// Bytes of partial files kept for each group; the oldest goes first. A transfer that breaks past this many bytes
     /// begins anew. Set it to the size of the largest snapshot you would rather keep than send again. Default: 16 GiB.
     pub partial_bytes_max: u64,
+    /// Bytes of the file system that snapshots never take: the log lies beside them, and a log that finds the disk full
+    /// ends the node. A snapshot that does not fit above them is refused before its first byte if its length is known,
+    /// and given up while it is written otherwise; that is looked at with each sync, and for the 96 MiB ahead that the next may be away. A node that
+    /// makes no snapshots keeps its log, which grows: watch the disk all the same. Lower it on a disk of less than a few
+    /// GiB, to no less than the log grows by until somebody makes room. Zero: nothing is kept, and the file system is not
+    /// asked, for those that do not tell. Default: 256 MiB.
+    pub disk_reserve_bytes: u64,
 }
 
 impl Default for SnapshotConfig {
     fn default() -> Self {
-        Self { partials_max: 2, partial_bytes_max: 16 * 1024 * 1024 * 1024 }
+        Self {
+            partials_max: 2,
+            partial_bytes_max: 16 * 1024 * 1024 * 1024,
+            disk_reserve_bytes: 256 * 1024 * 1024,
+        }
     }
 }
 
@@ -98,10 +111,10 @@ impl DataDir {
     /// # Errors
     /// See [`DataDirError`].
     pub fn open_with(path: &Path, config: DataDirConfig) -> Result<Self, DataDirError> {
-        Self::open_on(path, config, Disk::new())
+        Self::open_on(path, config, Disk::new(), FileOps::default())
     }
 
-    /// Opens the directory at `path` with a log whose disk fails as planned, for tests.
+    /// Opens the directory at `path` on a disk that fails, or is full, as planned, for tests.
     ///
     /// # Errors
     /// See [`DataDirError`].
@@ -111,10 +124,11 @@ impl DataDir {
         config: DataDirConfig,
         faults: &crate::faults::DiskFaults,
     ) -> Result<Self, DataDirError> {
-        Self::open_on(path, config, Disk::with_hook(Some(Arc::new(faults.clone()))))
+        let disk = Disk::with_hook(Some(Arc::new(faults.clone())));
+        Self::open_on(path, config, disk, FileOps::with_hook(Arc::new(faults.for_snapshots())))
     }
 
-    fn open_on(path: &Path, config: DataDirConfig, disk: Disk) -> Result<Self, DataDirError> {
+    fn open_on(path: &Path, config: DataDirConfig, disk: Disk, ops: FileOps) -> Result<Self, DataDirError> {
         make_dir(path)?;
         let lock = Arc::new(DirLock::take(path)?);
         let identity = IdentityFile::new(path, Some(lock.clone()));
@@ -127,7 +141,7 @@ impl DataDir {
         let log = Arc::new(log.map_err(DataDirError::Log)?);
         let snapshot_dir = path.join(SNAPSHOT_DIR);
         make_dir(&snapshot_dir)?;
-        let snapshots = SnapshotFiles::open(&snapshot_dir, &config.snapshots, Some(lock));
+        let snapshots = SnapshotFiles::open_with(&snapshot_dir, &config.snapshots, ops, Some(lock));
         let snapshots = Arc::new(snapshots.map_err(DataDirError::Snapshots)?);
         Ok(Self { log, identity: Arc::new(identity), snapshots, path: path.into() })
     }

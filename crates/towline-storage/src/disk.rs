@@ -52,6 +52,11 @@ pub(crate) trait Hook: Send + Sync {
     fn room(&self, _: &Path, bytes: usize) -> usize {
         bytes
     }
+
+    /// What the file system is to have free, instead of what it has.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// The first operation that failed.
@@ -85,6 +90,11 @@ impl Shared {
             self.failed.store(true, Ordering::Release);
             shown
         })
+    }
+
+    fn room(&self, path: &Path, bytes: usize) -> io::Result<()> {
+        let fits = self.hook.as_ref().is_none_or(|hook| hook.room(path, bytes) == bytes);
+        if fits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
     /// For operations whose failure raft-engine would turn into a panic, or try again: whoever writes asks
@@ -198,7 +208,10 @@ pub(crate) struct DiskWriter {
 impl Write for DiskWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (real, file) = (&mut self.real, &self.file);
-        let written = file.shared.run(Op::Write, &file.path, || real.write(bytes))?;
+        let written = file.shared.run(Op::Write, &file.path, || {
+            file.shared.room(&file.path, bytes.len())?;
+            real.write(bytes)
+        })?;
         if self.sync_each {
             file.sync()?;
         }

@@ -1,5 +1,6 @@
-//! For tests of whoever builds on this crate: a data directory whose log disk fails on request.
+//! For tests of whoever builds on this crate: a data directory whose log disk fails on request, or whose disk is small.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ pub enum DiskOp {
     Sync,
 }
 
-/// The faults of one log's disk. Clones are the same plan.
+/// The faults of one directory's disk. Clones are the same plan.
 ///
 /// Writes and syncs of the log's files are counted from 1. The one that was chosen is not done and answers EIO; by the
 /// rules of the log nothing reaches its disk after it.
@@ -51,6 +52,7 @@ struct State {
     done: u64,
     fail_at: Option<u64>,
     failed: Option<DiskOp>,
+    free_bytes: Option<u64>,
 }
 
 impl DiskFaults {
@@ -65,6 +67,12 @@ impl DiskFaults {
         state.fail_at = Some(state.done.saturating_add(number));
     }
 
+    /// Leaves so many bytes of the disk to log and snapshots together, from now on; `None`: what there really is. Every
+    /// write takes its bytes from them, and a file that is removed gives its own back.
+    pub fn leave_free(&self, bytes: Option<u64>) {
+        self.lock().free_bytes = bytes;
+    }
+
     /// How many writes and syncs have begun.
     pub fn operations(&self) -> u64 {
         self.lock().done
@@ -75,18 +83,64 @@ impl DiskFaults {
         self.lock().failed
     }
 
+    /// The same disk, as the snapshot files see it: it may be full, and nothing else.
+    pub(crate) fn for_snapshots(&self) -> SnapshotDisk {
+        SnapshotDisk(self.clone())
+    }
+
+    fn take(&self, bytes: usize) -> usize {
+        let mut state = self.lock();
+        let Some(free) = &mut state.free_bytes else { return bytes };
+        let fits = usize::try_from(*free).map_or(bytes, |free| free.min(bytes));
+        *free -= fits as u64;
+        fits
+    }
+
+    fn give_back(&self, removed: &Path) {
+        let bytes = fs::metadata(removed).map_or(0, |file| file.len());
+        if let Some(free) = &mut self.lock().free_bytes {
+            *free = free.saturating_add(bytes);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// See [`DiskFaults::for_snapshots`].
+pub(crate) struct SnapshotDisk(DiskFaults);
+
+impl Hook for SnapshotDisk {
+    fn before(&self, op: Op, path: &Path) -> io::Result<()> {
+        if op == Op::Delete {
+            self.0.give_back(path);
+        }
+        Ok(())
+    }
+
+    fn after(&self, _: Op, _: &Path) {}
+
+    fn room(&self, _: &Path, bytes: usize) -> usize {
+        self.0.take(bytes)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.0.lock().free_bytes
+    }
+}
+
 impl Hook for DiskFaults {
-    fn before(&self, op: Op, _: &Path) -> io::Result<()> {
+    fn before(&self, op: Op, path: &Path) -> io::Result<()> {
         const EIO: i32 = 5;
         let op = match op {
             Op::Write => DiskOp::Write,
             Op::Sync => DiskOp::Sync,
-            Op::Create | Op::Delete | Op::Rename | Op::Truncate => return Ok(()),
+            Op::Delete => {
+                self.give_back(path);
+                return Ok(());
+            }
+            Op::Create | Op::Rename | Op::Truncate => return Ok(()),
         };
         let mut state = self.lock();
         state.done += 1;
@@ -98,4 +152,8 @@ impl Hook for DiskFaults {
     }
 
     fn after(&self, _: Op, _: &Path) {}
+
+    fn room(&self, _: &Path, bytes: usize) -> usize {
+        self.take(bytes)
+    }
 }

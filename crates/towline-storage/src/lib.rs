@@ -33,7 +33,8 @@
 //! * [`DataDir::open`] checks every checksum. A write that a crash interrupted is cut off. Anything else that is
 //!   damaged or missing refuses the start and names file and offset.
 //! * A snapshot is visible once its file, its name and its directory are synced. Its bytes are checked whenever they are
-//!   read. A failure while one is written concerns that one only; the log goes on.
+//!   read. A failure while one is written concerns that one only; the log goes on. Snapshots leave
+//!   [`disk_reserve_bytes`](SnapshotConfig::disk_reserve_bytes) of the disk to the log.
 //!
 //! # What is assumed of the disk
 //! A completed fsync survives a power loss, a rename is atomic, and what was synced is not changed by a later write
@@ -43,12 +44,12 @@
 //! It takes no snapshots and moves none, encrypts nothing, and shares a directory with nobody.
 //!
 //! # Features
-//! * `faults` (off): `DataDir::open_with_faults`, a log whose disk fails on request. For tests only.
+//! * `faults` (off): `DataDir::open_with_faults`, a disk that fails or is small on request. For tests only.
 
 mod codec;
 mod data_dir;
 mod disk;
-#[cfg(feature = "faults")]
+#[cfg(any(test, feature = "faults"))]
 pub mod faults;
 mod format;
 mod identity_file;

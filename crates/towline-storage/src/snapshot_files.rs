@@ -25,20 +25,20 @@ use towline_engine::snapshot_store::{
     Trailer,
 };
 
+pub(crate) use self::file_ops::FileOps;
 pub use self::index::SnapshotPartials;
 pub use self::layout::SNAPSHOT_CHUNK_BYTES;
 
-use self::file_ops::FileOps;
 use self::index::{Complete, Gone, Index};
 use self::layout::{Header, Unreadable};
 use self::names::Named;
 use self::reader::{FileReader, Pin};
-use self::writer::FileWriter;
+use self::writer::{FileWriter, SYNC_BYTES};
 use crate::data_dir::{DirLock, SnapshotConfig};
 
 /// A [`SnapshotStore`] on files in one directory. Made by [`DataDir::open`](crate::DataDir::open).
 ///
-/// [`latest`](SnapshotStore::latest) and [`find`](SnapshotStore::find) answer from memory. The two ends of each file are
+/// [`complete`](SnapshotStore::complete) and [`find`](SnapshotStore::find) answer from memory. The two ends of each file are
 /// checked when the store is opened, every byte of the body whenever it is read. A writer whose disk fails or is full
 /// leaves nothing behind, not even for a resume; no other file is concerned.
 #[derive(Debug)]
@@ -60,15 +60,7 @@ struct Shared {
 
 impl SnapshotFiles {
     /// Opens the store in an existing directory, and removes what is of no use.
-    pub(crate) fn open(
-        dir: &Path,
-        config: &SnapshotConfig,
-        lock: Option<Arc<DirLock>>,
-    ) -> Result<Self, SnapshotStoreError> {
-        Self::open_with(dir, config, FileOps::default(), lock)
-    }
-
-    fn open_with(
+    pub(crate) fn open_with(
         dir: &Path,
         config: &SnapshotConfig,
         ops: FileOps,
@@ -112,8 +104,8 @@ impl SnapshotFiles {
 }
 
 impl SnapshotStore for SnapshotFiles {
-    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        self.shared.index().latest(group)
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        Ok(self.shared.index().complete(group))
     }
 
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
@@ -121,6 +113,7 @@ impl SnapshotStore for SnapshotFiles {
     }
 
     fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        self.shared.room_for(SYNC_BYTES)?;
         let number = self.shared.temporary.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.path(&Named::Temporary { group: head.group, number });
         let file = self.shared.ops.create(&path).map_err(|e| failed("creation", e))?;
@@ -131,6 +124,12 @@ impl SnapshotStore for SnapshotFiles {
     }
 
     fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        let left = self.shared.index().left_bytes(meta.head.group, meta.content);
+        let wanted = layout::stored_bytes(meta.length).unwrap_or(u64::MAX).saturating_sub(left);
+        if self.shared.room_for(wanted).is_err() {
+            self.shared.give_way(meta.head.group, meta.content);
+            self.shared.room_for(wanted)?;
+        }
         let (mut writer, there) = self.receiver(meta)?;
         if !there {
             writer.start()?;
@@ -172,6 +171,20 @@ impl Shared {
 
     fn path(&self, named: &Named) -> PathBuf {
         self.dir.join(named.name())
+    }
+
+    /// Whether so many bytes can be taken without touching those that are kept for the log.
+    fn room_for(&self, wanted_bytes: u64) -> Result<(), SnapshotStoreError> {
+        let reserve_bytes = self.config.disk_reserve_bytes;
+        // A body that is all here is worth more than the little that ends its file.
+        if reserve_bytes == 0 || wanted_bytes == 0 {
+            return Ok(());
+        }
+        let free_bytes = self.ops.free_bytes(&self.dir).map_err(|e| failed("look at the free space", e))?;
+        if free_bytes >= reserve_bytes.saturating_add(wanted_bytes) {
+            return Ok(());
+        }
+        Err(SnapshotStoreError::NoRoom { wanted_bytes, free_bytes, reserve_bytes })
     }
 
     /// Learns which files there are.
@@ -252,6 +265,16 @@ impl Shared {
             index.leave(group, content, bytes);
             index.evict(group, &self.config)
         };
+        for gone in &gone {
+            self.remove_or_log(&self.path(&gone.named));
+        }
+    }
+
+    /// A transfer of this content does not fit: what others of its group have left goes. They are seldom gone on with, and
+    /// would keep it out for ever.
+    fn give_way(&self, group: GroupId, content: ContentId) {
+        let _naming = lock(&self.naming);
+        let gone = self.index().evict_others(group, content);
         for gone in &gone {
             self.remove_or_log(&self.path(&gone.named));
         }

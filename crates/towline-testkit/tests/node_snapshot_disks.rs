@@ -11,10 +11,15 @@ mod common;
 
 use std::time::Duration;
 
-use common::bench::{Bench, TRANSFERS, config, load};
+use common::Counts;
+use common::bench::{BYTES, Bench, TRANSFERS, config, load};
+use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
-use towline_testkit::cluster::{Cluster, Plan, node_id, until, within};
+use towline_engine::storage::Storage;
+use towline_storage::faults::DiskFaults;
+use towline_storage::{DataDir, DataDirConfig};
+use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until, within};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 
 const FAILED: AttemptOutcome = AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: false });
@@ -102,4 +107,101 @@ async fn a_node_that_has_no_room_for_a_snapshot_of_its_own_keeps_its_log_until_t
         load(&cluster, 1, 100).await;
     }
     cluster.settled(1).await;
+}
+
+/// The log lies beside the snapshots. A snapshot that took the last bytes of the disk left none for the next append of the
+/// log, and the node was over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_would_take_the_logs_last_room_is_given_up_and_the_log_goes_on() {
+    const COMMAND_BYTES: usize = 20_000;
+    let (dir, faults) = (tempfile::tempdir().unwrap(), DiskFaults::new());
+    let mut data = DataDirConfig::default();
+    data.snapshots.disk_reserve_bytes = 200_000;
+    let looked: std::sync::Arc<std::sync::Mutex<Option<FaultySnapshots>>> = Default::default();
+    let (path, disk, made) = (dir.path().to_path_buf(), faults.clone(), looked.clone());
+    let config = Config { snapshot_entries: 20, ..quick() };
+    let plan = Plan::new(1, 1).config(config).storage(move |_, _| {
+        let storage: Storage = DataDir::open_with_faults(&path, data.clone(), &disk).expect("opens").into();
+        let store = FaultySnapshots::new(storage.snapshots);
+        *made.lock().unwrap() = Some(store.clone());
+        Storage { snapshots: std::sync::Arc::new(store), ..storage }
+    });
+    let cluster = plan.start().await;
+    cluster.leader(1).await;
+    let group = cluster.group(1, 1);
+    // The log compresses what it can.
+    let mut random = fastrand::Rng::with_seed(17);
+    let mut command = || {
+        let mut bytes = vec![0; COMMAND_BYTES];
+        random.fill(&mut bytes);
+        bytes
+    };
+    while within(group.status()).await.unwrap().last_index < 19 {
+        within(group.propose(command())).await.unwrap();
+    }
+    // What the next command takes in the log and the snapshot after it in its file, and half a command more.
+    let entries = cluster.commands(1, 1).await.len() + 1;
+    faults.leave_free(Some(((entries + 1) * COMMAND_BYTES + COMMAND_BYTES / 2) as u64));
+    within(group.propose(command())).await.unwrap();
+    let files = |ending: &str| {
+        let names = std::fs::read_dir(dir.path().join("snapshots")).unwrap();
+        names.filter(|name| name.as_ref().unwrap().file_name().to_string_lossy().ends_with(ending)).count()
+    };
+    let store = looked.lock().unwrap().clone().unwrap();
+    until("a snapshot was tried", || store.count(SnapshotOp::Create) > 0 && files(".tmp") == 0).await;
+    for number in 0..3 {
+        let written = within(group.propose(command())).await;
+        assert!(written.is_ok(), "command {number} behind the snapshot: {written:?}");
+    }
+    assert_eq!((files(""), group.state().down), (0, None));
+    assert_eq!(first_index(&cluster, 1).await, 1, "the log is all there is");
+
+    faults.leave_free(None);
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while files(".snapshot") == 0 {
+        assert!(std::time::Instant::now() < end, "no snapshot is made though there is room");
+        load(&cluster, 1, 100).await;
+    }
+}
+
+/// The length of an offer is known, so one that does not fit above the reserve moves no byte, however often it is tried.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_does_not_fit_above_the_reserve_is_refused_before_a_byte_moves_and_taken_once_it_does()
+{
+    const RESERVE: u64 = 1 << 20;
+    let (dirs, disks) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), [(); 3].map(|()| DiskFaults::new()));
+    let (paths, full) = (dirs.each_ref().map(|dir| dir.path().to_path_buf()), disks.clone());
+    let mut data = DataDirConfig::default();
+    data.snapshots.disk_reserve_bytes = RESERVE;
+    let counts = Counts::default();
+    let plan = Plan::new(3, 1).config(config()).customise(counts.on()).storage(move |id, _| {
+        let at = id.as_u64() as usize - 1;
+        DataDir::open_with_faults(&paths[at], data.clone(), &full[at]).expect("opens").into()
+    });
+    let mut cluster = plan.start().await;
+    let leader = cluster.leader(1).await;
+    let behind = leader % 3 + 1;
+    let has = cluster.group(behind, 1).state().applied;
+    cluster.crash(behind);
+    load(&cluster, 45, 20_000).await;
+    while first_index(&cluster, cluster.leader(1).await).await <= has + 1 {
+        load(&cluster, 1, 10).await;
+    }
+    // A snapshot is some 800 KB; there is room for half of one.
+    let disk = &disks[behind as usize - 1];
+    disk.leave_free(Some(RESERVE + 400_000));
+    cluster.restart(behind).await;
+    let of = |outcome| counts.sum(TRANSFERS, &["direction=received", outcome]);
+    until("it is refused, and again", || of("outcome=refused") >= 2).await;
+    let leader = cluster.leader(1).await;
+    let status = within(cluster.group(leader, 1).status()).await.unwrap();
+    let peer = status.peers.into_iter().find(|peer| peer.id == node_id(behind)).unwrap();
+    assert_eq!(peer.last_attempt.unwrap().outcome, FAILED);
+    assert_eq!(counts.sum(BYTES, &[]), 0, "a byte of it moved");
+    assert_eq!((of("outcome=failed"), of("outcome=cancelled")), (0, 0));
+    assert_eq!(cluster.group(behind, 1).state().down, None);
+
+    disk.leave_free(None);
+    assert!(cluster.settled(1).await.len() >= 45);
+    assert_eq!(of("outcome=finished"), 1);
 }

@@ -88,8 +88,8 @@ struct Store {
 }
 
 impl SnapshotStore for Store {
-    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        self.inner.latest(group)
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        self.inner.complete(group)
     }
 
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

@@ -33,7 +33,7 @@ pub use towline_grpc::{GrpcConfig, GrpcTransport};
 #[cfg(feature = "quic")]
 pub use towline_quic::{QuicConfig, QuicTransport};
 #[cfg(feature = "storage")]
-pub use towline_storage::{DataDir, DataDirConfig, DataDirError, LogConfig};
+pub use towline_storage::{DataDir, DataDirConfig, DataDirError, LogConfig, SnapshotConfig};
 #[cfg(feature = "dev-certs")]
 pub use towline_tls::dev as dev_certs;
 #[cfg(any(feature = "grpc", feature = "quic"))]

@@ -87,7 +87,7 @@ impl Recovery<'_> {
             snapshots: SnapshotSetup {
                 mailbox: self.mailbox.clone(),
                 slots: self.slots.clone(),
-                available: self.newest()?,
+                available: self.available(&recovered),
                 policy: policy(config),
                 seed: fastrand::u64(..),
             },
@@ -96,33 +96,49 @@ impl Recovery<'_> {
         Ok(Start { group, conf, installed: recovered.installing.is_some() })
     }
 
-    /// The newest snapshot. One that cannot be read is as good as none: the next one takes its place.
-    fn newest(&self) -> Result<Option<SnapshotMeta>, StartError> {
-        let newest = self.snapshots.latest(self.group);
-        Ok(newest
-            .inspect_err(|error| tracing::warn!(group = %self.group, %error, "no snapshot"))
-            .unwrap_or(None))
+    /// What may be sent to others. If that cannot be found out it is as good as none: the next one takes its place.
+    fn available(&self, stored: &Recovered) -> Option<SnapshotMeta> {
+        let newest = self.newest(stored);
+        newest.inspect_err(|error| tracing::warn!(group = %self.group, %error, "no snapshot")).unwrap_or(None)
     }
 
-    /// Goes on with a snapshot that was being installed, and restores a state machine that is behind the first entry of
-    /// the log: a volatile one, or one whose files were lost. Says where it stands.
+    /// The newest snapshot that the log vouches for. The others are of no use here and go with the next removal.
+    fn newest(&self, stored: &Recovered) -> Result<Option<SnapshotMeta>, StartError> {
+        let complete = self.snapshots.complete(self.group);
+        for meta in complete.map_err(|error| self.mismatch(error.to_string()))? {
+            if self.vouched_for(stored, meta.head.at)? {
+                return Ok(Some(meta));
+            }
+            let (index, content) = (meta.head.at.index, meta.content);
+            tracing::info!(group = %self.group, index, %content, "a snapshot file does not go with the log");
+        }
+        Ok(None)
+    }
+
+    /// Whether the log has this very entry, or begins right after it. What a snapshot covers was committed, so then it is
+    /// of the history that the log goes on with. A file that was received and not installed need not be: it may lie
+    /// beyond the end of the log, or beside a tail that was never committed.
+    fn vouched_for(&self, stored: &Recovered, at: Applied) -> Result<bool, StartError> {
+        if !(stored.truncated.index..=stored.last_index).contains(&at.index) {
+            return Ok(false);
+        }
+        let term = self.store.term(self.group, at.index).map_err(|error| self.unread(&error))?;
+        Ok(term == at.term)
+    }
+
+    /// Restores a state machine that is behind the first entry of the log: one that did not get to the end of an
+    /// installation, a volatile one, or one whose files were lost. Says where it stands.
     fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<Applied, StartError> {
         let (durable, truncated) = (target.durable(), stored.truncated);
-        let meta = match stored.installing {
-            Some(_) if durable.index >= truncated.index => return Ok(durable),
-            Some(content) => self.snapshots.find(self.group, content),
-            None if durable.index < truncated.index => self.snapshots.latest(self.group),
-            None => return Ok(durable),
-        };
-        let meta = meta
-            .map_err(|error| self.mismatch(error.to_string()))?
-            .filter(|meta| (truncated.index..=stored.last_index).contains(&meta.head.at.index))
-            .ok_or_else(|| {
-                self.mismatch(format!(
-                    "the state machine is at {}, the log begins after {}, and there is no snapshot between",
-                    durable.index, truncated.index
-                ))
-            })?;
+        if durable.index >= truncated.index {
+            return Ok(durable);
+        }
+        let meta = self.newest(stored)?.ok_or_else(|| {
+            self.mismatch(format!(
+                "the state machine is at {}, the log begins after {}, and there is no snapshot between",
+                durable.index, truncated.index
+            ))
+        })?;
         restore(self.snapshots, target, &meta)
             .map_err(|cause| StartError::StateMachine { group: self.group, cause })?;
         Ok(meta.head.at)

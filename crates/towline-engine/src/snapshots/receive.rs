@@ -279,7 +279,9 @@ fn refusal(error: SnapshotStoreError) -> SnapshotRefusal {
         SnapshotStoreError::Io { during, source } => {
             SnapshotRefusal::Storage { detail: format!("{during}: {source}") }
         }
-        SnapshotStoreError::Missing { .. } => SnapshotRefusal::Storage { detail: error.to_string() },
+        SnapshotStoreError::Missing { .. } | SnapshotStoreError::NoRoom { .. } => {
+            SnapshotRefusal::Storage { detail: error.to_string() }
+        }
     }
 }
 

@@ -185,8 +185,8 @@ impl IdentityStore for Ids {
 struct NoSnapshots;
 
 impl SnapshotStore for NoSnapshots {
-    fn latest(&self, _group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        Ok(None)
+    fn complete(&self, _group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        Ok(Vec::new())
     }
 
     fn find(&self, _group: GroupId, _content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

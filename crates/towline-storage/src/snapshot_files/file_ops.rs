@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::disk::{Hook, Op};
 
 #[derive(Clone, Default)]
-pub(super) struct FileOps {
+pub(crate) struct FileOps {
     hook: Option<Arc<dyn Hook>>,
 }
 
@@ -21,8 +21,8 @@ impl fmt::Debug for FileOps {
 }
 
 impl FileOps {
-    #[cfg(test)]
-    pub(super) fn with_hook(hook: Arc<dyn Hook>) -> Self {
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) fn with_hook(hook: Arc<dyn Hook>) -> Self {
         Self { hook: Some(hook) }
     }
 
@@ -31,6 +31,11 @@ impl FileOps {
             None => act(),
             Some(hook) => hook.before(op, path).and_then(|()| act()).inspect(|_| hook.after(op, path)),
         }
+    }
+
+    /// Bytes that the file system of `dir` has for us.
+    pub(super) fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        self.hook.as_ref().and_then(|hook| hook.free_bytes()).map_or_else(|| fs4::available_space(dir), Ok)
     }
 
     /// A new, empty file, in the place of any other.

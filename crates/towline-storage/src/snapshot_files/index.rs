@@ -1,5 +1,6 @@
 //! Which files there are, in memory: whoever asks for a snapshot waits for no disk.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use towline_engine::ids::GroupId;
@@ -58,7 +59,8 @@ pub struct SnapshotPartials {
     pub files: usize,
     /// Bytes they take.
     pub bytes: u64,
-    /// Files that had to go for the bounds of [`SnapshotConfig`], since the store was opened.
+    /// Files that had to go for the bounds of [`SnapshotConfig`], or for a transfer that had no room beside them, since
+    /// the store was opened.
     pub evicted: u64,
 }
 
@@ -70,10 +72,12 @@ pub(super) struct Gone {
 }
 
 impl Index {
-    pub(super) fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        let files = self.groups.get(&group).into_iter().flat_map(|g| &g.complete);
-        let latest = files.max_by_key(|(_, file)| (file.at.index, file.at.term));
-        latest.map(|(&content, file)| file.meta(content)).transpose()
+    /// Newest first. What is damaged was named in the log of the process when it was found.
+    pub(super) fn complete(&self, group: GroupId) -> Vec<SnapshotMeta> {
+        let files = self.groups.get(&group).into_iter().flat_map(|g| g.complete.values());
+        let mut sound: Vec<_> = files.filter_map(|file| file.meta.clone().ok()).collect();
+        sound.sort_by_key(|meta| Reverse(meta.head.at));
+        sound
     }
 
     pub(super) fn find(
@@ -167,6 +171,12 @@ impl Index {
         }
     }
 
+    /// What a broken transfer has left of this content.
+    pub(super) fn left_bytes(&self, group: GroupId, content: ContentId) -> u64 {
+        let left = self.groups.get(&group).and_then(|files| files.partial.get(&content));
+        left.map_or(0, |file| if let Partial::Left { bytes, .. } = file { *bytes } else { 0 })
+    }
+
     /// A partial file is not being written any more.
     pub(super) fn leave(&mut self, group: GroupId, content: ContentId, bytes: u64) {
         self.left += 1;
@@ -185,10 +195,15 @@ impl Index {
             }
             let oldest = files.left().min_by_key(|&(_, _, number)| number).map(|(content, ..)| content);
             let Some(content) = oldest else { return evicted };
-            files.partial.remove(&content);
-            files.evicted += 1;
-            evicted.push(Gone { named: Named::Partial { group, content }, complete: None });
+            evicted.push(files.evict(group, content));
         }
+    }
+
+    /// Takes out all that is left behind of a group, but of this content.
+    pub(super) fn evict_others(&mut self, group: GroupId, content: ContentId) -> Vec<Gone> {
+        let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
+        let others: Vec<_> = files.left().map(|(left, ..)| left).filter(|left| *left != content).collect();
+        others.into_iter().map(|other| files.evict(group, other)).collect()
     }
 
     pub(super) fn partials(&self, group: GroupId) -> SnapshotPartials {
@@ -197,6 +212,12 @@ impl Index {
 }
 
 impl GroupFiles {
+    fn evict(&mut self, group: GroupId, content: ContentId) -> Gone {
+        self.partial.remove(&content);
+        self.evicted += 1;
+        Gone { named: Named::Partial { group, content }, complete: None }
+    }
+
     fn left(&self) -> impl Iterator<Item = (ContentId, u64, u64)> {
         self.partial.iter().filter_map(|(&content, file)| match *file {
             Partial::Left { bytes, number } => Some((content, bytes, number)),

@@ -12,7 +12,9 @@ use crate::disk::{Hook, Op};
 
 mod crashes;
 mod format;
+mod large;
 mod left_behind;
+mod reserve;
 mod slow_disk;
 
 const GROUP: GroupId = GroupId::DEFAULT;

@@ -143,11 +143,13 @@ impl FileWriter {
         let room = SNAPSHOT_CHUNK_BYTES.saturating_sub(self.chunk.len());
         match self.header.offered {
             None => room,
-            Some(offered) => {
-                let left = offered.length.saturating_sub(self.taken());
-                usize::try_from(left).map_or(room, |left| room.min(left))
-            }
+            Some(_) => usize::try_from(self.left()).map_or(room, |left| room.min(left)),
         }
+    }
+
+    /// Bytes of an offered body that have not come yet. Nobody knows how long one of this node's own gets.
+    fn left(&self) -> u64 {
+        self.header.offered.map_or(u64::MAX, |offered| offered.length.saturating_sub(self.taken()))
     }
 
     fn chunk_at(&self) -> u64 {
@@ -194,6 +196,10 @@ impl FileWriter {
         }
         self.unsynced = 0;
         self.end_sync()?;
+        // As far as it may go until it looks again.
+        let room = self.store.room_for(self.left().min(BEHIND_SYNC_BYTES_MAX));
+        let room = room.map_err(|e| io::Error::new(io::ErrorKind::StorageFull, e));
+        room.inspect_err(|_| self.condition = Condition::Failed)?;
         let started = self.start_sync();
         started.inspect_err(|_| self.condition = Condition::Failed)
     }

@@ -14,7 +14,7 @@ const EIO: i32 = 5;
 /// What can be made to fail, or be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SnapshotOp {
-    /// [`SnapshotStore::latest`] and [`SnapshotStore::find`].
+    /// [`SnapshotStore::complete`], [`SnapshotStore::latest`] and [`SnapshotStore::find`].
     Look,
     /// [`SnapshotStore::create`].
     Create,
@@ -264,8 +264,8 @@ fn run<T>(
 const NO_CONTENT: ContentId = ContentId([0; 16]);
 
 impl SnapshotStore for FaultySnapshots {
-    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        run(&self.plan, SnapshotOp::Look, "latest", NO_CONTENT, || self.inner.latest(group))
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        run(&self.plan, SnapshotOp::Look, "complete", NO_CONTENT, || self.inner.complete(group))
     }
 
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -138,10 +139,12 @@ impl Body {
 }
 
 impl SnapshotStore for MemSnapshots {
-    fn latest(&self, group: GroupId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
         let state = self.lock();
         let of_group = state.complete.values().map(|file| &file.meta).filter(|m| m.head.group == group);
-        Ok(of_group.max_by_key(|meta| (meta.head.at.index, meta.head.at.term)).cloned())
+        let mut metas: Vec<_> = of_group.cloned().collect();
+        metas.sort_by_key(|meta| Reverse(meta.head.at));
+        Ok(metas)
     }
 
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {

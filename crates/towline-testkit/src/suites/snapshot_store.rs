@@ -89,6 +89,7 @@ macro_rules! snapshot_store_suite {
             writers_of_different_contents_do_not_meet
             latest_has_the_highest_index
             the_higher_term_breaks_a_tie
+            complete_lists_every_snapshot_the_newest_first
             find_knows_every_complete_snapshot
             groups_are_apart
             a_read_begins_at_any_offset
@@ -254,7 +255,7 @@ impl Open {
     fn assert_nothing_of(&self, meta: &SnapshotMeta) {
         let group = meta.head.group;
         assert_eq!(self.store().find(group, meta.content).unwrap(), None);
-        assert_ne!(self.store().latest(group).unwrap().as_ref(), Some(meta));
+        assert!(!self.store().complete(group).unwrap().contains(meta));
         assert!(matches!(self.store().open(meta, 0), Err(SnapshotStoreError::Missing { .. })));
     }
 
@@ -665,6 +666,25 @@ pub fn the_higher_term_breaks_a_tie(new: New<'_>) {
     assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&newer));
     open.restart();
     assert_eq!(open.store().latest(A).unwrap(), Some(newer));
+}
+
+pub fn complete_lists_every_snapshot_the_newest_first(new: New<'_>) {
+    let mut open = Open::new(new);
+    assert_eq!(open.store().complete(A).unwrap(), []);
+    let places = [(5, 4), (300, 3), (5, 3), (2, 9)];
+    let put = |(index, term): (u64, u64)| open.put(&head_of(A, index, term), &index.to_be_bytes());
+    let [middle, newest, tied, oldest] = places.map(put);
+    // By another path, and of another group.
+    let received = meta_of(&head_of(A, 299, 3), b"received");
+    open.finish(&received, b"received");
+    open.put(&head_of(B, 7, 1), b"b");
+    let expected = [newest, received, middle, tied, oldest];
+    for _ in 0..2 {
+        assert_eq!(open.store().complete(A).unwrap(), expected);
+        open.restart();
+    }
+    open.store().retain(A, &[expected[2].content]).unwrap();
+    assert_eq!(open.store().complete(A).unwrap(), expected[2..3]);
 }
 
 pub fn find_knows_every_complete_snapshot(new: New<'_>) {

@@ -110,7 +110,10 @@ impl KvMachine {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
         let store = db.keyspace("kv", options)?;
         let meta = store.get(META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
-        // A killed process may have left a restored snapshot in the page cache.
+        if let Some(next) = meta.generation.checked_add(1) {
+            snapshot::remove_from(&db, &store, next)?;
+        }
+        // A killed process may have left a restored snapshot in the page cache. And what was removed must not come back.
         db.persist(PersistMode::SyncAll)?;
         let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
         Ok(Self {

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 
-use fjall::PersistMode;
+use fjall::{Database, Keyspace, PersistMode};
 use towline::{Applied, SnapshotSource};
 
 use super::command::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -90,13 +90,14 @@ impl<R: Read> Hashing<R> {
 
 impl KvMachine {
     /// Writes `body` into the next generation, which nobody reads yet, and makes that the live one in one last batch
-    /// together with the index. A crash before it leaves the old state, and garbage that the next sweep removes.
+    /// together with the index. A crash before it leaves the old state, and garbage that is removed when the store is
+    /// opened.
     pub(super) fn restore_from(&mut self, applied: Applied, body: &mut dyn Read) -> Result<(), StoreError> {
         // Whatever is under way there must not be written over the new state.
         self.settle()?;
         let old = self.meta();
         let generation = old.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
-        self.remove_generation(generation)?;
+        remove_from(&self.db, &self.store, generation)?;
         let mut body = Hashing { inner: io::BufReader::new(body), hash: Fnv::new() };
         if &body.take::<4>()? != MAGIC {
             return Err(StoreError::Corrupt("start of the snapshot"));
@@ -154,29 +155,29 @@ impl KvMachine {
             write.insert(&self.store, data_key(generation, &key), record(expiry_ms, &value));
             *keys += 1;
             count += 1;
-            bytes += value.len();
+            bytes += key.len() + value.len();
         }
         write.commit()?;
         Ok(more)
     }
+}
 
-    /// A restore that a crash interrupted left keys that are in no snapshot.
-    fn remove_generation(&mut self, generation: u32) -> Result<(), StoreError> {
-        for (first, end) in [
-            (data_key(generation, b""), data_key(generation.saturating_add(1), b"")),
-            (due_key(generation, 0, b""), due_key(generation.saturating_add(1), 0, b"")),
-        ] {
-            loop {
-                let mut write = self.db.batch();
-                for item in self.store.range(first.clone()..end.clone()).take(RESTORE_BATCH_KEYS) {
-                    write.remove(&self.store, item.key()?);
-                }
-                if write.is_empty() {
-                    break;
-                }
-                write.commit()?;
+/// Removes what a restore that did not come to its end left: keys of this generation and all above. The live one is below
+/// them, but not always right below: `FLUSHDB` raises it in memory first, and a crash takes that back.
+pub(super) fn remove_from(db: &Database, store: &Keyspace, generation: u32) -> Result<(), StoreError> {
+    for (first, end) in
+        [(data_key(generation, b""), b"e".to_vec()), (due_key(generation, 0, b""), b"y".to_vec())]
+    {
+        loop {
+            let mut write = db.batch();
+            for item in store.range(first.clone()..end.clone()).take(RESTORE_BATCH_KEYS) {
+                write.remove(store, item.key()?);
             }
+            if write.is_empty() {
+                break;
+            }
+            write.commit()?;
         }
-        Ok(())
     }
+    Ok(())
 }

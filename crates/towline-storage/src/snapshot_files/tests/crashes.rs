@@ -13,6 +13,8 @@ struct Power {
     fails: Option<usize>,
     /// The first sync of a file that is not complete yet fails. It runs beside writes, so it has no number.
     fails_first_sync: bool,
+    /// Syncs of what this says yes to do nothing, and answer that all is well.
+    lies: Option<fn(&Path) -> bool>,
     /// Bytes that find room, if the disk is small.
     room: Option<Mutex<usize>>,
     state: Mutex<PowerState>,
@@ -58,6 +60,7 @@ impl Hook for Power {
                 let inode = state.names.remove(&from).unwrap();
                 state.names.insert(path.into(), inode);
             }
+            Op::Sync if self.lies.is_some_and(|lies| lies(path)) => {}
             Op::Sync if path.is_dir() => state.synced_names = state.names.clone(),
             Op::Sync => {
                 let inode = state.names[path];
@@ -173,6 +176,26 @@ fn a_crash_at_any_step_loses_nothing_committed_and_shows_nothing_that_is_not_who
             let (meta, body) = &snapshots[1];
             assert_eq!(receive(&files, meta, body).unwrap(), *meta, "{context}");
             assert!(read(&files, meta) == *body, "{context}");
+        }
+    }
+}
+
+/// The control of the test above: without the sync of the file, or of the directory, a power loss takes what was
+/// committed.
+#[test]
+fn on_a_disk_that_lies_about_its_syncs_a_power_loss_takes_what_was_committed() {
+    for (lies, what) in [(Path::is_dir as fn(&Path) -> bool, "names"), (Path::is_file, "bytes")] {
+        let (dir, power) =
+            (TempDir::new().unwrap(), Arc::new(Power { lies: Some(lies), ..Power::default() }));
+        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let (own, theirs) = (body(CHUNK + 9, 1), body(10, 2));
+        let metas = [create(&files, &head(1), &own).unwrap(), meta_of(&head(2), &theirs)];
+        receive(&files, &metas[1], &theirs).unwrap();
+        let [synced, written_back] = power.after_power_loss();
+        let image = open(if what == "names" { synced.path() } else { written_back.path() });
+        for meta in metas {
+            let found = image.find(GROUP, meta.content);
+            assert!(!matches!(&found, Ok(Some(_))), "{what} are lost, but {found:?}");
         }
     }
 }

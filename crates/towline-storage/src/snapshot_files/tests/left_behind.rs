@@ -3,8 +3,8 @@
 use super::*;
 
 fn with_bounds(dir: &Path, partials_max: usize, partial_bytes_max: u64) -> SnapshotFiles {
-    let config = SnapshotConfig { partials_max, partial_bytes_max };
-    SnapshotFiles::open(dir, &config, None).unwrap()
+    let config = SnapshotConfig { partials_max, partial_bytes_max, ..SnapshotConfig::default() };
+    SnapshotFiles::open_with(dir, &config, FileOps::default(), None).unwrap()
 }
 
 /// Leaves one chunk of a transfer behind.
@@ -118,11 +118,12 @@ fn a_file_of_the_process_before_that_was_not_complete_is_removed() {
 }
 
 #[test]
-fn a_damaged_file_is_named_and_another_can_take_its_place() {
+fn a_damaged_file_is_named_hides_no_other_and_another_can_take_its_place() {
     let dir = TempDir::new().unwrap();
     let bytes = body(CHUNK + 5, 1);
-    let meta = create(&open(dir.path()), &head(1), &bytes).unwrap();
-    let name = names(dir.path()).first().unwrap().clone();
+    let older = create(&open(dir.path()), &head(1), b"older").unwrap();
+    let meta = create(&open(dir.path()), &head(2), &bytes).unwrap();
+    let name = Named::complete(&meta.head, meta.content).name();
     let path = dir.path().join(&name);
     let good = fs::read(&path).unwrap();
     let mut flipped_header = good.clone();
@@ -134,20 +135,18 @@ fn a_damaged_file_is_named_and_another_can_take_its_place() {
     for bad in [Vec::new(), cut, flipped_header, flipped_trailer, longer] {
         fs::write(&path, &bad).unwrap();
         let files = open(dir.path());
-        for refused in [files.latest(GROUP).unwrap_err(), files.find(GROUP, meta.content).unwrap_err()] {
-            assert!(refused.to_string().contains(&name), "{refused}");
-            assert!(
-                matches!(refused, SnapshotStoreError::Corrupt { content, .. } if content == meta.content)
-            );
-        }
+        let refused = files.find(GROUP, meta.content).unwrap_err();
+        assert!(refused.to_string().contains(&name), "{refused}");
+        assert!(matches!(refused, SnapshotStoreError::Corrupt { content, .. } if content == meta.content));
+        assert_eq!(files.complete(GROUP).unwrap(), std::slice::from_ref(&older));
         assert!(matches!(files.open(&meta, 0), Err(SnapshotStoreError::Corrupt { .. })));
         assert_eq!(receive(&files, &meta, &bytes).unwrap(), meta);
-        assert_eq!(files.latest(GROUP).unwrap().as_ref(), Some(&meta));
+        assert_eq!(files.complete(GROUP).unwrap(), [meta.clone(), older.clone()]);
         assert!(read(&files, &meta) == bytes);
         fs::write(&path, &bad).unwrap();
         let files = open(dir.path());
-        files.retain(GROUP, &[]).unwrap();
-        assert_eq!(names(dir.path()).len(), 0);
+        files.retain(GROUP, &[older.content]).unwrap();
+        assert_eq!(names(dir.path()).len(), 1);
     }
 }
 
@@ -157,7 +156,7 @@ fn a_file_under_the_name_of_another_is_corrupt() {
     let meta = create(&open(dir.path()), &head(1), b"body").unwrap();
     let other = Named::complete(&head(2), meta.content);
     fs::rename(dir.path().join(names(dir.path()).first().unwrap()), dir.path().join(other.name())).unwrap();
-    let refused = open(dir.path()).latest(GROUP).unwrap_err();
+    let refused = open(dir.path()).find(GROUP, meta.content).unwrap_err();
     assert!(refused.to_string().contains("name"), "{refused}");
 }
 
