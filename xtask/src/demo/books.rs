@@ -80,15 +80,17 @@ impl Books {
         self.rows.get(&number)?.0.as_ref()
     }
 
-    /// Every attempt, as both sides have written it down.
-    pub(super) fn table(&self) -> Vec<String> {
+    /// Every attempt, as both sides have written it down, and how long after it the next began, in heartbeats.
+    pub(super) fn table(&self, moments: &BTreeMap<u64, Moments>) -> Vec<String> {
         let mut table =
             vec!["attempt       from   sent bytes   received bytes   outcome    next after".to_owned()];
         let numbers: Vec<u64> = self.rows.keys().copied().collect();
         for (number, (sent, received)) in &self.rows {
             let next = numbers.iter().find(|other| *other > number).and_then(|next| self.gap(*number, *next));
-            let next = next.map_or("-".to_owned(), |gap| {
-                format!("{:.1} heartbeats", gap.as_secs_f64() / HEARTBEAT.as_secs_f64())
+            let beats = |time: Duration| format!("{:.1}", time.as_secs_f64() / HEARTBEAT.as_secs_f64());
+            let next = next.map_or("-".to_owned(), |gap| match self.wait(*number, moments) {
+                Some(wait) => format!("{} heartbeats, of {} to wait", beats(gap), beats(wait)),
+                None => format!("{} heartbeats", beats(gap)),
             });
             let bytes =
                 |line: &Option<Line>| line.as_ref().map_or("no line".into(), |line| line.bytes.to_string());
@@ -111,6 +113,12 @@ impl Books {
         table
     }
 
+    /// From the end of an attempt until another was allowed, as its sender said.
+    fn wait(&self, number: u64, moments: &BTreeMap<u64, Moments>) -> Option<Duration> {
+        let (seen, left) = moments.get(&number)?.seen?;
+        Some(after(seen, self.sent(number)?.ended) + left)
+    }
+
     /// From the end of an attempt to the begin of the next.
     fn gap(&self, number: u64, next: u64) -> Option<Duration> {
         Some(after(self.sent(next)?.begun, self.sent(number)?.ended))
@@ -124,7 +132,7 @@ impl Books {
         let numbers: Vec<u64> = self.rows.keys().copied().collect();
         for pair in numbers.windows(2) {
             if let [number, next] = pair {
-                self.judge_wait(*number, *next, moments.get(number).copied().unwrap_or_default())?;
+                self.judge_wait(*number, *next, moments)?;
             }
         }
         let (number, (sent, received)) = self.rows.last_key_value().ok_or("there was no attempt")?;
@@ -160,15 +168,15 @@ impl Books {
     }
 
     /// Within two heartbeats after the wait that was shown, or after the peer was there again.
-    fn judge_wait(&self, number: u64, next: u64, moments: Moments) -> Result<()> {
+    fn judge_wait(&self, number: u64, next: u64, moments: &BTreeMap<u64, Moments>) -> Result<()> {
         let (Some(gap), Some(ended)) = (self.gap(number, next), self.sent(number).map(|line| line.ended))
         else {
             return Err(format!("the sender lacks a line of attempt {number} or {next}").into());
         };
         // Between two looks it was over already.
-        let Some((seen, wait)) = moments.seen else { return Ok(()) };
-        let may_begin = after(seen, ended) + wait;
-        let may_begin = moments.healed.map_or(may_begin, |healed| may_begin.max(after(healed, ended)));
+        let Some(wait) = self.wait(number, moments) else { return Ok(()) };
+        let healed = moments.get(&number).and_then(|moments| moments.healed);
+        let may_begin = healed.map_or(wait, |healed| wait.max(after(healed, ended)));
         if gap > may_begin + 2 * HEARTBEAT {
             return Err(format!(
                 "attempt {next} began {} ms after attempt {number} had failed, {} ms were allowed",

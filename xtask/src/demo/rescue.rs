@@ -150,7 +150,7 @@ impl<'a> Rescue<'a> {
         self.catch_up(lag).await?;
         let books = self.books()?;
         self.screen.say(String::new());
-        books.table().into_iter().for_each(|line| self.screen.say(line));
+        books.table(&self.moments).into_iter().for_each(|line| self.screen.say(line));
         books.judge(&self.cuts, &self.moments)
     }
 
@@ -348,6 +348,9 @@ impl<'a> Rescue<'a> {
         let Seen { progress, lag, backoff_ms, .. } = &self.last;
         let node = self.follower + 1;
         let message = match self.last.attempt {
+            Some(live) if live.acked == 0 => {
+                format!("node {node}: {progress}, waits for attempt {}", live.number)
+            }
             Some(live) => format!("node {node}: {progress}, attempt {}, {}", live.number, live.part()),
             None if *backoff_ms > 0 => format!("node {node}: {progress}, next attempt in {backoff_ms} ms"),
             None => format!("node {node}: {progress}, {lag} entries behind"),

@@ -54,14 +54,15 @@ fn the_books_of_one_side_are_read_from_its_log() {
 fn every_attempt_is_in_the_table_with_both_sides() {
     let none_moved =
         line("00:00:01.0", 4, "sent", 0, 0, "outcome=\"refused\" cause=the receiver refused: busy");
-    let table = Books::read(&none_moved, "", 1, 2).table().join("\n");
+    let table = Books::read(&none_moved, "", 1, 2).table(&BTreeMap::new()).join("\n");
     assert!(
         table.contains("no line") && table.contains("sender: refused, the receiver refused: busy"),
         "{table}"
     );
-    let table = books("00:00:01.0", 4 << 20, 6 << 20).table().join("\n");
+    let table = books("00:00:01.0", 4 << 20, 6 << 20).table(&moments(None)).join("\n");
     assert!(
-        table.contains("5.0 heartbeats") && table.contains("sender: failed, the transfer broke"),
+        table.contains("5.0 heartbeats, of 2.5 to wait")
+            && table.contains("sender: failed, the transfer broke"),
         "{table}"
     );
     assert!(table.ends_with("4    4.0 MiB      6291456          6291456   finished   -"), "{table}");
