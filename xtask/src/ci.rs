@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, chaos, codegen, msrv, redis_benchmark, tidy};
+use crate::{Result, chaos, codegen, demo, msrv, redis_benchmark, tidy};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -52,6 +52,7 @@ const STEPS: &[Step] = &[
     Step { name: "hello", what: "examples/hello runs", run: hello },
     Step { name: "redis", what: "redis-benchmark against three nodes, no error reply", run: redis },
     Step { name: "chaos", what: "nodes killed and stopped: nothing lost, no stale read", run: chaos_step },
+    Step { name: "demo", what: "the demo in small, and its control: a latched follower", run: demo_step },
     Step { name: "test", what: "all tests and doctests", run: test },
 ];
 
@@ -269,6 +270,14 @@ fn redis(root: &Path) -> Result<Outcome> {
 fn chaos_step(root: &Path) -> Result<Outcome> {
     let binary = built(root, "towline-kv")?;
     chaos::run(root, &chaos::Options::short(binary))?;
+    Ok(Outcome::Passed)
+}
+
+fn demo_step(root: &Path) -> Result<Outcome> {
+    let binary = built(root, "towline-kv")?;
+    for lose_reports in [false, true] {
+        demo::run(root, &demo::Options::short(binary.clone(), lose_reports))?;
+    }
     Ok(Outcome::Passed)
 }
 

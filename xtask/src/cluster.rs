@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::proxy::{Proxy, Stop};
 use crate::{Result, ci};
 
 /// A status or digest is small; more is not one of ours.
@@ -86,11 +87,19 @@ fn make_certs(binary: &Path, data: &Path, count: usize) -> Result<PathBuf> {
 
 struct Node {
     id: u64,
+    /// Where it listens for its peers; they call it at the proxy, if there is one.
     raft: SocketAddr,
+    proxy: Option<Proxy>,
     redis: SocketAddr,
     http: SocketAddr,
     log: PathBuf,
     process: Option<Process>,
+}
+
+impl Node {
+    fn called_at(&self) -> SocketAddr {
+        self.proxy.as_ref().map_or(self.raft, Proxy::address)
+    }
 }
 
 /// What a node says of itself at `/status`.
@@ -123,11 +132,13 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) fn start(binary: PathBuf, data: &Path, count: usize) -> Result<Self> {
-        Self::start_over(Transport::default(), binary, data, count, Vec::new())
+        Self::start_over(Transport::default(), false, binary, data, count, Vec::new())
     }
 
+    /// `proxied`: with a proxy before each node, which only gRPC in plain text can have.
     pub(crate) fn start_over(
         transport: Transport,
+        proxied: bool,
         binary: PathBuf,
         data: &Path,
         count: usize,
@@ -142,9 +153,11 @@ impl Cluster {
         let mut nodes = Vec::new();
         for id in (1_u64..).take(count) {
             let (raft, redis, http) = (next()?, next()?, next()?);
+            let proxy = if proxied { Some(Proxy::start(raft)?) } else { None };
             nodes.push(Node {
                 id,
                 raft,
+                proxy,
                 redis,
                 http,
                 log: data.join(format!("node-{id}.log")),
@@ -181,12 +194,15 @@ impl Cluster {
             .args(["--id", &node.id.to_string()])
             .arg("--data")
             .arg(self.data.join(format!("node-{}", node.id)))
-            .args(["--raft", &format!("{}://{}", self.scheme, node.raft)])
+            .args(["--raft", &format!("{}://{}", self.scheme, node.called_at())])
             .args(["--redis", &node.redis.to_string(), "--http", &node.http.to_string()])
             .args(&self.flags);
         for peer in &self.nodes {
-            let address = format!("{}={}://{},{}", peer.id, self.scheme, peer.raft, peer.redis);
+            let address = format!("{}={}://{},{}", peer.id, self.scheme, peer.called_at(), peer.redis);
             command.args(["--peer", &address]);
+        }
+        if node.proxy.is_some() {
+            command.args(["--listen", &format!("{}://{}", self.scheme, node.raft)]);
         }
         if let Some(certs) = &self.certs {
             command.arg("--tls").arg(certs);
@@ -222,6 +238,18 @@ impl Cluster {
         let signal = if pause { "-STOP" } else { "-CONT" };
         let done = Command::new("kill").args([signal, &process.child.id().to_string()]).status()?;
         if done.success() { Ok(()) } else { Err(format!("kill {signal}: {done}").into()) }
+    }
+
+    /// Stops the connection to a node that has carried most bytes: so many, and so many the next one.
+    pub(crate) fn stop_the_busiest(&self, position: usize, stop: Stop) -> Result<(u64, u64)> {
+        let proxy = self.nodes.get(position).and_then(|node| node.proxy.as_ref());
+        proxy.ok_or("there is no proxy before it")?.stop_the_busiest(stop)
+    }
+
+    /// The sum of a counter over the series whose labels contain all of `labels`, each as `name=\"value\"`.
+    pub(crate) async fn counter(&self, position: usize, name: &str, labels: &[&str]) -> Result<u64> {
+        let node = self.nodes.get(position).ok_or("no such node")?;
+        Ok(sum(&String::from_utf8_lossy(&http_get(node.http, "/metrics").await?), name, labels))
     }
 
     /// The whole page.
@@ -341,11 +369,23 @@ fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
 }
 
 async fn http_json(address: SocketAddr, path: &str) -> Result<Value> {
-    let body = timeout(HTTP_TIMEOUT, http_body(address, path))
-        .await
-        .map_err(|_| format!("http://{address}{path}: no answer in {} s", HTTP_TIMEOUT.as_secs()))?
-        .map_err(|error| format!("http://{address}{path}: {error}"))?;
-    Ok(serde_json::from_slice(&body)?)
+    Ok(serde_json::from_slice(&http_get(address, path).await?)?)
+}
+
+async fn http_get(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
+    let body = timeout(HTTP_TIMEOUT, http_body(address, path)).await;
+    let body =
+        body.map_err(|_| format!("http://{address}{path}: no answer in {} s", HTTP_TIMEOUT.as_secs()))?;
+    Ok(body.map_err(|error| format!("http://{address}{path}: {error}"))?)
+}
+
+/// Over the lines of a page of metrics.
+fn sum(page: &str, name: &str, labels: &[&str]) -> u64 {
+    page.lines()
+        .filter(|line| line.split_once('{').is_some_and(|(of, _)| of == name))
+        .filter(|line| labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
+        .sum()
 }
 
 /// HTTP/1.0, so that the body ends with the connection and is never chunked.
@@ -384,6 +424,14 @@ mod tests {
     #[test]
     fn nodes_at_other_indexes_are_not_compared() {
         assert_eq!(agreement(&digests(&[(7, "a"), (8, "b")])), None);
+    }
+
+    #[test]
+    fn a_counter_is_summed_over_the_series_that_are_meant() {
+        let page = "# TYPE sent_total counter\nsent_total{node=\"1\",peer=\"2\"} 3\nsent_total{node=\"1\",peer=\"3\"} 4\n\
+                    sent_total_other{node=\"1\",peer=\"2\"} 5\n";
+        assert_eq!(sum(page, "sent_total", &["peer=\"2\""]), 3);
+        assert_eq!(sum(page, "sent_total", &[]), 7);
     }
 
     #[test]

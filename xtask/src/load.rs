@@ -81,6 +81,11 @@ impl Load {
         self.shared.acked.load(Ordering::Relaxed)
     }
 
+    /// Each has one write under way at most.
+    pub(crate) fn writers(&self) -> u64 {
+        self.writers.len() as u64
+    }
+
     /// Call it right before a node is killed.
     pub(crate) fn watch_failover(&self, killed: usize) {
         *self.shared.watch() = Watch { since: Instant::now(), not_from: killed, took: None };

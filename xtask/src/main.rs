@@ -19,6 +19,7 @@ mod etcd;
 mod linear;
 mod load;
 mod msrv;
+mod proxy;
 mod redis_benchmark;
 mod resp;
 mod svg;

@@ -45,7 +45,7 @@ pub(crate) fn terminal(command: &str, lines: &[String]) -> String {
 fn colour(at: usize, line: &str) -> &'static str {
     if at == 0 {
         "#8fb8ff"
-    } else if line.contains("kill -9") {
+    } else if line.contains("kill -9") || line.contains("stalls") || line.contains("LATCHED") {
         "#ff8f87"
     } else if line.contains("restart") || line.contains("took over") {
         "#f2cc6b"

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::Result;
 
 mod code;
+mod lines;
 mod manifests;
 mod rules;
 mod sources;

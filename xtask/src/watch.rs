@@ -112,14 +112,14 @@ impl Screen {
         self.bar.set_message(message);
     }
 
-    /// Shows how far a transfer is instead of the load.
-    pub(crate) fn show_transfer(&mut self, acked: u64, bytes: u64, message: &str) {
+    /// Shows how far something else is instead of the load.
+    pub(crate) fn show_part(&mut self, done: u64, of: u64, message: &str) {
         if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
             self.last_plain = Instant::now();
             println!("{message}");
         }
-        self.bar.set_length(bytes.max(1));
-        self.bar.set_position(acked);
+        self.bar.set_length(of.max(1));
+        self.bar.set_position(done);
         self.bar.set_message(message.to_owned());
     }
 

@@ -36,6 +36,9 @@ pub(crate) struct Serve {
     /// transport, and a cluster may mix them.
     #[arg(long)]
     pub(crate) raft: PeerAddr,
+    /// Where to listen for peers, if that is not where they call: behind a proxy, or in a container.
+    #[arg(long, value_name = "RAFT")]
+    pub(crate) listen: Option<PeerAddr>,
     /// Where Redis clients reach this node, such as 127.0.0.1:6001.
     #[arg(long)]
     pub(crate) redis: HostPort,

@@ -133,7 +133,13 @@ fn check_peers(args: &Serve) -> Result<(), Failure> {
             "--raft is {}, but --peer says that node {} is at {}; both must be the same",
             args.raft, args.id, me.raft
         ))),
-        Some(_) => Ok(()),
+        Some(_) => match &args.listen {
+            Some(listen) if listen.scheme() != args.raft.scheme() => Err(Failure::Usage(format!(
+                "--listen is {listen}, but peers call {}; both must name the same transport",
+                args.raft
+            ))),
+            _ => Ok(()),
+        },
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn identity(dir: Option<&Path>, node: NodeId) -> Result<Option<TlsCon
     Ok(Some(tls))
 }
 
-/// Listens with the transport of `--raft`, and calls peers with those of their addresses.
+/// Listens with the transport of `--raft`, there or at `--listen`, and calls peers with those of their addresses.
 pub(crate) fn add(
     mut builder: NodeBuilder,
     args: &Serve,
@@ -41,7 +41,7 @@ pub(crate) fn add(
         }
     }
     if let Some(listens) = made.remove(args.raft.scheme()) {
-        builder = builder.transport(listens, args.raft.clone());
+        builder = builder.transport(listens, args.listen.as_ref().unwrap_or(&args.raft).clone());
     }
     Ok(made.into_values().fold(builder, NodeBuilder::dialler))
 }

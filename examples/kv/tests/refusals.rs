@@ -120,6 +120,8 @@ fn peers_that_do_not_fit_are_told() {
     elsewhere.args(["--bootstrap", "--peer", &other.peer(1)]);
     let words = ["--raft is ", &node.ports.raft_uri(), &other.raft_uri(), "both must be the same"];
     assert_refused(&mut elsewhere, USAGE, &words);
+    let words = ["--listen is quic://127.0.0.1:1", &node.ports.raft_uri(), "must name the same transport"];
+    assert_refused(node.bootstrap().args(["--listen", "quic://127.0.0.1:1"]), USAGE, &words);
     assert_refused(node.bootstrap().args(["--peer", &other.peer(1)]), USAGE, &["names the same id twice"]);
     assert!(!node.data().exists(), "nothing was made");
 }

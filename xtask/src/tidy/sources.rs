@@ -6,13 +6,14 @@ use super::code::{line_of, occurrences, test_regions, without_comments_and_liter
 use super::rules::{
     ABSENT_WORDS, CONFINED_WORDS, FILE_LINES_MAX, FORBIDDEN_STEMS, GENERATED, LONG_FILES, SLEEP_REASON,
 };
-use super::{File, Violation};
+use super::{File, Violation, lines};
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     let sources: Vec<Source<'_>> =
         tree.iter().filter(|file| file.path.ends_with(".rs")).map(Source::new).collect();
     let test_files: BTreeSet<String> = sources.iter().flat_map(Source::files_of_test_modules).collect();
 
+    let mut said = lines::Lines::new();
     for source in &sources {
         name(source, violations);
         if source.file.path.contains(GENERATED) {
@@ -27,7 +28,11 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
             });
         words(source, all_test, violations);
         sleeps(source, all_test, violations);
+        if !all_test && source.file.path.starts_with("crates/") && source.file.path.contains("/src/") {
+            lines::collect(source, &mut said, violations);
+        }
     }
+    lines::compare(&said, tree, violations);
     for (path, _) in LONG_FILES {
         if !tree.is_empty() && !sources.iter().any(|source| source.file.path == *path) {
             violations.push(Violation {
@@ -40,9 +45,9 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     }
 }
 
-struct Source<'a> {
-    file: &'a File,
-    code: String,
+pub(super) struct Source<'a> {
+    pub(super) file: &'a File,
+    pub(super) code: String,
     /// By 1-based line.
     under_cfg_test: Vec<bool>,
     test_modules: Vec<String>,
@@ -55,7 +60,7 @@ impl<'a> Source<'a> {
         Self { file, code, under_cfg_test, test_modules }
     }
 
-    fn is_test_line(&self, line: usize) -> bool {
+    pub(super) fn is_test_line(&self, line: usize) -> bool {
         self.under_cfg_test.get(line).copied().unwrap_or(false)
     }
 
@@ -72,7 +77,7 @@ impl<'a> Source<'a> {
             .collect()
     }
 
-    fn violation(&self, line: usize, rule: &'static str, what: String) -> Violation {
+    pub(super) fn violation(&self, line: usize, rule: &'static str, what: String) -> Violation {
         Violation { path: self.file.path.clone(), line, rule, what }
     }
 }

@@ -415,3 +415,54 @@ fn a_test_region_ends_where_its_item_ends() {
     assert_eq!(inside, [1, 2, 4, 5, 6]);
     assert_eq!(modules, ["d"]);
 }
+
+/// A library that writes this, and a page of which this is the section on lines.
+fn assert_lines(code: &str, page: &str, path: &str) {
+    let page = format!(
+        "# Operations\n\n## Every line of the log\n\n{page}\n## Every metric\n\n| `metric` | none |\n"
+    );
+    let code = format!("fn f() {{\n    {code}\n}}\n");
+    let files = [("crates/towline/src/lib.rs", code.as_str()), ("docs/operations.md", page.as_str())];
+    match path {
+        "" => assert_eq!(planted(&files), [], "{code}"),
+        path => assert_one(&files, "log-lines", path),
+    }
+}
+
+#[test]
+fn a_line_of_the_log_that_is_not_explained_is_found() {
+    let library = "crates/towline/src/lib.rs";
+    let row = "| `it broke` | warn | `peer` | it did | nothing |\n";
+    for explained in [
+        "tracing::warn!(\"it broke\");",
+        "tracing::warn!(%error, peer = a.b(\"x\"), \"it broke\");",
+        "warn!(target: \"t\", kind = \"other\", // \"words\"\n \"it \\\n     broke\"\n);",
+        "tracing::warn!(\"it broke\"); tracing::debug!(\"not for operators\");",
+    ] {
+        assert_lines(explained, row, "");
+        assert_lines(explained, "", library);
+    }
+    // At another level it is another line, which the page does not have, and the page has one too many.
+    let found = planted(&[(library, "fn f() { tracing::error!(\"it broke\"); }\n")]);
+    assert!(matches!(found.as_slice(), [one] if one.rule == "log-lines"), "{found:?}");
+    assert_lines("tracing::warn!(\"it broke\"); tracing::error!(\"it broke\");", row, library);
+    assert_lines("tracing::warn!(\"it broke\"); tracing::info!(\"peer {peer}\");", row, library);
+    let tests = "#[cfg(test)]\nmod tests {\n    fn f() { tracing::warn!(\"of a test\"); }\n}\n";
+    assert_eq!(
+        planted(&[(library, tests), ("examples/hello/src/main.rs", "fn f() { warn!(\"an example's\"); }")]),
+        []
+    );
+}
+
+#[test]
+fn a_line_that_is_explained_and_not_written_is_found() {
+    assert_lines("", "| `it broke` | warn | none | it did | nothing |\n", "docs/operations.md");
+}
+
+#[test]
+fn a_bridge_is_named_by_its_target() {
+    let bridge = "crates/towline-storage/src/log_bridge.rs";
+    let code = "fn f() { tracing::warn!(source, \"{text}\"); }\n";
+    assert_one(&[(bridge, code)], "log-lines", bridge);
+    assert_eq!(planted(&[(bridge, code), ("docs/operations.md", "of `raft_engine`\n")]), []);
+}

@@ -1,6 +1,7 @@
 //! The workers over a scripted transport, in virtual time.
 
 mod scripted;
+mod told;
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! The worker of one lane: keeps a link, and dispatches to it what waits.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -15,6 +16,9 @@ use super::queue::LaneQueue;
 use super::settings::LaneSettings;
 use crate::message::Batch;
 use crate::transport::{ConnectError, Hello, Link, LinkClosed, Peer, Transport};
+
+/// Attempts to connect that fail in a row before somebody is told: by then a peer that starts beside this node is there.
+const MISSES_TOLD: u32 = 5;
 
 /// Everything a worker needs.
 pub(crate) struct Worker {
@@ -73,9 +77,11 @@ impl Worker {
     async fn run(self: Arc<Self>, stop: Arc<Notify>) {
         let mut rng = fastrand::Rng::new();
         let mut backoff = Backoff::new(self.settings.backoff_min, self.settings.backoff_max);
+        let misses = Arc::new(AtomicU32::new(0));
         loop {
             // A task of its own, so that a panic in a transport ends this link and nothing else.
-            let mut session = self.runtime.spawn(Arc::clone(&self).session().in_current_span());
+            let mut session =
+                self.runtime.spawn(Arc::clone(&self).session(Arc::clone(&misses)).in_current_span());
             let ended = match race(stop.notified(), &mut session).await {
                 Either::First(()) => {
                     session.abort();
@@ -100,17 +106,23 @@ impl Worker {
         })
     }
 
-    async fn session(self: Arc<Self>) -> Ended {
+    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> Ended {
         let (peer, lane) = (self.peer.id, self.queue.lane.as_str());
         let mut attempt = Attempt { queue: &self.queue, up: false };
         let (link, closed) = match self.connect().await {
             Ok(connected) => connected,
             Err(detail) => {
                 tracing::debug!(%peer, lane, detail, "no link");
+                // Once an incident: who named a wrong address must see it, and a peer that is down must not fill a disk.
+                if misses.fetch_add(1, Ordering::Relaxed) + 1 == MISSES_TOLD {
+                    let address = &self.peer.address;
+                    tracing::warn!(%peer, %address, lane, detail, "a peer cannot be reached");
+                }
                 return Ended::NotConnected;
             }
         };
         attempt.up = true;
+        misses.store(0, Ordering::Relaxed);
         self.queue.link_up(self.settings.control_age_max);
         tracing::debug!(%peer, lane, "link made");
         let since = Instant::now();

@@ -239,6 +239,8 @@ pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) ports: Vec<Ports>,
     pub(crate) running: Vec<Option<Process>>,
+    /// Further flags of every node.
+    pub(crate) flags: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -247,10 +249,15 @@ impl Cluster {
     }
 
     pub(crate) fn start_with(nodes: usize, settings: &str) -> Self {
+        Self::start_with_flags(nodes, settings, &[])
+    }
+
+    pub(crate) fn start_with_flags(nodes: usize, settings: &str, flags: &[&'static str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = (0..nodes).map(|_| Ports::free()).collect();
-        let mut cluster = Self { dir, ports, running: (0..nodes).map(|_| None).collect() };
+        let running = (0..nodes).map(|_| None).collect();
+        let mut cluster = Self { dir, ports, running, flags: flags.to_vec() };
         cluster.start_all();
         cluster
     }
@@ -264,7 +271,8 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = schemes.iter().map(|scheme| Ports { scheme, ..Ports::free() }).collect();
-        let mut cluster = Self { dir, ports, running: schemes.iter().map(|_| None).collect() };
+        let running = schemes.iter().map(|_| None).collect();
+        let mut cluster = Self { dir, ports, running, flags: Vec::new() };
         let certs = run(program().args(["certs", "--dir"]).arg(cluster.certs()));
         assert!(certs.status.success());
         cluster.start_all();
@@ -291,6 +299,7 @@ impl Cluster {
     pub(crate) fn command(&self, at: usize) -> Command {
         let mut command = self.ports[at].serve(at + 1, &self.data(at));
         command.arg("--bootstrap").arg("--config").arg(self.dir.path().join("settings.toml"));
+        command.args(&self.flags);
         if self.certs().exists() {
             command.arg("--tls").arg(self.certs());
         }
