@@ -95,6 +95,15 @@ impl Lanes {
         workers.by_peer.insert(peer.id, (peer, running.unwrap_or_default()));
     }
 
+    /// The peer has just called this node and was let in: its lanes need not wait for their next attempt to connect.
+    pub(crate) fn peer_called(&self, peer: NodeId) {
+        let routes = Arc::clone(&self.inner.routes.read().unwrap_or_else(PoisonError::into_inner));
+        if let Some(lanes) = routes.peers.get(&peer) {
+            lanes.control.peer_called();
+            lanes.append.peer_called();
+        }
+    }
+
     /// Lets go of a peer: what waits for it is dropped, and so is what comes for it later.
     #[allow(dead_code)] // its caller, a change of membership, comes later; the tests hold it
     pub(crate) fn remove_peer(&self, peer: NodeId) {

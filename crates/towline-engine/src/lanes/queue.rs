@@ -39,6 +39,8 @@ pub(crate) struct LaneQueue {
     state: Mutex<State>,
     /// There is something to dispatch.
     filled: Notify,
+    /// The peer called this node, so it is there.
+    called: Notify,
 }
 
 struct State {
@@ -90,12 +92,23 @@ impl LaneQueue {
             }
         };
         let state = Mutex::new(State { line, phase: Phase::Down, used: false, told: false });
-        Self { peer, lane, counter, reporter, clock, state, filled: Notify::new() }
+        let (filled, called) = (Notify::new(), Notify::new());
+        Self { peer, lane, counter, reporter, clock, state, filled, called }
     }
 
     // Every state between two statements below is a valid one, so a poisoned lock is no reason to stop sending.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The peer called this node: a worker that pauses before its next attempt to connect need not.
+    pub(crate) fn peer_called(&self) {
+        self.called.notify_one();
+    }
+
+    /// Waits for a call of the peer, or returns at once if there was one since this was asked last.
+    pub(crate) async fn called(&self) {
+        self.called.notified().await;
     }
 
     /// Queues or drops a message, and counts a drop. Wakes nobody and reports nothing: the sender does, once a burst.

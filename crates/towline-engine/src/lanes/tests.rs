@@ -157,6 +157,54 @@ async fn a_peer_that_restarts_is_back_within_the_backoff_cap() {
     script.until(|w| w.delivered.len() == 1).await;
 }
 
+/// A node that comes back calls its peers at once. A peer that waited for its own next attempt was up to 400 ms late with
+/// the snapshot it needed.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_calls_is_called_back_at_once() {
+    let script = Script::default();
+    let lanes = script.connected(Config::default()).await;
+    for lane in Lane::ALL {
+        script.with(|w| w.connect.insert((node(2), lane), Does::Fail));
+        script.kill(node(2), lane);
+    }
+    for _ in 0..20 {
+        let failed = script.with(|w| w.connect_failed);
+        // Just behind a failed attempt, long after the waits have reached their cap.
+        tokio::time::sleep(Duration::from_secs(5)).await; // not synchronisation: moves the paused clock
+        script.until(|w| w.connect_failed > failed).await;
+        lanes.peer_called(node(3));
+        let (failed, start) = (script.with(|w| w.connect_failed), Instant::now());
+        lanes.peer_called(node(2));
+        script.until(|w| w.connect_failed >= failed + 2).await;
+        assert!(start.elapsed() <= Duration::from_millis(2), "{:?}", start.elapsed());
+    }
+    script.with(|w| w.connect.clear());
+    tokio::time::sleep(Duration::from_secs(1)).await; // not synchronisation: moves the paused clock
+    script.until(|w| w.connected[&KEY] == 2 && w.connected[&(node(2), Lane::Control)] == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_calls_all_the_time_is_not_called_all_the_time() {
+    let attempts_of = async |calls: bool| {
+        let script = Script::default();
+        for lane in Lane::ALL {
+            script.with(|w| w.connect.insert((node(2), lane), Does::Fail));
+        }
+        let lanes = script.lanes(Config::default());
+        lanes.set_peer(peer(2, 1));
+        for _ in 0..20_000 {
+            tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: moves the paused clock
+            if calls {
+                lanes.peer_called(node(2));
+            }
+        }
+        script.with(|w| w.attempts)
+    };
+    let (quiet, called) = (attempts_of(false).await, attempts_of(true).await);
+    // One more in `lane_backoff_max_ms` for each lane.
+    assert!(called <= quiet + 2 * (20_000 / 400 + 1), "{called}, {quiet} without calls");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_nack_reports_its_group_alone_and_leaves_the_link() {
     let script = Script::default();

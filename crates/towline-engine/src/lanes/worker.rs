@@ -78,6 +78,7 @@ impl Worker {
         let mut rng = fastrand::Rng::new();
         let mut backoff = Backoff::new(self.settings.backoff_min, self.settings.backoff_max);
         let misses = Arc::new(AtomicU32::new(0));
+        let mut heeded = None;
         loop {
             // A task of its own, so that a panic in a transport ends this link and nothing else.
             let mut session =
@@ -93,9 +94,22 @@ impl Worker {
             if let Ended::Lost { healthy: true } = self.settle(ended) {
                 backoff.reset();
             }
-            if let Either::First(()) = race(stop.notified(), sleep(backoff.next(&mut rng))).await {
+            if let Either::First(()) =
+                race(stop.notified(), self.pause(backoff.next(&mut rng), &mut heeded)).await
+            {
                 return;
             }
+        }
+    }
+
+    /// Waits before the next attempt. A call of the peer says that it is there, and ends the wait: at most once in
+    /// `backoff_max`, so that two nodes that break each other's links do not call each other without a pause.
+    async fn pause(&self, pause: Duration, heeded: &mut Option<Instant>) {
+        if heeded.is_some_and(|at| at.elapsed() < self.settings.backoff_max) {
+            return sleep(pause).await;
+        }
+        if let Either::First(()) = race(self.queue.called(), sleep(pause)).await {
+            *heeded = Some(Instant::now());
         }
     }
 

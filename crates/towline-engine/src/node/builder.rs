@@ -235,7 +235,7 @@ impl NodeBuilder {
             runtime: own_runtime.0.take(),
         };
         for (transport, at) in self.transports {
-            let door = Arc::new(Door(peers.clone()));
+            let door = Arc::new(Door { peers: peers.clone(), lanes: node.inner.lanes.clone() });
             let listening = runtime.spawn(async move { transport.listen(&at, door).await });
             let listener = listening.await.map_err(|_| StartError::Stopped)??;
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);

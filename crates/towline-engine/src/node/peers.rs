@@ -11,7 +11,7 @@ use super::ingress::{Delivered, Ingress};
 use super::refusals::{Loudness, Refusals};
 use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
-use crate::lanes::PeerGate;
+use crate::lanes::{Lanes, PeerGate};
 use crate::message::{Batch, Lane};
 use crate::snapshots::Receives;
 use crate::transport::{
@@ -150,16 +150,21 @@ impl PeerGate for Peers {
 }
 
 /// The way in, given to the transports.
-pub(crate) struct Door(pub(crate) Arc<Peers>);
+pub(crate) struct Door {
+    pub(crate) peers: Arc<Peers>,
+    /// Told who called.
+    pub(crate) lanes: Lanes,
+}
 
 impl Inbound for Door {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
-        let welcome = self.0.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
-        Ok(Arc::new(Session { peers: self.0.clone(), peer: hello.from, welcome }))
+        let welcome = self.peers.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
+        self.lanes.peer_called(hello.from);
+        Ok(Arc::new(Session { peers: self.peers.clone(), peer: hello.from, welcome }))
     }
 
     fn refused(&self, refusal: &Refusal) {
-        let (peers, node) = (&self.0, self.0.node);
+        let (peers, node) = (&self.peers, self.peers.node);
         let runs = !peers.lock().members.is_empty();
         match peers.refusals.loudness(refusal, runs, Instant::now()) {
             Loudness::Quiet => tracing::debug!(%node, runs, %refusal, "a connection was refused"),
