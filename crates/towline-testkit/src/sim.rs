@@ -344,7 +344,7 @@ impl Sim {
         }
         let through = node.machine.through.index;
         result.map_err(|detail| self.violation(detail))?;
-        self.with(id, |group, fx| group.applied(through, fx))?;
+        self.with(id, |group, _| group.applied(through))?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::ids::{GroupId, NodeId};
 use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotStatus};
-use crate::snapshot_store::SnapshotMeta;
+use crate::snapshot_store::{ContentId, SnapshotMeta};
 use crate::status::{AttemptOutcome, AttemptStatus, LastAttempt};
 
 /// After a refusal that does not pass by itself the wait is this many times longer than after another failure.
@@ -176,7 +176,14 @@ impl Attempts {
         if peer.live.as_ref().map(|live| live.attempt(group, attempt.peer)) != Some(attempt) {
             return false;
         }
-        peer.live = None;
+        let live = peer.live.take();
+        if status == SnapshotStatus::Failure(SnapshotFailure::Storage)
+            && live.map(|live| live.meta.content) == self.available.as_ref().map(|meta| meta.content)
+        {
+            // It would fail the next attempt too. The log that it stands for may be gone, so another one is needed.
+            self.available = None;
+            self.missing = true;
+        }
         let wait = match status {
             SnapshotStatus::Finish => {
                 peer.failures = 0;
@@ -266,6 +273,12 @@ impl Attempts {
         self.live().map(|(_, live)| live.meta.head.at.index).min()
     }
 
+    /// The contents that are of use: the newest, and what is being sent.
+    pub(super) fn contents(&self) -> impl Iterator<Item = ContentId> {
+        let sent = self.live().map(|(_, live)| live.meta.content);
+        self.available.iter().map(|meta| meta.content).chain(sent)
+    }
+
     /// A newer snapshot is durable.
     pub(super) fn make_available(&mut self, meta: SnapshotMeta) {
         if self.available.as_ref().is_none_or(|old| old.head.at.index <= meta.head.at.index) {
@@ -278,9 +291,9 @@ impl Attempts {
         self.available.as_ref()
     }
 
-    /// Whether Raft asked for a snapshot that does not exist since the last call.
-    pub(super) fn take_missing(&mut self) -> bool {
-        std::mem::take(&mut self.missing)
+    /// Whether Raft asked for a snapshot that does not exist, since the last one was made.
+    pub(super) fn is_missing(&self) -> bool {
+        self.missing
     }
 
     /// A tick passed. `true`: somebody who was told to wait could be served now; ask Raft again by a ping.

@@ -280,10 +280,10 @@ impl<W, R> Group<W, R> {
     }
 
     /// The state machine has applied everything up to `index`.
-    pub fn applied(&mut self, index: u64, fx: &mut Effects<W, R>) {
+    pub fn applied(&mut self, index: u64) {
         if index > self.replica.log().applied() {
             self.replica.applied_to(index);
-            self.note_installed(index, fx);
+            self.note_installed(index);
         }
     }
 

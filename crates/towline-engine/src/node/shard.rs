@@ -142,7 +142,7 @@ impl Shard {
                     self.go_silent(&format!("the log cannot be written: {cause}").into())
                 }
                 ShardEvent::Applied { group, life, index } => {
-                    self.with(group, Some(life), |running, fx| running.group.applied(index, fx));
+                    self.with(group, Some(life), |running, _| running.group.applied(index));
                 }
                 ShardEvent::ApplyFailed { group, life, cause } => {
                     if self.groups.get(&group).is_some_and(|running| running.life == life) {
@@ -153,7 +153,7 @@ impl Shard {
                     self.with(group, Some(life), |running, _| running.group.fetched(low, entries));
                 }
                 ShardEvent::SnapshotMade(Made { group, life, result }) => {
-                    self.with(group, Some(life), |running, fx| running.group.snapshot_made(result, fx));
+                    self.with(group, Some(life), |running, _| running.group.snapshot_made(result));
                 }
                 ShardEvent::Control(asked) => control.push(asked),
             }

@@ -381,7 +381,7 @@ impl World {
                     note_applied(&mut self.log, entry);
                     node.disk.machine = Applied { index: entry.index, term: entry.term };
                 }
-                self.with(id, |group, fx| group.applied(through.index, fx));
+                self.with(id, |group, _| group.applied(through.index));
             }
             Apply::Reads(_) => {}
             Apply::Restore(meta) => {
@@ -399,7 +399,7 @@ impl World {
                 if crash {
                     return self.crash(id);
                 }
-                self.with(id, |group, fx| group.applied(meta.head.at.index, fx));
+                self.with(id, |group, _| group.applied(meta.head.at.index));
             }
             Apply::Snapshot { conf, at } => {
                 assert_eq!(node.disk.machine, at, "a snapshot of another place than it says");
@@ -409,7 +409,7 @@ impl World {
                 }
                 let durable = node.disk.machine;
                 let made = (!fails).then_some((meta, durable));
-                self.with(id, |group, fx| group.snapshot_made(made, fx));
+                self.with(id, |group, _| group.snapshot_made(made));
             }
         }
     }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::message::{ConfState, MemberTable};
-use crate::snapshot_store::{ContentId, SnapshotHead};
+use crate::snapshot_store::SnapshotHead;
 use crate::state_machine::Applied;
 
 const HEARTBEAT: u64 = 10;
@@ -51,10 +51,11 @@ fn there_is_one_attempt_a_peer_and_no_more_than_there_are_slots() {
 fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
     let mut attempts = attempts(&SendSlots::new(2), Some(9));
     assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
-    assert!(attempts.take_missing() && !attempts.take_missing());
+    assert!(attempts.is_missing());
     assert!(attempts.admit(id(4), 5, 0).is_none(), "its membership does not name the peer");
     attempts.make_available(meta(12));
     attempts.make_available(meta(11));
+    assert!(!attempts.is_missing());
     assert_eq!(attempts.available().unwrap().head.at.index, 12, "an older one changes nothing");
     assert!(attempts.admit(id(2), 10, 0).is_some());
 }
@@ -124,6 +125,7 @@ fn an_attempt_pins_the_log_and_a_pin_has_a_price_limit() {
     let attempt = begin(&mut attempts, 2).unwrap().attempt;
     attempts.make_available(meta(20));
     assert_eq!(attempts.pinned(), Some(9));
+    assert_eq!(attempts.contents().collect::<Vec<_>>(), [meta(20).content, meta(9).content]);
     assert!(attempts.overdue(1_000, 1_000).is_empty());
     assert_eq!(attempts.overdue(1_001, 1_000), [attempt]);
 }
