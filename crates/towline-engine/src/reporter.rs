@@ -8,7 +8,8 @@
 //!   [`fail`](SnapshotTicket::fail); dropping it on any path reports a failure.
 //! * [`Reporter`]: where workers post. [`Mailbox`] implements it with one cell a (group, peer): bounded by the number
 //!   of peers, so it cannot overflow and never has to block or to drop the outcome of a snapshot.
-//! * [`RaftReports`]: where the shard applies what it drained. The Raft group implements it, and a recording double.
+//! * [`RaftReports`]: what Raft is told, whoever found it out: the mailbox, or the watchdog. The raft crate's node
+//!   implements it; a test that counts places a [`RaftDoor`] before it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,12 +28,29 @@ pub trait Reporter: Send + Sync + 'static {
     fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus);
 }
 
-/// The loop side: reports that passed the fence. Implemented by a Raft group and by recording doubles.
+/// The loop side: reports that passed the fence. Implemented by the raft crate's node and by recording doubles.
 pub trait RaftReports {
     /// Messages to the peer were lost.
     fn report_unreachable(&mut self, peer: NodeId);
     /// The snapshot to the peer ended.
     fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus);
+}
+
+/// Stands between a group and its Raft in tests: sees each snapshot that Raft emits, in any term and whatever becomes of it,
+/// and each report on its last step, which it passes on as it pleases.
+pub trait RaftDoor: Send {
+    /// Raft emitted a `MsgSnapshot`.
+    fn emitted(&mut self, peer: NodeId, term: u64, index: u64);
+
+    /// A report on its way to Raft.
+    fn unreachable(&mut self, peer: NodeId, raft: &mut dyn RaftReports) {
+        raft.report_unreachable(peer);
+    }
+
+    /// A report on its way to Raft.
+    fn snapshot(&mut self, peer: NodeId, status: SnapshotStatus, raft: &mut dyn RaftReports) {
+        raft.report_snapshot(peer, status);
+    }
 }
 
 /// Whom an unreachable report concerns.

@@ -168,14 +168,22 @@ impl<W, R> Group<W, R> {
     /// Carries a report to Raft if it is of the live attempt. `false`: it was stale, and nothing changed.
     pub fn take_report(&mut self, report: Report) -> bool {
         match report {
-            Report::Unreachable { peer, .. } => self.report_unreachable(peer),
+            Report::Unreachable { peer, .. } => {
+                if self.replica.is_leader() && self.replica.is_member(peer) {
+                    self.replica.report_unreachable(peer);
+                }
+            }
             Report::Snapshot { attempt, status } => {
+                // Raft knows nothing of a snapshot of an earlier leadership; the next turn voids the attempt.
+                if !self.replica.is_leader() || self.replica.term() != attempt.term {
+                    return false;
+                }
                 let heartbeat = self.snapshots.policy.retry.wait_ticks_min;
                 if !self.replica.attempts().settle(attempt, status, heartbeat) {
                     return false;
                 }
                 self.snapshots.retain = true;
-                self.report_snapshot(attempt.peer, status);
+                self.replica.report_snapshot(attempt.peer, status);
             }
         }
         true
@@ -364,7 +372,7 @@ impl<W, R> Group<W, R> {
         }
         for peer in latched {
             self.replica.attempts().fail_unowned(peer);
-            self.report_snapshot(peer, SnapshotStatus::Failure(SnapshotFailure::Lost));
+            self.replica.report_snapshot(peer, SnapshotStatus::Failure(SnapshotFailure::Lost));
             fx.latched.push(peer);
         }
     }
@@ -414,7 +422,9 @@ impl<W, R> Group<W, R> {
     /// A transfer opens its file only when the offer was accepted, so what is being sent must be kept until it has ended.
     fn forget_files(&mut self, fx: &mut Effects<W, R>) {
         // One that is being made may be there already, and is not known by its content yet.
-        if self.snapshots.taking.is_none() && std::mem::take(&mut self.snapshots.retain) {
+        // And the last one stays until there is another: a volatile machine is restarted from it, if it can be read at all.
+        let another = self.snapshots.taking.is_none() && self.replica.attempts().available().is_some();
+        if another && std::mem::take(&mut self.snapshots.retain) {
             let installing = self.snapshots.installing.as_ref().map(|meta| meta.content);
             fx.retain = Some(self.replica.attempts().contents().chain(installing).collect());
         }

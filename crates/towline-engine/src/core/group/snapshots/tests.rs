@@ -2,6 +2,7 @@ use super::*;
 use crate::core::{GroupLog, GroupSetup, Reject, ReplicaSetup};
 use crate::ids::GroupId;
 use crate::message::{ConfState, Entry, HardState, SnapshotRecord};
+use crate::reporter::RaftDoor;
 use crate::snapshot_store::{ContentId, SnapshotHead};
 
 type TestGroup = Group<u64, u64>;
@@ -180,6 +181,64 @@ fn without_report_and_watchdog_the_peer_is_latched() {
     assert_eq!(progress(&group), PeerProgress::Snapshot);
 }
 
+/// Records what passes on its way to Raft.
+#[derive(Clone, Default)]
+struct Recording(Arc<std::sync::Mutex<Vec<Passed>>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Passed {
+    Emitted(u64),
+    Unreachable,
+    Snapshot(SnapshotStatus),
+}
+
+impl RaftDoor for Recording {
+    fn emitted(&mut self, _peer: NodeId, _term: u64, index: u64) {
+        self.0.lock().unwrap().push(Passed::Emitted(index));
+    }
+
+    fn unreachable(&mut self, peer: NodeId, raft: &mut dyn RaftReports) {
+        self.0.lock().unwrap().push(Passed::Unreachable);
+        raft.report_unreachable(peer);
+    }
+
+    fn snapshot(&mut self, peer: NodeId, status: SnapshotStatus, raft: &mut dyn RaftReports) {
+        self.0.lock().unwrap().push(Passed::Snapshot(status));
+        raft.report_snapshot(peer, status);
+    }
+}
+
+/// Each way there is to tell Raft something: a posted report, a leaked ticket, and the second line.
+#[test]
+fn whatever_raft_is_told_comes_through_one_door() {
+    let mut group = leader(|_| ());
+    let seen = Recording::default();
+    group.set_door(Box::new(seen.clone()));
+    let mut fx = TestEffects::default();
+    begin(&mut group).ticket.fail(SnapshotFailure::Timeout);
+    drain(&mut group);
+    let leaked = take(&mut heartbeats(&mut group, 3));
+    group.disown(leaked.ticket.attempt(), &mut fx);
+    drop(leaked);
+    let lost = take(&mut heartbeats(&mut group, 8));
+    group.replica.attempts().lose(lost.ticket.attempt());
+    turn(&mut group, &mut fx);
+    let cause = crate::reporter::UnreachableCause::Nack;
+    group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: id(2), cause });
+
+    let failure = |cause| Passed::Snapshot(SnapshotStatus::Failure(cause));
+    let passed = [
+        Passed::Emitted(TRUNCATED),
+        failure(SnapshotFailure::Timeout),
+        Passed::Emitted(TRUNCATED),
+        failure(SnapshotFailure::Lost),
+        Passed::Emitted(TRUNCATED),
+        failure(SnapshotFailure::Lost),
+        Passed::Unreachable,
+    ];
+    assert_eq!(*seen.0.lock().unwrap(), passed);
+}
+
 /// Case 2.
 #[test]
 fn a_finish_alone_moves_the_peer_on_when_its_own_answer_was_lost() {
@@ -260,6 +319,23 @@ fn a_report_after_the_leader_stepped_down_is_stale_and_the_transfer_is_cancelled
     assert_eq!(fx.cancelled, [send.ticket.attempt()]);
     drop(send);
     assert_eq!(drain(&mut group), (0, 0), "it never got into the mailbox");
+}
+
+/// Case 4: the report is drained in the very turn in which the leader steps down.
+#[test]
+fn a_report_that_comes_before_the_turn_in_which_its_leadership_ends_is_stale() {
+    let mut group = leader(|_| ());
+    let seen = Recording::default();
+    let send = begin(&mut group);
+    let attempt = send.ticket.attempt();
+    group.set_door(Box::new(seen.clone()));
+    let higher = Message { term: 9, ..Message::new(MessageKind::Heartbeat, id(3), id(1)) };
+    group.step(id(3), higher).unwrap();
+    send.ticket.finish();
+    assert_eq!((drain(&mut group), seen.0.lock().unwrap().len()), ((0, 1), 0));
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.cancelled, [attempt]);
 }
 
 /// Case 10.
@@ -410,9 +486,17 @@ fn a_snapshot_that_cannot_be_read_is_not_offered_again_and_another_is_made_witho
     assert_eq!(drain(&mut group), (1, 0));
     turn(&mut group, &mut fx);
     assert_eq!((ordered(&mut fx), group.status().snapshot_index), (vec![at], 0));
+    // Meanwhile it is the only file there is.
+    group.snapshot_made(None);
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.retain, None);
+    let mut fx = heartbeats(&mut group, RETAKE_TICKS / HEARTBEAT);
+    assert_eq!(ordered(&mut fx), [at]);
     // It is the same place again, and of the same content.
     group.snapshot_made(Some((meta(at.index, at.term), at)));
     drop(send.slot);
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.retain, Some(vec![meta(at.index, at.term).content]));
     let fx = &mut heartbeats(&mut group, 4);
     let send = take(fx);
     assert_eq!((send.meta.head.at, ordered(fx)), (at, vec![]));
@@ -482,6 +566,17 @@ fn a_received_snapshot_is_written_before_it_is_restored_and_acknowledged_after()
     assert_eq!(fx.retain, Some(vec![offer.meta.content]));
     assert!(fx.write.take().unwrap().1.installed);
     assert_eq!((group.state().applied, group.status().snapshot_index), (50, 50));
+}
+
+/// The node closed the group in the turn in which a snapshot was received, and wrote the commit index of that snapshot, but
+/// nothing of the snapshot itself. It refused to start again.
+#[test]
+fn a_group_that_is_closed_before_a_received_snapshot_is_in_a_write_does_not_write_its_commit_index() {
+    let mut group = group(|_| ());
+    receive(&mut group, &offer(50, 3)).unwrap();
+    assert_eq!(group.unwritten_hard_state().map(|h| (h.term, h.commit)), Some((3, LAST)));
+    group.poll(&mut TestEffects::default());
+    assert_eq!(group.unwritten_hard_state(), None, "it is in a write");
 }
 
 /// Case 55.
