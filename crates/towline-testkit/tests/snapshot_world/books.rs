@@ -20,7 +20,7 @@ pub(crate) enum Plant {
 #[derive(Debug)]
 pub(crate) enum Passed {
     Emitted { peer: NodeId, term: u64 },
-    Told { peer: NodeId },
+    Told { peer: NodeId, finished: bool },
 }
 
 /// The way out of a Raft and the way in.
@@ -49,7 +49,8 @@ impl RaftDoor for Door {
             _ => 1,
         };
         for _ in 0..times {
-            self.passed.lock().unwrap().push(Passed::Told { peer });
+            let finished = status == SnapshotStatus::Finish;
+            self.passed.lock().unwrap().push(Passed::Told { peer, finished });
             raft.report_snapshot(peer, status);
         }
     }
@@ -63,6 +64,7 @@ pub(crate) struct Books {
     open: BTreeMap<(Life, NodeId), u64>,
     pub(crate) emitted: usize,
     pub(crate) told: usize,
+    pub(crate) finished: usize,
     pub(crate) out_of_office: usize,
     pub(crate) out_of_life: usize,
     wrong: Vec<String>,
@@ -79,8 +81,9 @@ impl Books {
                         self.wrong.push(format!("{of:?} was not told of one to {peer} before the next"));
                     }
                 }
-                Passed::Told { peer } => {
+                Passed::Told { peer, finished } => {
                     self.told += 1;
+                    self.finished += usize::from(finished);
                     if self.open.remove(&(of, peer)).is_none() {
                         self.wrong.push(format!("{of:?} was told of one to {peer} once too often"));
                     }

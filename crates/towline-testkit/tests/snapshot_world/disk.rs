@@ -17,6 +17,8 @@ pub(crate) struct Disk {
     pub(crate) files: Vec<SnapshotMeta>,
     /// Those of the files that cannot be read.
     pub(crate) rotten: BTreeSet<ContentId>,
+    /// What is there of the last content that was being received, and the chunks that are left.
+    pub(crate) partial: Option<(ContentId, u8)>,
     pub(crate) machine: Applied,
 }
 

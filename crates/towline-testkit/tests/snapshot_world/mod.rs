@@ -1,9 +1,12 @@
 //! A cluster of cores whose snapshots travel, with everything that can happen to them. It keeps books of what Raft emitted
 //! and of what Raft was told.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 mod books;
 mod disk;
 mod lives;
+mod script;
 mod transfers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,6 +25,7 @@ use towline_metrics::labels::{ReportKind, ReportOutcome};
 pub(crate) use books::Plant;
 use books::{Books, Passed};
 use disk::{Disk, meta_at};
+use script::Twists;
 use transfers::Transfer;
 
 /// Of those worlds that have one.
@@ -167,6 +171,10 @@ pub(crate) struct World {
     arrows: BTreeMap<Arrow, usize>,
     rotten: usize,
     synthesized: usize,
+    /// Transfers of which bytes moved, and those of them that did not begin at their beginning.
+    streamed: usize,
+    resumed: usize,
+    pub(crate) twists: Twists,
 }
 
 fn ids(of: impl IntoIterator<Item = u64>) -> Vec<NodeId> {
@@ -210,6 +218,9 @@ impl World {
             arrows: BTreeMap::new(),
             rotten: 0,
             synthesized: 0,
+            streamed: 0,
+            resumed: 0,
+            twists: Twists::default(),
         };
         world.ids().into_iter().for_each(|id| world.start(id));
         world
@@ -258,18 +269,21 @@ impl World {
 
     /// A step in which nothing goes wrong beyond what the faults say of transfers.
     pub(crate) fn calm_step(&mut self) {
-        if self.chance(150)
-            && let Some(leader) = self.leader()
-        {
-            self.commands += 1;
-            let command = self.commands.to_be_bytes().to_vec();
-            let number = self.commands;
-            self.with(leader, |group, fx| group.propose(vec![(command.into(), number)], fx));
+        if self.chance(150) {
+            self.propose();
         }
         self.deliver();
         self.move_a_transfer();
         let id = self.some_node();
         self.turn(id);
+    }
+
+    fn propose(&mut self) {
+        if let Some(leader) = self.leader() {
+            self.commands += 1;
+            let (command, number) = (self.commands.to_be_bytes().to_vec(), self.commands);
+            self.with(leader, |group, fx| group.propose(vec![(command.into(), number)], fx));
+        }
     }
 
     fn leader(&self) -> Option<NodeId> {
@@ -284,7 +298,8 @@ impl World {
         for _ in 0..self.rng.usize(0..6) {
             let Some(message) = self.messages.pop_front() else { return };
             let (from, to) = (message.from, message.to);
-            if self.cut.contains(&(from, to)) || self.chance(self.faults.lost_permille) {
+            let twisted = self.twists.lost.is_some_and(|lost| lost(&message));
+            if twisted || self.cut.contains(&(from, to)) || self.chance(self.faults.lost_permille) {
                 self.with(from, |group, _| {
                     let cause = UnreachableCause::LinkLost;
                     group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: to, cause });
@@ -522,7 +537,8 @@ impl World {
             self.ids().into_iter().for_each(|id| self.turn_with(id, false));
             let idle =
                 |node: &Node| node.up.as_ref().is_none_or(|up| up.writes.is_empty() && up.applies.is_empty());
-            if self.messages.is_empty() && self.transfers.is_empty() && self.nodes.values().all(idle) {
+            let still = self.transfers.is_empty() || self.twists.held;
+            if self.messages.is_empty() && still && self.nodes.values().all(idle) {
                 return;
             }
         }
@@ -575,6 +591,21 @@ impl World {
 
     pub(crate) fn told(&self) -> usize {
         self.books.told
+    }
+
+    /// Of those, how many were successes.
+    pub(crate) fn told_finished(&self) -> usize {
+        self.books.finished
+    }
+
+    /// Transfers of which bytes moved.
+    pub(crate) fn streamed(&self) -> usize {
+        self.streamed
+    }
+
+    /// Those of them that went on where an earlier one had broken.
+    pub(crate) fn resumed(&self) -> usize {
+        self.resumed
     }
 
     /// Snapshots that nobody had to be told of any more: their leadership was over, or their node.

@@ -4,13 +4,16 @@ use towline_engine::core::{OfferVerdict, SnapshotSend};
 use towline_engine::ids::NodeId;
 use towline_engine::message::Message;
 use towline_engine::reporter::{SnapshotAttempt, SnapshotFailure};
-use towline_engine::snapshot_store::SnapshotMeta;
+use towline_engine::snapshot_store::{ContentId, SnapshotMeta};
 use towline_engine::transport::SnapshotOffer;
 
 use super::{Arrow, World};
 
 /// One attempt of one life of one node.
 pub(super) type Key = (NodeId, u64, SnapshotAttempt);
+
+/// Of a snapshot.
+const CHUNKS: u8 = 3;
 
 enum Stage {
     Offer,
@@ -28,6 +31,13 @@ pub(super) struct Transfer {
     slow: bool,
 }
 
+/// Takes one of a number, if any is left.
+fn take_one(left: &mut usize) -> bool {
+    let any = *left > 0;
+    *left = left.saturating_sub(1);
+    any
+}
+
 impl Transfer {
     pub(super) fn new(key: Key, send: SnapshotSend, slow: bool) -> Self {
         Self { key, send: Some(send), stage: Stage::Offer, receiver_life: 0, slow }
@@ -37,7 +47,7 @@ impl Transfer {
 impl World {
     /// One transfer gets a step further, or comes to an end of some kind.
     pub(super) fn move_a_transfer(&mut self) {
-        if self.transfers.is_empty() {
+        if self.transfers.is_empty() || self.twists.held {
             return;
         }
         let at = self.rng.usize(0..self.transfers.len());
@@ -65,15 +75,24 @@ impl World {
         }
         let Some(receiver_life) = self.nodes[&to].up.as_ref().map(|up| up.life) else { return };
         match transfer.stage {
+            Stage::Offer if take_one(&mut self.twists.lie) => {
+                return transfer.send.take().unwrap().ticket.finish();
+            }
             Stage::Offer => {
+                let content = meta.content;
                 let offer = SnapshotOffer { message, meta, attempt: transfer.key.2.number };
                 match self.with(to, |group, _| group.offer(sender, &offer)).unwrap() {
                     Err(refusal) => {
                         let cause = SnapshotFailure::Refused { lasting: refusal.is_lasting() };
                         return transfer.send.take().unwrap().ticket.fail(cause);
                     }
-                    Ok(OfferVerdict::Have { .. }) => transfer.stage = Stage::Answer(true),
-                    Ok(OfferVerdict::Wanted) => transfer.stage = Stage::Chunks(3),
+                    Ok(OfferVerdict::Have { .. }) => {
+                        transfer.stage = Stage::Answer(!self.twists.have_is_failure);
+                    }
+                    Ok(OfferVerdict::Wanted) => {
+                        let left = self.begin(to, content);
+                        transfer.stage = Stage::Chunks(left);
+                    }
                 }
                 transfer.receiver_life = receiver_life;
             }
@@ -85,8 +104,16 @@ impl World {
                     self.crash_at(to, Arrow::FileDurable);
                 }
             }
-            Stage::Chunks(left) => transfer.stage = Stage::Chunks(left - 1),
+            Stage::Chunks(left) => {
+                let left = left - 1;
+                self.nodes.get_mut(&to).unwrap().disk.partial = Some((meta.content, left));
+                if take_one(&mut self.twists.break_midway) {
+                    return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Transfer);
+                }
+                transfer.stage = Stage::Chunks(left);
+            }
             Stage::Durable => transfer.stage = Stage::Answer(self.hand_over(sender, to, message, meta)),
+            Stage::Answer(true) if take_one(&mut self.twists.lose_answers) => return,
             Stage::Answer(taken) => {
                 let ticket = transfer.send.take().unwrap().ticket;
                 return match taken {
@@ -101,7 +128,21 @@ impl World {
         }
     }
 
-    fn hand_over(&mut self, from: NodeId, to: NodeId, message: Message, meta: SnapshotMeta) -> bool {
+    /// How many chunks are left to be sent to a receiver that may have some of this content.
+    fn begin(&mut self, to: NodeId, content: ContentId) -> u8 {
+        self.streamed += 1;
+        let partial = self.nodes[&to].disk.partial.filter(|&(of, _)| of == content);
+        self.resumed += usize::from(partial.is_some());
+        partial.map_or(CHUNKS, |(_, left)| left)
+    }
+
+    pub(super) fn hand_over(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        message: Message,
+        meta: SnapshotMeta,
+    ) -> bool {
         self.with(to, |group, _| group.receive(from, message, meta)).is_some_and(|taken| taken.is_ok())
     }
 

@@ -119,6 +119,41 @@ fn stepping_down_voids_attempts_before_and_after_their_message_left() {
 }
 
 #[test]
+fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_or_it_is_too_dear() {
+    let broken = || {
+        let mut attempts = attempts(&SendSlots::new(2), Some(9));
+        let attempt = begin(&mut attempts, 2).unwrap().attempt;
+        attempts.make_available(meta(20));
+        fail(&mut attempts, attempt, SnapshotFailure::Transfer);
+        attempts
+    };
+    let mut again = broken();
+    assert_eq!(again.follow(18, 1_000, 1_000, |_| 0), []);
+    assert_eq!((again.pinned(), again.contents().count()), (Some(9), 2));
+    wait(&mut again);
+    assert_eq!(again.admit(id(3), 5, 900), Some(&meta(20)), "for the one peer only");
+    assert_eq!(again.admit(id(2), 5, 900), Some(&meta(9)));
+    let overdue: Vec<_> = again.overdue(1_001, 1_000).iter().map(|attempt| attempt.peer).collect();
+    assert_eq!(overdue, [id(2)], "its price counts from the first attempt on");
+
+    let mut dear = broken();
+    assert_eq!(dear.follow(18, 1_001, 1_000, |_| 0), [id(2)]);
+    assert_eq!((dear.pinned(), dear.contents().count()), (None, 1));
+    wait(&mut dear);
+    assert_eq!(begin(&mut dear, 2).unwrap().meta, meta(20));
+
+    let mut had = broken();
+    assert_eq!(had.follow(18, 0, 1_000, |_| 12), [], "it has the snapshot, and needs the log behind it");
+    assert_eq!((had.pinned(), had.contents().count()), (Some(12), 1));
+    assert_eq!(had.follow(18, 0, 1_000, |_| 18), [id(2)]);
+    assert_eq!(had.pinned(), None);
+
+    let mut out_of_office = broken();
+    out_of_office.void_stale(None, |_| true);
+    assert_eq!((out_of_office.pinned(), out_of_office.contents().count()), (None, 1));
+}
+
+#[test]
 fn an_attempt_pins_the_log_and_a_pin_has_a_price_limit() {
     let mut attempts = attempts(&SendSlots::new(2), Some(9));
     assert_eq!(attempts.pinned(), None);

@@ -273,9 +273,12 @@ impl<W, R> Group<W, R> {
         self.make_available(meta);
     }
 
-    /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries.
+    /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries, nor
+    /// anything for attempts that have ended.
     pub fn squeeze(&mut self) {
         self.snapshots.squeeze = true;
+        self.snapshots.retain = true;
+        self.replica.attempts().keep_nothing();
     }
 
     fn make_available(&mut self, meta: SnapshotMeta) {
@@ -385,6 +388,12 @@ impl<W, R> Group<W, R> {
             let cause = SnapshotFailure::PinTooLarge;
             self.snapshots.mailbox.report_snapshot(attempt, SnapshotStatus::Failure(cause));
             fx.cancelled.push(attempt);
+        }
+        let (replica, target) = (&self.replica, self.snapshots.compact_target);
+        let over = replica.attempts().follow(target, bytes, most, |peer| replica.matched(peer));
+        self.snapshots.retain |= !over.is_empty();
+        for peer in over {
+            tracing::debug!(group = %self.id, %peer, "nothing more is kept behind its last snapshot");
         }
     }
 

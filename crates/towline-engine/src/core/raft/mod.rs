@@ -215,6 +215,11 @@ impl Replica {
         self.raw.raft.prs().iter().filter_map(peer)
     }
 
+    /// Up to where a peer is known to have the log.
+    pub(crate) fn matched(&self, peer: NodeId) -> u64 {
+        self.raw.raft.prs().get(peer.as_u64()).map_or(0, |progress| progress.matched)
+    }
+
     /// The term of an entry raft knows, written or not.
     pub(crate) fn log_term(&self, index: u64) -> Option<u64> {
         self.raw.raft.raft_log.term(index).ok().filter(|&term| term != 0)

@@ -371,11 +371,67 @@ fn a_transfer_keeps_the_log_behind_it() {
     assert_eq!(fx.compact, None, "entries after {TRUNCATED} are what the peer needs next");
     // Its file too: the transfer may not have opened it yet.
     assert_eq!(fx.retain.take(), Some(vec![meta(LAST, 1).content, meta(TRUNCATED, 1).content]));
-    drop(send);
+    send.ticket.finish();
     drain(&mut group);
     turn(&mut group, &mut fx);
     assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content]));
+    assert_eq!(fx.compact, None, "nobody has sent it to the peer yet");
+    let has = |index| Message { index, ..answer(&group, MessageKind::AppendResponse) };
+    let (some, all) = (has(LAST - 1), has(LAST));
+    group.step(id(2), some).unwrap();
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.compact.take(), Some(LAST - 1), "what it has is not needed");
+    group.step(id(2), all).unwrap();
+    turn(&mut group, &mut fx);
     assert_eq!((fx.compact, group.status().first_index), (Some(LAST), LAST + 1));
+}
+
+/// A newer snapshot made between two attempts had the follower begin again at the first byte: what a receiver keeps of a
+/// transfer that broke is of use for that content only.
+#[test]
+fn the_attempt_after_one_that_broke_offers_the_same_snapshot_though_there_is_a_newer_one() {
+    let mut group = leader(|_| ());
+    let send = begin(&mut group);
+    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
+    group.snapshot_made(Some((meta(LAST, 1), at)));
+    send.ticket.fail(SnapshotFailure::Timeout);
+    drop(send.slot);
+    drain(&mut group);
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content, meta(TRUNCATED, 1).content]));
+    let mut fx = heartbeats(&mut group, 3);
+    assert_eq!(fx.compact, None);
+    let again = take(&mut fx);
+    assert_eq!(again.meta, meta(TRUNCATED, 1));
+
+    // Only a cause that leaves the receiver with a part of it is worth that.
+    again.ticket.fail(SnapshotFailure::Refused { lasting: true });
+    drop(again.slot);
+    drain(&mut group);
+    turn(&mut group, &mut fx);
+    assert_eq!((fx.compact, fx.retain), (Some(LAST), Some(vec![meta(LAST, 1).content])));
+    let mut fx = heartbeats(&mut group, 40);
+    assert_eq!(take(&mut fx).meta, meta(LAST, 1));
+}
+
+/// The control, and the way out for a log store that has no room for it.
+#[test]
+fn a_group_that_is_squeezed_offers_the_newest_snapshot_and_keeps_nothing_else() {
+    let mut group = leader(|_| ());
+    let send = begin(&mut group);
+    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
+    group.snapshot_made(Some((meta(LAST, 1), at)));
+    send.ticket.fail(SnapshotFailure::Timeout);
+    drop(send.slot);
+    drain(&mut group);
+    group.squeeze();
+    turn(&mut group, &mut fx);
+    assert_eq!((fx.compact, ordered(&mut fx)), (Some(LAST), vec![at]));
+    group.snapshot_made(Some((meta(LAST, 1), at)));
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content]));
+    let mut fx = heartbeats(&mut group, 3);
+    assert_eq!(take(&mut fx).meta, meta(LAST, 1));
 }
 
 #[test]
@@ -411,7 +467,7 @@ fn a_snapshot_is_ordered_when_enough_was_applied_and_compaction_keeps_the_traili
     assert_eq!(orders(&fx), 1, "not again while it is being made");
     let at = Applied { index: group.last_index(), term: group.state().term };
     group.snapshot_made(Some((meta(at.index, at.term), at)));
-    fx.snapshots.clear();
+    take(&mut fx).ticket.fail(SnapshotFailure::NoRoute);
     drain(&mut group);
     turn(&mut group, &mut fx);
     assert_eq!(fx.compact, Some(at.index - 2));
@@ -434,7 +490,7 @@ fn no_file_is_forgotten_while_another_snapshot_is_being_made() {
     let send = begin(&mut group);
     turn(&mut group, &mut fx);
     let at = Applied { index: LAST, term: 1 };
-    drop(send);
+    send.ticket.fail(SnapshotFailure::NoRoute);
     drain(&mut group);
     let mut fx = TestEffects::default();
     turn(&mut group, &mut fx);
