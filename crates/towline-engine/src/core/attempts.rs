@@ -119,6 +119,8 @@ struct Kept {
     log_bytes: u64,
     /// What the peer has of the log.
     matched: u64,
+    /// When it is kept for nobody, unless the peer gives a sign of life.
+    until: u64,
 }
 
 /// A snapshot on its way out: what was given to Raft, and with it the right to send.
@@ -148,6 +150,10 @@ impl Attempts {
             |meta: &&SnapshotMeta| meta.head.at.index >= truncated && meta.head.conf_state.contains(to);
         let peer = self.peers.entry(to).or_default();
         peer.wanted = true;
+        if let Some(kept) = &mut peer.kept {
+            // Raft asks for those that answer its heartbeats.
+            kept.until = self.now + self.policy.wait_ticks_max;
+        }
         let kept = peer.kept.as_ref().filter(|kept| kept.resume && fits(&&kept.meta));
         let (meta, log_bytes) = match kept {
             Some(kept) => (kept.meta.clone(), kept.log_bytes),
@@ -199,13 +205,12 @@ impl Attempts {
             self.available = None;
             self.missing = true;
         }
-        peer.kept = match status {
-            SnapshotStatus::Finish => Some(Kept { meta, resume: false, log_bytes, matched: 0 }),
-            SnapshotStatus::Failure(cause) if leaves_a_part(cause) => {
-                Some(Kept { meta, resume: true, log_bytes, matched: 0 })
-            }
-            SnapshotStatus::Failure(_) => None,
+        let resume = match status {
+            SnapshotStatus::Finish => Some(false),
+            SnapshotStatus::Failure(cause) => leaves_a_part(cause).then_some(true),
         };
+        let until = self.now + self.policy.wait_ticks_max;
+        peer.kept = resume.map(|resume| Kept { meta, resume, log_bytes, matched: 0, until });
         let wait = match status {
             SnapshotStatus::Finish => {
                 peer.failures = 0;
@@ -279,7 +284,8 @@ impl Attempts {
     }
 
     /// Compares what is kept with what the peers have by now. A peer that has all of the log that is to be forgotten needs
-    /// nothing more, and `bytes_max` is what the log may grow by for one that has not. Gives those whose time is over.
+    /// nothing more; for one that has not the log may grow by `bytes_max`, and not at all once it was silent for the longest
+    /// wait between attempts. Gives those for whom nothing is kept any more.
     pub(super) fn follow(
         &mut self,
         target: u64,
@@ -290,10 +296,13 @@ impl Attempts {
         let mut over = Vec::new();
         for (&id, peer) in &mut self.peers {
             let Some(kept) = &mut peer.kept else { continue };
-            kept.matched = matched(id);
+            let matched = matched(id);
+            if matched != kept.matched {
+                (kept.matched, kept.until) = (matched, self.now + self.policy.wait_ticks_max);
+            }
             kept.resume &= kept.matched < kept.meta.head.at.index;
             let has_all = !kept.resume && kept.matched >= target;
-            if has_all || log_bytes - kept.log_bytes > bytes_max {
+            if has_all || self.now > kept.until || log_bytes - kept.log_bytes > bytes_max {
                 peer.kept = None;
                 over.push(id);
             }

@@ -31,7 +31,7 @@ use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
 use crate::message::Envelope;
-use crate::reporter::{Mailbox, Report, SnapshotStatus};
+use crate::reporter::{Mailbox, Report};
 use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
 
@@ -169,11 +169,7 @@ impl Shard {
             }
             Report::Snapshot { .. } if self.deps.config.control_lose_reports => {}
             Report::Snapshot { attempt, status } => {
-                let kind = match status {
-                    SnapshotStatus::Finish => ReportKind::SnapshotFinish,
-                    SnapshotStatus::Failure(_) => ReportKind::SnapshotFailure,
-                };
-                self.carry_report(attempt.group, attempt.peer, report, kind);
+                self.carry_report(attempt.group, attempt.peer, report, status.kind());
             }
         }
     }

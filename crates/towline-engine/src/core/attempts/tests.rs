@@ -90,6 +90,7 @@ fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_boun
         let least = bound(n as u32);
         assert!((least..=least + least / 4).contains(&waited), "wait {n} was {waited} in {waits:?}");
     }
+    assert!(waits.iter().enumerate().any(|(n, &waited)| waited > bound(n as u32)), "some jitter: {waits:?}");
     let attempt = begin(&mut attempts, 2).unwrap().attempt;
     assert!(attempts.settle(attempt, SnapshotStatus::Finish, HEARTBEAT));
     assert_eq!(wait(&mut attempts), HEARTBEAT, "a success forgets the failures");
@@ -147,6 +148,19 @@ fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_
     assert_eq!((had.pinned(), had.contents().count()), (Some(12), 1));
     assert_eq!(had.follow(18, 0, 1_000, |_| 18), [id(2)]);
     assert_eq!(had.pinned(), None);
+
+    let mut gone = broken();
+    for _ in 0..1_000 {
+        gone.tick();
+    }
+    assert_eq!(gone.follow(18, 0, 1_000, |_| 0), []);
+    assert!(begin(&mut gone, 2).is_some(), "it is back at the last moment");
+    let mut gone = broken();
+    for _ in 0..1_001 {
+        gone.tick();
+    }
+    assert_eq!(gone.follow(18, 0, 1_000, |_| 0), [id(2)]);
+    assert_eq!((gone.pinned(), gone.contents().count()), (None, 1));
 
     let mut out_of_office = broken();
     out_of_office.void_stale(None, |_| true);

@@ -1,3 +1,6 @@
+mod keeping;
+mod receiver;
+
 use super::*;
 use crate::core::{GroupLog, GroupSetup, Reject, ReplicaSetup};
 use crate::ids::GroupId;
@@ -118,8 +121,12 @@ fn leader(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
 
 /// What the leader sends node 2 within so many heartbeats and their answers.
 fn heartbeats(group: &mut TestGroup, count: u64) -> TestEffects {
+    ticks(group, count * HEARTBEAT)
+}
+
+fn ticks(group: &mut TestGroup, count: u64) -> TestEffects {
     let mut fx = TestEffects::default();
-    for _ in 0..count * HEARTBEAT {
+    for _ in 0..count {
         group.tick(&mut fx);
         turn(group, &mut fx);
         let beats = fx.messages.iter().filter(|m| m.kind == MessageKind::Heartbeat && m.to == id(2)).count();
@@ -251,6 +258,98 @@ fn a_finish_alone_moves_the_peer_on_when_its_own_answer_was_lost() {
     assert_eq!(peer.next, TRUNCATED + 1);
 }
 
+/// Case 59: a receiver that this snapshot does not name, say, will not take it however often it is offered.
+#[test]
+fn a_lasting_refusal_is_not_followed_by_an_endless_resend() {
+    let refuse = |lasting: bool| {
+        let mut group = leader(|setup| setup.policy.retry.wait_ticks_max = 1_000);
+        let mut attempts = 0;
+        for _ in 0..1_000 / HEARTBEAT {
+            for send in heartbeats(&mut group, 1).snapshots {
+                send.ticket.fail(SnapshotFailure::Refused { lasting });
+                attempts += 1;
+            }
+            drain(&mut group);
+        }
+        attempts
+    };
+    let (lasting, passing) = (refuse(true), refuse(false));
+    assert!(lasting <= 6 && passing > lasting, "{lasting} of a lasting one, {passing} of one that passes");
+}
+
+/// A peer that was told to wait is not left to the next heartbeat: it is pinged when the wait is over.
+#[test]
+fn a_peer_is_pinged_in_the_tick_in_which_a_snapshot_becomes_possible() {
+    // Between two heartbeats, which the jitter of the wait gets to for some seed.
+    let between = |seed: u64| {
+        let mut group = leader(|setup| {
+            setup.policy.retry.wait_ticks_min = 4 * HEARTBEAT;
+            setup.seed = seed;
+        });
+        let send = begin(&mut group);
+        send.ticket.fail(SnapshotFailure::Timeout);
+        drop(send.slot);
+        drain(&mut group);
+        while group.status().peers[0].backoff_ticks > 1 {
+            ticks(&mut group, 1);
+        }
+        let mut fx = TestEffects::default();
+        let beats =
+            |fx: &TestEffects| fx.messages.iter().filter(|m| m.kind == MessageKind::Heartbeat).count();
+        group.tick(&mut fx);
+        turn(&mut group, &mut fx);
+        let in_it = beats(&fx);
+        fx.messages.clear();
+        group.tick(&mut fx);
+        turn(&mut group, &mut fx);
+        (in_it, beats(&fx))
+    };
+    // One to each of the two peers, by the ping; in the next tick the regular ones.
+    assert!((0..20).any(|seed| between(seed) == (2, 2)));
+}
+
+/// Case 6: one message at a time, after each heartbeat response, until one is acknowledged.
+#[test]
+fn after_an_unreachable_report_a_peer_gets_at_most_one_append_until_it_answers_a_heartbeat() {
+    let mut group = leader(|_| ());
+    let third = |kind, group: &TestGroup| Message { from: id(3), ..answer(group, kind) };
+    let appends = |fx: &mut TestEffects| {
+        let to_third = fx.messages.iter().filter(|m| m.kind == MessageKind::Append && m.to == id(3)).count();
+        fx.messages.clear();
+        to_third
+    };
+    let propose = |group: &mut TestGroup, fx: &mut TestEffects| {
+        for n in 0..5 {
+            group.propose(vec![(vec![1].into(), n)], fx);
+            turn(group, fx);
+        }
+    };
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    let ack = Message { index: group.last_index(), ..third(MessageKind::AppendResponse, &group) };
+    group.step(id(3), ack).unwrap();
+    turn(&mut group, &mut fx);
+    appends(&mut fx);
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 5, "it streams");
+
+    let cause = crate::reporter::UnreachableCause::LinkLost;
+    group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: id(3), cause });
+    assert_eq!(group.status().peers[1].progress, PeerProgress::Probe);
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 1);
+    group.step(id(3), third(MessageKind::HeartbeatResponse, &group)).unwrap();
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 1);
+    // Its answer makes it stream again.
+    let ack = Message { index: group.last_index(), ..third(MessageKind::AppendResponse, &group) };
+    group.step(id(3), ack).unwrap();
+    turn(&mut group, &mut fx);
+    appends(&mut fx);
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 5);
+}
+
 /// Case 5.
 #[test]
 fn the_watchdog_fires_once_for_a_leaked_ticket() {
@@ -357,340 +456,4 @@ fn a_wrong_finish_converges_by_another_snapshot() {
     turn(&mut group, &mut fx);
     fx.snapshots.extend(heartbeats(&mut group, 2).snapshots);
     take(&mut fx);
-}
-
-/// Case 22.
-#[test]
-fn a_transfer_keeps_the_log_behind_it() {
-    let mut group = leader(|_| ());
-    let send = begin(&mut group);
-    let mut fx = TestEffects::default();
-    let durable = Applied { index: LAST, term: 1 };
-    group.snapshot_made(Some((meta(LAST, 1), durable)));
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact, None, "entries after {TRUNCATED} are what the peer needs next");
-    // Its file too: the transfer may not have opened it yet.
-    assert_eq!(fx.retain.take(), Some(vec![meta(LAST, 1).content, meta(TRUNCATED, 1).content]));
-    send.ticket.finish();
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content]));
-    assert_eq!(fx.compact, None, "nobody has sent it to the peer yet");
-    let has = |index| Message { index, ..answer(&group, MessageKind::AppendResponse) };
-    let (some, all) = (has(LAST - 1), has(LAST));
-    group.step(id(2), some).unwrap();
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact.take(), Some(LAST - 1), "what it has is not needed");
-    group.step(id(2), all).unwrap();
-    turn(&mut group, &mut fx);
-    assert_eq!((fx.compact, group.status().first_index), (Some(LAST), LAST + 1));
-}
-
-/// A newer snapshot made between two attempts had the follower begin again at the first byte: what a receiver keeps of a
-/// transfer that broke is of use for that content only.
-#[test]
-fn the_attempt_after_one_that_broke_offers_the_same_snapshot_though_there_is_a_newer_one() {
-    let mut group = leader(|_| ());
-    let send = begin(&mut group);
-    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
-    group.snapshot_made(Some((meta(LAST, 1), at)));
-    send.ticket.fail(SnapshotFailure::Timeout);
-    drop(send.slot);
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content, meta(TRUNCATED, 1).content]));
-    let mut fx = heartbeats(&mut group, 3);
-    assert_eq!(fx.compact, None);
-    let again = take(&mut fx);
-    assert_eq!(again.meta, meta(TRUNCATED, 1));
-
-    // Only a cause that leaves the receiver with a part of it is worth that.
-    again.ticket.fail(SnapshotFailure::Refused { lasting: true });
-    drop(again.slot);
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!((fx.compact, fx.retain), (Some(LAST), Some(vec![meta(LAST, 1).content])));
-    let mut fx = heartbeats(&mut group, 40);
-    assert_eq!(take(&mut fx).meta, meta(LAST, 1));
-}
-
-/// The control, and the way out for a log store that has no room for it.
-#[test]
-fn a_group_that_is_squeezed_offers_the_newest_snapshot_and_keeps_nothing_else() {
-    let mut group = leader(|_| ());
-    let send = begin(&mut group);
-    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
-    group.snapshot_made(Some((meta(LAST, 1), at)));
-    send.ticket.fail(SnapshotFailure::Timeout);
-    drop(send.slot);
-    drain(&mut group);
-    group.squeeze();
-    turn(&mut group, &mut fx);
-    assert_eq!((fx.compact, ordered(&mut fx)), (Some(LAST), vec![at]));
-    group.snapshot_made(Some((meta(LAST, 1), at)));
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content]));
-    let mut fx = heartbeats(&mut group, 3);
-    assert_eq!(take(&mut fx).meta, meta(LAST, 1));
-}
-
-#[test]
-fn a_pin_that_became_too_dear_fails_the_transfer_once() {
-    let mut group = leader(|setup| setup.policy.pin_bytes_max = 1_000);
-    let send = begin(&mut group);
-    let mut fx = TestEffects::default();
-    group.propose(vec![(vec![0; 2_000].into(), 1)], &mut fx);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.cancelled[0], send.ticket.attempt());
-    drop(send);
-    assert_eq!(drain(&mut group), (1, 0));
-    let outcome = group.status().peers[0].last_attempt.unwrap().outcome;
-    assert_eq!(outcome, crate::status::AttemptOutcome::Failed(SnapshotFailure::PinTooLarge));
-}
-
-#[test]
-fn a_snapshot_is_ordered_when_enough_was_applied_and_compaction_keeps_the_trailing_entries() {
-    let mut group = leader(|setup| {
-        setup.policy.every_entries = 5;
-        setup.policy.trailing_entries = 2;
-    });
-    let mut fx = TestEffects::default();
-    group.propose((0..4).map(|n| (vec![1].into(), n)).collect(), &mut fx);
-    turn(&mut group, &mut fx);
-    let matched =
-        Message { index: group.last_index(), ..Message::new(MessageKind::AppendResponse, id(3), id(1)) };
-    group.step(id(3), Message { term: group.state().term, ..matched }).unwrap();
-    turn(&mut group, &mut fx);
-    let orders = |fx: &TestEffects| fx.apply.iter().filter(|t| matches!(t, Apply::Snapshot { .. })).count();
-    assert_eq!(orders(&fx), 1);
-    turn(&mut group, &mut fx);
-    assert_eq!(orders(&fx), 1, "not again while it is being made");
-    let at = Applied { index: group.last_index(), term: group.state().term };
-    group.snapshot_made(Some((meta(at.index, at.term), at)));
-    take(&mut fx).ticket.fail(SnapshotFailure::NoRoute);
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact, Some(at.index - 2));
-}
-
-fn ordered(fx: &mut TestEffects) -> Vec<Applied> {
-    let places = |task| match task {
-        Apply::Snapshot { at, .. } => Some(at),
-        _ => None,
-    };
-    fx.apply.drain(..).filter_map(places).collect()
-}
-
-/// A removal that was ordered while a snapshot was being made took its file away as well: the group learns of the content
-/// only when it is complete.
-#[test]
-fn no_file_is_forgotten_while_another_snapshot_is_being_made() {
-    let mut group = leader(|setup| setup.policy.every_entries = 1);
-    let mut fx = TestEffects::default();
-    let send = begin(&mut group);
-    turn(&mut group, &mut fx);
-    let at = Applied { index: LAST, term: 1 };
-    send.ticket.fail(SnapshotFailure::NoRoute);
-    drain(&mut group);
-    let mut fx = TestEffects::default();
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, None);
-    group.snapshot_made(Some((meta(LAST, 1), at)));
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content]));
-}
-
-/// An order moved the place forward that the next one is counted from, also when it failed: on an idle group with a
-/// follower that waited for a snapshot there was never another.
-#[test]
-fn a_snapshot_that_could_not_be_made_is_tried_again_without_new_entries_and_ever_less_often() {
-    // The log begins after what there is.
-    let mut group = leader(|setup| setup.available = Some(meta(TRUNCATED - 1, 1)));
-    let mut fx = TestEffects::default();
-    let mut waits = Vec::new();
-    turn(&mut group, &mut fx);
-    for _ in 0..9 {
-        assert_eq!(ordered(&mut fx), [Applied { index: LAST, term: 1 }]);
-        group.snapshot_made(None);
-        let from = group.ticks;
-        while fx.apply.is_empty() {
-            assert!(group.ticks - from <= RETAKE_TICKS_MAX, "it is not tried again");
-            fx = heartbeats(&mut group, 1);
-        }
-        waits.push(group.ticks - from);
-    }
-    assert_eq!(waits, [100, 200, 400, 800, 1_600, 3_200, 6_400, 6_400, 6_400]);
-
-    // One that was made ends it.
-    assert_eq!(ordered(&mut fx).len(), 1);
-    let at = Applied { index: LAST, term: 1 };
-    group.snapshot_made(Some((meta(LAST, 1), at)));
-    let mut fx = heartbeats(&mut group, RETAKE_TICKS);
-    assert_eq!((ordered(&mut fx), take(&mut fx).meta), (vec![], meta(LAST, 1)));
-    assert_eq!(group.snapshots.retake_ticks, RETAKE_TICKS);
-}
-
-/// A leader offered a snapshot whose file it could not read again and again: another one was only made after new entries,
-/// and an idle group has none.
-#[test]
-fn a_snapshot_that_cannot_be_read_is_not_offered_again_and_another_is_made_without_new_entries() {
-    let mut group = leader(|_| ());
-    let mut fx = TestEffects::default();
-    let send = begin(&mut group);
-    let at = Applied { index: group.state().applied, term: 1 };
-    send.ticket.fail(SnapshotFailure::Storage);
-    assert_eq!(drain(&mut group), (1, 0));
-    turn(&mut group, &mut fx);
-    assert_eq!((ordered(&mut fx), group.status().snapshot_index), (vec![at], 0));
-    // Meanwhile it is the only file there is.
-    group.snapshot_made(None);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, None);
-    let mut fx = heartbeats(&mut group, RETAKE_TICKS / HEARTBEAT);
-    assert_eq!(ordered(&mut fx), [at]);
-    // It is the same place again, and of the same content.
-    group.snapshot_made(Some((meta(at.index, at.term), at)));
-    drop(send.slot);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.retain, Some(vec![meta(at.index, at.term).content]));
-    let fx = &mut heartbeats(&mut group, 4);
-    let send = take(fx);
-    assert_eq!((send.meta.head.at, ordered(fx)), (at, vec![]));
-
-    // Once more, at a place that was snapshotted already.
-    send.ticket.fail(SnapshotFailure::Storage);
-    drain(&mut group);
-    turn(&mut group, fx);
-    assert_eq!(ordered(fx), [at]);
-}
-
-#[test]
-fn a_failure_to_read_an_older_snapshot_does_not_condemn_the_one_there_is_now() {
-    let mut group = leader(|_| ());
-    let mut fx = TestEffects::default();
-    let send = begin(&mut group);
-    let at = Applied { index: LAST, term: 1 };
-    group.snapshot_made(Some((meta(LAST, 1), at)));
-    send.ticket.fail(SnapshotFailure::Storage);
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!((ordered(&mut fx), group.status().snapshot_index), (vec![], LAST));
-}
-
-#[test]
-fn the_log_is_not_forgotten_past_what_the_state_machine_holds_durably() {
-    let mut group = group(|_| ());
-    let mut fx = TestEffects::default();
-    group.snapshot_made(Some((meta(LAST, 1), Applied { index: 11, term: 1 })));
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact, Some(11));
-}
-
-// The receiver.
-
-fn offer(index: u64, term: u64) -> SnapshotOffer {
-    let meta = meta(index, 1);
-    let record = SnapshotRecord { index, term: 1, conf_state: conf_state() };
-    let message =
-        Message { term, snapshot: Some(record), ..Message::new(MessageKind::Snapshot, id(2), id(1)) };
-    SnapshotOffer { message, meta, attempt: 1 }
-}
-
-fn receive(group: &mut TestGroup, offer: &SnapshotOffer) -> Result<u64, SnapshotRefusal> {
-    group.receive(id(2), offer.message.clone(), offer.meta.clone())
-}
-
-#[test]
-fn a_received_snapshot_is_written_before_it_is_restored_and_acknowledged_after() {
-    let mut group = group(|_| ());
-    let offer = offer(50, 3);
-    assert_eq!(group.offer(id(2), &offer), Ok(OfferVerdict::Wanted));
-    assert_eq!(receive(&mut group, &offer), Ok(50));
-    let mut fx = TestEffects::default();
-    group.poll(&mut fx);
-    let (number, write) = fx.write.take().unwrap();
-    let install = write.install.unwrap();
-    assert_eq!((install.at.index, install.installing), (50, offer.meta.content));
-    assert_eq!(write.hard_state.map(|h| (h.term, h.commit)), Some((3, 50)));
-    assert_eq!(write.conf.map(|c| c.index), Some(50));
-    assert!(fx.apply.is_empty() && fx.messages.is_empty(), "nothing before the write is durable");
-    group.written(number, &mut fx);
-    assert!(matches!(&fx.apply[..], [Apply::Restore(meta)] if *meta == offer.meta));
-    assert!(fx.messages.iter().any(|m| m.kind == MessageKind::AppendResponse && m.index == 50));
-    group.applied(50);
-    group.poll(&mut fx);
-    assert_eq!(fx.retain, Some(vec![offer.meta.content]));
-    assert!(fx.write.take().unwrap().1.installed);
-    assert_eq!((group.state().applied, group.status().snapshot_index), (50, 50));
-}
-
-/// The node closed the group in the turn in which a snapshot was received, and wrote the commit index of that snapshot, but
-/// nothing of the snapshot itself. It refused to start again.
-#[test]
-fn a_group_that_is_closed_before_a_received_snapshot_is_in_a_write_does_not_write_its_commit_index() {
-    let mut group = group(|_| ());
-    receive(&mut group, &offer(50, 3)).unwrap();
-    assert_eq!(group.unwritten_hard_state().map(|h| (h.term, h.commit)), Some((3, LAST)));
-    group.poll(&mut TestEffects::default());
-    assert_eq!(group.unwritten_hard_state(), None, "it is in a write");
-}
-
-/// Case 55.
-#[test]
-fn neither_an_election_timeout_nor_a_call_to_campaign_disturbs_a_snapshot_that_is_not_applied() {
-    let mut group = group(|_| ());
-    let offer = offer(50, 3);
-    receive(&mut group, &offer).unwrap();
-    let mut fx = TestEffects::default();
-    turn(&mut group, &mut fx);
-    (0..200).for_each(|_| group.tick(&mut fx));
-    let call = Message { term: 3, ..Message::new(MessageKind::TimeoutNow, id(2), id(1)) };
-    assert_eq!(group.step(id(2), call), Err(Reject::Installing));
-    turn(&mut group, &mut fx);
-    assert_eq!((group.state().term, group.state().role), (3, crate::status::Role::Follower));
-    // It goes on answering heartbeats meanwhile.
-    fx.messages.clear();
-    let beat = Message { term: 3, ..Message::new(MessageKind::Heartbeat, id(2), id(1)) };
-    group.step(id(2), beat).unwrap();
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.messages.iter().map(|m| m.kind).collect::<Vec<_>>(), [MessageKind::HeartbeatResponse]);
-}
-
-/// Case 54: the answer to a snapshot that is not needed any more is an acknowledgement, and the offer is a success.
-#[test]
-fn an_offer_of_what_is_committed_here_is_had_already_and_raft_acknowledges_it() {
-    let mut group = group(|_| ());
-    assert_eq!(group.offer(id(2), &offer(TRUNCATED, 3)), Ok(OfferVerdict::Have { commit: LAST }));
-    let mut fx = TestEffects::default();
-    turn(&mut group, &mut fx);
-    let ack = fx.messages.iter().find(|m| m.kind == MessageKind::AppendResponse).unwrap();
-    assert_eq!((ack.index, ack.reject), (LAST, false));
-}
-
-/// Case 59.
-#[test]
-fn a_snapshot_of_a_lower_term_or_that_does_not_name_this_node_is_refused_by_type() {
-    let mut group = group(|_| ());
-    let beat = Message { term: 7, ..Message::new(MessageKind::Heartbeat, id(3), id(1)) };
-    group.step(id(3), beat).unwrap();
-    let stale = Err(SnapshotRefusal::StaleTerm { ours: 7, theirs: 3 });
-    assert_eq!(group.offer(id(2), &offer(50, 3)), stale);
-    assert_eq!(receive(&mut group, &offer(50, 3)).map(|_| OfferVerdict::Wanted), stale);
-    let mut others = offer(50, 7);
-    others.meta.head.conf_state.voters.remove(0);
-    others.message.snapshot.as_mut().unwrap().conf_state.voters.remove(0);
-    assert_eq!(receive(&mut group, &others), Err(SnapshotRefusal::WrongNode));
-    let mut contradiction = offer(50, 7);
-    contradiction.meta.head.at.index = 51;
-    assert!(matches!(receive(&mut group, &contradiction), Err(SnapshotRefusal::Corrupt { .. })));
-    assert_eq!(group.state().commit, LAST);
-}
-
-#[test]
-fn another_snapshot_has_to_wait_until_the_first_is_installed() {
-    let mut group = group(|_| ());
-    receive(&mut group, &offer(50, 3)).unwrap();
-    assert_eq!(group.offer(id(2), &offer(60, 3)), Err(SnapshotRefusal::Busy));
-    assert_eq!(receive(&mut group, &offer(60, 3)), Err(SnapshotRefusal::Busy));
-    assert_eq!(group.offer(id(2), &offer(50, 3)), Ok(OfferVerdict::Have { commit: 50 }));
 }
