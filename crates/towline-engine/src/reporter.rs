@@ -8,7 +8,8 @@
 //!   [`fail`](SnapshotTicket::fail); dropping it on any path reports a failure.
 //! * [`Reporter`]: where workers post. [`Mailbox`] implements it with one cell a (group, peer): bounded by the number
 //!   of peers, so it cannot overflow and never has to block or to drop the outcome of a snapshot.
-//! * [`RaftReports`]: where the shard applies what it drained. The Raft group implements it, and a recording double.
+//! * [`RaftReports`]: what Raft is told, whoever found it out: the mailbox, or the watchdog. The raft crate's node
+//!   implements it; a test that counts places a [`RaftDoor`] before it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,12 +28,29 @@ pub trait Reporter: Send + Sync + 'static {
     fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus);
 }
 
-/// The loop side: reports that passed the fence. Implemented by a Raft group and by recording doubles.
+/// The loop side: reports that passed the fence. Implemented by the raft crate's node and by recording doubles.
 pub trait RaftReports {
     /// Messages to the peer were lost.
     fn report_unreachable(&mut self, peer: NodeId);
     /// The snapshot to the peer ended.
     fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus);
+}
+
+/// Stands between a group and its Raft in tests: sees each snapshot that Raft emits, in any term and whatever becomes of it,
+/// and each report on its last step, which it passes on as it pleases.
+pub trait RaftDoor: Send {
+    /// Raft emitted a `MsgSnapshot`.
+    fn emitted(&mut self, peer: NodeId, term: u64, index: u64);
+
+    /// A report on its way to Raft.
+    fn unreachable(&mut self, peer: NodeId, raft: &mut dyn RaftReports) {
+        raft.report_unreachable(peer);
+    }
+
+    /// A report on its way to Raft.
+    fn snapshot(&mut self, peer: NodeId, status: SnapshotStatus, raft: &mut dyn RaftReports) {
+        raft.report_snapshot(peer, status);
+    }
 }
 
 /// Whom an unreachable report concerns.
@@ -224,26 +242,31 @@ impl Mailbox {
         self.lock().by_peer.entry((peer, group)).or_default();
     }
 
-    /// Forgets a peer of a group with whatever was posted about it.
+    /// Forgets a peer of a group. What was posted about it and not drained is counted as stale.
     pub fn forget(&self, group: GroupId, peer: NodeId) {
-        self.lock().by_peer.remove(&(peer, group));
+        let cell = self.lock().by_peer.remove(&(peer, group));
+        self.count_unread(peer, cell.unwrap_or_default(), ReportOutcome::Stale);
     }
 
-    /// Makes `attempt` the live one of its peer. The outcome of an earlier attempt that was not drained is gone: the
-    /// core arms a new attempt only when it has settled the one before.
+    /// Makes `attempt` the live one of its peer. The outcome of an earlier attempt that was not drained is counted as stale:
+    /// the core arms a new attempt only when it has settled the one before.
     pub fn arm(&self, attempt: SnapshotAttempt) {
-        let mut cells = self.lock();
-        let cell = cells.by_peer.entry((attempt.peer, attempt.group)).or_default();
-        cell.armed = Some(attempt);
-        cell.ended = None;
+        let unread = {
+            let mut cells = self.lock();
+            let cell = cells.by_peer.entry((attempt.peer, attempt.group)).or_default();
+            cell.armed = Some(attempt);
+            cell.ended.take()
+        };
+        self.count_unread(attempt.peer, Cell { ended: unread, ..Cell::default() }, ReportOutcome::Stale);
     }
 
-    /// From now on no report about snapshots to this peer is live.
+    /// From now on no report about snapshots to this peer is live. One that was not drained is counted as stale.
     pub fn disarm(&self, group: GroupId, peer: NodeId) {
-        if let Some(cell) = self.lock().by_peer.get_mut(&(peer, group)) {
+        let unread = self.lock().by_peer.get_mut(&(peer, group)).and_then(|cell| {
             cell.armed = None;
-            cell.ended = None;
-        }
+            cell.ended.take()
+        });
+        self.count_unread(peer, Cell { ended: unread, ..Cell::default() }, ReportOutcome::Stale);
     }
 
     /// Whether the outcome of an attempt waits to be drained.
@@ -271,9 +294,35 @@ impl Mailbox {
         }
     }
 
-    /// From now on every post is counted and dropped.
+    /// From now on every post is counted and dropped, and so is what was not drained.
     pub fn close(&self) {
-        self.lock().closed = true;
+        let left = {
+            let mut cells = self.lock();
+            (cells.closed, cells.dirty) = (true, false);
+            std::mem::take(&mut cells.by_peer)
+        };
+        for ((peer, _), cell) in left {
+            self.count_unread(peer, cell, ReportOutcome::AfterClose);
+        }
+    }
+
+    fn count_unread(&self, peer: NodeId, cell: Cell, outcome: ReportOutcome) {
+        if cell.unreachable.is_some() {
+            self.counter.count(peer, ReportKind::Unreachable, outcome);
+        }
+        if let Some(status) = cell.ended {
+            self.counter.count(peer, status.kind(), outcome);
+        }
+    }
+}
+
+impl SnapshotStatus {
+    /// For counters.
+    pub(crate) fn kind(self) -> ReportKind {
+        match self {
+            Self::Finish => ReportKind::SnapshotFinish,
+            Self::Failure(_) => ReportKind::SnapshotFailure,
+        }
     }
 }
 
@@ -288,13 +337,9 @@ impl Reporter for Mailbox {
 
     fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
         let outcome = self.lock().post_snapshot(attempt, status);
-        let kind = match status {
-            SnapshotStatus::Finish => ReportKind::SnapshotFinish,
-            SnapshotStatus::Failure(_) => ReportKind::SnapshotFailure,
-        };
         match outcome {
             None => self.wake.wake_by_ref(),
-            Some(outcome) => self.counter.count(attempt.peer, kind, outcome),
+            Some(outcome) => self.counter.count(attempt.peer, status.kind(), outcome),
         }
     }
 }

@@ -20,7 +20,7 @@ use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
 };
 use towline_engine::reporter::{
-    RaftReports, Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
+    RaftDoor, RaftReports, Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
     UnreachableCause,
 };
 use towline_engine::snapshot_store::{
@@ -346,7 +346,7 @@ impl SnapshotSink for Sink {
     }
 }
 
-/// Both sides of the reports, recording.
+/// Where workers post, recording.
 #[derive(Default)]
 struct Reports(Mutex<Vec<(NodeId, Option<SnapshotStatus>)>>);
 
@@ -357,16 +357,6 @@ impl Reporter for Reports {
 
     fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
         self.0.lock().unwrap().push((attempt.peer, Some(status)));
-    }
-}
-
-impl RaftReports for Reports {
-    fn report_unreachable(&mut self, peer: NodeId) {
-        self.0.get_mut().unwrap().push((peer, None));
-    }
-
-    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
-        self.0.get_mut().unwrap().push((peer, Some(status)));
     }
 }
 
@@ -383,7 +373,7 @@ impl LinkEvents for Heard {
 
 assert_obj_safe!(LogStore, IdentityStore, SnapshotStore, SnapshotWriter, SnapshotSource);
 assert_obj_safe!(Transport, Link, Transfer, Listener, Inbound, PeerSession, SnapshotSink, LinkEvents);
-assert_obj_safe!(Reporter, RaftReports);
+assert_obj_safe!(Reporter, RaftReports, RaftDoor);
 
 assert_impl_all!(Node: Send, Sync);
 assert_impl_all!(NodeBuilder: Send);

@@ -34,9 +34,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use towline_engine::core::Reject;
 use towline_engine::errors::TransferLeaderError;
-use towline_engine::ids::NodeId;
+use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::message::{ConfState, Message};
-use towline_engine::reporter::RaftReports;
+use towline_engine::reporter::{Report, UnreachableCause};
 
 pub use self::history::{History, ProposalResult, ReadResult};
 use self::net::Net;
@@ -224,7 +224,10 @@ impl Sim {
         let fetched: Vec<_> = mail.0.into_iter().map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
         self.with(id, |group, _| {
             fetched.into_iter().for_each(|(low, entries)| group.fetched(low, entries));
-            mail.1.into_iter().for_each(|peer| group.report_unreachable(peer));
+            for peer in mail.1 {
+                let cause = UnreachableCause::LinkLost;
+                group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer, cause });
+            }
         })?;
         for message in mail.2 {
             let _ = self.deliver(id, message.from, message)?;
@@ -344,7 +347,7 @@ impl Sim {
         }
         let through = node.machine.through.index;
         result.map_err(|detail| self.violation(detail))?;
-        self.with(id, |group, fx| group.applied(through, fx))?;
+        self.with(id, |group, _| group.applied(through))?;
         Ok(())
     }
 

@@ -128,7 +128,18 @@ async fn midway(cluster: &Cluster, leader: u64, behind: u64) -> (u64, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_was_cut_is_reported_and_resumed_where_it_was_cut() {
-    let (mut cluster, leader, behind) = left_behind(slow(), 20_000).await;
+    is_resumed(slow(), 0).await;
+}
+
+/// The follower began again at the first byte: what it had was of another content than the one it was offered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_was_cut_is_resumed_though_the_leader_has_a_newer_snapshot_by_then() {
+    is_resumed(Config { snapshot_backoff_max_ms: 5_000, ..slow() }, 45).await;
+}
+
+/// Cuts a transfer midway, applies so many commands before the link is back, and sees it go on where it was.
+async fn is_resumed(config: Config, meanwhile: usize) {
+    let (mut cluster, leader, behind) = left_behind(config, 20_000).await;
     cluster.restart(behind).await;
     let (first, acked) = midway(&cluster, leader, behind).await;
     let (a, b) = (node_id(leader), node_id(behind));
@@ -145,6 +156,13 @@ async fn a_transfer_that_was_cut_is_reported_and_resumed_where_it_was_cut() {
     }
     let last = last.expect("the attempt ended");
     assert!(matches!(last.outcome, AttemptOutcome::Failed(_)), "{last:?}");
+    let sent = group.status().await.unwrap().snapshot_index;
+    load(&cluster, meanwhile, 10).await;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while meanwhile > 0 && group.status().await.unwrap().snapshot_index == sent {
+        assert!(std::time::Instant::now() < end, "no newer snapshot is made");
+        tokio::task::yield_now().await;
+    }
     cluster.net.heal(a, b);
     let mut offset = 0;
     for _ in 0..1_000_000 {

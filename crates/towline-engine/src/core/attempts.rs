@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::ids::{GroupId, NodeId};
 use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotStatus};
-use crate::snapshot_store::SnapshotMeta;
+use crate::snapshot_store::{ContentId, SnapshotMeta};
 use crate::status::{AttemptOutcome, AttemptStatus, LastAttempt};
 
 /// After a refusal that does not pass by itself the wait is this many times longer than after another failure.
@@ -88,6 +88,7 @@ pub(super) struct Attempts {
 #[derive(Debug, Default)]
 struct PeerAttempts {
     live: Option<Live>,
+    kept: Option<Kept>,
     /// Raft asked and was told to wait.
     wanted: bool,
     not_before: u64,
@@ -105,6 +106,21 @@ struct Live {
     slot: Option<SendSlot>,
     /// Bytes the log had grown to when it began.
     log_bytes: u64,
+}
+
+/// What stays of the last attempt when it has ended: the log behind its snapshot, which the peer needs next, and its file if
+/// the peer may have a part of that.
+#[derive(Debug)]
+struct Kept {
+    meta: SnapshotMeta,
+    /// The next attempt offers the same again.
+    resume: bool,
+    /// As of the attempt.
+    log_bytes: u64,
+    /// What the peer has of the log.
+    matched: u64,
+    /// When it is kept for nobody, unless the peer gives a sign of life.
+    until: u64,
 }
 
 /// A snapshot on its way out: what was given to Raft, and with it the right to send.
@@ -132,27 +148,32 @@ impl Attempts {
     pub(super) fn admit(&mut self, to: NodeId, truncated: u64, log_bytes: u64) -> Option<&SnapshotMeta> {
         let fits =
             |meta: &&SnapshotMeta| meta.head.at.index >= truncated && meta.head.conf_state.contains(to);
-        let Some(meta) = self.available.as_ref().filter(fits) else {
-            self.missing = true;
-            self.peers.entry(to).or_default().wanted = true;
-            return None;
-        };
         let peer = self.peers.entry(to).or_default();
         peer.wanted = true;
+        if let Some(kept) = &mut peer.kept {
+            // Raft asks for those that answer its heartbeats.
+            kept.until = self.now + self.policy.wait_ticks_max;
+        }
+        let kept = peer.kept.as_ref().filter(|kept| kept.resume && fits(&&kept.meta));
+        let (meta, log_bytes) = match kept {
+            Some(kept) => (kept.meta.clone(), kept.log_bytes),
+            None => {
+                let Some(meta) = self.available.as_ref().filter(fits) else {
+                    self.missing = true;
+                    return None;
+                };
+                (meta.clone(), log_bytes)
+            }
+        };
         if peer.live.is_some() || self.now < peer.not_before {
             return None;
         }
         let slot = self.slots.take()?;
         peer.wanted = false;
-        let live = Live {
-            number: self.slots.next_number(),
-            term: 0,
-            meta: meta.clone(),
-            slot: Some(slot),
-            log_bytes,
-        };
-        peer.live = Some(live);
-        Some(meta)
+        peer.kept = None;
+        let number = self.slots.next_number();
+        let live = peer.live.insert(Live { number, term: 0, meta, slot: Some(slot), log_bytes });
+        Some(&live.meta)
     }
 
     /// The message Raft made of an admitted snapshot is about to leave. `None` if its attempt was voided meanwhile.
@@ -176,7 +197,20 @@ impl Attempts {
         if peer.live.as_ref().map(|live| live.attempt(group, attempt.peer)) != Some(attempt) {
             return false;
         }
-        peer.live = None;
+        let Some(Live { meta, log_bytes, .. }) = peer.live.take() else { return false };
+        if status == SnapshotStatus::Failure(SnapshotFailure::Storage)
+            && self.available.as_ref().is_some_and(|available| available.content == meta.content)
+        {
+            // It would fail the next attempt too. The log that it stands for may be gone, so another one is needed.
+            self.available = None;
+            self.missing = true;
+        }
+        let resume = match status {
+            SnapshotStatus::Finish => Some(false),
+            SnapshotStatus::Failure(cause) => leaves_a_part(cause).then_some(true),
+        };
+        let until = self.now + self.policy.wait_ticks_max;
+        peer.kept = resume.map(|resume| Kept { meta, resume, log_bytes, matched: 0, until });
         let wait = match status {
             SnapshotStatus::Finish => {
                 peer.failures = 0;
@@ -226,6 +260,7 @@ impl Attempts {
             let stale = |live: &mut Live| {
                 term.is_none_or(|term| live.term != 0 && live.term != term) || !is_member(id)
             };
+            peer.kept.take_if(|_| term.is_none() || !is_member(id));
             if let Some(live) = peer.live.take_if(stale) {
                 voided.push(live.attempt(group, id));
                 peer.last = Some(LastAttempt { number: live.number, outcome: AttemptOutcome::Void });
@@ -248,6 +283,38 @@ impl Attempts {
             .collect()
     }
 
+    /// Compares what is kept with what the peers have by now. A peer that has all of the log that is to be forgotten needs
+    /// nothing more; for one that has not the log may grow by `bytes_max`, and not at all once it was silent for the longest
+    /// wait between attempts. Gives those for whom nothing is kept any more.
+    pub(super) fn follow(
+        &mut self,
+        target: u64,
+        log_bytes: u64,
+        bytes_max: u64,
+        matched: impl Fn(NodeId) -> u64,
+    ) -> Vec<NodeId> {
+        let mut over = Vec::new();
+        for (&id, peer) in &mut self.peers {
+            let Some(kept) = &mut peer.kept else { continue };
+            let matched = matched(id);
+            if matched != kept.matched {
+                (kept.matched, kept.until) = (matched, self.now + self.policy.wait_ticks_max);
+            }
+            kept.resume &= kept.matched < kept.meta.head.at.index;
+            let has_all = !kept.resume && kept.matched >= target;
+            if has_all || self.now > kept.until || log_bytes - kept.log_bytes > bytes_max {
+                peer.kept = None;
+                over.push(id);
+            }
+        }
+        over
+    }
+
+    /// Keeps nothing for attempts that have ended.
+    pub(super) fn keep_nothing(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.kept = None);
+    }
+
     fn live(&self) -> impl Iterator<Item = (NodeId, &Live)> {
         self.peers.iter().filter_map(|(&id, peer)| Some((id, peer.live.as_ref()?)))
     }
@@ -261,9 +328,22 @@ impl Attempts {
         self.peers.get(&to).is_some_and(|peer| peer.live.is_some())
     }
 
-    /// The lowest index a live attempt stands at: what comes after it must stay in the log.
+    fn kept(&self) -> impl Iterator<Item = &Kept> {
+        self.peers.values().filter_map(|peer| peer.kept.as_ref())
+    }
+
+    /// What comes after this index must stay in the log, for attempts and for peers that go on behind one.
     pub(super) fn pinned(&self) -> Option<u64> {
-        self.live().map(|(_, live)| live.meta.head.at.index).min()
+        let live = self.live().map(|(_, live)| live.meta.head.at.index);
+        let kept = self.kept().map(|kept| kept.meta.head.at.index.max(kept.matched));
+        live.chain(kept).min()
+    }
+
+    /// The contents that are of use: the newest, what is being sent, and what will be sent again.
+    pub(super) fn contents(&self) -> impl Iterator<Item = ContentId> {
+        let sent = self.live().map(|(_, live)| live.meta.content);
+        let again = self.kept().filter(|kept| kept.resume).map(|kept| kept.meta.content);
+        self.available.iter().map(|meta| meta.content).chain(sent).chain(again)
     }
 
     /// A newer snapshot is durable.
@@ -278,20 +358,21 @@ impl Attempts {
         self.available.as_ref()
     }
 
-    /// Whether Raft asked for a snapshot that does not exist since the last call.
-    pub(super) fn take_missing(&mut self) -> bool {
-        std::mem::take(&mut self.missing)
+    /// Whether Raft asked for a snapshot that does not exist, since the last one was made.
+    pub(super) fn is_missing(&self) -> bool {
+        self.missing
     }
 
     /// A tick passed. `true`: somebody who was told to wait could be served now; ask Raft again by a ping.
     pub(super) fn tick(&mut self) -> bool {
         self.now += 1;
-        if self.available.is_none() || !self.slots.any_free() {
+        if !self.slots.any_free() {
             return false;
         }
         let mut due = false;
         for peer in self.peers.values_mut() {
-            if peer.wanted && peer.live.is_none() && self.now >= peer.not_before {
+            let any = self.available.is_some() || peer.kept.is_some();
+            if any && peer.wanted && peer.live.is_none() && self.now >= peer.not_before {
                 // Raft asks again through `admit`, which sets it again if the answer is no.
                 peer.wanted = false;
                 due = true;
@@ -318,6 +399,21 @@ impl Attempts {
 impl Live {
     fn attempt(&self, group: GroupId, peer: NodeId) -> SnapshotAttempt {
         SnapshotAttempt { group, peer, term: self.term, index: self.meta.head.at.index, number: self.number }
+    }
+}
+
+/// Whether the receiver may have a part of the file, which the next attempt could go on with.
+fn leaves_a_part(cause: SnapshotFailure) -> bool {
+    match cause {
+        SnapshotFailure::Transfer
+        | SnapshotFailure::Timeout
+        | SnapshotFailure::Abandoned
+        | SnapshotFailure::Lost
+        | SnapshotFailure::Refused { lasting: false } => true,
+        SnapshotFailure::NoRoute
+        | SnapshotFailure::Storage
+        | SnapshotFailure::PinTooLarge
+        | SnapshotFailure::Refused { lasting: true } => false,
     }
 }
 

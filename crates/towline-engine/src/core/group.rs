@@ -24,7 +24,7 @@ use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
-use crate::reporter::{RaftReports, SnapshotStatus};
+use crate::reporter::RaftDoor;
 use crate::snapshot_store::SnapshotMeta;
 use crate::state_machine::Applied;
 use crate::status::{GroupState, GroupStatus};
@@ -117,6 +117,11 @@ impl<W, R> Group<W, R> {
             read_retry_ticks: setup.read_retry_ticks,
             unapplied_bytes_max: setup.unapplied_bytes_max,
         })
+    }
+
+    /// Places something between this group and its Raft: for tests that count there.
+    pub fn set_door(&mut self, door: Box<dyn RaftDoor>) {
+        self.replica.set_door(door);
     }
 
     /// One tick of the clock has passed.
@@ -280,10 +285,10 @@ impl<W, R> Group<W, R> {
     }
 
     /// The state machine has applied everything up to `index`.
-    pub fn applied(&mut self, index: u64, fx: &mut Effects<W, R>) {
+    pub fn applied(&mut self, index: u64) {
         if index > self.replica.log().applied() {
             self.replica.applied_to(index);
-            self.note_installed(index, fx);
+            self.note_installed(index);
         }
     }
 
@@ -397,9 +402,12 @@ impl<W, R> Group<W, R> {
         fx.unread.extend(self.reads.take_all().into_iter().map(stopped));
     }
 
-    /// The hard state, if it moved past what was last written: a clean shutdown writes the commit index too.
+    /// The hard state, if it moved past what was last written: a clean shutdown writes the commit index too. Not that of
+    /// entries, or of a snapshot, that came in since the last turn and are in no write: a log that ends before its commit
+    /// index is refused at the next start.
     pub fn unwritten_hard_state(&self) -> Option<HardState> {
         let now = self.replica.hard_state();
+        let now = HardState { commit: now.commit.min(self.replica.log().last_index()), ..now };
         (now != self.hard_state_made).then_some(now)
     }
 
@@ -442,20 +450,6 @@ impl<W, R> Group<W, R> {
             unapplied_bytes: self.unapplied_bytes(),
             snapshot_index,
             peers: if self.replica.is_leader() { self.peers_with_attempts() } else { Vec::new() },
-        }
-    }
-}
-
-impl<W, R> RaftReports for Group<W, R> {
-    fn report_unreachable(&mut self, peer: NodeId) {
-        if self.replica.is_leader() && self.replica.is_member(peer) {
-            self.replica.report_unreachable(peer);
-        }
-    }
-
-    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
-        if self.replica.is_leader() && self.replica.is_member(peer) {
-            self.replica.report_snapshot(peer, status);
         }
     }
 }

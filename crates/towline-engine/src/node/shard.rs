@@ -31,7 +31,7 @@ use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
 use crate::message::Envelope;
-use crate::reporter::{Mailbox, Report, SnapshotStatus};
+use crate::reporter::{Mailbox, Report};
 use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
 
@@ -142,7 +142,7 @@ impl Shard {
                     self.go_silent(&format!("the log cannot be written: {cause}").into())
                 }
                 ShardEvent::Applied { group, life, index } => {
-                    self.with(group, Some(life), |running, fx| running.group.applied(index, fx));
+                    self.with(group, Some(life), |running, _| running.group.applied(index));
                 }
                 ShardEvent::ApplyFailed { group, life, cause } => {
                     if self.groups.get(&group).is_some_and(|running| running.life == life) {
@@ -153,7 +153,7 @@ impl Shard {
                     self.with(group, Some(life), |running, _| running.group.fetched(low, entries));
                 }
                 ShardEvent::SnapshotMade(Made { group, life, result }) => {
-                    self.with(group, Some(life), |running, fx| running.group.snapshot_made(result, fx));
+                    self.with(group, Some(life), |running, _| running.group.snapshot_made(result));
                 }
                 ShardEvent::Control(asked) => control.push(asked),
             }
@@ -169,11 +169,7 @@ impl Shard {
             }
             Report::Snapshot { .. } if self.deps.config.control_lose_reports => {}
             Report::Snapshot { attempt, status } => {
-                let kind = match status {
-                    SnapshotStatus::Finish => ReportKind::SnapshotFinish,
-                    SnapshotStatus::Failure(_) => ReportKind::SnapshotFailure,
-                };
-                self.carry_report(attempt.group, attempt.peer, report, kind);
+                self.carry_report(attempt.group, attempt.peer, report, status.kind());
             }
         }
     }

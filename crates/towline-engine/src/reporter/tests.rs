@@ -120,6 +120,32 @@ fn a_report_after_close_is_counted_and_dropped() {
     assert_eq!(woken.0.load(Ordering::SeqCst), 0);
 }
 
+/// They were stored as live and then thrown away without a word, so that the counters did not add up to what was posted.
+#[test]
+fn a_report_that_is_not_drained_any_more_is_counted_too() {
+    let (mailbox, counts, _) = mailbox();
+    let finished = |outcome| counts.of(ReportKind::SnapshotFinish, outcome);
+    let lost = |outcome| counts.of(ReportKind::Unreachable, outcome);
+    let post = |number| {
+        mailbox.arm(attempt(number));
+        mailbox.report_snapshot(attempt(number), SnapshotStatus::Finish);
+    };
+    post(1);
+    mailbox.disarm(GroupId::DEFAULT, node(2));
+    assert_eq!(finished(ReportOutcome::Stale), 1);
+    post(2);
+    post(3);
+    assert_eq!(finished(ReportOutcome::Stale), 2, "the next attempt took its place");
+    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
+    mailbox.forget(GroupId::DEFAULT, node(2));
+    assert_eq!((finished(ReportOutcome::Stale), lost(ReportOutcome::Stale)), (3, 1));
+    post(4);
+    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
+    mailbox.close();
+    assert_eq!((finished(ReportOutcome::AfterClose), lost(ReportOutcome::AfterClose)), (1, 1));
+    assert_eq!(drained(&mailbox), []);
+}
+
 /// Case 4, the removed and re-added id: a cell that was forgotten has no live attempt.
 #[test]
 fn a_report_for_a_removed_and_re_added_peer_changes_nothing() {

@@ -1,5 +1,7 @@
 //! What a node keeps: its log from the truncation point on, its snapshot files, and how far its state machine is.
 
+use std::collections::BTreeSet;
+
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::GroupWrite;
 use towline_engine::message::{ConfState, Entry, HardState, MemberTable};
@@ -13,6 +15,10 @@ pub(crate) struct Disk {
     entries: Vec<Entry>,
     pub(crate) installing: Option<ContentId>,
     pub(crate) files: Vec<SnapshotMeta>,
+    /// Those of the files that cannot be read.
+    pub(crate) rotten: BTreeSet<ContentId>,
+    /// What is there of the last content that was being received, and the chunks that are left.
+    pub(crate) partial: Option<(ContentId, u8)>,
     pub(crate) machine: Applied,
 }
 
@@ -26,6 +32,14 @@ pub(crate) fn meta_at(at: Applied, conf_state: ConfState) -> SnapshotMeta {
 }
 
 impl Disk {
+    /// A file is complete; it takes the place of one with that content.
+    pub(crate) fn add(&mut self, meta: SnapshotMeta) {
+        self.rotten.remove(&meta.content);
+        if !self.files.contains(&meta) {
+            self.files.push(meta);
+        }
+    }
+
     pub(crate) fn write(&mut self, write: GroupWrite) {
         if let Some(install) = write.install {
             assert!(
@@ -59,8 +73,13 @@ impl Disk {
         }
     }
 
-    pub(crate) fn latest(&self) -> Option<SnapshotMeta> {
-        self.files.iter().max_by_key(|m| m.head.at).cloned()
+    /// The newest file that the log vouches for: it has that very entry, or begins after it.
+    pub(crate) fn available(&self) -> Option<SnapshotMeta> {
+        let known = |at: Applied| {
+            at == self.truncated
+                || self.range(at.index, at.index + 1).iter().any(|entry| entry.term == at.term)
+        };
+        self.files.iter().filter(|meta| known(meta.head.at)).max_by_key(|meta| meta.head.at).cloned()
     }
 
     pub(crate) fn last_index(&self) -> u64 {

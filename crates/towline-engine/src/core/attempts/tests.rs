@@ -1,6 +1,6 @@
 use super::*;
 use crate::message::{ConfState, MemberTable};
-use crate::snapshot_store::{ContentId, SnapshotHead};
+use crate::snapshot_store::SnapshotHead;
 use crate::state_machine::Applied;
 
 const HEARTBEAT: u64 = 10;
@@ -51,10 +51,11 @@ fn there_is_one_attempt_a_peer_and_no_more_than_there_are_slots() {
 fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
     let mut attempts = attempts(&SendSlots::new(2), Some(9));
     assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
-    assert!(attempts.take_missing() && !attempts.take_missing());
+    assert!(attempts.is_missing());
     assert!(attempts.admit(id(4), 5, 0).is_none(), "its membership does not name the peer");
     attempts.make_available(meta(12));
     attempts.make_available(meta(11));
+    assert!(!attempts.is_missing());
     assert_eq!(attempts.available().unwrap().head.at.index, 12, "an older one changes nothing");
     assert!(attempts.admit(id(2), 10, 0).is_some());
 }
@@ -89,6 +90,7 @@ fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_boun
         let least = bound(n as u32);
         assert!((least..=least + least / 4).contains(&waited), "wait {n} was {waited} in {waits:?}");
     }
+    assert!(waits.iter().enumerate().any(|(n, &waited)| waited > bound(n as u32)), "some jitter: {waits:?}");
     let attempt = begin(&mut attempts, 2).unwrap().attempt;
     assert!(attempts.settle(attempt, SnapshotStatus::Finish, HEARTBEAT));
     assert_eq!(wait(&mut attempts), HEARTBEAT, "a success forgets the failures");
@@ -118,12 +120,61 @@ fn stepping_down_voids_attempts_before_and_after_their_message_left() {
 }
 
 #[test]
+fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_or_it_is_too_dear() {
+    let broken = || {
+        let mut attempts = attempts(&SendSlots::new(2), Some(9));
+        let attempt = begin(&mut attempts, 2).unwrap().attempt;
+        attempts.make_available(meta(20));
+        fail(&mut attempts, attempt, SnapshotFailure::Transfer);
+        attempts
+    };
+    let mut again = broken();
+    assert_eq!(again.follow(18, 1_000, 1_000, |_| 0), []);
+    assert_eq!((again.pinned(), again.contents().count()), (Some(9), 2));
+    wait(&mut again);
+    assert_eq!(again.admit(id(3), 5, 900), Some(&meta(20)), "for the one peer only");
+    assert_eq!(again.admit(id(2), 5, 900), Some(&meta(9)));
+    let overdue: Vec<_> = again.overdue(1_001, 1_000).iter().map(|attempt| attempt.peer).collect();
+    assert_eq!(overdue, [id(2)], "its price counts from the first attempt on");
+
+    let mut dear = broken();
+    assert_eq!(dear.follow(18, 1_001, 1_000, |_| 0), [id(2)]);
+    assert_eq!((dear.pinned(), dear.contents().count()), (None, 1));
+    wait(&mut dear);
+    assert_eq!(begin(&mut dear, 2).unwrap().meta, meta(20));
+
+    let mut had = broken();
+    assert_eq!(had.follow(18, 0, 1_000, |_| 12), [], "it has the snapshot, and needs the log behind it");
+    assert_eq!((had.pinned(), had.contents().count()), (Some(12), 1));
+    assert_eq!(had.follow(18, 0, 1_000, |_| 18), [id(2)]);
+    assert_eq!(had.pinned(), None);
+
+    let mut gone = broken();
+    for _ in 0..1_000 {
+        gone.tick();
+    }
+    assert_eq!(gone.follow(18, 0, 1_000, |_| 0), []);
+    assert!(begin(&mut gone, 2).is_some(), "it is back at the last moment");
+    let mut gone = broken();
+    for _ in 0..1_001 {
+        gone.tick();
+    }
+    assert_eq!(gone.follow(18, 0, 1_000, |_| 0), [id(2)]);
+    assert_eq!((gone.pinned(), gone.contents().count()), (None, 1));
+
+    let mut out_of_office = broken();
+    out_of_office.void_stale(None, |_| true);
+    assert_eq!((out_of_office.pinned(), out_of_office.contents().count()), (None, 1));
+}
+
+#[test]
 fn an_attempt_pins_the_log_and_a_pin_has_a_price_limit() {
     let mut attempts = attempts(&SendSlots::new(2), Some(9));
     assert_eq!(attempts.pinned(), None);
     let attempt = begin(&mut attempts, 2).unwrap().attempt;
     attempts.make_available(meta(20));
     assert_eq!(attempts.pinned(), Some(9));
+    assert_eq!(attempts.contents().collect::<Vec<_>>(), [meta(20).content, meta(9).content]);
     assert!(attempts.overdue(1_000, 1_000).is_empty());
     assert_eq!(attempts.overdue(1_001, 1_000), [attempt]);
 }

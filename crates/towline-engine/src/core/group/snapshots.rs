@@ -13,13 +13,17 @@ use crate::message::{Message, MessageKind};
 use crate::reporter::{
     Mailbox, RaftReports, Report, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
 };
-use crate::snapshot_store::{ContentId, SnapshotMeta};
+use crate::snapshot_store::SnapshotMeta;
 use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus};
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-/// Ticks until a snapshot of the own state that could not be made is tried again.
+/// Ticks until a snapshot of the own state that could not be made is tried again; doubles with each further failure, since
+/// every try may fill a disk to its end.
 const RETAKE_TICKS: u64 = 100;
+
+/// The longest such wait.
+const RETAKE_TICKS_MAX: u64 = 6_400;
 
 /// What a group knows of snapshots when it starts.
 pub struct SnapshotSetup {
@@ -112,15 +116,19 @@ pub(super) struct Snapshots {
     installing: Option<SnapshotMeta>,
     /// The installed one is to be recorded as such with the next write.
     installed: bool,
-    /// An order to make a snapshot is under way.
-    taking: bool,
-    retake_at: u64,
-    /// Where the last order stood: an index, and bytes the log had grown to.
+    /// Where the order that is under way stands, and the last one that was carried out: an index, and bytes the log had
+    /// grown to.
+    taking: Option<(u64, u64)>,
     taken: (u64, u64),
+    /// The wait after orders that failed, and when it is over.
+    retake_ticks: u64,
+    retake_at: u64,
     /// The log may be forgotten up to here, as far as snapshots and the state machine are concerned.
     compact_target: u64,
     /// The store wants its space back: keep nothing that is not needed.
     squeeze: bool,
+    /// What is of use has changed: files may go.
+    retain: bool,
     progress: BTreeMap<NodeId, (PeerProgress, u64)>,
 }
 
@@ -133,11 +141,13 @@ impl Snapshots {
             conf,
             installing: None,
             installed: false,
-            taking: false,
-            retake_at: 0,
+            taking: None,
             taken: (at.min(applied), 0),
+            retake_ticks: RETAKE_TICKS,
+            retake_at: 0,
             compact_target: 0,
             squeeze: false,
+            retain: false,
             progress: BTreeMap::new(),
         }
     }
@@ -158,13 +168,22 @@ impl<W, R> Group<W, R> {
     /// Carries a report to Raft if it is of the live attempt. `false`: it was stale, and nothing changed.
     pub fn take_report(&mut self, report: Report) -> bool {
         match report {
-            Report::Unreachable { peer, .. } => self.report_unreachable(peer),
+            Report::Unreachable { peer, .. } => {
+                if self.replica.is_leader() && self.replica.is_member(peer) {
+                    self.replica.report_unreachable(peer);
+                }
+            }
             Report::Snapshot { attempt, status } => {
+                // Raft knows nothing of a snapshot of an earlier leadership; the next turn voids the attempt.
+                if !self.replica.is_leader() || self.replica.term() != attempt.term {
+                    return false;
+                }
                 let heartbeat = self.snapshots.policy.retry.wait_ticks_min;
                 if !self.replica.attempts().settle(attempt, status, heartbeat) {
                     return false;
                 }
-                self.report_snapshot(attempt.peer, status);
+                self.snapshots.retain = true;
+                self.replica.report_snapshot(attempt.peer, status);
             }
         }
         true
@@ -234,40 +253,45 @@ impl<W, R> Group<W, R> {
 
     /// The snapshot ordered by [`Apply::Snapshot`] was made, or could not be. `durable` is what the state machine said
     /// before: the log up to there is not needed to restart it.
-    pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, Applied)>, fx: &mut Effects<W, R>) {
-        self.snapshots.taking = false;
+    pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, Applied)>) {
+        let ordered = self.snapshots.taking.take();
         let Some((meta, durable)) = made else {
-            self.snapshots.retake_at = self.ticks + RETAKE_TICKS;
+            let wait = self.snapshots.retake_ticks;
+            self.snapshots.retake_at = self.ticks + wait;
+            self.snapshots.retake_ticks = (2 * wait).min(RETAKE_TICKS_MAX);
             return;
         };
+        // A received one that was installed meanwhile may stand further.
+        self.snapshots.taken = self.snapshots.taken.max(ordered.unwrap_or_default());
+        self.snapshots.retake_ticks = RETAKE_TICKS;
         let trailing = if self.snapshots.squeeze { 0 } else { self.snapshots.policy.trailing_entries };
         self.snapshots.squeeze = false;
         // A volatile machine is restarted from this very file.
         let restartable = if durable == Applied::NONE { meta.head.at.index } else { durable.index };
         let target = meta.head.at.index.saturating_sub(trailing).min(restartable);
         self.snapshots.compact_target = self.snapshots.compact_target.max(target);
-        self.make_available(meta, fx);
+        self.make_available(meta);
     }
 
-    /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries.
+    /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries, nor
+    /// anything for attempts that have ended.
     pub fn squeeze(&mut self) {
         self.snapshots.squeeze = true;
+        self.snapshots.retain = true;
+        self.replica.attempts().keep_nothing();
     }
 
-    fn make_available(&mut self, meta: SnapshotMeta, fx: &mut Effects<W, R>) {
-        let mut attempts = self.replica.attempts();
-        attempts.make_available(meta);
-        let installing = self.snapshots.installing.as_ref().map(|meta| meta.content);
-        let available = attempts.available().map(|meta| meta.content);
-        fx.retain = Some(available.into_iter().chain(installing).collect::<Vec<ContentId>>());
+    fn make_available(&mut self, meta: SnapshotMeta) {
+        self.replica.attempts().make_available(meta);
+        self.snapshots.retain = true;
     }
 
     /// A snapshot that was received was installed, if that is what was applied.
-    pub(super) fn note_installed(&mut self, applied: u64, fx: &mut Effects<W, R>) {
+    pub(super) fn note_installed(&mut self, applied: u64) {
         if let Some(meta) = self.snapshots.installing.take_if(|meta| meta.head.at.index <= applied) {
             self.snapshots.installed = true;
             self.snapshots.taken = (meta.head.at.index, self.replica.log().bytes_appended());
-            self.make_available(meta, fx);
+            self.make_available(meta);
         }
     }
 
@@ -315,6 +339,7 @@ impl<W, R> Group<W, R> {
         let term = self.replica.is_leader().then(|| self.replica.term());
         let voided = self.replica.attempts().void_stale(term, |peer| self.replica.is_member(peer));
         for attempt in voided {
+            self.snapshots.retain = true;
             self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
             fx.cancelled.push(attempt);
         }
@@ -326,6 +351,7 @@ impl<W, R> Group<W, R> {
         self.limit_pins(fx);
         self.order_snapshot(fx);
         self.compact(fx);
+        self.forget_files(fx);
     }
 
     /// A peer that Raft sends nothing but heartbeats, and for which no attempt stands, would wait for ever.
@@ -349,7 +375,7 @@ impl<W, R> Group<W, R> {
         }
         for peer in latched {
             self.replica.attempts().fail_unowned(peer);
-            self.report_snapshot(peer, SnapshotStatus::Failure(SnapshotFailure::Lost));
+            self.replica.report_snapshot(peer, SnapshotStatus::Failure(SnapshotFailure::Lost));
             fx.latched.push(peer);
         }
     }
@@ -363,25 +389,33 @@ impl<W, R> Group<W, R> {
             self.snapshots.mailbox.report_snapshot(attempt, SnapshotStatus::Failure(cause));
             fx.cancelled.push(attempt);
         }
+        let (replica, target) = (&self.replica, self.snapshots.compact_target);
+        let over = replica.attempts().follow(target, bytes, most, |peer| replica.matched(peer));
+        self.snapshots.retain |= !over.is_empty();
+        for peer in over {
+            tracing::debug!(group = %self.id, %peer, "nothing more is kept behind its last snapshot");
+        }
     }
 
     fn order_snapshot(&mut self, fx: &mut Effects<W, R>) {
         let snapshots = &self.snapshots;
-        if snapshots.taking || snapshots.installing() || self.ticks < snapshots.retake_at {
+        if snapshots.taking.is_some() || snapshots.installing() || self.ticks < snapshots.retake_at {
             return;
         }
         let (index, bytes) = snapshots.taken;
         let new_entries = self.handed.index.saturating_sub(index);
         let log_bytes = self.replica.log().bytes_appended();
-        let asked = self.replica.attempts().take_missing() || snapshots.squeeze;
+        let asked = self.replica.attempts().is_missing() || snapshots.squeeze;
         let due = new_entries >= snapshots.policy.every_entries
             || log_bytes - bytes >= snapshots.policy.every_bytes;
-        if new_entries == 0 || !(due || asked) {
+        // Without new entries it would be the one there is, unless that could not be read.
+        let another =
+            new_entries > 0 || (self.replica.attempts().available().is_none() && self.handed.index > 0);
+        if !another || !(due || asked) {
             return;
         }
         let conf = snapshots.conf.clone();
-        self.snapshots.taking = true;
-        self.snapshots.taken = (self.handed.index, log_bytes);
+        self.snapshots.taking = Some((self.handed.index, log_bytes));
         fx.apply.push(Apply::Snapshot { conf, at: self.handed });
     }
 
@@ -391,6 +425,17 @@ impl<W, R> Group<W, R> {
         if through >= self.replica.log().first_index() && !self.snapshots.installing() {
             self.replica.compact(through);
             fx.compact = Some(through);
+        }
+    }
+
+    /// A transfer opens its file only when the offer was accepted, so what is being sent must be kept until it has ended.
+    fn forget_files(&mut self, fx: &mut Effects<W, R>) {
+        // One that is being made may be there already, and is not known by its content yet.
+        // And the last one stays until there is another: a volatile machine is restarted from it, if it can be read at all.
+        let another = self.snapshots.taking.is_none() && self.replica.attempts().available().is_some();
+        if another && std::mem::take(&mut self.snapshots.retain) {
+            let installing = self.snapshots.installing.as_ref().map(|meta| meta.content);
+            fx.retain = Some(self.replica.attempts().contents().chain(installing).collect());
         }
     }
 

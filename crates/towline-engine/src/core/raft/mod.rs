@@ -13,8 +13,8 @@ use self::storage::LogView;
 use super::attempts::Attempts;
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
-use crate::message::{ConfState, Entry, HardState, Message};
-use crate::reporter::SnapshotStatus;
+use crate::message::{ConfState, Entry, HardState, Message, MessageKind};
+use crate::reporter::{RaftDoor, RaftReports, SnapshotStatus};
 use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus, Role};
 
@@ -51,6 +51,7 @@ pub struct ReplicaSetup {
 /// One member of one group: the raft crate's node behind plain types.
 pub(crate) struct Replica {
     raw: RawNode<LogView>,
+    door: Option<Box<dyn RaftDoor>>,
 }
 
 /// What raft wants done, in plain types. See the raft crate's `Ready`.
@@ -103,7 +104,12 @@ impl Replica {
         };
         let logger = logger::logger(setup.node, setup.group);
         let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
-        RawNode::new(&config, view, &logger).map(|raw| Self { raw }).map_err(|e| e.to_string())
+        RawNode::new(&config, view, &logger).map(|raw| Self { raw, door: None }).map_err(|e| e.to_string())
+    }
+
+    /// Places a door before raft.
+    pub(crate) fn set_door(&mut self, door: Box<dyn RaftDoor>) {
+        self.door = Some(door);
     }
 
     pub(crate) fn log(&self) -> &GroupLog {
@@ -209,6 +215,11 @@ impl Replica {
         self.raw.raft.prs().iter().filter_map(peer)
     }
 
+    /// Up to where a peer is known to have the log.
+    pub(crate) fn matched(&self, peer: NodeId) -> u64 {
+        self.raw.raft.prs().get(peer.as_u64()).map_or(0, |progress| progress.matched)
+    }
+
     /// The term of an entry raft knows, written or not.
     pub(crate) fn log_term(&self, index: u64) -> Option<u64> {
         self.raw.raft.raft_log.term(index).ok().filter(|&term| term != 0)
@@ -243,18 +254,6 @@ impl Replica {
         self.raw.transfer_leader(to.as_u64());
     }
 
-    pub(crate) fn report_unreachable(&mut self, peer: NodeId) {
-        self.raw.report_unreachable(peer.as_u64());
-    }
-
-    pub(crate) fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
-        let status = match status {
-            SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
-            SnapshotStatus::Failure(_) => raft::SnapshotStatus::Failure,
-        };
-        self.raw.report_snapshot(peer.as_u64(), status);
-    }
-
     /// The next thing raft wants done. Entries are readable by raft when this returns; they are durable once
     /// [`on_persist_ready`](Self::on_persist_ready) says so.
     pub(crate) fn ready(&mut self) -> Option<ReadyParts> {
@@ -279,12 +278,22 @@ impl Replica {
             reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
             install,
         };
+        self.show_emitted(&parts);
         if let Some(at) = install {
             self.raw.mut_store().log.install(at);
         }
         self.raw.mut_store().log.append(&parts.entries);
         self.raw.advance_append_async(ready);
         Some(parts)
+    }
+
+    fn show_emitted(&mut self, parts: &ReadyParts) {
+        let Some(door) = &mut self.door else { return };
+        for message in parts.messages.iter().chain(&parts.messages_after_write) {
+            if let (MessageKind::Snapshot, Some(record)) = (message.kind, &message.snapshot) {
+                door.emitted(message.to, message.term, record.index);
+            }
+        }
     }
 
     /// Everything up to this ready is durable. Must be called before the messages of that ready leave.
@@ -335,6 +344,36 @@ impl Replica {
         let mut peers: Vec<_> = self.raw.raft.prs().iter().filter_map(peer).collect();
         peers.sort_by_key(|p| p.id);
         peers
+    }
+}
+
+impl RaftReports for Replica {
+    fn report_unreachable(&mut self, peer: NodeId) {
+        match &mut self.door {
+            Some(door) => door.unreachable(peer, &mut self.raw),
+            None => RaftReports::report_unreachable(&mut self.raw, peer),
+        }
+    }
+
+    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
+        match &mut self.door {
+            Some(door) => door.snapshot(peer, status, &mut self.raw),
+            None => RaftReports::report_snapshot(&mut self.raw, peer, status),
+        }
+    }
+}
+
+impl RaftReports for RawNode<LogView> {
+    fn report_unreachable(&mut self, peer: NodeId) {
+        Self::report_unreachable(self, peer.as_u64());
+    }
+
+    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
+        let status = match status {
+            SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
+            SnapshotStatus::Failure(_) => raft::SnapshotStatus::Failure,
+        };
+        Self::report_snapshot(self, peer.as_u64(), status);
     }
 }
 

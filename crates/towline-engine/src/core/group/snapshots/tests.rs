@@ -1,8 +1,12 @@
+mod keeping;
+mod receiver;
+
 use super::*;
 use crate::core::{GroupLog, GroupSetup, Reject, ReplicaSetup};
 use crate::ids::GroupId;
 use crate::message::{ConfState, Entry, HardState, SnapshotRecord};
-use crate::snapshot_store::SnapshotHead;
+use crate::reporter::RaftDoor;
+use crate::snapshot_store::{ContentId, SnapshotHead};
 
 type TestGroup = Group<u64, u64>;
 type TestEffects = Effects<u64, u64>;
@@ -88,7 +92,7 @@ fn turn(group: &mut TestGroup, fx: &mut TestEffects) {
         _ => None,
     });
     if let Some(index) = through {
-        group.applied(index, fx);
+        group.applied(index);
         group.poll(fx);
     }
 }
@@ -117,8 +121,12 @@ fn leader(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
 
 /// What the leader sends node 2 within so many heartbeats and their answers.
 fn heartbeats(group: &mut TestGroup, count: u64) -> TestEffects {
+    ticks(group, count * HEARTBEAT)
+}
+
+fn ticks(group: &mut TestGroup, count: u64) -> TestEffects {
     let mut fx = TestEffects::default();
-    for _ in 0..count * HEARTBEAT {
+    for _ in 0..count {
         group.tick(&mut fx);
         turn(group, &mut fx);
         let beats = fx.messages.iter().filter(|m| m.kind == MessageKind::Heartbeat && m.to == id(2)).count();
@@ -180,6 +188,64 @@ fn without_report_and_watchdog_the_peer_is_latched() {
     assert_eq!(progress(&group), PeerProgress::Snapshot);
 }
 
+/// Records what passes on its way to Raft.
+#[derive(Clone, Default)]
+struct Recording(Arc<std::sync::Mutex<Vec<Passed>>>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Passed {
+    Emitted(u64),
+    Unreachable,
+    Snapshot(SnapshotStatus),
+}
+
+impl RaftDoor for Recording {
+    fn emitted(&mut self, _peer: NodeId, _term: u64, index: u64) {
+        self.0.lock().unwrap().push(Passed::Emitted(index));
+    }
+
+    fn unreachable(&mut self, peer: NodeId, raft: &mut dyn RaftReports) {
+        self.0.lock().unwrap().push(Passed::Unreachable);
+        raft.report_unreachable(peer);
+    }
+
+    fn snapshot(&mut self, peer: NodeId, status: SnapshotStatus, raft: &mut dyn RaftReports) {
+        self.0.lock().unwrap().push(Passed::Snapshot(status));
+        raft.report_snapshot(peer, status);
+    }
+}
+
+/// Each way there is to tell Raft something: a posted report, a leaked ticket, and the second line.
+#[test]
+fn whatever_raft_is_told_comes_through_one_door() {
+    let mut group = leader(|_| ());
+    let seen = Recording::default();
+    group.set_door(Box::new(seen.clone()));
+    let mut fx = TestEffects::default();
+    begin(&mut group).ticket.fail(SnapshotFailure::Timeout);
+    drain(&mut group);
+    let leaked = take(&mut heartbeats(&mut group, 3));
+    group.disown(leaked.ticket.attempt(), &mut fx);
+    drop(leaked);
+    let lost = take(&mut heartbeats(&mut group, 8));
+    group.replica.attempts().lose(lost.ticket.attempt());
+    turn(&mut group, &mut fx);
+    let cause = crate::reporter::UnreachableCause::Nack;
+    group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: id(2), cause });
+
+    let failure = |cause| Passed::Snapshot(SnapshotStatus::Failure(cause));
+    let passed = [
+        Passed::Emitted(TRUNCATED),
+        failure(SnapshotFailure::Timeout),
+        Passed::Emitted(TRUNCATED),
+        failure(SnapshotFailure::Lost),
+        Passed::Emitted(TRUNCATED),
+        failure(SnapshotFailure::Lost),
+        Passed::Unreachable,
+    ];
+    assert_eq!(*seen.0.lock().unwrap(), passed);
+}
+
 /// Case 2.
 #[test]
 fn a_finish_alone_moves_the_peer_on_when_its_own_answer_was_lost() {
@@ -190,6 +256,98 @@ fn a_finish_alone_moves_the_peer_on_when_its_own_answer_was_lost() {
     let status = group.status();
     let peer = status.peers.iter().find(|peer| peer.id == id(2)).unwrap();
     assert_eq!(peer.next, TRUNCATED + 1);
+}
+
+/// Case 59: a receiver that this snapshot does not name, say, will not take it however often it is offered.
+#[test]
+fn a_lasting_refusal_is_not_followed_by_an_endless_resend() {
+    let refuse = |lasting: bool| {
+        let mut group = leader(|setup| setup.policy.retry.wait_ticks_max = 1_000);
+        let mut attempts = 0;
+        for _ in 0..1_000 / HEARTBEAT {
+            for send in heartbeats(&mut group, 1).snapshots {
+                send.ticket.fail(SnapshotFailure::Refused { lasting });
+                attempts += 1;
+            }
+            drain(&mut group);
+        }
+        attempts
+    };
+    let (lasting, passing) = (refuse(true), refuse(false));
+    assert!(lasting <= 6 && passing > lasting, "{lasting} of a lasting one, {passing} of one that passes");
+}
+
+/// A peer that was told to wait is not left to the next heartbeat: it is pinged when the wait is over.
+#[test]
+fn a_peer_is_pinged_in_the_tick_in_which_a_snapshot_becomes_possible() {
+    // Between two heartbeats, which the jitter of the wait gets to for some seed.
+    let between = |seed: u64| {
+        let mut group = leader(|setup| {
+            setup.policy.retry.wait_ticks_min = 4 * HEARTBEAT;
+            setup.seed = seed;
+        });
+        let send = begin(&mut group);
+        send.ticket.fail(SnapshotFailure::Timeout);
+        drop(send.slot);
+        drain(&mut group);
+        while group.status().peers[0].backoff_ticks > 1 {
+            ticks(&mut group, 1);
+        }
+        let mut fx = TestEffects::default();
+        let beats =
+            |fx: &TestEffects| fx.messages.iter().filter(|m| m.kind == MessageKind::Heartbeat).count();
+        group.tick(&mut fx);
+        turn(&mut group, &mut fx);
+        let in_it = beats(&fx);
+        fx.messages.clear();
+        group.tick(&mut fx);
+        turn(&mut group, &mut fx);
+        (in_it, beats(&fx))
+    };
+    // One to each of the two peers, by the ping; in the next tick the regular ones.
+    assert!((0..20).any(|seed| between(seed) == (2, 2)));
+}
+
+/// Case 6: one message at a time, after each heartbeat response, until one is acknowledged.
+#[test]
+fn after_an_unreachable_report_a_peer_gets_at_most_one_append_until_it_answers_a_heartbeat() {
+    let mut group = leader(|_| ());
+    let third = |kind, group: &TestGroup| Message { from: id(3), ..answer(group, kind) };
+    let appends = |fx: &mut TestEffects| {
+        let to_third = fx.messages.iter().filter(|m| m.kind == MessageKind::Append && m.to == id(3)).count();
+        fx.messages.clear();
+        to_third
+    };
+    let propose = |group: &mut TestGroup, fx: &mut TestEffects| {
+        for n in 0..5 {
+            group.propose(vec![(vec![1].into(), n)], fx);
+            turn(group, fx);
+        }
+    };
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    let ack = Message { index: group.last_index(), ..third(MessageKind::AppendResponse, &group) };
+    group.step(id(3), ack).unwrap();
+    turn(&mut group, &mut fx);
+    appends(&mut fx);
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 5, "it streams");
+
+    let cause = crate::reporter::UnreachableCause::LinkLost;
+    group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: id(3), cause });
+    assert_eq!(group.status().peers[1].progress, PeerProgress::Probe);
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 1);
+    group.step(id(3), third(MessageKind::HeartbeatResponse, &group)).unwrap();
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 1);
+    // Its answer makes it stream again.
+    let ack = Message { index: group.last_index(), ..third(MessageKind::AppendResponse, &group) };
+    group.step(id(3), ack).unwrap();
+    turn(&mut group, &mut fx);
+    appends(&mut fx);
+    propose(&mut group, &mut fx);
+    assert_eq!(appends(&mut fx), 5);
 }
 
 /// Case 5.
@@ -262,6 +420,23 @@ fn a_report_after_the_leader_stepped_down_is_stale_and_the_transfer_is_cancelled
     assert_eq!(drain(&mut group), (0, 0), "it never got into the mailbox");
 }
 
+/// Case 4: the report is drained in the very turn in which the leader steps down.
+#[test]
+fn a_report_that_comes_before_the_turn_in_which_its_leadership_ends_is_stale() {
+    let mut group = leader(|_| ());
+    let seen = Recording::default();
+    let send = begin(&mut group);
+    let attempt = send.ticket.attempt();
+    group.set_door(Box::new(seen.clone()));
+    let higher = Message { term: 9, ..Message::new(MessageKind::Heartbeat, id(3), id(1)) };
+    group.step(id(3), higher).unwrap();
+    send.ticket.finish();
+    assert_eq!((drain(&mut group), seen.0.lock().unwrap().len()), ((0, 1), 0));
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.cancelled, [attempt]);
+}
+
 /// Case 10.
 #[test]
 fn a_wrong_finish_converges_by_another_snapshot() {
@@ -281,167 +456,4 @@ fn a_wrong_finish_converges_by_another_snapshot() {
     turn(&mut group, &mut fx);
     fx.snapshots.extend(heartbeats(&mut group, 2).snapshots);
     take(&mut fx);
-}
-
-/// Case 22.
-#[test]
-fn a_transfer_keeps_the_log_behind_it() {
-    let mut group = leader(|_| ());
-    let send = begin(&mut group);
-    let mut fx = TestEffects::default();
-    let durable = Applied { index: LAST, term: 1 };
-    group.snapshot_made(Some((meta(LAST, 1), durable)), &mut fx);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact, None, "entries after {TRUNCATED} are what the peer needs next");
-    assert_eq!(fx.retain, Some(vec![ContentId([LAST as u8; 16])]));
-    drop(send);
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!((fx.compact, group.status().first_index), (Some(LAST), LAST + 1));
-}
-
-#[test]
-fn a_pin_that_became_too_dear_fails_the_transfer_once() {
-    let mut group = leader(|setup| setup.policy.pin_bytes_max = 1_000);
-    let send = begin(&mut group);
-    let mut fx = TestEffects::default();
-    group.propose(vec![(vec![0; 2_000].into(), 1)], &mut fx);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.cancelled[0], send.ticket.attempt());
-    drop(send);
-    assert_eq!(drain(&mut group), (1, 0));
-    let outcome = group.status().peers[0].last_attempt.unwrap().outcome;
-    assert_eq!(outcome, crate::status::AttemptOutcome::Failed(SnapshotFailure::PinTooLarge));
-}
-
-#[test]
-fn a_snapshot_is_ordered_when_enough_was_applied_and_compaction_keeps_the_trailing_entries() {
-    let mut group = leader(|setup| {
-        setup.policy.every_entries = 5;
-        setup.policy.trailing_entries = 2;
-    });
-    let mut fx = TestEffects::default();
-    group.propose((0..4).map(|n| (vec![1].into(), n)).collect(), &mut fx);
-    turn(&mut group, &mut fx);
-    let matched =
-        Message { index: group.last_index(), ..Message::new(MessageKind::AppendResponse, id(3), id(1)) };
-    group.step(id(3), Message { term: group.state().term, ..matched }).unwrap();
-    turn(&mut group, &mut fx);
-    let orders = |fx: &TestEffects| fx.apply.iter().filter(|t| matches!(t, Apply::Snapshot { .. })).count();
-    assert_eq!(orders(&fx), 1);
-    turn(&mut group, &mut fx);
-    assert_eq!(orders(&fx), 1, "not again while it is being made");
-    let at = Applied { index: group.last_index(), term: group.state().term };
-    group.snapshot_made(Some((meta(at.index, at.term), at)), &mut fx);
-    fx.snapshots.clear();
-    drain(&mut group);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact, Some(at.index - 2));
-}
-
-#[test]
-fn the_log_is_not_forgotten_past_what_the_state_machine_holds_durably() {
-    let mut group = group(|_| ());
-    let mut fx = TestEffects::default();
-    group.snapshot_made(Some((meta(LAST, 1), Applied { index: 11, term: 1 })), &mut fx);
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.compact, Some(11));
-}
-
-// The receiver.
-
-fn offer(index: u64, term: u64) -> SnapshotOffer {
-    let meta = meta(index, 1);
-    let record = SnapshotRecord { index, term: 1, conf_state: conf_state() };
-    let message =
-        Message { term, snapshot: Some(record), ..Message::new(MessageKind::Snapshot, id(2), id(1)) };
-    SnapshotOffer { message, meta, attempt: 1 }
-}
-
-fn receive(group: &mut TestGroup, offer: &SnapshotOffer) -> Result<u64, SnapshotRefusal> {
-    group.receive(id(2), offer.message.clone(), offer.meta.clone())
-}
-
-#[test]
-fn a_received_snapshot_is_written_before_it_is_restored_and_acknowledged_after() {
-    let mut group = group(|_| ());
-    let offer = offer(50, 3);
-    assert_eq!(group.offer(id(2), &offer), Ok(OfferVerdict::Wanted));
-    assert_eq!(receive(&mut group, &offer), Ok(50));
-    let mut fx = TestEffects::default();
-    group.poll(&mut fx);
-    let (number, write) = fx.write.take().unwrap();
-    let install = write.install.unwrap();
-    assert_eq!((install.at.index, install.installing), (50, offer.meta.content));
-    assert_eq!(write.hard_state.map(|h| (h.term, h.commit)), Some((3, 50)));
-    assert_eq!(write.conf.map(|c| c.index), Some(50));
-    assert!(fx.apply.is_empty() && fx.messages.is_empty(), "nothing before the write is durable");
-    group.written(number, &mut fx);
-    assert!(matches!(&fx.apply[..], [Apply::Restore(meta)] if *meta == offer.meta));
-    assert!(fx.messages.iter().any(|m| m.kind == MessageKind::AppendResponse && m.index == 50));
-    group.applied(50, &mut fx);
-    assert_eq!(fx.retain, Some(vec![offer.meta.content]));
-    group.poll(&mut fx);
-    assert!(fx.write.take().unwrap().1.installed);
-    assert_eq!((group.state().applied, group.status().snapshot_index), (50, 50));
-}
-
-/// Case 55.
-#[test]
-fn neither_an_election_timeout_nor_a_call_to_campaign_disturbs_a_snapshot_that_is_not_applied() {
-    let mut group = group(|_| ());
-    let offer = offer(50, 3);
-    receive(&mut group, &offer).unwrap();
-    let mut fx = TestEffects::default();
-    turn(&mut group, &mut fx);
-    (0..200).for_each(|_| group.tick(&mut fx));
-    let call = Message { term: 3, ..Message::new(MessageKind::TimeoutNow, id(2), id(1)) };
-    assert_eq!(group.step(id(2), call), Err(Reject::Installing));
-    turn(&mut group, &mut fx);
-    assert_eq!((group.state().term, group.state().role), (3, crate::status::Role::Follower));
-    // It goes on answering heartbeats meanwhile.
-    fx.messages.clear();
-    let beat = Message { term: 3, ..Message::new(MessageKind::Heartbeat, id(2), id(1)) };
-    group.step(id(2), beat).unwrap();
-    turn(&mut group, &mut fx);
-    assert_eq!(fx.messages.iter().map(|m| m.kind).collect::<Vec<_>>(), [MessageKind::HeartbeatResponse]);
-}
-
-/// Case 54: the answer to a snapshot that is not needed any more is an acknowledgement, and the offer is a success.
-#[test]
-fn an_offer_of_what_is_committed_here_is_had_already_and_raft_acknowledges_it() {
-    let mut group = group(|_| ());
-    assert_eq!(group.offer(id(2), &offer(TRUNCATED, 3)), Ok(OfferVerdict::Have { commit: LAST }));
-    let mut fx = TestEffects::default();
-    turn(&mut group, &mut fx);
-    let ack = fx.messages.iter().find(|m| m.kind == MessageKind::AppendResponse).unwrap();
-    assert_eq!((ack.index, ack.reject), (LAST, false));
-}
-
-/// Case 59.
-#[test]
-fn a_snapshot_of_a_lower_term_or_that_does_not_name_this_node_is_refused_by_type() {
-    let mut group = group(|_| ());
-    let beat = Message { term: 7, ..Message::new(MessageKind::Heartbeat, id(3), id(1)) };
-    group.step(id(3), beat).unwrap();
-    let stale = Err(SnapshotRefusal::StaleTerm { ours: 7, theirs: 3 });
-    assert_eq!(group.offer(id(2), &offer(50, 3)), stale);
-    assert_eq!(receive(&mut group, &offer(50, 3)).map(|_| OfferVerdict::Wanted), stale);
-    let mut others = offer(50, 7);
-    others.meta.head.conf_state.voters.remove(0);
-    others.message.snapshot.as_mut().unwrap().conf_state.voters.remove(0);
-    assert_eq!(receive(&mut group, &others), Err(SnapshotRefusal::WrongNode));
-    let mut contradiction = offer(50, 7);
-    contradiction.meta.head.at.index = 51;
-    assert!(matches!(receive(&mut group, &contradiction), Err(SnapshotRefusal::Corrupt { .. })));
-    assert_eq!(group.state().commit, LAST);
-}
-
-#[test]
-fn another_snapshot_has_to_wait_until_the_first_is_installed() {
-    let mut group = group(|_| ());
-    receive(&mut group, &offer(50, 3)).unwrap();
-    assert_eq!(group.offer(id(2), &offer(60, 3)), Err(SnapshotRefusal::Busy));
-    assert_eq!(receive(&mut group, &offer(60, 3)), Err(SnapshotRefusal::Busy));
-    assert_eq!(group.offer(id(2), &offer(50, 3)), Ok(OfferVerdict::Have { commit: 50 }));
 }

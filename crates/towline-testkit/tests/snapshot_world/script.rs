@@ -1,0 +1,89 @@
+//! Worlds in which nothing goes wrong but what a script says.
+
+use towline_engine::ids::NodeId;
+use towline_engine::message::Message;
+use towline_engine::reporter::SnapshotFailure;
+use towline_engine::status::{GroupStatus, PeerStatus};
+
+use super::{Faults, Plant, World};
+
+/// What a script makes go wrong.
+#[derive(Default)]
+pub(crate) struct Twists {
+    /// Messages that get lost.
+    pub(crate) lost: Option<fn(&Message) -> bool>,
+    /// Transfers stand still.
+    pub(crate) held: bool,
+    /// So many answers to snapshots that were taken do not come back.
+    pub(crate) lose_answers: usize,
+    /// So many offers are answered by a success, though nothing moved.
+    pub(crate) lie: usize,
+    /// So many transfers break midway.
+    pub(crate) break_midway: usize,
+    /// What the receiver has already is answered as if it could not be taken.
+    pub(crate) have_is_failure: bool,
+}
+
+impl World {
+    /// Three nodes, one of which was away while the log was compacted past what it has. Gives the leader and that node, which
+    /// is still down.
+    pub(crate) fn left_behind(plant: Plant, watchdog: bool) -> (Self, NodeId, NodeId) {
+        let mut world = Self::new(0, Faults { watchdog, plant, ..Faults::snapshots_only() }.healed());
+        world.ticks(60);
+        let leader = world.leader().expect("a leader");
+        let behind = world.ids().into_iter().find(|&id| id != leader).unwrap();
+        world.crash(behind);
+        world.load(40);
+        let status = world.status(leader);
+        assert!(world.peer(leader, behind).matched + 1 < status.first_index, "{status:?}");
+        (world, leader, behind)
+    }
+
+    /// So many ticks, between which everything that is said arrives.
+    pub(crate) fn ticks(&mut self, count: usize) {
+        for _ in 0..count {
+            self.ids().into_iter().for_each(|id| self.turn_with(id, true));
+            self.settle();
+        }
+    }
+
+    /// So many commands, each applied by everybody who is up.
+    pub(crate) fn load(&mut self, count: usize) {
+        for _ in 0..count {
+            self.propose();
+            self.settle();
+        }
+    }
+
+    pub(crate) fn comes_back(&mut self, id: NodeId) {
+        self.start(id);
+    }
+
+    pub(crate) fn keep_nothing(&mut self, id: NodeId) {
+        self.with(id, |group, _| group.squeeze());
+    }
+
+    pub(crate) fn status(&self, id: NodeId) -> GroupStatus {
+        self.nodes[&id].up.as_ref().expect("it is up").group.status()
+    }
+
+    pub(crate) fn peer(&self, leader: NodeId, id: NodeId) -> PeerStatus {
+        self.status(leader).peers.into_iter().find(|peer| peer.id == id).expect("a member")
+    }
+
+    pub(crate) fn is_level(&self, id: NodeId) -> bool {
+        self.nodes[&id].disk.machine.index == self.log.len() as u64
+    }
+
+    /// The transfer that stands still is reported as failed for its pin, and reaches its end all the same after `meanwhile`.
+    pub(crate) fn lose_the_pin(&mut self, meanwhile: impl FnOnce(&mut Self)) {
+        let mut transfer = self.transfers.pop().expect("a transfer");
+        let send = transfer.send.take().unwrap();
+        let (sender, to) = (transfer.key.0, transfer.key.2.peer);
+        send.ticket.fail(SnapshotFailure::PinTooLarge);
+        drop(send.slot);
+        meanwhile(self);
+        self.nodes.get_mut(&to).unwrap().disk.add(send.meta.clone());
+        assert!(self.hand_over(sender, to, send.message, send.meta));
+    }
+}

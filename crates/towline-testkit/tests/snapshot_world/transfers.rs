@@ -1,0 +1,160 @@
+//! How transfers move, and how they end.
+
+use towline_engine::core::{OfferVerdict, SnapshotSend};
+use towline_engine::ids::NodeId;
+use towline_engine::message::Message;
+use towline_engine::reporter::{SnapshotAttempt, SnapshotFailure};
+use towline_engine::snapshot_store::{ContentId, SnapshotMeta};
+use towline_engine::transport::SnapshotOffer;
+
+use super::{Arrow, World};
+
+/// One attempt of one life of one node.
+pub(super) type Key = (NodeId, u64, SnapshotAttempt);
+
+/// Of a snapshot.
+const CHUNKS: u8 = 3;
+
+enum Stage {
+    Offer,
+    Chunks(u8),
+    Durable,
+    Answer(bool),
+}
+
+pub(super) struct Transfer {
+    pub(super) key: Key,
+    pub(super) send: Option<SnapshotSend>,
+    stage: Stage,
+    receiver_life: u64,
+    /// The report is late: it comes when nobody waits for it any more, or just slowly.
+    slow: bool,
+}
+
+/// Takes one of a number, if any is left.
+fn take_one(left: &mut usize) -> bool {
+    let any = *left > 0;
+    *left = left.saturating_sub(1);
+    any
+}
+
+impl Transfer {
+    pub(super) fn new(key: Key, send: SnapshotSend, slow: bool) -> Self {
+        Self { key, send: Some(send), stage: Stage::Offer, receiver_life: 0, slow }
+    }
+}
+
+impl World {
+    /// One transfer gets a step further, or comes to an end of some kind.
+    pub(super) fn move_a_transfer(&mut self) {
+        if self.transfers.is_empty() || self.twists.held {
+            return;
+        }
+        let at = self.rng.usize(0..self.transfers.len());
+        let (lost, leaked) =
+            (self.chance(self.faults.transfer_lost_permille), self.chance(self.faults.leak_permille));
+        let mut transfer = self.transfers.swap_remove(at);
+        let (sender, to) = (transfer.key.0, transfer.key.2.peer);
+        if self.cut.contains(&(sender, to)) && !self.chance(4) {
+            return self.transfers.push(transfer); // nobody has noticed yet
+        }
+        if leaked {
+            let SnapshotSend { ticket, .. } = transfer.send.take().unwrap();
+            return std::mem::forget(ticket);
+        }
+        if lost {
+            return; // dropped: the ticket reports
+        }
+        if transfer.slow && self.chance(800) {
+            return self.transfers.push(transfer);
+        }
+        let send = transfer.send.as_ref().unwrap();
+        let (message, meta) = (send.message.clone(), send.meta.clone());
+        if matches!(transfer.stage, Stage::Chunks(_)) && !self.readable(sender, &meta) {
+            return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Storage);
+        }
+        let Some(receiver_life) = self.nodes[&to].up.as_ref().map(|up| up.life) else { return };
+        match transfer.stage {
+            Stage::Offer if take_one(&mut self.twists.lie) => {
+                return transfer.send.take().unwrap().ticket.finish();
+            }
+            Stage::Offer => {
+                let content = meta.content;
+                let offer = SnapshotOffer { message, meta, attempt: transfer.key.2.number };
+                match self.with(to, |group, _| group.offer(sender, &offer)).unwrap() {
+                    Err(refusal) => {
+                        let cause = SnapshotFailure::Refused { lasting: refusal.is_lasting() };
+                        return transfer.send.take().unwrap().ticket.fail(cause);
+                    }
+                    Ok(OfferVerdict::Have { .. }) => {
+                        transfer.stage = Stage::Answer(!self.twists.have_is_failure);
+                    }
+                    Ok(OfferVerdict::Wanted) => {
+                        let left = self.begin(to, content);
+                        transfer.stage = Stage::Chunks(left);
+                    }
+                }
+                transfer.receiver_life = receiver_life;
+            }
+            _ if receiver_life != transfer.receiver_life => return, // its connection broke
+            Stage::Chunks(0) => {
+                self.nodes.get_mut(&to).unwrap().disk.add(meta);
+                transfer.stage = Stage::Durable;
+                if self.chance(self.faults.install_crash_permille) {
+                    self.crash_at(to, Arrow::FileDurable);
+                }
+            }
+            Stage::Chunks(left) => {
+                let left = left - 1;
+                self.nodes.get_mut(&to).unwrap().disk.partial = Some((meta.content, left));
+                if take_one(&mut self.twists.break_midway) {
+                    return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Transfer);
+                }
+                transfer.stage = Stage::Chunks(left);
+            }
+            Stage::Durable => transfer.stage = Stage::Answer(self.hand_over(sender, to, message, meta)),
+            Stage::Answer(true) if take_one(&mut self.twists.lose_answers) => return,
+            Stage::Answer(taken) => {
+                let ticket = transfer.send.take().unwrap().ticket;
+                return match taken {
+                    true => ticket.finish(),
+                    false => ticket.fail(SnapshotFailure::Refused { lasting: false }),
+                };
+            }
+        }
+        // A crash of the sender meanwhile takes it along.
+        if self.nodes[&sender].up.as_ref().is_some_and(|up| up.life == transfer.key.1) {
+            self.transfers.push(transfer);
+        }
+    }
+
+    /// How many chunks are left to be sent to a receiver that may have some of this content.
+    fn begin(&mut self, to: NodeId, content: ContentId) -> u8 {
+        self.streamed += 1;
+        let partial = self.nodes[&to].disk.partial.filter(|&(of, _)| of == content);
+        self.resumed += usize::from(partial.is_some());
+        partial.map_or(CHUNKS, |(_, left)| left)
+    }
+
+    pub(super) fn hand_over(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        message: Message,
+        meta: SnapshotMeta,
+    ) -> bool {
+        self.with(to, |group, _| group.receive(from, message, meta)).is_some_and(|taken| taken.is_ok())
+    }
+
+    /// The sender reads its file, which must be there for as long as its transfer, but may have rotted.
+    fn readable(&mut self, sender: NodeId, meta: &SnapshotMeta) -> bool {
+        // A volatile machine would have nothing left to be restarted from.
+        let rots = self.chance(self.faults.rot_permille) && !self.volatile;
+        let disk = &mut self.nodes.get_mut(&sender).unwrap().disk;
+        assert!(disk.files.contains(meta), "node {sender} removed a file that it sends");
+        if rots && disk.rotten.insert(meta.content) {
+            self.rotten += 1;
+        }
+        !self.nodes[&sender].disk.rotten.contains(&meta.content)
+    }
+}
