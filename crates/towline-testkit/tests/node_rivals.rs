@@ -80,14 +80,15 @@ impl Transport for Rival {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        let answer = self.inner.offer(to, hello, offer).await?;
+        let answer = self.inner.offer(to, hello, offer, deciding).await?;
         let OfferAnswer::Accepted { offset, transfer } = answer else { return Ok(answer) };
         let meeting = self.shared.next.lock().unwrap().take();
         let transfer = match meeting {
             None => transfer,
             Some(Meeting::Twice) => {
-                let second = match self.inner.offer(to, hello, offer).await {
+                let second = match self.inner.offer(to, hello, offer, deciding).await {
                     Ok(OfferAnswer::Refused(SnapshotRefusal::Busy)) => "busy".into(),
                     Ok(OfferAnswer::Accepted { .. }) => "accepted".into(),
                     Ok(_) => "something else".into(),

@@ -310,6 +310,7 @@ impl Attempts {
             offset: 0,
             sent: 0,
             acked: 0,
+            phase: None,
         });
         (live, peer.last, peer.not_before.saturating_sub(self.now))
     }

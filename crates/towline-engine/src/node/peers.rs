@@ -15,8 +15,8 @@ use crate::lanes::PeerGate;
 use crate::message::{Batch, Lane};
 use crate::snapshots::Receives;
 use crate::transport::{
-    CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, Refusal, SinkAnswer,
-    SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+    CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, ProgressCell, Refusal,
+    SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
 };
 
 /// The groups of a node, as the connections see them.
@@ -221,7 +221,11 @@ impl PeerSession for Session {
         self.peers.counters.nacks_dropped(self.peer, lane, count as u64);
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
-        self.peers.receives.offer(self.peer, offer).await
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
+        self.peers.receives.offer(self.peer, offer, deciding).await
     }
 }

@@ -21,7 +21,7 @@ use crate::snapshot_store::{BodyPart, SnapshotMeta, SnapshotStore, Trailer};
 use crate::status::AttemptStatus;
 use crate::transport::{
     Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
-    Transport,
+    TransferPhase, TransferProgress, Transport,
 };
 
 /// Chunks read ahead of the transport.
@@ -64,7 +64,13 @@ struct Running {
     abort: Mutex<Option<AbortHandle>>,
     offset: AtomicU64,
     sent: AtomicU64,
-    progress: Mutex<Option<ProgressCell>>,
+    receiver: Mutex<Option<Receiver>>,
+}
+
+/// What a receiver says of itself.
+struct Receiver {
+    answered: bool,
+    progress: ProgressCell,
 }
 
 impl Sends {
@@ -126,8 +132,11 @@ impl Sends {
         let Some(running) = self.lock().running.get(attempt).cloned() else { return };
         status.offset = running.offset.load(Ordering::Relaxed);
         status.sent = running.sent.load(Ordering::Relaxed);
-        let progress = running.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        status.acked = progress.as_ref().map_or(status.offset, |cell| cell.now().acked);
+        let receiver = running.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Receiver { answered, progress }) = &*receiver else { return };
+        let TransferProgress { acked, phase } = progress.now();
+        status.acked = acked;
+        status.phase = Some(phase).filter(|phase| *answered || *phase != TransferPhase::Receiving);
     }
 
     /// Ends all transfers, and takes no more.
@@ -142,6 +151,11 @@ impl Sends {
 }
 
 impl Running {
+    fn hears(&self, answered: bool, progress: ProgressCell) {
+        let receiver = Receiver { answered, progress };
+        *self.receiver.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+    }
+
     fn abort(&self) {
         if let Some(task) = self.abort.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             task.abort();
@@ -178,8 +192,8 @@ enum SendError {
     Refused(SnapshotRefusal),
     #[error("the receiver wants to begin at {offset} of {length} bytes")]
     Offset { offset: u64, length: u64 },
-    #[error("no answer to the offer in time")]
-    NoAnswer,
+    #[error("no answer to the offer for {:?}, {:?}", .0.waited, .0.at.phase)]
+    NoAnswer(Stalled),
     #[error("no progress for {:?} at {} bytes, {:?}", .0.waited, .0.at.acked, .0.at.phase)]
     Stalled(Stalled),
     #[error("the file could not be read: {0}")]
@@ -195,7 +209,7 @@ impl SendError {
             }
             Self::Transfer(TransferError::Unsupported) => SnapshotFailure::Refused { lasting: true },
             Self::Transfer(_) | Self::Offset { .. } => SnapshotFailure::Transfer,
-            Self::NoAnswer | Self::Stalled(_) => SnapshotFailure::Timeout,
+            Self::NoAnswer(_) | Self::Stalled(_) => SnapshotFailure::Timeout,
             Self::File(_) => SnapshotFailure::Storage,
         }
     }
@@ -248,8 +262,11 @@ impl Inner {
         let settings = &self.deps.settings;
         let transport = self.deps.transports.get(peer.address.scheme()).ok_or(SendError::NoRoute)?;
         let hello = (self.deps.hello)(peer.id);
-        let asked = tokio::time::timeout(settings.offer_timeout, transport.offer(peer, &hello, &offer));
-        let (offset, transfer) = match asked.await.map_err(|_| SendError::NoAnswer)?? {
+        let deciding = ProgressCell::new(0);
+        running.hears(false, deciding.clone());
+        let mut watch = StallWatch::of_offer(settings, deciding.clone());
+        let asked = watch.guard(transport.offer(peer, &hello, &offer, &deciding));
+        let (offset, transfer) = match asked.await.map_err(SendError::NoAnswer)?? {
             OfferAnswer::AlreadyHave { .. } => return Ok(Sent::AlreadyHad),
             OfferAnswer::Refused(refusal) => return Err(SendError::Refused(refusal)),
             OfferAnswer::Accepted { offset, transfer } => (offset, transfer),
@@ -260,7 +277,7 @@ impl Inner {
         }
         account.offset = offset;
         running.offset.store(offset, Ordering::Relaxed);
-        *running.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(transfer.progress());
+        running.hears(true, transfer.progress());
         let chunks = self.read(offer.meta.clone(), offset);
         self.stream(chunks, transfer, &offer.meta, offset, running, account).await
     }
@@ -274,7 +291,7 @@ impl Inner {
         running: &Running,
         account: &mut Account,
     ) -> Result<Sent, SendError> {
-        let mut watch = StallWatch::new(&self.deps.settings, transfer.progress());
+        let mut watch = StallWatch::of_transfer(&self.deps.settings, transfer.progress());
         while let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? {
             let BodyPart { bytes: data, crc32c } = part.map_err(SendError::File)?;
             let bytes = data.len();
