@@ -102,10 +102,7 @@ impl Shard {
                 }
             }
             let started = Instant::now();
-            std::mem::swap(
-                &mut events,
-                &mut *mail.sender.events.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            mail.sender.take(&mut events);
             let worked = !events.is_empty();
             let control = self.take_events(&mut events);
             self.deps.mailbox.drain(&mut reports);
