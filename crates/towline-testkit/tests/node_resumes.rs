@@ -1,4 +1,5 @@
-//! A receiver that has a part of a snapshot reads it again before it answers an offer, however long that takes.
+//! A receiver that has a part of a snapshot, or all of it, reads it again before it answers an offer, however long that
+//! takes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use common::bench::{Bench, TRANSFERS, config};
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
+use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
 use towline_engine::status::{AttemptOutcome, AttemptStatus};
 use towline_engine::transport::TransferPhase;
 use towline_testkit::cluster::{DEADLINE, until};
@@ -89,4 +91,41 @@ async fn a_receiver_that_reads_longer_than_a_phase_may_take_is_given_up_and_its_
     drop(gate);
     bench.heals().await;
     assert_eq!(store.count(SnapshotOp::Receive), read, "it was not read again");
+}
+
+/// Gives the node that is behind the whole file that the leader is about to offer: from an attempt that Raft did not take.
+async fn whole(bench: &Bench) -> SnapshotMeta {
+    let meta = bench.latest(bench.leader);
+    let mut body = bench.cluster.disks[&bench.leader].snapshots.open(&meta, 0).unwrap();
+    let mut writer = bench.cluster.disks[&bench.behind].snapshots.receive(&meta).unwrap();
+    while let Some(part) = body.next_part(1 << 20).unwrap() {
+        writer.write_part(&part.bytes, part.crc32c).unwrap();
+    }
+    writer.verify(Some(&Trailer { length: meta.length, content: meta.content })).unwrap();
+    assert_eq!(writer.commit().unwrap(), meta);
+    meta
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_file_that_is_here_is_read_through_and_not_sent_again() {
+    let mut bench = Bench::new(config()).await;
+    whole(&bench).await;
+    bench.cluster.restart(bench.behind).await;
+    let store = bench.store(bench.behind);
+    bench.heals().await;
+    assert_eq!(bench.bytes("sent", "finished"), 0);
+    assert_eq!(store.count(SnapshotOp::Receive), 0);
+}
+
+/// A file that was whole was believed to be sound: nobody read it before Raft had written down that it installs it, and
+/// had forgotten its log. If a byte of it had rotted meanwhile, the group went down, for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_file_that_has_rotted_is_received_anew_in_its_place() {
+    let mut bench = Bench::new(config()).await;
+    let meta = whole(&bench).await;
+    assert!(bench.cluster.disks[&bench.behind].snapshots.damage(&meta, meta.length as usize - 1));
+    bench.cluster.restart(bench.behind).await;
+    bench.heals().await;
+    assert_eq!(bench.bytes("sent", "finished"), meta.length);
+    assert_eq!(bench.cluster.group(bench.behind, 1).state().down, None);
 }

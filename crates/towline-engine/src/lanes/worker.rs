@@ -13,8 +13,9 @@ use super::link::{Closed, Either, PeerGate, feedback, race};
 use super::policy::{Backoff, DropReason};
 use super::queue::LaneQueue;
 use super::settings::LaneSettings;
+use crate::cause::chain;
 use crate::message::Batch;
-use crate::transport::{ConnectError, Hello, Link, LinkClosed, Peer, Transport};
+use crate::transport::{Hello, Link, LinkClosed, Peer, Transport};
 
 /// Everything a worker needs.
 pub(crate) struct Worker {
@@ -143,17 +144,6 @@ impl Worker {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-fn chain(error: &ConnectError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Tells the queue how a session ended on every way out of it: returned, aborted, panicked.

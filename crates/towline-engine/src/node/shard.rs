@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::answer::{contained, panic_text};
+use super::answer::contained;
 use super::apply::ApplyWorker;
 use super::counters::Counters;
 use super::ingress::{Ingress, Taken};
@@ -24,6 +24,7 @@ use super::reader::LogReader;
 use super::target::{Task, fail_tasks};
 use super::waiter::{ReadWaiter, Waiter};
 use super::writer::Writer;
+use crate::cause::panic_text;
 use crate::config::ValidConfig;
 use crate::core::{Apply, Effects};
 use crate::errors::{ProposeError, TransferLeaderError};

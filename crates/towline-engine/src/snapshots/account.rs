@@ -1,6 +1,5 @@
 //! The books of one transfer: closed on every way out, with one line in the log and one record of the bytes.
 
-use std::fmt::Display;
 use std::time::Instant;
 
 use towline_metrics::ByteTally;
@@ -56,9 +55,14 @@ impl Account {
         self.tally.add(bytes);
     }
 
-    pub(super) fn end(mut self, outcome: SnapshotOutcome, cause: Option<&dyn Display>) {
+    pub(super) fn end(mut self, outcome: SnapshotOutcome, cause: impl Into<String>) {
         self.outcome = outcome;
-        self.cause = cause.map_or_else(String::new, ToString::to_string);
+        self.cause = cause.into();
+    }
+
+    /// Why it is cancelled, if it is dropped from now on.
+    pub(super) fn cancelled_by(&mut self, cause: &str) {
+        self.cause = cause.into();
     }
 }
 

@@ -15,7 +15,7 @@ use super::TransferSettings;
 use super::account::{Account, Subject};
 use super::keeper::Keeper;
 use super::seats::{Claim, Precedence, Seat, Seats};
-use super::spool::{Spool, refusal};
+use super::spool::{Spool, SpoolFile, refusal};
 use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
@@ -27,6 +27,9 @@ use crate::transport::{
 
 /// Chunks that wait for the disk, so that the network and the disk work at the same time.
 const SPOOL_CHUNKS: usize = 8;
+
+/// Why a transfer ended that its sender gave up.
+const SENDER_GONE: &str = "the stream of the sender ended";
 
 /// Offers that wait for their group at a time; more are told that the node is busy.
 const OFFERS_MAX: usize = 64;
@@ -60,7 +63,7 @@ pub(crate) struct ReceivesDeps {
 pub(crate) struct Receives {
     deps: Arc<ReceivesDeps>,
     offers: Semaphore,
-    seats: Seats,
+    seats: Seats<Spool>,
 }
 
 impl Receives {
@@ -96,15 +99,16 @@ impl Receives {
             total: offer.meta.length,
         };
         let tally = (self.deps.tally)(from, Direction::Received);
-        let account = Account::open(Direction::Received, subject, tally);
+        let mut account = Account::open(Direction::Received, subject, tally);
+        account.cancelled_by(SENDER_GONE);
         match self.decide(from, &offer, deciding).await {
             Ok(Decided::Wanted { spool, seat }) => Ok(self.accept(from, offer, account, spool, seat)),
             Ok(Decided::Have { commit }) => {
-                account.end(SnapshotOutcome::AlreadyHad, None);
+                account.end(SnapshotOutcome::AlreadyHad, "");
                 Ok(SinkAnswer::AlreadyHave { commit })
             }
             Err(refusal) => {
-                account.end(SnapshotOutcome::Refused, Some(&refusal));
+                account.end(SnapshotOutcome::Refused, refusal.to_string());
                 Err(refusal)
             }
         }
@@ -133,9 +137,11 @@ impl Receives {
         // What is here of it is read again before it counts, which can take longer than any sender waits for silence.
         deciding.advance(TransferProgress { acked: 0, phase: TransferPhase::Verifying });
         if let Some(seat) = seat {
-            let (deps, meta) = (self.deps.clone(), offer.meta.clone());
+            let (deps, meta, deciding) = (self.deps.clone(), offer.meta.clone(), deciding.clone());
             // It holds the seat until it has let go of the file, whoever gives up waiting for it meanwhile.
-            self.deps.runtime.spawn_blocking(move || seat.hand_over(Spool::open(&*deps.store, &meta)));
+            self.deps.runtime.spawn_blocking(move || {
+                seat.hand_over(Spool::open(&*deps.store, &deps.keeper, &meta, &deciding));
+            });
         }
         // Nothing: the store panicked.
         let failed = || SnapshotRefusal::Storage { detail: "the file could not be opened".into() };
@@ -149,10 +155,11 @@ impl Receives {
         offer: SnapshotOffer,
         mut account: Account,
         spool: Spool,
-        seat: Seat,
+        seat: Seat<Spool>,
     ) -> SinkAnswer {
         let offset = spool.offset(&offer.meta);
         account.offset = offset;
+        account.cancelled_by("the receiver panicked");
         let progress = ProgressCell::new(offset);
         let (commands, queue) = mpsc::channel(SPOOL_CHUNKS);
         let failure = Arc::new(Mutex::new(None));
@@ -174,7 +181,7 @@ impl Receives {
             let result = receiver.run(spool, queue, &account);
             match result {
                 Ok(answer) => {
-                    account.end(SnapshotOutcome::Finished, None);
+                    account.end(SnapshotOutcome::Finished, "");
                     let _ = answer.to.send(Ok(answer.receipt));
                 }
                 Err(ended) => {
@@ -182,7 +189,9 @@ impl Receives {
                         None | Some(SnapshotRefusal::Superseded) => SnapshotOutcome::Cancelled,
                         Some(_) => SnapshotOutcome::Failed,
                     };
-                    account.end(outcome, ended.refusal.as_ref().map(|refusal| refusal as _));
+                    let cause =
+                        ended.refusal.as_ref().map_or_else(|| SENDER_GONE.into(), ToString::to_string);
+                    account.end(outcome, cause);
                     // First, because whoever finds the queue closed looks here.
                     failed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&ended.refusal);
                     drop(ended.queue);
@@ -197,7 +206,7 @@ impl Receives {
 }
 
 enum Decided {
-    Wanted { spool: Spool, seat: Seat },
+    Wanted { spool: Spool, seat: Seat<Spool> },
     Have { commit: u64 },
 }
 
@@ -299,8 +308,8 @@ impl Receiver {
                     };
                 }
             };
-            if let (Some(SnapshotRefusal::Corrupt { .. }), Spool::Open(writer)) = (&refusal, spool) {
-                writer.discard();
+            if let Some(SnapshotRefusal::Corrupt { .. }) = &refusal {
+                spool.discard();
             }
             return Err(Ended { refusal, to: None, queue });
         }
@@ -316,7 +325,7 @@ impl Receiver {
             return corrupt(format!("a chunk of {bytes} bytes at {at} of {}", self.meta.length));
         }
         // A spool that is complete has no room for a chunk: none gets here.
-        if let Spool::Open(writer) = spool
+        if let SpoolFile::Open(writer) = &mut spool.file
             && let Err(error) = writer.write_part(&chunk.data, chunk.crc32c)
         {
             return match error.kind() {
@@ -333,16 +342,12 @@ impl Receiver {
         let phase = |phase| self.progress.advance(TransferProgress { acked: self.written, phase });
         let promised = Trailer { length: self.meta.length, content: self.meta.content };
         if trailer != promised || self.written != promised.length {
-            if let Spool::Open(writer) = spool {
-                writer.discard();
-            }
+            spool.discard();
             let detail = format!("the end came at {} of {} bytes", self.written, promised.length);
             return Err(SnapshotRefusal::Corrupt { detail });
         }
-        let group = self.meta.head.group;
-        // Until Raft has it: the file is complete, but no group knows of it.
-        let _pin = self.deps.keeper.pin(group, self.meta.content);
-        if let Spool::Open(mut writer) = spool {
+        let Spool { file, pin } = spool;
+        if let SpoolFile::Open(mut writer) = file {
             phase(TransferPhase::Verifying);
             if let Err(error) = writer.verify(Some(&promised)) {
                 writer.discard();
@@ -353,6 +358,8 @@ impl Receiver {
         }
         phase(TransferPhase::Stepping);
         let received = self.deps.door.receive(self.from, self.message.clone(), self.meta.clone());
-        self.deps.runtime.block_on(received)
+        let taken = self.deps.runtime.block_on(received);
+        drop(pin);
+        taken
     }
 }

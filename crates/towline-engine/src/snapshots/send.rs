@@ -14,6 +14,7 @@ use tracing::Instrument;
 use super::TransferSettings;
 use super::account::{Account, Subject};
 use super::pace::{RateLimit, StallWatch, Stalled};
+use crate::cause::chain;
 use crate::core::SnapshotSend;
 use crate::ids::NodeId;
 use crate::reporter::{SnapshotAttempt, SnapshotFailure};
@@ -238,15 +239,15 @@ impl Inner {
         drop(slot);
         match result {
             Ok(Sent::Finished) => {
-                account.end(SnapshotOutcome::Finished, None);
+                account.end(SnapshotOutcome::Finished, "");
                 ticket.finish();
             }
             Ok(Sent::AlreadyHad) => {
-                account.end(SnapshotOutcome::AlreadyHad, None);
+                account.end(SnapshotOutcome::AlreadyHad, "");
                 ticket.finish();
             }
             Err(error) => {
-                account.end(error.outcome(), Some(&error));
+                account.end(error.outcome(), chain(&error));
                 ticket.fail(error.failure());
             }
         }
@@ -330,8 +331,8 @@ fn read_chunks(
     size: usize,
     chunks: &mpsc::Sender<Result<BodyPart, String>>,
 ) -> Result<(), String> {
-    let mut body = store.open(meta, offset).map_err(|error| error.to_string())?;
-    while let Some(part) = body.next_part(size).map_err(|error| error.to_string())? {
+    let mut body = store.open(meta, offset).map_err(|error| chain(&error))?;
+    while let Some(part) = body.next_part(size).map_err(|error| chain(&error))? {
         offset += part.bytes.len() as u64;
         if chunks.blocking_send(Ok(part)).is_err() {
             return Ok(());
