@@ -367,7 +367,12 @@ impl Shard {
             self.deps.sends.start(send);
         }
         for attempt in fx.cancelled.drain(..) {
-            self.deps.sends.cancel(&attempt);
+            // The core posts the outcome itself of one that kept too much of the log.
+            let cause = match self.deps.mailbox.has_outcome(attempt) {
+                true => "the log grew by snapshot_pin_bytes_max meanwhile",
+                false => "the leadership it belonged to is over, or the peer is no member any more",
+            };
+            self.deps.sends.cancel(&attempt, &cause.into());
         }
         for peer in fx.latched.drain(..) {
             tracing::warn!(group = %id, %peer, "raft waited for a snapshot that nobody would have reported on");
@@ -403,7 +408,7 @@ impl Shard {
         let attempts = catch_unwind(AssertUnwindSafe(|| running.group.live_attempts())).unwrap_or_default();
         for attempt in attempts {
             self.deps.mailbox.disarm(group, attempt.peer);
-            self.deps.sends.cancel(&attempt);
+            self.deps.sends.cancel(&attempt, cause);
         }
         let mut fx = CoreEffects::default();
         // The group may be in any state after a panic; whoever waits in it is told by the drop of its waiter then.

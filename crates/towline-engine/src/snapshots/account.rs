@@ -7,7 +7,7 @@ use towline_metrics::labels::{Direction, SnapshotOutcome};
 
 use crate::ids::{GroupId, NodeId};
 
-/// Dropping it closes the books; without [`end`](Self::end) the transfer was cancelled.
+/// Dropping it closes the books. Without [`end`](Self::end) the transfer was cancelled, or failed by a panic.
 pub(super) struct Account {
     direction: Direction,
     group: GroupId,
@@ -68,6 +68,10 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.outcome = SnapshotOutcome::Failed;
+            self.cause = "it panicked".into();
+        }
         let payload_bytes = self.tally.settle(self.outcome);
         let seconds = self.started.elapsed().as_secs_f64();
         tracing::info!(

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::sync::{mpsc, watch};
 use towline_metrics::ByteTally;
 use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
@@ -24,6 +23,9 @@ use crate::transport::{
     Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
     TransferPhase, TransferProgress, Transport,
 };
+
+/// Why a transfer ends, or does not begin, that the node has no time for any more.
+const STOPS: &str = "the node stops";
 
 /// Chunks read ahead of the transport.
 const READ_AHEAD_CHUNKS: usize = 4;
@@ -62,7 +64,8 @@ struct State {
 /// What others may see of a transfer, and do to it.
 #[derive(Default)]
 struct Running {
-    abort: Mutex<Option<AbortHandle>>,
+    /// Why it is to end, once it is.
+    cancelled: watch::Sender<Option<Arc<str>>>,
     offset: AtomicU64,
     sent: AtomicU64,
     receiver: Mutex<Option<Receiver>>,
@@ -89,30 +92,30 @@ impl Sends {
         self.lock().peers.insert(peer.id, peer);
     }
 
-    /// Starts a transfer. Whatever happens to it, its ticket reports.
+    /// Starts a transfer. Whatever happens to it, its ticket reports and its books are closed.
     pub(crate) fn start(&self, send: SnapshotSend) {
         let attempt = send.ticket.attempt();
+        let account = self.inner.open_account(attempt, &send.meta);
         let running = Arc::new(Running::default());
-        let peer = {
+        let listed = {
             let mut state = self.lock();
-            if state.closed {
-                return; // the ticket reports in its drop
+            if !state.closed {
+                state.running.insert(attempt, running.clone());
             }
-            state.running.insert(attempt, running.clone());
-            state.peers.get(&attempt.peer).cloned()
+            (!state.closed).then(|| state.peers.get(&attempt.peer).cloned())
         };
+        // The ticket reports in its drop.
+        let Some(peer) = listed else { return account.end(SnapshotOutcome::Cancelled, STOPS) };
         let listed = Listed { sends: self.clone(), attempt };
-        let sends = self.clone();
-        let shared = running.clone();
-        let (node, number) = (self.inner.deps.node.as_u64(), attempt.number);
+        let inner = self.inner.clone();
+        let (node, number) = (inner.deps.node.as_u64(), attempt.number);
         let span = tracing::info_span!("snapshot", node, group = %attempt.group, peer = %attempt.peer, attempt = number);
         let task = async move {
             // Dropped last, after the ticket: an attempt is listed for as long as somebody may still report on it.
             let _listed = listed;
-            sends.inner.run(send, peer, &shared).await;
+            inner.run(send, peer, &running, account).await;
         };
-        let task = self.inner.deps.runtime.spawn(task.instrument(span));
-        *running.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
+        self.inner.deps.runtime.spawn(task.instrument(span));
     }
 
     /// Whether somebody works on the attempt.
@@ -121,10 +124,10 @@ impl Sends {
     }
 
     /// Ends a transfer that is of no use any more.
-    pub(crate) fn cancel(&self, attempt: &SnapshotAttempt) {
+    pub(crate) fn cancel(&self, attempt: &SnapshotAttempt, cause: &Arc<str>) {
         let running = self.lock().running.get(attempt).cloned();
         if let Some(running) = running {
-            running.abort();
+            running.cancel(cause);
         }
     }
 
@@ -147,7 +150,7 @@ impl Sends {
             state.closed = true;
             state.running.values().cloned().collect()
         };
-        running.iter().for_each(|running| running.abort());
+        running.iter().for_each(|running| running.cancel(&STOPS.into()));
     }
 }
 
@@ -157,10 +160,19 @@ impl Running {
         *self.receiver.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
     }
 
-    fn abort(&self) {
-        if let Some(task) = self.abort.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            task.abort();
-        }
+    /// The first cause stays.
+    fn cancel(&self, cause: &Arc<str>) {
+        self.cancelled.send_if_modified(|cancelled| {
+            let first = cancelled.is_none();
+            cancelled.get_or_insert_with(|| cause.clone());
+            first
+        });
+    }
+
+    async fn cancelled(&self) -> Arc<str> {
+        let mut cancelled = self.cancelled.subscribe();
+        let cause = cancelled.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone());
+        cause.unwrap_or_else(|| STOPS.into())
     }
 }
 
@@ -199,6 +211,8 @@ enum SendError {
     Stalled(Stalled),
     #[error("the file could not be read: {0}")]
     File(String),
+    #[error("{0}")]
+    Cancelled(Arc<str>),
 }
 
 impl SendError {
@@ -212,29 +226,36 @@ impl SendError {
             Self::Transfer(_) | Self::Offset { .. } => SnapshotFailure::Transfer,
             Self::NoAnswer(_) | Self::Stalled(_) => SnapshotFailure::Timeout,
             Self::File(_) => SnapshotFailure::Storage,
+            Self::Cancelled(_) => SnapshotFailure::Abandoned,
         }
     }
 
     fn outcome(&self) -> SnapshotOutcome {
         match self {
             Self::Refused(_) => SnapshotOutcome::Refused,
+            Self::Cancelled(_) => SnapshotOutcome::Cancelled,
             _ => SnapshotOutcome::Failed,
         }
     }
 }
 
 impl Inner {
-    async fn run(&self, send: SnapshotSend, peer: Option<Peer>, running: &Running) {
-        // The order of the fields' drops, when the task is cancelled, does not matter: each does its own duty.
+    fn open_account(&self, attempt: SnapshotAttempt, meta: &SnapshotMeta) -> Account {
+        let SnapshotAttempt { group, peer, index, number, .. } = attempt;
+        let subject = Subject { group, peer, index, attempt: number, total: meta.length };
+        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(peer, Direction::Sent));
+        account.cancelled_by("the runtime has ended");
+        account
+    }
+
+    async fn run(&self, send: SnapshotSend, peer: Option<Peer>, running: &Running, mut account: Account) {
+        // The order of the fields' drops, when the task is dropped, does not matter: each does its own duty.
         let SnapshotSend { ticket, message, meta, slot } = send;
-        let attempt = ticket.attempt();
-        let SnapshotAttempt { group, peer: to, index, number, .. } = attempt;
-        let subject = Subject { group, peer: to, index, attempt: number, total: meta.length };
-        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(to, Direction::Sent));
-        let offer = SnapshotOffer { message, meta, attempt: attempt.number };
-        let result = match peer {
-            Some(peer) => self.transfer(&peer, offer, running, &mut account).await,
-            None => Err(SendError::NoRoute),
+        let offer = SnapshotOffer { message, meta, attempt: ticket.attempt().number };
+        let result = tokio::select! {
+            biased;
+            cause = running.cancelled() => Err(SendError::Cancelled(cause)),
+            result = self.transfer(peer, offer, running, &mut account) => result,
         };
         drop(slot);
         match result {
@@ -255,18 +276,19 @@ impl Inner {
 
     async fn transfer(
         &self,
-        peer: &Peer,
+        peer: Option<Peer>,
         offer: SnapshotOffer,
         running: &Running,
         account: &mut Account,
     ) -> Result<Sent, SendError> {
         let settings = &self.deps.settings;
+        let peer = peer.ok_or(SendError::NoRoute)?;
         let transport = self.deps.transports.get(peer.address.scheme()).ok_or(SendError::NoRoute)?;
         let hello = (self.deps.hello)(peer.id);
         let deciding = ProgressCell::new(0);
         running.hears(false, deciding.clone());
         let mut watch = StallWatch::of_offer(settings, deciding.clone());
-        let asked = watch.guard(transport.offer(peer, &hello, &offer, &deciding));
+        let asked = watch.guard(transport.offer(&peer, &hello, &offer, &deciding));
         let (offset, transfer) = match asked.await.map_err(SendError::NoAnswer)?? {
             OfferAnswer::AlreadyHave { .. } => return Ok(Sent::AlreadyHad),
             OfferAnswer::Refused(refusal) => return Err(SendError::Refused(refusal)),
@@ -343,3 +365,6 @@ fn read_chunks(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
