@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use towline_metrics::labels::{Direction, NackDropReason};
+use towline_metrics::{ByteTally, PeerMetrics};
 
-use super::counters::Counters;
+use super::counters::{Counters, lane_label};
 use super::ingress::{Delivered, Ingress};
 use super::refusals::{Loudness, Refusals};
 use crate::identity::{Identity, IdentityError, IdentityStore};
@@ -149,17 +151,21 @@ impl PeerGate for Peers {
     }
 }
 
-/// The way in, given to the transports.
-pub(crate) struct Door(pub(crate) Arc<Peers>);
+/// The way in over one transport.
+pub(crate) struct Door {
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) scheme: &'static str,
+}
 
 impl Inbound for Door {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
-        let welcome = self.0.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
-        Ok(Arc::new(Session { peers: self.0.clone(), peer: hello.from, welcome }))
+        let welcome = self.peers.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
+        let metrics = self.peers.counters.inbound(hello.from, self.scheme);
+        Ok(Arc::new(Session { peers: self.peers.clone(), peer: hello.from, welcome, metrics }))
     }
 
     fn refused(&self, refusal: &Refusal) {
-        let (peers, node) = (&self.0, self.0.node);
+        let (peers, node) = (&self.peers, self.peers.node);
         let runs = !peers.lock().members.is_empty();
         match peers.refusals.loudness(refusal, runs, Instant::now()) {
             Loudness::Quiet => tracing::debug!(%node, runs, %refusal, "a connection was refused"),
@@ -174,6 +180,8 @@ struct Session {
     peers: Arc<Peers>,
     peer: NodeId,
     welcome: Welcome,
+    /// Of the transport that the peer came over, which need not be the one it is called with.
+    metrics: PeerMetrics,
 }
 
 #[async_trait]
@@ -187,10 +195,12 @@ impl PeerSession for Session {
     }
 
     fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation> {
-        let counters = &self.peers.counters;
-        counters.received(self.peer, lane, batch.envelopes.len() as u64, batch.payload_bytes() as u64);
+        let counted = self.metrics.lane(lane_label(lane));
+        counted.messages_received(batch.envelopes.len() as u64);
+        counted.payload_bytes_received(batch.payload_bytes() as u64);
         let registry = self.peers.registry.read().unwrap_or_else(PoisonError::into_inner);
-        let mut nacks = if lane == Lane::Append { counters.take_late(self.peer) } else { Vec::new() };
+        let mut nacks =
+            if lane == Lane::Append { self.peers.counters.take_late(self.peer) } else { Vec::new() };
         let mut superseded = 0;
         for envelope in batch.envelopes {
             let group = envelope.group;
@@ -209,16 +219,16 @@ impl PeerSession for Session {
             }
         }
         if superseded > 0 {
-            counters.superseded(self.peer, lane, superseded);
+            counted.messages_superseded(superseded);
         }
         if !nacks.is_empty() {
-            counters.nacks_sent(self.peer, lane, nacks.len() as u64);
+            counted.nacks_sent(nacks.len() as u64);
         }
         Ok(nacks)
     }
 
     fn nacks_dropped(&self, lane: Lane, count: usize) {
-        self.peers.counters.nacks_dropped(self.peer, lane, count as u64);
+        self.metrics.lane(lane_label(lane)).nacks_dropped(NackDropReason::NoRoom, count as u64);
     }
 
     async fn offer(
@@ -226,6 +236,7 @@ impl PeerSession for Session {
         offer: SnapshotOffer,
         deciding: &ProgressCell,
     ) -> Result<SinkAnswer, SnapshotRefusal> {
-        self.peers.receives.offer(self.peer, offer, deciding).await
+        let tally = ByteTally::new(self.metrics.snapshot_record(Direction::Received));
+        self.peers.receives.offer(self.peer, offer, tally, deciding).await
     }
 }

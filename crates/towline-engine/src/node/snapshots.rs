@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 use towline_metrics::ByteTally;
-use towline_metrics::labels::Direction;
 
 use super::answer::answer;
 use super::counters::Counters;
@@ -61,9 +60,9 @@ impl GroupDoor for NodeDoor {
     }
 }
 
-/// Counts the bytes of a transfer when it ends.
-pub(crate) fn tally(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync> {
-    Arc::new(move |peer, direction| ByteTally::new(counters.snapshot_record(peer, direction)))
+/// Counts the bytes of a transfer that goes out when it ends.
+pub(crate) fn sent(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync> {
+    Arc::new(move |peer| ByteTally::new(counters.snapshot_sent(peer)))
 }
 
 /// The settings as the core counts them: in ticks.

@@ -56,7 +56,6 @@ pub(crate) struct ReceivesDeps {
     pub(crate) keeper: Keeper,
     pub(crate) door: Arc<dyn GroupDoor>,
     pub(crate) runtime: Handle,
-    pub(crate) tally: Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync>,
 }
 
 /// The transfers this node receives.
@@ -72,22 +71,24 @@ impl Receives {
         Self { deps: Arc::new(deps), offers: Semaphore::new(OFFERS_MAX), seats }
     }
 
-    /// Decides on an offer, and keeps `deciding` current while that takes long.
+    /// Decides on an offer, and keeps `deciding` current while that takes long. `tally` counts the bytes.
     pub(crate) async fn offer(
         &self,
         from: NodeId,
         offer: SnapshotOffer,
+        tally: ByteTally,
         deciding: &ProgressCell,
     ) -> Result<SinkAnswer, SnapshotRefusal> {
         let (node, group) = (self.deps.node.as_u64(), offer.meta.head.group);
         let span = tracing::info_span!("snapshot", node, %group, peer = %from, attempt = offer.attempt);
-        self.answer(from, offer, deciding).instrument(span).await
+        self.answer(from, offer, tally, deciding).instrument(span).await
     }
 
     async fn answer(
         &self,
         from: NodeId,
         offer: SnapshotOffer,
+        tally: ByteTally,
         deciding: &ProgressCell,
     ) -> Result<SinkAnswer, SnapshotRefusal> {
         let head = &offer.meta.head;
@@ -98,7 +99,6 @@ impl Receives {
             attempt: offer.attempt,
             total: offer.meta.length,
         };
-        let tally = (self.deps.tally)(from, Direction::Received);
         let mut account = Account::open(Direction::Received, subject, tally);
         account.cancelled_by(SENDER_GONE);
         match self.decide(from, &offer, deciding).await {

@@ -39,7 +39,7 @@ pub(crate) struct SendsDeps {
     pub(crate) hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
     pub(crate) runtime: Handle,
     /// Makes the obligation to count the bytes of one transfer, which also gets its line in the log.
-    pub(crate) tally: Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync>,
+    pub(crate) tally: Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync>,
 }
 
 /// The transfers this node sends. Clones are the same.
@@ -243,7 +243,7 @@ impl Inner {
     fn open_account(&self, attempt: SnapshotAttempt, meta: &SnapshotMeta) -> Account {
         let SnapshotAttempt { group, peer, index, number, .. } = attempt;
         let subject = Subject { group, peer, index, attempt: number, total: meta.length };
-        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(peer, Direction::Sent));
+        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(peer));
         account.cancelled_by("the runtime has ended");
         account
     }

@@ -141,7 +141,7 @@ fn bench() -> Bench {
             protocol: PROTOCOL_VERSION,
         }),
         runtime: runtime.handle().clone(),
-        tally: Arc::new(move |_, _| {
+        tally: Arc::new(move |_| {
             let seen = recorded.clone();
             ByteTally::new(move |outcome, bytes| seen.records.lock().unwrap().push((outcome, bytes)))
         }),
