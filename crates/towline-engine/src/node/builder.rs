@@ -140,7 +140,7 @@ impl NodeBuilder {
             settings: TransferSettings::from(&config),
             store: storage.snapshots.clone(),
             keeper: keeper.clone(),
-            door: Arc::new(NodeDoor { registry: registry.clone(), shard: sender.clone() }),
+            door: Arc::new(NodeDoor { node: self.id, registry: registry.clone(), shard: sender.clone() }),
             runtime: runtime.clone(),
         });
         let peers = Peers::load(
