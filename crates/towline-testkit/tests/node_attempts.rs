@@ -148,14 +148,17 @@ async fn a_transport_that_panics_or_never_answers_costs_one_attempt_and_one_repo
 /// Case 54: the receiver has it, and neither its receipt nor Raft's own acknowledgement came through.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_whose_acknowledgement_was_lost_is_not_sent_again_to_an_idle_cluster() {
-    let (mut bench, next) = odd(config()).await;
+    let (mut bench, next) = odd(Config { snapshot_bytes_per_second: 1_000_000, ..config() }).await;
     *next.lock().unwrap() = Some(Oddity::ReceiptIsLost);
     bench.cluster.restart(bench.behind).await;
+    bench.midway().await;
     let mute = LaneFaults { drop: 1.0, ..LaneFaults::default() };
     let faults = bench.faults.lock().unwrap()[&node_id(bench.behind)].clone();
     faults.lane(Lane::Append, Direction::Out, mute);
     let first = bench.next_end(0).await;
     assert_eq!(first.outcome, AttemptOutcome::Failed(SnapshotFailure::Transfer));
+    // Raft acknowledges only once the snapshot is written down, which is after the receipt.
+    until("the acknowledgement is lost", || faults.counts().dropped > 0).await;
     faults.clear();
     let second = bench.next_end(first.number).await;
     assert_eq!(second.outcome, AttemptOutcome::Finished);
