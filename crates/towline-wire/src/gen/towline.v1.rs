@@ -234,7 +234,7 @@ pub mod frame {
         Chunk(super::Chunk),
         #[prost(message, tag = "9")]
         Trailer(super::Trailer),
-        /// Listener to dialler: now and then, and last.
+        /// Listener to dialler: now and then, before the answer too, and last.
         #[prost(message, tag = "10")]
         Progress(super::Progress),
         #[prost(message, tag = "11")]
