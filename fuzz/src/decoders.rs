@@ -126,7 +126,9 @@ async fn heard(script: Script) -> Vec<pb::Frame> {
 pub fn dialler(bytes: &[u8]) {
     let script = Script::new(bytes);
     run(async {
-        let Ok(OfferAnswer::Accepted { offset, transfer }) = offer(Silent, script, &an_offer()).await else {
+        let Ok(OfferAnswer::Accepted { offset, transfer }) =
+            offer(Silent, script, &an_offer(), &ProgressCell::new(0)).await
+        else {
             return;
         };
         let progress = transfer.progress();
@@ -219,7 +221,7 @@ impl PeerSession for Anybody {
         Ok(Vec::new())
     }
 
-    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Ok(SinkAnswer::Accept { offset: 0, sink: Box::new(Anything) })
     }
 }

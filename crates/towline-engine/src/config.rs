@@ -96,14 +96,17 @@ pub struct Config {
     pub snapshot_bytes_max: u64,
     /// Payload bytes of one chunk. Default 512 KiB; at most [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX).
     pub snapshot_chunk_bytes: usize,
-    /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0: no limit.
+    /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0: no limit. A limit must
+    /// leave each of `snapshot_sends_max` transfers two chunks within `snapshot_progress_timeout_ms`, or a transfer would
+    /// stall because it is slowed down.
     pub snapshot_bytes_per_second: u64,
-    /// Milliseconds an offer may wait for its answer. Default 5,000.
+    /// Milliseconds an offer may wait for a sign of the receiver. Default 5,000. One that reads a part of the snapshot again
+    /// before it answers says so, and has `snapshot_phase_timeout_ms`.
     pub snapshot_offer_timeout_ms: u64,
     /// Milliseconds without a byte after which a transfer fails, on either side. Default 10,000.
     pub snapshot_progress_timeout_ms: u64,
-    /// Milliseconds the receiver may take for each of checking, syncing and handing over what it received. Default
-    /// 300,000.
+    /// Milliseconds the receiver may take for each of reading again what it has of a snapshot, and checking, syncing and
+    /// handing over what it received. Default 300,000.
     pub snapshot_phase_timeout_ms: u64,
     /// The longest wait after a failed attempt, in milliseconds; the first is one heartbeat, and it doubles. Default
     /// 10,000.
@@ -271,12 +274,27 @@ impl Config {
             let form = format!("at least lane_backoff_min_ms, {}", self.lane_backoff_min_ms);
             return Err(invalid("lane_backoff_max_ms", self.lane_backoff_max_ms, form));
         }
+        let rate_min = self.snapshot_rate_min();
+        if self.snapshot_bytes_per_second != 0 && self.snapshot_bytes_per_second < rate_min {
+            let form = format!(
+                "0 or at least 2 x snapshot_chunk_bytes x snapshot_sends_max in snapshot_progress_timeout_ms, {rate_min}"
+            );
+            return Err(invalid("snapshot_bytes_per_second", self.snapshot_bytes_per_second, form));
+        }
         let election_ms = self.tick_ms.saturating_mul(self.election_ticks_min.into());
         if self.lane_backoff_max_ms >= election_ms {
             let form = format!("below the shortest election timeout, {election_ms} ms");
             return Err(invalid("lane_backoff_max_ms", self.lane_backoff_max_ms, form));
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// The least rate at which no transfer stalls while all of them wait for each other's chunks.
+    fn snapshot_rate_min(&self) -> u64 {
+        let round = (self.snapshot_chunk_bytes as u64).saturating_mul(self.snapshot_sends_max as u64);
+        round.saturating_mul(2_000).div_ceil(self.snapshot_progress_timeout_ms.max(1))
     }
 }
 
@@ -351,6 +369,19 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_of_snapshots_that_leaves_two_chunks_in_the_time_of_a_stall_is_accepted() {
+        let of = |rate| Config {
+            snapshot_bytes_per_second: rate,
+            snapshot_chunk_bytes: 100,
+            snapshot_sends_max: 3,
+            snapshot_progress_timeout_ms: 1_000,
+            ..Config::default()
+        };
+        assert_eq!(of(599).validate().unwrap_err().field, "snapshot_bytes_per_second");
+        assert!([0, 600].iter().all(|rate| of(*rate).validate().is_ok()));
+    }
+
+    #[test]
     fn each_broken_relation_is_refused_by_name() {
         let d = Config::default;
         for (field, config) in [
@@ -364,6 +395,7 @@ mod tests {
             ("unapplied_bytes_max", Config { unapplied_bytes_max: 1, ..d() }),
             ("lane_backoff_max_ms", Config { lane_backoff_max_ms: 1_000, ..d() }),
             ("apply_workers", Config { apply_workers: 0, ..d() }),
+            ("snapshot_bytes_per_second", Config { snapshot_bytes_per_second: 200_000, ..d() }),
         ] {
             assert_eq!(config.validate().unwrap_err().field, field);
         }

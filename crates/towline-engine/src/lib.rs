@@ -71,6 +71,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "driver")]
+pub(crate) mod cause;
 pub mod config;
 pub mod core;
 pub mod errors;

@@ -8,7 +8,9 @@ mod account;
 mod keeper;
 mod pace;
 mod receive;
+mod seats;
 mod send;
+mod spool;
 
 use std::time::Duration;
 
@@ -16,7 +18,6 @@ pub(crate) use self::keeper::{Keeper, Made, Making};
 pub(crate) use self::receive::{GroupDoor, Receives, ReceivesDeps};
 pub(crate) use self::send::{Sends, SendsDeps};
 use crate::config::ValidConfig;
-use crate::transport::TransferPhase;
 
 /// The bounds and times of transfers. See [`Config`](crate::config::Config) for each.
 #[derive(Debug, Clone)]
@@ -44,13 +45,4 @@ impl From<&ValidConfig> for TransferSettings {
     }
 }
 
-impl TransferSettings {
-    /// How long a receiver may be at the same place of a phase.
-    fn patience(&self, phase: TransferPhase) -> Duration {
-        match phase {
-            TransferPhase::Receiving => self.progress_timeout,
-            // The digest and the sync of a large file take longer than any healthy pause between chunks.
-            TransferPhase::Verifying | TransferPhase::Syncing | TransferPhase::Stepping => self.phase_timeout,
-        }
-    }
-}
+impl TransferSettings {}

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::ids::{GroupId, NodeId};
 use crate::reporter::{SnapshotFailure, SnapshotStatus};
+use crate::transport::TransferPhase;
 
 /// What this node is in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -97,8 +98,11 @@ pub struct AttemptStatus {
     pub offset: u64,
     /// Payload bytes handed to the transport in this attempt.
     pub sent: u64,
-    /// Payload bytes the receiver has, those before `offset` included.
+    /// Payload bytes the receiver has, those before `offset` included. Stands while it verifies, syncs and steps.
     pub acked: u64,
+    /// What the receiver does, as far as it has said anything. Verifying without anything acknowledged: it reads again
+    /// what it has, before it answers the offer.
+    pub phase: Option<TransferPhase>,
 }
 
 /// How an attempt ended.

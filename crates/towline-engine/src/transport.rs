@@ -64,8 +64,10 @@ pub trait Transport: Send + Sync + 'static {
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError>;
 
-    /// Offers a snapshot to a peer, which answers before a byte of it moves. A transport without snapshot transfer
-    /// keeps this default; the attempt then fails and is reported as every other failure.
+    /// Offers a snapshot to a peer, which answers before a byte of it moves. That can take long: a peer that has a part
+    /// of it reads that again first. The transport keeps `deciding` current meanwhile, and the caller bounds the time by
+    /// it. A transport without snapshot transfer keeps this default; the attempt then fails and is reported as every
+    /// other failure.
     ///
     /// # Errors
     /// [`TransferError`]; never [`TransferError::Refused`], which is an answer ([`OfferAnswer::Refused`]).
@@ -74,8 +76,9 @@ pub trait Transport: Send + Sync + 'static {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        let _ = (to, hello, offer);
+        let _ = (to, hello, offer, deciding);
         Err(TransferError::Unsupported)
     }
 }
@@ -294,11 +297,16 @@ pub trait PeerSession: Send + Sync {
         let _ = (lane, count);
     }
 
-    /// Takes a snapshot offer.
+    /// Takes a snapshot offer. May take long, and keeps `deciding` current meanwhile: the transport tells the peer of it
+    /// as it does of [`SnapshotSink::progress`]. Dropping the future gives the attempt up.
     ///
     /// # Errors
     /// A typed refusal, before any payload.
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal>;
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal>;
 }
 
 /// A connection-level refusal; it crosses the wire with its fields.
@@ -568,7 +576,8 @@ pub struct TransferProgress {
 }
 
 /// What the receiver of a snapshot is doing; each phase has a bound of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum TransferPhase {
     Receiving,
@@ -694,7 +703,7 @@ pub enum SnapshotRefusal {
         /// What happened.
         detail: String,
     },
-    /// Raft ignored it.
+    /// Raft ignored it, or is not there to take it.
     #[error("not taken by Raft: {detail}")]
     NotTaken {
         /// Why, as far as is known.
@@ -706,6 +715,9 @@ pub enum SnapshotRefusal {
         /// How long the receiver waited.
         millis: u64,
     },
+    /// A later attempt, or a later leader, has taken its place.
+    #[error("a later attempt has taken its place")]
+    Superseded,
     /// This version of the receiver does not take snapshots.
     #[error("snapshots are not supported")]
     Unsupported,

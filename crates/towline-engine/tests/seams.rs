@@ -237,6 +237,7 @@ impl Transport for Wire {
         _to: &Peer,
         _hello: &Hello,
         offer: &SnapshotOffer,
+        _deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         match offer.attempt {
             0 => Ok(OfferAnswer::AlreadyHave { commit: offer.meta.head.at.index }),
@@ -319,7 +320,11 @@ impl PeerSession for Session {
         Ok(Vec::new())
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        _deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
         match offer.attempt {
             0 => Ok(SinkAnswer::AlreadyHave { commit: 1 }),
             _ => Ok(SinkAnswer::Accept { offset: 0, sink: Box::new(Sink) }),

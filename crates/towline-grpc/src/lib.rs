@@ -39,8 +39,8 @@ use async_trait::async_trait;
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::Lane;
 use towline_engine::transport::{
-    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, SnapshotOffer,
-    TransferError, Transport, TransportError,
+    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, ProgressCell,
+    SnapshotOffer, TransferError, Transport, TransportError,
 };
 use towline_tls::TlsConfig;
 use towline_wire::Purpose;
@@ -106,9 +106,10 @@ impl Transport for GrpcTransport {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         let opened = dial::open(&self.config, &self.security, to, Purpose::Snapshot, hello).await;
         let (sink, source, _) = opened.map_err(TransferError::Connect)?;
-        streams::offer(sink, source, offer).await
+        streams::offer(sink, source, offer, deciding).await
     }
 }

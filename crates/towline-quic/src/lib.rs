@@ -51,8 +51,8 @@ use async_trait::async_trait;
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::Lane;
 use towline_engine::transport::{
-    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, SnapshotOffer,
-    TransferError, Transport, TransportError,
+    ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, ProgressCell,
+    SnapshotOffer, TransferError, Transport, TransportError,
 };
 use towline_tls::TlsConfig;
 use towline_wire::Purpose;
@@ -114,11 +114,12 @@ impl Transport for QuicTransport {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         let dialled = self.dials.connection(&self.config, &self.tls, to).await;
         let dialled = dialled.map_err(TransferError::Connect)?;
         let opened = stream::open(dialled, to, Purpose::Snapshot, hello).await;
         let (sink, source, _) = opened.map_err(TransferError::Connect)?;
-        streams::offer(sink, source, offer).await
+        streams::offer(sink, source, offer, deciding).await
     }
 }

@@ -88,7 +88,7 @@ impl PeerSession for Counts {
         Ok(Vec::new())
     }
 
-    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Ok(SinkAnswer::Accept { offset: 0, sink: Box::new(Sink(Arc::clone(&self.0))) })
     }
 }
@@ -117,7 +117,8 @@ async fn transfer() -> f64 {
     let meta = SnapshotMeta { head, length: SNAPSHOT_BYTES, content };
     let offer = SnapshotOffer { message, meta, attempt: 1 };
     let dialler = dialler(QuicConfig::default());
-    let answer = dialler.offer(&peer(listener.local_addr()), &hello(), &offer).await.unwrap();
+    let answer =
+        dialler.offer(&peer(listener.local_addr()), &hello(), &offer, &ProgressCell::new(0)).await.unwrap();
     let OfferAnswer::Accepted { mut transfer, .. } = answer else { panic!("not accepted") };
     let start = Instant::now();
     let data = Bytes::from(vec![7; 256 << 10]);

@@ -30,7 +30,7 @@ use towline_engine::ids::PeerAddr;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
     CertIdentity, ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, Nack, OfferAnswer, Peer,
-    PeerSession, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, TransferError, Transport,
+    PeerSession, ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, TransferError, Transport,
     TransportError, Violation, Welcome,
 };
 
@@ -82,8 +82,9 @@ impl<T: Transport> Transport for FaultyTransport<T> {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        Ok(match self.inner.offer(to, hello, offer).await? {
+        Ok(match self.inner.offer(to, hello, offer, deciding).await? {
             OfferAnswer::Accepted { offset, transfer } => {
                 OfferAnswer::Accepted { offset, transfer: transfer::outgoing(&self.faults, transfer) }
             }
@@ -141,8 +142,12 @@ impl PeerSession for FaultySession {
         }
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
-        Ok(match self.inner.offer(offer).await? {
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
+        Ok(match self.inner.offer(offer, deciding).await? {
             SinkAnswer::Accept { offset, sink } => {
                 SinkAnswer::Accept { offset, sink: transfer::incoming(&self.faults, sink) }
             }

@@ -14,7 +14,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use common::Counts;
-use common::bench::TRANSFERS;
+use common::bench::{BYTES, TRANSFERS};
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::Transport;
@@ -81,6 +81,20 @@ fn assert_both_carry(counts: &Counts) {
     assert_eq!(counts.sum(SENT, &["transport=mem"]), 0, "the nodes have a way around");
 }
 
+/// What a node hears came over the transport that its own address names, whatever it calls the peer with. It was counted
+/// for the latter.
+fn assert_received_over_own(counts: &Counts) {
+    for (node, scheme) in (1..).zip(SCHEMES) {
+        let node = format!("node={node}");
+        for name in ["towline_messages_received_total", "towline_payload_received_bytes_total"] {
+            let over = |scheme: &str| counts.sum(name, &[&node, &format!("transport={scheme}")]);
+            let other = if scheme == "quic" { "grpc" } else { "quic" };
+            assert!(over(scheme) > 0, "{name} of {node} over {scheme}");
+            assert_eq!((over(other), over("other")), (0, 0), "{name} of {node} over {other}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mixed_cluster_commits_and_followers_and_leaders_of_both_kinds_come_back() {
     let (mut cluster, counts) = mixed(quick()).await;
@@ -108,6 +122,7 @@ async fn a_mixed_cluster_commits_and_followers_and_leaders_of_both_kinds_come_ba
     let commands = cluster.settled(1).await;
     assert!((0..written).all(|n| commands.contains(&format!("{n}").into())), "{commands:?}");
     assert_both_carry(&counts);
+    assert_received_over_own(&counts);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,4 +162,14 @@ async fn a_leader_sends_one_snapshot_over_grpc_and_one_over_quic() {
         .await;
     }
     assert_both_carry(&counts);
+    assert_received_over_own(&counts);
+    for node in behind {
+        let (node_label, own) = (format!("node={node}"), format!("transport={}", SCHEMES[node as usize - 1]));
+        let received = |labels: &[&str]| {
+            let of = ["direction=received", "outcome=finished", &node_label];
+            [TRANSFERS, BYTES].map(|name| counts.sum(name, &[&of, labels].concat()))
+        };
+        assert!(received(&[&own])[0] > 0);
+        assert_eq!(received(&[&own]), received(&[]), "node {node} receives over {own} only");
+    }
 }

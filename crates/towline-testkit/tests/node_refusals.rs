@@ -25,7 +25,7 @@ use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
 use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     CertRefusal, ConnectError, Hello, LinkClosed, LinkEvents, LinkFeedback, Nack, OfferAnswer,
-    PROTOCOL_VERSION, Peer, Refusal, SnapshotOffer, TransferError, Transport,
+    PROTOCOL_VERSION, Peer, ProgressCell, Refusal, SnapshotOffer, TransferError, Transport,
 };
 use towline_testkit::cluster::{Disk, cluster_id, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
@@ -286,7 +286,7 @@ async fn refused(wire: Wire, case: Case) {
                 let connected = connect(&*transport, &to, lane, &hello).await;
                 check(&about, &connected.expect_err(&about), &case.hears);
             }
-            match within(transport.offer(&to, &hello, &offer())).await {
+            match within(transport.offer(&to, &hello, &offer(), &ProgressCell::new(0))).await {
                 Err(TransferError::Connect(error)) => check(&about, &error, &case.hears),
                 Err(error) => panic!("{about}: a snapshot gets {error:?}"),
                 Ok(OfferAnswer::Refused(refusal)) => panic!("{about}: the engine saw an offer: {refusal:?}"),

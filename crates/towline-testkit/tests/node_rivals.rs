@@ -80,14 +80,15 @@ impl Transport for Rival {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        let answer = self.inner.offer(to, hello, offer).await?;
+        let answer = self.inner.offer(to, hello, offer, deciding).await?;
         let OfferAnswer::Accepted { offset, transfer } = answer else { return Ok(answer) };
         let meeting = self.shared.next.lock().unwrap().take();
         let transfer = match meeting {
             None => transfer,
             Some(Meeting::Twice) => {
-                let second = match self.inner.offer(to, hello, offer).await {
+                let second = match self.inner.offer(to, hello, offer, deciding).await {
                     Ok(OfferAnswer::Refused(SnapshotRefusal::Busy)) => "busy".into(),
                     Ok(OfferAnswer::Accepted { .. }) => "accepted".into(),
                     Ok(_) => "something else".into(),
@@ -187,8 +188,12 @@ async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_
     let (mut ghost, trailer) = rival.ghosts.lock().unwrap().pop().expect("a transfer was given up");
     let data = Bytes::from_static(b"late");
     let chunk = Chunk { offset: cut, crc32c: crc32c::crc32c(&data), data };
-    let _ = within(ghost.send(chunk)).await;
-    assert!(within(ghost.finish(trailer)).await.is_err());
+    let told = match within(ghost.send(chunk)).await {
+        Ok(()) => within(ghost.finish(trailer)).await.map(|_| ()),
+        refused => refused,
+    };
+    let superseded = matches!(told, Err(TransferError::Refused(SnapshotRefusal::Superseded)));
+    assert!(superseded, "it is told the truth: {told:?}");
     assert_eq!(bench.cluster.commands(bench.behind, 1).await, before);
     assert_eq!(bench.counts.sum(TRANSFERS, &["direction=received", "outcome=finished"]), 1);
 }

@@ -130,7 +130,9 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
     let heartbeat = u64::from(quick().heartbeat_ticks);
     assert!(waits > 8 * heartbeat, "{waits} ticks at a heartbeat of {heartbeat}");
     assert_eq!(bench.bytes("sent", "refused") + bench.bytes("received", "refused"), 0);
-    assert!(bench.counts.sum(TRANSFERS, &["direction=received", "outcome=refused"]) >= 1);
+    for direction in ["direction=sent", "direction=received"] {
+        assert_eq!(bench.counts.sum(TRANSFERS, &[direction, "outcome=refused"]), 1, "{direction}");
+    }
 }
 
 /// Case 3: the node that sends goes down in order; its obligations end with it.

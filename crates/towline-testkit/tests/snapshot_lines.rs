@@ -8,23 +8,44 @@
     clippy::print_stderr
 )] // helpers of tests
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+use common::bench::{Bench as NodeBench, config, load};
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId, PeerAddr};
+use towline_engine::message::Lane;
 use towline_engine::snapshot_store::SnapshotStore;
 use towline_engine::storage::Storage;
+use towline_engine::transport::*;
 use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, within};
 use towline_testkit::proxy::{Direction, Flow, TcpProxy};
-use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault};
+use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
+
+/// There is one log for the whole process: one test at a time listens to it.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+async fn listen() -> (tokio::sync::MutexGuard<'static, ()>, Lines) {
+    static LINES: OnceLock<Lines> = OnceLock::new();
+    let alone = ALONE.lock().await;
+    let lines = LINES.get_or_init(|| {
+        let lines = Lines::default();
+        tracing::subscriber::set_global_default(lines.clone()).unwrap();
+        lines
+    });
+    lines.lines.lock().unwrap().clear();
+    (alone, lines.clone())
+}
 
 /// Keeps the lines of transfers.
 #[derive(Clone, Default)]
@@ -78,6 +99,19 @@ impl Subscriber for Lines {
 }
 
 impl Lines {
+    /// The first line of a side whose transfer ended so.
+    async fn ended(&self, direction: &str, outcome: &str) -> Line {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let is = |line: &&Line| (line.text("direction"), line.text("outcome")) == (direction, outcome);
+            if let Some(line) = self.lines.lock().unwrap().iter().find(is) {
+                return line.clone();
+            }
+            assert!(Instant::now() < end, "none is {outcome}: {:?}", self.lines.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
+        }
+    }
+
     /// The lines of both sides about the first attempt: what the leader says of its peer, and the peer of the leader.
     async fn of_first_attempt(&self, leader: u64, behind: u64) -> (Line, Line) {
         let end = Instant::now() + DEADLINE;
@@ -204,12 +238,9 @@ impl Bench {
     }
 }
 
-/// All in one: there is one log for the whole process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content() {
-    let lines = Lines::default();
-    tracing::subscriber::set_global_default(lines.clone()).unwrap();
-
+    let (_alone, lines) = listen().await;
     let mut sound = bench().await;
     let (sent, received) = sound.first_attempt(&lines).await;
     assert_eq!(verdict(&sent, &received), Verdict::Sound, "{sent:?}\n{received:?}");
@@ -231,7 +262,8 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     assert!(bytes > 0 && received.number("payload_bytes") <= 300_000, "{sent:?}\n{received:?}");
     assert_eq!(sent.text("outcome"), "failed");
     assert!(!sent.text("cause").contains("corrupt"), "{sent:?}");
-    assert_eq!((received.text("outcome"), received.text("cause")), ("cancelled", ""), "{received:?}");
+    let ended = (received.text("outcome"), received.text("cause"));
+    assert_eq!(ended, ("cancelled", "the stream of the sender ended"), "{received:?}");
     drop(cut);
 
     // Every byte comes, and the whole is not what its digest says.
@@ -246,4 +278,114 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
         assert!(line.text("cause").contains("corrupt"), "{line:?}");
         assert_eq!(line.number("payload_bytes"), length);
     }
+}
+
+/// Nothing was said of why a transfer was cancelled, and nothing at all of one that was cancelled before it had begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_line_of_a_cancelled_transfer_says_why() {
+    let (_alone, lines) = listen().await;
+    let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
+
+    let mut stops = NodeBench::new(slow.clone()).await;
+    stops.cluster.restart(stops.behind).await;
+    stops.midway().await;
+    stops.cluster.stop(stops.leader, Duration::ZERO).await;
+    assert_eq!(lines.ended("sent", "cancelled").await.text("cause"), "the node was shut down");
+    drop(stops);
+
+    lines.lines.lock().unwrap().clear();
+    let mut steps_down = NodeBench::new(slow.clone()).await;
+    steps_down.cluster.restart(steps_down.behind).await;
+    steps_down.midway().await;
+    let next = (1..=3).find(|node| ![steps_down.leader, steps_down.behind].contains(node)).unwrap();
+    within(steps_down.cluster.group(steps_down.leader, 1).transfer(node_id(next))).await.unwrap();
+    let line = lines.ended("sent", "cancelled").await;
+    assert!(line.text("cause").starts_with("the leadership it belonged to is over"), "{line:?}");
+    drop(steps_down);
+
+    lines.lines.lock().unwrap().clear();
+    let mut grows = NodeBench::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
+    grows.cluster.restart(grows.behind).await;
+    grows.midway().await;
+    load(&grows.cluster, 2, 20_000).await;
+    let line = lines.ended("sent", "cancelled").await;
+    assert!(line.text("cause").contains("snapshot_pin_bytes_max"), "{line:?}");
+}
+
+/// Offers go where nobody listens.
+struct Elsewhere {
+    inner: Arc<dyn Transport>,
+    grpc: GrpcTransport,
+    nowhere: PeerAddr,
+}
+
+#[async_trait]
+impl Transport for Elsewhere {
+    fn scheme(&self) -> &'static str {
+        self.inner.scheme()
+    }
+
+    async fn listen(
+        &self,
+        at: &PeerAddr,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<Box<dyn Listener>, TransportError> {
+        self.inner.listen(at, inbound).await
+    }
+
+    async fn connect(
+        &self,
+        to: &Peer,
+        lane: Lane,
+        hello: &Hello,
+        feedback: LinkFeedback,
+    ) -> Result<Connected, ConnectError> {
+        self.inner.connect(to, lane, hello, feedback).await
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        hello: &Hello,
+        offer: &SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<OfferAnswer, TransferError> {
+        let to = Peer { id: to.id, address: self.nowhere.clone() };
+        self.grpc.offer(&to, hello, offer, deciding).await
+    }
+}
+
+/// A line said "cannot offer the snapshot", or "write failed", and kept what the system had said to itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
+    let (_alone, lines) = listen().await;
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let nowhere: PeerAddr = format!("grpc://{}", held.local_addr().unwrap()).parse().unwrap();
+    drop(held);
+    let wrap = move |_, inner| {
+        let (grpc, nowhere) = (GrpcTransport::new(GrpcConfig::default()), nowhere.clone());
+        Arc::new(Elsewhere { inner, grpc, nowhere }) as Arc<dyn Transport>
+    };
+    let mut lost = NodeBench::over(Plan::new(3, 1).config(config()), wrap).await;
+    lost.cluster.restart(lost.behind).await;
+    let line = lines.ended("sent", "failed").await;
+    assert!(line.text("cause").contains("Connection refused"), "{line:?}");
+    drop(lost);
+
+    lines.lines.lock().unwrap().clear();
+    let mut full = NodeBench::new(config()).await;
+    full.full_from_start(full.behind, 1);
+    full.cluster.restart(full.behind).await;
+    for side in ["sent", "received"] {
+        let line = lines.ended(side, "failed").await;
+        assert!(line.text("cause").contains("No space left on device"), "{line:?}");
+    }
+    drop(full);
+
+    lines.lines.lock().unwrap().clear();
+    let mut unread = NodeBench::new(config()).await;
+    unread.store(unread.leader).fail_next(SnapshotOp::Open, SnapshotFault::Eio);
+    unread.cluster.restart(unread.behind).await;
+    let line = lines.ended("sent", "failed").await;
+    assert!(line.text("cause").contains("Input/output error"), "{line:?}");
 }

@@ -18,8 +18,8 @@ use towline_engine::ids::{GroupId, Incarnation, NodeId};
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
 use towline_engine::transport::{
     CertIdentity, ConnectError, Connected, Hello, Inbound, LinkClosed, LinkEvents, LinkFeedback, Listener,
-    Nack, PROTOCOL_VERSION, Peer, PeerSession, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal,
-    Violation, Welcome,
+    Nack, PROTOCOL_VERSION, Peer, PeerSession, ProgressCell, Refusal, SinkAnswer, SnapshotOffer,
+    SnapshotRefusal, Violation, Welcome,
 };
 use towline_testkit::cluster::{cluster_id, node_id, until, within};
 use wires::{AUTHORITY, Bounds, First, Wire, of_node};
@@ -66,7 +66,7 @@ impl PeerSession for Guest {
         Ok(Vec::new())
     }
 
-    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Err(SnapshotRefusal::Unsupported)
     }
 }

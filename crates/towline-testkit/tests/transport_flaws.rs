@@ -83,6 +83,7 @@ found! {
     a_sink_kept_after_a_refusal: KeepsSinks by every_refusal_midway_arrives_as_itself;
     a_sink_kept_after_success: KeepsSinks by a_snapshot_of_any_length_arrives_equal;
     progress_frozen: FreezesProgress by progress_is_readable_while_send_waits;
+    deciding_frozen: FreezesProgress by a_receiver_that_decides_for_long_is_heard_of;
     phases_frozen: FreezesProgress by phases_are_readable_while_finish_waits;
     a_receipt_too_early: GivesReceiptsEarly by a_receipt_comes_only_after_the_receiver_has_it;
     a_receipt_from_nobody: GivesReceiptsAlways by a_receiver_that_is_gone_breaks_the_transfer;

@@ -154,6 +154,7 @@ impl From<&SnapshotRefusal> for pb::SnapshotRefused {
             SnapshotRefusal::NotTaken { detail } => told(Code::NotTaken, detail),
             SnapshotRefusal::Stalled { millis } => Self { ours: *millis, ..with(Code::Stalled) },
             SnapshotRefusal::Unsupported => with(Code::Unsupported),
+            SnapshotRefusal::Superseded => with(Code::Superseded),
             // A reason this crate has no code for yet: its text still arrives.
             _ => with(Code::Unspecified),
         }
@@ -173,6 +174,7 @@ impl From<pb::SnapshotRefused> for SnapshotRefusal {
             Ok(Code::Storage) => Self::Storage { detail },
             Ok(Code::Stalled) => Self::Stalled { millis: ours },
             Ok(Code::Unsupported) => Self::Unsupported,
+            Ok(Code::Superseded) => Self::Superseded,
             Ok(Code::NotTaken | Code::Unspecified) | Err(_) => Self::NotTaken { detail },
         }
     }

@@ -208,6 +208,7 @@ fn refusals_of_snapshots_and_phases_keep_their_numbers() {
         SnapshotRefusal::NotTaken { detail: detail() },
         SnapshotRefusal::Stalled { millis: 1 },
         SnapshotRefusal::Unsupported,
+        SnapshotRefusal::Superseded,
     ]) {
         assert_eq!(pb::SnapshotRefused::from(&refusal).code, code, "{refusal}");
     }

@@ -21,7 +21,7 @@ pub use towline_engine::status::{
     AttemptOutcome, AttemptStatus, GroupState, GroupStatus, LastAttempt, PeerProgress, PeerStatus, Role,
 };
 pub use towline_engine::storage::Storage;
-pub use towline_engine::transport::{Transport, TransportError};
+pub use towline_engine::transport::{TransferPhase, Transport, TransportError};
 
 /// The seams, for whoever implements a transport or a log.
 pub use towline_engine as engine;

@@ -104,10 +104,11 @@ impl Transport for UnixTransport {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         let opened = self.open(to, hello, Purpose::Snapshot).await;
         let (write, read, _) = opened.map_err(TransferError::Connect)?;
-        streams::offer(write, read, offer).await
+        streams::offer(write, read, offer, deciding).await
     }
 }
 

@@ -43,7 +43,7 @@ impl SendSlots {
         self.attempts.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn take(&self) -> Option<SendSlot> {
+    pub(crate) fn take(&self) -> Option<SendSlot> {
         let more = |taken: usize| (taken < self.most).then_some(taken + 1);
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
         Some(SendSlot { taken: self.taken.clone() })
@@ -391,6 +391,7 @@ impl Attempts {
             offset: 0,
             sent: 0,
             acked: 0,
+            phase: None,
         });
         (live, peer.last, peer.not_before.saturating_sub(self.now))
     }

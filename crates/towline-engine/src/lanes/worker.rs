@@ -14,8 +14,9 @@ use super::link::{Closed, Either, PeerGate, feedback, race};
 use super::policy::{Backoff, DropReason};
 use super::queue::LaneQueue;
 use super::settings::LaneSettings;
+use crate::cause::chain;
 use crate::message::Batch;
-use crate::transport::{ConnectError, Hello, Link, LinkClosed, Peer, Transport};
+use crate::transport::{Hello, Link, LinkClosed, Peer, Transport};
 
 /// Attempts to connect that fail in a row before somebody is told: by then a peer that starts beside this node is there.
 const MISSES_TOLD: u32 = 5;
@@ -169,17 +170,6 @@ impl Worker {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-fn chain(error: &ConnectError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Tells the queue how a session ended on every way out of it: returned, aborted, panicked.

@@ -3,10 +3,11 @@
 //! An answer runs a caller's code on a thread of the engine: the waker of whoever polls for it, and the drop of what it
 //! carries if nobody does. That code may panic, and the thread serves others too. So it runs contained.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tokio::sync::oneshot;
+
+use crate::cause::panic_text;
 
 /// Runs something that may run a caller's code. A panic in there ends with it, and is told to the log.
 pub(crate) fn contained(run: impl FnOnce()) {
@@ -15,15 +16,6 @@ pub(crate) fn contained(run: impl FnOnce()) {
         // Its drop may panic again; a few bytes a panic are lost instead.
         std::mem::forget(panic);
     }
-}
-
-/// What a panic said, if it said something.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// The place of one answer. Dropping it tells whoever waits that there will be none.

@@ -13,7 +13,7 @@ use super::mail::{ShardEvent, ShardMail};
 use super::peers::{Door, Peers, Registry};
 use super::reader::LogReader;
 use super::shard::{self, ShardDeps};
-use super::snapshots::{NodeDoor, tally};
+use super::snapshots::{NodeDoor, sent};
 use super::writer::Writer;
 use super::{Inner, Node};
 use crate::config::{Config, ConfigError};
@@ -140,9 +140,8 @@ impl NodeBuilder {
             settings: TransferSettings::from(&config),
             store: storage.snapshots.clone(),
             keeper: keeper.clone(),
-            door: Arc::new(NodeDoor { registry: registry.clone(), shard: sender.clone() }),
+            door: Arc::new(NodeDoor { node: self.id, registry: registry.clone(), shard: sender.clone() }),
             runtime: runtime.clone(),
-            tally: tally(counters.clone()),
         });
         let peers = Peers::load(
             self.id,
@@ -166,7 +165,7 @@ impl NodeBuilder {
             transports: transports.clone(),
             hello: hello.clone(),
             runtime: runtime.clone(),
-            tally: tally(counters.clone()),
+            tally: sent(counters.clone()),
         });
         let deps = LanesDeps {
             reporter: mailbox.clone(),
@@ -235,7 +234,8 @@ impl NodeBuilder {
             runtime: own_runtime.0.take(),
         };
         for (transport, at) in self.transports {
-            let door = Arc::new(Door { peers: peers.clone(), lanes: node.inner.lanes.clone() });
+            let (lanes, scheme) = (node.inner.lanes.clone(), transport.scheme());
+            let door = Arc::new(Door { peers: peers.clone(), lanes, scheme });
             let listening = runtime.spawn(async move { transport.listen(&at, door).await });
             let listener = listening.await.map_err(|_| StartError::Stopped)??;
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);

@@ -44,38 +44,18 @@ impl Counters {
         }
     }
 
-    /// What came in on a lane.
-    pub(crate) fn received(&self, peer: NodeId, lane: Lane, messages: u64, bytes: u64) {
-        let peer = self.peer(peer, None);
-        let lane = peer.lane(lane_label(lane));
-        lane.messages_received(messages);
-        lane.payload_bytes_received(bytes);
-    }
-
-    /// Messages that gave way to newer ones of their kind.
-    pub(crate) fn superseded(&self, peer: NodeId, lane: Lane, n: u64) {
-        self.peer(peer, None).lane(lane_label(lane)).messages_superseded(n);
-    }
-
-    pub(crate) fn nacks_sent(&self, peer: NodeId, lane: Lane, n: u64) {
-        self.peer(peer, None).lane(lane_label(lane)).nacks_sent(n);
-    }
-
-    /// Nacks a transport had no room for.
-    pub(crate) fn nacks_dropped(&self, peer: NodeId, lane: Lane, n: u64) {
-        self.peer(peer, None).lane(lane_label(lane)).nacks_dropped(NackDropReason::NoRoom, n);
+    /// What is counted of a connection that a peer made over the transport of this scheme.
+    pub(crate) fn inbound(&self, peer: NodeId, scheme: &str) -> PeerMetrics {
+        self.metrics.peer(peer.as_u64(), static_scheme(scheme))
     }
 
     pub(crate) fn report(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome) {
         self.peer(peer, None).report(kind, outcome);
     }
 
-    pub(crate) fn snapshot_record(
-        &self,
-        peer: NodeId,
-        direction: labels::Direction,
-    ) -> impl RecordTotal + use<> {
-        self.peer(peer, None).snapshot_record(direction)
+    /// For a snapshot that goes out, over the transport that the lanes of the peer use too.
+    pub(crate) fn snapshot_sent(&self, peer: NodeId) -> impl RecordTotal + use<> {
+        self.peer(peer, None).snapshot_record(labels::Direction::Sent)
     }
 
     pub(crate) fn rejected(&self, reject: Reject) {
@@ -158,7 +138,7 @@ fn static_scheme(scheme: &str) -> &'static str {
     }
 }
 
-fn lane_label(lane: Lane) -> labels::Lane {
+pub(super) fn lane_label(lane: Lane) -> labels::Lane {
     match lane {
         Lane::Control => labels::Lane::Control,
         Lane::Append => labels::Lane::Append,

@@ -1,7 +1,7 @@
 //! The mail of the shard: what the other threads and the callers tell it, and the way to it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 
@@ -99,14 +99,41 @@ pub(crate) struct StartGroup {
 /// The way to the shard. Never blocks.
 #[derive(Clone)]
 pub(crate) struct ShardSender {
-    pub(super) events: Arc<Mutex<Vec<ShardEvent>>>,
+    /// `None` once the shard has ended.
+    events: Arc<Mutex<Option<Vec<ShardEvent>>>>,
     wake: Waker,
 }
 
 impl ShardSender {
+    /// After the end of the shard the event is dropped, which tells whoever waits for its answer.
     pub(crate) fn post(&self, event: ShardEvent) {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
-        self.wake.wake_by_ref();
+        let late = match self.lock().as_mut() {
+            Some(events) => {
+                events.push(event);
+                None
+            }
+            None => Some(event),
+        };
+        if late.is_none() {
+            self.wake.wake_by_ref();
+        }
+    }
+
+    /// Takes what was posted, in the place of an empty `into`.
+    pub(super) fn take(&self, into: &mut Vec<ShardEvent>) {
+        if let Some(events) = self.lock().as_mut() {
+            std::mem::swap(events, into);
+        }
+    }
+
+    /// From now on nothing is taken; what was is dropped.
+    pub(super) fn close(&self) {
+        let unread = self.lock().take();
+        drop(unread);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<ShardEvent>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,11 +168,19 @@ impl ShardMail {
     pub(crate) fn new() -> Self {
         let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), thread: Mutex::default() });
         let wake = Waker::from(unpark.clone());
-        let sender = ShardSender { events: Arc::default(), wake: wake.clone() };
+        let events = Arc::new(Mutex::new(Some(Vec::new())));
+        let sender = ShardSender { events, wake: wake.clone() };
         Self { sender, scheduled: Arc::new(Scheduled::new(wake)), unpark }
     }
 
     pub(crate) fn waker(&self) -> Waker {
         self.sender.wake.clone()
+    }
+}
+
+/// With the shard, however it ends: nobody may wait for an answer of one that is gone.
+impl Drop for ShardMail {
+    fn drop(&mut self) {
+        self.sender.close();
     }
 }

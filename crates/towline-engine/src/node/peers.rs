@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use towline_metrics::labels::{Direction, NackDropReason};
+use towline_metrics::{ByteTally, PeerMetrics};
 
-use super::counters::Counters;
+use super::counters::{Counters, lane_label};
 use super::ingress::{Delivered, Ingress};
 use super::refusals::{Loudness, Refusals};
 use crate::identity::{Identity, IdentityError, IdentityStore};
@@ -15,8 +17,8 @@ use crate::lanes::{Lanes, PeerGate};
 use crate::message::{Batch, Lane};
 use crate::snapshots::Receives;
 use crate::transport::{
-    CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, Refusal, SinkAnswer,
-    SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+    CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, ProgressCell, Refusal,
+    SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
 };
 
 /// The groups of a node, as the connections see them.
@@ -149,18 +151,20 @@ impl PeerGate for Peers {
     }
 }
 
-/// The way in, given to the transports.
+/// The way in over one transport.
 pub(crate) struct Door {
     pub(crate) peers: Arc<Peers>,
     /// Told who called.
     pub(crate) lanes: Lanes,
+    pub(crate) scheme: &'static str,
 }
 
 impl Inbound for Door {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
         let welcome = self.peers.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
         self.lanes.peer_called(hello.from);
-        Ok(Arc::new(Session { peers: self.peers.clone(), peer: hello.from, welcome }))
+        let metrics = self.peers.counters.inbound(hello.from, self.scheme);
+        Ok(Arc::new(Session { peers: self.peers.clone(), peer: hello.from, welcome, metrics }))
     }
 
     fn refused(&self, refusal: &Refusal) {
@@ -179,6 +183,8 @@ struct Session {
     peers: Arc<Peers>,
     peer: NodeId,
     welcome: Welcome,
+    /// Of the transport that the peer came over, which need not be the one it is called with.
+    metrics: PeerMetrics,
 }
 
 #[async_trait]
@@ -192,10 +198,12 @@ impl PeerSession for Session {
     }
 
     fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation> {
-        let counters = &self.peers.counters;
-        counters.received(self.peer, lane, batch.envelopes.len() as u64, batch.payload_bytes() as u64);
+        let counted = self.metrics.lane(lane_label(lane));
+        counted.messages_received(batch.envelopes.len() as u64);
+        counted.payload_bytes_received(batch.payload_bytes() as u64);
         let registry = self.peers.registry.read().unwrap_or_else(PoisonError::into_inner);
-        let mut nacks = if lane == Lane::Append { counters.take_late(self.peer) } else { Vec::new() };
+        let mut nacks =
+            if lane == Lane::Append { self.peers.counters.take_late(self.peer) } else { Vec::new() };
         let mut superseded = 0;
         for envelope in batch.envelopes {
             let group = envelope.group;
@@ -214,19 +222,24 @@ impl PeerSession for Session {
             }
         }
         if superseded > 0 {
-            counters.superseded(self.peer, lane, superseded);
+            counted.messages_superseded(superseded);
         }
         if !nacks.is_empty() {
-            counters.nacks_sent(self.peer, lane, nacks.len() as u64);
+            counted.nacks_sent(nacks.len() as u64);
         }
         Ok(nacks)
     }
 
     fn nacks_dropped(&self, lane: Lane, count: usize) {
-        self.peers.counters.nacks_dropped(self.peer, lane, count as u64);
+        self.metrics.lane(lane_label(lane)).nacks_dropped(NackDropReason::NoRoom, count as u64);
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
-        self.peers.receives.offer(self.peer, offer).await
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
+        let tally = ByteTally::new(self.metrics.snapshot_record(Direction::Received));
+        self.peers.receives.offer(self.peer, offer, tally, deciding).await
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::answer::{contained, panic_text};
+use super::answer::contained;
 use super::apply::ApplyWorker;
 use super::counters::Counters;
 use super::ingress::{Ingress, Taken};
@@ -24,6 +24,7 @@ use super::reader::LogReader;
 use super::target::{Task, fail_tasks};
 use super::waiter::{ReadWaiter, Waiter};
 use super::writer::Writer;
+use crate::cause::panic_text;
 use crate::config::ValidConfig;
 use crate::core::{Apply, Effects};
 use crate::errors::{ProposeError, TransferLeaderError};
@@ -102,10 +103,7 @@ impl Shard {
                 }
             }
             let started = Instant::now();
-            std::mem::swap(
-                &mut events,
-                &mut *mail.sender.events.lock().unwrap_or_else(PoisonError::into_inner),
-            );
+            mail.sender.take(&mut events);
             let worked = !events.is_empty();
             let control = self.take_events(&mut events);
             self.deps.mailbox.drain(&mut reports);
@@ -365,7 +363,12 @@ impl Shard {
             self.deps.sends.start(send);
         }
         for attempt in fx.cancelled.drain(..) {
-            self.deps.sends.cancel(&attempt);
+            // The core posts the outcome itself of one that kept too much of the log.
+            let cause = match self.deps.mailbox.has_outcome(attempt) {
+                true => "the log grew by snapshot_pin_bytes_max meanwhile",
+                false => "the leadership it belonged to is over, or the peer is no member any more",
+            };
+            self.deps.sends.cancel(&attempt, &cause.into());
         }
         for peer in fx.latched.drain(..) {
             tracing::warn!(group = %id, %peer, "raft waited for a snapshot that nobody would have reported on");
@@ -401,7 +404,7 @@ impl Shard {
         let attempts = catch_unwind(AssertUnwindSafe(|| running.group.live_attempts())).unwrap_or_default();
         for attempt in attempts {
             self.deps.mailbox.disarm(group, attempt.peer);
-            self.deps.sends.cancel(&attempt);
+            self.deps.sends.cancel(&attempt, cause);
         }
         let mut fx = CoreEffects::default();
         // The group may be in any state after a panic; whoever waits in it is told by the drop of its waiter then.

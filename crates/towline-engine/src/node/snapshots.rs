@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 use towline_metrics::ByteTally;
-use towline_metrics::labels::Direction;
 
 use super::answer::answer;
 use super::counters::Counters;
@@ -13,7 +12,7 @@ use super::mail::{Control, ShardEvent, ShardSender};
 use super::peers::Registry;
 use crate::config::ValidConfig;
 use crate::core::{OfferVerdict, RetryPolicy, SnapshotPolicy};
-use crate::ids::{GroupId, NodeId};
+use crate::ids::NodeId;
 use crate::message::Message;
 use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::GroupDoor;
@@ -21,14 +20,23 @@ use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 /// Asks the shard about offers.
 pub(crate) struct NodeDoor {
+    pub(crate) node: NodeId,
     pub(crate) registry: Registry,
     pub(crate) shard: ShardSender,
 }
 
 impl NodeDoor {
-    fn check(&self, group: GroupId) -> Result<(), SnapshotRefusal> {
+    /// A group that does not run here may be about to start: a leader that was told that this is the wrong node would
+    /// not ask again for long.
+    fn check(&self, offer: &SnapshotOffer) -> Result<(), SnapshotRefusal> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
-        if registry.contains_key(&group) { Ok(()) } else { Err(SnapshotRefusal::WrongNode) }
+        if registry.contains_key(&offer.meta.head.group) {
+            return Ok(());
+        }
+        match offer.message.to == self.node && offer.meta.head.conf_state.contains(self.node) {
+            true => Err(not_running()),
+            false => Err(SnapshotRefusal::WrongNode),
+        }
     }
 
     async fn ask<T>(
@@ -37,15 +45,18 @@ impl NodeDoor {
         answered: oneshot::Receiver<Result<T, SnapshotRefusal>>,
     ) -> Result<T, SnapshotRefusal> {
         self.shard.post(ShardEvent::Control(control));
-        let stopped = || Err(SnapshotRefusal::NotTaken { detail: "the group does not run here".into() });
-        answered.await.unwrap_or_else(|_| stopped())
+        answered.await.unwrap_or_else(|_| Err(not_running()))
     }
+}
+
+fn not_running() -> SnapshotRefusal {
+    SnapshotRefusal::NotTaken { detail: "the group does not run here now".into() }
 }
 
 #[async_trait]
 impl GroupDoor for NodeDoor {
     async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
-        self.check(offer.meta.head.group)?;
+        self.check(&offer)?;
         let (answer, answered) = answer();
         self.ask(Control::Offered { from, offer: Box::new(offer), answer }, answered).await
     }
@@ -61,9 +72,9 @@ impl GroupDoor for NodeDoor {
     }
 }
 
-/// Counts the bytes of a transfer when it ends.
-pub(crate) fn tally(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync> {
-    Arc::new(move |peer, direction| ByteTally::new(counters.snapshot_record(peer, direction)))
+/// Counts the bytes of a transfer that goes out when it ends.
+pub(crate) fn sent(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync> {
+    Arc::new(move |peer| ByteTally::new(counters.snapshot_sent(peer)))
 }
 
 /// The settings as the core counts them: in ticks.

@@ -1,5 +1,6 @@
 //! What an apply worker runs: a state machine whose types are hidden, and the work there is for it.
 
+use std::error::Error;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use std::time::Instant;
 
 use towline_metrics::GroupMetrics;
 
-use super::answer::{contained, panic_text};
+use super::answer::contained;
 use super::waiter::{ProposalWaiter, ReadWaiter, Waiter};
+use crate::cause::{chain, panic_text};
 use crate::core::Apply;
 use crate::errors::{ProposeError, ReadError, UncertainCause};
 use crate::message::Entry;
@@ -108,7 +110,7 @@ impl<S: StateMachine> Target for Machine<S> {
 }
 
 fn caught<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Arc<str>> {
-    match catch_unwind(AssertUnwindSafe(|| run().map_err(|fatal| fatal.to_string().into()))) {
+    match catch_unwind(AssertUnwindSafe(|| run().map_err(failed))) {
         Ok(result) => result,
         Err(panic) => {
             let cause = format!("state machine panicked: {}", panic_text(panic.as_ref())).into();
@@ -116,6 +118,10 @@ fn caught<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Arc<str>> {
             Err(cause)
         }
     }
+}
+
+fn failed(fatal: Fatal) -> Arc<str> {
+    format!("state machine failed: {}", chain(fatal.as_ref())).into()
 }
 
 fn fail_all(waiters: Vec<Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
@@ -134,8 +140,7 @@ pub(crate) fn restore(
     meta: &SnapshotMeta,
 ) -> Result<(), Arc<str>> {
     let started = Instant::now();
-    let unread =
-        |error: &dyn std::fmt::Display| -> Arc<str> { format!("snapshot to restore: {error}").into() };
+    let unread = |error: &dyn Error| -> Arc<str> { format!("snapshot to restore: {}", chain(error)).into() };
     let mut body = BodyRead::new(store.open(meta, 0).map_err(|error| unread(&error))?);
     target.restore(meta, &mut body)?;
     // A body that the machine did not read to its end may be another's.

@@ -11,7 +11,8 @@ use towline_metrics::NodeMetrics;
 
 use super::answer::{Answer, answer};
 use super::mail::{ShardEvent, ShardSender, WriteId};
-use crate::log_store::{GroupWrite, LogBatch, LogError, LogStore};
+pub(crate) use crate::cause::chain as describe;
+use crate::log_store::{GroupWrite, LogBatch, LogStore};
 
 /// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
 const MERGE_BYTES_MAX: usize = 16 << 20;
@@ -163,16 +164,4 @@ impl Merged {
         self.bytes += write.entries.iter().map(crate::message::Entry::payload_bytes).sum::<usize>();
         self.batch.merge(write);
     }
-}
-
-/// The error with its causes, on one line.
-pub(crate) fn describe(error: &LogError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -1,6 +1,5 @@
 //! The books of one transfer: closed on every way out, with one line in the log and one record of the bytes.
 
-use std::fmt::Display;
 use std::time::Instant;
 
 use towline_metrics::ByteTally;
@@ -8,7 +7,7 @@ use towline_metrics::labels::{Direction, SnapshotOutcome};
 
 use crate::ids::{GroupId, NodeId};
 
-/// Dropping it closes the books; without [`end`](Self::end) the transfer was cancelled.
+/// Dropping it closes the books. Without [`end`](Self::end) the transfer was cancelled, or failed by a panic.
 pub(super) struct Account {
     direction: Direction,
     group: GroupId,
@@ -56,14 +55,23 @@ impl Account {
         self.tally.add(bytes);
     }
 
-    pub(super) fn end(mut self, outcome: SnapshotOutcome, cause: Option<&dyn Display>) {
+    pub(super) fn end(mut self, outcome: SnapshotOutcome, cause: impl Into<String>) {
         self.outcome = outcome;
-        self.cause = cause.map_or_else(String::new, ToString::to_string);
+        self.cause = cause.into();
+    }
+
+    /// Why it is cancelled, if it is dropped from now on.
+    pub(super) fn cancelled_by(&mut self, cause: &str) {
+        self.cause = cause.into();
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.outcome = SnapshotOutcome::Failed;
+            self.cause = "it panicked".into();
+        }
         let payload_bytes = self.tally.settle(self.outcome);
         let seconds = self.started.elapsed().as_secs_f64();
         tracing::info!(

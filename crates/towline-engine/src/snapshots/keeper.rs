@@ -1,5 +1,6 @@
 //! The keeper: one thread that writes snapshots of this node's own state and removes the files nobody needs.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use crate::cause::{chain, panic_text};
 use crate::ids::GroupId;
-use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore};
+use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
 use crate::state_machine::{Applied, SnapshotSource};
 
 /// Bytes gathered before they are written to a file.
@@ -72,7 +74,8 @@ impl Keeper {
         let _ = self.work.send(Work::Retain { group, keep });
     }
 
-    /// Keeps a file for as long as the pin lives, whatever the group says; it does not know the file yet.
+    /// Keeps a file for as long as the pin lives, whatever the group says; it does not know the file yet. Blocks while
+    /// files are removed: what is found after that stays.
     pub(crate) fn pin(&self, group: GroupId, content: ContentId) -> Pin {
         *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry((group, content)).or_default() += 1;
         Pin { keeper: self.clone(), group, content }
@@ -105,13 +108,15 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dy
                 let result = make(store, *making).map(|meta| (meta, durable));
                 made(Made { group, life, result });
             }
-            Work::Retain { group, mut keep } => {
-                let pinned = pins.lock().unwrap_or_else(PoisonError::into_inner);
-                keep.extend(pinned.keys().filter(|(of, _)| *of == group).map(|(_, content)| *content));
-                drop(pinned);
-                if let Err(error) = store.retain(group, &keep) {
-                    tracing::warn!(%group, %error, "old snapshots could not be removed");
-                }
+            Work::Retain { group, keep } => {
+                // The next order is as good as this one: a store that panics here must not end the keeper.
+                let retained = catch_unwind(AssertUnwindSafe(|| retain(store, pins, group, keep)));
+                let cause = match retained {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => chain(&error),
+                    Err(panic) => format!("the store panicked: {}", said(panic)),
+                };
+                tracing::warn!(%group, cause, "old snapshots could not be removed");
             }
             Work::Unpin { group, content } => {
                 let mut pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,6 +132,18 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dy
     }
 }
 
+/// Holds the pins to its end, so that nobody pins what is about to go and then finds it.
+fn retain(
+    store: &dyn SnapshotStore,
+    pins: &Pins,
+    group: GroupId,
+    mut keep: Vec<ContentId>,
+) -> Result<(), SnapshotStoreError> {
+    let pinned = pins.lock().unwrap_or_else(PoisonError::into_inner);
+    keep.extend(pinned.keys().filter(|(of, _)| *of == group).map(|(_, content)| *content));
+    store.retain(group, &keep)
+}
+
 /// A snapshot that cannot be made is an inconvenience, not a reason to stop: the log is kept instead.
 fn make(store: &dyn SnapshotStore, making: Making) -> Option<SnapshotMeta> {
     let started = Instant::now();
@@ -139,11 +156,17 @@ fn make(store: &dyn SnapshotStore, making: Making) -> Option<SnapshotMeta> {
             tracing::info!(%group, index, bytes = meta.length, content = %meta.content, seconds, "snapshot made");
             return Some(meta);
         }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the state machine panicked while it wrote".into(),
+        Ok(Err(error)) => chain(&error),
+        Err(panic) => format!("the state machine or the store panicked: {}", said(panic)),
     };
     tracing::warn!(%group, index, %cause, "a snapshot could not be made");
     None
+}
+
+fn said(panic: Box<dyn Any + Send>) -> String {
+    let text = panic_text(panic.as_ref()).to_owned();
+    std::mem::forget(panic); // its drop may panic again
+    text
 }
 
 fn write(
@@ -159,3 +182,6 @@ fn write(
     writer.verify(None).map_err(io::Error::other)?;
     writer.commit().map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::TransferSettings;
-use crate::transport::{ProgressCell, TransferProgress};
+use crate::transport::{ProgressCell, TransferPhase, TransferProgress};
 
 /// A rate shared by all transfers of a node.
 pub(super) struct RateLimit {
@@ -46,8 +46,10 @@ pub(super) struct Stalled {
 }
 
 /// Watches one transfer for progress: bytes taken by flow control, bytes acknowledged, or another phase.
-pub(super) struct StallWatch<'a> {
-    settings: &'a TransferSettings,
+pub(super) struct StallWatch {
+    /// While the receiver is in no phase of its own.
+    silence_max: Duration,
+    phase_max: Duration,
     cell: ProgressCell,
     seen: TransferProgress,
     since: Instant,
@@ -56,10 +58,28 @@ pub(super) struct StallWatch<'a> {
 /// Looks at the progress so many times within the time allowed, so that a stall is found at most a tenth late.
 const LOOKS: u32 = 10;
 
-impl<'a> StallWatch<'a> {
-    pub(super) fn new(settings: &'a TransferSettings, cell: ProgressCell) -> Self {
+impl StallWatch {
+    /// While a receiver decides on an offer.
+    pub(super) fn of_offer(settings: &TransferSettings, deciding: ProgressCell) -> Self {
+        Self::new(settings.offer_timeout, settings.phase_timeout, deciding)
+    }
+
+    /// While it takes what it wanted.
+    pub(super) fn of_transfer(settings: &TransferSettings, progress: ProgressCell) -> Self {
+        Self::new(settings.progress_timeout, settings.phase_timeout, progress)
+    }
+
+    fn new(silence_max: Duration, phase_max: Duration, cell: ProgressCell) -> Self {
         let seen = cell.now();
-        Self { settings, cell, seen, since: Instant::now() }
+        Self { silence_max, phase_max, cell, seen, since: Instant::now() }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.seen.phase {
+            TransferPhase::Receiving => self.silence_max,
+            // To read, or to sync, a large file takes longer than any healthy pause between chunks.
+            TransferPhase::Verifying | TransferPhase::Syncing | TransferPhase::Stepping => self.phase_max,
+        }
     }
 
     /// Something moved on this side.
@@ -74,7 +94,7 @@ impl<'a> StallWatch<'a> {
     pub(super) async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stalled> {
         let mut work = pin!(work);
         loop {
-            let patience = self.settings.patience(self.seen.phase);
+            let patience = self.patience();
             let until = (self.since + patience).min(Instant::now() + patience / LOOKS);
             if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
                 return Ok(done);

@@ -1,14 +1,12 @@
 //! Receiving: an offer is decided before a byte of it moves; then the bytes go to a file on a thread that may block; and
 //! only when the file is durable and verified is Raft told of it, and asked whether it took it.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use towline_metrics::ByteTally;
 use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
@@ -16,10 +14,12 @@ use tracing::Instrument;
 use super::TransferSettings;
 use super::account::{Account, Subject};
 use super::keeper::Keeper;
+use super::seats::{Claim, Precedence, Seat, Seats};
+use super::spool::{Spool, SpoolFile, refusal};
 use crate::core::OfferVerdict;
-use crate::ids::{GroupId, NodeId};
+use crate::ids::NodeId;
 use crate::message::Message;
-use crate::snapshot_store::{SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer};
+use crate::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
 use crate::transport::{
     CHUNK_BYTES_MAX, Chunk, ProgressCell, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal,
     SnapshotSink, TransferPhase, TransferProgress,
@@ -28,8 +28,8 @@ use crate::transport::{
 /// Chunks that wait for the disk, so that the network and the disk work at the same time.
 const SPOOL_CHUNKS: usize = 8;
 
-/// How long an offer waits for an earlier attempt to let go of its file.
-const SEAT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Why a transfer ended that its sender gave up.
+const SENDER_GONE: &str = "the stream of the sender ended";
 
 /// Offers that wait for their group at a time; more are told that the node is busy.
 const OFFERS_MAX: usize = 64;
@@ -56,50 +56,41 @@ pub(crate) struct ReceivesDeps {
     pub(crate) keeper: Keeper,
     pub(crate) door: Arc<dyn GroupDoor>,
     pub(crate) runtime: Handle,
-    pub(crate) tally: Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync>,
 }
 
 /// The transfers this node receives.
 pub(crate) struct Receives {
     deps: Arc<ReceivesDeps>,
-    slots: Arc<Semaphore>,
     offers: Semaphore,
-    seats: Arc<Seats>,
-}
-
-/// The transfers that run, one a group.
-#[derive(Default)]
-struct Seats {
-    taken: Mutex<BTreeMap<GroupId, (Precedence, Arc<Notify>)>>,
-    freed: Notify,
-}
-
-/// A later leader, and a later attempt of the same one, takes the place of an earlier: the earlier one's sender has given
-/// up, and the network has not told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-struct Precedence {
-    term: u64,
-    attempt: u64,
+    seats: Seats<Spool>,
 }
 
 impl Receives {
     pub(crate) fn new(deps: ReceivesDeps) -> Self {
-        let slots = Arc::new(Semaphore::new(deps.settings.receives_max));
-        Self { deps: Arc::new(deps), slots, offers: Semaphore::new(OFFERS_MAX), seats: Arc::default() }
+        let seats = Seats::new(deps.settings.receives_max);
+        Self { deps: Arc::new(deps), offers: Semaphore::new(OFFERS_MAX), seats }
     }
 
-    /// Decides on an offer.
+    /// Decides on an offer, and keeps `deciding` current while that takes long. `tally` counts the bytes.
     pub(crate) async fn offer(
         &self,
         from: NodeId,
         offer: SnapshotOffer,
+        tally: ByteTally,
+        deciding: &ProgressCell,
     ) -> Result<SinkAnswer, SnapshotRefusal> {
         let (node, group) = (self.deps.node.as_u64(), offer.meta.head.group);
         let span = tracing::info_span!("snapshot", node, %group, peer = %from, attempt = offer.attempt);
-        self.answer(from, offer).instrument(span).await
+        self.answer(from, offer, tally, deciding).instrument(span).await
     }
 
-    async fn answer(&self, from: NodeId, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn answer(
+        &self,
+        from: NodeId,
+        offer: SnapshotOffer,
+        tally: ByteTally,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
         let head = &offer.meta.head;
         let subject = Subject {
             group: head.group,
@@ -108,16 +99,16 @@ impl Receives {
             attempt: offer.attempt,
             total: offer.meta.length,
         };
-        let tally = (self.deps.tally)(from, Direction::Received);
-        let account = Account::open(Direction::Received, subject, tally);
-        match self.decide(from, offer, account).await {
-            Ok(Decided::Accept { offset, sink }) => Ok(SinkAnswer::Accept { offset, sink }),
-            Ok(Decided::Have { commit, account }) => {
-                account.end(SnapshotOutcome::AlreadyHad, None);
+        let mut account = Account::open(Direction::Received, subject, tally);
+        account.cancelled_by(SENDER_GONE);
+        match self.decide(from, &offer, deciding).await {
+            Ok(Decided::Wanted { spool, seat }) => Ok(self.accept(from, offer, account, spool, seat)),
+            Ok(Decided::Have { commit }) => {
+                account.end(SnapshotOutcome::AlreadyHad, "");
                 Ok(SinkAnswer::AlreadyHave { commit })
             }
-            Err((refusal, account)) => {
-                account.end(SnapshotOutcome::Refused, Some(&refusal));
+            Err(refusal) => {
+                account.end(SnapshotOutcome::Refused, refusal.to_string());
                 Err(refusal)
             }
         }
@@ -126,57 +117,36 @@ impl Receives {
     async fn decide(
         &self,
         from: NodeId,
-        offer: SnapshotOffer,
-        account: Account,
-    ) -> Result<Decided, (SnapshotRefusal, Account)> {
-        let length_max = self.deps.settings.bytes_max;
-        if offer.meta.length > length_max {
-            return Err((SnapshotRefusal::TooLarge { length: offer.meta.length, length_max }, account));
+        offer: &SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<Decided, SnapshotRefusal> {
+        let (length, length_max) = (offer.meta.length, self.deps.settings.bytes_max);
+        if length > length_max {
+            return Err(SnapshotRefusal::TooLarge { length, length_max });
         }
-        let verdict = match self.offers.try_acquire() {
-            Ok(_room) => self.deps.door.offer(from, offer.clone()).await,
-            Err(_) => Err(SnapshotRefusal::Busy),
+        let verdict = {
+            let _room = self.offers.try_acquire().map_err(|_| SnapshotRefusal::Busy)?;
+            self.deps.door.offer(from, offer.clone()).await?
         };
-        match verdict {
-            Err(refusal) => return Err((refusal, account)),
-            Ok(OfferVerdict::Have { commit }) => return Ok(Decided::Have { commit, account }),
-            Ok(OfferVerdict::Wanted) => {}
+        if let OfferVerdict::Have { commit } = verdict {
+            return Ok(Decided::Have { commit });
         }
         let precedence = Precedence { term: offer.message.term, attempt: offer.attempt };
-        let taken = self.take_seat(offer.meta.head.group, precedence);
-        let seat = match tokio::time::timeout(SEAT_TIMEOUT, taken).await {
-            Ok(Some(seat)) => seat,
-            _ => return Err((SnapshotRefusal::Busy, account)),
-        };
-        let (deps, meta) = (self.deps.clone(), offer.meta.clone());
-        let opened = self.deps.runtime.spawn_blocking(move || open(&*deps.store, &meta));
-        let spool = match opened.await {
-            Ok(Ok(spool)) => spool,
-            Ok(Err(refusal)) => return Err((refusal, account)),
-            Err(error) => return Err((SnapshotRefusal::Storage { detail: error.to_string() }, account)),
-        };
-        Ok(self.accept(from, offer, account, spool, seat))
-    }
-
-    /// One transfer a group, and so many a node. Waits for an earlier attempt to let go; bounded by the caller.
-    async fn take_seat(&self, group: GroupId, of: Precedence) -> Option<Seat> {
-        loop {
-            let freed = self.seats.freed.notified();
-            {
-                let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
-                match taken.get(&group) {
-                    None => {
-                        let permit = self.slots.clone().try_acquire_owned().ok()?;
-                        let cancelled = Arc::new(Notify::new());
-                        taken.insert(group, (of, cancelled.clone()));
-                        return Some(Seat { group, seats: self.seats.clone(), cancelled, _permit: permit });
-                    }
-                    Some((earlier, cancelled)) if *earlier < of => cancelled.notify_one(),
-                    Some(_) => return None,
-                }
-            }
-            freed.await;
+        let claimed = self.seats.claim(offer.meta.head.group, precedence, offer.meta.content).await;
+        let Claim { opened, seat } = claimed.ok_or(SnapshotRefusal::Busy)?;
+        // What is here of it is read again before it counts, which can take longer than any sender waits for silence.
+        deciding.advance(TransferProgress { acked: 0, phase: TransferPhase::Verifying });
+        if let Some(seat) = seat {
+            let (deps, meta, deciding) = (self.deps.clone(), offer.meta.clone(), deciding.clone());
+            // It holds the seat until it has let go of the file, whoever gives up waiting for it meanwhile.
+            self.deps.runtime.spawn_blocking(move || {
+                seat.hand_over(Spool::open(&*deps.store, &deps.keeper, &meta, &deciding));
+            });
         }
+        // Nothing: the store panicked.
+        let failed = || SnapshotRefusal::Storage { detail: "the file could not be opened".into() };
+        let (spool, seat) = opened.await.unwrap_or_else(|_| Err(failed()))?;
+        Ok(Decided::Wanted { spool, seat })
     }
 
     fn accept(
@@ -185,13 +155,11 @@ impl Receives {
         offer: SnapshotOffer,
         mut account: Account,
         spool: Spool,
-        seat: Seat,
-    ) -> Decided {
-        let offset = match &spool {
-            Spool::Open(writer) => writer.verified(),
-            Spool::Complete => offer.meta.length,
-        };
+        seat: Seat<Spool>,
+    ) -> SinkAnswer {
+        let offset = spool.offset(&offer.meta);
         account.offset = offset;
+        account.cancelled_by("the receiver panicked");
         let progress = ProgressCell::new(offset);
         let (commands, queue) = mpsc::channel(SPOOL_CHUNKS);
         let failure = Arc::new(Mutex::new(None));
@@ -213,15 +181,17 @@ impl Receives {
             let result = receiver.run(spool, queue, &account);
             match result {
                 Ok(answer) => {
-                    account.end(SnapshotOutcome::Finished, None);
+                    account.end(SnapshotOutcome::Finished, "");
                     let _ = answer.to.send(Ok(answer.receipt));
                 }
                 Err(ended) => {
                     let outcome = match &ended.refusal {
+                        None | Some(SnapshotRefusal::Superseded) => SnapshotOutcome::Cancelled,
                         Some(_) => SnapshotOutcome::Failed,
-                        None => SnapshotOutcome::Cancelled,
                     };
-                    account.end(outcome, ended.refusal.as_ref().map(|refusal| refusal as _));
+                    let cause =
+                        ended.refusal.as_ref().map_or_else(|| SENDER_GONE.into(), ToString::to_string);
+                    account.end(outcome, cause);
                     // First, because whoever finds the queue closed looks here.
                     failed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&ended.refusal);
                     drop(ended.queue);
@@ -231,58 +201,13 @@ impl Receives {
                 }
             }
         });
-        Decided::Accept { offset, sink: Box::new(Sink { commands, failure, progress }) }
+        SinkAnswer::Accept { offset, sink: Box::new(Sink { commands, failure, progress }) }
     }
 }
 
 enum Decided {
-    Accept { offset: u64, sink: Box<dyn SnapshotSink> },
-    Have { commit: u64, account: Account },
-}
-
-struct Seat {
-    group: GroupId,
-    seats: Arc<Seats>,
-    /// A later attempt wants the seat.
-    cancelled: Arc<Notify>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
-        self.seats.freed.notify_waiters();
-    }
-}
-
-/// Where the bytes go.
-enum Spool {
-    Open(Box<dyn SnapshotWriter>),
-    /// The file is here, whole, from an attempt that Raft did not take or a process that died before it could.
-    Complete,
-}
-
-fn open(store: &dyn SnapshotStore, meta: &SnapshotMeta) -> Result<Spool, SnapshotRefusal> {
-    match store.find(meta.head.group, meta.content) {
-        Ok(Some(here)) if here == *meta => return Ok(Spool::Complete),
-        Ok(_) => {}
-        // Written anew in its place.
-        Err(error) => tracing::warn!(%error, "a snapshot file is not usable"),
-    }
-    store.receive(meta).map(Spool::Open).map_err(refusal)
-}
-
-fn refusal(error: SnapshotStoreError) -> SnapshotRefusal {
-    match error {
-        SnapshotStoreError::Corrupt { .. } => SnapshotRefusal::Corrupt { detail: error.to_string() },
-        SnapshotStoreError::Busy { .. } => SnapshotRefusal::Busy,
-        SnapshotStoreError::Io { during, source } => {
-            SnapshotRefusal::Storage { detail: format!("{during}: {source}") }
-        }
-        SnapshotStoreError::Missing { .. } | SnapshotStoreError::NoRoom { .. } => {
-            SnapshotRefusal::Storage { detail: error.to_string() }
-        }
-    }
+    Wanted { spool: Spool, seat: Seat<Spool> },
+    Have { commit: u64 },
 }
 
 enum Command {
@@ -300,7 +225,7 @@ struct Sink {
 impl Sink {
     fn failure(&self) -> SnapshotRefusal {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        failure.unwrap_or_else(|| SnapshotRefusal::Storage { detail: "the receiver has stopped".into() })
+        failure.unwrap_or_else(|| SnapshotRefusal::NotTaken { detail: "the receiver has stopped".into() })
     }
 }
 
@@ -356,14 +281,18 @@ impl Receiver {
         loop {
             let next = self.deps.runtime.block_on(async {
                 tokio::select! {
-                    next = tokio::time::timeout(timeout, queue.recv()) => next,
-                    () = self.cancelled.notified() => Ok(None),
+                    next = tokio::time::timeout(timeout, queue.recv()) => match next {
+                        Ok(next) => Ok(next),
+                        Err(_) => Err(SnapshotRefusal::Stalled { millis: timeout.as_millis() as u64 }),
+                    },
+                    () = self.cancelled.notified() => Err(SnapshotRefusal::Superseded),
                 }
             });
+            // The writer keeps what it verified, for a later attempt.
             let refusal = match next {
-                // Nobody sends any more, or somebody else does. The writer keeps what it verified, for a later attempt.
+                // Nobody sends any more.
                 Ok(None) => None,
-                Err(_) => Some(SnapshotRefusal::Stalled { millis: timeout.as_millis() as u64 }),
+                Err(refusal) => Some(refusal),
                 Ok(Some(Command::Chunk(chunk))) => {
                     // What arrived, whatever it is worth: so it can be compared with what was sent.
                     account.add(chunk.data.len() as u64);
@@ -379,8 +308,8 @@ impl Receiver {
                     };
                 }
             };
-            if let (Some(SnapshotRefusal::Corrupt { .. }), Spool::Open(writer)) = (&refusal, spool) {
-                writer.discard();
+            if let Some(SnapshotRefusal::Corrupt { .. }) = &refusal {
+                spool.discard();
             }
             return Err(Ended { refusal, to: None, queue });
         }
@@ -396,7 +325,7 @@ impl Receiver {
             return corrupt(format!("a chunk of {bytes} bytes at {at} of {}", self.meta.length));
         }
         // A spool that is complete has no room for a chunk: none gets here.
-        if let Spool::Open(writer) = spool
+        if let SpoolFile::Open(writer) = &mut spool.file
             && let Err(error) = writer.write_part(&chunk.data, chunk.crc32c)
         {
             return match error.kind() {
@@ -413,16 +342,12 @@ impl Receiver {
         let phase = |phase| self.progress.advance(TransferProgress { acked: self.written, phase });
         let promised = Trailer { length: self.meta.length, content: self.meta.content };
         if trailer != promised || self.written != promised.length {
-            if let Spool::Open(writer) = spool {
-                writer.discard();
-            }
+            spool.discard();
             let detail = format!("the end came at {} of {} bytes", self.written, promised.length);
             return Err(SnapshotRefusal::Corrupt { detail });
         }
-        let group = self.meta.head.group;
-        // Until Raft has it: the file is complete, but no group knows of it.
-        let _pin = self.deps.keeper.pin(group, self.meta.content);
-        if let Spool::Open(mut writer) = spool {
+        let Spool { file, pin } = spool;
+        if let SpoolFile::Open(mut writer) = file {
             phase(TransferPhase::Verifying);
             if let Err(error) = writer.verify(Some(&promised)) {
                 writer.discard();
@@ -433,6 +358,8 @@ impl Receiver {
         }
         phase(TransferPhase::Stepping);
         let received = self.deps.door.receive(self.from, self.message.clone(), self.meta.clone());
-        self.deps.runtime.block_on(received)
+        let taken = self.deps.runtime.block_on(received);
+        drop(pin);
+        taken
     }
 }

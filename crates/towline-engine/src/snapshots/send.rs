@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::sync::{mpsc, watch};
 use towline_metrics::ByteTally;
 use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
@@ -14,6 +13,7 @@ use tracing::Instrument;
 use super::TransferSettings;
 use super::account::{Account, Subject};
 use super::pace::{RateLimit, StallWatch, Stalled};
+use crate::cause::chain;
 use crate::core::SnapshotSend;
 use crate::ids::NodeId;
 use crate::reporter::{SnapshotAttempt, SnapshotFailure};
@@ -21,8 +21,11 @@ use crate::snapshot_store::{BodyPart, SnapshotMeta, SnapshotStore, Trailer};
 use crate::status::AttemptStatus;
 use crate::transport::{
     Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
-    Transport,
+    TransferPhase, TransferProgress, Transport,
 };
+
+/// Why a transfer ends, or does not begin, that the node has no time for any more.
+const STOPS: &str = "the node stops";
 
 /// Chunks read ahead of the transport.
 const READ_AHEAD_CHUNKS: usize = 4;
@@ -36,7 +39,7 @@ pub(crate) struct SendsDeps {
     pub(crate) hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
     pub(crate) runtime: Handle,
     /// Makes the obligation to count the bytes of one transfer, which also gets its line in the log.
-    pub(crate) tally: Arc<dyn Fn(NodeId, Direction) -> ByteTally + Send + Sync>,
+    pub(crate) tally: Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync>,
 }
 
 /// The transfers this node sends. Clones are the same.
@@ -61,10 +64,17 @@ struct State {
 /// What others may see of a transfer, and do to it.
 #[derive(Default)]
 struct Running {
-    abort: Mutex<Option<AbortHandle>>,
+    /// Why it is to end, once it is.
+    cancelled: watch::Sender<Option<Arc<str>>>,
     offset: AtomicU64,
     sent: AtomicU64,
-    progress: Mutex<Option<ProgressCell>>,
+    receiver: Mutex<Option<Receiver>>,
+}
+
+/// What a receiver says of itself.
+struct Receiver {
+    answered: bool,
+    progress: ProgressCell,
 }
 
 impl Sends {
@@ -82,30 +92,30 @@ impl Sends {
         self.lock().peers.insert(peer.id, peer);
     }
 
-    /// Starts a transfer. Whatever happens to it, its ticket reports.
+    /// Starts a transfer. Whatever happens to it, its ticket reports and its books are closed.
     pub(crate) fn start(&self, send: SnapshotSend) {
         let attempt = send.ticket.attempt();
+        let account = self.inner.open_account(attempt, &send.meta);
         let running = Arc::new(Running::default());
-        let peer = {
+        let listed = {
             let mut state = self.lock();
-            if state.closed {
-                return; // the ticket reports in its drop
+            if !state.closed {
+                state.running.insert(attempt, running.clone());
             }
-            state.running.insert(attempt, running.clone());
-            state.peers.get(&attempt.peer).cloned()
+            (!state.closed).then(|| state.peers.get(&attempt.peer).cloned())
         };
+        // The ticket reports in its drop.
+        let Some(peer) = listed else { return account.end(SnapshotOutcome::Cancelled, STOPS) };
         let listed = Listed { sends: self.clone(), attempt };
-        let sends = self.clone();
-        let shared = running.clone();
-        let (node, number) = (self.inner.deps.node.as_u64(), attempt.number);
+        let inner = self.inner.clone();
+        let (node, number) = (inner.deps.node.as_u64(), attempt.number);
         let span = tracing::info_span!("snapshot", node, group = %attempt.group, peer = %attempt.peer, attempt = number);
         let task = async move {
             // Dropped last, after the ticket: an attempt is listed for as long as somebody may still report on it.
             let _listed = listed;
-            sends.inner.run(send, peer, &shared).await;
+            inner.run(send, peer, &running, account).await;
         };
-        let task = self.inner.deps.runtime.spawn(task.instrument(span));
-        *running.abort.lock().unwrap_or_else(PoisonError::into_inner) = Some(task.abort_handle());
+        self.inner.deps.runtime.spawn(task.instrument(span));
     }
 
     /// Whether somebody works on the attempt.
@@ -114,10 +124,10 @@ impl Sends {
     }
 
     /// Ends a transfer that is of no use any more.
-    pub(crate) fn cancel(&self, attempt: &SnapshotAttempt) {
+    pub(crate) fn cancel(&self, attempt: &SnapshotAttempt, cause: &Arc<str>) {
         let running = self.lock().running.get(attempt).cloned();
         if let Some(running) = running {
-            running.abort();
+            running.cancel(cause);
         }
     }
 
@@ -126,8 +136,11 @@ impl Sends {
         let Some(running) = self.lock().running.get(attempt).cloned() else { return };
         status.offset = running.offset.load(Ordering::Relaxed);
         status.sent = running.sent.load(Ordering::Relaxed);
-        let progress = running.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        status.acked = progress.as_ref().map_or(status.offset, |cell| cell.now().acked);
+        let receiver = running.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Receiver { answered, progress }) = &*receiver else { return };
+        let TransferProgress { acked, phase } = progress.now();
+        status.acked = acked;
+        status.phase = Some(phase).filter(|phase| *answered || *phase != TransferPhase::Receiving);
     }
 
     /// Ends all transfers, and takes no more.
@@ -137,15 +150,29 @@ impl Sends {
             state.closed = true;
             state.running.values().cloned().collect()
         };
-        running.iter().for_each(|running| running.abort());
+        running.iter().for_each(|running| running.cancel(&STOPS.into()));
     }
 }
 
 impl Running {
-    fn abort(&self) {
-        if let Some(task) = self.abort.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            task.abort();
-        }
+    fn hears(&self, answered: bool, progress: ProgressCell) {
+        let receiver = Receiver { answered, progress };
+        *self.receiver.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+    }
+
+    /// The first cause stays.
+    fn cancel(&self, cause: &Arc<str>) {
+        self.cancelled.send_if_modified(|cancelled| {
+            let first = cancelled.is_none();
+            cancelled.get_or_insert_with(|| cause.clone());
+            first
+        });
+    }
+
+    async fn cancelled(&self) -> Arc<str> {
+        let mut cancelled = self.cancelled.subscribe();
+        let cause = cancelled.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone());
+        cause.unwrap_or_else(|| STOPS.into())
     }
 }
 
@@ -178,12 +205,14 @@ enum SendError {
     Refused(SnapshotRefusal),
     #[error("the receiver wants to begin at {offset} of {length} bytes")]
     Offset { offset: u64, length: u64 },
-    #[error("no answer to the offer in time")]
-    NoAnswer,
+    #[error("no answer to the offer for {:?}, {:?}", .0.waited, .0.at.phase)]
+    NoAnswer(Stalled),
     #[error("no progress for {:?} at {} bytes, {:?}", .0.waited, .0.at.acked, .0.at.phase)]
     Stalled(Stalled),
     #[error("the file could not be read: {0}")]
     File(String),
+    #[error("{0}")]
+    Cancelled(Arc<str>),
 }
 
 impl SendError {
@@ -195,44 +224,51 @@ impl SendError {
             }
             Self::Transfer(TransferError::Unsupported) => SnapshotFailure::Refused { lasting: true },
             Self::Transfer(_) | Self::Offset { .. } => SnapshotFailure::Transfer,
-            Self::NoAnswer | Self::Stalled(_) => SnapshotFailure::Timeout,
+            Self::NoAnswer(_) | Self::Stalled(_) => SnapshotFailure::Timeout,
             Self::File(_) => SnapshotFailure::Storage,
+            Self::Cancelled(_) => SnapshotFailure::Abandoned,
         }
     }
 
     fn outcome(&self) -> SnapshotOutcome {
         match self {
             Self::Refused(_) => SnapshotOutcome::Refused,
+            Self::Cancelled(_) => SnapshotOutcome::Cancelled,
             _ => SnapshotOutcome::Failed,
         }
     }
 }
 
 impl Inner {
-    async fn run(&self, send: SnapshotSend, peer: Option<Peer>, running: &Running) {
-        // The order of the fields' drops, when the task is cancelled, does not matter: each does its own duty.
+    fn open_account(&self, attempt: SnapshotAttempt, meta: &SnapshotMeta) -> Account {
+        let SnapshotAttempt { group, peer, index, number, .. } = attempt;
+        let subject = Subject { group, peer, index, attempt: number, total: meta.length };
+        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(peer));
+        account.cancelled_by("the runtime has ended");
+        account
+    }
+
+    async fn run(&self, send: SnapshotSend, peer: Option<Peer>, running: &Running, mut account: Account) {
+        // The order of the fields' drops, when the task is dropped, does not matter: each does its own duty.
         let SnapshotSend { ticket, message, meta, slot } = send;
-        let attempt = ticket.attempt();
-        let SnapshotAttempt { group, peer: to, index, number, .. } = attempt;
-        let subject = Subject { group, peer: to, index, attempt: number, total: meta.length };
-        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(to, Direction::Sent));
-        let offer = SnapshotOffer { message, meta, attempt: attempt.number };
-        let result = match peer {
-            Some(peer) => self.transfer(&peer, offer, running, &mut account).await,
-            None => Err(SendError::NoRoute),
+        let offer = SnapshotOffer { message, meta, attempt: ticket.attempt().number };
+        let result = tokio::select! {
+            biased;
+            cause = running.cancelled() => Err(SendError::Cancelled(cause)),
+            result = self.transfer(peer, offer, running, &mut account) => result,
         };
         drop(slot);
         match result {
             Ok(Sent::Finished) => {
-                account.end(SnapshotOutcome::Finished, None);
+                account.end(SnapshotOutcome::Finished, "");
                 ticket.finish();
             }
             Ok(Sent::AlreadyHad) => {
-                account.end(SnapshotOutcome::AlreadyHad, None);
+                account.end(SnapshotOutcome::AlreadyHad, "");
                 ticket.finish();
             }
             Err(error) => {
-                account.end(error.outcome(), Some(&error));
+                account.end(error.outcome(), chain(&error));
                 ticket.fail(error.failure());
             }
         }
@@ -240,16 +276,20 @@ impl Inner {
 
     async fn transfer(
         &self,
-        peer: &Peer,
+        peer: Option<Peer>,
         offer: SnapshotOffer,
         running: &Running,
         account: &mut Account,
     ) -> Result<Sent, SendError> {
         let settings = &self.deps.settings;
+        let peer = peer.ok_or(SendError::NoRoute)?;
         let transport = self.deps.transports.get(peer.address.scheme()).ok_or(SendError::NoRoute)?;
         let hello = (self.deps.hello)(peer.id);
-        let asked = tokio::time::timeout(settings.offer_timeout, transport.offer(peer, &hello, &offer));
-        let (offset, transfer) = match asked.await.map_err(|_| SendError::NoAnswer)?? {
+        let deciding = ProgressCell::new(0);
+        running.hears(false, deciding.clone());
+        let mut watch = StallWatch::of_offer(settings, deciding.clone());
+        let asked = watch.guard(transport.offer(&peer, &hello, &offer, &deciding));
+        let (offset, transfer) = match asked.await.map_err(SendError::NoAnswer)?? {
             OfferAnswer::AlreadyHave { .. } => return Ok(Sent::AlreadyHad),
             OfferAnswer::Refused(refusal) => return Err(SendError::Refused(refusal)),
             OfferAnswer::Accepted { offset, transfer } => (offset, transfer),
@@ -260,7 +300,7 @@ impl Inner {
         }
         account.offset = offset;
         running.offset.store(offset, Ordering::Relaxed);
-        *running.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(transfer.progress());
+        running.hears(true, transfer.progress());
         let chunks = self.read(offer.meta.clone(), offset);
         self.stream(chunks, transfer, &offer.meta, offset, running, account).await
     }
@@ -274,7 +314,7 @@ impl Inner {
         running: &Running,
         account: &mut Account,
     ) -> Result<Sent, SendError> {
-        let mut watch = StallWatch::new(&self.deps.settings, transfer.progress());
+        let mut watch = StallWatch::of_transfer(&self.deps.settings, transfer.progress());
         while let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? {
             let BodyPart { bytes: data, crc32c } = part.map_err(SendError::File)?;
             let bytes = data.len();
@@ -313,8 +353,8 @@ fn read_chunks(
     size: usize,
     chunks: &mpsc::Sender<Result<BodyPart, String>>,
 ) -> Result<(), String> {
-    let mut body = store.open(meta, offset).map_err(|error| error.to_string())?;
-    while let Some(part) = body.next_part(size).map_err(|error| error.to_string())? {
+    let mut body = store.open(meta, offset).map_err(|error| chain(&error))?;
+    while let Some(part) = body.next_part(size).map_err(|error| chain(&error))? {
         offset += part.bytes.len() as u64;
         if chunks.blocking_send(Ok(part)).is_err() {
             return Ok(());
@@ -325,3 +365,6 @@ fn read_chunks(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

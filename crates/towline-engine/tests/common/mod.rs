@@ -243,6 +243,7 @@ impl Transport for Nowhere {
         _to: &Peer,
         _hello: &Hello,
         _offer: &SnapshotOffer,
+        _deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         Err(TransferError::Broken { detail: "nowhere".into() })
     }

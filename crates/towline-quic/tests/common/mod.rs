@@ -138,7 +138,7 @@ impl PeerSession for Session {
         self.nacks_dropped.fetch_add(count, Ordering::Relaxed);
     }
 
-    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Err(SnapshotRefusal::Unsupported)
     }
 }

@@ -61,7 +61,7 @@ impl PeerSession for Session {
         Ok(Vec::new())
     }
 
-    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Ok(SinkAnswer::Accept { offset: 0, sink: Box::new(Sink(self.2.clone())) })
     }
 }
@@ -164,7 +164,7 @@ impl Ends {
         let Trailer { length, content } = ContentHasher::new(&head).finish();
         let message = Message::new(MessageKind::Snapshot, node(1), node(2));
         let offer = SnapshotOffer { message, meta: SnapshotMeta { head, length, content }, attempt: 1 };
-        match self.transport.offer(&peer(), &hello(), &offer).await {
+        match self.transport.offer(&peer(), &hello(), &offer, &ProgressCell::new(0)).await {
             Ok(OfferAnswer::Accepted { transfer, .. }) => transfer,
             _ => panic!("not accepted"),
         }

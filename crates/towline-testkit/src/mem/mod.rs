@@ -30,7 +30,7 @@ use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::transport::{
     ConnectError, Connected, Hello, Inbound, LinkClosed, LinkFeedback, Listener, OfferAnswer, Peer,
-    SnapshotOffer, TransferError, Transport, TransportError,
+    ProgressCell, SnapshotOffer, TransferError, Transport, TransportError,
 };
 
 use self::listener::Door;
@@ -239,8 +239,9 @@ impl Transport for MemTransport {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        transfer::offer(&self.net, to, hello, offer).await
+        transfer::offer(&self.net, to, hello, offer, deciding).await
     }
 }
 

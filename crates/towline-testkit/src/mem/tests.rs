@@ -5,8 +5,8 @@ use tokio::time::timeout;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation};
 use towline_engine::message::{Batch, Envelope, Message, MessageKind};
 use towline_engine::transport::{
-    CertIdentity, LinkEvents, Nack, NackCause, PROTOCOL_VERSION, PeerSession, Refusal, SinkAnswer,
-    SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+    CertIdentity, LinkEvents, Nack, NackCause, PROTOCOL_VERSION, PeerSession, ProgressCell, Refusal,
+    SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
 };
 
 use super::*;
@@ -56,7 +56,7 @@ impl PeerSession for Session {
         }
     }
 
-    async fn offer(&self, _offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _offer: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Err(SnapshotRefusal::Unsupported)
     }
 }

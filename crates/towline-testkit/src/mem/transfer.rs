@@ -34,6 +34,7 @@ pub(crate) async fn offer(
     to: &Peer,
     hello: &Hello,
     offer: &SnapshotOffer,
+    deciding: &ProgressCell,
 ) -> Result<OfferAnswer, TransferError> {
     let Knock { door, wire, session, .. } =
         knock(net, to, hello, None).await.map_err(TransferError::Connect)?;
@@ -43,7 +44,8 @@ pub(crate) async fn offer(
     let (answered, answer) = oneshot::channel();
     let (outcome_sender, outcome) = oneshot::channel();
     let progress = ProgressCell::new(0);
-    let receiver = Receiver { net: net.clone(), wire, items: received, progress: progress.clone() };
+    let (deciding, cell) = (deciding.clone(), progress.clone());
+    let receiver = Receiver { net: net.clone(), wire, items: received, deciding, progress: cell };
     let offer = offer.clone();
     let inside = door.enter();
     door.runtime.spawn(async move {
@@ -146,6 +148,8 @@ struct Receiver {
     net: Arc<Shared>,
     wire: Arc<Wire>,
     items: mpsc::Receiver<Item>,
+    /// The sender's, until there is an answer.
+    deciding: ProgressCell,
     /// The sender's.
     progress: ProgressCell,
 }
@@ -180,7 +184,13 @@ impl Receiver {
         offer: SnapshotOffer,
         answered: oneshot::Sender<Answered>,
     ) -> Outcome {
-        let (answer, sink) = match session.offer(offer).await {
+        let theirs = ProgressCell::new(0);
+        let back = report(&self.net, &self.wire, theirs.clone(), self.deciding.clone());
+        let decided = tokio::select! {
+            decided = session.offer(offer, &theirs) => decided,
+            () = back => return Err(broken("cut")),
+        };
+        let (answer, sink) = match decided {
             Ok(SinkAnswer::Accept { offset, sink }) => (Answered::Accepted { offset }, Some(sink)),
             Ok(SinkAnswer::AlreadyHave { commit }) => (Answered::AlreadyHave { commit }, None),
             Err(refusal) => (Answered::Refused(refusal), None),

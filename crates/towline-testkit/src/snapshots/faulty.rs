@@ -10,6 +10,7 @@ use towline_engine::snapshot_store::{
 };
 
 const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 
 /// What can be made to fail, or be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -227,7 +228,7 @@ impl Plan {
 
 fn io_error(fault: SnapshotFault) -> io::Error {
     match fault {
-        SnapshotFault::DiskFull => io::ErrorKind::StorageFull.into(),
+        SnapshotFault::DiskFull => io::Error::from_raw_os_error(ENOSPC),
         SnapshotFault::Corrupt => io::Error::new(io::ErrorKind::InvalidData, "corrupt, as it was told"),
         _ => io::Error::from_raw_os_error(EIO),
     }

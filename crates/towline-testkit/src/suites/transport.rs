@@ -204,6 +204,7 @@ macro_rules! transport_suite {
             a_handshake_refused_is_the_cause_of_a_failed_offer
             progress_is_readable_while_send_waits
             phases_are_readable_while_finish_waits
+            a_receiver_that_decides_for_long_is_heard_of
             two_transfers_at_once_do_not_mix
             a_receipt_comes_only_after_the_receiver_has_it
             a_dropped_transfer_is_a_reset_and_never_an_end

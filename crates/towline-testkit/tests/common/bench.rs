@@ -144,7 +144,7 @@ impl Bench {
             if let Some(last) = self.peer().await.last_attempt.filter(|last| last.number > number) {
                 return last;
             }
-            assert!(Instant::now() < end, "no attempt ended");
+            assert!(Instant::now() < end, "no attempt ended after {number}: {:?}", self.peer().await);
             tokio::task::yield_now().await;
         }
     }

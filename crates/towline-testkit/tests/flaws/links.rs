@@ -265,8 +265,12 @@ impl PeerSession for BrokenSession {
         }
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
-        Ok(match self.inner.offer(offer).await? {
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
+        Ok(match self.inner.offer(offer, deciding).await? {
             SinkAnswer::Accept { offset, sink } if self.flaw == Some(Flaw::KeepsSinks) => {
                 SinkAnswer::Accept { offset, sink: Box::new(transfers::KeptSink(Some(sink))) }
             }

@@ -209,7 +209,8 @@ impl Transport for Broken {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        transfers::offer(&self.inner, self.flaw, &self.state, to, hello, offer).await
+        transfers::offer(&self.inner, self.flaw, &self.state, to, hello, offer, deciding).await
     }
 }

@@ -17,18 +17,20 @@ pub(super) async fn offer(
     to: &Peer,
     hello: &Hello,
     offer: &SnapshotOffer,
+    deciding: &ProgressCell,
 ) -> Result<OfferAnswer, TransferError> {
-    let Some(flaw) = flaw else { return inner.offer(to, hello, offer).await };
+    let Some(flaw) = flaw else { return inner.offer(to, hello, offer, deciding).await };
     let mut sent = offer.clone();
     if flaw == Flaw::LosesTheAttempt {
         sent.attempt = 0;
     }
     let answer = match flaw {
         Flaw::OffersInTheBackground => {
-            let (inner, to, hello) = (inner.clone(), to.clone(), hello.clone());
-            tokio::spawn(async move { inner.offer(&to, &hello, &sent).await }).await.unwrap()
+            let (inner, to, hello, deciding) = (inner.clone(), to.clone(), hello.clone(), deciding.clone());
+            tokio::spawn(async move { inner.offer(&to, &hello, &sent, &deciding).await }).await.unwrap()
         }
-        _ => inner.offer(to, hello, &sent).await,
+        Flaw::FreezesProgress => inner.offer(to, hello, &sent, &ProgressCell::new(0)).await,
+        _ => inner.offer(to, hello, &sent, deciding).await,
     };
     let broken = || TransferError::Broken { detail: "no".into() };
     let flat = flaw == Flaw::FlattensTransfers;

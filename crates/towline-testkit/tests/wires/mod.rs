@@ -13,7 +13,7 @@ use towline_engine::ids::PeerAddr;
 use towline_engine::message::Lane;
 use towline_engine::transport::{
     CertIdentity, ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer,
-    PeerSession, Refusal, SnapshotOffer, TransferError, Transport, TransportError,
+    PeerSession, ProgressCell, Refusal, SnapshotOffer, TransferError, Transport, TransportError,
 };
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_quic::{QuicConfig, QuicTransport};
@@ -180,7 +180,8 @@ impl Transport for Recording {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        self.inner.offer(to, hello, offer).await
+        self.inner.offer(to, hello, offer, deciding).await
     }
 }

@@ -234,7 +234,7 @@ pub mod frame {
         Chunk(super::Chunk),
         #[prost(message, tag = "9")]
         Trailer(super::Trailer),
-        /// Listener to dialler: now and then, and last.
+        /// Listener to dialler: now and then, before the answer too, and last.
         #[prost(message, tag = "10")]
         Progress(super::Progress),
         #[prost(message, tag = "11")]
@@ -591,6 +591,7 @@ pub enum SnapshotRefusalCode {
     NotTaken = 7,
     Stalled = 8,
     Unsupported = 9,
+    Superseded = 10,
 }
 impl SnapshotRefusalCode {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -609,6 +610,7 @@ impl SnapshotRefusalCode {
             Self::NotTaken => "SNAPSHOT_REFUSAL_CODE_NOT_TAKEN",
             Self::Stalled => "SNAPSHOT_REFUSAL_CODE_STALLED",
             Self::Unsupported => "SNAPSHOT_REFUSAL_CODE_UNSUPPORTED",
+            Self::Superseded => "SNAPSHOT_REFUSAL_CODE_SUPERSEDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -624,6 +626,7 @@ impl SnapshotRefusalCode {
             "SNAPSHOT_REFUSAL_CODE_NOT_TAKEN" => Some(Self::NotTaken),
             "SNAPSHOT_REFUSAL_CODE_STALLED" => Some(Self::Stalled),
             "SNAPSHOT_REFUSAL_CODE_UNSUPPORTED" => Some(Self::Unsupported),
+            "SNAPSHOT_REFUSAL_CODE_SUPERSEDED" => Some(Self::Superseded),
             _ => None,
         }
     }

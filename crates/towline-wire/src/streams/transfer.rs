@@ -20,8 +20,8 @@ use crate::frames::kind_name;
 use crate::pb::{self, frame::Kind};
 use crate::snapshot::{frame, offer_frame, offer_of, outcome_frame};
 
-/// Offers a snapshot on a stream whose peer said welcome. Must be called inside a tokio runtime: what comes back is read
-/// by a task, which ends with the transfer.
+/// Offers a snapshot on a stream whose peer said welcome, and keeps `deciding` current until it has answered. Must be
+/// called inside a tokio runtime: what comes back is read by a task, which ends with the transfer.
 ///
 /// # Errors
 /// [`TransferError::Broken`].
@@ -29,17 +29,21 @@ pub async fn offer(
     mut sink: impl FrameSink,
     mut source: impl FrameSource,
     offer: &SnapshotOffer,
+    deciding: &ProgressCell,
 ) -> Result<OfferAnswer, TransferError> {
     use pb::answer::Kind as Answer;
     sink.send(offer_frame(offer)).await.map_err(broken)?;
-    let frame = next(&mut source, "without an answer to the offer").await?;
-    let offset = match frame.kind {
-        Some(Kind::Answer(pb::Answer { kind: Some(answer) })) => match answer {
-            Answer::Accepted(offset) => offset,
-            Answer::AlreadyHave(commit) => return Ok(OfferAnswer::AlreadyHave { commit }),
-            Answer::Refused(refused) => return Ok(OfferAnswer::Refused(refused.into())),
-        },
-        other => return Err(unexpected("an answer to the offer", other.as_ref())),
+    let answer = loop {
+        match next(&mut source, "without an answer to the offer").await?.kind {
+            Some(Kind::Progress(progress)) => deciding.advance(progress.into()),
+            Some(Kind::Answer(pb::Answer { kind: Some(answer) })) => break answer,
+            other => return Err(unexpected("progress or an answer to the offer", other.as_ref())),
+        }
+    };
+    let offset = match answer {
+        Answer::Accepted(offset) => offset,
+        Answer::AlreadyHave(commit) => return Ok(OfferAnswer::AlreadyHave { commit }),
+        Answer::Refused(refused) => return Ok(OfferAnswer::Refused(refused.into())),
     };
     let progress = ProgressCell::new(offset);
     let (told, outcome) = oneshot::channel();
@@ -182,7 +186,9 @@ async fn take(
     let mut receiving = Receiving::new(source, answers);
     let first = receiving.next().await?.ok_or_else(early_end)?;
     let offer = offer_of(first).map_err(|error| violation(error.to_string()))?;
-    let (answer, accepted) = match receiving.during(session.offer(offer)).await? {
+    let deciding = ProgressCell::new(0);
+    receiving.tell_of(deciding.clone());
+    let (answer, accepted) = match receiving.during(session.offer(offer, &deciding)).await? {
         Ok(SinkAnswer::Accept { offset, sink }) => (Answer::Accepted(offset), Some(sink)),
         Ok(SinkAnswer::AlreadyHave { commit }) => (Answer::AlreadyHave(commit), None),
         Err(refusal) => (Answer::Refused((&refusal).into()), None),
@@ -225,9 +231,7 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
         &mut self,
         mut body: Box<dyn SnapshotSink>,
     ) -> Result<Result<SnapshotReceipt, SnapshotRefusal>, Violation> {
-        let cell = body.progress();
-        let now = cell.now();
-        self.progress = Some((cell, now));
+        self.tell_of(body.progress());
         loop {
             match self.next().await?.ok_or_else(early_end)?.kind {
                 Some(Kind::Chunk(chunk)) => {
@@ -272,6 +276,12 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
                 }
             }
         }
+    }
+
+    /// From now on the dialler is told of this.
+    fn tell_of(&mut self, cell: ProgressCell) {
+        let now = cell.now();
+        self.progress = Some((cell, now));
     }
 
     /// Never waits: what is told later says as much.

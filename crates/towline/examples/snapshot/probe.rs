@@ -116,9 +116,10 @@ impl<T: Transport> Transport for Probed<T> {
         to: &Peer,
         hello: &Hello,
         offer: &SnapshotOffer,
+        deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         self.0.note(0);
-        Ok(match self.1.offer(to, hello, offer).await? {
+        Ok(match self.1.offer(to, hello, offer, deciding).await? {
             OfferAnswer::Accepted { offset, transfer } => {
                 let transfer = Box::new(Timed(transfer, self.0.clone()));
                 OfferAnswer::Accepted { offset, transfer }
@@ -157,7 +158,11 @@ impl PeerSession for Session {
         self.0.deliver(lane, batch)
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
-        self.0.offer(offer).await
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
+        self.0.offer(offer, deciding).await
     }
 }

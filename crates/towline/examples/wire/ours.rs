@@ -34,7 +34,7 @@ pub(crate) async fn transfer(
     };
     let trailer = Trailer { length: bytes, content: ContentId([7; 16]) };
     let began = Instant::now();
-    let answer = dialler.offer(&peer, &hello, &offer(&trailer)?).await?;
+    let answer = dialler.offer(&peer, &hello, &offer(&trailer)?, &ProgressCell::new(0)).await?;
     let OfferAnswer::Accepted { mut transfer, .. } = answer else { return Err("not accepted".into()) };
     let mut offset = 0;
     for data in pieces(piece, bytes) {
@@ -97,7 +97,7 @@ impl PeerSession for Session {
         Ok(Vec::new())
     }
 
-    async fn offer(&self, _: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(&self, _: SnapshotOffer, _: &ProgressCell) -> Result<SinkAnswer, SnapshotRefusal> {
         Ok(SinkAnswer::Accept { offset: 0, sink: Box::new(Checking(ProgressCell::new(0))) })
     }
 }

@@ -11,7 +11,8 @@ use towline_engine::ids::{Incarnation, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Envelope, Lane};
 use towline_engine::transport::{
     CertIdentity, Hello, Inbound, LinkClosed, LinkEvents, LinkFeedback, Listener, Nack, PROTOCOL_VERSION,
-    Peer, PeerSession, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+    Peer, PeerSession, ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, TransferPhase,
+    TransferProgress, Violation, Welcome,
 };
 
 use super::bench::Bench;
@@ -203,6 +204,9 @@ impl Inbound for Door {
     }
 }
 
+/// How far the engine is with every offer before it answers.
+pub(super) const DECIDING: TransferProgress = TransferProgress { acked: 3, phase: TransferPhase::Verifying };
+
 struct Session {
     peer: NodeId,
     engine: Arc<Engine>,
@@ -228,13 +232,18 @@ impl PeerSession for Session {
         answer
     }
 
-    async fn offer(&self, offer: SnapshotOffer) -> Result<SinkAnswer, SnapshotRefusal> {
+    async fn offer(
+        &self,
+        offer: SnapshotOffer,
+        deciding: &ProgressCell,
+    ) -> Result<SinkAnswer, SnapshotRefusal> {
         let log = &self.engine.log;
         let answer = lock(&self.engine.answering)(&offer);
         log.send_modify(|log| {
             log.offers.push((self.peer, offer));
             log.thinking += 1;
         });
+        deciding.advance(DECIDING);
         // Also when the future is dropped.
         let _thinking = Thinking(log);
         self.engine.offers.pass().await;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use towline_engine::message::Lane;
-use towline_engine::transport::OfferAnswer;
+use towline_engine::transport::{OfferAnswer, ProgressCell};
 
 use super::super::LANE_DELAY_MAX;
 use super::super::bench::{Bench, NOT_YET, Opened, chain, heartbeat, hello, numbered, run};
@@ -115,7 +115,9 @@ async fn transfer(bench: &Bench, host: &Host, script: SpoolScript) -> Running {
     let parcel = Parcel::new(1, 1, 32 << 20);
     let transport = bench.transport(parcel.from());
     let (to, said) = (host.peer(), hello(1, host.node));
-    let offered = bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await;
+    let offered = bench
+        .within("an answer to an offer", transport.offer(&to, &said, &parcel.offer, &ProgressCell::new(0)))
+        .await;
     let Ok(OfferAnswer::Accepted { mut transfer, .. }) = offered else {
         bench.fail("an offer that is welcome is not accepted");
     };
@@ -257,7 +259,12 @@ pub fn a_transfer_that_is_not_taken_pushes_back(fixture: Fixture) {
         let parcel = Parcel::new(1, 1, 1 << 20);
         let transport = bench.transport(parcel.from());
         let (to, said) = (host.peer(), hello(1, host.node));
-        let offered = bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await;
+        let offered = bench
+            .within(
+                "an answer to an offer",
+                transport.offer(&to, &said, &parcel.offer, &ProgressCell::new(0)),
+            )
+            .await;
         let Ok(OfferAnswer::Accepted { mut transfer, .. }) = offered else {
             bench.fail("an offer that is welcome is not accepted");
         };

@@ -1,7 +1,7 @@
 //! Snapshot transfers that break: each is a reset at the other side, and both let go of everything.
 
 use tokio::time::timeout;
-use towline_engine::transport::{Peer, Transfer, TransferError};
+use towline_engine::transport::{Peer, ProgressCell, Transfer, TransferError};
 
 use super::super::bench::{Bench, NOT_YET, chain, hello, run};
 use super::super::engine::{Answer, Host, Log};
@@ -120,7 +120,7 @@ pub fn an_offer_dropped_midway_leaves_nothing(fixture: Fixture) {
         let (to, said) = (host.peer(), hello(1, host.node));
         let offering = tokio::spawn(async move {
             let parcel = Parcel::new(1, 1, 10);
-            transport.offer(&to, &said, &parcel.offer).await.is_ok()
+            transport.offer(&to, &said, &parcel.offer, &ProgressCell::new(0)).await.is_ok()
         });
         host.engine.until(bench, "the offer at the receiver", |log| log.thinking == 1).await;
         offering.abort();

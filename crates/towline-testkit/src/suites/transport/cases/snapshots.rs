@@ -1,12 +1,12 @@
 //! Snapshot transfers that are answered: taken, had already, refused.
 
 use towline_engine::transport::{
-    CHUNK_BYTES_MAX, Hello, OfferAnswer, Peer, Refusal, SnapshotReceipt, SnapshotRefusal, Transfer,
-    TransferError, TransferPhase,
+    CHUNK_BYTES_MAX, Hello, OfferAnswer, Peer, ProgressCell, Refusal, SnapshotReceipt, SnapshotRefusal,
+    Transfer, TransferError, TransferPhase, TransferProgress,
 };
 
 use super::super::bench::{Bench, chain, hello, node, run};
-use super::super::engine::{Answer, Host};
+use super::super::engine::{Answer, DECIDING, Host};
 use super::super::spool::{Parcel, SpoolScript};
 use super::Fixture;
 
@@ -22,7 +22,9 @@ pub(super) async fn offer_as(
     parcel: &Parcel,
 ) -> Result<OfferAnswer, TransferError> {
     let transport = bench.transport(said.from);
-    bench.within("an answer to an offer", transport.offer(&to, &said, &parcel.offer)).await
+    bench
+        .within("an answer to an offer", transport.offer(&to, &said, &parcel.offer, &ProgressCell::new(0)))
+        .await
 }
 
 /// An offer that is accepted.
@@ -174,6 +176,7 @@ fn refusals() -> Vec<SnapshotRefusal> {
         SnapshotRefusal::NotTaken { detail: detail() },
         SnapshotRefusal::Stalled { millis: 12_345 },
         SnapshotRefusal::Unsupported,
+        SnapshotRefusal::Superseded,
     ]
 }
 
@@ -358,6 +361,39 @@ pub fn phases_are_readable_while_finish_waits(fixture: Fixture) {
         }
         bench.hold(bench.join("the receipt", finishing).await.is_ok(), "a slow end fails");
     });
+}
+
+/// The receiver has to read again what it has of the snapshot before it can say where to go on.
+pub fn a_receiver_that_decides_for_long_is_heard_of(fixture: Fixture) {
+    run(
+        fixture,
+        "while a receiver decides on an offer, the transport keeps `deciding` current",
+        async |bench| {
+            if !carries(bench).await {
+                return;
+            }
+            let host = bench.host().await;
+            host.engine.offers.shut();
+            let transport = bench.transport(node(1));
+            let (to, said, deciding) = (host.peer(), hello(1, host.node), ProgressCell::new(0));
+            let cell = deciding.clone();
+            let mut offering = tokio::spawn(async move {
+                let parcel = Parcel::new(1, 1, 10);
+                transport.offer(&to, &said, &parcel.offer, &cell).await
+            });
+            at_least(bench, "the phase of a receiver that decides", || deciding.now() == DECIDING).await;
+            bench.not_yet("an answer that the receiver has not given", &mut offering).await;
+            host.engine.offers.open();
+            match bench.join("an answer to an offer", offering).await {
+                Ok(OfferAnswer::Accepted { offset: 0, transfer }) => {
+                    let first = TransferProgress { acked: 0, phase: TransferPhase::Receiving };
+                    bench.equal("the progress of a transfer that begins", &transfer.progress().now(), &first);
+                }
+                Ok(other) => bench.fail(format_args!("an offer that is welcome gets {}", name(&other))),
+                Err(error) => bench.fail(format_args!("an offer that is welcome gets {}", chain(&error))),
+            }
+        },
+    );
 }
 
 /// Of two groups, chunk by chunk in turn.
