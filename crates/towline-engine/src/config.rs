@@ -120,7 +120,7 @@ pub struct Config {
     pub groups_max: usize,
     /// Threads that apply committed entries. Default 1. A group always uses the same one.
     pub apply_workers: usize,
-    /// Threads of the node's own network runtime. Default 2.
+    /// Threads of the node's own network runtime, and of the one that moves snapshots. Default 2 each.
     pub network_workers: usize,
 }
 

@@ -7,6 +7,7 @@
 mod account;
 mod keeper;
 mod pace;
+mod priority;
 mod receive;
 mod seats;
 mod send;
@@ -15,6 +16,7 @@ mod spool;
 use std::time::Duration;
 
 pub(crate) use self::keeper::{Keeper, Made, Making};
+pub(crate) use self::priority::step_back;
 pub(crate) use self::receive::{GroupDoor, Receives, ReceivesDeps};
 pub(crate) use self::send::{Sends, SendsDeps};
 use crate::config::ValidConfig;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use towline_metrics::NodeMetrics;
 
 use super::applier;
@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::mail::{ShardEvent, ShardMail};
 use super::peers::{Door, Peers, Registry};
 use super::reader::LogReader;
+use super::runtimes::Runtimes;
 use super::shard::{self, ShardDeps};
 use super::snapshots::{NodeDoor, sent};
 use super::writer::Writer;
@@ -93,8 +94,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Moves bytes on the caller's runtime instead of one of the node's own. Work that blocks that runtime then delays
-    /// heartbeats.
+    /// Moves bytes, snapshots too, on the caller's runtime instead of two of the node's own. Work that blocks that runtime
+    /// then delays heartbeats, and snapshots have the priority of everything else.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
@@ -111,19 +112,9 @@ impl NodeBuilder {
             return Err(StartError::Incomplete { missing: "transport" });
         }
         check_identity(self.id, &self.cluster, &*storage.identity)?;
-        let mut own_runtime = OwnRuntime(match &self.runtime {
-            Some(_) => None,
-            None => Some(
-                tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(config.network_workers)
-                    .thread_name("towline-net")
-                    .enable_all()
-                    .build()
-                    .map_err(|source| StartError::Thread { source })?,
-            ),
-        });
-        let runtime = own_runtime.0.as_ref().map(|r| r.handle().clone()).or(self.runtime);
-        let runtime = runtime.ok_or(StartError::Stopped)?;
+        let started = Runtimes::start(&config, self.runtime);
+        let (runtimes, handles) = started.map_err(|source| StartError::Thread { source })?;
+        let runtime = handles.net;
 
         let metrics = self.metrics.unwrap_or_else(|| NodeMetrics::new(self.id.as_u64(), None));
         let counters = Arc::new(Counters::new(metrics.clone()));
@@ -141,7 +132,7 @@ impl NodeBuilder {
             store: storage.snapshots.clone(),
             keeper: keeper.clone(),
             door: Arc::new(NodeDoor { node: self.id, registry: registry.clone(), shard: sender.clone() }),
-            runtime: runtime.clone(),
+            runtime: handles.bulk.clone(),
         });
         let peers = Peers::load(
             self.id,
@@ -164,7 +155,7 @@ impl NodeBuilder {
             store: storage.snapshots.clone(),
             transports: transports.clone(),
             hello: hello.clone(),
-            runtime: runtime.clone(),
+            runtime: handles.bulk,
             tally: sent(counters.clone()),
         });
         let deps = LanesDeps {
@@ -231,7 +222,7 @@ impl NodeBuilder {
             inner: Arc::new(inner),
             listeners: Mutex::default(),
             threads: Mutex::new(threads),
-            runtime: own_runtime.0.take(),
+            runtimes,
         };
         for (transport, at) in self.transports {
             let (lanes, scheme) = (node.inner.lanes.clone(), transport.scheme());
@@ -241,17 +232,6 @@ impl NodeBuilder {
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
         }
         Ok(node)
-    }
-}
-
-/// Until the node has it. A start that fails drops it inside the caller's runtime, where waiting for its end is forbidden.
-struct OwnRuntime(Option<Runtime>);
-
-impl Drop for OwnRuntime {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

@@ -15,6 +15,7 @@ mod peers;
 mod reader;
 mod recover;
 mod refusals;
+mod runtimes;
 mod shard;
 mod snapshots;
 mod start;
@@ -32,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use towline_metrics::NodeMetrics;
 
@@ -40,6 +41,7 @@ use self::apply::ApplyWorker;
 use self::mail::{Control, ShardEvent, ShardSender};
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
+use self::runtimes::Runtimes;
 use self::writer::Writer;
 use crate::config::ValidConfig;
 use crate::core::SendSlots;
@@ -62,7 +64,7 @@ pub struct Node {
     inner: Arc<Inner>,
     listeners: Mutex<Vec<Box<dyn Listener>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    runtime: Option<Runtime>,
+    runtimes: Runtimes,
 }
 
 struct Inner {
@@ -207,7 +209,7 @@ impl Node {
         self.inner.keeper.stop();
         self.inner.appliers.iter().for_each(ApplyWorker::stop);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        Ending { node: self.inner.id, threads, runtime: self.runtime.take() }
+        Ending { node: self.inner.id, threads, runtimes: std::mem::take(&mut self.runtimes) }
     }
 }
 
@@ -215,7 +217,7 @@ impl Node {
 struct Ending {
     node: NodeId,
     threads: Vec<JoinHandle<()>>,
-    runtime: Option<Runtime>,
+    runtimes: Runtimes,
 }
 
 impl Ending {
@@ -226,20 +228,15 @@ impl Ending {
                 tracing::error!(node = %self.node, "a thread of the node had panicked");
             }
         }
-        if let Some(runtime) = self.runtime {
-            // Its tasks hold the data directory.
-            runtime.shutdown_timeout(RUNTIME_STOP_TIMEOUT);
-        }
+        // Their tasks hold the data directory.
+        self.runtimes.wait();
     }
 }
-
-/// How long tasks on the node's runtime may take to notice that it ends.
-const RUNTIME_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Drop for Node {
     fn drop(&mut self) {
         let ending = self.begin_end();
-        if !ending.threads.is_empty() || ending.runtime.is_some() {
+        if !ending.threads.is_empty() || !ending.runtimes.is_empty() {
             // On a thread of its own, because this may be inside a runtime.
             let _ = std::thread::spawn(move || ending.wait()).join();
         }

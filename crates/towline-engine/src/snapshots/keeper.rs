@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use super::priority::step_back;
 use crate::cause::{chain, panic_text};
 use crate::ids::GroupId;
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
@@ -59,9 +60,10 @@ impl Keeper {
         let (work, queue) = channel();
         let pins = Pins::default();
         let pinned = pins.clone();
-        let thread = std::thread::Builder::new()
-            .name("towline-snapshots".into())
-            .spawn(move || run(&*store, &pinned, &queue, &made))?;
+        let thread = std::thread::Builder::new().name("towline-snapshots".into()).spawn(move || {
+            step_back();
+            run(&*store, &pinned, &queue, &made);
+        })?;
         Ok((Self { work, pins }, thread))
     }
 

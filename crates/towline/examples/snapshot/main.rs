@@ -29,10 +29,11 @@ pub(crate) type Error = Box<dyn std::error::Error>;
 
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// The group whose snapshot moves while another one is busy.
-const SECOND: GroupId = GroupId::new(2);
+/// The groups whose snapshots move, one after the other, while another one is busy: so many that their heartbeats have a
+/// 99th percentile to speak of.
+const OTHERS: [GroupId; 4] = [GroupId::new(2), GroupId::new(3), GroupId::new(4), GroupId::new(5)];
 /// The busy one. It has no state to speak of, so that its own snapshots cost nothing.
-const BUSY: GroupId = GroupId::new(3);
+const BUSY: GroupId = GroupId::new(9);
 /// Commands after which a group makes a snapshot.
 const SNAPSHOT_ENTRIES: u64 = 5_000;
 /// Commands of the busy group under way at once, and their size.
@@ -61,10 +62,10 @@ async fn main() -> Result<(), Error> {
         let port = std::net::TcpListener::bind(LOOPBACK)?.local_addr()?.port();
         peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://127.0.0.1:{port}").parse()?));
     }
-    let (heartbeats, times) = (Heartbeats::of(SECOND), Times::default());
+    let (heartbeats, times) = (Heartbeats::default(), Times::default());
     let start = async |id: usize| {
         let (node, address): (NodeId, PeerAddr) = peers[id - 1].clone();
-        let heard = if id == 3 { heartbeats.clone() } else { Heartbeats::of(SECOND) };
+        let heard = if id == 3 { heartbeats.clone() } else { Heartbeats::default() };
         let transport = Probed(times.clone(), GrpcTransport::new(GrpcConfig::default()), heard);
         let node = Node::builder(node, ClusterId::new("snapshot")?)
             .config(config.clone())
@@ -77,21 +78,25 @@ async fn main() -> Result<(), Error> {
         Ok::<_, Error>(node.group(id, Large(mib)).start(founders).await?)
     };
 
-    // Two of three, one of them the leader of all groups, two groups with a snapshot and no log behind it.
+    // Two of three, one of them the leader of all groups, which have a snapshot and no log behind it.
     let nodes = [start(1).await?, start(2).await?];
     let first = [group(&nodes[0], GroupId::DEFAULT).await?, group(&nodes[1], GroupId::DEFAULT).await?];
-    let second = [group(&nodes[0], SECOND).await?, group(&nodes[1], SECOND).await?];
+    let mut others = Vec::new();
+    for id in OTHERS {
+        others.push([group(&nodes[0], id).await?, group(&nodes[1], id).await?]);
+    }
     let busy = [group(&nodes[0], BUSY).await?, group(&nodes[1], BUSY).await?];
     let leader = first[0].wait_leader(Duration::from_secs(10)).await?;
     let place = (leader.as_u64() - 1) as usize;
-    for group in [&second, &busy] {
+    for group in others.iter().chain([&busy]) {
         while group[place].wait_leader(Duration::from_secs(10)).await? != leader {
             let _ = group[1 - place].transfer(leader).await;
             tokio::time::sleep(interval).await; // nothing says when an election that was asked for is over
         }
     }
-    let (first, second, busy) = (&first[place], &second[place], &busy[place]);
-    for group in [first, second] {
+    let (first, busy) = (&first[place], &busy[place]);
+    let others: Vec<_> = others.iter().map(|group| &group[place]).collect();
+    for group in [first].into_iter().chain(others.iter().copied()) {
         while group.status().await?.first_index < 3 {
             let commands: Vec<_> =
                 (0..SNAPSHOT_ENTRIES / 10).map(|_| group.submit("x")).collect::<Result<_, _>>()?;
@@ -122,22 +127,27 @@ async fn main() -> Result<(), Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let _follower = group(&joined, BUSY).await?;
     let writers: Vec<_> = (0..WRITERS).map(|_| tokio::spawn(write(busy.clone(), stop.clone()))).collect();
-    let busy = transfer(second, async || group(&joined, SECOND).await.map(drop)).await?;
-    let delays = heartbeats.delays(busy.began, interval);
+    let (mut delays, mut took) = (Vec::new(), Duration::ZERO);
+    for (id, other) in OTHERS.into_iter().zip(others) {
+        let moved = transfer(other, async || group(&joined, id).await.map(drop)).await?;
+        if moved.ended.outcome != AttemptOutcome::Finished {
+            return Err(format!("a transfer ended as {:?}", moved.ended.outcome).into());
+        }
+        delays.extend(heartbeats.delays(id, moved.began, interval));
+        took += moved.took;
+    }
     stop.store(true, Ordering::Relaxed);
     let mut written = 0;
     for writer in writers {
         written += writer.await?;
     }
-    let rate = mib as f64 / busy.took.as_secs_f64();
+    let transfers = OTHERS.len();
+    let rate = (mib * transfers as u64) as f64 / took.as_secs_f64();
     println!(
-        "the same while another group writes {COMMAND_BYTES}-byte commands, {WRITERS} at a time, to that follower too:"
+        "the same {transfers} times while another group writes {COMMAND_BYTES}-byte commands, {WRITERS} at a time, to that follower too:"
     );
-    println!(
-        "  {:.2} s, {rate:.0} MiB/s, {:?}; {written} commands",
-        busy.took.as_secs_f64(),
-        busy.ended.outcome
-    );
+    println!("  {:.2} s each, {rate:.0} MiB/s; {written} commands", took.as_secs_f64() / transfers as f64);
+    delays.sort_unstable();
     let at = |q: usize| delays.get(delays.len().saturating_sub(1) * q / 100).map_or(0.0, ms);
     println!(
         "  its heartbeats, every {interval:?}, came later than due by p50 {:.2} ms, p99 {:.2} ms, at most {:.2} ms of {} (a tick is {tick:?})",

@@ -9,33 +9,27 @@ use towline::engine::snapshot_store::Trailer;
 use towline::engine::transport::*;
 use towline::{GroupId, NodeId, PeerAddr};
 
-/// When heartbeats of one group arrived.
-#[derive(Clone)]
+/// When heartbeats arrived, and of which group.
+#[derive(Clone, Default)]
 pub(crate) struct Heartbeats {
-    group: GroupId,
-    at: Arc<Mutex<Vec<Instant>>>,
+    at: Arc<Mutex<Vec<(GroupId, Instant)>>>,
 }
 
 impl Heartbeats {
-    pub(crate) fn of(group: GroupId) -> Self {
-        Self { group, at: Arc::default() }
-    }
-
-    /// How much later than `interval` after the one before each came, of those since `from`; sorted.
-    pub(crate) fn delays(&self, from: Instant, interval: Duration) -> Vec<Duration> {
+    /// How much later than `interval` after the one before each of a group came, of those since `from`.
+    pub(crate) fn delays(&self, group: GroupId, from: Instant, interval: Duration) -> Vec<Duration> {
         let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
-        let since: Vec<_> = at.iter().filter(|at| **at >= from).collect();
+        let since: Vec<_> =
+            at.iter().filter(|(of, at)| *of == group && *at >= from).map(|(_, at)| *at).collect();
         let pairs = since.iter().zip(since.iter().skip(1));
-        let mut delays: Vec<_> = pairs.map(|(a, b)| b.duration_since(**a).saturating_sub(interval)).collect();
-        delays.sort_unstable();
-        delays
+        pairs.map(|(a, b)| b.duration_since(*a).saturating_sub(interval)).collect()
     }
 
     fn see(&self, batch: &Batch) {
-        let mine = batch.envelopes.iter().filter(|envelope| envelope.group == self.group);
-        if mine.clone().any(|envelope| envelope.message.kind == MessageKind::Heartbeat) {
-            self.at.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-        }
+        let now = Instant::now();
+        let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let beats = batch.envelopes.iter().filter(|e| e.message.kind == MessageKind::Heartbeat);
+        at.extend(beats.map(|envelope| (envelope.group, now)));
     }
 }
 
