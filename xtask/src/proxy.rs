@@ -22,7 +22,7 @@ const CONNECTIONS_MAX: usize = 64;
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
 /// Twice what the nodes allow each other.
-const FRAME_BYTES_MAX: usize = 256 << 10;
+const FRAME_BYTES_MAX: usize = 1 << 20;
 const PING: u8 = 6;
 
 /// What of a connection passes no more, in either direction.

@@ -118,6 +118,8 @@ pub enum SnapshotFailure {
         /// Whether the reason does not pass by itself: the next attempt then waits much longer.
         lasting: bool,
     },
+    /// The receiver found that the bytes are not those that were offered, and keeps none of them.
+    Corrupt,
     /// No progress within the bound.
     Timeout,
     /// The file could not be read.

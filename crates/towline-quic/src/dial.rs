@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::{ConnectError, Peer};
@@ -59,11 +60,44 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Dialled>>>;
 #[derive(Default)]
 pub(crate) struct Dials {
     slots: Mutex<HashMap<(NodeId, PeerAddr), Slot>>,
+    /// The runtime of the lanes.
+    home: Mutex<Option<Handle>>,
 }
 
 impl Dials {
+    /// The connection to a peer, for a lane.
+    pub(crate) async fn of_lane(
+        &self,
+        config: &QuicConfig,
+        tls: &TlsConfig,
+        to: &Peer,
+    ) -> Result<Arc<Dialled>, ConnectError> {
+        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(Handle::current());
+        self.connection(config, tls, to).await
+    }
+
+    /// The connection to a peer, for a snapshot. The runtime on which a connection is made moves the bytes of all that
+    /// share it. So it is made on that of the lanes, for this one may belong to something that stands back behind them.
+    pub(crate) async fn of_snapshot(
+        self: &Arc<Self>,
+        config: &QuicConfig,
+        tls: &TlsConfig,
+        to: &Peer,
+    ) -> Result<Arc<Dialled>, ConnectError> {
+        let home = self.home.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(home) = home {
+            let (dials, config, tls, to) = (Arc::clone(self), config.clone(), tls.clone(), to.clone());
+            let dialled = home.spawn(async move { dials.connection(&config, &tls, &to).await });
+            if let Ok(dialled) = dialled.await {
+                return dialled;
+            }
+            // That runtime has ended, and its lanes with it.
+        }
+        self.connection(config, tls, to).await
+    }
+
     /// The connection to a peer: the one there is, or a new one. Whoever comes while it is made waits for it.
-    pub(crate) async fn connection(
+    async fn connection(
         &self,
         config: &QuicConfig,
         tls: &TlsConfig,

@@ -64,13 +64,13 @@ pub use config::QuicConfig;
 pub struct QuicTransport {
     config: QuicConfig,
     tls: TlsConfig,
-    dials: dial::Dials,
+    dials: Arc<dial::Dials>,
 }
 
 impl QuicTransport {
     /// A transport with these settings, which shows and demands certificates by `tls`.
     pub fn new(config: QuicConfig, tls: TlsConfig) -> Self {
-        Self { config, tls, dials: dial::Dials::default() }
+        Self { config, tls, dials: Arc::default() }
     }
 }
 
@@ -104,7 +104,7 @@ impl Transport for QuicTransport {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        let dialled = self.dials.connection(&self.config, &self.tls, to).await?;
+        let dialled = self.dials.of_lane(&self.config, &self.tls, to).await?;
         let (sink, source, welcome) = stream::open(dialled, to, lane.into(), hello).await?;
         Ok(Connected { link: link(sink, source, feedback), welcome })
     }
@@ -116,7 +116,7 @@ impl Transport for QuicTransport {
         offer: &SnapshotOffer,
         deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        let dialled = self.dials.connection(&self.config, &self.tls, to).await;
+        let dialled = self.dials.of_snapshot(&self.config, &self.tls, to).await;
         let dialled = dialled.map_err(TransferError::Connect)?;
         let opened = stream::open(dialled, to, Purpose::Snapshot, hello).await;
         let (sink, source, _) = opened.map_err(TransferError::Connect)?;

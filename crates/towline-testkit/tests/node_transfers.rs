@@ -68,7 +68,7 @@ async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() 
     );
     bench.cluster.restart(bench.behind).await;
     let last = bench.next_end(0).await;
-    assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: false }));
+    assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Corrupt));
     assert!(bench.cluster.commands(bench.behind, 1).await.len() < 45);
     bench.heals().await;
     assert!(bench.bytes("received", "failed") > 0, "the receiver says that it failed");

@@ -90,12 +90,18 @@ fn pieces_of(chunk: &pb::Chunk, prefix: Prefix) -> [Bytes; 3] {
     [first.freeze(), chunk.data.clone(), behind.encode_to_vec().into()]
 }
 
+/// What is shorter is copied together rather than kept as it came: each piece that is kept costs memory of its own, which a
+/// peer that sends bytes one by one would multiply.
+const KEPT_BYTES_MIN: usize = 256;
+
 /// Makes frames out of a stream. It holds no more than was pushed since the last frame, and what it makes room for is
 /// bounded before it is.
 #[derive(Debug, Default)]
 pub struct Prefixed {
     prefix: Prefix,
     chunks: VecDeque<Bytes>,
+    /// Short pieces, behind all chunks.
+    tail: BytesMut,
     length: usize,
 }
 
@@ -107,8 +113,11 @@ impl Prefixed {
 
     /// Takes what came in next.
     pub fn push(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.length = self.length.saturating_add(bytes.len());
+        self.length = self.length.saturating_add(bytes.len());
+        if bytes.len() < KEPT_BYTES_MIN {
+            self.tail.extend_from_slice(&bytes);
+        } else {
+            self.end_tail();
             self.chunks.push_back(bytes);
         }
     }
@@ -133,12 +142,13 @@ impl Prefixed {
         if self.length < self.prefix.bytes() + length {
             return Ok(None);
         }
+        self.end_tail();
         self.skip(self.prefix.bytes());
         decode_frame(self.take(length)).map(Some)
     }
 
     fn peek_length(&self) -> Result<Option<usize>, WireError> {
-        let mut bytes = self.chunks.iter().flatten().copied();
+        let mut bytes = self.chunks.iter().flatten().chain(&self.tail).copied();
         if self.prefix == Prefix::Grpc
             && let Some(flag) = bytes.next()
             && flag != 0
@@ -151,6 +161,12 @@ impl Prefixed {
             *byte = next;
         }
         Ok(Some(u32::from_be_bytes(length) as usize))
+    }
+
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push_back(self.tail.split().freeze());
+        }
     }
 
     fn skip(&mut self, bytes: usize) {
@@ -223,6 +239,20 @@ mod tests {
                 assert_eq!(as_it_is && length > 0, length >= PIECE_BYTES_MIN, "{length}");
             }
         }
+    }
+
+    #[test]
+    fn bytes_that_come_one_by_one_are_not_kept_one_by_one() {
+        let mut prefixed = Prefixed::default();
+        let sent = frame(200);
+        let bytes = whole(&sent, Prefix::Length);
+        for at in 0..bytes.len() {
+            assert_eq!(prefixed.next_frame(FRAME_BYTES_MAX), Ok(None));
+            prefixed.push(bytes.slice(at..=at));
+        }
+        assert_eq!(prefixed.chunks.len(), 0);
+        assert_eq!(prefixed.next_frame(FRAME_BYTES_MAX), Ok(Some(sent)));
+        assert!(prefixed.is_empty());
     }
 
     #[test]

@@ -275,6 +275,11 @@ impl Attempts {
         voided
     }
 
+    /// Whether a file or a part of the log is kept for somebody.
+    pub(super) fn keeps_any(&self) -> bool {
+        self.peers.values().any(|peer| peer.kept.is_some())
+    }
+
     /// Attempts during which the log grew by more than `bytes_max`: their pins are too dear.
     pub(super) fn overdue(&self, log_bytes: u64, bytes_max: u64) -> Vec<SnapshotAttempt> {
         self.live()
@@ -412,6 +417,7 @@ fn leaves_a_part(cause: SnapshotFailure) -> bool {
         | SnapshotFailure::Lost
         | SnapshotFailure::Refused { lasting: false } => true,
         SnapshotFailure::NoRoute
+        | SnapshotFailure::Corrupt
         | SnapshotFailure::Storage
         | SnapshotFailure::PinTooLarge
         | SnapshotFailure::Refused { lasting: true } => false,

@@ -9,7 +9,16 @@ const NICENESS: i32 = 5;
 /// single threads, nothing happens.
 pub(crate) fn step_back() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(NICENESS) {
+    if let Err(error) = behind_the_process() {
         tracing::debug!(%error, "the priority of a thread could not be lowered");
     }
+}
+
+/// Counted from the process, and not from this thread: it has what the thread that started it had, which may stand back
+/// already.
+#[cfg(target_os = "linux")]
+fn behind_the_process() -> rustix::io::Result<()> {
+    use rustix::process::{getpid, getpriority_process, setpriority_process};
+    let process = getpriority_process(Some(getpid()))?;
+    setpriority_process(None, process.saturating_add(NICENESS).min(19))
 }

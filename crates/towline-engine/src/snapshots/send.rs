@@ -219,6 +219,10 @@ impl SendError {
     fn failure(&self) -> SnapshotFailure {
         match self {
             Self::NoRoute => SnapshotFailure::NoRoute,
+            Self::Refused(SnapshotRefusal::Corrupt { .. })
+            | Self::Transfer(TransferError::Refused(SnapshotRefusal::Corrupt { .. })) => {
+                SnapshotFailure::Corrupt
+            }
             Self::Refused(refusal) | Self::Transfer(TransferError::Refused(refusal)) => {
                 SnapshotFailure::Refused { lasting: refusal.is_lasting() }
             }
@@ -326,6 +330,10 @@ impl Inner {
             offset += bytes as u64;
             account.add(bytes as u64);
             running.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        // A store that panics ends the reading without a word. A trailer now would tell the receiver to forget what it has.
+        if offset != meta.length {
+            return Err(SendError::File(format!("reading stopped at {offset} of {} bytes", meta.length)));
         }
         let trailer = Trailer { length: meta.length, content: meta.content };
         let receipt = watch.guard(transfer.finish(trailer)).await.map_err(SendError::Stalled)??;

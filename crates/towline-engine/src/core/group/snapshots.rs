@@ -337,7 +337,10 @@ impl<W, R> Group<W, R> {
     /// Ends attempts whose leadership is over, before anything of them can leave.
     pub(super) fn void_stale_attempts(&mut self, fx: &mut Effects<W, R>) {
         let term = self.replica.is_leader().then(|| self.replica.term());
+        let kept = self.replica.attempts().keeps_any();
         let voided = self.replica.attempts().void_stale(term, |peer| self.replica.is_member(peer));
+        // What was kept for another try goes with the leadership, or nobody would ever remove its file.
+        self.snapshots.retain |= kept && !self.replica.attempts().keeps_any();
         for attempt in voided {
             self.snapshots.retain = true;
             self.snapshots.mailbox.disarm(attempt.group, attempt.peer);

@@ -57,6 +57,39 @@ fn the_attempt_after_one_that_broke_offers_the_same_snapshot_though_there_is_a_n
     assert_eq!(take(&mut fx).meta, meta(LAST, 1));
 }
 
+/// A file whose digest does not hold, though its checksums do, was offered again for as long as the log had room, whatever
+/// newer one there was: the receiver keeps nothing of it.
+#[test]
+fn what_the_receiver_found_corrupt_is_not_offered_again_where_there_is_a_newer_one() {
+    let mut group = leader(|_| ());
+    let send = begin(&mut group);
+    group.snapshot_made(Some((meta(LAST, 1), Applied { index: LAST, term: 1 })));
+    send.ticket.fail(SnapshotFailure::Corrupt);
+    drop(send.slot);
+    drain(&mut group);
+    let mut fx = heartbeats(&mut group, 4);
+    assert_eq!(take(&mut fx).meta, meta(LAST, 1));
+}
+
+/// A leader that stepped down between two attempts kept the file of the first until its next snapshot, and in an idle
+/// group for good.
+#[test]
+fn what_was_kept_for_another_attempt_goes_with_the_leadership() {
+    let mut group = leader(|_| ());
+    let send = begin(&mut group);
+    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
+    group.snapshot_made(Some((meta(LAST, 1), at)));
+    send.ticket.fail(SnapshotFailure::Timeout);
+    drop(send.slot);
+    drain(&mut group);
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.retain.take(), Some(vec![meta(LAST, 1).content, meta(TRUNCATED, 1).content]));
+    let beat = Message { term: group.state().term + 1, ..Message::new(MessageKind::Heartbeat, id(2), id(1)) };
+    group.step(id(2), beat).unwrap();
+    turn(&mut group, &mut fx);
+    assert_eq!(fx.retain, Some(vec![meta(LAST, 1).content]));
+}
+
 /// The control, and the way out for a log store that has no room for it.
 #[test]
 fn a_group_that_is_squeezed_offers_the_newest_snapshot_and_keeps_nothing_else() {
