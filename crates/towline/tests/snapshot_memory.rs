@@ -1,0 +1,126 @@
+//! A snapshot moves through memory in pieces, however long it is. A process of its own, since it measures all of it.
+#![cfg(all(target_os = "linux", feature = "grpc", feature = "storage"))]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "../examples/snapshot/machine.rs"]
+mod machine;
+
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use towline::*;
+
+use self::machine::{Large, noise};
+
+const MIB: u64 = 96;
+/// What the sender and the receiver, which are one process here, may need together.
+const GROWTH_MIB_MAX: u64 = 64;
+const HOARDED: GroupId = GroupId::new(2);
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The control: holds its whole state while it restores it.
+struct Hoard(Large);
+
+impl StateMachine for Hoard {
+    type Response = ();
+    type View = ();
+
+    fn view(&self) {}
+
+    fn durable(&self) -> Applied {
+        self.0.durable()
+    }
+
+    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {
+        self.0.apply(batch, replies)
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
+        self.0.snapshot()
+    }
+
+    fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn Read) -> Result<(), Fatal> {
+        let mut state = Vec::new();
+        body.read_to_end(&mut state)?;
+        assert!(state.starts_with(&noise()));
+        Ok(())
+    }
+}
+
+/// Memory of this process without files that the system caches.
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+/// By how much memory grew at most until the follower has applied what the leader has.
+async fn growth<S, T>(leader: &Group<S>, follower: Group<T>, before: u64) -> u64
+where
+    S: StateMachine,
+    T: StateMachine,
+{
+    let (mut most, end) = (0, Instant::now() + DEADLINE);
+    let index = leader.status().await.unwrap().snapshot_index;
+    while follower.status().await.unwrap().state.applied < index {
+        assert!(Instant::now() < end, "the follower is not served");
+        most = most.max(resident_mib());
+        tokio::task::yield_now().await;
+    }
+    most.max(resident_mib()).saturating_sub(before)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_takes_memory_for_some_of_its_pieces_and_not_for_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { snapshot_entries: 200, snapshot_trailing_entries: 0, ..Config::default() };
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    // Held until all are known, so that no two are the same.
+    let sockets: Vec<_> = (0..3).map(|_| TcpListener::bind(loopback).unwrap()).collect();
+    let peers: Vec<(NodeId, PeerAddr)> = (1..)
+        .zip(&sockets)
+        .map(|(id, socket)| {
+            let address = format!("grpc://{}", socket.local_addr().unwrap());
+            (NodeId::new(id).unwrap(), address.parse().unwrap())
+        })
+        .collect();
+    drop(sockets);
+    let start = async |id: usize| {
+        let (node, address) = peers[id - 1].clone();
+        Node::builder(node, ClusterId::new("memory").unwrap())
+            .config(config.clone())
+            .storage(DataDir::open(&dir.path().join(id.to_string())).unwrap())
+            .transport(Arc::new(GrpcTransport::default()), address)
+            .start()
+            .await
+            .unwrap()
+    };
+    let founders = || Start::Bootstrap(peers.clone());
+    let nodes = [start(1).await, start(2).await];
+    let mut leaders = Vec::new();
+    for id in [GroupId::DEFAULT, HOARDED] {
+        let first = nodes[0].group(id, Large(MIB)).start(founders()).await.unwrap();
+        let second = nodes[1].group(id, Large(MIB)).start(founders()).await.unwrap();
+        let leader = first.wait_leader(DEADLINE).await.unwrap();
+        let leader = if leader.as_u64() == 1 { first } else { second };
+        let end = Instant::now() + DEADLINE;
+        while leader.status().await.unwrap().first_index < 3 {
+            assert!(Instant::now() < end, "no snapshot is made");
+            leader.propose("x").await.unwrap();
+        }
+        leaders.push(leader);
+    }
+    let joined = start(3).await;
+    let before = resident_mib();
+    let follower = joined.group(GroupId::DEFAULT, Large(MIB)).start(founders()).await.unwrap();
+    let pieces = growth(&leaders[0], follower, before).await;
+    let follower = joined.group(HOARDED, Hoard(Large(MIB))).start(founders()).await.unwrap();
+    let whole = growth(&leaders[1], follower, before).await;
+    assert!(pieces < GROWTH_MIB_MAX, "{pieces} MiB for a snapshot of {MIB} MiB");
+    assert!(whole >= MIB, "control: {whole} MiB though the state machine held {MIB}");
+    for node in nodes.into_iter().chain([joined]) {
+        node.shutdown(Duration::from_secs(5)).await;
+    }
+}
