@@ -9,8 +9,10 @@
 
 use bytes::Bytes;
 use towline_engine::config::Config;
+use towline_engine::ids::GroupId;
+use towline_engine::log_store::LogStore;
 use towline_engine::status::{AttemptOutcome, PeerProgress, PeerStatus};
-use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
+use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
 
 /// A snapshot every 40 entries, of which hardly any stay.
 fn config() -> Config {
@@ -90,6 +92,10 @@ async fn a_volatile_state_machine_over_a_compacted_log_is_restored_from_the_snap
     let mut cluster = Plan::new(3, 1).config(config()).start().await;
     load(&cluster, 60, 100).await;
     let leader = compacted_past(&cluster, 10).await;
+    // The group forgets at once what the store forgets on another thread, and for good with its next write.
+    let log = cluster.disks[&leader].log.clone();
+    until("the store has forgotten", || log.recover(GroupId::new(1)).unwrap().truncated.index > 10).await;
+    load(&cluster, 1, 10).await;
     let before = cluster.settled(1).await;
     for node in cluster.nodes() {
         cluster.crash(node);
