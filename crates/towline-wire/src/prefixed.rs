@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use prost::encoding::{
+    WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint, key_len,
+};
 
 use crate::error::WireError;
 use crate::frames::decode_frame;
@@ -68,6 +70,7 @@ pub fn pieces(frame: &pb::Frame, prefix: Prefix) -> [Bytes; 3] {
 
 /// Numbers of fields, as the schema has them.
 const FRAME_CHUNK: u32 = 8;
+const CHUNK_OFFSET: u32 = 1;
 const CHUNK_DATA: u32 = 2;
 
 fn pieces_of(chunk: &pb::Chunk, prefix: Prefix) -> [Bytes; 3] {
@@ -93,6 +96,36 @@ fn pieces_of(chunk: &pb::Chunk, prefix: Prefix) -> [Bytes; 3] {
 /// What is shorter is copied together rather than kept as it came: each piece that is kept costs memory of its own, which a
 /// peer that sends bytes one by one would multiply.
 const KEPT_BYTES_MIN: usize = 256;
+
+/// The payload of a chunk from so many bytes on that was pushed as a piece of its own is taken as it is. What it keeps
+/// alive is then what the transport read it into; so large a part of it is the payload itself that this can be borne.
+const WHOLE_BYTES_MIN: usize = 128 << 10;
+
+/// What may follow the payload of a chunk that is taken as it is: its checksum.
+const BEHIND_BYTES_MAX: usize = 16;
+
+/// Offset and payload bytes of a chunk that is a whole frame of `length` bytes and whose payload begins where `first` ends.
+fn chunk_head(first: &[u8], length: usize) -> Option<(u64, usize)> {
+    let mut rest = first;
+    if decode_key(&mut rest).ok()? != (FRAME_CHUNK, WireType::LengthDelimited) {
+        return None;
+    }
+    let inner = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+    if inner != length.checked_sub(first.len() - rest.len())? {
+        return None;
+    }
+    let mut offset = 0;
+    loop {
+        match decode_key(&mut rest).ok()? {
+            (CHUNK_OFFSET, WireType::Varint) => offset = decode_varint(&mut rest).ok()?,
+            (CHUNK_DATA, WireType::LengthDelimited) => {
+                let data = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+                return rest.is_empty().then_some((offset, data));
+            }
+            _ => return None,
+        }
+    }
+}
 
 /// Makes frames out of a stream. It holds no more than was pushed since the last frame, and what it makes room for is
 /// bounded before it is.
@@ -129,7 +162,8 @@ impl Prefixed {
 
     /// The next frame, if it is whole. One that claims more than `bytes_max` is refused as soon as its length is here.
     ///
-    /// Its payloads keep its own bytes alive and nothing else: what was pushed may be a slice of something much larger.
+    /// Its payloads keep its own bytes alive and nothing else: what was pushed may be a slice of something much larger. Only
+    /// the payload of a large chunk of a snapshot that was pushed in one piece is that piece, and not a copy.
     ///
     /// # Errors
     /// As [`decode_frame`]. The stream is of no further use.
@@ -144,7 +178,33 @@ impl Prefixed {
         }
         self.end_tail();
         self.skip(self.prefix.bytes());
-        decode_frame(self.take(length)).map(Some)
+        let frame = match self.chunk_in_pieces(length) {
+            Some((offset, data)) => self.take_chunk(length, offset, data)?,
+            None => decode_frame(self.take(length))?,
+        };
+        Ok(Some(frame))
+    }
+
+    /// Offset and payload bytes of the next frame, if it is a chunk whose payload was pushed by itself.
+    fn chunk_in_pieces(&self, length: usize) -> Option<(u64, usize)> {
+        let (first, payload) = (self.chunks.front()?, self.chunks.get(1)?);
+        let (offset, data) = chunk_head(first, length)?;
+        let behind = length.checked_sub(first.len())?.checked_sub(data)?;
+        let as_it_is = (WHOLE_BYTES_MIN..=payload.len()).contains(&data) && behind <= BEHIND_BYTES_MAX;
+        as_it_is.then_some((offset, data))
+    }
+
+    fn take_chunk(&mut self, length: usize, offset: u64, data: usize) -> Result<pb::Frame, WireError> {
+        let first = self.chunks.pop_front().unwrap_or_default();
+        self.length -= first.len();
+        let payload = self.chunks.front_mut().map(|payload| payload.split_to(data)).unwrap_or_default();
+        self.length -= payload.len();
+        self.drop_empty();
+        let mut chunk = pb::Chunk { offset, data: payload, ..pb::Chunk::default() };
+        // As if it had come in one: of a field that comes twice, the later one counts.
+        let behind = self.take(length - first.len() - data);
+        chunk.merge(behind).map_err(|e| WireError::Malformed { detail: e.to_string() })?;
+        Ok(pb::Frame { kind: Some(Kind::Chunk(chunk)) })
     }
 
     fn peek_length(&self) -> Result<Option<usize>, WireError> {
@@ -186,9 +246,13 @@ impl Prefixed {
             each(&now);
             bytes -= now.len();
             self.length -= now.len();
-            if !front.has_remaining() {
-                self.chunks.pop_front();
-            }
+            self.drop_empty();
+        }
+    }
+
+    fn drop_empty(&mut self) {
+        if self.chunks.front().is_some_and(Bytes::is_empty) {
+            self.chunks.pop_front();
         }
     }
 }
@@ -239,6 +303,75 @@ mod tests {
                 assert_eq!(as_it_is && length > 0, length >= PIECE_BYTES_MIN, "{length}");
             }
         }
+    }
+
+    /// What comes out is what comes out of the same bytes in one, wherever they were cut and whatever was changed in them.
+    #[test]
+    fn a_large_payload_in_a_piece_of_its_own_is_not_copied() {
+        let data = Bytes::from(vec![3; WHOLE_BYTES_MIN]);
+        let short = data.slice(1..);
+        for (data, kept) in [(data, true), (short, false)] {
+            for (offset, crc32c) in [(0, 0), (0, 7), (1 << 40, u32::MAX)] {
+                let frame =
+                    pb::Frame { kind: Some(Kind::Chunk(pb::Chunk { offset, data: data.clone(), crc32c })) };
+                let mut prefixed = Prefixed::new(Prefix::Grpc);
+                for _ in 0..3 {
+                    pieces(&frame, Prefix::Grpc).into_iter().for_each(|piece| prefixed.push(piece));
+                }
+                for _ in 0..3 {
+                    let arrived = prefixed.next_frame(FRAME_BYTES_MAX).unwrap().unwrap();
+                    assert_eq!(arrived, frame);
+                    let Some(Kind::Chunk(chunk)) = arrived.kind else { panic!("no chunk") };
+                    assert_eq!(chunk.data.as_ptr() == data.as_ptr(), kept);
+                }
+                assert!(prefixed.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_chunk_in_pieces_is_what_it_would_be_in_one() {
+        let seed = fastrand::u64(..);
+        eprintln!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut in_pieces = 0;
+        for _ in 0..3_000 {
+            let data = Bytes::from(vec![random.u8(..); WHOLE_BYTES_MIN + random.usize(..3)]);
+            let chunk = pb::Chunk { offset: random.u64(..) >> random.u8(..64), data, crc32c: random.u32(..) };
+            let frame = pb::Frame { kind: Some(Kind::Chunk(chunk)) };
+            let mut sent = pieces(&frame, Prefix::Length).map(BytesMut::from);
+            for _ in 0..random.usize(..3) {
+                // Before and behind the payload, which has nothing that could be wrong.
+                let piece = &mut sent[[0, 2][random.usize(..2)]];
+                match (random.u8(..3), piece.len()) {
+                    (0, length @ 5..) => piece[random.usize(4..length)] = random.u8(..),
+                    (1, _) => piece.put_u8(random.u8(..)),
+                    _ => piece.extend_from_slice(&[0x12, 1, 9][..random.usize(..4)]),
+                }
+            }
+            let length = sent.iter().map(BytesMut::len).sum::<usize>() - 4;
+            sent[0][..4].copy_from_slice(&(length as u32).to_be_bytes());
+            let (mut prefixed, mut joined) = (Prefixed::default(), Prefixed::default());
+            joined.push(sent.concat().into());
+            sent.into_iter().for_each(|piece| prefixed.push(piece.freeze()));
+            prefixed.end_tail();
+            in_pieces += usize::from({
+                let mut looked = Prefixed {
+                    chunks: prefixed.chunks.clone(),
+                    length: prefixed.length,
+                    ..Prefixed::default()
+                };
+                looked.skip(4);
+                looked.chunk_in_pieces(length).is_some()
+            });
+            let (found, expected) =
+                (prefixed.next_frame(FRAME_BYTES_MAX), joined.next_frame(FRAME_BYTES_MAX));
+            assert_eq!(found.is_ok(), expected.is_ok(), "{found:?} {expected:?}");
+            if let (Ok(found), Ok(expected)) = (found, expected) {
+                assert!(found == expected, "not the same");
+            }
+        }
+        assert!((300..2_900).contains(&in_pieces), "{in_pieces} were taken apart");
     }
 
     #[test]

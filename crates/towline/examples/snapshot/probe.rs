@@ -45,12 +45,6 @@ impl Times {
         }
     }
 
-    /// From the offer to the receipt: without the time until the leader noticed that the follower needs a snapshot.
-    pub(crate) fn transfer(&self) -> Option<Duration> {
-        let [offered, _, receipt] = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(receipt?.saturating_duration_since(offered?))
-    }
-
     pub(crate) fn since(&self, began: Instant) -> String {
         let times = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let [offered, sent, receipt] =

@@ -1,0 +1,92 @@
+//! What disk and wire do alone, and a transfer beside them.
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::machine::noise;
+use crate::{Error, bare_tonic};
+
+/// Measures with the bytes of one transfer, in its pieces.
+pub(crate) struct Floor {
+    dir: PathBuf,
+    mib: u64,
+    piece: Bytes,
+}
+
+impl Floor {
+    /// Measures once without saying so: the first time, memory may have to be found.
+    pub(crate) async fn new(dir: PathBuf, mib: u64, piece: usize) -> Result<Self, Error> {
+        let piece = Bytes::from(noise().repeat(piece.div_ceil(1 << 20))).slice(..piece);
+        let floor = Self { dir, mib, piece };
+        floor.disk()?;
+        floor.wire().await?;
+        Ok(floor)
+    }
+
+    /// Write and `fdatasync`, in MiB a second.
+    pub(crate) fn disk(&self) -> Result<f64, Error> {
+        let (part, began) = (noise(), Instant::now());
+        let mut file = tempfile::tempfile_in(&self.dir)?;
+        (0..self.mib).try_for_each(|_| file.write_all(&part))?;
+        file.sync_data()?;
+        Ok(self.rate(began.elapsed()))
+    }
+
+    /// Bare tonic, in MiB a second.
+    pub(crate) async fn wire(&self) -> Result<f64, Error> {
+        Ok(self.rate(bare_tonic::stream(&self.piece, self.mib << 20).await?))
+    }
+
+    fn rate(&self, took: Duration) -> f64 {
+        self.mib as f64 / took.as_secs_f64()
+    }
+}
+
+/// A transfer and the floors of the same minute. Rates are in MiB a second.
+pub(crate) struct Round {
+    pub(crate) rate: f64,
+    pub(crate) disk: f64,
+    pub(crate) wire: f64,
+    /// Seconds of processor time of the whole process.
+    pub(crate) processor: f64,
+    pub(crate) grown_mib: u64,
+}
+
+impl Round {
+    /// To the slower floor.
+    pub(crate) fn ratio(&self) -> f64 {
+        self.rate / self.disk.min(self.wire)
+    }
+
+    /// Of each figure for itself. The memory is the most that was seen.
+    pub(crate) fn median(rounds: &[Self]) -> Self {
+        let of = |figure: fn(&Self) -> f64| {
+            let mut all: Vec<_> = rounds.iter().map(figure).collect();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        Self {
+            rate: of(|r| r.rate),
+            disk: of(|r| r.disk),
+            wire: of(|r| r.wire),
+            processor: of(|r| r.processor),
+            grown_mib: rounds.iter().map(|r| r.grown_mib).max().unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rate, disk, wire, processor, grown_mib } = self;
+        write!(
+            f,
+            "{rate:.0} MiB/s, {processor:.2} s of processor time, +{grown_mib} MiB; write + fsync alone {disk:.0}, bare tonic \
+             alone {wire:.0} MiB/s; ratio {:.2}",
+            self.ratio()
+        )
+    }
+}
