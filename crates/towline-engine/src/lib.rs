@@ -71,6 +71,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+// The doubles of `tests/common` are used by tests in here too.
+#[cfg(all(test, feature = "driver"))]
+extern crate self as towline_engine;
+
 #[cfg(feature = "driver")]
 pub(crate) mod cause;
 pub mod config;

@@ -11,12 +11,14 @@
 //! * [`RaftReports`]: what Raft is told, whoever found it out: the mailbox, or the watchdog. The raft crate's node
 //!   implements it; a test that counts places a [`RaftDoor`] before it.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+mod mailbox;
 
-use towline_metrics::labels::{ReportKind, ReportOutcome};
+use std::fmt;
+use std::sync::Arc;
 
+use towline_metrics::labels::ReportKind;
+
+pub use self::mailbox::{Mailbox, Report, ReportCounter};
 use crate::ids::{GroupId, NodeId};
 
 /// The post side. No call blocks on the shard, allocates without bound, fails or panics; any thread may call.
@@ -85,6 +87,16 @@ pub enum SnapshotStatus {
     Finish,
     /// Anything else.
     Failure(SnapshotFailure),
+}
+
+impl SnapshotStatus {
+    /// For counters.
+    pub(crate) fn kind(self) -> ReportKind {
+        match self {
+            Self::Finish => ReportKind::SnapshotFinish,
+            Self::Failure(_) => ReportKind::SnapshotFailure,
+        }
+    }
 }
 
 /// Names one attempt to send a snapshot; a report counts for this one and no other.
@@ -160,9 +172,10 @@ impl SnapshotTicket {
 
     fn settle(&mut self, status: SnapshotStatus) {
         if let Some(reporter) = self.reporter.take() {
+            // Before anything else: who listens to the log is not of this crate and may panic.
+            reporter.report_snapshot(self.attempt, status);
             let SnapshotAttempt { group, peer, term, index, number } = self.attempt;
             tracing::debug!(%group, %peer, term, index, attempt = number, ?status, "snapshot attempt ended");
-            reporter.report_snapshot(self.attempt, status);
         }
     }
 }
@@ -173,224 +186,9 @@ impl Drop for SnapshotTicket {
     }
 }
 
-impl std::fmt::Debug for SnapshotTicket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for SnapshotTicket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SnapshotTicket").field("attempt", &self.attempt).finish_non_exhaustive()
-    }
-}
-
-/// A report the shard drained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Report {
-    /// Messages of `group` to `peer` were lost.
-    Unreachable {
-        /// The group.
-        group: GroupId,
-        /// The peer.
-        peer: NodeId,
-        /// The first cause since the last drain.
-        cause: UnreachableCause,
-    },
-    /// A snapshot ended.
-    Snapshot {
-        /// The live attempt.
-        attempt: SnapshotAttempt,
-        /// How.
-        status: SnapshotStatus,
-    },
-}
-
-/// What became of a posted report; counted by kind.
-pub trait ReportCounter: Send + Sync + 'static {
-    /// `n` reports about `peer` had this outcome.
-    fn count(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome);
-}
-
-/// The [`Reporter`] of a node: one cell for each (group, peer) that the core registered, and one wake-up.
-pub struct Mailbox {
-    cells: Mutex<Cells>,
-    wake: Waker,
-    counter: Arc<dyn ReportCounter>,
-}
-
-#[derive(Default)]
-struct Cells {
-    closed: bool,
-    by_peer: BTreeMap<(NodeId, GroupId), Cell>,
-    /// Whether any cell holds something: spares an idle shard the walk over all of them.
-    dirty: bool,
-}
-
-#[derive(Default)]
-struct Cell {
-    unreachable: Option<UnreachableCause>,
-    armed: Option<SnapshotAttempt>,
-    ended: Option<SnapshotStatus>,
-}
-
-impl Mailbox {
-    /// An empty mailbox that calls `wake` when something is posted.
-    pub fn new(wake: Waker, counter: Arc<dyn ReportCounter>) -> Self {
-        Self { cells: Mutex::default(), wake, counter }
-    }
-
-    // A poisoned lock is not a reason to lose a report: every state between two statements here is a valid one.
-    fn lock(&self) -> MutexGuard<'_, Cells> {
-        self.cells.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// From now on reports about `peer` in `group` are taken.
-    pub fn register(&self, group: GroupId, peer: NodeId) {
-        self.lock().by_peer.entry((peer, group)).or_default();
-    }
-
-    /// Forgets a peer of a group. What was posted about it and not drained is counted as stale.
-    pub fn forget(&self, group: GroupId, peer: NodeId) {
-        let cell = self.lock().by_peer.remove(&(peer, group));
-        self.count_unread(peer, cell.unwrap_or_default(), ReportOutcome::Stale);
-    }
-
-    /// Makes `attempt` the live one of its peer. The outcome of an earlier attempt that was not drained is counted as stale:
-    /// the core arms a new attempt only when it has settled the one before.
-    pub fn arm(&self, attempt: SnapshotAttempt) {
-        let unread = {
-            let mut cells = self.lock();
-            let cell = cells.by_peer.entry((attempt.peer, attempt.group)).or_default();
-            cell.armed = Some(attempt);
-            cell.ended.take()
-        };
-        self.count_unread(attempt.peer, Cell { ended: unread, ..Cell::default() }, ReportOutcome::Stale);
-    }
-
-    /// From now on no report about snapshots to this peer is live. One that was not drained is counted as stale.
-    pub fn disarm(&self, group: GroupId, peer: NodeId) {
-        let unread = self.lock().by_peer.get_mut(&(peer, group)).and_then(|cell| {
-            cell.armed = None;
-            cell.ended.take()
-        });
-        self.count_unread(peer, Cell { ended: unread, ..Cell::default() }, ReportOutcome::Stale);
-    }
-
-    /// Whether the outcome of an attempt waits to be drained.
-    pub fn has_outcome(&self, attempt: SnapshotAttempt) -> bool {
-        let cells = self.lock();
-        let cell = cells.by_peer.get(&(attempt.peer, attempt.group));
-        cell.is_some_and(|cell| cell.armed == Some(attempt) && cell.ended.is_some())
-    }
-
-    /// Moves everything posted since the last call into `out`. A snapshot that ended is no longer armed.
-    pub fn drain(&self, out: &mut Vec<Report>) {
-        let mut cells = self.lock();
-        if !std::mem::take(&mut cells.dirty) {
-            return;
-        }
-        for (&(peer, group), cell) in &mut cells.by_peer {
-            if let Some(cause) = cell.unreachable.take() {
-                out.push(Report::Unreachable { group, peer, cause });
-            }
-            if let Some(status) = cell.ended.take()
-                && let Some(attempt) = cell.armed.take()
-            {
-                out.push(Report::Snapshot { attempt, status });
-            }
-        }
-    }
-
-    /// From now on every post is counted and dropped, and so is what was not drained.
-    pub fn close(&self) {
-        let left = {
-            let mut cells = self.lock();
-            (cells.closed, cells.dirty) = (true, false);
-            std::mem::take(&mut cells.by_peer)
-        };
-        for ((peer, _), cell) in left {
-            self.count_unread(peer, cell, ReportOutcome::AfterClose);
-        }
-    }
-
-    fn count_unread(&self, peer: NodeId, cell: Cell, outcome: ReportOutcome) {
-        if cell.unreachable.is_some() {
-            self.counter.count(peer, ReportKind::Unreachable, outcome);
-        }
-        if let Some(status) = cell.ended {
-            self.counter.count(peer, status.kind(), outcome);
-        }
-    }
-}
-
-impl SnapshotStatus {
-    /// For counters.
-    pub(crate) fn kind(self) -> ReportKind {
-        match self {
-            Self::Finish => ReportKind::SnapshotFinish,
-            Self::Failure(_) => ReportKind::SnapshotFailure,
-        }
-    }
-}
-
-impl Reporter for Mailbox {
-    fn report_unreachable(&self, peer: NodeId, scope: Scope, cause: UnreachableCause) {
-        let outcome = self.lock().post_unreachable(peer, scope, cause);
-        match outcome {
-            None => self.wake.wake_by_ref(),
-            Some(outcome) => self.counter.count(peer, ReportKind::Unreachable, outcome),
-        }
-    }
-
-    fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
-        let outcome = self.lock().post_snapshot(attempt, status);
-        match outcome {
-            None => self.wake.wake_by_ref(),
-            Some(outcome) => self.counter.count(attempt.peer, status.kind(), outcome),
-        }
-    }
-}
-
-impl Cells {
-    /// `None` if the report was stored, else what became of it.
-    fn post_unreachable(
-        &mut self,
-        peer: NodeId,
-        scope: Scope,
-        cause: UnreachableCause,
-    ) -> Option<ReportOutcome> {
-        if self.closed {
-            return Some(ReportOutcome::AfterClose);
-        }
-        let (low, high) = match scope {
-            Scope::Group(group) => (group, group),
-            Scope::Node => (GroupId::new(0), GroupId::new(u64::MAX)),
-        };
-        let mut outcome = Some(ReportOutcome::UnknownPeer);
-        for cell in self.by_peer.range_mut((peer, low)..=(peer, high)).map(|(_, cell)| cell) {
-            match cell.unreachable {
-                Some(_) => outcome = outcome.and(Some(ReportOutcome::Coalesced)),
-                None => {
-                    cell.unreachable = Some(cause);
-                    outcome = None;
-                }
-            }
-        }
-        self.dirty |= outcome.is_none();
-        outcome
-    }
-
-    fn post_snapshot(&mut self, attempt: SnapshotAttempt, status: SnapshotStatus) -> Option<ReportOutcome> {
-        if self.closed {
-            return Some(ReportOutcome::AfterClose);
-        }
-        let Some(cell) = self.by_peer.get_mut(&(attempt.peer, attempt.group)) else {
-            return Some(ReportOutcome::UnknownPeer);
-        };
-        if cell.armed != Some(attempt) {
-            return Some(ReportOutcome::Stale);
-        }
-        if cell.ended.is_some() {
-            return Some(ReportOutcome::Coalesced);
-        }
-        cell.ended = Some(status);
-        self.dirty = true;
-        None
     }
 }
 

@@ -231,7 +231,7 @@ pub enum LinkClosed {
     },
     /// The connection broke, or keep-alive found it dead.
     Broken {
-        /// What the library said.
+        /// Which of them, in words for the log.
         detail: String,
     },
     /// The peer sent something that is not of the protocol.

@@ -24,7 +24,7 @@ use towline_wire::{Purpose, check_answer, hello_frame};
 
 use crate::address::Security;
 use crate::config::GrpcConfig;
-use crate::secured::{self, Dialled, NotDialled};
+use crate::secured::{self, Dialled, NotDialled, WireEnd};
 use crate::stream::{Ended, LANE, Outgoing, Sink, Source, detail};
 use crate::tasks::Tasks;
 
@@ -46,7 +46,7 @@ pub(crate) async fn open(
     let sockets = security.resolve(address).await.map_err(|unusable| unusable.dialling(address))?;
     // From here on whatever was started ends with this value: when the future is dropped, too.
     let tasks = Tasks::default();
-    let (channel, verdict) = dial(config, &tasks, security.tls.as_ref(), to, &sockets).await?;
+    let (channel, verdict, end) = dial(config, &tasks, security.tls.as_ref(), to, &sockets).await?;
     // With TLS 1.3 a dialler learns only now that its certificate was refused.
     let no_answer = |status| {
         let refused = verdict.as_ref().and_then(|verdict| verdict.dialler_error(address, to.id));
@@ -57,7 +57,7 @@ pub(crate) async fn open(
     let closed = |detail: &str| ConnectError::Protocol { address: address.clone(), detail: detail.into() };
     sender.send(hello_frame(hello, purpose)).await.map_err(|_| closed("closed before the hello"))?;
     let answer = call(channel, Outgoing::request(receiver)).await.map_err(no_answer)?;
-    let mut answers = Source::response(answer.into_body());
+    let mut answers = Source::response(answer.into_body(), end);
     let first = answers.frame().await.map_err(|ended| match ended {
         Ended::Status(status) => no_answer(status),
         Ended::Violation(detail) => closed(&detail),
@@ -95,14 +95,14 @@ async fn dial(
     tls: Option<&TlsConfig>,
     to: &Peer,
     sockets: &[SocketAddr],
-) -> Result<(Channel, Option<Verdict>), ConnectError> {
+) -> Result<(Channel, Option<Verdict>, WireEnd), ConnectError> {
     let address = &to.address;
     let unreachable = |source| ConnectError::Unreachable { address: address.clone(), source };
     let mut last = None;
     for socket in sockets {
         let endpoint = Endpoint::from_shared(format!("http://{socket}"))
             .map_err(|e| ConnectError::Address { address: address.clone(), detail: e.to_string() })?;
-        let (stream, verdict) = match secured::dial(*socket, tls, to.id).await {
+        let (stream, verdict, end) = match secured::dial(*socket, tls, to.id).await {
             Ok(dialled) => dialled,
             Err(NotDialled { error, verdict }) => {
                 if let Some(refused) = verdict.and_then(|verdict| verdict.dialler_error(address, to.id)) {
@@ -125,7 +125,7 @@ async fn dial(
             .connect_with_connector(Ready(Some(TokioIo::new(stream))))
             .await;
         match channel {
-            Ok(channel) => return Ok((channel, verdict)),
+            Ok(channel) => return Ok((channel, verdict, end)),
             Err(error) => last = Some(error.into()),
         }
     }

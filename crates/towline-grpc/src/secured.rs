@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -155,6 +155,23 @@ impl AsyncWrite for Accepted {
 pub(crate) struct Dialled {
     stream: Box<dyn Stream>,
     verdict: Option<Verdict>,
+    end: WireEnd,
+}
+
+/// How the other side of a connection of ours ended it, once it did: HTTP/2 has the same words for that and for a peer that
+/// its keep-alive gave up.
+#[derive(Clone, Default)]
+pub(crate) struct WireEnd(Arc<OnceLock<String>>);
+
+impl WireEnd {
+    pub(crate) fn seen(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+
+    /// The first one stays.
+    fn note(&self, end: impl Into<String>) {
+        self.0.get_or_init(|| end.into());
+    }
 }
 
 /// Why there is no connection; the verdict knows more if a certificate was refused.
@@ -168,12 +185,15 @@ pub(crate) async fn dial(
     socket: SocketAddr,
     tls: Option<&TlsConfig>,
     to: NodeId,
-) -> Result<(Dialled, Option<Verdict>), NotDialled> {
+) -> Result<(Dialled, Option<Verdict>, WireEnd), NotDialled> {
     let failed = |error: io::Error| NotDialled { error: error.into(), verdict: None };
     let stream = TcpStream::connect(socket).await.map_err(failed)?;
     // Without it the peer only waits longer; the connection works.
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return Ok((Dialled { stream: Box::new(stream), verdict: None }, None)) };
+    let end = WireEnd::default();
+    let Some(tls) = tls else {
+        return Ok((Dialled { stream: Box::new(stream), verdict: None, end: end.clone() }, None, end));
+    };
     let failed = |error: BoxError| NotDialled { error, verdict: None };
     let (config, verdict) = dialling(tls, to, ALPN).map_err(|error| failed(error.into()))?;
     let name = ServerName::try_from(SERVER_NAME).map_err(|error| failed(error.into()))?;
@@ -181,13 +201,24 @@ pub(crate) async fn dial(
         TlsConnector::from(config).connect(name, stream).await;
     match shaken {
         Ok(stream) => {
-            let dialled = Dialled { stream: Box::new(stream), verdict: Some(verdict.clone()) };
-            Ok((dialled, Some(verdict)))
+            let stream = Box::new(stream);
+            let dialled = Dialled { stream, verdict: Some(verdict.clone()), end: end.clone() };
+            Ok((dialled, Some(verdict), end))
         }
         Err(error) => {
             verdict.learn(&error);
             Err(NotDialled { error: error.into(), verdict: Some(verdict) })
         }
+    }
+}
+
+impl Dialled {
+    /// Hands on what the stream says, and keeps what HTTP/2 does not.
+    fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &polled {
+            self.end.note(error.to_string());
+        }
+        polled
     }
 }
 
@@ -197,9 +228,15 @@ impl AsyncRead for Dialled {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
-        if let (Err(error), Some(verdict)) = (&read, &self.verdict) {
-            verdict.learn(error);
+        let (room, before) = (buf.remaining(), buf.filled().len());
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = ready!(self.noted(polled));
+        match (&read, &self.verdict) {
+            (Ok(()), _) if room > 0 && buf.filled().len() == before => {
+                self.end.note("the peer closed the connection");
+            }
+            (Err(error), Some(verdict)) => verdict.learn(error),
+            _ => {}
         }
         Poll::Ready(read)
     }
@@ -207,7 +244,8 @@ impl AsyncRead for Dialled {
 
 impl AsyncWrite for Dialled {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.noted(polled)
     }
 
     fn poll_write_vectored(
@@ -215,7 +253,8 @@ impl AsyncWrite for Dialled {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.noted(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -223,7 +262,8 @@ impl AsyncWrite for Dialled {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.noted(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -27,10 +27,17 @@ use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use towline_wire::streams::{ANSWERS_WAITING_MAX, Caller, FrameSink, FrameSource, serve};
 use towline_wire::{Prefix, Prefixed, pb, pieces};
 
+use crate::secured::WireEnd;
 use crate::tasks::Tasks;
 
 /// The one method of the service in the schema.
 pub(crate) const LANE: &str = "/towline.v1.Transport/Lane";
+
+/// What h2 says on a stream whose connection is gone, whoever ended it.
+const CONNECTION_GONE: &str = "stream closed because of a broken pipe";
+
+/// The only way a connection goes that neither side closed and no task of ours ended.
+const KEEPALIVE_GAVE_UP: &str = "keep-alive: the peer did not answer in time";
 
 /// What a dialler says. Dropping it closes the connection, whatever is under way.
 pub(crate) struct Sink {
@@ -98,18 +105,19 @@ pub(crate) struct Source {
     prefixed: Prefixed,
     /// What the next frame may have: a hello's worth until the first was there.
     bytes_max: usize,
-    /// A response ends with a status; one that does not was cut.
-    wants_status: bool,
+    /// Of a response. It ends with a status; one that does not was cut.
+    end: Option<WireEnd>,
 }
 
 impl Source {
-    pub(crate) fn response(body: Body) -> Self {
-        Self { wants_status: true, ..Self::request(body) }
+    /// What the listener says on a connection of ours, which knows how it ended.
+    pub(crate) fn response(body: Body, end: WireEnd) -> Self {
+        Self { end: Some(end), ..Self::request(body) }
     }
 
     fn request(body: Body) -> Self {
         let prefixed = Prefixed::new(Prefix::Grpc);
-        Self { body, prefixed, bytes_max: HELLO_BYTES_MAX, wants_status: false }
+        Self { body, prefixed, bytes_max: HELLO_BYTES_MAX, end: None }
     }
 
     /// The next frame; `None` at an end in order.
@@ -128,11 +136,20 @@ impl Source {
                     Err(Err(_)) => {}
                 },
                 Some(Err(status)) => return Err(Ended::Status(status)),
-                None if self.wants_status => {
+                None if self.end.is_some() => {
                     return Err(Ended::Status(Status::unknown("the stream ended without a status")));
                 }
                 None => return self.end(None),
             }
+        }
+    }
+
+    /// Why the connection broke, which the library does not tell apart.
+    fn broken(&self, status: &Status) -> String {
+        let said = detail(status);
+        match &self.end {
+            Some(end) if said.contains(CONNECTION_GONE) => end.seen().unwrap_or(KEEPALIVE_GAVE_UP).to_owned(),
+            _ => said,
         }
     }
 
@@ -159,7 +176,7 @@ impl FrameSource for Source {
             Ended::Status(status) if status.source().is_none() => {
                 LinkClosed::ByPeer { detail: detail(&status) }
             }
-            Ended::Status(status) => LinkClosed::Broken { detail: detail(&status) },
+            Ended::Status(status) => LinkClosed::Broken { detail: self.broken(&status) },
         })
     }
 }

@@ -104,6 +104,24 @@ async fn a_dropped_link_says_abandoned() {
     assert_eq!(ear.closed().await, LinkClosed::Abandoned);
 }
 
+async fn broken(ear: &Ear) -> String {
+    match ear.closed().await {
+        LinkClosed::Broken { detail } => detail,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// It had the words of a keep-alive that timed out.
+#[tokio::test]
+async fn a_connection_that_the_other_side_closed_is_told_from_one_that_keepalive_gave_up() {
+    let (fake, _seen) = accepting();
+    let listener = listen(config(), fake).await;
+    let proxy = Proxy::to(listener.local_addr()).await;
+    let (_link, ear) = link(config(), proxy.at, Lane::Control).await;
+    proxy.close();
+    assert_eq!(broken(&ear).await, "the peer closed the connection");
+}
+
 #[tokio::test]
 async fn keepalive_finds_a_black_holed_idle_peer_within_its_bound() {
     let (fake, _seen) = accepting();
@@ -112,7 +130,8 @@ async fn keepalive_finds_a_black_holed_idle_peer_within_its_bound() {
     let (_link, ear) = link(config(), proxy.at, Lane::Control).await;
     let start = Instant::now();
     proxy.stop_forwarding();
-    assert!(matches!(ear.closed().await, LinkClosed::Broken { .. }));
+    let detail = broken(&ear).await;
+    assert_eq!(detail, "keep-alive: the peer did not answer in time");
     let bound = config().keepalive_interval + config().keepalive_timeout;
     assert!(start.elapsed() < bound + Duration::from_secs(1), "{:?}", start.elapsed());
 }

@@ -148,9 +148,9 @@ closed! {
     ReportOutcome {
         /// Raft was told.
         Applied = "applied",
-        /// It belonged to an attempt that is no longer live.
+        /// It came too late: the attempt is not live any more, or this node does not lead.
         Stale = "stale",
-        /// An identical report was waiting already.
+        /// Another of its kind about this peer and group was waiting already.
         Coalesced = "coalesced",
         /// The mailbox was closed.
         AfterClose = "after_close",

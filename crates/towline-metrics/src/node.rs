@@ -170,9 +170,9 @@ impl NodeMetrics {
         self.inner.handles.ticks_skipped.increment(n);
     }
 
-    /// Counts one report posted after the mailbox was closed.
-    pub fn report_after_close(&self) {
-        self.inner.handles.reports_after_close.increment(1);
+    /// Counts reports posted after the mailbox was closed.
+    pub fn reports_after_close(&self, n: u64) {
+        self.inner.handles.reports_after_close.increment(n);
     }
 
     /// The cached handle of `key`, or a new one; `None` when the table is full.

@@ -65,10 +65,10 @@ impl PeerMetrics {
         }
     }
 
-    /// Counts one report about this peer.
-    pub fn report(&self, kind: ReportKind, outcome: ReportOutcome) {
+    /// Counts reports about this peer.
+    pub fn reports(&self, kind: ReportKind, outcome: ReportOutcome, n: u64) {
         if let Some(outcomes) = self.handles.reports.of(kind) {
-            outcomes.add(outcome, 1);
+            outcomes.add(outcome, n);
         }
     }
 

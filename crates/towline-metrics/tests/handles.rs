@@ -31,7 +31,7 @@ fn each_label_value_has_its_own_series() {
     }
     for (i, kind) in ReportKind::ALL.iter().enumerate() {
         for (j, outcome) in ReportOutcome::ALL.iter().enumerate() {
-            (0..number(10 * i + j)).for_each(|_| peer.report(*kind, *outcome));
+            peer.reports(*kind, *outcome, number(10 * i + j));
         }
     }
     for (i, direction) in Direction::ALL.iter().enumerate() {
@@ -149,7 +149,7 @@ fn group_and_node_handles_reach_their_own_metrics() {
     node.log_poisoned();
     node.shard_turn(6 * MS);
     node.ticks_skipped(4);
-    node.report_after_close();
+    node.reports_after_close(1);
     assert_eq!(memory.value("towline_log_writes_total{node=1}"), 1.0);
     assert_eq!(memory.samples("towline_log_write_seconds{node=1}"), [0.005]);
     assert_eq!(memory.samples("towline_log_write_bytes{node=1}"), [4096.0]);

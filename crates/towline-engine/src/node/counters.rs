@@ -49,10 +49,6 @@ impl Counters {
         self.metrics.peer(peer.as_u64(), static_scheme(scheme))
     }
 
-    pub(crate) fn report(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome) {
-        self.peer(peer, None).report(kind, outcome);
-    }
-
     /// For a snapshot that goes out, over the transport that the lanes of the peer use too.
     pub(crate) fn snapshot_sent(&self, peer: NodeId) -> impl RecordTotal + use<> {
         self.peer(peer, None).snapshot_record(labels::Direction::Sent)
@@ -158,11 +154,11 @@ fn drop_label(reason: DropReason) -> labels::DropReason {
 }
 
 impl ReportCounter for Counters {
-    fn count(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome) {
+    fn count(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome, n: u64) {
         if outcome == ReportOutcome::AfterClose {
-            self.metrics.report_after_close();
+            self.metrics.reports_after_close(n);
         }
-        self.report(peer, kind, outcome);
+        self.peer(peer, None).reports(kind, outcome, n);
     }
 }
 

@@ -260,3 +260,6 @@ impl Inner {
         self.lives.fetch_add(1, Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,7 @@ use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
 use crate::message::Envelope;
-use crate::reporter::{Mailbox, Report};
+use crate::reporter::{Mailbox, Report, ReportCounter as _};
 use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
 
@@ -89,6 +89,13 @@ pub(crate) fn start(mail: ShardMail, deps: ShardDeps) -> std::io::Result<JoinHan
     })
 }
 
+/// However the thread ends: nobody reads the mailbox any more.
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.deps.mailbox.close();
+    }
+}
+
 impl Shard {
     fn run(mut self, mail: &ShardMail) {
         let tick = self.deps.config.tick();
@@ -123,7 +130,6 @@ impl Shard {
         let cause: Arc<str> = "the node has stopped".into();
         let groups: Vec<_> = self.groups.keys().copied().collect();
         groups.into_iter().for_each(|group| self.retire(group, &cause));
-        self.deps.mailbox.close();
     }
 
     /// Completions of the log come first of all; what callers ask is kept for its place in the turn.
@@ -179,7 +185,7 @@ impl Shard {
                 outcome = ReportOutcome::Applied;
             }
         });
-        self.deps.counters.report(peer, kind, outcome);
+        self.deps.counters.count(peer, kind, outcome, 1);
     }
 
     fn take_control(&mut self, control: Control) {
@@ -372,7 +378,7 @@ impl Shard {
         }
         for peer in fx.latched.drain(..) {
             tracing::warn!(group = %id, %peer, "raft waited for a snapshot that nobody would have reported on");
-            self.deps.counters.report(peer, ReportKind::SnapshotFailure, ReportOutcome::Synthesized);
+            self.deps.counters.count(peer, ReportKind::SnapshotFailure, ReportOutcome::Synthesized, 1);
         }
         if let Some(through) = fx.compact.take() {
             self.deps.reader.compact(id, through);

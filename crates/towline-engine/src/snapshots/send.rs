@@ -59,6 +59,11 @@ struct State {
     closed: bool,
     peers: BTreeMap<NodeId, Peer>,
     running: BTreeMap<SnapshotAttempt, Arc<Running>>,
+    /// Loses the next ticket, as no code of this crate does: what the watchdog is there for.
+    #[cfg(test)]
+    leak_next: bool,
+    #[cfg(test)]
+    leaked: Option<(SnapshotAttempt, std::time::Instant)>,
 }
 
 /// What others may see of a transfer, and do to it.
@@ -94,6 +99,8 @@ impl Sends {
 
     /// Starts a transfer. Whatever happens to it, its ticket reports and its books are closed.
     pub(crate) fn start(&self, send: SnapshotSend) {
+        #[cfg(test)]
+        let Some(send) = self.unless_leaked(send) else { return };
         let attempt = send.ticket.attempt();
         let account = self.inner.open_account(attempt, &send.meta);
         let running = Arc::new(Running::default());
@@ -116,6 +123,28 @@ impl Sends {
             inner.run(send, peer, &running, account).await;
         };
         self.inner.deps.runtime.spawn(task.instrument(span));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn leak_next(&self) {
+        self.lock().leak_next = true;
+    }
+
+    /// The attempt whose ticket was leaked, and when.
+    #[cfg(test)]
+    pub(crate) fn leaked(&self) -> Option<(SnapshotAttempt, std::time::Instant)> {
+        self.lock().leaked
+    }
+
+    #[cfg(test)]
+    fn unless_leaked(&self, send: SnapshotSend) -> Option<SnapshotSend> {
+        let mut state = self.lock();
+        if !std::mem::take(&mut state.leak_next) {
+            return Some(send);
+        }
+        state.leaked = Some((send.ticket.attempt(), std::time::Instant::now()));
+        std::mem::forget(send.ticket);
+        None
     }
 
     /// Whether somebody works on the attempt.

@@ -17,6 +17,7 @@ use towline_engine::node::Node;
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
 };
+use towline_engine::state_machine::Applied;
 use towline_engine::storage::Storage;
 use towline_engine::transport::*;
 use towline_metrics::NodeMetrics;
@@ -56,12 +57,22 @@ impl Alone {
             identity: Arc::new(Ids::default()),
         };
         let inbound = Arc::default();
+        Self::over(config, storage, Arc::new(Nowhere(Arc::clone(&inbound))), inbound).await
+    }
+
+    /// The same on what is stored already, over a transport of the scheme `nowhere` that fills `inbound`.
+    pub(crate) async fn over(
+        config: Config,
+        storage: Storage,
+        transport: Arc<dyn Transport>,
+        inbound: Arc<OnceLock<Arc<dyn Inbound>>>,
+    ) -> Self {
         let exporter = Exporter::new();
         let node = Node::builder(id(1), ClusterId::new("c").unwrap())
             .config(config)
             .storage(storage)
             .metrics(NodeMetrics::new(1, Some(exporter.recorder())))
-            .transport(Arc::new(Nowhere(Arc::clone(&inbound))), "nowhere://here:1".parse().unwrap())
+            .transport(transport, "nowhere://here:1".parse().unwrap())
             .start()
             .await
             .unwrap();
@@ -84,12 +95,17 @@ impl Alone {
         self.inbound().admit(&hello, None).unwrap()
     }
 
-    /// The sum of a counter over all label sets that contain `label`.
+    /// [`counter`] of this node.
     pub(crate) fn counter(&self, name: &str, label: &str) -> u64 {
-        let text = self.exporter.render();
-        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+        counter(&self.exporter, name, label)
     }
+}
+
+/// The sum of a counter over all label sets that contain `label`.
+pub(crate) fn counter(exporter: &Exporter, name: &str, label: &str) -> u64 {
+    let text = exporter.render();
+    let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
 pub(crate) fn address(peer: u64) -> PeerAddr {
@@ -98,17 +114,19 @@ pub(crate) fn address(peer: u64) -> PeerAddr {
 
 /// Keeps the last state of each group; entries stay in the engine's own memory.
 #[derive(Default)]
-struct Log(Mutex<BTreeMap<GroupId, GroupWrite>>);
+pub(crate) struct Log(Mutex<BTreeMap<GroupId, GroupWrite>>);
 
 impl LogStore for Log {
     fn recover(&self, group: GroupId) -> Result<Recovered, LogError> {
         let log = self.0.lock().unwrap();
         let Some(stored) = log.get(&group) else { return Ok(Recovered::default()) };
+        let truncated = truncated(stored);
         Ok(Recovered {
             hard_state: stored.hard_state,
             conf: stored.conf.clone(),
-            last_index: stored.entries.last().map_or(0, |entry| entry.index),
-            ..Recovered::default()
+            truncated,
+            last_index: stored.entries.last().map_or(truncated.index, |entry| entry.index),
+            installing: None,
         })
     }
 
@@ -136,6 +154,10 @@ impl LogStore for Log {
 
     fn term(&self, group: GroupId, index: u64) -> Result<u64, LogReadError> {
         let log = self.0.lock().unwrap();
+        let place = log.get(&group).map(truncated).filter(|place| place.index == index);
+        if let Some(place) = place {
+            return Ok(place.term);
+        }
         let mut stored = log.get(&group).into_iter().flat_map(|stored| &stored.entries);
         let found = stored.find(|entry| entry.index == index);
         found.map(|entry| entry.term).ok_or(LogReadError::Beyond { index, last: 0 })
@@ -159,8 +181,13 @@ impl LogStore for Log {
     }
 }
 
+/// Where the log of a group begins.
+fn truncated(stored: &GroupWrite) -> Applied {
+    stored.install.as_ref().map_or(Applied::NONE, |install| install.at)
+}
+
 #[derive(Default)]
-struct Ids(Mutex<(Option<Identity>, BTreeMap<NodeId, Incarnation>)>);
+pub(crate) struct Ids(Mutex<(Option<Identity>, BTreeMap<NodeId, Incarnation>)>);
 
 impl IdentityStore for Ids {
     fn load(&self) -> Result<Option<Identity>, IdentityError> {
@@ -249,7 +276,7 @@ impl Transport for Nowhere {
     }
 }
 
-struct Deaf;
+pub(crate) struct Deaf;
 
 #[async_trait]
 impl Listener for Deaf {

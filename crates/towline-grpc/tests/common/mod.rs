@@ -198,10 +198,11 @@ pub async fn link(config: GrpcConfig, at: SocketAddr, lane: Lane) -> (Box<dyn Li
     (connected.unwrap().link, ear)
 }
 
-/// A proxy that can stop forwarding without closing anything.
+/// A proxy that can stop forwarding without closing anything, or close everything.
 pub struct Proxy {
     pub at: SocketAddr,
     black_hole: watch::Sender<bool>,
+    closed: watch::Sender<bool>,
 }
 
 impl Proxy {
@@ -209,17 +210,33 @@ impl Proxy {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let black_hole = watch::Sender::new(false);
-        let state = black_hole.clone();
+        let closed = watch::Sender::new(false);
+        let (state, end) = (black_hole.clone(), closed.clone());
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let far = tokio::net::TcpStream::connect(target).await.unwrap();
                 let (near_read, near_write) = near.into_split();
                 let (far_read, far_write) = far.into_split();
-                tokio::spawn(pump(near_read, far_write, state.subscribe()));
-                tokio::spawn(pump(far_read, near_write, state.subscribe()));
+                for pump in [
+                    pump(near_read, far_write, state.subscribe()),
+                    pump(far_read, near_write, state.subscribe()),
+                ] {
+                    let mut end = end.subscribe();
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            _ = end.wait_for(|closed| *closed) => {}
+                            () = pump => {}
+                        }
+                    });
+                }
             }
         });
-        Self { at, black_hole }
+        Self { at, black_hole, closed }
+    }
+
+    /// Closes every connection, at both ends.
+    pub fn close(&self) {
+        self.closed.send_replace(true);
     }
 
     pub fn stop_forwarding(&self) {

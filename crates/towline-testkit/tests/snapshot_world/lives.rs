@@ -14,7 +14,7 @@ use towline_engine::reporter::Mailbox;
 use towline_engine::state_machine::Applied;
 
 use super::books::Door;
-use super::{Arrow, HEARTBEAT, Uncounted, Up, World, note_applied};
+use super::{Arrow, HEARTBEAT, Up, World, note_applied};
 
 /// Steps between the beginning of an orderly shutdown, with which a leader hands over, and its end.
 const SHUTDOWN_STEPS: usize = 40;
@@ -52,7 +52,7 @@ impl World {
         );
         let hard_state = HardState { commit, ..disk.hard_state };
         let timeout = self.rng.usize(10..20);
-        let mailbox = Arc::new(Mailbox::new(Waker::noop().clone(), Arc::new(Uncounted)));
+        let mailbox = Arc::new(Mailbox::new(Waker::noop().clone(), Arc::new(())));
         let snapshots = SnapshotSetup {
             mailbox: mailbox.clone(),
             slots: SendSlots::new(2),

@@ -16,11 +16,10 @@ use towline_engine::core::{Apply, Effects, Group};
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::GroupWrite;
 use towline_engine::message::{ConfState, Message};
-use towline_engine::reporter::{Mailbox, Report, ReportCounter, SnapshotAttempt, UnreachableCause};
+use towline_engine::reporter::{Mailbox, Report, SnapshotAttempt, UnreachableCause};
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::Applied;
 use towline_engine::status::{PeerProgress, Role};
-use towline_metrics::labels::{ReportKind, ReportOutcome};
 
 pub(crate) use books::Plant;
 use books::{Books, Passed};
@@ -124,12 +123,6 @@ impl Arrow {
 
 type Core = Group<u64, u64>;
 type Fx = Effects<u64, u64>;
-
-struct Uncounted;
-
-impl ReportCounter for Uncounted {
-    fn count(&self, _: NodeId, _: ReportKind, _: ReportOutcome) {}
-}
 
 struct Up {
     group: Core,

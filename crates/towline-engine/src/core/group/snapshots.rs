@@ -59,17 +59,7 @@ pub struct SnapshotPolicy {
 impl Default for SnapshotSetup {
     /// Nothing is ever snapshotted, nobody hears of reports: for groups that are driven by hand.
     fn default() -> Self {
-        struct Nobody;
-        impl crate::reporter::ReportCounter for Nobody {
-            fn count(
-                &self,
-                _: NodeId,
-                _: towline_metrics::labels::ReportKind,
-                _: towline_metrics::labels::ReportOutcome,
-            ) {
-            }
-        }
-        let mailbox = Mailbox::new(std::task::Waker::noop().clone(), Arc::new(Nobody));
+        let mailbox = Mailbox::new(std::task::Waker::noop().clone(), Arc::new(()));
         let policy = SnapshotPolicy {
             every_entries: u64::MAX,
             every_bytes: u64::MAX,
@@ -165,13 +155,16 @@ impl SnapshotSetup {
 }
 
 impl<W, R> Group<W, R> {
-    /// Carries a report to Raft if it is of the live attempt. `false`: it was stale, and nothing changed.
+    /// Carries a report to Raft if this node leads, and a snapshot's if it is of the live attempt. `false`: it was stale, and
+    /// nothing changed.
     pub fn take_report(&mut self, report: Report) -> bool {
         match report {
             Report::Unreachable { peer, .. } => {
-                if self.replica.is_leader() && self.replica.is_member(peer) {
-                    self.replica.report_unreachable(peer);
+                // Only a leader streams to anybody.
+                if !self.replica.is_leader() || !self.replica.is_member(peer) {
+                    return false;
                 }
+                self.replica.report_unreachable(peer);
             }
             Report::Snapshot { attempt, status } => {
                 // Raft knows nothing of a snapshot of an earlier leadership; the next turn voids the attempt.

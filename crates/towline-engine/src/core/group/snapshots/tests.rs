@@ -350,6 +350,19 @@ fn after_an_unreachable_report_a_peer_gets_at_most_one_append_until_it_answers_a
     assert_eq!(appends(&mut fx), 5);
 }
 
+/// It counted as applied, though Raft is told only on a leader: on two nodes of three the counter was not what it said.
+#[test]
+fn an_unreachable_report_on_a_follower_or_of_no_member_is_stale() {
+    let mut group = leader(|_| ());
+    let cause = crate::reporter::UnreachableCause::LinkLost;
+    let of = |peer| Report::Unreachable { group: GroupId::DEFAULT, peer: id(peer), cause };
+    assert!(group.take_report(of(3)));
+    assert!(!group.take_report(of(9)));
+    let higher = Message { term: 9, ..Message::new(MessageKind::Heartbeat, id(3), id(1)) };
+    group.step(id(3), higher).unwrap();
+    assert!(!group.take_report(of(3)));
+}
+
 /// Case 5.
 #[test]
 fn the_watchdog_fires_once_for_a_leaked_ticket() {

@@ -1,0 +1,387 @@
+//! A node that leads groups of five. The peers are played: two have the whole log, two lack what only a snapshot has.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Wake, Waker};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::common::{Alone, DEADLINE, Deaf, Ids, Log, address, id, wait};
+use crate::config::Config;
+use crate::identity::{Identity, IdentityStore as _};
+use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use crate::log_store::{ConfRecord, GroupWrite, Install, LogBatch, LogStore as _};
+use crate::message::{
+    Batch, ConfState, Envelope, HardState, Lane, Member, MemberTable, Message, MessageKind,
+};
+use crate::node::{Group, Start};
+use crate::reporter::SnapshotAttempt;
+use crate::snapshot_store::*;
+use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use crate::status::{PeerStatus, Role};
+use crate::storage::Storage;
+use crate::transport::*;
+
+/// Where the log of every group begins.
+const TRUNCATED: Applied = Applied { index: 10, term: 1 };
+
+const BODY: Bytes = Bytes::from_static(b"body");
+
+/// The peers that need a snapshot.
+pub(super) const BEHIND: [u64; 2] = [4, 5];
+
+pub(super) struct Stage {
+    pub(super) alone: Alone,
+    pub(super) groups: Vec<Group<Machine>>,
+    pub(super) script: Arc<Script>,
+}
+
+/// What the peers are played by.
+pub(super) struct Script {
+    inbound: Arc<OnceLock<Arc<dyn Inbound>>>,
+    /// Who has the log of which group.
+    have: Mutex<BTreeSet<(GroupId, NodeId)>>,
+    /// While it is not, offers are not answered.
+    pub(super) answers: watch::Sender<bool>,
+    /// Heartbeats to peers that are behind.
+    pub(super) beats: watch::Sender<u64>,
+}
+
+impl Stage {
+    /// A node without groups.
+    pub(super) async fn node(config: Config) -> Self {
+        let (log, ids) = (Log::default(), Ids::default());
+        ids.create(&Identity { cluster: cluster(), node: id(1), incarnation: incarnation(1) }).unwrap();
+        for group in 1..=4 {
+            log.append(&mut LogBatch { writes: vec![stored(GroupId::new(group))] }).unwrap();
+        }
+        let inbound = Arc::default();
+        let script = Arc::new(Script {
+            inbound: Arc::clone(&inbound),
+            have: Mutex::default(),
+            answers: watch::Sender::new(true),
+            beats: watch::Sender::new(0),
+        });
+        let storage = Storage { log: Arc::new(log), snapshots: Arc::new(Files), identity: Arc::new(ids) };
+        let alone = Alone::over(config, storage, Arc::new(Played(script.clone())), inbound).await;
+        Self { alone, groups: Vec::new(), script }
+    }
+
+    /// Starts groups, up to four, and waits until the node leads them.
+    pub(super) async fn lead(&mut self, count: u64) {
+        for group in (1..=count).map(GroupId::new) {
+            self.script.have(group, [2, 3]);
+            self.groups.push(self.alone.node.group(group, Machine).start(Start::Restart).await.unwrap());
+        }
+        for group in &self.groups {
+            wait("leadership", || (group.state().role == Role::Leader).then_some(())).await;
+        }
+    }
+
+    /// The status of the peers of all groups.
+    pub(super) async fn peers(&self) -> Vec<(GroupId, PeerStatus)> {
+        let mut all = Vec::new();
+        for group in &self.groups {
+            let status = group.status().await.unwrap();
+            all.extend(status.peers.into_iter().map(|peer| (group.id(), peer)));
+        }
+        all
+    }
+
+    /// The same of those that need a snapshot, once it is so with each of them.
+    pub(super) async fn when_behind(
+        &self,
+        what: &str,
+        mut so: impl FnMut(&PeerStatus) -> bool,
+    ) -> Vec<PeerStatus> {
+        let started = std::time::Instant::now();
+        loop {
+            let peers = self.peers().await.into_iter().map(|(_, peer)| peer);
+            let behind: Vec<_> = peers.filter(|peer| BEHIND.contains(&peer.id.as_u64())).collect();
+            if behind.iter().all(&mut so) {
+                return behind;
+            }
+            assert!(started.elapsed() < DEADLINE, "still not so: {what}: {behind:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The attempts that are live, two for each group, once all are.
+    pub(super) async fn attempts(&self) -> Vec<SnapshotAttempt> {
+        self.when_behind("a snapshot is on its way", |peer| peer.attempt.is_some()).await;
+        let mut attempts = Vec::new();
+        for group in &self.groups {
+            let status = group.status().await.unwrap();
+            attempts.extend(status.peers.iter().filter_map(|peer| {
+                let live = peer.attempt?;
+                let (group, term) = (group.id(), status.state.term);
+                Some(SnapshotAttempt { group, peer: peer.id, term, index: live.index, number: live.number })
+            }));
+        }
+        attempts
+    }
+
+    /// Reports that had this outcome, of all peers.
+    pub(super) fn reports(&self, kind: &str, outcome: &str) -> u64 {
+        self.alone.counter("towline_reports_total", &format!("kind=\"{kind}\",outcome=\"{outcome}\""))
+    }
+}
+
+impl Script {
+    /// They have the log of the group from now on.
+    pub(super) fn have(&self, group: GroupId, peers: impl IntoIterator<Item = u64>) {
+        self.have.lock().unwrap().extend(peers.into_iter().map(|peer| (group, id(peer))));
+    }
+
+    fn has(&self, group: GroupId, peer: NodeId) -> bool {
+        self.have.lock().unwrap().contains(&(group, peer))
+    }
+
+    /// What the peer says to a message.
+    fn answer(&self, group: GroupId, asked: &Message) -> Option<Message> {
+        let kind = match asked.kind {
+            MessageKind::RequestPreVote => MessageKind::RequestPreVoteResponse,
+            MessageKind::RequestVote => MessageKind::RequestVoteResponse,
+            MessageKind::Heartbeat => MessageKind::HeartbeatResponse,
+            MessageKind::Append => MessageKind::AppendResponse,
+            _ => return None,
+        };
+        let mut answer = Message { term: asked.term, ..Message::new(kind, asked.to, asked.from) };
+        let has = self.has(group, asked.to);
+        match kind {
+            MessageKind::HeartbeatResponse => {
+                answer.context = asked.context.clone();
+                if BEHIND.contains(&asked.to.as_u64()) {
+                    self.beats.send_modify(|beats| *beats += 1);
+                }
+            }
+            MessageKind::AppendResponse if has => {
+                answer.index = asked.entries.last().map_or(asked.index, |entry| entry.index);
+            }
+            MessageKind::AppendResponse => (answer.index, answer.reject) = (asked.index, true),
+            _ => {}
+        }
+        Some(answer)
+    }
+}
+
+/// The transport to the peers that are played.
+struct Played(Arc<Script>);
+
+#[async_trait]
+impl Transport for Played {
+    fn scheme(&self) -> &'static str {
+        "nowhere"
+    }
+
+    async fn listen(
+        &self,
+        _: &PeerAddr,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<Box<dyn Listener>, TransportError> {
+        let _ = self.0.inbound.set(inbound);
+        Ok(Box::new(Deaf))
+    }
+
+    async fn connect(
+        &self,
+        to: &Peer,
+        _: Lane,
+        hello: &Hello,
+        feedback: LinkFeedback,
+    ) -> Result<Connected, ConnectError> {
+        let incarnation = incarnation(to.id.as_u64());
+        let back = Hello { from: to.id, to: hello.from, incarnation, ..hello.clone() };
+        let session = self.0.inbound.get().expect("it listens").admit(&back, None).unwrap();
+        let link = Box::new(PlayedLink { script: self.0.clone(), session, _feedback: feedback });
+        Ok(Connected { link, welcome: Welcome { node: to.id, incarnation, protocol: PROTOCOL_VERSION } })
+    }
+
+    async fn offer(
+        &self,
+        to: &Peer,
+        _: &Hello,
+        offer: &SnapshotOffer,
+        _: &ProgressCell,
+    ) -> Result<OfferAnswer, TransferError> {
+        let mut answers = self.0.answers.subscribe();
+        let _ = answers.wait_for(|open| *open).await;
+        self.0.have(offer.meta.head.group, [to.id.as_u64()]);
+        Ok(OfferAnswer::AlreadyHave { commit: offer.meta.head.at.index })
+    }
+}
+
+struct PlayedLink {
+    script: Arc<Script>,
+    session: Arc<dyn PeerSession>,
+    _feedback: LinkFeedback,
+}
+
+#[async_trait]
+impl Link for PlayedLink {
+    async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
+        for Envelope { group, message } in batch.envelopes {
+            if let Some(message) = self.script.answer(group, &message) {
+                let lane = message.kind.lane().expect("no answer is a snapshot");
+                let _ = self.session.deliver(lane, Batch { envelopes: vec![Envelope { group, message }] });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cluster() -> ClusterId {
+    ClusterId::new("c").unwrap()
+}
+
+fn incarnation(node: u64) -> Incarnation {
+    Incarnation::new(node).unwrap()
+}
+
+fn conf() -> ConfRecord {
+    let member = |node| (id(node), Member { address: address(node), incarnation: None });
+    let members: MemberTable = (1..=5).map(member).collect();
+    let conf_state = ConfState { voters: members.keys().copied().collect(), ..ConfState::default() };
+    ConfRecord { conf_state, index: 0, members }
+}
+
+/// A group whose log begins behind its snapshot.
+fn stored(group: GroupId) -> GroupWrite {
+    GroupWrite {
+        install: Some(Install { at: TRUNCATED, installing: meta(group).content }),
+        hard_state: Some(HardState { term: TRUNCATED.term, vote: None, commit: TRUNCATED.index }),
+        conf: Some(conf()),
+        installed: true,
+        ..GroupWrite::new(group)
+    }
+}
+
+fn meta(group: GroupId) -> SnapshotMeta {
+    let ConfRecord { conf_state, members, .. } = conf();
+    let head = SnapshotHead { group, at: TRUNCATED, conf_state, members };
+    let mut hasher = ContentHasher::new(&head);
+    hasher.update(&BODY);
+    let Trailer { length, content } = hasher.finish();
+    SnapshotMeta { head, length, content }
+}
+
+/// One file for each group.
+struct Files;
+
+impl SnapshotStore for Files {
+    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
+        Ok(vec![meta(group)])
+    }
+
+    fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
+        Ok(Some(meta(group)).filter(|meta| meta.content == content))
+    }
+
+    fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        Err(SnapshotStoreError::Missing { content: meta(head.group).content })
+    }
+
+    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        Err(SnapshotStoreError::Busy { content: meta.content })
+    }
+
+    fn open(&self, _: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
+        Ok(Box::new(Body(BODY.slice(offset as usize..))))
+    }
+
+    fn retain(&self, _: GroupId, _: &[ContentId]) -> Result<(), SnapshotStoreError> {
+        Ok(())
+    }
+}
+
+struct Body(Bytes);
+
+impl SnapshotReader for Body {
+    fn next_part(&mut self, _: usize) -> io::Result<Option<BodyPart>> {
+        let bytes = std::mem::take(&mut self.0);
+        let crc32c = crc32c::crc32c(&bytes);
+        Ok(Some(BodyPart { bytes, crc32c }).filter(|part| !part.bytes.is_empty()))
+    }
+}
+
+/// Keeps nothing.
+pub(super) struct Machine;
+
+impl StateMachine for Machine {
+    type Response = ();
+    type View = ();
+
+    fn view(&self) {}
+
+    fn durable(&self) -> Applied {
+        Applied::NONE
+    }
+
+    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {
+        batch.commands().for_each(|_| replies.push(()));
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
+        Err(Fatal::new("no snapshots"))
+    }
+
+    fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
+        io::copy(body, &mut io::sink()).map(|_| ()).map_err(|error| Fatal::new(error.to_string()))
+    }
+}
+
+/// Holds the shard's thread until it is dropped: a caller whose waker blocks, which a waker must not.
+pub(super) struct Held {
+    gate: Arc<Gate>,
+    _asked: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+#[derive(Default)]
+struct Gate {
+    /// Whether a thread is in it, and whether it is open.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+impl Wake for Gate {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 = true;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, open)| !*open));
+    }
+}
+
+impl Held {
+    /// The thread that answers who asks for the state of a group is the shard's.
+    pub(super) fn shard(group: &Group<Machine>) -> Self {
+        loop {
+            let (gate, group) = (Arc::new(Gate::default()), group.clone());
+            let mut asked: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+                let _ = group.status().await;
+            });
+            let waker = Waker::from(gate.clone());
+            // An answer may be there before it is polled for.
+            if asked.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+                let state = gate.state.lock().unwrap();
+                let (state, late) =
+                    gate.changed.wait_timeout_while(state, DEADLINE, |(held, _)| !*held).unwrap();
+                assert!(!late.timed_out(), "nobody came to be held");
+                drop(state);
+                return Self { gate, _asked: asked };
+            }
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.gate.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.gate.changed.notify_all();
+    }
+}
