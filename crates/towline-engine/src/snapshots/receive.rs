@@ -16,6 +16,7 @@ use super::account::{Account, Subject};
 use super::keeper::Keeper;
 use super::seats::{Claim, Precedence, Seat, Seats};
 use super::spool::{Spool, SpoolFile, refusal};
+use super::storing::StoreWatch;
 use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
@@ -169,6 +170,11 @@ impl Receives {
             message: offer.message,
             meta: offer.meta,
             written: offset,
+            storing: StoreWatch::new(
+                &self.deps.runtime,
+                progress.clone(),
+                self.deps.settings.progress_timeout,
+            ),
             progress: progress.clone(),
             cancelled: seat.cancelled.clone(),
         };
@@ -253,6 +259,7 @@ struct Receiver {
     message: Message,
     meta: SnapshotMeta,
     written: u64,
+    storing: StoreWatch,
     progress: ProgressCell,
     cancelled: Arc<Notify>,
 }
@@ -326,7 +333,7 @@ impl Receiver {
         }
         // A spool that is complete has no room for a chunk: none gets here.
         if let SpoolFile::Open(writer) = &mut spool.file
-            && let Err(error) = writer.write_part(&chunk.data, chunk.crc32c)
+            && let Err(error) = self.storing.during(|| writer.write_part(&chunk.data, chunk.crc32c))
         {
             return match error.kind() {
                 io::ErrorKind::InvalidData => corrupt(format!("the chunk at {at}: {error}")),
