@@ -103,10 +103,11 @@ pub struct Config {
     /// Milliseconds an offer may wait for a sign of the receiver. Default 5,000. One that reads a part of the snapshot again
     /// before it answers says so, and has `snapshot_phase_timeout_ms`.
     pub snapshot_offer_timeout_ms: u64,
-    /// Milliseconds without a byte after which a transfer fails, on either side. Default 10,000.
+    /// Milliseconds without a byte after which a transfer fails, on either side. Default 10,000. A receiver that waits for
+    /// its disk in one write for longer than a quarter of it says so, and has `snapshot_phase_timeout_ms`.
     pub snapshot_progress_timeout_ms: u64,
-    /// Milliseconds the receiver may take for each of reading again what it has of a snapshot, and checking, syncing and
-    /// handing over what it received. Default 300,000.
+    /// Milliseconds the receiver may take for each of one write of its disk, and checking, syncing and handing over what it
+    /// received; and for reading again what it has of a snapshot, without a byte of that. Default 300,000.
     pub snapshot_phase_timeout_ms: u64,
     /// The longest wait after a failed attempt, in milliseconds; the first is one heartbeat, and it doubles. Default
     /// 10,000.

@@ -113,6 +113,9 @@ impl fmt::Debug for ContentHasher {
     }
 }
 
+/// Bytes that a store reads again at most before it tells of it, and asks whether to go on.
+pub const REREAD_BYTES_MAX: u64 = 1024 * 1024;
+
 /// Where snapshot files are kept. A file is durable before it is offered to anybody. Blocking; knows no runtime; any
 /// thread may call.
 ///
@@ -155,10 +158,25 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// prefix behind, its checksums are checked again and [`SnapshotWriter::verified`] says where to go on. One writer a
     /// content at a time.
     ///
+    /// To read much again takes long. Meanwhile `goes_on` is told how many bytes of the body hold so far, at least once
+    /// for each [`REREAD_BYTES_MAX`]. If it says no, the store stops there; what was left stays as it is for a later call.
+    ///
     /// # Errors
-    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Io`];
-    /// [`SnapshotStoreError::NoRoom`] if it is known not to fit, before a byte of it comes.
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
+    /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Stopped`];
+    /// [`SnapshotStoreError::Io`]; [`SnapshotStoreError::NoRoom`] if it is known not to fit, before a byte of it comes.
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
+
+    /// The same, however long it takes.
+    ///
+    /// # Errors
+    /// As for [`receive_while`](Self::receive_while).
+    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        self.receive_while(meta, &mut |_| true)
+    }
 
     /// Reads the body of a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says,
     /// until the reader is dropped.
@@ -321,6 +339,12 @@ pub enum SnapshotStoreError {
     /// The same content is being written already.
     #[error("snapshot {content} is being written by somebody else")]
     Busy {
+        /// Which snapshot.
+        content: ContentId,
+    },
+    /// It was told to stop before it had read again what is here of the snapshot.
+    #[error("snapshot {content} was not read to its end")]
+    Stopped {
         /// Which snapshot.
         content: ContentId,
     },

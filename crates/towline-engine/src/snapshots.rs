@@ -12,6 +12,7 @@ mod receive;
 mod seats;
 mod send;
 mod spool;
+mod storing;
 
 use std::time::Duration;
 

@@ -100,8 +100,8 @@ pub struct AttemptStatus {
     pub sent: u64,
     /// Payload bytes the receiver has, those before `offset` included. Stands while it verifies, syncs and steps.
     pub acked: u64,
-    /// What the receiver does, as far as it has said anything. Verifying without anything acknowledged: it reads again
-    /// what it has, before it answers the offer.
+    /// What the receiver does, as far as it has said anything. Verifying with nothing sent: it reads again what it has,
+    /// before it answers the offer, and acknowledges that.
     pub phase: Option<TransferPhase>,
 }
 

@@ -581,6 +581,9 @@ pub struct TransferProgress {
 #[allow(missing_docs)]
 pub enum TransferPhase {
     Receiving,
+    /// Bytes still come, and it waits for its disk to take those it has: told only of a write that takes long. Then it is
+    /// receiving again.
+    Storing,
     Verifying,
     Syncing,
     Stepping,
@@ -601,11 +604,14 @@ impl ProgressCell {
         Self { shared: Arc::new((AtomicU64::new(acked), AtomicU8::new(0))) }
     }
 
-    /// Says how far it is. Progress never goes back: lower values are ignored.
+    /// Says how far it is. Progress never goes back: lower values are ignored. Only between receiving and storing it goes
+    /// both ways.
     pub fn advance(&self, to: TransferProgress) {
         let (acked, phase) = &*self.shared;
         acked.fetch_max(to.acked, Ordering::Relaxed);
-        phase.fetch_max(to.phase as u8, Ordering::Relaxed);
+        let (next, comes_to_an_end) = (to.phase as u8, TransferPhase::Verifying as u8);
+        let takes = |now| (next > now || now < comes_to_an_end).then_some(next);
+        let _ = phase.fetch_update(Ordering::Relaxed, Ordering::Relaxed, takes);
     }
 
     /// How far it is.
@@ -613,8 +619,9 @@ impl ProgressCell {
         let (acked, phase) = &*self.shared;
         let phase = match phase.load(Ordering::Relaxed) {
             0 => TransferPhase::Receiving,
-            1 => TransferPhase::Verifying,
-            2 => TransferPhase::Syncing,
+            1 => TransferPhase::Storing,
+            2 => TransferPhase::Verifying,
+            3 => TransferPhase::Syncing,
             _ => TransferPhase::Stepping,
         };
         TransferProgress { acked: acked.load(Ordering::Relaxed), phase }

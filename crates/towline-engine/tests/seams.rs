@@ -153,7 +153,11 @@ impl SnapshotStore for Snapshots {
         Ok(Box::new(Writer(0)))
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        _: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         Err(SnapshotStoreError::Busy { content: meta.content })
     }
 

@@ -33,7 +33,7 @@ use self::index::{Complete, Gone, Index};
 use self::layout::{Header, Unreadable};
 use self::names::Named;
 use self::reader::{FileReader, Pin};
-use self::writer::{FileWriter, SYNC_BYTES};
+use self::writer::{FileWriter, Resumed, SYNC_BYTES};
 use crate::data_dir::{DirLock, SnapshotConfig};
 
 /// A [`SnapshotStore`] on files in one directory. Made by [`DataDir::open`](crate::DataDir::open).
@@ -123,7 +123,11 @@ impl SnapshotStore for SnapshotFiles {
         Ok(Box::new(writer))
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         let left = self.shared.index().left_bytes(meta.head.group, meta.content);
         let wanted = layout::stored_bytes(meta.length).unwrap_or(u64::MAX).saturating_sub(left);
         if self.shared.room_for(wanted).is_err() {
@@ -133,8 +137,12 @@ impl SnapshotStore for SnapshotFiles {
         let (mut writer, there) = self.receiver(meta)?;
         if !there {
             writer.start()?;
-        } else if !matches!(writer.resume(), Ok(true)) {
-            writer.restart()?;
+            return Ok(Box::new(writer));
+        }
+        match writer.resume(goes_on) {
+            Ok(Resumed::GoesOn) => {}
+            Ok(Resumed::Stopped) => return Err(SnapshotStoreError::Stopped { content: meta.content }),
+            Ok(Resumed::OfNoUse) | Err(_) => writer.restart()?,
         }
         Ok(Box::new(writer))
     }
@@ -199,7 +207,7 @@ impl Shared {
             match file_name.to_str().and_then(Named::parse) {
                 Some(Named::Complete { group, at, content }) => {
                     let meta = self.inspect(&entry.path(), group, at, content);
-                    self.index().add(group, content, Complete::new(at, meta));
+                    let _ = self.index().add(group, content, Complete::new(at, meta));
                 }
                 Some(Named::Partial { group, content }) => {
                     let metadata = entry.metadata().map_err(listing)?;
@@ -249,10 +257,16 @@ impl Shared {
             }
             return Err(failed("sync of the directory", source));
         }
-        let mut index = self.index();
-        index.add(group, content, Complete::new(meta.head.at, Ok(meta.clone())));
-        if received {
-            index.forget(group, content);
+        let replaced = {
+            let mut index = self.index();
+            if received {
+                index.forget(group, content);
+            }
+            index.add(group, content, Complete::new(meta.head.at, Ok(meta.clone())))
+        };
+        // One that says another place than its content does: nobody would ever ask for it again.
+        if let Some(named) = replaced {
+            self.remove_or_log(&self.path(&named));
         }
         Ok(())
     }
@@ -265,9 +279,7 @@ impl Shared {
             index.leave(group, content, bytes);
             index.evict(group, &self.config)
         };
-        for gone in &gone {
-            self.remove_or_log(&self.path(&gone.named));
-        }
+        self.give_up(&gone);
     }
 
     /// A transfer of this content does not fit: what others of its group have left goes. They are seldom gone on with, and
@@ -275,8 +287,15 @@ impl Shared {
     fn give_way(&self, group: GroupId, content: ContentId) {
         let _naming = lock(&self.naming);
         let gone = self.index().evict_others(group, content);
-        for gone in &gone {
-            self.remove_or_log(&self.path(&gone.named));
+        self.give_up(&gone);
+    }
+
+    /// What was received of these is sent again, if it is wanted.
+    fn give_up(&self, partials: &[Gone]) {
+        for gone in partials {
+            let path = self.path(&gone.named);
+            tracing::info!(file = %path.display(), "an unfinished snapshot file is given up");
+            self.remove_or_log(&path);
         }
     }
 

@@ -215,12 +215,16 @@ impl SnapshotStore for Store {
         Ok(Box::new(self.writer(self.inner.create(head)?, head.group, None)))
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         let first = self.known().offers.entry(meta.content).or_insert_with(|| meta.clone()).clone();
         let inner = match self.flaw {
             Flaw::ForgetsTheOffer => self.inner.create(&meta.head)?,
-            Flaw::ResumesAnotherOffer => self.inner.receive(&first)?,
-            _ => match self.inner.receive(meta) {
+            Flaw::ResumesAnotherOffer => self.inner.receive_while(&first, goes_on)?,
+            _ => match self.inner.receive_while(meta, goes_on) {
                 Err(SnapshotStoreError::Busy { .. }) if self.flaw == Flaw::NeverBusy => {
                     self.inner.create(&meta.head)?
                 }

@@ -49,6 +49,14 @@ enum Flaw {
     TakesFirst,
     /// A part that is refused ends the writer.
     RefusesForGood,
+    /// What is left of a transfer is read again without a word,
+    SaysNothingOfARereading,
+    /// with few,
+    SaysSeldomOfARereading,
+    /// and to its end whatever the answer is.
+    RereadsToTheEnd,
+    /// What was not read to its end is removed.
+    StopsForGood,
 }
 
 struct Flawed {
@@ -100,8 +108,28 @@ impl SnapshotStore for Store {
         Ok(Box::new(Writer { inner: self.inner.create(head)?, flaw: self.flaw, refused: false }))
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Ok(Box::new(Writer { inner: self.inner.receive(meta)?, flaw: self.flaw, refused: false }))
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+        let mut told = 0;
+        let inner = self.inner.receive_while(meta, &mut |held| {
+            told += 1;
+            match self.flaw {
+                Flaw::SaysNothingOfARereading => true,
+                Flaw::SaysSeldomOfARereading => told % 20 != 0 || goes_on(held),
+                Flaw::RereadsToTheEnd => {
+                    goes_on(held);
+                    true
+                }
+                _ => goes_on(held),
+            }
+        });
+        if self.flaw == Flaw::StopsForGood && matches!(inner, Err(SnapshotStoreError::Stopped { .. })) {
+            self.inner.receive(meta)?.discard();
+        }
+        Ok(Box::new(Writer { inner: inner?, flaw: self.flaw, refused: false }))
     }
 
     fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
@@ -234,6 +262,7 @@ fn finds(check: Check, flaw: Flaw) -> bool {
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
     let sums: Check = suite::every_part_carries_its_own_checksum;
     let damage: Check = suite::parts_end_before_damage_and_nothing_comes_behind_it;
+    let rereading: Check = suite::what_is_read_again_is_told_of_and_may_be_left_for_later;
     let refusal: Check = suite::a_part_whose_checksum_does_not_hold_is_not_taken;
     for (flaw, check) in [
         (Flaw::SumOfMore, sums),
@@ -248,6 +277,10 @@ fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() 
         (Flaw::CheckedInPart, refusal),
         (Flaw::TakesFirst, refusal),
         (Flaw::RefusesForGood, refusal),
+        (Flaw::SaysNothingOfARereading, rereading),
+        (Flaw::SaysSeldomOfARereading, rereading),
+        (Flaw::RereadsToTheEnd, rereading),
+        (Flaw::StopsForGood, rereading),
     ] {
         assert!(finds(check, flaw), "{flaw:?} was not found");
         assert!(!finds(check, Flaw::Sound), "{flaw:?}: its check refuses the sound store");

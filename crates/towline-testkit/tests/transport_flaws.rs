@@ -85,6 +85,8 @@ found! {
     progress_frozen: FreezesProgress by progress_is_readable_while_send_waits;
     deciding_frozen: FreezesProgress by a_receiver_that_decides_for_long_is_heard_of;
     phases_frozen: FreezesProgress by phases_are_readable_while_finish_waits;
+    storing_frozen: FreezesProgress by a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again;
+    storing_for_ever: KeepsTheHighestPhase by a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again;
     a_receipt_too_early: GivesReceiptsEarly by a_receipt_comes_only_after_the_receiver_has_it;
     a_receipt_from_nobody: GivesReceiptsAlways by a_receiver_that_is_gone_breaks_the_transfer;
     a_refusal_at_the_end_ignored: GivesReceiptsAlways by every_refusal_at_the_end_arrives_as_itself;

@@ -114,6 +114,7 @@ impl From<TransferProgress> for pb::Progress {
     fn from(progress: TransferProgress) -> Self {
         let phase = match progress.phase {
             TransferPhase::Receiving => pb::TransferPhase::Receiving,
+            TransferPhase::Storing => pb::TransferPhase::Storing,
             TransferPhase::Verifying => pb::TransferPhase::Verifying,
             TransferPhase::Syncing => pb::TransferPhase::Syncing,
             TransferPhase::Stepping => pb::TransferPhase::Stepping,
@@ -126,6 +127,7 @@ impl From<pb::Progress> for TransferProgress {
     fn from(progress: pb::Progress) -> Self {
         let phase = match pb::TransferPhase::try_from(progress.phase) {
             Ok(pb::TransferPhase::Receiving) => TransferPhase::Receiving,
+            Ok(pb::TransferPhase::Storing) => TransferPhase::Storing,
             Ok(pb::TransferPhase::Verifying) => TransferPhase::Verifying,
             Ok(pb::TransferPhase::Syncing) => TransferPhase::Syncing,
             Ok(pb::TransferPhase::Stepping) | Err(_) => TransferPhase::Stepping,

@@ -65,7 +65,7 @@ const ALREADY_HAVE: &str = "3a0310ac02";
 const OFFER_REFUSED: &str = "3a1f1a1d080412157374616c65207465726d3a20352062656c6f77203618062005";
 const CHUNK: &str = "420e08ac021204626f64791d04030201";
 const TRAILER: &str = "4a1508b0021210000102030405060708090a0b0c0d0e0f";
-const PROGRESS: &str = "520508ac021001";
+const PROGRESS: &str = "520508ac021002";
 const COMMITTED: &str = "5a0308ac02";
 const NOT_TAKEN: &str = "5a0d120b080512076368756e6b2032";
 
@@ -214,6 +214,7 @@ fn refusals_of_snapshots_and_phases_keep_their_numbers() {
     }
     for (number, phase) in (0..).zip([
         TransferPhase::Receiving,
+        TransferPhase::Storing,
         TransferPhase::Verifying,
         TransferPhase::Syncing,
         TransferPhase::Stepping,

@@ -202,6 +202,7 @@ impl Node {
     fn begin_end(&mut self) -> Ending {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.inner.lanes.close();
+        self.inner.peers.close();
         self.inner.sends.close();
         self.inner.shard.post(ShardEvent::Control(Control::Stop));
         self.inner.writer.stop();

@@ -61,6 +61,11 @@ impl Peers {
         Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
     }
 
+    /// The node stops.
+    pub(crate) fn close(&self) {
+        self.receives.close();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -55,7 +55,8 @@ pub(super) struct StallWatch {
     since: Instant,
 }
 
-/// Looks at the progress so many times within the time allowed, so that a stall is found at most a tenth late.
+/// Looks at the progress so many times within the time allowed while chunks are due, whatever the phase: one that has ended
+/// meanwhile must not be waited for. So a stall is found at most a tenth late.
 const LOOKS: u32 = 10;
 
 impl StallWatch {
@@ -78,7 +79,10 @@ impl StallWatch {
         match self.seen.phase {
             TransferPhase::Receiving => self.silence_max,
             // To read, or to sync, a large file takes longer than any healthy pause between chunks.
-            TransferPhase::Verifying | TransferPhase::Syncing | TransferPhase::Stepping => self.phase_max,
+            TransferPhase::Storing
+            | TransferPhase::Verifying
+            | TransferPhase::Syncing
+            | TransferPhase::Stepping => self.phase_max,
         }
     }
 
@@ -95,7 +99,8 @@ impl StallWatch {
         let mut work = pin!(work);
         loop {
             let patience = self.patience();
-            let until = (self.since + patience).min(Instant::now() + patience / LOOKS);
+            let look = self.silence_max.min(patience) / LOOKS;
+            let until = (self.since + patience).min(Instant::now() + look);
             if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
                 return Ok(done);
             }
@@ -106,5 +111,59 @@ impl StallWatch {
                 return Err(Stalled { at: now, waited: self.since.elapsed() });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const SILENCE_MAX: Duration = Duration::from_secs(10);
+    const PHASE_MAX: Duration = Duration::from_secs(300);
+
+    /// How long a transfer is waited for that does nothing but what `receiver` says.
+    async fn patience(receiver: impl AsyncFnOnce(&dyn Fn(u64, TransferPhase))) -> Duration {
+        let (cell, begun) = (ProgressCell::new(0), Instant::now());
+        let mut watch = StallWatch::new(SILENCE_MAX, PHASE_MAX, cell.clone());
+        let says = |acked, phase| cell.advance(TransferProgress { acked, phase });
+        let receiver = async {
+            receiver(&says).await;
+            pending::<()>().await;
+        };
+        watch.guard(receiver).await.expect_err("it never ends");
+        begun.elapsed()
+    }
+
+    fn assert_about(waited: Duration, time: Duration) {
+        assert!(waited >= time && waited <= time + SILENCE_MAX / 5, "{waited:?} where {time:?} is allowed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_has_the_time_of_what_it_says_that_it_does() {
+        assert_about(patience(async |_| ()).await, SILENCE_MAX);
+        for phase in [
+            TransferPhase::Storing,
+            TransferPhase::Verifying,
+            TransferPhase::Syncing,
+            TransferPhase::Stepping,
+        ] {
+            assert_about(patience(async |says| says(0, phase)).await, PHASE_MAX);
+        }
+    }
+
+    /// It was looked at ten times a phase, whose end was so seen half a minute late.
+    #[tokio::test(start_paused = true)]
+    async fn a_receiver_that_has_stored_has_no_more_time_than_any_other() {
+        let stored = Duration::from_secs(40);
+        let waited = patience(async |says| {
+            says(0, TransferPhase::Storing);
+            sleep(stored).await; // not synchronisation: the clock is the test's own
+            says(1, TransferPhase::Receiving);
+        });
+        assert_about(waited.await, stored + SILENCE_MAX);
     }
 }

@@ -2,11 +2,12 @@
 //! only when the file is durable and verified is Raft told of it, and asked whether it took it.
 
 use std::io;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use towline_metrics::ByteTally;
 use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
@@ -16,6 +17,7 @@ use super::account::{Account, Subject};
 use super::keeper::Keeper;
 use super::seats::{Claim, Precedence, Seat, Seats};
 use super::spool::{Spool, SpoolFile, refusal};
+use super::storing::StoreWatch;
 use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
@@ -69,6 +71,11 @@ impl Receives {
     pub(crate) fn new(deps: ReceivesDeps) -> Self {
         let seats = Seats::new(deps.settings.receives_max);
         Self { deps: Arc::new(deps), offers: Semaphore::new(OFFERS_MAX), seats }
+    }
+
+    /// The node stops: what is read again before an offer is decided is given up. Transfers end with their streams.
+    pub(crate) fn close(&self) {
+        self.seats.close();
     }
 
     /// Decides on an offer, and keeps `deciding` current while that takes long. `tally` counts the bytes.
@@ -132,15 +139,16 @@ impl Receives {
             return Ok(Decided::Have { commit });
         }
         let precedence = Precedence { term: offer.message.term, attempt: offer.attempt };
-        let claimed = self.seats.claim(offer.meta.head.group, precedence, offer.meta.content).await;
+        let claimed = self.seats.claim(offer.meta.head.group, precedence, offer.meta.content, deciding).await;
         let Claim { opened, seat } = claimed.ok_or(SnapshotRefusal::Busy)?;
         // What is here of it is read again before it counts, which can take longer than any sender waits for silence.
         deciding.advance(TransferProgress { acked: 0, phase: TransferPhase::Verifying });
         if let Some(seat) = seat {
-            let (deps, meta, deciding) = (self.deps.clone(), offer.meta.clone(), deciding.clone());
+            let (deps, meta) = (self.deps.clone(), offer.meta.clone());
             // It holds the seat until it has let go of the file, whoever gives up waiting for it meanwhile.
             self.deps.runtime.spawn_blocking(move || {
-                seat.hand_over(Spool::open(&*deps.store, &deps.keeper, &meta, &deciding));
+                let spool = Spool::open(&*deps.store, &deps.keeper, &meta, &mut |read| seat.goes_on(read));
+                seat.hand_over(spool);
             });
         }
         // Nothing: the store panicked.
@@ -169,16 +177,21 @@ impl Receives {
             message: offer.message,
             meta: offer.meta,
             written: offset,
+            storing: StoreWatch::new(
+                &self.deps.runtime,
+                progress.clone(),
+                self.deps.settings.progress_timeout,
+            ),
             progress: progress.clone(),
-            cancelled: seat.cancelled.clone(),
         };
+        let superseded = seat.superseded();
         let failed = failure.clone();
         let span = tracing::Span::current();
         self.deps.runtime.spawn_blocking(move || {
             let _entered = span.entered();
             // Until the file is closed: somebody who comes in its place must find what it left behind.
             let _seat = seat;
-            let result = receiver.run(spool, queue, &account);
+            let result = receiver.run(spool, queue, superseded, &account);
             match result {
                 Ok(answer) => {
                     account.end(SnapshotOutcome::Finished, "");
@@ -253,8 +266,8 @@ struct Receiver {
     message: Message,
     meta: SnapshotMeta,
     written: u64,
+    storing: StoreWatch,
     progress: ProgressCell,
-    cancelled: Arc<Notify>,
 }
 
 struct Answer {
@@ -275,9 +288,11 @@ impl Receiver {
         mut self,
         mut spool: Spool,
         mut queue: mpsc::Receiver<Command>,
+        superseded: impl Future<Output = ()>,
         account: &Account,
     ) -> Result<Answer, Ended> {
         let timeout = self.deps.settings.progress_timeout;
+        let mut superseded = pin!(superseded);
         loop {
             let next = self.deps.runtime.block_on(async {
                 tokio::select! {
@@ -285,7 +300,7 @@ impl Receiver {
                         Ok(next) => Ok(next),
                         Err(_) => Err(SnapshotRefusal::Stalled { millis: timeout.as_millis() as u64 }),
                     },
-                    () = self.cancelled.notified() => Err(SnapshotRefusal::Superseded),
+                    () = &mut superseded => Err(SnapshotRefusal::Superseded),
                 }
             });
             // The writer keeps what it verified, for a later attempt.
@@ -326,7 +341,7 @@ impl Receiver {
         }
         // A spool that is complete has no room for a chunk: none gets here.
         if let SpoolFile::Open(writer) = &mut spool.file
-            && let Err(error) = writer.write_part(&chunk.data, chunk.crc32c)
+            && let Err(error) = self.storing.during(|| writer.write_part(&chunk.data, chunk.crc32c))
         {
             return match error.kind() {
                 io::ErrorKind::InvalidData => corrupt(format!("the chunk at {at}: {error}")),

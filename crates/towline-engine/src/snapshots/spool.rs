@@ -7,7 +7,7 @@ use crate::cause::chain;
 use crate::snapshot_store::{
     ContentHasher, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
 };
-use crate::transport::{ProgressCell, SnapshotRefusal, TransferPhase, TransferProgress};
+use crate::transport::SnapshotRefusal;
 
 /// Bytes of a file that are looked at together.
 const CHECK_BYTES: usize = 256 << 10;
@@ -26,30 +26,35 @@ pub(super) enum SpoolFile {
 }
 
 impl Spool {
-    /// Blocks; if a large part of the snapshot is here already, for long. `deciding` goes on meanwhile.
+    /// Blocks; if a large part of the snapshot is here already, for long. Meanwhile `goes_on` is told how many bytes were
+    /// read again, and says whether to go on.
     pub(super) fn open(
         store: &dyn SnapshotStore,
         keeper: &Keeper,
         meta: &SnapshotMeta,
-        deciding: &ProgressCell,
+        goes_on: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Self, SnapshotRefusal> {
         // Before it is looked for: what is found then stays.
         let pin = keeper.pin(meta.head.group, meta.content);
         let whole = match store.find(meta.head.group, meta.content) {
-            Ok(Some(here)) if here == *meta => check(store, meta, deciding).map(|()| true),
+            Ok(Some(here)) if here == *meta => check(store, meta, goes_on).map(|()| true),
             Ok(_) => Ok(false),
             Err(error) => Err(error),
         };
-        // Raft would write down that it is being installed, and forget the log, before anybody read it.
-        let whole = whole.unwrap_or_else(|error| {
-            let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
-            tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
-            false
-        });
+        let whole = match whole {
+            Ok(whole) => whole,
+            Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(refusal(stopped)),
+            // Raft would write down that it is being installed, and forget the log, before anybody read it.
+            Err(error) => {
+                let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
+                tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
+                false
+            }
+        };
         let file = match whole {
             true => SpoolFile::Complete,
             // In its place, if there is one.
-            false => SpoolFile::Open(store.receive(meta).map_err(refusal)?),
+            false => SpoolFile::Open(store.receive_while(meta, goes_on).map_err(refusal)?),
         };
         Ok(Self { file, pin })
     }
@@ -74,7 +79,7 @@ impl Spool {
 fn check(
     store: &dyn SnapshotStore,
     meta: &SnapshotMeta,
-    deciding: &ProgressCell,
+    goes_on: &mut dyn FnMut(u64) -> bool,
 ) -> Result<(), SnapshotStoreError> {
     let content = meta.content;
     let unread = |source: io::Error| match source.kind() {
@@ -85,8 +90,9 @@ fn check(
     let mut hasher = ContentHasher::new(&meta.head);
     while let Some(part) = body.next_part(CHECK_BYTES).map_err(unread)? {
         hasher.update(&part.bytes);
-        let read = TransferProgress { acked: hasher.length(), phase: TransferPhase::Verifying };
-        deciding.advance(read);
+        if !goes_on(hasher.length()) {
+            return Err(SnapshotStoreError::Stopped { content });
+        }
     }
     let (found, expected) = (hasher.finish(), Trailer { length: meta.length, content });
     if found == expected {
@@ -100,6 +106,7 @@ pub(super) fn refusal(error: SnapshotStoreError) -> SnapshotRefusal {
     match error {
         SnapshotStoreError::Corrupt { .. } => SnapshotRefusal::Corrupt { detail: error.to_string() },
         SnapshotStoreError::Busy { .. } => SnapshotRefusal::Busy,
+        SnapshotStoreError::Stopped { .. } => SnapshotRefusal::NotTaken { detail: error.to_string() },
         SnapshotStoreError::Io { .. }
         | SnapshotStoreError::Missing { .. }
         | SnapshotStoreError::NoRoom { .. } => SnapshotRefusal::Storage { detail: chain(&error) },

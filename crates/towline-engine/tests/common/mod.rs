@@ -224,7 +224,11 @@ impl SnapshotStore for NoSnapshots {
         Err(SnapshotStoreError::Missing { content: ContentId([0; 16]) })
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        _: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         Err(SnapshotStoreError::Busy { content: meta.content })
     }
 

@@ -89,11 +89,12 @@ impl Index {
         file.map(|file| file.meta(content)).transpose()
     }
 
-    /// A file is complete, or was found so.
-    pub(super) fn add(&mut self, group: GroupId, content: ContentId, file: Complete) {
+    /// A file is complete, or was found so. The name that the content had until now, if it was another.
+    pub(super) fn add(&mut self, group: GroupId, content: ContentId, file: Complete) -> Option<Named> {
         let complete = &mut self.groups.entry(group).or_default().complete;
-        let readers = complete.get(&content).map_or(0, |old| old.readers);
-        complete.insert(content, Complete { readers, ..file });
+        let (readers, at) = (complete.get(&content).map_or(0, |old| old.readers), file.at);
+        let old = complete.insert(content, Complete { readers, ..file })?;
+        (old.at != at).then_some(Named::Complete { group, at: old.at, content })
     }
 
     /// One more reader; whether there is such a file.
@@ -148,7 +149,7 @@ impl Index {
     /// Its file could not be removed.
     pub(super) fn put_back(&mut self, gone: Gone, bytes: u64) {
         match (gone.named, gone.complete) {
-            (Named::Complete { group, content, .. }, Some(file)) => self.add(group, content, file),
+            (Named::Complete { group, content, .. }, Some(file)) => drop(self.add(group, content, file)),
             (Named::Partial { group, content }, _) => self.leave(group, content, bytes),
             _ => {}
         }

@@ -12,6 +12,7 @@ use crate::disk::{Hook, Op};
 
 mod crashes;
 mod format;
+mod given_up;
 mod large;
 mod left_behind;
 mod reserve;

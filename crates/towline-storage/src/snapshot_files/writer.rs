@@ -32,7 +32,17 @@ enum Condition {
     /// The disk failed. Nothing is kept for a resume: after a failed sync the kernel may show bytes that are not on the
     /// disk, and a full disk is wanted for other things.
     Failed,
+    /// What an earlier transfer left was not read to its end: it stays as it is.
+    Unread,
     Committed,
+}
+
+/// What there is of an earlier transfer.
+pub(super) enum Resumed {
+    GoesOn,
+    OfNoUse,
+    /// It was not to be read to its end.
+    Stopped,
 }
 
 pub(super) struct FileWriter {
@@ -85,12 +95,12 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Goes on with what is in the file as far as header and checksums hold, and cuts off the rest. `false` if nothing
-    /// of it is of use.
-    pub(super) fn resume(&mut self) -> io::Result<bool> {
+    /// Goes on with what is in the file as far as header and checksums hold, and cuts off the rest. `goes_on` is told of
+    /// each chunk.
+    pub(super) fn resume(&mut self, goes_on: &mut dyn FnMut(u64) -> bool) -> io::Result<Resumed> {
         self.body_at = match Header::read(&mut self.file) {
             Ok((header, body_at)) if header == self.header => body_at,
-            _ => return Ok(false),
+            _ => return Ok(Resumed::OfNoUse),
         };
         let mut stored = Vec::new();
         loop {
@@ -112,6 +122,10 @@ impl FileWriter {
             }
             self.hasher.update(bytes);
             self.number += 1;
+            if !goes_on(self.hasher.length()) {
+                self.condition = Condition::Unread;
+                return Ok(Resumed::Stopped);
+            }
         }
         self.in_file = self.taken();
         let held = if self.chunk.is_empty() { 0 } else { (SUM_BYTES + self.chunk.len()) as u64 };
@@ -119,7 +133,7 @@ impl FileWriter {
         if self.file.metadata()?.len() != end {
             self.store.ops.truncate(&self.file, &self.path, end)?;
         }
-        Ok(true)
+        Ok(Resumed::GoesOn)
     }
 
     /// Begins anew in a file that is of no use.
@@ -353,8 +367,13 @@ impl Drop for FileWriter {
         }
         // Whatever becomes of the file, nobody works on it any more.
         let synced = self.end_sync();
-        let of_use = self.header.offered.filter(|_| self.usable().is_ok());
-        let kept = of_use.filter(|_| synced.is_ok() && self.write_rest().is_ok() && self.in_file > 0);
+        let kept = match self.condition {
+            Condition::Unread => self.header.offered,
+            _ => self.header.offered.filter(|_| {
+                let of_use = self.usable().is_ok() && synced.is_ok();
+                of_use && self.write_rest().is_ok() && self.in_file > 0
+            }),
+        };
         let group = self.header.head.group;
         match (kept, self.header.offered) {
             (Some(offered), _) => {

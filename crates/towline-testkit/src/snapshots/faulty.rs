@@ -21,6 +21,8 @@ pub enum SnapshotOp {
     Create,
     /// [`SnapshotStore::receive`].
     Receive,
+    /// One piece of what a broken transfer left, which [`SnapshotStore::receive_while`] has read again. Cannot fail.
+    Reread,
     /// One call of a writer's `write`, `write_part` or `flush`; a part that a fault cuts is written by further ones.
     Write,
     /// [`SnapshotWriter::verify`].
@@ -94,6 +96,7 @@ struct PlanState {
     at_byte: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
     /// No body gets further than this, for as long as it is set.
     full_at: Option<u64>,
+    slow: BTreeMap<SnapshotOp, Duration>,
     closed: BTreeMap<SnapshotOp, usize>,
     held: BTreeMap<SnapshotOp, usize>,
 }
@@ -135,6 +138,11 @@ impl FaultySnapshots {
     /// How many operations of this kind have begun, also those that failed or are held.
     pub fn count(&self, op: SnapshotOp) -> u64 {
         self.plan.lock().done.get(&op).copied().unwrap_or(0)
+    }
+
+    /// Makes every operation of this kind take so much longer, as a slow disk would.
+    pub fn slow(&self, op: SnapshotOp, by: Duration) {
+        self.plan.lock().slow.insert(op, by);
     }
 
     /// Holds every operation of this kind before it does anything, for as long as the gate exists.
@@ -195,7 +203,11 @@ impl Plan {
             }
         }
         let fault = state.faults.remove(&(op, number));
+        let slow = state.slow.get(&op).copied();
         drop(state);
+        if let Some(slow) = slow {
+            std::thread::sleep(slow); // not synchronisation: the disk is slow
+        }
         assert!(
             fault != Some(SnapshotFault::Panic),
             "{op:?} {number} of the snapshot store panics, as it was told"
@@ -278,9 +290,19 @@ impl SnapshotStore for FaultySnapshots {
         Ok(Box::new(FaultyWriter::new(inner, self.plan.clone(), NO_CONTENT)))
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         let content = meta.content;
-        let inner = run(&self.plan, SnapshotOp::Receive, "receive", content, || self.inner.receive(meta))?;
+        let mut reread = |held| {
+            self.plan.begin(SnapshotOp::Reread);
+            goes_on(held)
+        };
+        let inner = run(&self.plan, SnapshotOp::Receive, "receive", content, || {
+            self.inner.receive_while(meta, &mut reread)
+        })?;
         Ok(Box::new(FaultyWriter::new(inner, self.plan.clone(), content)))
     }
 

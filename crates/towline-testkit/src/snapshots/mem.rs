@@ -156,7 +156,11 @@ impl SnapshotStore for MemSnapshots {
         Ok(Box::new(MemWriter::new(self.clone(), head.clone(), None)))
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        goes_on: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         let key = (meta.head.group, meta.content);
         let offered = Trailer { length: meta.length, content: meta.content };
         let left = {
@@ -174,7 +178,12 @@ impl SnapshotStore for MemSnapshots {
         if let Some(left) = left.filter(|left| left.meta == *meta) {
             writer.body = left.body.bytes;
             writer.body.truncate(left.body.damaged.map_or(usize::MAX, |at| at - at % Self::CHUNK_BYTES));
-            writer.hasher.update(&writer.body);
+            for chunk in writer.body.chunks(Self::CHUNK_BYTES) {
+                writer.hasher.update(chunk);
+                if !goes_on(writer.hasher.length()) {
+                    return Err(SnapshotStoreError::Stopped { content: meta.content });
+                }
+            }
         }
         Ok(Box::new(writer))
     }

@@ -19,9 +19,11 @@
 
 mod parts;
 mod reading;
+mod rereading;
 
 pub use parts::*;
 pub use reading::*;
+pub use rereading::*;
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -85,6 +87,7 @@ macro_rules! snapshot_store_suite {
             a_damaged_prefix_is_cut_back_to_what_holds
             a_prefix_that_is_damaged_at_its_start_begins_anew
             a_prefix_of_another_offer_is_not_gone_on_with
+            what_is_read_again_is_told_of_and_may_be_left_for_later
             a_second_writer_of_one_content_is_busy
             writers_of_different_contents_do_not_meet
             latest_has_the_highest_index

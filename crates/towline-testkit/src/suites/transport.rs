@@ -203,6 +203,7 @@ macro_rules! transport_suite {
             every_refusal_at_the_end_arrives_as_itself
             a_handshake_refused_is_the_cause_of_a_failed_offer
             progress_is_readable_while_send_waits
+            a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again
             phases_are_readable_while_finish_waits
             a_receiver_that_decides_for_long_is_heard_of
             two_transfers_at_once_do_not_mix

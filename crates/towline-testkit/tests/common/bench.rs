@@ -11,7 +11,7 @@ use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
 use towline_engine::status::{AttemptStatus, LastAttempt, PeerStatus};
 use towline_engine::storage::Storage;
 use towline_engine::transport::Transport;
-use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick};
 use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults};
 use towline_testkit::snapshots::FaultySnapshots;
 
@@ -153,6 +153,15 @@ impl Bench {
     pub(crate) async fn heals(&self) {
         self.faults.lock().unwrap().values().for_each(Faults::clear);
         assert!(self.cluster.settled(1).await.len() >= 45);
+        // The sender hears last that a follower has what the follower may have applied already.
+        let sent = |outcome| self.counts.sum(TRANSFERS, &["direction=sent", outcome]);
+        let told = || self.counts.sum("towline_reports_total", &["kind=snapshot_finish", "outcome=applied"]);
+        let end = Instant::now() + DEADLINE;
+        while sent("outcome=finished") == 0 || told() < sent("outcome=finished") + sent("outcome=already_had")
+        {
+            assert!(Instant::now() < end, "the sender has heard of no end");
+            tokio::task::yield_now().await;
+        }
         for direction in ["direction=sent", "direction=received"] {
             assert_eq!(self.counts.sum(TRANSFERS, &[direction, "outcome=finished"]), 1, "{direction}");
         }

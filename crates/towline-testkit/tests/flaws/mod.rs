@@ -48,6 +48,7 @@ pub(crate) enum Flaw {
     EndsDroppedSends,
     KeepsSinks,
     FreezesProgress,
+    KeepsTheHighestPhase,
     GivesReceiptsEarly,
     GivesReceiptsAlways,
     FlattensTransfers,

@@ -52,6 +52,7 @@ pub(super) async fn offer(
         }
     }
     let progress = match (&transfer, flaw) {
+        (Some(transfer), Flaw::KeepsTheHighestPhase) => highest_phase(transfer.progress()),
         (Some(transfer), flaw) if flaw != Flaw::FreezesProgress => transfer.progress(),
         _ => ProgressCell::new(offset),
     };
@@ -76,6 +77,23 @@ pub(super) async fn offer(
     let state = state.clone();
     let transfer = Box::new(BrokenTransfer { inner: transfer, flaw, state, progress, queue, trailer });
     Ok(OfferAnswer::Accepted { offset, transfer })
+}
+
+/// Never says that anything has ended but by the next phase.
+fn highest_phase(of: ProgressCell) -> ProgressCell {
+    let cell = ProgressCell::new(of.now().acked);
+    let told = cell.clone();
+    tokio::spawn(async move {
+        let mut highest = of.now().phase;
+        loop {
+            let now = of.now();
+            highest = highest.max(now.phase);
+            told.advance(TransferProgress { phase: highest, ..now });
+            // not synchronisation: between two looks of the loop
+            tokio::time::sleep(PROGRESS_INTERVAL / 20).await;
+        }
+    });
+    cell
 }
 
 struct BrokenTransfer {

@@ -550,9 +550,11 @@ impl NackCause {
 #[repr(i32)]
 pub enum TransferPhase {
     Receiving = 0,
-    Verifying = 1,
-    Syncing = 2,
-    Stepping = 3,
+    /// Chunks come, and one that is being written takes long. Receiving follows.
+    Storing = 1,
+    Verifying = 2,
+    Syncing = 3,
+    Stepping = 4,
 }
 impl TransferPhase {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -562,6 +564,7 @@ impl TransferPhase {
     pub fn as_str_name(&self) -> &'static str {
         match self {
             Self::Receiving => "TRANSFER_PHASE_RECEIVING",
+            Self::Storing => "TRANSFER_PHASE_STORING",
             Self::Verifying => "TRANSFER_PHASE_VERIFYING",
             Self::Syncing => "TRANSFER_PHASE_SYNCING",
             Self::Stepping => "TRANSFER_PHASE_STEPPING",
@@ -571,6 +574,7 @@ impl TransferPhase {
     pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
         match value {
             "TRANSFER_PHASE_RECEIVING" => Some(Self::Receiving),
+            "TRANSFER_PHASE_STORING" => Some(Self::Storing),
             "TRANSFER_PHASE_VERIFYING" => Some(Self::Verifying),
             "TRANSFER_PHASE_SYNCING" => Some(Self::Syncing),
             "TRANSFER_PHASE_STEPPING" => Some(Self::Stepping),

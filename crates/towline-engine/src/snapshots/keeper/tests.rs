@@ -32,7 +32,11 @@ impl SnapshotStore for Told {
         Err(SnapshotStoreError::Busy { content: CONTENT })
     }
 
-    fn receive(&self, _: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        _: &SnapshotMeta,
+        _: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         Err(SnapshotStoreError::Busy { content: CONTENT })
     }
 

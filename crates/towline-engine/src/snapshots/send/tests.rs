@@ -51,7 +51,11 @@ impl SnapshotStore for Empty {
         Err(SnapshotStoreError::Missing { content: meta(head.clone()).content })
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        _: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         Err(SnapshotStoreError::Missing { content: meta.content })
     }
 

@@ -176,3 +176,37 @@ fn a_file_that_vanished_is_missing_and_one_cut_under_a_reader_is_invalid() {
     let past = files.open(&SnapshotMeta { length: meta.length, ..meta.clone() }, meta.length + 1);
     assert!(past.is_err());
 }
+
+/// Its entry in memory was overwritten, and it stayed until the store was opened again.
+#[test]
+fn a_file_of_the_same_content_that_says_another_place_goes_with_the_next_of_that_content() {
+    let dir = TempDir::new().unwrap();
+    let bytes = body(CHUNK + 9, 1);
+    let meta = create(&open(dir.path()), &head(1), &bytes).unwrap();
+    let name = |index| {
+        Named::Complete { group: GROUP, at: Applied { index, ..meta.head.at }, content: meta.content }.name()
+    };
+    fs::rename(dir.path().join(name(1)), dir.path().join(name(2))).unwrap();
+    let files = open(dir.path());
+    assert!(matches!(files.find(GROUP, meta.content), Err(SnapshotStoreError::Corrupt { .. })));
+    assert_eq!(receive(&files, &meta, &bytes).unwrap(), meta);
+    assert_eq!(names(dir.path()), [name(1)].into());
+    assert!(read(&files, &meta) == bytes);
+}
+
+/// A node that stops in the middle of it loses nothing that it had received.
+#[test]
+fn a_prefix_that_is_not_read_to_its_end_keeps_every_byte() {
+    let dir = TempDir::new().unwrap();
+    let files = open(dir.path());
+    let bytes = body(3 * CHUNK + 9, 1);
+    let meta = meta_of(&head(1), &bytes);
+    files.receive(&meta).unwrap().write_all(&bytes[..2 * CHUNK + 5]).unwrap();
+    let partial = files.shared.path(&Named::Partial { group: GROUP, content: meta.content });
+    let before = fs::read(&partial).unwrap();
+    let stopped = files.receive_while(&meta, &mut |_| false);
+    assert!(matches!(stopped, Err(SnapshotStoreError::Stopped { .. })));
+    assert!(fs::read(&partial).unwrap() == before);
+    assert_eq!(files.partials(GROUP).bytes, before.len() as u64);
+    assert_eq!(files.receive(&meta).unwrap().verified(), 2 * CHUNK as u64 + 5);
+}

@@ -22,7 +22,7 @@ pub(super) struct SpoolScript {
     pub(super) offset: u64,
     /// Chunks that pass before the gate.
     pub(super) free: usize,
-    /// Before every later chunk is taken.
+    /// Before every later chunk is taken. It says meanwhile that it stores.
     pub(super) writes: Gate,
     /// Refuses instead of taking the chunk with this number, from 0.
     pub(super) refuse: Option<(usize, SnapshotRefusal)>,
@@ -101,6 +101,7 @@ impl SnapshotSink for Spool {
             return Err(refusal.clone());
         }
         if self.taken >= self.script.free {
+            self.advance(TransferPhase::Storing);
             self.script.writes.pass().await;
         }
         self.taken += 1;

@@ -330,6 +330,37 @@ pub(super) async fn at_least(bench: &Bench, what: &str, mut is: impl FnMut() -> 
         .await;
 }
 
+/// The receiver is held in one chunk, says so, and takes it then. It has no other word of that than its phase.
+pub fn a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again(fixture: Fixture) {
+    run(fixture, "a receiver goes back and forth between receiving and storing", async |bench| {
+        if !carries(bench).await {
+            return;
+        }
+        let host = bench.host().await;
+        let script = SpoolScript { free: 1, ..SpoolScript::default() };
+        script.writes.shut();
+        let gate = script.writes.clone();
+        host.engine.answers(move |_| Answer::Accept(script.clone()));
+        let parcel = Parcel::new(1, 1, CHUNK_BYTES_MAX + 10);
+        let (_, mut transfer) = accepted(bench, &host, &parcel).await;
+        let progress = transfer.progress();
+        for chunk in parcel.chunks(0) {
+            let sent = bench.within("the sending of a chunk", transfer.send(chunk)).await;
+            bench.hold(sent.is_ok(), "a chunk fails");
+        }
+        let says = |acked: usize, phase| TransferProgress { acked: acked as u64, phase };
+        let (stores, receives) = (
+            says(CHUNK_BYTES_MAX, TransferPhase::Storing),
+            says(parcel.body.len(), TransferPhase::Receiving),
+        );
+        at_least(bench, "the phase of a receiver that stores", || progress.now() == stores).await;
+        gate.open();
+        at_least(bench, "the phase of one that receives again", || progress.now() == receives).await;
+        let receipt = bench.within("a receipt", transfer.finish(parcel.trailer)).await;
+        bench.hold(receipt.is_ok(), "a transfer whose receiver stored fails");
+    });
+}
+
 /// The receiver is held in each phase of ending it.
 pub fn phases_are_readable_while_finish_waits(fixture: Fixture) {
     run(fixture, "while a receiver finishes, the transport keeps sending progress", async |bench| {
