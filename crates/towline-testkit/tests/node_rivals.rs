@@ -76,7 +76,7 @@ async fn a_leader_that_changes_midway_leaves_its_report_at_the_fence_and_the_nex
     bench.cluster.restart(bench.behind).await;
     bench.midway().await;
     let old = bench.leader;
-    within(bench.cluster.group(old, 1).transfer(node_id(next))).await.unwrap();
+    bench.hands_over(next).await;
     assert_eq!(bench.cluster.leader(1).await, next);
     // The old leader's attempt ends with its leadership, and its report finds nobody.
     let of_old = |outcome: &str| {

@@ -20,7 +20,7 @@ use common::bench::{Bench, config, load};
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{DEADLINE, Plan, node_id, within};
+use towline_testkit::cluster::{DEADLINE, Plan};
 use towline_testkit::proxy::{Direction, Flow, TcpProxy};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 use tracing::field::{Field, Visit};
@@ -233,7 +233,7 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     steps_down.cluster.restart(steps_down.behind).await;
     steps_down.midway().await;
     let next = (1..=3).find(|node| ![steps_down.leader, steps_down.behind].contains(node)).unwrap();
-    within(steps_down.cluster.group(steps_down.leader, 1).transfer(node_id(next))).await.unwrap();
+    steps_down.hands_over(next).await;
     let line = lines.ended("sent", "cancelled").await;
     assert!(line.text("cause").starts_with("the leadership it belonged to is over"), "{line:?}");
     drop(steps_down);

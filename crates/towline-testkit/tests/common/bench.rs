@@ -14,7 +14,7 @@ use towline_engine::status::{AttemptStatus, LastAttempt, PeerStatus};
 use towline_engine::storage::Storage;
 use towline_engine::transport::Transport;
 use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
 use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults};
 use towline_testkit::proxy::TcpProxy;
 use towline_testkit::snapshots::FaultySnapshots;
@@ -218,6 +218,16 @@ impl Bench {
                 return last;
             }
             assert!(Instant::now() < end, "no attempt ended after {number}: {:?}", self.peer().await);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The leader hands over. Raft forgets with each election timeout whom it has heard of, until the next heartbeat is
+    /// answered: then it is asked again.
+    pub(crate) async fn hands_over(&self, to: u64) {
+        let (group, end) = (self.cluster.group(self.leader, 1), Instant::now() + DEADLINE);
+        while let Err(error) = within(group.transfer(node_id(to))).await {
+            assert!(Instant::now() < end, "{error}");
             tokio::task::yield_now().await;
         }
     }
