@@ -94,6 +94,20 @@ fn a_wrong_finish_is_followed_by_another_snapshot_and_converges() {
     catches_up(&mut world, behind);
 }
 
+/// The control: it is the follower's own word that makes the leader send another. While that does not arrive, nobody notices.
+#[test]
+fn a_wrong_finish_is_not_noticed_as_long_as_the_follower_is_not_heard() {
+    let (mut world, leader, behind) = left_behind();
+    world.twists.lie = 1;
+    lose_acks(&mut world);
+    world.comes_back(behind);
+    world.ticks(LONG_TICKS);
+    assert_eq!((world.emitted(), world.told_finished(), world.streamed()), (1, 1, 0));
+    assert!(world.peer(leader, behind).matched < world.status(leader).first_index);
+    catches_up(&mut world, behind);
+    assert_eq!(world.emitted(), 2);
+}
+
 /// Case 22: the leader makes further snapshots and compacts while a transfer is under way. The log behind the one that was
 /// sent was let go as soon as its success was reported, before the follower had been sent a single entry of it.
 #[test]

@@ -10,116 +10,22 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use common::Counts;
 use common::bench::{BYTES, Bench, TRANSFERS, config};
+use common::offers::Oddity;
 use towline_engine::config::Config;
-use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::reporter::SnapshotFailure;
-use towline_engine::snapshot_store::Trailer;
 use towline_engine::status::AttemptOutcome;
-use towline_engine::transport::*;
+use towline_engine::transport::TransferPhase;
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::fault::{Direction, LaneFaults, SnapshotFaults};
 use towline_testkit::snapshots::SnapshotOp;
 
 /// Much longer than a transfer may stand still while chunks are due.
 const SLOW: Duration = Duration::from_millis(1_200);
-
-/// What happens to the next offer; later ones pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Oddity {
-    OfferPanics,
-    OfferPends,
-    SendPanics,
-    ReceiptIsLost,
-}
-
-type Next = Arc<Mutex<Option<Oddity>>>;
-
-struct Odd {
-    inner: Arc<dyn Transport>,
-    next: Next,
-}
-
-#[async_trait]
-impl Transport for Odd {
-    fn scheme(&self) -> &'static str {
-        self.inner.scheme()
-    }
-
-    async fn listen(
-        &self,
-        at: &PeerAddr,
-        inbound: Arc<dyn Inbound>,
-    ) -> Result<Box<dyn Listener>, TransportError> {
-        self.inner.listen(at, inbound).await
-    }
-
-    async fn connect(
-        &self,
-        to: &Peer,
-        lane: Lane,
-        hello: &Hello,
-        feedback: LinkFeedback,
-    ) -> Result<Connected, ConnectError> {
-        self.inner.connect(to, lane, hello, feedback).await
-    }
-
-    async fn offer(
-        &self,
-        to: &Peer,
-        hello: &Hello,
-        offer: &SnapshotOffer,
-        deciding: &ProgressCell,
-    ) -> Result<OfferAnswer, TransferError> {
-        let odd = self.next.lock().unwrap().take();
-        match odd {
-            Some(Oddity::OfferPanics) => panic!("a transport"),
-            Some(Oddity::OfferPends) => return std::future::pending().await,
-            _ => {}
-        }
-        match (self.inner.offer(to, hello, offer, deciding).await?, odd) {
-            (OfferAnswer::Accepted { offset, transfer }, Some(odd)) => {
-                Ok(OfferAnswer::Accepted { offset, transfer: Box::new(OddTransfer { inner: transfer, odd }) })
-            }
-            (answer, _) => Ok(answer),
-        }
-    }
-}
-
-struct OddTransfer {
-    inner: Box<dyn Transfer>,
-    odd: Oddity,
-}
-
-#[async_trait]
-impl Transfer for OddTransfer {
-    async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
-        assert_ne!(self.odd, Oddity::SendPanics, "a transport");
-        self.inner.send(chunk).await
-    }
-
-    async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
-        self.inner.finish(trailer).await?;
-        Err(TransferError::Broken { detail: "the receipt is lost".into() })
-    }
-
-    fn progress(&self) -> ProgressCell {
-        self.inner.progress()
-    }
-}
-
-async fn odd(config: Config) -> (Bench, Next) {
-    let next = Next::default();
-    let of = next.clone();
-    let wrap = move |_: NodeId, inner| Arc::new(Odd { inner, next: of.clone() }) as Arc<dyn Transport>;
-    (Bench::over(Plan::new(3, 1).config(config), wrap).await, next)
-}
 
 fn reports(counts: &Counts, kind: &str) -> u64 {
     counts.sum("towline_reports_total", &[&format!("kind={kind}")])
@@ -133,8 +39,8 @@ async fn a_transport_that_panics_or_never_answers_costs_one_attempt_and_one_repo
         (Oddity::SendPanics, SnapshotFailure::Abandoned),
         (Oddity::OfferPends, SnapshotFailure::Timeout),
     ] {
-        let (mut bench, next) = odd(Config { snapshot_sends_max: 1, ..config() }).await;
-        *next.lock().unwrap() = Some(oddity);
+        let mut bench = Bench::new(Config { snapshot_sends_max: 1, ..config() }).await;
+        bench.offers.next(oddity.clone());
         bench.cluster.restart(bench.behind).await;
         let first = bench.next_end(0).await;
         assert_eq!(first.outcome, AttemptOutcome::Failed(failure), "{oddity:?}");
@@ -148,8 +54,8 @@ async fn a_transport_that_panics_or_never_answers_costs_one_attempt_and_one_repo
 /// Case 54: the receiver has it, and neither its receipt nor Raft's own acknowledgement came through.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_whose_acknowledgement_was_lost_is_not_sent_again_to_an_idle_cluster() {
-    let (mut bench, next) = odd(Config { snapshot_bytes_per_second: 1_000_000, ..config() }).await;
-    *next.lock().unwrap() = Some(Oddity::ReceiptIsLost);
+    let mut bench = Bench::new(Config { snapshot_bytes_per_second: 1_000_000, ..config() }).await;
+    bench.offers.next(Oddity::ReceiptIsLost);
     bench.cluster.restart(bench.behind).await;
     bench.midway().await;
     let mute = LaneFaults { drop: 1.0, ..LaneFaults::default() };
@@ -215,15 +121,10 @@ async fn a_phase_that_takes_longer_than_its_own_timeout_is_a_failure() {
 /// Case 18, from the other side: the sender would wait for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_to_which_nothing_comes_gives_up_by_itself_and_frees_its_seat() {
-    let hasty: Arc<Mutex<Option<NodeId>>> = Arc::default();
-    let of = hasty.clone();
     let patient = Config { snapshot_progress_timeout_ms: 600_000, snapshot_receives_max: 1, ..config() };
-    let short = Config { snapshot_progress_timeout_ms: 300, ..patient.clone() };
-    let plan = Plan::new(3, 1).config(patient).customise(move |id, builder| {
-        if *of.lock().unwrap() == Some(id) { builder.config(short.clone()) } else { builder }
-    });
-    let mut bench = Bench::with(plan).await;
-    *hasty.lock().unwrap() = Some(node_id(bench.behind));
+    let hasty = Config { snapshot_progress_timeout_ms: 300, ..patient.clone() };
+    let mut bench = Bench::new(patient).await;
+    bench.config_from_start(bench.behind, hasty);
     let stall = SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() };
     bench.fault(bench.leader, Direction::Out, stall);
     bench.cluster.restart(bench.behind).await;

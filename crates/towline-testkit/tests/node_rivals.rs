@@ -9,158 +9,28 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use common::bench::{Bench, TRANSFERS, config, load};
+use common::offers::Oddity;
 use towline_engine::config::Config;
-use towline_engine::ids::{GroupId, PeerAddr};
-use towline_engine::message::Lane;
+use towline_engine::ids::GroupId;
 use towline_engine::reporter::SnapshotFailure;
-use towline_engine::snapshot_store::{SnapshotStore, Trailer};
+use towline_engine::snapshot_store::SnapshotStore;
 use towline_engine::status::{AttemptOutcome, PeerProgress};
-use towline_engine::transport::{
-    Chunk, ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, ProgressCell,
-    SnapshotOffer, SnapshotReceipt, SnapshotRefusal, Transfer, TransferError, Transport, TransportError,
-};
+use towline_engine::transport::{Chunk, SnapshotRefusal, TransferError};
 use towline_testkit::cluster::{Plan, node_id, until, within};
-
-/// What happens to the next offer; later ones pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meeting {
-    /// The same attempt is offered once more as soon as it is accepted.
-    Twice,
-    /// After so many chunks nothing goes out any more, and nobody tells the receiver that its sender gave up.
-    Haunts { after: u64 },
-}
-
-/// A transport that makes attempts meet.
-struct Rival {
-    inner: Arc<dyn Transport>,
-    shared: Arc<RivalShared>,
-}
-
-#[derive(Default)]
-struct RivalShared {
-    next: Mutex<Option<Meeting>>,
-    /// What became of second offers.
-    second: Mutex<Vec<String>>,
-    /// Transfers that were given up, as their receivers still see them.
-    ghosts: Mutex<Vec<(Box<dyn Transfer>, Trailer)>>,
-}
-
-#[async_trait]
-impl Transport for Rival {
-    fn scheme(&self) -> &'static str {
-        self.inner.scheme()
-    }
-
-    async fn listen(
-        &self,
-        at: &PeerAddr,
-        inbound: Arc<dyn Inbound>,
-    ) -> Result<Box<dyn Listener>, TransportError> {
-        self.inner.listen(at, inbound).await
-    }
-
-    async fn connect(
-        &self,
-        to: &Peer,
-        lane: Lane,
-        hello: &Hello,
-        feedback: LinkFeedback,
-    ) -> Result<Connected, ConnectError> {
-        self.inner.connect(to, lane, hello, feedback).await
-    }
-
-    async fn offer(
-        &self,
-        to: &Peer,
-        hello: &Hello,
-        offer: &SnapshotOffer,
-        deciding: &ProgressCell,
-    ) -> Result<OfferAnswer, TransferError> {
-        let answer = self.inner.offer(to, hello, offer, deciding).await?;
-        let OfferAnswer::Accepted { offset, transfer } = answer else { return Ok(answer) };
-        let meeting = self.shared.next.lock().unwrap().take();
-        let transfer = match meeting {
-            None => transfer,
-            Some(Meeting::Twice) => {
-                let second = match self.inner.offer(to, hello, offer, deciding).await {
-                    Ok(OfferAnswer::Refused(SnapshotRefusal::Busy)) => "busy".into(),
-                    Ok(OfferAnswer::Accepted { .. }) => "accepted".into(),
-                    Ok(_) => "something else".into(),
-                    Err(error) => error.to_string(),
-                };
-                self.shared.second.lock().unwrap().push(second);
-                transfer
-            }
-            Some(Meeting::Haunts { after }) => {
-                let trailer = Trailer { length: offer.meta.length, content: offer.meta.content };
-                let inner = Some((transfer, trailer));
-                Box::new(Ghost { inner, left: after, shared: self.shared.clone() })
-            }
-        };
-        Ok(OfferAnswer::Accepted { offset, transfer })
-    }
-}
-
-struct Ghost {
-    inner: Option<(Box<dyn Transfer>, Trailer)>,
-    left: u64,
-    shared: Arc<RivalShared>,
-}
-
-#[async_trait]
-impl Transfer for Ghost {
-    async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
-        if self.left == 0 {
-            return std::future::pending().await;
-        }
-        self.left -= 1;
-        self.inner.as_mut().unwrap().0.send(chunk).await
-    }
-
-    async fn finish(self: Box<Self>, _: Trailer) -> Result<SnapshotReceipt, TransferError> {
-        std::future::pending().await
-    }
-
-    fn progress(&self) -> ProgressCell {
-        self.inner.as_ref().unwrap().0.progress()
-    }
-}
-
-impl Drop for Ghost {
-    fn drop(&mut self) {
-        self.shared.ghosts.lock().unwrap().extend(self.inner.take());
-    }
-}
-
-async fn rivals(config: Config, patient: Arc<Mutex<Option<u64>>>) -> (Bench, Arc<RivalShared>) {
-    let shared: Arc<RivalShared> = Arc::default();
-    let of = shared.clone();
-    let patience = Config { snapshot_progress_timeout_ms: 60_000, ..config.clone() };
-    let plan = Plan::new(3, 1).config(config).customise(move |id, builder| {
-        match *patient.lock().unwrap() == Some(id.as_u64()) {
-            true => builder.config(patience.clone()),
-            false => builder,
-        }
-    });
-    let bench = Bench::over(plan, move |_, inner| Arc::new(Rival { inner, shared: of.clone() })).await;
-    (bench, shared)
-}
 
 /// Case 20: the very same attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_equal_attempts_at_once_the_second_is_refused_and_the_first_goes_on() {
-    let (mut bench, rival) = rivals(config(), Arc::default()).await;
-    *rival.next.lock().unwrap() = Some(Meeting::Twice);
+    let mut bench = Bench::new(config()).await;
+    bench.offers.next(Oddity::Twice);
     bench.cluster.restart(bench.behind).await;
     let last = bench.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Finished, "the first goes on");
-    assert_eq!(*rival.second.lock().unwrap(), ["busy"]);
+    assert_eq!(bench.offers.second(), ["busy"]);
     bench.heals().await;
     assert_eq!(bench.counts.sum(TRANSFERS, &["direction=received", "outcome=refused"]), 1);
     assert_eq!(bench.counts.sum(TRANSFERS, &["direction=sent"]), 1);
@@ -169,10 +39,10 @@ async fn of_two_equal_attempts_at_once_the_second_is_refused_and_the_first_goes_
 /// Case 20: the sender has given the first one up, and the receiver does not know.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_more() {
-    let patient: Arc<Mutex<Option<u64>>> = Arc::default();
-    let (mut bench, rival) = rivals(config(), patient.clone()).await;
-    *patient.lock().unwrap() = Some(bench.behind);
-    *rival.next.lock().unwrap() = Some(Meeting::Haunts { after: 20 });
+    let mut bench = Bench::new(config()).await;
+    let patient = Config { snapshot_progress_timeout_ms: 60_000, ..config() };
+    bench.config_from_start(bench.behind, patient);
+    bench.offers.next(Oddity::Haunts { after: 20 });
     bench.cluster.restart(bench.behind).await;
     let first = bench.next_end(0).await;
     assert_eq!(first.outcome, AttemptOutcome::Failed(SnapshotFailure::Timeout));
@@ -185,7 +55,7 @@ async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_
 
     // It is dead: what it still sends goes nowhere.
     let before = bench.cluster.commands(bench.behind, 1).await;
-    let (mut ghost, trailer) = rival.ghosts.lock().unwrap().pop().expect("a transfer was given up");
+    let (mut ghost, trailer) = bench.offers.ghost();
     let data = Bytes::from_static(b"late");
     let chunk = Chunk { offset: cut, crc32c: crc32c::crc32c(&data), data };
     let told = match within(ghost.send(chunk)).await {
@@ -206,7 +76,7 @@ async fn a_leader_that_changes_midway_leaves_its_report_at_the_fence_and_the_nex
     bench.cluster.restart(bench.behind).await;
     bench.midway().await;
     let old = bench.leader;
-    within(bench.cluster.group(old, 1).transfer(node_id(next))).await.unwrap();
+    bench.hands_over(next).await;
     assert_eq!(bench.cluster.leader(1).await, next);
     // The old leader's attempt ends with its leadership, and its report finds nobody.
     let of_old = |outcome: &str| {

@@ -50,18 +50,12 @@ async fn a_receiver_whose_disk_is_full_at_the_last_byte_fails_attempts_until_the
     bench.heals().await;
 }
 
-/// Damages the last byte of the newest file of the leader, for good.
-fn rot(bench: &Bench) {
-    let meta = bench.latest(bench.leader);
-    assert!(bench.cluster.disks[&bench.leader].snapshots.damage(&meta, meta.length as usize - 1));
-}
-
-/// The leader offered such a file again and again, and nothing but new entries would have made it write another: on an idle
+/// The leader offered a file that it could not read again and again, and nothing but new entries would have made it write another: on an idle
 /// cluster the follower was never served.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_whose_file_has_rotted_fails_one_attempt_and_serves_the_next_from_a_new_file() {
     let mut bench = Bench::new(config()).await;
-    rot(&bench);
+    bench.rot();
     bench.cluster.restart(bench.behind).await;
     let first = bench.next_end(0).await;
     assert_eq!(first.outcome, AttemptOutcome::Failed(SnapshotFailure::Storage));
@@ -76,7 +70,7 @@ async fn a_sender_whose_file_has_rotted_fails_one_attempt_and_serves_the_next_fr
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_that_can_neither_read_its_file_nor_write_another_serves_as_soon_as_there_is_room() {
     let mut bench = Bench::new(config()).await;
-    rot(&bench);
+    bench.rot();
     let store = bench.store(bench.leader);
     let made = store.count(SnapshotOp::Create);
     store.full_at(Some(100));

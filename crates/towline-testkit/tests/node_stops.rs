@@ -9,12 +9,13 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::bench::{Bench, TRANSFERS, config};
+use common::Counts;
+use common::bench::{Bench, TRANSFERS, config, load};
 use towline_engine::config::Config;
 use towline_engine::errors::{ReadError, TransferLeaderError};
-use towline_testkit::cluster::{Cluster, node_id, until, within};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, until, within};
 use towline_testkit::snapshots::SnapshotOp;
 
 /// A question that reached the shard after its end stayed in its mail for ever, and so did whoever waited for the answer.
@@ -42,4 +43,52 @@ async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
     drop(gate);
     let ended = || bench.counts.sum(TRANSFERS, &["direction=received", "outcome=failed"]);
     until("the receiver has closed its books", || ended() == 1).await;
+}
+
+/// Case 3: of five nodes two are being served when their leader goes down, in order or not. Each report is counted where it
+/// ends: carried to Raft, stale, or posted when nobody drains any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {
+    for in_order in [true, false] {
+        let counts = Counts::default();
+        let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
+        let mut cluster = Plan::new(5, 1).config(slow).customise(counts.on()).start().await;
+        let leader = cluster.leader(1).await;
+        let behind: Vec<u64> = (1..=5).filter(|node| *node != leader).take(2).collect();
+        behind.iter().for_each(|node| cluster.crash(*node));
+        load(&cluster, 45, 20_000).await;
+        let group = cluster.group(leader, 1);
+        while within(group.status()).await.unwrap().first_index <= 10 {
+            load(&cluster, 1, 10).await;
+        }
+        for node in &behind {
+            cluster.restart(*node).await;
+        }
+        let end = Instant::now() + DEADLINE;
+        let midway = async || {
+            let peers = within(group.status()).await.unwrap().peers;
+            peers.iter().filter(|peer| peer.attempt.is_some_and(|attempt| attempt.acked > 0)).count()
+        };
+        while midway().await < 2 {
+            assert!(Instant::now() < end, "not both are served");
+            tokio::task::yield_now().await;
+        }
+        let posted = |kind: &str| {
+            let labels = [format!("node={leader}"), format!("kind=snapshot_{kind}")];
+            counts.sum("towline_reports_total", &[&labels[0], &labels[1]])
+        };
+        assert_eq!(posted("failure") + posted("finish"), 0);
+        match in_order {
+            true => cluster.stop(leader, Duration::ZERO).await,
+            false => cluster.crash(leader),
+        }
+        let of_leader = format!("node={leader}");
+        let sent = |outcome| counts.sum(TRANSFERS, &[&of_leader, "direction=sent", outcome]);
+        until("both have ended", || sent("outcome=cancelled") == 2 && posted("failure") >= 2).await;
+        // Whatever else was under way has come to its end by then.
+        assert!(cluster.settled(1).await.len() >= 45);
+        assert_eq!((posted("failure"), posted("finish")), (2, 0), "in order: {in_order}");
+        assert_eq!(counts.sum(TRANSFERS, &[&of_leader, "direction=sent"]), 2);
+        assert_eq!(counts.sum("towline_reports_total", &["outcome=synthesized"]), 0);
+    }
 }

@@ -16,16 +16,11 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use common::bench::{Bench as NodeBench, config, load};
+use common::bench::{Bench, config, load};
 use towline_engine::config::Config;
-use towline_engine::ids::{GroupId, NodeId, PeerAddr};
-use towline_engine::message::Lane;
-use towline_engine::snapshot_store::SnapshotStore;
-use towline_engine::storage::Storage;
-use towline_engine::transport::*;
+use towline_engine::ids::PeerAddr;
 use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, within};
+use towline_testkit::cluster::{DEADLINE, Plan};
 use towline_testkit::proxy::{Direction, Flow, TcpProxy};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 use tracing::field::{Field, Visit};
@@ -163,86 +158,26 @@ fn verdict(sent: &Line, received: &Line) -> Verdict {
     }
 }
 
-struct Bench {
-    cluster: Cluster,
-    proxies: Vec<TcpProxy>,
-    /// Bytes of a body behind which a node writes one that is wrong, once, from its next start on.
-    wrong: Arc<Mutex<BTreeMap<NodeId, u64>>>,
-    leader: u64,
-    behind: u64,
+/// Over gRPC, so that there is a wire that can end.
+async fn wired() -> Bench {
+    Bench::grpc(Plan::new(3, 1).config(Config { snapshot_progress_timeout_ms: 10_000, ..config() })).await
 }
 
-/// Three nodes that reach each other over gRPC through a proxy each, of which one was left behind by some 900 KB.
-async fn bench() -> Bench {
-    let config = Config {
-        snapshot_entries: 40,
-        snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: 16 << 10,
-        snapshot_backoff_max_ms: 400,
-        ..quick()
-    };
-    let held: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let ports: Vec<_> = held.iter().map(|socket| socket.local_addr().unwrap()).collect();
-    drop(held);
-    let (mut proxies, mut called) = (Vec::new(), Vec::<PeerAddr>::new());
-    for port in &ports {
-        let proxy = TcpProxy::to(*port).await.unwrap();
-        called.push(format!("grpc://{}", proxy.local_addr()).parse().unwrap());
-        proxies.push(proxy);
-    }
-    let wrong: Arc<Mutex<BTreeMap<NodeId, u64>>> = Arc::default();
-    let damage = wrong.clone();
-    let plan = Plan::new(3, 1)
-        .config(config)
-        .customise(move |id, mut builder| {
-            for (other, address) in (1..).zip(&called) {
-                builder = builder.peer_address(node_id(other), address.clone());
-            }
-            let own = format!("grpc://{}", ports[id.as_u64() as usize - 1]).parse().unwrap();
-            builder.transport(Arc::new(GrpcTransport::new(GrpcConfig::default())), own)
-        })
-        .storage(move |id, storage| {
-            let store = FaultySnapshots::new(storage.snapshots);
-            if let Some(at) = damage.lock().unwrap().get(&id) {
-                store.fail_write_at(*at, SnapshotFault::Corrupt);
-            }
-            Storage { snapshots: Arc::new(store), ..storage }
-        });
-    let mut cluster = plan.start().await;
-    // Whatever the nodes hear of each other came over gRPC.
-    cluster.nodes().into_iter().for_each(|node| cluster.net.kill(node_id(node)));
-    let leader = cluster.leader(1).await;
-    let behind = if leader == 1 { 2 } else { 1 };
-    cluster.crash(behind);
-    let group = cluster.group(leader, 1);
-    let (end, mut loaded) = (Instant::now() + DEADLINE, 0);
-    while loaded < 45 || group.status().await.unwrap().first_index <= 10 {
-        assert!(Instant::now() < end, "the log is not compacted");
-        cluster.acked(1, vec![b'.'; 20_000]).await;
-        loaded += 1;
-    }
-    assert_eq!(cluster.leader(1).await, leader, "the leader changed under no fault at all");
-    Bench { cluster, proxies, wrong, leader, behind }
-}
-
-impl Bench {
-    /// The node that is behind comes back, and heals once its first attempt is over.
-    async fn first_attempt(&mut self, lines: &Lines) -> (Line, Line) {
-        lines.lines.lock().unwrap().clear();
-        self.cluster.restart(self.behind).await;
-        self.cluster.net.kill(node_id(self.behind));
-        let found = lines.of_first_attempt(self.leader, self.behind).await;
-        self.proxies.iter().for_each(TcpProxy::clear);
-        assert!(self.cluster.settled(1).await.len() >= 45);
-        found
-    }
+/// The node that is behind comes back, and heals once its first attempt is over.
+async fn first_attempt(bench: &mut Bench, lines: &Lines) -> (Line, Line) {
+    lines.lines.lock().unwrap().clear();
+    bench.comes_back().await;
+    let found = lines.of_first_attempt(bench.leader, bench.behind).await;
+    bench.proxies.iter().for_each(TcpProxy::clear);
+    assert!(bench.cluster.settled(1).await.len() >= 45);
+    found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content() {
     let (_alone, lines) = listen().await;
-    let mut sound = bench().await;
-    let (sent, received) = sound.first_attempt(&lines).await;
+    let mut sound = wired().await;
+    let (sent, received) = first_attempt(&mut sound, &lines).await;
     assert_eq!(verdict(&sent, &received), Verdict::Sound, "{sent:?}\n{received:?}");
     for line in [&sent, &received] {
         assert_eq!((line.text("outcome"), line.text("cause")), ("finished", ""));
@@ -254,10 +189,10 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     drop(sound);
 
     // The wire ends in the middle of the stream: what is behind that never comes.
-    let mut cut = bench().await;
+    let mut cut = wired().await;
     let flow = Flow { cut_after: Some(300_000), ..Flow::default() };
     cut.proxies[cut.behind as usize - 1].set(Direction::Forth, flow);
-    let (sent, received) = cut.first_attempt(&lines).await;
+    let (sent, received) = first_attempt(&mut cut, &lines).await;
     let Verdict::LostOnTheWay { bytes } = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
     assert!(bytes > 0 && received.number("payload_bytes") <= 300_000, "{sent:?}\n{received:?}");
     assert_eq!(sent.text("outcome"), "failed");
@@ -267,11 +202,11 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     drop(cut);
 
     // Every byte comes, and the whole is not what its digest says.
-    let mut corrupt = bench().await;
-    let newest = corrupt.cluster.disks[&corrupt.leader].snapshots.latest(GroupId::DEFAULT).unwrap();
-    let length = newest.expect("a snapshot").length;
-    corrupt.wrong.lock().unwrap().insert(node_id(corrupt.behind), length / 2);
-    let (sent, received) = corrupt.first_attempt(&lines).await;
+    let mut corrupt = wired().await;
+    let length = corrupt.latest(corrupt.leader).length;
+    let damage = move |store: &FaultySnapshots| store.fail_write_at(length / 2, SnapshotFault::Corrupt);
+    corrupt.store_from_start(corrupt.behind, damage);
+    let (sent, received) = first_attempt(&mut corrupt, &lines).await;
     assert_eq!(verdict(&sent, &received), Verdict::WrongContent, "{sent:?}\n{received:?}");
     assert_eq!((sent.text("outcome"), received.text("outcome")), ("failed", "failed"));
     for line in [&sent, &received] {
@@ -286,7 +221,7 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     let (_alone, lines) = listen().await;
     let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
 
-    let mut stops = NodeBench::new(slow.clone()).await;
+    let mut stops = Bench::new(slow.clone()).await;
     stops.cluster.restart(stops.behind).await;
     stops.midway().await;
     stops.cluster.stop(stops.leader, Duration::ZERO).await;
@@ -294,65 +229,22 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     drop(stops);
 
     lines.lines.lock().unwrap().clear();
-    let mut steps_down = NodeBench::new(slow.clone()).await;
+    let mut steps_down = Bench::new(slow.clone()).await;
     steps_down.cluster.restart(steps_down.behind).await;
     steps_down.midway().await;
     let next = (1..=3).find(|node| ![steps_down.leader, steps_down.behind].contains(node)).unwrap();
-    within(steps_down.cluster.group(steps_down.leader, 1).transfer(node_id(next))).await.unwrap();
+    steps_down.hands_over(next).await;
     let line = lines.ended("sent", "cancelled").await;
     assert!(line.text("cause").starts_with("the leadership it belonged to is over"), "{line:?}");
     drop(steps_down);
 
     lines.lines.lock().unwrap().clear();
-    let mut grows = NodeBench::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
+    let mut grows = Bench::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
     grows.cluster.restart(grows.behind).await;
     grows.midway().await;
     load(&grows.cluster, 2, 20_000).await;
     let line = lines.ended("sent", "cancelled").await;
     assert!(line.text("cause").contains("snapshot_pin_bytes_max"), "{line:?}");
-}
-
-/// Offers go where nobody listens.
-struct Elsewhere {
-    inner: Arc<dyn Transport>,
-    grpc: GrpcTransport,
-    nowhere: PeerAddr,
-}
-
-#[async_trait]
-impl Transport for Elsewhere {
-    fn scheme(&self) -> &'static str {
-        self.inner.scheme()
-    }
-
-    async fn listen(
-        &self,
-        at: &PeerAddr,
-        inbound: Arc<dyn Inbound>,
-    ) -> Result<Box<dyn Listener>, TransportError> {
-        self.inner.listen(at, inbound).await
-    }
-
-    async fn connect(
-        &self,
-        to: &Peer,
-        lane: Lane,
-        hello: &Hello,
-        feedback: LinkFeedback,
-    ) -> Result<Connected, ConnectError> {
-        self.inner.connect(to, lane, hello, feedback).await
-    }
-
-    async fn offer(
-        &self,
-        to: &Peer,
-        hello: &Hello,
-        offer: &SnapshotOffer,
-        deciding: &ProgressCell,
-    ) -> Result<OfferAnswer, TransferError> {
-        let to = Peer { id: to.id, address: self.nowhere.clone() };
-        self.grpc.offer(&to, hello, offer, deciding).await
-    }
 }
 
 /// A line said "cannot offer the snapshot", or "write failed", and kept what the system had said to itself.
@@ -362,18 +254,15 @@ async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let nowhere: PeerAddr = format!("grpc://{}", held.local_addr().unwrap()).parse().unwrap();
     drop(held);
-    let wrap = move |_, inner| {
-        let (grpc, nowhere) = (GrpcTransport::new(GrpcConfig::default()), nowhere.clone());
-        Arc::new(Elsewhere { inner, grpc, nowhere }) as Arc<dyn Transport>
-    };
-    let mut lost = NodeBench::over(Plan::new(3, 1).config(config()), wrap).await;
+    let mut lost = Bench::new(config()).await;
+    lost.offers.elsewhere(Arc::new(GrpcTransport::new(GrpcConfig::default())), nowhere);
     lost.cluster.restart(lost.behind).await;
     let line = lines.ended("sent", "failed").await;
     assert!(line.text("cause").contains("Connection refused"), "{line:?}");
     drop(lost);
 
     lines.lines.lock().unwrap().clear();
-    let mut full = NodeBench::new(config()).await;
+    let mut full = Bench::new(config()).await;
     full.full_from_start(full.behind, 1);
     full.cluster.restart(full.behind).await;
     for side in ["sent", "received"] {
@@ -383,7 +272,7 @@ async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
     drop(full);
 
     lines.lines.lock().unwrap().clear();
-    let mut unread = NodeBench::new(config()).await;
+    let mut unread = Bench::new(config()).await;
     unread.store(unread.leader).fail_next(SnapshotOp::Open, SnapshotFault::Eio);
     unread.cluster.restart(unread.behind).await;
     let line = lines.ended("sent", "failed").await;

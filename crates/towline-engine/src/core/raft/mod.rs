@@ -176,6 +176,17 @@ impl Replica {
         self.raw.raft.prs().conf().voters().contains(node.as_u64())
     }
 
+    /// Adds or removes a voter at once, as no code of this version does.
+    #[cfg(test)]
+    pub(crate) fn change_member(&mut self, node: NodeId, is_member: bool) {
+        let mut change = raft::eraftpb::ConfChange::default();
+        change.set_node_id(node.as_u64());
+        if !is_member {
+            change.set_change_type(raft::eraftpb::ConfChangeType::RemoveNode);
+        }
+        self.raw.apply_conf_change(&change).unwrap();
+    }
+
     pub(crate) fn tick(&mut self) {
         self.raw.tick();
     }

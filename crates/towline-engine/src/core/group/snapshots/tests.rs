@@ -406,6 +406,21 @@ fn the_watchdog_is_silent_between_the_step_and_the_ready() {
     assert_eq!(fx.latched, []);
 }
 
+/// The control: if an attempt counted only from when its message leaves, the watchdog would take what Raft has just decided
+/// for something that was lost, and what leaves then belongs to no attempt.
+#[test]
+fn an_attempt_that_began_only_with_its_message_would_wake_the_watchdog() {
+    let mut group = leader(|_| ());
+    let unsent =
+        SnapshotAttempt { group: GroupId::DEFAULT, peer: id(2), term: 0, index: TRUNCATED, number: 1 };
+    group.replica.attempts().lose(unsent);
+    let mut fx = TestEffects::default();
+    group.keep_house(&mut fx);
+    assert_eq!(fx.latched, [id(2)]);
+    turn(&mut group, &mut fx);
+    assert!(fx.snapshots.is_empty(), "nobody sends it");
+}
+
 /// Cases 4 and 60.
 #[test]
 fn a_report_of_attempt_1_during_attempt_2_is_stale_and_changes_nothing() {
@@ -418,6 +433,73 @@ fn a_report_of_attempt_1_during_attempt_2_is_stale_and_changes_nothing() {
     assert_eq!(progress(&group), PeerProgress::Snapshot);
     second.ticket.finish();
     assert_eq!(drain(&mut group), (1, 0));
+}
+
+/// Case 60, and its control: with one slot for whatever was posted last, the late failure of the first takes the place of the
+/// success of the second, is stale by then, and the peer waits for ever.
+#[test]
+fn a_late_report_in_the_place_of_an_unread_outcome_would_latch_the_peer() {
+    let after = |one_slot: bool| {
+        let mut group = leader(|setup| setup.policy.watchdog = false);
+        let first = begin(&mut group).ticket.attempt();
+        drain(&mut group);
+        let second = take(&mut heartbeats(&mut group, 3)).ticket;
+        let posted = [
+            (second.attempt(), SnapshotStatus::Finish),
+            (first, SnapshotStatus::Failure(SnapshotFailure::Transfer)),
+        ];
+        std::mem::forget(second);
+        match one_slot {
+            true => {
+                let [.., (attempt, status)] = posted;
+                assert!(!group.take_report(Report::Snapshot { attempt, status }));
+            }
+            false => {
+                let mailbox = group.snapshots.mailbox.clone();
+                posted.into_iter().for_each(|(attempt, status)| mailbox.report_snapshot(attempt, status));
+                assert_eq!(drain(&mut group), (1, 0));
+            }
+        }
+        assert!(heartbeats(&mut group, 50).snapshots.is_empty());
+        progress(&group)
+    };
+    assert_eq!(after(false), PeerProgress::Probe, "it goes on behind the second");
+    assert_eq!(after(true), PeerProgress::Snapshot, "the control");
+}
+
+/// Case 23. No membership changes in this version; what the core does about a peer that is no member any more is ready.
+#[test]
+fn a_peer_that_is_removed_while_it_receives_leaves_no_attempt_no_latch_and_no_slot_taken() {
+    let mut group = leader(|_| ());
+    let seen = Recording::default();
+    group.set_door(Box::new(seen.clone()));
+    let send = begin(&mut group);
+    let attempt = send.ticket.attempt();
+    group.replica.change_member(id(2), false);
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    assert_eq!((&fx.cancelled[..], &fx.latched[..]), (&[attempt][..], &[][..]));
+    assert!(fx.retain.is_some() && group.live_attempts().is_empty(), "nothing is kept for it");
+    // Its task ends, and says so.
+    send.ticket.fail(SnapshotFailure::Abandoned);
+    drop(send.slot);
+    assert_eq!(drain(&mut group), (0, 0), "its report is of no use to anybody");
+    assert_eq!(
+        *seen.0.lock().unwrap(),
+        [Passed::Emitted(TRUNCATED)],
+        "and Raft, which has forgotten, hears nothing"
+    );
+
+    // The same id as another member: the only slot is free, and no wait is left of before.
+    group.replica.change_member(id(2), true);
+    let mut fx = heartbeats(&mut group, 1);
+    let reject =
+        Message { index: LAST, reject: true, reject_hint: 0, ..answer(&group, MessageKind::AppendResponse) };
+    group.step(id(2), reject).unwrap();
+    turn(&mut group, &mut fx);
+    fx.snapshots.extend(heartbeats(&mut group, 2).snapshots);
+    assert!(take(&mut fx).ticket.attempt().number > attempt.number);
+    assert_eq!(fx.latched, []);
 }
 
 #[test]
