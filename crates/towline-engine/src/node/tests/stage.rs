@@ -285,7 +285,11 @@ impl SnapshotStore for Files {
         Err(SnapshotStoreError::Missing { content: meta(head.group).content })
     }
 
-    fn receive(&self, meta: &SnapshotMeta) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+    fn receive_while(
+        &self,
+        meta: &SnapshotMeta,
+        _: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         Err(SnapshotStoreError::Busy { content: meta.content })
     }
 
