@@ -71,7 +71,7 @@ pub struct PeerStatus {
     pub matched: u64,
     /// The next index to send.
     pub next: u64,
-    /// Whether it was heard of within the last election timeout.
+    /// Whether it was heard of lately: within the last election timeout or, at most, the last two.
     pub recent_active: bool,
     /// The index of a snapshot under way to it, or zero.
     pub pending_snapshot: u64,

@@ -160,6 +160,27 @@ fn proposals_during_a_transfer_are_busy_and_none_is_lost() {
 }
 
 /// Case 44.
+/// Raft forgets at each election timeout whom it has heard of, and everybody was silent until the next heartbeat was answered:
+/// a hand-over was refused, and a leader that was shut down in that moment found no successor.
+#[test]
+fn a_peer_that_answers_is_active_all_the_time_and_one_that_does_not_is_not() {
+    let (mut sim, leader) = led(3, SimOptions::default());
+    let active = |sim: &Sim, of: NodeId| {
+        sim.status(leader).unwrap().peers.iter().find(|p| p.id == of).unwrap().recent_active
+    };
+    let others = others(&sim, leader);
+    sim.run_until("answers", STEPS, |sim| others.iter().all(|&of| active(sim, of))).unwrap();
+    for step in 0..STEPS {
+        sim.step().unwrap();
+        assert_eq!(sim.leader(), Some(leader));
+        assert!(others.iter().all(|&of| active(&sim, of)), "in step {step}");
+    }
+    let (gone, stays) = (others[0], others[1]);
+    sim.isolate(gone);
+    sim.run_until("its silence", STEPS, |sim| !active(sim, gone)).unwrap();
+    assert!(active(&sim, stays));
+}
+
 #[test]
 fn a_transfer_to_a_target_that_falls_silent_ends_and_proposals_resume() {
     let (mut sim, leader) = led(3, SimOptions::default());

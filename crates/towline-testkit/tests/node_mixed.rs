@@ -10,11 +10,11 @@
 
 mod common;
 
-use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 
 use common::Counts;
 use common::bench::{BYTES, TRANSFERS};
+use common::ports::free_port;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::Transport;
@@ -30,16 +30,8 @@ const SCHEMES: [&str; 5] = ["quic", "grpc", "quic", "grpc", "quic"];
 const SENT: &str = "towline_messages_sent_total";
 
 fn addresses() -> Vec<PeerAddr> {
-    let held: Vec<_> = SCHEMES
-        .iter()
-        .map(|scheme| {
-            let (tcp, udp) =
-                (TcpListener::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
-            let at = if *scheme == "quic" { udp.local_addr() } else { tcp.local_addr() }.unwrap();
-            (PeerAddr::new(&format!("{scheme}://{at}")).unwrap(), tcp, udp)
-        })
-        .collect();
-    held.into_iter().map(|(address, ..)| address).collect()
+    let address = |scheme: &&str| PeerAddr::new(&format!("{scheme}://{}", free_port())).unwrap();
+    SCHEMES.iter().map(address).collect()
 }
 
 async fn mixed(config: Config) -> (Cluster, Counts) {

@@ -7,10 +7,12 @@
     clippy::print_stderr
 )] // helpers of tests
 
-use std::net::UdpSocket;
+mod common;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::ports::free_port;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::status::AttemptOutcome;
@@ -48,12 +50,8 @@ async fn over_quic(config: Config) -> Cluster {
 }
 
 async fn over_quic_through(config: Config, poor_network: bool) -> Cluster {
-    let held: Vec<_> = (0..3).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
-    let addresses: Vec<PeerAddr> = held
-        .iter()
-        .map(|socket| format!("quic://{}", socket.local_addr().unwrap()).parse().unwrap())
-        .collect();
-    drop(held);
+    let addresses: Vec<PeerAddr> =
+        (0..3).map(|_| format!("quic://{}", free_port()).parse().unwrap()).collect();
     let mut called = addresses.clone();
     if poor_network {
         for (seed, address) in called.iter_mut().enumerate() {

@@ -28,9 +28,14 @@ async fn counted(what: &str, mut holds: impl FnMut() -> bool) {
     towline_testkit::cluster::until(what, &mut holds).await;
 }
 
+/// On a busy machine a healthy transfer stands still for longer than that of the bench may.
+fn patient() -> Config {
+    Config { snapshot_offer_timeout_ms: 10_000, snapshot_progress_timeout_ms: 10_000, ..config() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_without_faults_has_equal_books_on_both_sides() {
-    let mut bench = Bench::new(config()).await;
+    let mut bench = Bench::new(patient()).await;
     bench.cluster.restart(bench.behind).await;
     bench.heals().await;
     let sent = bench.bytes("sent", "finished");
@@ -41,7 +46,7 @@ async fn a_transfer_without_faults_has_equal_books_on_both_sides() {
 /// Case 14: whatever was received before the cut is not sent again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_cut_at_a_chunk_fails_once_and_only_the_rest_is_sent_again() {
-    let mut bench = Bench::new(config()).await;
+    let mut bench = Bench::new(patient()).await;
     bench.fault(
         bench.leader,
         Direction::Out,
@@ -63,7 +68,7 @@ async fn a_transfer_cut_at_a_chunk_fails_once_and_only_the_rest_is_sent_again() 
 /// Case 16: a flipped byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() {
-    let mut bench = Bench::new(config()).await;
+    let mut bench = Bench::new(patient()).await;
     bench.fault(
         bench.leader,
         Direction::Out,
@@ -83,7 +88,7 @@ async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() 
 /// Case 16: the trailer is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_without_its_trailer_is_no_snapshot() {
-    let mut bench = Bench::new(config()).await;
+    let mut bench = Bench::new(patient()).await;
     bench.fault(bench.leader, Direction::Out, SnapshotFaults { drop_trailer: true, ..Default::default() });
     bench.cluster.restart(bench.behind).await;
     let last = bench.next_end(0).await;
@@ -115,7 +120,7 @@ async fn a_stalled_transfer_ends_on_both_sides_and_frees_its_slots() {
 /// Case 17.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_whose_disk_is_full_fails_the_attempt_and_not_the_node() {
-    let mut bench = Bench::new(config()).await;
+    let mut bench = Bench::new(patient()).await;
     let full = SnapshotFaults { cut_at_chunk: Some(30), ..Default::default() };
     bench.later.lock().unwrap().insert(node_id(bench.behind), (Direction::In, full));
     bench.cluster.restart(bench.behind).await;

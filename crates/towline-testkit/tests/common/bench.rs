@@ -1,8 +1,7 @@
 //! A follower that was left behind, for tests of what goes wrong on its way back.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use towline_testkit::snapshots::FaultySnapshots;
 
 use super::Counts;
 use super::offers::Offers;
+use super::ports::free_port;
 
 pub(crate) const BYTES: &str = "towline_snapshot_payload_bytes_total";
 pub(crate) const TRANSFERS: &str = "towline_snapshot_transfers_total";
@@ -287,17 +287,4 @@ async fn proxies() -> (Vec<TcpProxy>, Vec<SocketAddr>) {
         proxies.push(TcpProxy::to(*port).await.unwrap());
     }
     (proxies, ports)
-}
-
-/// Where nobody listens. A node that is down must find its port free again, so none of those that the system gives to whoever
-/// dials.
-fn free_port() -> SocketAddr {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let offset = std::process::id().wrapping_mul(64) + NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = 10_000 + (offset % 20_000) as u16;
-        if let Ok(socket) = TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            return socket.local_addr().unwrap();
-        }
-    }
 }

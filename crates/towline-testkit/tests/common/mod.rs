@@ -5,6 +5,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod offers;
+pub(crate) mod ports;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -52,6 +52,9 @@ pub struct ReplicaSetup {
 pub(crate) struct Replica {
     raw: RawNode<LogView>,
     door: Option<Box<dyn RaftDoor>>,
+    /// Whom a leader had heard of when raft last looked whether it has a quorum. Raft forgets it then, and takes everybody for
+    /// silent until the next heartbeat is answered.
+    heard: Vec<u64>,
 }
 
 /// What raft wants done, in plain types. See the raft crate's `Ready`.
@@ -104,7 +107,9 @@ impl Replica {
         };
         let logger = logger::logger(setup.node, setup.group);
         let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
-        RawNode::new(&config, view, &logger).map(|raw| Self { raw, door: None }).map_err(|e| e.to_string())
+        RawNode::new(&config, view, &logger)
+            .map(|raw| Self { raw, door: None, heard: Vec::new() })
+            .map_err(|e| e.to_string())
     }
 
     /// Places a door before raft.
@@ -188,7 +193,19 @@ impl Replica {
     }
 
     pub(crate) fn tick(&mut self) {
+        let before = self.active();
         self.raw.tick();
+        if !self.is_leader() {
+            self.heard.clear();
+        } else if before.iter().any(|id| !self.active().contains(id)) {
+            self.heard = before;
+        }
+    }
+
+    /// Whom this leader has heard of since raft last looked.
+    fn active(&self) -> Vec<u64> {
+        let peers = if self.is_leader() { self.raw.raft.prs().iter() } else { return Vec::new() };
+        peers.filter(|(_, progress)| progress.recent_active).map(|(&id, _)| id).collect()
     }
 
     /// The message must have passed the inbound checks: raft panics on some that have not. What raft refuses beyond
@@ -344,7 +361,7 @@ impl Replica {
                 progress: progress_of(p),
                 matched: p.matched,
                 next: p.next_idx,
-                recent_active: p.recent_active,
+                recent_active: p.recent_active || self.heard.contains(&id),
                 pending_snapshot: p.pending_snapshot,
                 progress_age_ticks: 0,
                 attempt: None,
