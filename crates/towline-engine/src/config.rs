@@ -104,7 +104,8 @@ pub struct Config {
     /// before it answers says so, and has `snapshot_phase_timeout_ms`.
     pub snapshot_offer_timeout_ms: u64,
     /// Milliseconds without a byte after which a transfer fails, on either side. Default 10,000. A receiver that waits for
-    /// its disk in one write for longer than a quarter of it says so, and has `snapshot_phase_timeout_ms`.
+    /// its disk in one write for longer than a quarter of its own says so, and has `snapshot_phase_timeout_ms`: all nodes
+    /// should have the same.
     pub snapshot_progress_timeout_ms: u64,
     /// Milliseconds the receiver may take for each of one write of its disk, and checking, syncing and handing over what it
     /// received; and for reading again what it has of a snapshot, without a byte of that. Default 300,000.

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 
 use common::bench::{Bench, config, load};
 use towline_engine::config::Config;
-use towline_engine::ids::PeerAddr;
+use towline_engine::ids::{NodeId, PeerAddr};
 use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{DEADLINE, Plan};
+use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
+use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
 use towline_testkit::proxy::{Direction, Flow, TcpProxy};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 use tracing::field::{Field, Visit};
@@ -213,6 +214,30 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
         assert!(line.text("cause").contains("corrupt"), "{line:?}");
         assert_eq!(line.number("payload_bytes"), length);
     }
+}
+
+/// Every byte comes and is what was announced, and the state machine cannot read it: another version of the program wrote it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
+    let (_alone, lines) = listen().await;
+    let disks: Arc<Mutex<BTreeMap<NodeId, ListDisk>>> = Arc::default();
+    let of = disks.clone();
+    let plan = Plan::new(3, 1).config(config()).machine(move |node, _| {
+        let mut disks = of.lock().unwrap();
+        ListMachine::new().stored_in(disks.entry(node).or_insert_with(|| ListDisk::new(Replacing::Aside)))
+    });
+    let mut bench = Bench::grpc(plan).await;
+    disks.lock().unwrap()[&node_id(bench.behind)].cut_restore(1, RestoreCut::Fatal);
+    lines.lines.lock().unwrap().clear();
+    bench.comes_back().await;
+    let (sent, received) = lines.of_first_attempt(bench.leader, bench.behind).await;
+    assert_eq!(verdict(&sent, &received), Verdict::Sound, "{sent:?}\n{received:?}");
+    for line in [&sent, &received] {
+        assert_eq!((line.text("outcome"), line.text("cause")), ("finished", ""));
+    }
+    let down = || bench.cluster.group(bench.behind, 1).state().down;
+    until("the group is down", || down().is_some()).await;
+    assert!(down().unwrap().contains("told to fail"), "{:?}", down());
 }
 
 /// Nothing was said of why a transfer was cancelled, and nothing at all of one that was cancelled before it had begun.

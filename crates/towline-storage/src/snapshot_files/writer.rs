@@ -102,6 +102,8 @@ impl FileWriter {
             Ok((header, body_at)) if header == self.header => body_at,
             _ => return Ok(Resumed::OfNoUse),
         };
+        // Until it is read to its end, whatever keeps it from that.
+        self.condition = Condition::Unread;
         let mut stored = Vec::new();
         loop {
             let room = self.room();
@@ -123,7 +125,6 @@ impl FileWriter {
             self.hasher.update(bytes);
             self.number += 1;
             if !goes_on(self.hasher.length()) {
-                self.condition = Condition::Unread;
                 return Ok(Resumed::Stopped);
             }
         }
@@ -133,6 +134,7 @@ impl FileWriter {
         if self.file.metadata()?.len() != end {
             self.store.ops.truncate(&self.file, &self.path, end)?;
         }
+        self.condition = Condition::Open;
         Ok(Resumed::GoesOn)
     }
 
@@ -140,6 +142,7 @@ impl FileWriter {
     pub(super) fn restart(&mut self) -> Result<(), SnapshotStoreError> {
         let emptied = self.store.ops.truncate(&self.file, &self.path, 0);
         emptied.inspect_err(|_| self.condition = Condition::Failed).map_err(|e| failed("truncation", e))?;
+        self.condition = Condition::Open;
         self.hasher = ContentHasher::new(&self.header.head);
         self.number = 0;
         self.in_file = 0;

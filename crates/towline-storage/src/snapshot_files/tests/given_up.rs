@@ -55,3 +55,20 @@ fn a_partial_file_that_goes_for_the_bounds_is_named_in_the_log() {
     let said = ["an unfinished snapshot file is given up".to_owned(), first];
     assert_eq!(*lines.0.lock().unwrap(), [said]);
 }
+
+#[test]
+fn a_partial_file_that_is_of_no_use_begins_anew_and_the_log_says_so() {
+    let (dir, lines) = (TempDir::new().unwrap(), Lines::default());
+    let files = open(dir.path());
+    let bytes = body(2 * CHUNK, 1);
+    let meta = meta_of(&head(1), &bytes);
+    files.receive(&meta).unwrap().write_all(&bytes[..CHUNK]).unwrap();
+    let partial = files.shared.path(&Named::Partial { group: GROUP, content: meta.content });
+    fs::write(&partial, "another file").unwrap();
+    let anew = tracing::subscriber::with_default(lines.clone(), || files.receive(&meta).unwrap().verified());
+    assert_eq!(anew, 0);
+    let said = lines.0.lock().unwrap().clone();
+    let [[message, cause]] = &said[..] else { panic!("{said:?}") };
+    assert!(message.starts_with("an unfinished snapshot file is of no use"), "{said:?}");
+    assert!(cause.contains("another file"), "{said:?}");
+}

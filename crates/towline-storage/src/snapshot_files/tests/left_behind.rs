@@ -207,6 +207,10 @@ fn a_prefix_that_is_not_read_to_its_end_keeps_every_byte() {
     let stopped = files.receive_while(&meta, &mut |_| false);
     assert!(matches!(stopped, Err(SnapshotStoreError::Stopped { .. })));
     assert!(fs::read(&partial).unwrap() == before);
+    let asked =
+        std::panic::AssertUnwindSafe(|| files.receive_while(&meta, &mut |_| panic!("told to")).is_ok());
+    assert!(std::panic::catch_unwind(asked).is_err());
+    assert!(fs::read(&partial).unwrap() == before, "nor does a caller that panics cost a byte");
     assert_eq!(files.partials(GROUP).bytes, before.len() as u64);
     assert_eq!(files.receive(&meta).unwrap().verified(), 2 * CHUNK as u64 + 5);
 }
