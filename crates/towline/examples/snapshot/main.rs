@@ -39,7 +39,7 @@ const BUSY: GroupId = GroupId::new(9);
 /// Commands after which a group makes a snapshot.
 const SNAPSHOT_ENTRIES: u64 = 5_000;
 /// Commands of the busy group under way at once, and their size.
-const WRITERS: usize = 64;
+const WRITERS: usize = 512;
 const COMMAND_BYTES: usize = 4 << 10;
 
 /// What this program holds the product to. It ends with an error where one is missed.
