@@ -280,6 +280,8 @@ impl Shard {
 
     /// One tick, however many were missed: replaying them would let an election time out in one go.
     fn tick(&mut self, due: Instant, tick: Duration, now: Instant) -> Instant {
+        #[cfg(test)]
+        self.deps.sends.ticked();
         let groups: Vec<_> = self.groups.keys().copied().collect();
         for group in groups {
             self.with(group, None, |running, fx| running.group.tick(fx));
@@ -377,6 +379,8 @@ impl Shard {
             self.deps.sends.cancel(&attempt, &cause.into());
         }
         for peer in fx.latched.drain(..) {
+            #[cfg(test)]
+            self.deps.sends.made_up(peer);
             tracing::warn!(group = %id, %peer, "raft waited for a snapshot that nobody would have reported on");
             self.deps.counters.count(peer, ReportKind::SnapshotFailure, ReportOutcome::Synthesized, 1);
         }

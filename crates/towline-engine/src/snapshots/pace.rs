@@ -117,13 +117,52 @@ impl StallWatch {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::sync::Arc;
 
+    use tokio::task::JoinSet;
     use tokio::time::sleep;
 
     use super::*;
 
     const SILENCE_MAX: Duration = Duration::from_secs(10);
     const PHASE_MAX: Duration = Duration::from_secs(300);
+
+    /// How long two tasks take together that take ten times 100 kB each of one rate.
+    async fn both(bytes_per_second: u64) -> Duration {
+        let (rate, begun) = (Arc::new(RateLimit::new(bytes_per_second)), Instant::now());
+        let mut tasks = JoinSet::new();
+        for _ in 0..2 {
+            let rate = rate.clone();
+            tasks.spawn(async move {
+                for _ in 0..10 {
+                    rate.take(100_000).await;
+                }
+            });
+        }
+        tasks.join_all().await;
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_share_a_rate_go_at_that_rate_together() {
+        let (last, late) = (Duration::from_millis(1_900), Duration::from_millis(50));
+        let waited = both(1_000_000).await;
+        assert!(waited >= last && waited <= last + late, "the last of 20 went after {waited:?}");
+        assert_eq!(both(0).await, Duration::ZERO, "no limit");
+    }
+
+    /// What was not used is gone: after a pause no burst goes above the rate.
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_not_made_up_for() {
+        let rate = RateLimit::new(1_000_000);
+        rate.take(100_000).await;
+        sleep(Duration::from_secs(60)).await; // not synchronisation: the clock is the test's own
+        let begun = Instant::now();
+        for _ in 0..3 {
+            rate.take(100_000).await;
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+    }
 
     /// How long a transfer is waited for that does nothing but what `receiver` says.
     async fn patience(receiver: impl AsyncFnOnce(&dyn Fn(u64, TransferPhase))) -> Duration {

@@ -59,11 +59,21 @@ struct State {
     closed: bool,
     peers: BTreeMap<NodeId, Peer>,
     running: BTreeMap<SnapshotAttempt, Arc<Running>>,
-    /// Loses the next ticket, as no code of this crate does: what the watchdog is there for.
+    /// Loses so many tickets, as no code of this crate does: what the watchdog is there for.
     #[cfg(test)]
-    leak_next: bool,
+    to_leak: u64,
     #[cfg(test)]
-    leaked: Option<(SnapshotAttempt, std::time::Instant)>,
+    leaks: Vec<Leak>,
+}
+
+/// A ticket that was lost.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leak {
+    pub(crate) attempt: SnapshotAttempt,
+    /// Of the shard, from the leak until it was made up for.
+    pub(crate) ticks: u64,
+    pub(crate) made_up: bool,
 }
 
 /// What others may see of a transfer, and do to it.
@@ -126,23 +136,34 @@ impl Sends {
     }
 
     #[cfg(test)]
-    pub(crate) fn leak_next(&self) {
-        self.lock().leak_next = true;
+    pub(crate) fn leak_next(&self, tickets: u64) {
+        self.lock().to_leak = tickets;
     }
 
-    /// The attempt whose ticket was leaked, and when.
     #[cfg(test)]
-    pub(crate) fn leaked(&self) -> Option<(SnapshotAttempt, std::time::Instant)> {
-        self.lock().leaked
+    pub(crate) fn leaks(&self) -> Vec<Leak> {
+        self.lock().leaks.clone()
+    }
+
+    /// The shard begins a tick.
+    #[cfg(test)]
+    pub(crate) fn ticked(&self) {
+        self.lock().leaks.iter_mut().filter(|leak| !leak.made_up).for_each(|leak| leak.ticks += 1);
+    }
+
+    /// The watchdog told Raft of an attempt to this peer.
+    #[cfg(test)]
+    pub(crate) fn made_up(&self, peer: NodeId) {
+        let of_peer = |leak: &&mut Leak| leak.attempt.peer == peer;
+        self.lock().leaks.iter_mut().filter(of_peer).for_each(|leak| leak.made_up = true);
     }
 
     #[cfg(test)]
     fn unless_leaked(&self, send: SnapshotSend) -> Option<SnapshotSend> {
         let mut state = self.lock();
-        if !std::mem::take(&mut state.leak_next) {
-            return Some(send);
-        }
-        state.leaked = Some((send.ticket.attempt(), std::time::Instant::now()));
+        let Some(left) = state.to_leak.checked_sub(1) else { return Some(send) };
+        state.to_leak = left;
+        state.leaks.push(Leak { attempt: send.ticket.attempt(), ticks: 0, made_up: false });
         std::mem::forget(send.ticket);
         None
     }

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::{Duration, Instant};
 
 use super::*;
 use crate::core::SendSlots;
@@ -11,8 +13,13 @@ use crate::reporter::{Reporter, Scope, SnapshotStatus, SnapshotTicket, Unreachab
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotReader, SnapshotStoreError, SnapshotWriter};
 use crate::state_machine::Applied;
 use crate::transport::{
-    ConnectError, Connected, Inbound, LinkFeedback, Listener, PROTOCOL_VERSION, TransportError,
+    ConnectError, Connected, Inbound, LinkFeedback, Listener, PROTOCOL_VERSION, SnapshotReceipt,
+    TransportError,
 };
+
+/// Of every file. Not more chunks than are read ahead: a paused clock waits for a thread that reads.
+const LENGTH: u64 = (READ_AHEAD_CHUNKS * CHUNK_BYTES) as u64;
+const CHUNK_BYTES: usize = 4;
 
 /// What was reported, what was recorded, and how often somebody was offered something.
 #[derive(Default)]
@@ -36,9 +43,10 @@ impl Reporter for Seen {
     }
 }
 
-struct Empty;
+/// Whatever is sent is so many zeroes.
+struct Zeroes;
 
-impl SnapshotStore for Empty {
+impl SnapshotStore for Zeroes {
     fn complete(&self, _: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
         Ok(Vec::new())
     }
@@ -60,7 +68,7 @@ impl SnapshotStore for Empty {
     }
 
     fn open(&self, meta: &SnapshotMeta, _: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Missing { content: meta.content })
+        Ok(Box::new(Left(meta.length as usize)))
     }
 
     fn retain(&self, _: GroupId, _: &[ContentId]) -> Result<(), SnapshotStoreError> {
@@ -68,11 +76,42 @@ impl SnapshotStore for Empty {
     }
 }
 
-/// Its offers are never answered.
-struct Silent(Arc<Seen>);
+struct Left(usize);
+
+impl SnapshotReader for Left {
+    fn next_part(&mut self, most: usize) -> std::io::Result<Option<BodyPart>> {
+        let length = most.min(self.0);
+        self.0 -= length;
+        let part = BodyPart { bytes: Bytes::from(vec![0; length]), crc32c: 0 };
+        Ok(Some(part).filter(|_| length > 0))
+    }
+}
+
+/// To peers that take everything at once, or never answer an offer.
+struct Scripted {
+    seen: Arc<Seen>,
+    takes: bool,
+}
+
+struct Taken;
 
 #[async_trait]
-impl Transport for Silent {
+impl Transfer for Taken {
+    async fn send(&mut self, _: Chunk) -> Result<(), TransferError> {
+        Ok(())
+    }
+
+    async fn finish(self: Box<Self>, _: Trailer) -> Result<SnapshotReceipt, TransferError> {
+        Ok(SnapshotReceipt { commit: 7 })
+    }
+
+    fn progress(&self) -> ProgressCell {
+        ProgressCell::new(0)
+    }
+}
+
+#[async_trait]
+impl Transport for Scripted {
     fn scheme(&self) -> &'static str {
         "mem"
     }
@@ -98,8 +137,11 @@ impl Transport for Silent {
         _: &SnapshotOffer,
         _: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        self.0.offers.fetch_add(1, Ordering::Relaxed);
-        std::future::pending().await
+        self.seen.offers.fetch_add(1, Ordering::Relaxed);
+        match self.takes {
+            true => Ok(OfferAnswer::Accepted { offset: 0, transfer: Box::new(Taken) }),
+            false => std::future::pending().await,
+        }
     }
 }
 
@@ -108,7 +150,7 @@ fn id(raw: u64) -> NodeId {
 }
 
 fn meta(head: SnapshotHead) -> SnapshotMeta {
-    SnapshotMeta { head, length: 10, content: ContentId([7; 16]) }
+    SnapshotMeta { head, length: LENGTH, content: ContentId([7; 16]) }
 }
 
 struct Bench {
@@ -118,25 +160,31 @@ struct Bench {
     seen: Arc<Seen>,
 }
 
-/// On a runtime that does nothing until it is told to.
+/// To peers that never answer.
 fn bench() -> Bench {
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    bench_with(false, 0)
+}
+
+/// On a runtime that does nothing until it is told to, and whose clock moves only when there is nothing else to do.
+fn bench_with(takes: bool, bytes_per_second: u64) -> Bench {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let seen: Arc<Seen> = Arc::default();
     let recorded = seen.clone();
-    let time = std::time::Duration::from_secs(20);
+    let time = Duration::from_secs(20);
+    let transport: Arc<dyn Transport> = Arc::new(Scripted { seen: seen.clone(), takes });
     let sends = Sends::new(SendsDeps {
         node: id(1),
         settings: TransferSettings {
-            chunk_bytes: 4,
+            chunk_bytes: CHUNK_BYTES,
             bytes_max: 100,
             receives_max: 1,
-            bytes_per_second: 0,
+            bytes_per_second,
             offer_timeout: time,
             progress_timeout: time,
             phase_timeout: time,
         },
-        store: Arc::new(Empty),
-        transports: BTreeMap::from([("mem".into(), Arc::new(Silent(seen.clone())) as Arc<dyn Transport>)]),
+        store: Arc::new(Zeroes),
+        transports: BTreeMap::from([("mem".into(), transport)]),
         hello: Arc::new(|to| Hello {
             cluster: ClusterId::new("test").unwrap(),
             from: id(1),
@@ -150,13 +198,20 @@ fn bench() -> Bench {
             ByteTally::new(move |outcome, bytes| seen.records.lock().unwrap().push((outcome, bytes)))
         }),
     });
-    sends.set_peer(Peer { id: id(2), address: "mem://b:1".parse().unwrap() });
-    Bench { runtime, sends, slots: SendSlots::new(1), seen }
+    for peer in [2, 3] {
+        sends.set_peer(Peer { id: id(peer), address: "mem://b:1".parse().unwrap() });
+    }
+    Bench { runtime, sends, slots: SendSlots::new(2), seen }
 }
 
 impl Bench {
     fn attempt(&self) -> (SnapshotAttempt, SnapshotSend) {
-        let attempt = SnapshotAttempt { group: GroupId::DEFAULT, peer: id(2), term: 3, index: 7, number: 1 };
+        self.attempt_to(2)
+    }
+
+    fn attempt_to(&self, peer: u64) -> (SnapshotAttempt, SnapshotSend) {
+        let attempt =
+            SnapshotAttempt { group: GroupId::DEFAULT, peer: id(peer), term: 3, index: 7, number: peer };
         let head = SnapshotHead {
             group: attempt.group,
             at: Applied { index: 7, term: 2 },
@@ -165,7 +220,7 @@ impl Bench {
         };
         let send = SnapshotSend {
             ticket: SnapshotTicket::new(attempt, self.seen.clone()),
-            message: Message::new(MessageKind::Snapshot, id(1), id(2)),
+            message: Message::new(MessageKind::Snapshot, id(1), attempt.peer),
             meta: meta(head),
             slot: self.slots.take().expect("a slot"),
         };
@@ -176,8 +231,23 @@ impl Bench {
     fn assert_cancelled(&self) {
         let abandoned = SnapshotStatus::Failure(SnapshotFailure::Abandoned);
         assert_eq!(self.seen.ended(), (vec![abandoned], vec![(SnapshotOutcome::Cancelled, 0)]));
-        assert!(self.slots.any_free(), "the slot is free");
+        let slots = [self.slots.take(), self.slots.take()];
+        assert!(slots.iter().all(Option::is_some), "its slot is free");
         assert!(self.sends.lock().running.is_empty());
+    }
+
+    /// How long transfers to these peers take that begin together.
+    fn time(&self, peers: &[u64]) -> Duration {
+        let sends: Vec<_> = peers.iter().map(|&peer| self.attempt_to(peer)).collect();
+        self.runtime.block_on(async {
+            let begun = Instant::now();
+            let attempts: Vec<_> = sends.iter().map(|(attempt, _)| *attempt).collect();
+            sends.into_iter().for_each(|(_, send)| self.sends.start(send));
+            while attempts.iter().any(|attempt| self.sends.is_running(attempt)) {
+                tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: the clock is the test's own
+            }
+            begun.elapsed()
+        })
     }
 }
 
@@ -229,4 +299,22 @@ fn a_transfer_that_is_cancelled_while_it_waits_is_in_the_books() {
         }
     });
     bench.assert_cancelled();
+}
+
+/// Each with a rate of its own would take what one takes alone.
+#[test]
+fn the_transfers_of_a_node_go_at_its_rate_together() {
+    let bench = |bytes_per_second| bench_with(true, bytes_per_second);
+    // A file takes a second; its last chunk goes a quarter before that is over.
+    let (chunk, late) = (Duration::from_millis(250), Duration::from_millis(50));
+    let alone = bench(LENGTH).time(&[2]);
+    assert!(alone >= 3 * chunk && alone <= 3 * chunk + late, "one: {alone:?}");
+    let shared = bench(LENGTH);
+    let both = shared.time(&[2, 3]);
+    assert!(both >= 7 * chunk && both <= 7 * chunk + late, "two: {both:?}");
+    let (reports, records) = shared.seen.ended();
+    assert_eq!(reports, [SnapshotStatus::Finish; 2]);
+    assert_eq!(records, [(SnapshotOutcome::Finished, LENGTH); 2]);
+    let unlimited = bench(0).time(&[2, 3]);
+    assert!(unlimited <= late, "without a limit: {unlimited:?}");
 }

@@ -1,4 +1,5 @@
 mod keeping;
+mod pings;
 mod receiver;
 
 use super::*;
@@ -275,37 +276,6 @@ fn a_lasting_refusal_is_not_followed_by_an_endless_resend() {
     };
     let (lasting, passing) = (refuse(true), refuse(false));
     assert!(lasting <= 6 && passing > lasting, "{lasting} of a lasting one, {passing} of one that passes");
-}
-
-/// A peer that was told to wait is not left to the next heartbeat: it is pinged when the wait is over.
-#[test]
-fn a_peer_is_pinged_in_the_tick_in_which_a_snapshot_becomes_possible() {
-    // Between two heartbeats, which the jitter of the wait gets to for some seed.
-    let between = |seed: u64| {
-        let mut group = leader(|setup| {
-            setup.policy.retry.wait_ticks_min = 4 * HEARTBEAT;
-            setup.seed = seed;
-        });
-        let send = begin(&mut group);
-        send.ticket.fail(SnapshotFailure::Timeout);
-        drop(send.slot);
-        drain(&mut group);
-        while group.status().peers[0].backoff_ticks > 1 {
-            ticks(&mut group, 1);
-        }
-        let mut fx = TestEffects::default();
-        let beats =
-            |fx: &TestEffects| fx.messages.iter().filter(|m| m.kind == MessageKind::Heartbeat).count();
-        group.tick(&mut fx);
-        turn(&mut group, &mut fx);
-        let in_it = beats(&fx);
-        fx.messages.clear();
-        group.tick(&mut fx);
-        turn(&mut group, &mut fx);
-        (in_it, beats(&fx))
-    };
-    // One to each of the two peers, by the ping; in the next tick the regular ones.
-    assert!((0..20).any(|seed| between(seed) == (2, 2)));
 }
 
 /// Case 6: one message at a time, after each heartbeat response, until one is acknowledged.
