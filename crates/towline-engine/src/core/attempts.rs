@@ -91,6 +91,8 @@ struct PeerAttempts {
     kept: Option<Kept>,
     /// Raft asked and was told to wait.
     wanted: bool,
+    /// The newest snapshot would not do: to ask again is of use when there is another.
+    unfit: bool,
     not_before: u64,
     failures: u32,
     last: Option<LastAttempt>,
@@ -159,7 +161,7 @@ impl Attempts {
             Some(kept) => (kept.meta.clone(), kept.log_bytes),
             None => {
                 let Some(meta) = self.available.as_ref().filter(fits) else {
-                    self.missing = true;
+                    (self.missing, peer.unfit) = (true, true);
                     return None;
                 };
                 (meta.clone(), log_bytes)
@@ -356,6 +358,7 @@ impl Attempts {
         if self.available.as_ref().is_none_or(|old| old.head.at.index <= meta.head.at.index) {
             self.available = Some(meta);
             self.missing = false;
+            self.peers.values_mut().for_each(|peer| peer.unfit = false);
         }
     }
 
@@ -376,7 +379,8 @@ impl Attempts {
         }
         let mut due = false;
         for peer in self.peers.values_mut() {
-            let any = self.available.is_some() || peer.kept.is_some();
+            let any = (self.available.is_some() && !peer.unfit)
+                || peer.kept.as_ref().is_some_and(|kept| kept.resume);
             if any && peer.wanted && peer.live.is_none() && self.now >= peer.not_before {
                 // Raft asks again through `admit`, which sets it again if the answer is no.
                 peer.wanted = false;

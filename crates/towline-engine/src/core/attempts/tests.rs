@@ -60,6 +60,19 @@ fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
     assert!(attempts.admit(id(2), 10, 0).is_some());
 }
 
+/// It was due again at once, and all peers were pinged in every tick.
+#[test]
+fn who_needs_another_snapshot_than_there_is_is_due_once_there_is_one() {
+    let mut attempts = attempts(&SendSlots::new(2), Some(9));
+    for _ in 0..100 {
+        assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
+        assert!(!attempts.tick());
+    }
+    attempts.make_available(meta(12));
+    assert!(attempts.tick());
+    assert!(attempts.admit(id(2), 10, 0).is_some());
+}
+
 #[test]
 fn only_the_live_attempt_can_be_settled() {
     let mut attempts = attempts(&SendSlots::new(4), Some(9));
