@@ -34,6 +34,7 @@ use towline_engine::identity::IdentityStore;
 use towline_engine::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use towline_engine::log_store::LogStore;
 use towline_engine::node::{Consistency, Group, Node, NodeBuilder, Start, StartError};
+use towline_engine::state_machine::StateMachine;
 use towline_engine::status::{GroupState, Role};
 use towline_engine::storage::Storage;
 use towline_engine::transport::Transport;
@@ -105,18 +106,18 @@ impl Disk {
 type Customise = Arc<dyn Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync>;
 type Wrap = Arc<dyn Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync>;
 type Store = Arc<dyn Fn(NodeId, Storage) -> Storage + Send + Sync>;
-type MakeMachine = Arc<dyn Fn(NodeId, GroupId) -> ListMachine + Send + Sync>;
+type MakeMachine<M> = Arc<dyn Fn(NodeId, GroupId) -> M + Send + Sync>;
 
 /// Describes a [`Cluster`].
 #[must_use = "nothing happens before `start`"]
-pub struct Plan {
+pub struct Plan<M = ListMachine> {
     nodes: u64,
     groups: u64,
     config: Config,
     customise: Customise,
     wrap: Wrap,
     store: Store,
-    machine: MakeMachine,
+    machine: MakeMachine<M>,
 }
 
 impl Plan {
@@ -132,7 +133,9 @@ impl Plan {
             machine: Arc::new(|_, _| ListMachine::new()),
         }
     }
+}
 
+impl<M: StateMachine> Plan<M> {
     /// Other settings than [`quick`].
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
@@ -166,13 +169,13 @@ impl Plan {
     }
 
     /// Other machines than plain ones.
-    pub fn machine(mut self, make: impl Fn(NodeId, GroupId) -> ListMachine + Send + Sync + 'static) -> Self {
-        self.machine = Arc::new(make);
-        self
+    pub fn machine<N>(self, make: impl Fn(NodeId, GroupId) -> N + Send + Sync + 'static) -> Plan<N> {
+        let Self { nodes, groups, config, customise, wrap, store, machine: _ } = self;
+        Plan { nodes, groups, config, customise, wrap, store, machine: Arc::new(make) }
     }
 
     /// Bootstraps it.
-    pub async fn start(self) -> Cluster {
+    pub async fn start(self) -> Cluster<M> {
         let mut cluster =
             Cluster { plan: self, net: MemNet::new(), disks: BTreeMap::new(), up: BTreeMap::new() };
         for node in cluster.nodes() {
@@ -187,22 +190,22 @@ impl Plan {
 
 /// A node that runs, with its groups.
 #[derive(Debug)]
-pub struct Up {
+pub struct Up<M: StateMachine = ListMachine> {
     /// The node.
     pub node: Node,
     /// Its groups.
-    pub groups: BTreeMap<u64, Group<ListMachine>>,
+    pub groups: BTreeMap<u64, Group<M>>,
 }
 
 /// Nodes numbered from 1, on one network.
-pub struct Cluster {
-    plan: Plan,
+pub struct Cluster<M: StateMachine = ListMachine> {
+    plan: Plan<M>,
     /// The network.
     pub net: MemNet,
     /// What each node keeps, also while it is down.
     pub disks: BTreeMap<u64, Disk>,
     /// The nodes that run.
-    pub up: BTreeMap<u64, Up>,
+    pub up: BTreeMap<u64, Up<M>>,
 }
 
 impl Cluster {
@@ -211,6 +214,34 @@ impl Cluster {
         Plan::new(nodes, groups).start().await
     }
 
+    /// The commands a node has applied.
+    pub async fn commands(&self, node: u64, group: u64) -> Vec<Bytes> {
+        let list = self.group(node, group).read(Consistency::Local).await;
+        list.unwrap_or_else(|error| panic!("node {node}: {error}")).commands()
+    }
+
+    /// Waits until every node that runs has applied the same commands of the group, and gives them.
+    pub async fn settled(&self, group: u64) -> Vec<Bytes> {
+        self.acked(group, "settled").await;
+        let until = Instant::now() + DEADLINE;
+        let mut all = Vec::new();
+        while Instant::now() < until {
+            all.clear();
+            for node in self.up.keys() {
+                all.push(self.commands(*node, group).await);
+            }
+            if all.windows(2).all(|two| two[0] == two[1]) && !all[0].is_empty() {
+                let mut commands = all.remove(0);
+                commands.retain(|c| c != "settled");
+                return commands;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        panic!("the nodes differ in group {group}: {all:?}");
+    }
+}
+
+impl<M: StateMachine> Cluster<M> {
     /// The numbers of all nodes, also of those that are down.
     pub fn nodes(&self) -> Vec<u64> {
         (1..=self.plan.nodes).collect()
@@ -227,7 +258,7 @@ impl Cluster {
     }
 
     /// A group on a node that runs.
-    pub fn group(&self, node: u64, group: u64) -> Group<ListMachine> {
+    pub fn group(&self, node: u64, group: u64) -> Group<M> {
         self.up[&node].groups[&group].clone()
     }
 
@@ -302,7 +333,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The first error after which the command may have been applied.
-    pub async fn propose(&self, group: u64, command: impl Into<Bytes>) -> Result<u64, ProposeError> {
+    pub async fn propose(&self, group: u64, command: impl Into<Bytes>) -> Result<M::Response, ProposeError> {
         let command = command.into();
         let until = Instant::now() + DEADLINE;
         loop {
@@ -323,32 +354,6 @@ impl Cluster {
         while let Err(error) = self.propose(group, command.clone()).await {
             assert!(Instant::now() < until, "not acknowledged: {error}");
         }
-    }
-
-    /// The commands a node has applied.
-    pub async fn commands(&self, node: u64, group: u64) -> Vec<Bytes> {
-        let list = self.group(node, group).read(Consistency::Local).await;
-        list.unwrap_or_else(|error| panic!("node {node}: {error}")).commands()
-    }
-
-    /// Waits until every node that runs has applied the same commands of the group, and gives them.
-    pub async fn settled(&self, group: u64) -> Vec<Bytes> {
-        self.acked(group, "settled").await;
-        let until = Instant::now() + DEADLINE;
-        let mut all = Vec::new();
-        while Instant::now() < until {
-            all.clear();
-            for node in self.up.keys() {
-                all.push(self.commands(*node, group).await);
-            }
-            if all.windows(2).all(|two| two[0] == two[1]) && !all[0].is_empty() {
-                let mut commands = all.remove(0);
-                commands.retain(|c| c != "settled");
-                return commands;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        panic!("the nodes differ in group {group}: {all:?}");
     }
 }
 

@@ -310,7 +310,9 @@ macro_rules! heals {
 heals! {
     case_3_the_task_panics_before_an_answer: "mem", Odd(Oddity::OfferPanics) => SnapshotFailure::Abandoned;
     case_3_the_task_panics_midway: "mem", Odd(Oddity::SendPanics) => SnapshotFailure::Abandoned;
+    case_3_the_task_panics_midway_over_grpc: "grpc", Odd(Oddity::SendPanics) => SnapshotFailure::Abandoned;
     case_3_the_attempt_is_cancelled: "mem", LogGrows => SnapshotFailure::PinTooLarge;
+    case_3_the_attempt_is_cancelled_over_grpc: "grpc", LogGrows => SnapshotFailure::PinTooLarge;
     case_14_the_sender_ends_at_its_first_chunk: "mem", Sent(cut_at(0)) => SnapshotFailure::Transfer;
     case_14_the_sender_ends_midway: "mem", Sent(cut_at(20)) => SnapshotFailure::Transfer;
     case_14_the_sender_ends_midway_over_grpc: "grpc", Sent(cut_at(20)) => SnapshotFailure::Transfer;

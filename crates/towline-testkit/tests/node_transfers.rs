@@ -10,13 +10,15 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::AttemptOutcome;
-use towline_testkit::cluster::{node_id, quick};
+use towline_engine::status::{AttemptOutcome, AttemptStatus};
+use towline_engine::transport::TransferPhase;
+use towline_testkit::cluster::{DEADLINE, node_id, quick};
 use towline_testkit::fault::{Direction, SnapshotFaults};
+use towline_testkit::snapshots::SnapshotOp;
 
 use common::bench::{Bench, TRANSFERS, config};
 
@@ -43,26 +45,80 @@ async fn a_transfer_without_faults_has_equal_books_on_both_sides() {
     assert_eq!(sent, bench.bytes("received", "finished"));
 }
 
-/// Case 14: whatever was received before the cut is not sent again.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_cut_at_a_chunk_fails_once_and_only_the_rest_is_sent_again() {
-    let mut bench = Bench::new(patient()).await;
-    bench.fault(
-        bench.leader,
-        Direction::Out,
-        SnapshotFaults { cut_at_chunk: Some(20), ..Default::default() },
-    );
+/// Bytes of a chunk where each of them is cut: a transfer of the bench has a dozen.
+const CHUNK: u64 = 64 << 10;
+
+/// What became of a transfer whose sender ended once its receiver had so many chunks.
+struct Cut {
+    length: u64,
+    /// Bytes that had arrived.
+    had: u64,
+    /// Bytes that were sent then.
+    rest: u64,
+}
+
+/// Cuts the first transfer behind its first `chunks` chunks, all of which have arrived, and heals it. Before the second
+/// attempt the receiver is left with what `between` leaves.
+async fn cut_behind(chunks: u64, between: impl FnOnce(&Bench)) -> Cut {
+    let mut bench = Bench::new(Config { snapshot_chunk_bytes: CHUNK as usize, ..patient() }).await;
+    let length = bench.latest(bench.leader).length;
+    let had = length.min(chunks * CHUNK);
+    let at = SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() };
+    bench.fault(bench.leader, Direction::Out, at);
     bench.cluster.restart(bench.behind).await;
-    let last = bench.next_end(0).await;
-    assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Transfer));
+    let end = Instant::now() + DEADLINE;
+    let arrived = |a: &AttemptStatus| (a.phase, a.acked) == (Some(TransferPhase::Receiving), had);
+    while !bench.peer().await.attempt.as_ref().is_some_and(arrived) {
+        assert!(Instant::now() < end, "{chunks} chunks do not arrive: {:?}", bench.peer().await);
+        tokio::task::yield_now().await;
+    }
+    // So that the second attempt does not begin before this one's faults are gone.
+    let gate = bench.store(bench.behind).hold(SnapshotOp::Receive);
+    // Where no chunk is left it is cut before its trailer.
+    let cut =
+        SnapshotFaults { cut_at_chunk: Some(chunks), drop_trailer: had == length, ..Default::default() };
+    bench.fault(bench.leader, Direction::Out, cut);
+    let first = bench.next_end(0).await;
+    let failed = AttemptOutcome::Failed(SnapshotFailure::Transfer);
+    assert_eq!((first.number, first.outcome), (1, failed), "behind {chunks} chunks");
+    let closed = || bench.counts.sum(TRANSFERS, &["direction=received", "outcome=cancelled"]) == 1;
+    counted("both books are closed", closed).await;
+    assert_eq!(bench.bytes("sent", "failed"), had, "behind {chunks} chunks");
+    assert_eq!(bench.bytes("received", "cancelled"), had, "behind {chunks} chunks");
+    bench.clear();
+    between(&bench);
+    drop(gate);
     bench.heals().await;
-    counted("both books are closed", || bench.bytes("received", "cancelled") > 0).await;
-    let (first, rest) = (bench.bytes("received", "cancelled"), bench.bytes("received", "finished"));
-    let failed = bench.bytes("sent", "failed");
-    assert!(first <= failed && failed <= first + (64 << 10), "{first} of {failed} arrived");
-    let whole = first + rest;
-    assert!(whole > 700_000, "{whole}");
-    assert_eq!(bench.bytes("sent", "finished"), rest, "what had arrived was not sent again");
+    let ended = |outcome| bench.counts.sum(TRANSFERS, &["direction=sent", outcome]);
+    let reported = bench.counts.sum("towline_reports_total", &["kind=snapshot_failure"]);
+    assert_eq!((ended("outcome=failed"), reported), (1, 1), "behind {chunks} chunks");
+    let rest = bench.bytes("sent", "finished");
+    assert_eq!(bench.bytes("received", "finished"), rest, "behind {chunks} chunks");
+    Cut { length, had, rest }
+}
+
+/// Case 14: whatever was received before the cut is not sent again, wherever that was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_cut_at_any_chunk_fails_once_and_only_the_rest_is_sent_again() {
+    for chunks in 0.. {
+        let Cut { length, had, rest } = cut_behind(chunks, |_| {}).await;
+        assert_eq!(rest, length - had, "behind {chunks} chunks");
+        if had == length {
+            assert!(chunks >= 10, "{chunks} chunks of {length} bytes");
+            break;
+        }
+    }
+}
+
+/// The control: a receiver that has forgotten what had arrived is sent all of it, which the books show.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_forgets_what_had_arrived_is_found() {
+    let forgets = |bench: &Bench| {
+        let meta = bench.latest(bench.leader);
+        assert!(bench.cluster.disks[&bench.behind].snapshots.damage(&meta, 0));
+    };
+    let Cut { length, had, rest } = cut_behind(7, forgets).await;
+    assert_eq!((had, rest), (7 * CHUNK, length));
 }
 
 /// Case 16: a flipped byte.
