@@ -140,7 +140,8 @@ impl<'a> Rescue<'a> {
         // The rest may be short, and over between two looks.
         let rest = self.until("another attempt", |_, seen| {
             let finished = seen.last.as_ref().is_some_and(|last| last.number > cut);
-            let accepted = seen.attempt.filter(|live| live.number > cut && live.acked > 0);
+            // What a receiver reads again before it answers counts as acknowledged, and not as sent.
+            let accepted = seen.attempt.filter(|live| live.number > cut && live.sent > 0);
             Ok((finished || accepted.is_some()).then_some(accepted))
         });
         if let Some(rest) = rest.await? {
