@@ -35,7 +35,7 @@ use towline_engine::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use towline_engine::log_store::LogStore;
 use towline_engine::node::{Consistency, Group, Node, NodeBuilder, Start, StartError};
 use towline_engine::state_machine::StateMachine;
-use towline_engine::status::{GroupState, Role};
+use towline_engine::status::{GroupState, LastAttempt, Role};
 use towline_engine::storage::Storage;
 use towline_engine::transport::Transport;
 
@@ -255,6 +255,21 @@ impl<M: StateMachine> Cluster<M> {
     /// Who founds every group.
     pub fn members(&self) -> Vec<(NodeId, PeerAddr)> {
         self.nodes().into_iter().map(|node| (node_id(node), self.address(node))).collect()
+    }
+
+    /// Waits until the leader of a group has heard how its attempt to send `peer` a snapshot ended. It hears it last: the peer
+    /// may have applied the state by then.
+    pub async fn attempt_ended(&self, leader: u64, group: u64, peer: u64) -> LastAttempt {
+        let (group, end) = (self.group(leader, group), Instant::now() + DEADLINE);
+        loop {
+            let status = within(group.status()).await.expect("it runs");
+            let peer = status.peers.iter().find(|p| p.id == node_id(peer)).expect("a member");
+            if let (None, Some(last)) = (peer.attempt, peer.last_attempt) {
+                return last;
+            }
+            assert!(Instant::now() < end, "no attempt ends: {peer:?}");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// A group on a node that runs.

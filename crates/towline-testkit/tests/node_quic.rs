@@ -119,9 +119,7 @@ async fn a_follower_that_the_log_has_left_behind_is_brought_back_by_a_snapshot()
     cluster.net.kill(node_id(behind));
     assert!(cluster.settled(1).await.len() >= written);
     let leader = cluster.leader(1).await;
-    let status = cluster.group(leader, 1).status().await.unwrap();
-    let peer = status.peers.into_iter().find(|peer| peer.id == node_id(behind)).unwrap();
-    assert_eq!(peer.last_attempt.expect("it was sent a snapshot").outcome, AttemptOutcome::Finished);
+    assert_eq!(cluster.attempt_ended(leader, 1, behind).await.outcome, AttemptOutcome::Finished);
 }
 
 async fn first_index(cluster: &Cluster) -> u64 {

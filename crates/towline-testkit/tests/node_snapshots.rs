@@ -78,7 +78,7 @@ async fn a_follower_that_the_log_has_left_behind_is_brought_back_by_a_snapshot()
     assert!(commands.len() >= 60);
     let status = cluster.group(behind, 1).status().await.unwrap();
     assert!(status.first_index > 1, "it holds the snapshot's place: {status:?}");
-    let last = peer(&cluster, leader, behind).await.last_attempt.expect("it was sent a snapshot");
+    let last = cluster.attempt_ended(leader, 1, behind).await;
     assert_eq!(last.outcome, AttemptOutcome::Finished);
     // It is served by appends again.
     load(&cluster, 3, 10).await;
@@ -182,7 +182,7 @@ async fn is_resumed(config: Config, meanwhile: usize) {
     }
     assert!(offset >= acked, "it begins at {offset}, and {acked} were acknowledged before");
     assert!(cluster.settled(1).await.len() >= 60);
-    assert_eq!(peer(&cluster, leader, behind).await.last_attempt.unwrap().outcome, AttemptOutcome::Finished);
+    assert_eq!(cluster.attempt_ended(leader, 1, behind).await.outcome, AttemptOutcome::Finished);
 }
 
 #[tokio::test(flavor = "multi_thread")]
