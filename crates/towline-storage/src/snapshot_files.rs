@@ -139,14 +139,16 @@ impl SnapshotStore for SnapshotFiles {
             writer.start()?;
             return Ok(Box::new(writer));
         }
-        let of_no_use = match writer.resume(goes_on) {
+        let cause = match writer.resume(goes_on) {
             Ok(Resumed::GoesOn) => return Ok(Box::new(writer)),
             Ok(Resumed::Stopped) => return Err(SnapshotStoreError::Stopped { content: meta.content }),
             Ok(Resumed::OfNoUse) => String::from("it is another file"),
             Err(error) => error.to_string(),
         };
-        let (group, bytes) = (meta.head.group, left);
-        tracing::warn!(%group, content = %meta.content, bytes, cause = of_no_use, "an unfinished snapshot file is of no use and begins anew");
+        tracing::warn!(
+            group = %meta.head.group, content = %meta.content, bytes = left, cause,
+            "an unfinished snapshot file is of no use and begins anew"
+        );
         writer.restart()?;
         Ok(Box::new(writer))
     }

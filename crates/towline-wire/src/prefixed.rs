@@ -305,7 +305,6 @@ mod tests {
         }
     }
 
-    /// What comes out is what comes out of the same bytes in one, wherever they were cut and whatever was changed in them.
     #[test]
     fn a_large_payload_in_a_piece_of_its_own_is_not_copied() {
         let data = Bytes::from(vec![3; WHOLE_BYTES_MIN]);
@@ -329,6 +328,7 @@ mod tests {
         }
     }
 
+    /// Whatever is changed before and behind the payload.
     #[test]
     fn a_chunk_in_pieces_is_what_it_would_be_in_one() {
         let seed = fastrand::u64(..);

@@ -21,7 +21,7 @@ use super::storing::StoreWatch;
 use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
-use crate::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
+use crate::snapshot_store::{SnapshotMeta, SnapshotStore, SnapshotStoreError, Trailer};
 use crate::transport::{
     CHUNK_BYTES_MAX, Chunk, ProgressCell, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal,
     SnapshotSink, TransferPhase, TransferProgress,
@@ -148,6 +148,10 @@ impl Receives {
             // It holds the seat until it has let go of the file, whoever gives up waiting for it meanwhile.
             self.deps.runtime.spawn_blocking(move || {
                 let spool = Spool::open(&*deps.store, &deps.keeper, &meta, &mut |read| seat.goes_on(read));
+                let spool = spool.map_err(|error| match (&error, seat.ends()) {
+                    (SnapshotStoreError::Stopped { .. }, Some(why)) => why,
+                    _ => refusal(error),
+                });
                 seat.hand_over(spool);
             });
         }

@@ -172,8 +172,8 @@ impl<F> Seat<F> {
         self.ends().is_none()
     }
 
-    /// Why there is to be an end.
-    fn ends(&self) -> Option<SnapshotRefusal> {
+    /// Why there is to be an end, if there is.
+    pub(super) fn ends(&self) -> Option<SnapshotRefusal> {
         if self.seats.closed.load(Ordering::Relaxed) {
             return Some(SnapshotRefusal::NotTaken { detail: "the node stops".into() });
         }
@@ -183,8 +183,6 @@ impl<F> Seat<F> {
     /// The file is open, or cannot be. If nobody waits any more it is let go of, and then the seat.
     pub(super) fn hand_over(self, file: Result<F, SnapshotRefusal>) {
         let waits = self.seats.lock().get_mut(&self.group).and_then(|taken| taken.waits.take());
-        // Where it was not opened because it was not to be, that is why.
-        let file = file.map_err(|refusal| self.ends().unwrap_or(refusal));
         match waits {
             Some(waits) => drop(waits.to.send(file.map(|file| (file, self)))),
             None => drop(file),
@@ -265,6 +263,7 @@ mod tests {
         earlier.seat.expect("its own").hand_over(Ok(()));
         assert!(matches!(later.opened.await, Ok(Ok(_))));
     }
+
     /// It waited for a file that somebody else had begun to open, heard nothing of it, and gave up a reader that went on.
     #[tokio::test]
     async fn a_later_attempt_hears_how_far_the_file_is_that_an_earlier_one_began_to_open() {
@@ -292,7 +291,8 @@ mod tests {
         let cell = deciding();
         let (third, ()) = tokio::join!(seats.claim(GroupId::DEFAULT, attempt(3), CONTENT, &cell), async {
             tokio::task::yield_now().await;
-            seat.hand_over(Err(SnapshotRefusal::Busy));
+            let why = seat.ends().expect("it is to end");
+            seat.hand_over(Err(why));
         });
         assert!(matches!(first.opened.await, Ok(Err(SnapshotRefusal::Superseded))));
         let seat = third.expect("it waited").seat.expect("its own");
@@ -304,10 +304,9 @@ mod tests {
         let seats = Seats::<()>::new(1);
         let first = seats.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.expect("free");
         let seat = first.seat.expect("its own");
-        assert!(seat.goes_on(1));
+        assert!(seat.goes_on(1) && seat.ends().is_none());
         seats.close();
         assert!(!seat.goes_on(2));
-        seat.hand_over(Err(SnapshotRefusal::Busy));
-        assert!(matches!(first.opened.await, Ok(Err(SnapshotRefusal::NotTaken { .. }))));
+        assert!(matches!(seat.ends(), Some(SnapshotRefusal::NotTaken { .. })));
     }
 }

@@ -33,7 +33,7 @@ impl Spool {
         keeper: &Keeper,
         meta: &SnapshotMeta,
         goes_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Self, SnapshotRefusal> {
+    ) -> Result<Self, SnapshotStoreError> {
         // Before it is looked for: what is found then stays.
         let pin = keeper.pin(meta.head.group, meta.content);
         let whole = match store.find(meta.head.group, meta.content) {
@@ -43,7 +43,7 @@ impl Spool {
         };
         let whole = match whole {
             Ok(whole) => whole,
-            Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(refusal(stopped)),
+            Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(stopped),
             // Raft would write down that it is being installed, and forget the log, before anybody read it.
             Err(error) => {
                 let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
@@ -54,7 +54,7 @@ impl Spool {
         let file = match whole {
             true => SpoolFile::Complete,
             // In its place, if there is one.
-            false => SpoolFile::Open(store.receive_while(meta, goes_on).map_err(refusal)?),
+            false => SpoolFile::Open(store.receive_while(meta, goes_on)?),
         };
         Ok(Self { file, pin })
     }

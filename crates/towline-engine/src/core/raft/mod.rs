@@ -193,19 +193,16 @@ impl Replica {
     }
 
     pub(crate) fn tick(&mut self) {
-        let before = self.active();
+        let raft = &self.raw.raft;
+        if self.is_leader() && raft.election_elapsed + 1 >= raft.election_timeout() {
+            // In this tick raft looks whether it has a quorum, and forgets whom it has heard of.
+            let active = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
+            self.heard = active.map(|(&id, _)| id).collect();
+        }
         self.raw.tick();
         if !self.is_leader() {
             self.heard.clear();
-        } else if before.iter().any(|id| !self.active().contains(id)) {
-            self.heard = before;
         }
-    }
-
-    /// Whom this leader has heard of since raft last looked.
-    fn active(&self) -> Vec<u64> {
-        let peers = if self.is_leader() { self.raw.raft.prs().iter() } else { return Vec::new() };
-        peers.filter(|(_, progress)| progress.recent_active).map(|(&id, _)| id).collect()
     }
 
     /// The message must have passed the inbound checks: raft panics on some that have not. What raft refuses beyond
