@@ -124,6 +124,13 @@ impl<W, R> Group<W, R> {
         self.replica.set_door(door);
     }
 
+    /// So many ticks were due before the next one, and nobody could call [`tick`](Self::tick): they are not to be replayed,
+    /// because an election would time out in one go. A leader alone makes up for them: its heartbeats are not due later
+    /// for it.
+    pub fn skip_ticks(&mut self, ticks: u64) {
+        self.replica.skip_ticks(ticks);
+    }
+
     /// One tick of the clock has passed.
     pub fn tick(&mut self, fx: &mut Effects<W, R>) {
         self.ticks += 1;

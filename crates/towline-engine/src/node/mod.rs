@@ -7,6 +7,7 @@ mod answer;
 mod applier;
 mod apply;
 mod builder;
+mod clock;
 mod counters;
 mod handle;
 mod ingress;

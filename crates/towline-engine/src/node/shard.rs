@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
@@ -17,6 +17,7 @@ use towline_metrics::{GroupMetrics, NodeMetrics};
 
 use super::answer::contained;
 use super::apply::ApplyWorker;
+use super::clock::Ticks;
 use super::counters::Counters;
 use super::ingress::{Ingress, Taken};
 use super::mail::{Control, CoreGroup, ShardEvent, ShardMail, StartGroup, WriteId};
@@ -98,12 +99,11 @@ impl Drop for Shard {
 
 impl Shard {
     fn run(mut self, mail: &ShardMail) {
-        let tick = self.deps.config.tick();
-        let mut tick_at = Instant::now() + tick;
+        let mut ticks = Ticks::start(self.deps.config.tick(), Instant::now());
         let (mut events, mut scheduled, mut reports) = (Vec::new(), Vec::new(), Vec::new());
         while !self.stopping {
             if !mail.unpark.woken.swap(false, Ordering::AcqRel) {
-                let wait = tick_at.saturating_duration_since(Instant::now());
+                let wait = ticks.wait(Instant::now());
                 if !wait.is_zero() {
                     std::thread::park_timeout(wait);
                     mail.unpark.woken.store(false, Ordering::Release);
@@ -119,8 +119,8 @@ impl Shard {
             mail.scheduled.take(&mut scheduled);
             let worked = worked || !scheduled.is_empty();
             scheduled.drain(..).for_each(|group| self.take_ingress(group));
-            if started >= tick_at {
-                tick_at = self.tick(tick_at, tick, started);
+            if let Some(missed) = ticks.take(started) {
+                self.tick(missed);
             }
             self.poll();
             if worked {
@@ -279,20 +279,20 @@ impl Shard {
     }
 
     /// One tick, however many were missed: replaying them would let an election time out in one go.
-    fn tick(&mut self, due: Instant, tick: Duration, now: Instant) -> Instant {
+    fn tick(&mut self, missed: u64) {
         #[cfg(test)]
         self.deps.sends.ticked();
+        if missed > 0 {
+            self.deps.metrics.ticks_skipped(missed);
+        }
         let groups: Vec<_> = self.groups.keys().copied().collect();
         for group in groups {
-            self.with(group, None, |running, fx| running.group.tick(fx));
+            self.with(group, None, |running, fx| {
+                running.group.skip_ticks(missed);
+                running.group.tick(fx);
+            });
             self.disown_leaked(group);
         }
-        let missed = (now - due).as_nanos() / tick.as_nanos().max(1);
-        if missed > 0 {
-            self.deps.metrics.ticks_skipped(missed as u64);
-            return now + tick;
-        }
-        due + tick
     }
 
     /// An attempt on which nobody works and nobody reported: its ticket was leaked, which no type can prevent.

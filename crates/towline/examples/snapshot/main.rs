@@ -9,6 +9,8 @@
 #[path = "../wire/bare_tonic.rs"]
 mod bare_tonic;
 mod floor;
+mod freezes;
+mod late;
 mod machine;
 mod probe;
 
@@ -21,6 +23,8 @@ use bytes::Bytes;
 use towline::*;
 
 use self::floor::{Floor, Round};
+use self::freezes::Watches;
+use self::late::Late;
 use self::machine::Large;
 use self::probe::{Heartbeats, Probed, Times};
 
@@ -112,7 +116,7 @@ async fn main() -> Result<(), Error> {
     let (quiet, others) = large.split_at(QUIET.len());
 
     let joined = start(3).await?;
-    let floor = Floor::new(dir.path().into(), mib, config.snapshot_chunk_bytes).await?;
+    let mut floor = Floor::new(dir.path().into(), mib, config.snapshot_chunk_bytes).await?;
     let mut rounds = Vec::new();
     println!("{mib} MiB from the leader's file to the follower's, with all checks and syncs:");
     for (id, from) in QUIET.into_iter().zip(quiet) {
@@ -131,12 +135,13 @@ async fn main() -> Result<(), Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let _follower = group(&joined, BUSY, 0).await?;
     let writers: Vec<_> = (0..WRITERS).map(|_| tokio::spawn(write(busy.clone(), stop.clone()))).collect();
-    let (mut delays, mut took) = (Vec::new(), Duration::ZERO);
+    let (mut late, mut took, watches) = (Vec::new(), Duration::ZERO, Watches::start());
     for (id, other) in OTHERS.into_iter().zip(others) {
         let moved = transfer(other, async || group(&joined, id, mib).await).await?;
-        delays.extend(heartbeats.delays(id, moved.began, interval));
+        late.extend(heartbeats.late(id, moved.began, interval));
         took += moved.took;
     }
+    let freezes = watches.end();
     stop.store(true, Ordering::Relaxed);
     let mut written = 0;
     for writer in writers {
@@ -148,22 +153,16 @@ async fn main() -> Result<(), Error> {
         "the same {transfers} times while another group writes {COMMAND_BYTES}-byte commands, {WRITERS} at a time, to that follower too:"
     );
     println!("  {:.2} s each, {rate:.0} MiB/s; {written} commands", took.as_secs_f64() / transfers as f64);
-    delays.sort_unstable();
-    let at = |q: usize| delays.get(delays.len().saturating_sub(1) * q / 100).map_or(0.0, ms);
-    println!(
-        "  its heartbeats, every {interval:?}, came later than due by p50 {:.2} ms, p99 {:.2} ms, at most {:.2} ms of {} (a tick is {tick:?})",
-        at(50),
-        at(99),
-        at(100),
-        delays.len()
-    );
+    let late = Late::new(&late, freezes.as_deref());
+    println!("  its heartbeats, every {interval:?}, came later than due by {late} (a tick is {tick:?})");
     for node in nodes.into_iter().chain([joined]) {
         node.shutdown(Duration::from_secs(5)).await;
     }
-    judge(&median, at(99), ms(&tick))
+    judge(&median, &late, tick)
 }
 
-fn judge(median: &Round, late_ms: f64, tick_ms: f64) -> Result<(), Error> {
+fn judge(median: &Round, late: &Late, tick: Duration) -> Result<(), Error> {
+    let (late_ms, tick_ms) = (late.p99(), tick.as_secs_f64() * 1000.0);
     let goals = [
         (
             median.ratio() >= RATIO_MIN,
@@ -230,10 +229,6 @@ async fn write(group: Group<Large>, stop: Arc<AtomicBool>) -> u64 {
         written += 1;
     }
     written
-}
-
-fn ms(time: &Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }
 
 /// Anonymous memory of this process: files in the page cache are not in it.

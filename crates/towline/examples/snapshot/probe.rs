@@ -9,6 +9,8 @@ use towline::engine::snapshot_store::Trailer;
 use towline::engine::transport::*;
 use towline::{GroupId, NodeId, PeerAddr};
 
+use crate::freezes::Span;
+
 /// When heartbeats arrived, and of which group.
 #[derive(Clone, Default)]
 pub(crate) struct Heartbeats {
@@ -16,13 +18,13 @@ pub(crate) struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// How much later than `interval` after the one before each of a group came, of those since `from`.
-    pub(crate) fn delays(&self, group: GroupId, from: Instant, interval: Duration) -> Vec<Duration> {
+    /// From when each of a group was due, `interval` after the one before, until it came, of those since `from`.
+    pub(crate) fn late(&self, group: GroupId, from: Instant, interval: Duration) -> Vec<Span> {
         let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         let since: Vec<_> =
             at.iter().filter(|(of, at)| *of == group && *at >= from).map(|(_, at)| *at).collect();
         let pairs = since.iter().zip(since.iter().skip(1));
-        pairs.map(|(a, b)| b.duration_since(*a).saturating_sub(interval)).collect()
+        pairs.map(|(a, b)| ((*a + interval).min(*b), *b)).collect()
     }
 
     fn see(&self, batch: &Batch) {

@@ -353,3 +353,84 @@ fn followers_are_told_of_a_commit_at_once_unless_the_setup_says_later() {
         assert_eq!(commits.filter(|m| m.to == id(2)).count(), usize::from(told), "{:?}", fx.messages);
     }
 }
+
+/// A leader whose heartbeats are due every five ticks and have just left.
+fn leader_between_heartbeats() -> TestGroup {
+    let mut setup = setup(3, Vec::new());
+    setup.replica.heartbeat_ticks = 5;
+    let mut group = Group::new(setup).unwrap();
+    campaign(&mut group);
+    settle(&mut group);
+    let vote = Message { term: 1, ..Message::new(MessageKind::RequestVoteResponse, id(2), id(1)) };
+    group.step(id(2), vote).unwrap();
+    settle(&mut group);
+    for peer in [2, 3] {
+        let has = Message::new(MessageKind::AppendResponse, id(peer), id(1));
+        group.step(id(peer), Message { term: 1, index: 1, ..has }).unwrap();
+    }
+    settle(&mut group);
+    assert_eq!(ticks_that_beat(&mut group, 5), [5]);
+    group
+}
+
+/// After which of so many ticks heartbeats leave. They are answered.
+fn ticks_that_beat(group: &mut TestGroup, ticks: u64) -> Vec<u64> {
+    let beats = |&tick: &u64| {
+        group.tick(&mut TestEffects::default());
+        let kinds = kinds(&settle(group));
+        assert!(kinds.is_empty() || kinds == [MessageKind::Heartbeat; 2], "{kinds:?} after {tick}");
+        let answer = Message::new(MessageKind::HeartbeatResponse, id(2), id(1));
+        group.step(id(2), Message { term: 1, ..answer }).unwrap();
+        !kinds.is_empty()
+    };
+    (1..=ticks).filter(beats).collect()
+}
+
+/// With the ticks that were skipped counted in, no two heartbeats are further apart than five ticks.
+#[test]
+fn heartbeats_do_not_come_later_for_ticks_that_were_skipped() {
+    for (skipped, beats) in
+        [(0, vec![5]), (1, vec![4, 5]), (3, vec![2, 5]), (4, vec![1, 5]), (999, vec![1, 5])]
+    {
+        let mut group = leader_between_heartbeats();
+        group.skip_ticks(skipped);
+        assert_eq!(ticks_that_beat(&mut group, 7), beats, "{skipped} skipped");
+        assert_eq!(ticks_that_beat(&mut group, 8), [3, 8], "it is made up for once");
+    }
+    let mut group = leader_between_heartbeats();
+    for skipped in [1, 0, 1] {
+        group.skip_ticks(skipped);
+        group.tick(&mut TestEffects::default());
+    }
+    assert!(
+        kinds(&settle(&mut group)).len() == 2,
+        "two skipped here and there and three that were not are five"
+    );
+}
+
+/// Skipped before the tick with which they are due anyway: they leave once.
+#[test]
+fn heartbeats_that_are_due_anyway_leave_once() {
+    let mut group = leader_between_heartbeats();
+    assert_eq!(ticks_that_beat(&mut group, 4), []);
+    group.skip_ticks(3);
+    assert_eq!(ticks_that_beat(&mut group, 9), [1, 6], "and what was skipped before does not count on");
+}
+
+/// Whoever replays them ends an election timeout, or a leader's time to hear of a quorum, in one go.
+#[test]
+fn skipped_ticks_end_no_timeout() {
+    let mut follower = group(3);
+    follower.skip_ticks(1_000);
+    follower.tick(&mut TestEffects::default());
+    assert_eq!((kinds(&settle(&mut follower)), follower.state().term), (vec![], 0));
+    (0..9).for_each(|_| follower.tick(&mut TestEffects::default()));
+    assert_eq!(kinds(&settle(&mut follower)), [MessageKind::RequestPreVote; 2], "the control");
+
+    let mut leader = leader_between_heartbeats();
+    leader.skip_ticks(1_000);
+    ticks_that_beat(&mut leader, 1);
+    assert_eq!(leader.state().role, crate::status::Role::Leader);
+    (0..15).for_each(|_| leader.tick(&mut TestEffects::default()));
+    assert_ne!(leader.state().role, crate::status::Role::Leader, "the control: it heard of nobody");
+}

@@ -55,6 +55,8 @@ pub(crate) struct Replica {
     /// Whom a leader had heard of when raft last looked whether it has a quorum. Raft forgets it then, and takes everybody for
     /// silent until the next heartbeat is answered.
     heard: Vec<u64>,
+    /// Ticks of which raft did not hear since its last heartbeats.
+    skipped: usize,
 }
 
 /// What raft wants done, in plain types. See the raft crate's `Ready`.
@@ -108,7 +110,7 @@ impl Replica {
         let logger = logger::logger(setup.node, setup.group);
         let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
         RawNode::new(&config, view, &logger)
-            .map(|raw| Self { raw, door: None, heard: Vec::new() })
+            .map(|raw| Self { raw, door: None, heard: Vec::new(), skipped: 0 })
             .map_err(|e| e.to_string())
     }
 
@@ -202,6 +204,24 @@ impl Replica {
         self.raw.tick();
         if !self.is_leader() {
             self.heard.clear();
+        }
+        self.beat_in_time();
+    }
+
+    /// So many ticks were due before the next one, and raft is not to hear of them.
+    pub(crate) fn skip_ticks(&mut self, ticks: u64) {
+        self.skipped = self.skipped.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));
+    }
+
+    /// Raft counts ticks until its heartbeats are due. Those that are due by now, had none been skipped, it sends at once; its
+    /// own follow when it thinks so.
+    fn beat_in_time(&mut self) {
+        let (since, interval) = (self.raw.raft.heartbeat_elapsed(), self.raw.raft.heartbeat_timeout());
+        if !self.is_leader() || since == 0 {
+            self.skipped = 0;
+        } else if self.skipped > 0 && since.saturating_add(self.skipped) >= interval {
+            self.skipped = 0;
+            self.ping();
         }
     }
 

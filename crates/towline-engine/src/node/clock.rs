@@ -1,0 +1,54 @@
+//! When ticks are due.
+
+use std::time::{Duration, Instant};
+
+/// Ticks at equal distances. One that is late moves none of those that follow, and those that were missed are not made up
+/// for.
+pub(super) struct Ticks {
+    every: Duration,
+    due: Instant,
+}
+
+impl Ticks {
+    /// The first is due `every` from now. The length must not be zero.
+    pub(super) fn start(every: Duration, now: Instant) -> Self {
+        Self { every, due: now + every }
+    }
+
+    /// How long until the next is due.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
+        self.due.saturating_duration_since(now)
+    }
+
+    /// `None` if none is due. Else one is, and it is done now; so many others before it were missed.
+    pub(super) fn take(&mut self, now: Instant) -> Option<u64> {
+        let late = now.checked_duration_since(self.due)?.as_nanos();
+        let every = self.every.as_nanos().max(1);
+        self.due = now + self.every - Duration::from_nanos((late % every) as u64);
+        Some(u64::try_from(late / every).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_tick_moves_none_of_those_that_follow() {
+        let start = Instant::now();
+        let at = |micros| start + Duration::from_micros(micros);
+        for (now, missed, next) in [
+            (9_999, None, 10_000),
+            (10_000, Some(0), 20_000),
+            (19_999, Some(0), 20_000),
+            (20_000, Some(1), 30_000),
+            (26_000, Some(1), 30_000),
+            (5_010_001, Some(500), 5_020_000),
+        ] {
+            let mut ticks = Ticks::start(Duration::from_millis(10), start);
+            assert_eq!(ticks.take(at(now)), missed, "after {now} us");
+            assert_eq!(ticks.wait(start), Duration::from_micros(next), "after {now} us");
+            assert_eq!(ticks.wait(at(next + 1)), Duration::ZERO);
+        }
+    }
+}
