@@ -47,6 +47,9 @@ pub use self::options::{Chaos, SimOptions};
 /// Steps within which a healthy cluster must come to rest.
 const CONVERGE_STEPS_MAX: u64 = 20_000;
 
+/// Of the ticks of a node, those before which some were skipped.
+const SKIP_PERMILLE: u32 = 50;
+
 /// A property did not hold. The seed and the options replay it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("seed {seed}, step {step}: {detail}")]
@@ -232,8 +235,11 @@ impl Sim {
         for message in mail.2 {
             let _ = self.deliver(id, message.from, message)?;
         }
+        // Now and then a node had no time for the ticks before this one.
+        let skipped = if tick && !self.calm && self.chance(SKIP_PERMILLE) { self.rng.u64(1..100) } else { 0 };
         self.with(id, |group, fx| {
             if tick {
+                group.skip_ticks(skipped);
                 group.tick(fx);
             }
             group.poll(fx);

@@ -226,8 +226,8 @@ async fn served(bench: &Bench, mut ended: Ended, healed: Instant, fault: &Fault)
     loop {
         // All attempts so far failed, and were to this peer.
         let wait = ended.wait.min(wait_max(ended.number, fault.is_lasting()));
-        // Waits are ticks. A shard that is held up skips those that are due meanwhile, and begins a new one when it goes on.
-        let held_up = 2 * TICK * (skipped(bench) - ended.skipped) as u32;
+        // Waits are ticks, and a shard that is held up skips those that are due meanwhile.
+        let held_up = TICK * (skipped(bench) - ended.skipped) as u32;
         let from = reached.max(ended.seen + wait + held_up);
         let end = from + 2 * HEARTBEAT + SLACK;
         let to_it = |offer: &&Offered| offer.to == node_id(bench.behind) && offer.number > ended.number;

@@ -124,9 +124,8 @@ impl<W, R> Group<W, R> {
         self.replica.set_door(door);
     }
 
-    /// So many ticks were due before the next one, and nobody could call [`tick`](Self::tick): they are not to be replayed,
-    /// because an election would time out in one go. A leader alone makes up for them: its heartbeats are not due later
-    /// for it.
+    /// So many ticks were due before the next one, and nobody could call [`tick`](Self::tick). They are not replayed: an
+    /// election would time out in one go. Only a leader counts them, towards its next heartbeats.
     pub fn skip_ticks(&mut self, ticks: u64) {
         self.replica.skip_ticks(ticks);
     }

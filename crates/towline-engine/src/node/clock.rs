@@ -37,15 +37,17 @@ mod tests {
     fn a_late_tick_moves_none_of_those_that_follow() {
         let start = Instant::now();
         let at = |micros| start + Duration::from_micros(micros);
+        let mut ticks = Ticks::start(Duration::from_millis(10), start);
         for (now, missed, next) in [
             (9_999, None, 10_000),
             (10_000, Some(0), 20_000),
-            (19_999, Some(0), 20_000),
-            (20_000, Some(1), 30_000),
-            (26_000, Some(1), 30_000),
-            (5_010_001, Some(500), 5_020_000),
+            (10_001, None, 20_000),
+            (29_999, Some(0), 30_000),
+            (46_000, Some(1), 50_000),
+            (50_000, Some(0), 60_000),
+            (5_070_001, Some(501), 5_080_000),
+            (5_079_999, None, 5_080_000),
         ] {
-            let mut ticks = Ticks::start(Duration::from_millis(10), start);
             assert_eq!(ticks.take(at(now)), missed, "after {now} us");
             assert_eq!(ticks.wait(start), Duration::from_micros(next), "after {now} us");
             assert_eq!(ticks.wait(at(next + 1)), Duration::ZERO);

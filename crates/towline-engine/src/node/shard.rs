@@ -119,7 +119,7 @@ impl Shard {
             mail.scheduled.take(&mut scheduled);
             let worked = worked || !scheduled.is_empty();
             scheduled.drain(..).for_each(|group| self.take_ingress(group));
-            if let Some(missed) = ticks.take(started) {
+            if let Some(missed) = ticks.take(Instant::now()) {
                 self.tick(missed);
             }
             self.poll();

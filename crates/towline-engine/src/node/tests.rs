@@ -3,5 +3,6 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod leaks;
+mod pauses;
 mod reports;
 mod stage;

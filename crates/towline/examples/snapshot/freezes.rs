@@ -1,41 +1,74 @@
-//! When the machine itself stood still: spans in which none of its processors ran even a thread of the highest priority.
-//! On shared hosts that happens, and no program is to blame for what it does late then.
+//! When the machine itself stood still: spans in which a thread of the lowest niceness got none of its processors. On shared
+//! hosts that happens, and no program is to blame for what it does late then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a watch sleeps, and how late it has to be for that to be the machine's doing and not a timer's.
+/// How long a watch sleeps.
 const NAP: Duration = Duration::from_millis(1);
+
+/// A watch that is less late may have waited for a long call into the kernel, which nothing interrupts there.
+const SPAN_MIN: Duration = Duration::from_millis(3);
 
 /// A span of time.
 pub(crate) type Span = (Instant, Instant);
 
 /// One watch on each processor, until this is asked what they saw.
 pub(crate) struct Watches {
+    began: Instant,
     stop: Arc<AtomicBool>,
     watches: Vec<JoinHandle<Option<Vec<Span>>>>,
+    stolen: Option<Duration>,
+}
+
+/// What the watches saw.
+pub(crate) struct Freezes {
+    /// In which all processors stood still.
+    pub(crate) spans: Vec<Span>,
+    /// Of which time.
+    pub(crate) watched: Duration,
+    /// For how long the host says that it ran others meanwhile, on the processor from which it took least.
+    pub(crate) stolen: Duration,
 }
 
 impl Watches {
     pub(crate) fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let watch = |processor| {
             let stop = stop.clone();
             std::thread::spawn(move || highest_priority_on(processor).then(|| watch(&stop)))
         };
-        Self { watches: (0..processors).map(watch).collect(), stop }
+        let watches = processors().into_iter().map(watch).collect();
+        Self { began: Instant::now(), watches, stop, stolen: stolen() }
     }
 
-    /// The spans in which all processors stood still. `None` where this program may not have a higher priority than the
-    /// threads it measures: then they could be what kept a watch from its processor.
-    pub(crate) fn end(self) -> Option<Vec<Span>> {
+    /// `None` where nothing can be said: this program may not have a higher priority than the threads it measures, which could
+    /// then be what kept a watch from its processor, or the host does not say what it took.
+    pub(crate) fn end(self) -> Option<Freezes> {
         self.stop.store(true, Ordering::Relaxed);
+        let watched = self.began.elapsed();
+        let stolen = stolen()?.saturating_sub(self.stolen?);
         let seen: Option<Vec<_>> =
             self.watches.into_iter().map(|watch| watch.join().ok().flatten()).collect();
-        seen?.into_iter().reduce(|all, other| both(&all, &other))
+        let spans = seen?.into_iter().reduce(|all, other| both(&all, &other))?;
+        Some(Freezes { spans, watched, stolen })
+    }
+}
+
+impl Freezes {
+    pub(crate) fn total(&self) -> Duration {
+        self.spans.iter().map(|(from, to)| *to - *from).sum()
+    }
+
+    pub(crate) fn longest(&self) -> Duration {
+        self.spans.iter().map(|(from, to)| *to - *from).max().unwrap_or_default()
+    }
+
+    /// How much of `span` lies in one of them.
+    pub(crate) fn within(&self, span: Span) -> Duration {
+        self.spans.iter().filter_map(|one| common(span, *one)).map(|(from, to)| to - from).sum()
     }
 }
 
@@ -45,7 +78,7 @@ fn watch(stop: &AtomicBool) -> Vec<Span> {
         let due = Instant::now() + NAP;
         std::thread::sleep(NAP);
         let woken = Instant::now();
-        if woken > due + NAP {
+        if woken > due + SPAN_MIN {
             late.push((due, woken));
         }
     }
@@ -62,9 +95,25 @@ fn common(a: Span, b: Span) -> Option<Span> {
     (from < to).then_some((from, to))
 }
 
-/// How much of `span` lies in `spans`, which do not overlap.
-pub(crate) fn within(span: Span, spans: &[Span]) -> Duration {
-    spans.iter().filter_map(|one| common(span, *one)).map(|(from, to)| to - from).sum()
+/// What the host took from the processor from which it took least, since this machine started. The kernel counts in hundredths
+/// of a second.
+fn stolen() -> Option<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let of_one =
+        |line: &str| Some(line.strip_prefix("cpu")?.split_once(' ')?.1.split(' ').nth(7)?.parse().ok()?);
+    let own = processors().into_iter().map(|number| {
+        let line = stat.lines().find(|line| line.starts_with(&format!("cpu{number} ")));
+        line.and_then(of_one)
+    });
+    Some(Duration::from_millis(10 * own.collect::<Option<Vec<u64>>>()?.into_iter().min()?))
+}
+
+/// The processors that this program may use.
+#[cfg(target_os = "linux")]
+fn processors() -> Vec<usize> {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    let Ok(set) = sched_getaffinity(None) else { return Vec::new() };
+    (0..CpuSet::MAX_CPU).filter(|&number| set.is_set(number)).collect()
 }
 
 #[cfg(target_os = "linux")]
@@ -73,8 +122,13 @@ fn highest_priority_on(processor: usize) -> bool {
     use rustix::thread::{CpuSet, sched_setaffinity};
     let mut only = CpuSet::new();
     only.set(processor);
-    // Linux has a priority for each thread; "none" is this one.
+    // Linux has a niceness for each thread; "none" is this one.
     sched_setaffinity(None, &only).is_ok() && setpriority_process(None, -20).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn processors() -> Vec<usize> {
+    Vec::new()
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -3,32 +3,44 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::freezes::{self, Span};
+use crate::freezes::{Freezes, Span};
+
+/// The host has to admit to at least this part of the time in which watches saw the machine stand still: else it may be this
+/// program that kept them waiting.
+const ADMITTED_MIN: f64 = 0.5;
 
 /// How late heartbeats came, in order: as the clock has it, and without the spans in which the machine stood still.
 pub(crate) struct Late {
     all: Vec<Duration>,
     net: Option<Vec<Duration>>,
-    frozen: Duration,
+    freezes: Option<Freezes>,
 }
 
 impl Late {
-    pub(crate) fn new(late: &[Span], freezes: Option<&[Span]>) -> Self {
+    pub(crate) fn new(late: &[Span], freezes: Option<Freezes>) -> Self {
         let sorted = |mut all: Vec<Duration>| {
             all.sort_unstable();
             all
         };
         let all = sorted(late.iter().map(|(due, came)| *came - *due).collect());
-        let net = freezes.map(|freezes| {
-            let own = |span: &Span| (span.1 - span.0).saturating_sub(freezes::within(*span, freezes));
+        let believed = freezes.as_ref().filter(|f| f.stolen >= f.total().mul_f64(ADMITTED_MIN));
+        let net = believed.map(|freezes| {
+            let own = |span: &Span| (span.1 - span.0).saturating_sub(freezes.within(*span));
             sorted(late.iter().map(own).collect())
         });
-        Self { all, net, frozen: freezes.unwrap_or_default().iter().map(|(from, to)| *to - *from).sum() }
+        Self { all, net, freezes }
     }
 
-    /// What the product answers for, at the 99th percentile.
-    pub(crate) fn p99(&self) -> f64 {
-        at(self.net.as_ref().unwrap_or(&self.all), 99)
+    /// What the product answers for, at the 99th percentile, in milliseconds, and what that figure is.
+    pub(crate) fn p99(&self) -> (f64, &'static str) {
+        match &self.net {
+            Some(net) => (at(net, 99), "but for the machine's pauses"),
+            None => (at(&self.all, 99), "by the clock"),
+        }
+    }
+
+    pub(crate) fn heartbeats(&self) -> usize {
+        self.all.len()
     }
 }
 
@@ -37,18 +49,25 @@ impl fmt::Display for Late {
         let figures = |all: &[Duration]| {
             format!("p50 {:.2} ms, p99 {:.2} ms, at most {:.2} ms", at(all, 50), at(all, 99), at(all, 100))
         };
-        write!(f, "{} of {}", figures(&self.all), self.all.len())?;
-        match &self.net {
-            Some(net) => {
-                write!(
-                    f,
-                    "; but for the {} ms in which no processor ran: {}",
-                    self.frozen.as_millis(),
-                    figures(net)
-                )
-            }
-            None => write!(f, "; whether the machine stood still is not known"),
+        write!(f, "by the clock: {}, of {}", figures(&self.all), self.all.len())?;
+        match &self.freezes {
+            Some(freezes) => write!(f, "\n  {freezes}")?,
+            None => write!(f, "\n  whether the machine stood still is not known")?,
         }
+        self.net.as_ref().map_or(Ok(()), |net| write!(f, "\n  without those spans: {}", figures(net)))
+    }
+}
+
+impl fmt::Display for Freezes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let share = |time: Duration| 100.0 * time.as_secs_f64() / self.watched.as_secs_f64();
+        write!(
+            f,
+            "all processors stood still for {:.1} % of the time, {:.0} ms at once; the host took {:.1} %",
+            share(self.total()),
+            self.longest().as_secs_f64() * 1000.0,
+            share(self.stolen)
+        )
     }
 }
 

@@ -27,6 +27,13 @@ impl Heartbeats {
         pairs.map(|(a, b)| ((*a + interval).min(*b), *b)).collect()
     }
 
+    /// From when the next of a group is due until now.
+    pub(crate) fn overdue(&self, group: GroupId, interval: Duration) -> Span {
+        let (at, now) = (self.at.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let last = at.iter().rev().find(|(of, _)| *of == group).map_or(now, |(_, at)| *at);
+        ((last + interval).min(now), now)
+    }
+
     fn see(&self, batch: &Batch) {
         let now = Instant::now();
         let mut at = self.at.lock().unwrap_or_else(PoisonError::into_inner);

@@ -397,6 +397,14 @@ fn heartbeats_do_not_come_later_for_ticks_that_were_skipped() {
         assert_eq!(ticks_that_beat(&mut group, 7), beats, "{skipped} skipped");
         assert_eq!(ticks_that_beat(&mut group, 8), [3, 8], "it is made up for once");
     }
+    // However often: a busy node is not to be kept busy with heartbeats.
+    let mut group = leader_between_heartbeats();
+    let mut beats = Vec::new();
+    for tick in 1..=20 {
+        group.skip_ticks(1);
+        beats.extend(ticks_that_beat(&mut group, 1).first().map(|_| tick));
+    }
+    assert_eq!(beats, [3, 5, 8, 10, 13, 15, 18, 20], "every second tick was skipped: 40 have passed");
     let mut group = leader_between_heartbeats();
     for skipped in [1, 0, 1] {
         group.skip_ticks(skipped);

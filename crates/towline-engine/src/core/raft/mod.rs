@@ -55,8 +55,8 @@ pub(crate) struct Replica {
     /// Whom a leader had heard of when raft last looked whether it has a quorum. Raft forgets it then, and takes everybody for
     /// silent until the next heartbeat is answered.
     heard: Vec<u64>,
-    /// Ticks of which raft did not hear since its last heartbeats.
-    skipped: usize,
+    /// Ticks since a leader's heartbeats last left, those of which raft did not hear counted in.
+    since_beat: usize,
 }
 
 /// What raft wants done, in plain types. See the raft crate's `Ready`.
@@ -110,7 +110,7 @@ impl Replica {
         let logger = logger::logger(setup.node, setup.group);
         let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
         RawNode::new(&config, view, &logger)
-            .map(|raw| Self { raw, door: None, heard: Vec::new(), skipped: 0 })
+            .map(|raw| Self { raw, door: None, heard: Vec::new(), since_beat: 0 })
             .map_err(|e| e.to_string())
     }
 
@@ -210,17 +210,17 @@ impl Replica {
 
     /// So many ticks were due before the next one, and raft is not to hear of them.
     pub(crate) fn skip_ticks(&mut self, ticks: u64) {
-        self.skipped = self.skipped.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));
+        self.since_beat = self.since_beat.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));
     }
 
-    /// Raft counts ticks until its heartbeats are due. Those that are due by now, had none been skipped, it sends at once; its
-    /// own follow when it thinks so.
+    /// Raft counts the ticks it hears of until its heartbeats are due. Those that are due by the clock are sent at once; its own
+    /// follow when it thinks so.
     fn beat_in_time(&mut self) {
-        let (since, interval) = (self.raw.raft.heartbeat_elapsed(), self.raw.raft.heartbeat_timeout());
-        if !self.is_leader() || since == 0 {
-            self.skipped = 0;
-        } else if self.skipped > 0 && since.saturating_add(self.skipped) >= interval {
-            self.skipped = 0;
+        self.since_beat = self.since_beat.saturating_add(1);
+        if !self.is_leader() || self.raw.raft.heartbeat_elapsed() == 0 {
+            self.since_beat = 0;
+        } else if self.since_beat >= self.raw.raft.heartbeat_timeout() {
+            self.since_beat = 0;
             self.ping();
         }
     }
