@@ -241,8 +241,12 @@ async fn served(bench: &Bench, mut ended: Ended, healed: Instant, fault: &Fault)
                 ));
             }
             None => tokio::time::sleep(Duration::from_millis(2)).await, // not synchronisation: between two looks
-            // It began while things were still wrong.
-            Some(next) if next.at < healed => ended = ended_after(bench, next.number - 1).await.0,
+            // It began while things were still wrong; or when they had just been put right, before anybody looked at the clock:
+            // a node is called back while it starts. Then it finishes, and there is no other.
+            Some(next) if next.at < healed => match ended_after(bench, next.number - 1).await {
+                (_, AttemptOutcome::Finished) => return Ok(Duration::ZERO),
+                (last, _) => ended = last,
+            },
             Some(next) if next.at > end => return Err(format!("{:?} too late: {next:?}", next.at - end)),
             Some(next) => return Ok(next.at.saturating_duration_since(from)),
         }

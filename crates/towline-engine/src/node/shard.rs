@@ -90,10 +90,19 @@ pub(crate) fn start(mail: ShardMail, deps: ShardDeps) -> std::io::Result<JoinHan
     })
 }
 
-/// However the thread ends: nobody reads the mailbox any more.
+/// However the thread ends: nobody reads the mailbox any more, and nobody is to wait for a group that nobody runs.
 impl Drop for Shard {
     fn drop(&mut self) {
         self.deps.mailbox.close();
+        if self.groups.is_empty() {
+            return;
+        }
+        // Some are left only if the thread panicked, and then a second panic that got out would end the process.
+        let cause: Arc<str> = "the shard of the node panicked".into();
+        tracing::error!(%cause, "all groups are quarantined on this node");
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.go_silent(&cause))) {
+            std::mem::forget(panic);
+        }
     }
 }
 

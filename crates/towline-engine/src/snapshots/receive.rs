@@ -382,3 +382,6 @@ impl Receiver {
         taken
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,6 +64,8 @@ struct State {
     to_leak: u64,
     #[cfg(test)]
     leaks: Vec<Leak>,
+    #[cfg(test)]
+    panics_at_tick: bool,
 }
 
 /// A ticket that was lost.
@@ -149,6 +151,14 @@ impl Sends {
     #[cfg(test)]
     pub(crate) fn ticked(&self) {
         self.lock().leaks.iter_mut().filter(|leak| !leak.made_up).for_each(|leak| leak.ticks += 1);
+        let panics = self.lock().panics_at_tick;
+        assert!(!panics, "the shard panics, as it was told");
+    }
+
+    /// The thread of the shard panics at its next tick, where nothing contains it.
+    #[cfg(test)]
+    pub(crate) fn panic_at_tick(&self) {
+        self.lock().panics_at_tick = true;
     }
 
     /// The watchdog told Raft of an attempt to this peer.

@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use super::common::{Alone, DEADLINE, counter, id, wait};
 use super::stage::{BEHIND, Held, Stage};
 use crate::config::Config;
+use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
+use crate::node::Consistency;
 use crate::reporter::{
     Report, Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, UnreachableCause,
 };
-use crate::status::{AttemptOutcome, PeerProgress};
+use crate::status::{AttemptOutcome, PeerProgress, Role};
 
 const THREADS: u64 = 8;
 const POSTS: u64 = 10_000;
@@ -227,6 +229,68 @@ async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_co
     let sum: u64 =
         ["applied", "stale", "coalesced", "unknown_peer", "after_close"].into_iter().map(counted).sum();
     assert_eq!(sum, posted.load(Ordering::SeqCst));
+}
+
+/// No order to stop comes before a panic: only the end of the shard itself can close the mailbox then.
+#[tokio::test(flavor = "multi_thread")]
+async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close_and_do_not_pile_up() {
+    let (stage, attempts) = sending().await;
+    let mailbox = stage.alone.node.inner.mailbox.clone();
+    // What counts reports about strangers is made with the first of them, once for all.
+    mailbox.report_unreachable(id(STRANGER), Scope::Node, UnreachableCause::NoRoute);
+    stage.panic_shard().await;
+    let kinds = ["unreachable", "snapshot_finish", "snapshot_failure"];
+    let after_close = || kinds.map(|kind| stage.reports(kind, "after_close"));
+    // Nobody goes on sending for a group that does not run, and a ticket reports before its task is over.
+    let sends = &stage.alone.node.inner.sends;
+    wait("the end of the tasks", || {
+        (!attempts.iter().any(|attempt| sends.is_running(attempt))).then_some(())
+    })
+    .await;
+    assert_eq!(after_close()[2], attempts.len() as u64);
+
+    let all = || stage.alone.counter("towline_reports_total", "");
+    let (before, all_before) = (after_close(), all());
+    let storm = Storm { reporter: mailbox.clone(), attempts: attempts.clone() };
+    let seen = worst(&storm.rage(), DEADLINE).expect("every post returns");
+    assert!(seen.slowest < POST_MAX, "{seen:?}");
+    assert_eq!(seen.allocations, 0);
+    let counted = std::array::from_fn::<_, 3, _>(|kind| after_close()[kind] - before[kind]);
+    assert_eq!(counted, [3 * OF_A_KIND, OF_A_KIND, OF_A_KIND]);
+    assert_eq!(all() - all_before, POSTS, "and as nothing else");
+    let mut kept = Vec::new();
+    mailbox.drain(&mut kept);
+    assert_eq!(kept, []);
+    assert!(!attempts.iter().any(|attempt| mailbox.has_outcome(*attempt)));
+}
+
+/// Its groups were dropped without a word: whoever proposed waited for ever, and a leader that was none was shown as one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still_goes_down() {
+    let mut stage = Stage::node(config()).await;
+    stage.lead(2).await;
+    let held = Held::shard(&stage.groups[0]);
+    // Queued where the shard has not looked yet, or in the core: answered either way.
+    let early = stage.groups.iter().map(|group| group.submit("early").unwrap()).collect::<Vec<_>>();
+    stage.alone.node.inner.sends.panic_at_tick();
+    drop(held);
+    stage.panic_shard().await;
+    for proposal in early {
+        // Its fate depends on how far it came.
+        let _ = tokio::time::timeout(DEADLINE, proposal).await.expect("an answer");
+    }
+    for group in &stage.groups {
+        let state = group.state();
+        assert_eq!((state.role, state.leader), (Role::Down, None));
+        assert!(state.down.is_some_and(|cause| cause.contains("panicked")));
+        let late = tokio::time::timeout(DEADLINE, group.propose("late")).await.expect("an answer");
+        assert!(matches!(&late, Err(ProposeError::Stopped { .. })), "{late:?}");
+        let read = tokio::time::timeout(DEADLINE, group.read(Consistency::Linearizable)).await;
+        assert!(matches!(read.expect("an answer"), Err(ReadError::Stopped { .. })));
+    }
+    let Stage { alone: Alone { node, .. }, groups, script: _script } = stage;
+    drop(groups);
+    tokio::time::timeout(DEADLINE, node.shutdown(Duration::from_millis(200))).await.expect("it goes down");
 }
 
 /// Three reporters that one might write instead, and what the test above would say of them.

@@ -125,6 +125,17 @@ impl Stage {
         attempts
     }
 
+    /// The thread of the shard panics, and ends.
+    pub(super) async fn panic_shard(&self) {
+        let node = &self.alone.node;
+        node.inner.sends.panic_at_tick();
+        let is_over = |thread: &std::thread::JoinHandle<()>| {
+            thread.thread().name() == Some("towline-shard") && thread.is_finished()
+        };
+        let over = || node.threads.lock().unwrap().iter().any(is_over).then_some(());
+        wait("the end of the shard's thread", over).await;
+    }
+
     /// Reports that had this outcome, of all peers.
     pub(super) fn reports(&self, kind: &str, outcome: &str) -> u64 {
         self.alone.counter("towline_reports_total", &format!("kind=\"{kind}\",outcome=\"{outcome}\""))
