@@ -10,7 +10,7 @@ use super::*;
 
 /// Keeps the text of each line, and the file it names.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<[String; 2]>>>);
+pub(super) struct Lines(pub(super) Arc<Mutex<Vec<[String; 2]>>>);
 
 impl Visit for Lines {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
