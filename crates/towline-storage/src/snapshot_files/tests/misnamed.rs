@@ -43,7 +43,7 @@ fn made(index: u64, seed: u8) -> (SnapshotMeta, Vec<u8>) {
 /// What is said of files while `act` runs, and of which: the last part of what each line names.
 fn said(act: impl FnOnce()) -> Vec<[String; 2]> {
     let lines = Lines::default();
-    tracing::subscriber::with_default(lines.clone(), act);
+    lines.hear(act);
     let said = lines.0.lock().unwrap().clone();
     said.into_iter().map(|[line, file]| [line, file.rsplit('/').next().unwrap().to_owned()]).collect()
 }
