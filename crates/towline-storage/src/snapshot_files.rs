@@ -213,7 +213,7 @@ impl Shared {
             match file_name.to_str().and_then(Named::parse) {
                 Some(Named::Complete { group, at, content }) => {
                     let meta = self.inspect(&entry.path(), group, at, content);
-                    let _ = self.index().add(group, content, Complete::new(at, meta));
+                    self.index().add(group, content, at, Complete::new(meta));
                 }
                 Some(Named::Partial { group, content }) => {
                     let metadata = entry.metadata().map_err(listing)?;
@@ -255,24 +255,24 @@ impl Shared {
         let (group, content) = (meta.head.group, meta.content);
         let path = self.path(&Named::complete(&meta.head, content));
         let _naming = lock(&self.naming);
-        let known = self.index().find(group, content);
+        let known = self.index().is_named(meta);
         self.ops.rename(from, &path).map_err(|e| failed("rename", e))?;
         if let Err(source) = self.ops.sync_dir(&self.dir) {
-            if matches!(known, Ok(None)) {
+            if !known {
                 self.remove_or_log(&path);
             }
             return Err(failed("sync of the directory", source));
         }
-        let replaced = {
+        let misnamed = {
             let mut index = self.index();
             if received {
                 index.forget(group, content);
             }
-            index.add(group, content, Complete::new(meta.head.at, Ok(meta.clone())))
+            index.add(group, content, meta.head.at, Complete::new(Ok(meta.clone())));
+            index.take_misnamed(meta)
         };
-        // One that says another place than its content does: nobody would ever ask for it again.
-        if let Some(named) = replaced {
-            self.remove_or_log(&self.path(&named));
+        if let Err(error) = self.remove(misnamed) {
+            tracing::warn!(%group, %content, %error, "a snapshot file could not be removed");
         }
         Ok(())
     }
@@ -314,12 +314,13 @@ impl Shared {
         }
     }
 
-    fn unpin(&self, group: GroupId, content: ContentId) {
-        if !self.index().unpin(group, content) {
+    fn unpin(&self, meta: &SnapshotMeta) {
+        if !self.index().unpin(meta) {
             return;
         }
+        let (group, content) = (meta.head.group, meta.content);
         let _naming = lock(&self.naming);
-        let gone = self.index().take_unwanted(group, content);
+        let gone = self.index().take_unwanted(meta);
         if let Err(error) = self.remove(gone.into_iter().collect()) {
             tracing::warn!(%group, %content, %error, "a snapshot file could not be removed");
         }
@@ -330,10 +331,18 @@ impl Shared {
         let mut outcome = Ok(());
         for gone in gone {
             let path = self.path(&gone.named);
-            if let Err(e) = self.ops.remove(&path) {
-                let bytes = fs::metadata(&path).map_or(0, |m| m.len());
-                self.index().put_back(gone, bytes);
-                outcome = outcome.and(Err(e));
+            let unusable = gone.is_unusable();
+            match self.ops.remove(&path) {
+                // What it once was is not known: somebody may look for it.
+                Ok(()) if unusable => {
+                    tracing::info!(file = %path.display(), "a corrupt snapshot file is removed");
+                }
+                Ok(()) => {}
+                Err(e) => {
+                    let bytes = fs::metadata(&path).map_or(0, |m| m.len());
+                    self.index().put_back(gone, bytes);
+                    outcome = outcome.and(Err(e));
+                }
             }
         }
         outcome

@@ -108,6 +108,32 @@ fn a_wrong_finish_is_not_noticed_as_long_as_the_follower_is_not_heard() {
     assert_eq!(world.emitted(), 2);
 }
 
+/// Case 24: it is a learner, or, in a joint configuration, a voter of the outgoing half alone.
+#[test]
+fn who_is_no_voter_of_the_next_configuration_is_sent_a_snapshot_like_any_other() {
+    for seed in [1, 2] {
+        let (mut world, _, behind) = World::fourth_left_behind(seed);
+        world.comes_back(behind);
+        world.ticks(20);
+        assert_eq!((world.emitted(), world.told_finished(), world.installed()), (1, 1, 1), "seed {seed}");
+        catches_up(&mut world, behind);
+    }
+}
+
+/// The control: a receiver that looks for itself among the voters alone.
+#[test]
+fn a_receiver_that_counts_voters_alone_never_gets_its_snapshot_as_a_learner_or_in_a_joint_configuration() {
+    for seed in [1, 2] {
+        let (mut world, leader, behind) = World::fourth_left_behind(seed);
+        world.twists.voters_alone = true;
+        world.comes_back(behind);
+        world.ticks(LONG_TICKS);
+        assert!(world.emitted() > 1, "seed {seed}: it is tried again");
+        assert_eq!((world.told_finished(), world.streamed(), world.installed()), (0, 0, 0), "seed {seed}");
+        assert!(world.peer(leader, behind).matched < world.status(leader).first_index, "seed {seed}");
+    }
+}
+
 /// Case 22: the leader makes further snapshots and compacts while a transfer is under way. The log behind the one that was
 /// sent was let go as soon as its success was reported, before the follower had been sent a single entry of it.
 #[test]

@@ -18,8 +18,8 @@ use towline_engine::message::{
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
 use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
-    Chunk, Hello, Nack, NackCause, PROTOCOL_VERSION, Refusal, SnapshotOffer, SnapshotRefusal, TransferPhase,
-    TransferProgress, Welcome,
+    Chunk, Hello, Nack, NackCause, PROTOCOL_VERSION, ProgressCell, Refusal, SnapshotOffer, SnapshotRefusal,
+    TransferPhase, TransferProgress, Welcome,
 };
 use towline_wire::pb::frame::Kind;
 use towline_wire::{
@@ -66,6 +66,8 @@ const OFFER_REFUSED: &str = "3a1f1a1d080412157374616c65207465726d3a20352062656c6
 const CHUNK: &str = "420e08ac021204626f64791d04030201";
 const TRAILER: &str = "4a1508b0021210000102030405060708090a0b0c0d0e0f";
 const PROGRESS: &str = "520508ac021002";
+const PROGRESS_OF_PHASE_5: &str = "520508ac021005";
+const PROGRESS_OF_PHASE_MINUS_1: &str = "520e08ac0210ffffffffffffffffff01";
 const COMMITTED: &str = "5a0308ac02";
 const NOT_TAKEN: &str = "5a0d120b080512076368756e6b2032";
 
@@ -220,6 +222,23 @@ fn refusals_of_snapshots_and_phases_keep_their_numbers() {
         TransferPhase::Stepping,
     ]) {
         assert_eq!(pb::Progress::from(TransferProgress { acked: 0, phase }).phase, number, "{phase:?}");
+    }
+}
+
+/// Such a phase would need a new version of the protocol: a dialler of this one waits as for the last phase, and sees none
+/// before it any more.
+#[test]
+fn a_phase_of_a_later_version_counts_as_the_last_one_and_ends_all_before_it() {
+    let stepping = TransferProgress { acked: 300, phase: TransferPhase::Stepping };
+    for unknown in [PROGRESS_OF_PHASE_5, PROGRESS_OF_PHASE_MINUS_1] {
+        let Some(Kind::Progress(said)) = decode_frame(unhex(unknown)).unwrap().kind else { panic!() };
+        assert_eq!(TransferProgress::from(said), stepping, "{unknown}");
+        let cell = ProgressCell::new(0);
+        cell.advance(said.into());
+        for phase in [TransferPhase::Receiving, TransferPhase::Storing, TransferPhase::Verifying] {
+            cell.advance(TransferProgress { acked: 300, phase });
+            assert_eq!(cell.now(), stepping, "{unknown}, then {phase:?}");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use towline_engine::ids::GroupId;
 use towline_engine::snapshot_store::{ContentId, SnapshotMeta, SnapshotStoreError};
@@ -19,15 +20,19 @@ pub(super) struct Index {
 
 #[derive(Debug, Default)]
 struct GroupFiles {
-    complete: BTreeMap<ContentId, Complete>,
+    /// As they are named. A content has one name; under another it is a file that somebody renamed or copied, and such
+    /// a file must not take the place of the sound one.
+    complete: BTreeMap<Name, Complete>,
     partial: BTreeMap<ContentId, Partial>,
     evicted: u64,
 }
 
+/// What the name of a complete file says, apart from the group.
+type Name = (ContentId, Applied);
+
 /// A complete file.
 #[derive(Debug)]
 pub(super) struct Complete {
-    pub(super) at: Applied,
     /// What its two ends say, or what is wrong with them.
     pub(super) meta: Result<SnapshotMeta, String>,
     readers: usize,
@@ -36,8 +41,8 @@ pub(super) struct Complete {
 }
 
 impl Complete {
-    pub(super) fn new(at: Applied, meta: Result<SnapshotMeta, String>) -> Self {
-        Self { at, meta, readers: 0, unwanted: false }
+    pub(super) fn new(meta: Result<SnapshotMeta, String>) -> Self {
+        Self { meta, readers: 0, unwanted: false }
     }
 
     fn meta(&self, content: ContentId) -> Result<SnapshotMeta, SnapshotStoreError> {
@@ -71,6 +76,13 @@ pub(super) struct Gone {
     complete: Option<Complete>,
 }
 
+impl Gone {
+    /// Whether it is a complete file that nobody could read.
+    pub(super) fn is_unusable(&self) -> bool {
+        self.complete.as_ref().is_some_and(|file| file.meta.is_err())
+    }
+}
+
 impl Index {
     /// Newest first. What is damaged was named in the log of the process when it was found.
     pub(super) fn complete(&self, group: GroupId) -> Vec<SnapshotMeta> {
@@ -80,27 +92,51 @@ impl Index {
         sound
     }
 
+    /// A sound file of this content, else what is wrong with one that says it is.
     pub(super) fn find(
         &self,
         group: GroupId,
         content: ContentId,
     ) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        let file = self.groups.get(&group).and_then(|g| g.complete.get(&content));
-        file.map(|file| file.meta(content)).transpose()
+        let Some(files) = self.groups.get(&group) else { return Ok(None) };
+        let found = files.of(content).map(|file| file.meta(content));
+        found.reduce(Result::or).transpose()
     }
 
-    /// A file is complete, or was found so. The name that the content had until now, if it was another.
-    pub(super) fn add(&mut self, group: GroupId, content: ContentId, file: Complete) -> Option<Named> {
+    /// Whether there is a file of this name, sound or not.
+    pub(super) fn is_named(&self, meta: &SnapshotMeta) -> bool {
+        self.groups.get(&meta.head.group).is_some_and(|files| files.complete.contains_key(&name(meta)))
+    }
+
+    /// A file is complete, or was found so.
+    pub(super) fn add(&mut self, group: GroupId, content: ContentId, at: Applied, file: Complete) {
         let complete = &mut self.groups.entry(group).or_default().complete;
-        let (readers, at) = (complete.get(&content).map_or(0, |old| old.readers), file.at);
-        let old = complete.insert(content, Complete { readers, ..file })?;
-        (old.at != at).then_some(Named::Complete { group, at: old.at, content })
+        let readers = complete.get(&(content, at)).map_or(0, |old| old.readers);
+        complete.insert((content, at), Complete { readers, ..file });
+    }
+
+    /// The bytes of this one were checked. Takes out the files that say they are of its content and at another place: the
+    /// place is part of the content, so none of them is what it says.
+    pub(super) fn take_misnamed(&mut self, meta: &SnapshotMeta) -> Vec<Gone> {
+        let (group, content) = (meta.head.group, meta.content);
+        let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
+        let others = files.complete.range_mut(names_of(content)).filter(|(name, _)| name.1 != meta.head.at);
+        let mut idle = Vec::new();
+        for (&name, file) in others {
+            if file.meta.is_ok() {
+                file.meta = Err("its content is at another place".into());
+            }
+            if file.readers == 0 {
+                idle.push(name);
+            }
+        }
+        files.take(group, idle)
     }
 
     /// One more reader; whether there is such a file.
     pub(super) fn pin(&mut self, meta: &SnapshotMeta) -> Result<(), SnapshotStoreError> {
         let content = meta.content;
-        let file = self.groups.get_mut(&meta.head.group).and_then(|g| g.complete.get_mut(&content));
+        let file = self.groups.get_mut(&meta.head.group).and_then(|g| g.complete.get_mut(&name(meta)));
         let file = file.ok_or(SnapshotStoreError::Missing { content })?;
         if file.meta(content)? != *meta {
             return Err(SnapshotStoreError::Missing { content });
@@ -110,35 +146,31 @@ impl Index {
     }
 
     /// One reader less; whether the file should go now.
-    pub(super) fn unpin(&mut self, group: GroupId, content: ContentId) -> bool {
-        let Some(file) = self.groups.get_mut(&group).and_then(|g| g.complete.get_mut(&content)) else {
-            return false;
-        };
+    pub(super) fn unpin(&mut self, meta: &SnapshotMeta) -> bool {
+        let file = self.groups.get_mut(&meta.head.group).and_then(|g| g.complete.get_mut(&name(meta)));
+        let Some(file) = file else { return false };
         file.readers = file.readers.saturating_sub(1);
         file.readers == 0 && file.unwanted
     }
 
     /// Takes out a file that nobody wants and nobody reads.
-    pub(super) fn take_unwanted(&mut self, group: GroupId, content: ContentId) -> Option<Gone> {
-        let files = self.groups.get_mut(&group)?;
-        files.complete.get(&content).filter(|file| file.readers == 0 && file.unwanted)?;
-        files.complete.remove(&content).map(|file| gone(group, content, file))
+    pub(super) fn take_unwanted(&mut self, meta: &SnapshotMeta) -> Option<Gone> {
+        let files = self.groups.get_mut(&meta.head.group)?;
+        files.complete.get(&name(meta)).filter(|file| file.readers == 0 && file.unwanted)?;
+        files.take(meta.head.group, vec![name(meta)]).pop()
     }
 
     /// Takes out what is not in `keep` and not in use. Complete files that are being read go later.
     pub(super) fn retain(&mut self, group: GroupId, keep: &[ContentId]) -> Vec<Gone> {
         let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
-        for (content, file) in &mut files.complete {
+        for ((content, _), file) in &mut files.complete {
             file.unwanted = !keep.contains(content);
         }
         let idle = files.complete.iter().filter(|(_, file)| file.unwanted && file.readers == 0);
-        let idle: Vec<ContentId> = idle.map(|(&content, _)| content).collect();
+        let idle: Vec<Name> = idle.map(|(&name, _)| name).collect();
         let left: Vec<ContentId> =
             files.left().map(|(content, ..)| content).filter(|content| !keep.contains(content)).collect();
-        let mut out = Vec::new();
-        for content in idle {
-            out.extend(files.complete.remove(&content).map(|file| gone(group, content, file)));
-        }
+        let mut out = files.take(group, idle);
         for content in left {
             files.partial.remove(&content);
             out.push(Gone { named: Named::Partial { group, content }, complete: None });
@@ -149,7 +181,7 @@ impl Index {
     /// Its file could not be removed.
     pub(super) fn put_back(&mut self, gone: Gone, bytes: u64) {
         match (gone.named, gone.complete) {
-            (Named::Complete { group, content, .. }, Some(file)) => drop(self.add(group, content, file)),
+            (Named::Complete { group, at, content }, Some(file)) => self.add(group, content, at, file),
             (Named::Partial { group, content }, _) => self.leave(group, content, bytes),
             _ => {}
         }
@@ -213,6 +245,20 @@ impl Index {
 }
 
 impl GroupFiles {
+    /// The files that say they are of this content.
+    fn of(&self, content: ContentId) -> impl Iterator<Item = &Complete> {
+        self.complete.range(names_of(content)).map(|(_, file)| file)
+    }
+
+    fn take(&mut self, group: GroupId, names: Vec<Name>) -> Vec<Gone> {
+        let took = names.into_iter().filter_map(|name| self.complete.remove_entry(&name));
+        let gone = took.map(|((content, at), file)| Gone {
+            named: Named::Complete { group, at, content },
+            complete: Some(file),
+        });
+        gone.collect()
+    }
+
     fn evict(&mut self, group: GroupId, content: ContentId) -> Gone {
         self.partial.remove(&content);
         self.evicted += 1;
@@ -238,6 +284,10 @@ impl GroupFiles {
     }
 }
 
-fn gone(group: GroupId, content: ContentId, file: Complete) -> Gone {
-    Gone { named: Named::Complete { group, at: file.at, content }, complete: Some(file) }
+fn name(meta: &SnapshotMeta) -> Name {
+    (meta.content, meta.head.at)
+}
+
+fn names_of(content: ContentId) -> RangeInclusive<Name> {
+    (content, Applied::default())..=(content, Applied { index: u64::MAX, term: u64::MAX })
 }

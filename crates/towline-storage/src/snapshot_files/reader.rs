@@ -25,7 +25,7 @@ pub(super) struct Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.store.unpin(self.meta.head.group, self.meta.content);
+        self.store.unpin(&self.meta);
     }
 }
 

@@ -15,6 +15,7 @@ mod format;
 mod given_up;
 mod large;
 mod left_behind;
+mod misnamed;
 mod reserve;
 mod slow_disk;
 

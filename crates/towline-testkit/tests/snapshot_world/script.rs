@@ -5,7 +5,7 @@ use towline_engine::message::Message;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{GroupStatus, PeerStatus};
 
-use super::{Faults, Plant, World};
+use super::{Faults, LEARNER, Plant, World};
 
 /// What a script makes go wrong.
 #[derive(Default)]
@@ -22,21 +22,35 @@ pub(crate) struct Twists {
     pub(crate) break_midway: usize,
     /// What the receiver has already is answered as if it could not be taken.
     pub(crate) have_is_failure: bool,
+    /// A receiver takes itself for a member only if it is a voter of the configuration that the snapshot leads to.
+    pub(crate) voters_alone: bool,
 }
 
 impl World {
     /// Three nodes, one of which was away while the log was compacted past what it has. Gives the leader and that node, which
     /// is still down.
     pub(crate) fn left_behind(plant: Plant, watchdog: bool) -> (Self, NodeId, NodeId) {
-        let mut world = Self::new(0, Faults { watchdog, plant, ..Faults::snapshots_only() }.healed());
+        let world = Self::new(0, Faults { watchdog, plant, ..Faults::snapshots_only() }.healed());
+        world.leave_behind(|id, leader| id != leader)
+    }
+
+    /// The same of node 4. With seed 1 it is a learner, with seed 2 a voter of the outgoing half of a joint configuration.
+    pub(crate) fn fourth_left_behind(seed: u64) -> (Self, NodeId, NodeId) {
+        let world = Self::new(seed, Faults::snapshots_only().healed());
+        world.leave_behind(|id, _| id.as_u64() == LEARNER)
+    }
+
+    fn leave_behind(mut self, whom: impl Fn(NodeId, NodeId) -> bool) -> (Self, NodeId, NodeId) {
+        let world = &mut self;
         world.ticks(60);
         let leader = world.leader().expect("a leader");
-        let behind = world.ids().into_iter().find(|&id| id != leader).unwrap();
+        let behind = world.ids().into_iter().find(|&id| whom(id, leader)).unwrap();
+        assert_ne!(behind, leader);
         world.crash(behind);
         world.load(40);
         let status = world.status(leader);
         assert!(world.peer(leader, behind).matched + 1 < status.first_index, "{status:?}");
-        (world, leader, behind)
+        (self, leader, behind)
     }
 
     /// So many ticks, between which everything that is said arrives.

@@ -78,6 +78,9 @@ impl World {
             Stage::Offer if take_one(&mut self.twists.lie) => {
                 return transfer.send.take().unwrap().ticket.finish();
             }
+            Stage::Offer if self.twists.voters_alone && !meta.head.conf_state.voters.contains(&to) => {
+                return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Refused { lasting: true });
+            }
             Stage::Offer => {
                 let content = meta.content;
                 let offer = SnapshotOffer { message, meta, attempt: transfer.key.2.number };

@@ -1,16 +1,27 @@
 //! What is given up of unfinished transfers does not go without a word.
 
 use std::fmt::Debug;
+use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Metadata, Subscriber};
 
 use super::*;
 
 /// Keeps the text of each line, and the file it names.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<[String; 2]>>>);
+pub(super) struct Lines(pub(super) Arc<Mutex<Vec<[String; 2]>>>);
+
+impl Lines {
+    /// Hears what this thread says while `act` runs. Where there is one subscriber only, a line that another thread comes
+    /// to first, and that nobody listens to there, is switched off for all: so there is always a second one.
+    pub(super) fn hear<T>(&self, act: impl FnOnce() -> T) -> T {
+        static SECOND: OnceLock<Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| Dispatch::new(Self::default()));
+        tracing::subscriber::with_default(self.clone(), act)
+    }
+}
 
 impl Visit for Lines {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
@@ -51,7 +62,7 @@ fn a_partial_file_that_goes_for_the_bounds_is_named_in_the_log() {
         files.receive(&meta).unwrap().write_all(&bytes[..CHUNK]).unwrap();
         files.shared.path(&Named::Partial { group: GROUP, content: meta.content }).display().to_string()
     };
-    let first = tracing::subscriber::with_default(lines.clone(), || [left(1), left(2)])[0].clone();
+    let first = lines.hear(|| [left(1), left(2)])[0].clone();
     let said = ["an unfinished snapshot file is given up".to_owned(), first];
     assert_eq!(*lines.0.lock().unwrap(), [said]);
 }
@@ -65,7 +76,7 @@ fn a_partial_file_that_is_of_no_use_begins_anew_and_the_log_says_so() {
     files.receive(&meta).unwrap().write_all(&bytes[..CHUNK]).unwrap();
     let partial = files.shared.path(&Named::Partial { group: GROUP, content: meta.content });
     fs::write(&partial, "another file").unwrap();
-    let anew = tracing::subscriber::with_default(lines.clone(), || files.receive(&meta).unwrap().verified());
+    let anew = lines.hear(|| files.receive(&meta).unwrap().verified());
     assert_eq!(anew, 0);
     let said = lines.0.lock().unwrap().clone();
     let [[message, cause]] = &said[..] else { panic!("{said:?}") };
