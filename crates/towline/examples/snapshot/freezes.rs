@@ -99,13 +99,13 @@ fn common(a: Span, b: Span) -> Option<Span> {
 /// of a second.
 fn stolen() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
-    let of_one =
-        |line: &str| Some(line.strip_prefix("cpu")?.split_once(' ')?.1.split(' ').nth(7)?.parse().ok()?);
-    let own = processors().into_iter().map(|number| {
-        let line = stat.lines().find(|line| line.starts_with(&format!("cpu{number} ")));
-        line.and_then(of_one)
-    });
-    Some(Duration::from_millis(10 * own.collect::<Option<Vec<u64>>>()?.into_iter().min()?))
+    let of_one = |number| {
+        let name = format!("cpu{number} ");
+        let times = stat.lines().find_map(|line| line.strip_prefix(&name))?;
+        times.split(' ').nth(7)?.parse::<u64>().ok()
+    };
+    let all: Option<Vec<_>> = processors().into_iter().map(of_one).collect();
+    Some(Duration::from_millis(10 * all?.into_iter().min()?))
 }
 
 /// The processors that this program may use.
