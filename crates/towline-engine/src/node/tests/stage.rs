@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Wake, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -377,9 +378,11 @@ impl Held {
     pub(super) fn shard(group: &Group<Machine>) -> Self {
         loop {
             let (gate, group) = (Arc::new(Gate::default()), group.clone());
-            let mut asked: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-                let _ = group.status().await;
-            });
+            // Unconstrained: a task that has polled often enough is woken by its own thread, which would then be held.
+            let mut asked: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(tokio::task::unconstrained(async move {
+                    let _ = group.status().await;
+                }));
             let waker = Waker::from(gate.clone());
             // An answer may be there before it is polled for.
             if asked.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
@@ -390,6 +393,8 @@ impl Held {
                 drop(state);
                 return Self { gate, _asked: asked };
             }
+            // A shard that finds work whenever it looks is faster than this thread, again and again.
+            std::thread::sleep(Duration::from_millis(1)); // not synchronisation: it is tried again
         }
     }
 }
