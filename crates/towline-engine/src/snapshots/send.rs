@@ -65,8 +65,12 @@ struct State {
     #[cfg(test)]
     leaks: Vec<Leak>,
     #[cfg(test)]
-    panics_at_tick: bool,
+    at_tick: Option<AtTick>,
 }
+
+/// What the thread of the shard is to do.
+#[cfg(test)]
+struct AtTick(Box<dyn FnOnce() + Send>);
 
 /// A ticket that was lost.
 #[cfg(test)]
@@ -151,14 +155,16 @@ impl Sends {
     #[cfg(test)]
     pub(crate) fn ticked(&self) {
         self.lock().leaks.iter_mut().filter(|leak| !leak.made_up).for_each(|leak| leak.ticks += 1);
-        let panics = self.lock().panics_at_tick;
-        assert!(!panics, "the shard panics, as it was told");
+        let act = self.lock().at_tick.take();
+        if let Some(AtTick(act)) = act {
+            act();
+        }
     }
 
-    /// The thread of the shard panics at its next tick, where nothing contains it.
+    /// The thread of the shard does this at its next tick, where nothing contains a panic.
     #[cfg(test)]
-    pub(crate) fn panic_at_tick(&self) {
-        self.lock().panics_at_tick = true;
+    pub(crate) fn at_tick(&self, act: impl FnOnce() + Send + 'static) {
+        self.lock().at_tick = Some(AtTick(Box::new(act)));
     }
 
     /// The watchdog told Raft of an attempt to this peer.

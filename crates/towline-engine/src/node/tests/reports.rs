@@ -129,7 +129,7 @@ async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_alloca
     let kinds = ["unreachable", "snapshot_finish", "snapshot_failure"];
     let before = kinds.map(outcomes);
     let turns = || stage.alone.counter("towline_shard_turns_total", "");
-    let held = Held::shard(&stage.groups[0]);
+    let held = Held::shard(&stage);
     let turns_before = turns();
 
     let last = attempts.pop().unwrap();
@@ -269,10 +269,9 @@ async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close_and_do_not_
 async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still_goes_down() {
     let mut stage = Stage::node(config()).await;
     stage.lead(2).await;
-    let held = Held::shard(&stage.groups[0]);
+    let held = Held::shard(&stage);
     // Queued where the shard has not looked yet, or in the core: answered either way.
     let early = stage.groups.iter().map(|group| group.submit("early").unwrap()).collect::<Vec<_>>();
-    stage.alone.node.inner.sends.panic_at_tick();
     drop(held);
     stage.panic_shard().await;
     for proposal in early {

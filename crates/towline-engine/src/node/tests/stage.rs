@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Wake, Waker};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -129,7 +126,7 @@ impl Stage {
     /// The thread of the shard panics, and ends.
     pub(super) async fn panic_shard(&self) {
         let node = &self.alone.node;
-        node.inner.sends.panic_at_tick();
+        node.inner.sends.at_tick(|| panic!("the shard panics, as it was told"));
         let is_over = |thread: &std::thread::JoinHandle<()>| {
             thread.thread().name() == Some("towline-shard") && thread.is_finished()
         };
@@ -351,11 +348,8 @@ impl StateMachine for Machine {
     }
 }
 
-/// Holds the shard's thread until it is dropped: a caller whose waker blocks, which a waker must not.
-pub(super) struct Held {
-    gate: Arc<Gate>,
-    _asked: Pin<Box<dyn Future<Output = ()> + Send>>,
-}
+/// Holds the shard's thread, in a tick, until it is dropped.
+pub(super) struct Held(Arc<Gate>);
 
 #[derive(Default)]
 struct Gate {
@@ -364,8 +358,8 @@ struct Gate {
     changed: Condvar,
 }
 
-impl Wake for Gate {
-    fn wake(self: Arc<Self>) {
+impl Gate {
+    fn pass(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.0 = true;
         self.changed.notify_all();
@@ -374,34 +368,22 @@ impl Wake for Gate {
 }
 
 impl Held {
-    /// The thread that answers who asks for the state of a group is the shard's.
-    pub(super) fn shard(group: &Group<Machine>) -> Self {
-        loop {
-            let (gate, group) = (Arc::new(Gate::default()), group.clone());
-            // Unconstrained: a task that has polled often enough is woken by its own thread, which would then be held.
-            let mut asked: Pin<Box<dyn Future<Output = ()> + Send>> =
-                Box::pin(tokio::task::unconstrained(async move {
-                    let _ = group.status().await;
-                }));
-            let waker = Waker::from(gate.clone());
-            // An answer may be there before it is polled for.
-            if asked.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-                let state = gate.state.lock().unwrap();
-                let (state, late) =
-                    gate.changed.wait_timeout_while(state, DEADLINE, |(held, _)| !*held).unwrap();
-                assert!(!late.timed_out(), "nobody came to be held");
-                drop(state);
-                return Self { gate, _asked: asked };
-            }
-            // A shard that finds work whenever it looks is faster than this thread, again and again.
-            std::thread::sleep(Duration::from_millis(1)); // not synchronisation: it is tried again
-        }
+    /// From its next tick on.
+    pub(super) fn shard(stage: &Stage) -> Self {
+        let gate = Arc::new(Gate::default());
+        let held = gate.clone();
+        stage.alone.node.inner.sends.at_tick(move || held.pass());
+        let state = gate.state.lock().unwrap();
+        let (state, late) = gate.changed.wait_timeout_while(state, DEADLINE, |(held, _)| !*held).unwrap();
+        assert!(!late.timed_out(), "nobody came to be held");
+        drop(state);
+        Self(gate)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.gate.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-        self.gate.changed.notify_all();
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.0.changed.notify_all();
     }
 }
