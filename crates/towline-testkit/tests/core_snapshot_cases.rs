@@ -206,3 +206,21 @@ fn break_midway(world: &mut World, leader: NodeId, behind: NodeId) -> u64 {
     }
     sent
 }
+
+/// A node with entries that were never committed took a snapshot and was closed before its next poll. The shutdown wrote the
+/// snapshot's commit index, cut down to the end of the old log: the restart applied entries that were never committed.
+#[test]
+fn a_node_that_is_closed_as_it_takes_a_snapshot_applies_nothing_that_was_not_committed() {
+    let (mut world, behind) = World::diverged();
+    world.twists.close_as_it_receives = true;
+    for _ in 0..LONG_TICKS {
+        world.ticks(1);
+        if !world.is_up(behind) {
+            break;
+        }
+    }
+    assert!(!world.is_up(behind), "it was closed as it took a snapshot");
+    world.comes_back(behind);
+    world.ticks(LONG_TICKS);
+    assert!(world.is_level(behind));
+}

@@ -64,9 +64,11 @@ pub struct Group<W, R> {
     writes: u64,
     /// The last write that raft was told is durable.
     written: u64,
-    /// The hard state as of the last write that is durable, and as of the last one made.
+    /// The term as of the last write that is durable.
     durable_term: u64,
+    /// The hard state as of the last write made, and as of the last ready.
     hard_state_made: HardState,
+    hard_state_ready: HardState,
     term_rises: TermRises,
     /// Highest index given out to be applied.
     handed: Applied,
@@ -109,6 +111,7 @@ impl<W, R> Group<W, R> {
             written: 0,
             durable_term: hard_state.term,
             hard_state_made: hard_state,
+            hard_state_ready: hard_state,
             term_rises: TermRises::default(),
             handed,
             ticks: 0,
@@ -312,7 +315,10 @@ impl<W, R> Group<W, R> {
             self.writes += 1;
             write.installed = true;
         }
-        while let Some(ready) = self.replica.ready() {
+        // After a fatal ready nothing more is written: later entries could leave a gap in the log.
+        while fx.fatal.is_none()
+            && let Some(ready) = self.replica.ready()
+        {
             self.take_ready(ready, &mut write, fx);
             // Readies that needed no write are persisted with the write before them, which may be long durable.
             self.release(fx);
@@ -341,6 +347,7 @@ impl<W, R> Group<W, R> {
     }
 
     fn take_ready(&mut self, mut ready: ReadyParts, write: &mut GroupWrite, fx: &mut Effects<W, R>) {
+        self.hard_state_ready = ready.hard_state;
         for (context, index) in ready.reads {
             self.reads.confirm(&context, index);
         }
@@ -354,11 +361,13 @@ impl<W, R> Group<W, R> {
             if let Some(at) = ready.install {
                 restore = self.write_install(at, write);
                 if restore.is_none() {
+                    // Without the snapshot its commit index would cover entries of the old log.
                     fx.fatal = Some(format!("raft installs a snapshot at {} that nobody brought", at.index));
+                    return;
                 }
             }
-            self.hard_state_made = self.replica.hard_state();
-            write.hard_state = Some(self.hard_state_made);
+            self.hard_state_made = ready.hard_state;
+            write.hard_state = Some(ready.hard_state);
             let mut later = GroupWrite::new(self.id);
             later.entries = std::mem::take(&mut ready.entries);
             write.append(later);
@@ -408,13 +417,12 @@ impl<W, R> Group<W, R> {
         fx.unread.extend(self.reads.take_all().into_iter().map(stopped));
     }
 
-    /// The hard state, if it moved past what was last written: a clean shutdown writes the commit index too. Not that of
-    /// entries, or of a snapshot, that came in since the last turn and are in no write: a log that ends before its commit
-    /// index is refused at the next start.
+    /// The hard state of the last ready, if it moved past what was last written: a clean shutdown writes the commit index too.
+    ///
+    /// Raft's own commit index may be ahead of it. It then counts entries or a snapshot that came in since the last ready
+    /// and are in no write, while the stored log may end earlier or hold other entries at these indices.
     pub fn unwritten_hard_state(&self) -> Option<HardState> {
-        let now = self.replica.hard_state();
-        let now = HardState { commit: now.commit.min(self.replica.log().last_index()), ..now };
-        (now != self.hard_state_made).then_some(now)
+        (self.hard_state_ready != self.hard_state_made).then_some(self.hard_state_ready)
     }
 
     /// Bytes of entries that are not applied, with those raft has not given out to be written.

@@ -142,9 +142,13 @@ impl World {
         let Some((id, left)) = &mut self.leaving else { return };
         let id = *id;
         *left -= 1;
-        if *left > 0 {
-            return;
+        if *left == 0 {
+            self.close(id);
         }
+    }
+
+    /// As the shard closes a group: between two polls.
+    pub(super) fn close(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).unwrap();
         let Some(mut up) = node.up.take() else { return };
         for attempt in up.group.live_attempts() {

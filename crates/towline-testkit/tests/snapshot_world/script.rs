@@ -24,6 +24,8 @@ pub(crate) struct Twists {
     pub(crate) have_is_failure: bool,
     /// A receiver takes itself for a member only if it is a voter of the configuration that the snapshot leads to.
     pub(crate) voters_alone: bool,
+    /// The next receiver of a snapshot is closed in the turn in which it takes it.
+    pub(crate) close_as_it_receives: bool,
 }
 
 impl World {
@@ -51,6 +53,32 @@ impl World {
         let status = world.status(leader);
         assert!(world.peer(leader, behind).matched + 1 < status.first_index, "{status:?}");
         (self, leader, behind)
+    }
+
+    /// Three nodes, one of which led alone for a while: its last two entries were never committed, and the others compacted
+    /// their log past them. Gives that node; it hears the others again.
+    pub(crate) fn diverged() -> (Self, NodeId) {
+        let mut world = Self::new(0, Faults::snapshots_only().healed());
+        world.ticks(60);
+        let alone = world.leader().expect("a leader");
+        world.load(3);
+        for other in world.ids() {
+            world.cut.extend([(alone, other), (other, alone)]);
+        }
+        world.load(2);
+        world.ticks(80);
+        let leader = world.leader().expect("another leader");
+        assert_ne!(leader, alone);
+        world.load(40);
+        let tail = world.nodes[&alone].disk.last_index();
+        let status = world.status(leader);
+        assert!(world.status(alone).state.commit + 2 <= tail && tail < status.first_index, "{status:?}");
+        world.cut.clear();
+        (world, alone)
+    }
+
+    pub(crate) fn is_up(&self, id: NodeId) -> bool {
+        self.nodes[&id].up.is_some()
     }
 
     /// So many ticks, between which everything that is said arrives.

@@ -146,7 +146,11 @@ impl World {
         message: Message,
         meta: SnapshotMeta,
     ) -> bool {
-        self.with(to, |group, _| group.receive(from, message, meta)).is_some_and(|taken| taken.is_ok())
+        let taken = self.with(to, |group, _| group.receive(from, message, meta));
+        if std::mem::take(&mut self.twists.close_as_it_receives) {
+            self.close(to);
+        }
+        taken.is_some_and(|taken| taken.is_ok())
     }
 
     /// The sender reads its file, which must be there for as long as its transfer, but may have rotted.

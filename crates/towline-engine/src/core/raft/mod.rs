@@ -66,6 +66,9 @@ pub(crate) struct ReadyParts {
     pub(crate) number: u64,
     /// To be made durable.
     pub(crate) entries: Vec<Entry>,
+    /// Term, vote and commit index as of this ready. Its entries, its snapshot and those of earlier readies reach up to that
+    /// commit index; no later commit index may be written with them.
+    pub(crate) hard_state: HardState,
     /// `false`: nothing here needs the disk (at most a commit index that may as well be written later).
     pub(crate) must_write: bool,
     /// To be applied.
@@ -155,10 +158,6 @@ impl Replica {
     /// With entries that are not written yet.
     pub(crate) fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()
-    }
-
-    pub(crate) fn hard_state(&self) -> HardState {
-        convert::hard_state_from_raft(&self.raw.raft.hard_state())
     }
 
     /// Whether this leader has committed in its term; before that it cannot confirm reads.
@@ -316,6 +315,7 @@ impl Replica {
         let parts = ReadyParts {
             number: ready.number(),
             entries: ready.take_entries().into_iter().map(convert::entry_from_raft).collect(),
+            hard_state: convert::hard_state_from_raft(&self.raw.raft.hard_state()),
             must_write: ready.must_sync() || install.is_some(),
             committed: ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect(),
             messages: plain(ready.take_messages()),

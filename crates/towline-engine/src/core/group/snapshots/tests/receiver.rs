@@ -38,15 +38,68 @@ fn a_received_snapshot_is_written_before_it_is_restored_and_acknowledged_after()
     assert_eq!((group.state().applied, group.status().snapshot_index), (50, 50));
 }
 
-/// The node closed the group in the turn in which a snapshot was received, and wrote the commit index of that snapshot, but
-/// nothing of the snapshot itself. It refused to start again.
+/// The node has entries 13 and 14 of term 1, which are not committed.
+fn group_with_a_tail() -> TestGroup {
+    let mut group = group(|_| ());
+    let append =
+        Message { term: 1, index: LAST, log_term: 1, ..Message::new(MessageKind::Append, id(2), id(1)) };
+    group.step(id(2), Message { entries: vec![entry(13, 1), entry(14, 1)], ..append }).unwrap();
+    turn(&mut group, &mut TestEffects::default());
+    assert_eq!((group.last_index(), group.state().commit), (14, LAST));
+    group
+}
+
+/// The node closed the group in the turn in which a snapshot was received. It wrote the commit index of the snapshot, but
+/// nothing of the snapshot itself: at the next start it applied the old log up to that commit index.
 #[test]
 fn a_group_that_is_closed_before_a_received_snapshot_is_in_a_write_does_not_write_its_commit_index() {
-    let mut group = group(|_| ());
+    let mut group = group_with_a_tail();
     receive(&mut group, &offer(50, 3)).unwrap();
-    assert_eq!(group.unwritten_hard_state().map(|h| (h.term, h.commit)), Some((3, LAST)));
+    assert_eq!(group.state().commit, 50);
+    assert_eq!(group.unwritten_hard_state(), None, "entries 13 and 14 are not committed");
+    let mut fx = TestEffects::default();
+    group.poll(&mut fx);
+    let write = fx.write.unwrap().1;
+    assert_eq!((write.install.map(|i| i.at.index), write.hard_state.map(|h| h.commit)), (Some(50), Some(50)));
+    assert_eq!(group.unwritten_hard_state(), None, "it is in a write");
+}
+
+/// The same with entries in place of a snapshot: they take the place of entries 13 and 14, but are in no write.
+#[test]
+fn a_group_that_is_closed_before_received_entries_are_in_a_write_does_not_write_their_commit_index() {
+    let mut group = group_with_a_tail();
+    let append =
+        Message { term: 3, index: LAST, log_term: 1, ..Message::new(MessageKind::Append, id(3), id(1)) };
+    let entries = vec![entry(13, 3), entry(14, 3), entry(15, 3)];
+    group.step(id(3), Message { entries, commit: 15, ..append }).unwrap();
+    assert_eq!(group.state().commit, 15);
+    assert_eq!(group.unwritten_hard_state(), None, "the stored entries 13 and 14 are not committed");
     group.poll(&mut TestEffects::default());
     assert_eq!(group.unwritten_hard_state(), None, "it is in a write");
+}
+
+/// A commit index alone is not worth a write of its own; a clean shutdown writes it.
+#[test]
+fn a_group_that_is_closed_writes_the_commit_index_of_what_is_written() {
+    let mut group = group_with_a_tail();
+    let beat = Message { term: 1, commit: 14, ..Message::new(MessageKind::Heartbeat, id(2), id(1)) };
+    group.step(id(2), beat).unwrap();
+    assert_eq!(group.unwritten_hard_state(), None, "raft has not given it out");
+    let mut fx = TestEffects::default();
+    group.poll(&mut fx);
+    assert!(fx.write.is_none());
+    assert_eq!(group.unwritten_hard_state().map(|h| (h.term, h.commit)), Some((1, 14)));
+}
+
+/// Its commit index would cover entries of the old log.
+#[test]
+fn a_snapshot_that_nobody_brought_ends_the_group_and_writes_nothing() {
+    let mut group = group_with_a_tail();
+    group.replica.step(offer(50, 3).message);
+    let mut fx = TestEffects::default();
+    group.poll(&mut fx);
+    assert!(fx.fatal.is_some());
+    assert_eq!(fx.write, None);
 }
 
 /// Case 55.
