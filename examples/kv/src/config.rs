@@ -39,8 +39,8 @@ impl Default for KvConfig {
 impl Default for Settings {
     fn default() -> Self {
         // One group needs no more than one thread for its network, and each that is woken costs.
-        // Keys are read at the leader only. A follower that is asked for the size of the database learns the commit index
-        // with the read round's own heartbeat.
+        // Most reads go to the leader. A follower that reads learns the commit index with the read round's own
+        // heartbeat.
         let engine =
             towline::Config { network_workers: 1, commit_broadcast: false, ..towline::Config::default() };
         Self { engine, store: StoreConfig::default(), kv: KvConfig::default() }

@@ -55,7 +55,8 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let replica = GroupReplica::new(group, view, settings.engine.tick_ms);
 
     let (stopping, stopped) = watch::channel(false);
-    let members = Members { me: args.id.as_u64(), all: args.peers.iter().map(member).collect() };
+    let members = Members::new(args.id.as_u64(), args.peers.iter().map(member).collect());
+    let health = tokio::spawn(members.clone().watch(replica.clone()));
     let limits = Limits { command_bytes_max, connections_max: settings.kv.connections_max };
     let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, refused, stopped.clone()));
     let pages = Pages {
@@ -91,6 +92,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let _ = stopping.send(true);
     pages.abort();
     upkeep.abort();
+    health.abort();
     if let Some(reload) = reload {
         reload.abort();
     }

@@ -1,4 +1,4 @@
-//! Commands on keys: from arguments to what is proposed or read, and the table of all commands.
+//! Commands on keys: from arguments to what is proposed or read.
 
 use bytes::Bytes;
 
@@ -7,50 +7,7 @@ use crate::machine::{
 };
 
 use super::reply::Reply;
-
-/// What clients learn from `COMMAND`, and what arity is checked against.
-pub(super) struct Spec {
-    pub(super) name: &'static str,
-    /// Arguments with the name; negative: at least so many.
-    pub(super) arity: i64,
-    pub(super) flag: &'static str,
-    /// First key, last key (negative: from the end) and step; zeros for none.
-    pub(super) keys: [i64; 3],
-}
-
-const fn spec(name: &'static str, arity: i64, flag: &'static str, keys: [i64; 3]) -> Spec {
-    Spec { name, arity, flag, keys }
-}
-
-pub(super) const TABLE: &[Spec] = &[
-    spec("get", 2, "readonly", [1, 1, 1]),
-    spec("set", -3, "write", [1, 1, 1]),
-    spec("incr", 2, "write", [1, 1, 1]),
-    spec("mset", -3, "write", [1, -1, 2]),
-    spec("mget", -2, "readonly", [1, -1, 1]),
-    spec("del", -2, "write", [1, -1, 1]),
-    spec("exists", -2, "readonly", [1, -1, 1]),
-    spec("decr", 2, "write", [1, 1, 1]),
-    spec("incrby", 3, "write", [1, 1, 1]),
-    spec("append", 3, "write", [1, 1, 1]),
-    spec("strlen", 2, "readonly", [1, 1, 1]),
-    spec("ttl", 2, "readonly", [1, 1, 1]),
-    spec("dbsize", 1, "readonly", [0, 0, 0]),
-    spec("flushdb", -1, "write", [0, 0, 0]),
-    spec("ping", -1, "fast", [0, 0, 0]),
-    spec("echo", 2, "fast", [0, 0, 0]),
-    spec("info", -1, "stale", [0, 0, 0]),
-    spec("config", -2, "admin", [0, 0, 0]),
-    spec("command", -1, "stale", [0, 0, 0]),
-    spec("hello", -1, "fast", [0, 0, 0]),
-    spec("client", -2, "stale", [0, 0, 0]),
-    spec("select", 2, "fast", [0, 0, 0]),
-    spec("cluster", -2, "stale", [0, 0, 0]),
-    spec("readonly", 1, "fast", [0, 0, 0]),
-    spec("readwrite", 1, "fast", [0, 0, 0]),
-    spec("reset", 1, "fast", [0, 0, 0]),
-    spec("quit", -1, "fast", [0, 0, 0]),
-];
+use super::table::{Spec, TABLE};
 
 /// The command of that name, if the number of arguments fits; otherwise Redis's error.
 pub(super) fn find(args: &[Bytes]) -> Result<&'static Spec, Reply> {
@@ -58,9 +15,7 @@ pub(super) fn find(args: &[Bytes]) -> Result<&'static Spec, Reply> {
     let Some(spec) = TABLE.iter().find(|spec| name.eq_ignore_ascii_case(spec.name.as_bytes())) else {
         return Err(unknown_command(name, rest));
     };
-    let given = i64::try_from(args.len()).unwrap_or(i64::MAX);
-    let fits = if spec.arity < 0 { given >= -spec.arity } else { given == spec.arity };
-    if fits { Ok(spec) } else { Err(wrong_arity(spec.name)) }
+    if spec.takes(args.len()) { Ok(spec) } else { Err(wrong_arity(spec.name)) }
 }
 
 /// Names and arguments in an error are cut here, as in Redis.
@@ -160,6 +115,11 @@ fn write<'a>(name: &str, key: &'a Bytes, rest: &'a [Bytes]) -> Result<Option<Op<
         "decr" => Op::Add { key: Blob(key), delta: -1 },
         "incrby" => {
             Op::Add { key: Blob(key), delta: parse_integer(argument(1).0).ok_or_else(not_an_integer)? }
+        }
+        "decrby" => {
+            let amount = parse_integer(argument(1).0).ok_or_else(not_an_integer)?;
+            let delta = amount.checked_neg().ok_or_else(|| Reply::error("ERR decrement would overflow"))?;
+            Op::Add { key: Blob(key), delta }
         }
         "append" => Op::Append { key: Blob(key), value: argument(1) },
         "mset" => {

@@ -20,11 +20,12 @@ use crate::machine::{View, wall_clock_ms};
 use crate::replica::{ReadError, Replica, Role};
 
 use super::cluster::slot;
-use super::commands::{Keyed, Read, Spec, find, keyed};
+use super::commands::{Keyed, Read, find, keyed};
 use super::decode::Decoder;
 use super::reply::Reply;
 use super::server::Shared;
 use super::session::Session;
+use super::table::Spec;
 
 /// Replies one connection may wait for. At the bound its socket is not read.
 pub(super) const PENDING_MAX: usize = 1_024;
@@ -211,7 +212,7 @@ impl<R: Replica> Pipeline<R> {
             }
             Ok(Some(Keyed::Read { key: Some(key), read })) => {
                 let state = replica.state();
-                if state.role == Role::Leader {
+                if state.role == Role::Leader || self.session.reads_here {
                     Kind::Read(read)
                 } else {
                     Kind::Ready(members.moved(slot(&key), state.leader))

@@ -4,9 +4,11 @@ mod cluster;
 mod commands;
 mod connection;
 mod decode;
+mod health;
 mod reply;
 mod server;
 mod session;
+mod table;
 
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,8 @@ pub(super) enum Reply {
     Bulk(Bytes),
     Nil,
     Array(Vec<Reply>),
+    /// An array in RESP2.
+    Set(Vec<Reply>),
     /// An array of twice the length in RESP2.
     Map(Vec<(Reply, Reply)>),
 }
@@ -83,8 +85,9 @@ impl Reply {
             Self::Bulk(bytes) => BorrowedFrame::BulkString(bytes),
             Self::Nil if resp3 => return out.put_slice(b"_\r\n"),
             Self::Nil => BorrowedFrame::Null,
-            Self::Array(items) => {
-                out.put_slice(format!("*{}\r\n", items.len()).as_bytes());
+            Self::Array(items) | Self::Set(items) => {
+                let kind = if resp3 && matches!(self, Self::Set(_)) { '~' } else { '*' };
+                out.put_slice(format!("{kind}{}\r\n", items.len()).as_bytes());
                 return items.iter().for_each(|item| item.encode(resp3, out));
             }
             Self::Map(pairs) => {
@@ -127,6 +130,8 @@ mod tests {
         assert_eq!(both(&Reply::text("ab")), ["$2\r\nab\r\n", "$2\r\nab\r\n"]);
         assert_eq!(both(&Reply::error("ERR x")), ["-ERR x\r\n", "-ERR x\r\n"]);
         let map = Reply::Map(vec![(Reply::text("k"), Reply::Array(vec![Reply::Nil]))]);
+        let set = Reply::Set(vec![Reply::Integer(1)]);
+        assert_eq!(both(&set), ["*1\r\n:1\r\n", "~1\r\n:1\r\n"]);
         assert_eq!(both(&map), ["*2\r\n$1\r\nk\r\n*1\r\n$-1\r\n", "%1\r\n$1\r\nk\r\n*1\r\n_\r\n"]);
     }
 }

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use crate::replica::{ReplicaState, Role};
 
 use super::cluster::Members;
-use super::commands::{Spec, TABLE, unknown_subcommand, wrong_arity};
+use super::commands::{unknown_subcommand, wrong_arity};
 use super::reply::{OK, Reply};
+use super::table::{self, Spec};
 
 /// The Redis whose commands and texts these are.
 const REDIS_VERSION: &str = "7.4.0";
@@ -18,12 +19,14 @@ pub(super) struct Session {
     pub(super) id: u64,
     pub(super) resp3: bool,
     pub(super) quit: bool,
+    /// After `READONLY`: this node answers reads although it follows.
+    pub(super) reads_here: bool,
     name: Bytes,
 }
 
 impl Session {
     pub(super) fn new(id: u64) -> Self {
-        Self { id, resp3: false, quit: false, name: Bytes::new() }
+        Self { id, resp3: false, quit: false, reads_here: false, name: Bytes::new() }
     }
 
     /// `args` starts with the name of the command.
@@ -44,7 +47,10 @@ impl Session {
                 Some(_) => Reply::error("ERR DB index is out of range"),
                 None => Reply::error("ERR value is not an integer or out of range"),
             },
-            ("readonly" | "readwrite", _) => OK,
+            ("readonly" | "readwrite", _) => {
+                self.reads_here = spec.name == "readonly";
+                OK
+            }
             ("quit", _) => {
                 self.quit = true;
                 OK
@@ -57,7 +63,7 @@ impl Session {
             ("client", rest) => self.client(rest),
             ("cluster", rest) => members.command(rest, state),
             ("config", rest) => config(rest),
-            ("command", rest) => command(rest),
+            ("command", rest) => table::answer(rest),
             ("info", _) => Reply::text(info(members, state)),
             _ => Reply::error("ERR command is not available here"),
         }
@@ -161,35 +167,6 @@ fn config(args: &[&[u8]]) -> Reply {
         }
         _ => unknown_subcommand("CONFIG", &String::from_utf8_lossy(name)),
     }
-}
-
-fn command(args: &[&[u8]]) -> Reply {
-    let Some((name, names)) = args.split_first() else {
-        return Reply::Array(TABLE.iter().map(describe).collect());
-    };
-    let name = String::from_utf8_lossy(name).to_ascii_lowercase();
-    match name.as_str() {
-        "count" => Reply::integer(TABLE.len()),
-        "list" => Reply::Array(TABLE.iter().map(|spec| Reply::text(spec.name)).collect()),
-        "docs" => Reply::Map(Vec::new()),
-        "info" if names.is_empty() => command(&[]),
-        "info" => {
-            let one =
-                |name: &&[u8]| TABLE.iter().find(|spec| name.eq_ignore_ascii_case(spec.name.as_bytes()));
-            Reply::Array(names.iter().map(|name| one(name).map_or(Reply::Nil, describe)).collect())
-        }
-        _ => unknown_subcommand("COMMAND", &name),
-    }
-}
-
-fn describe(spec: &Spec) -> Reply {
-    let mut entry = vec![
-        Reply::text(spec.name),
-        Reply::Integer(spec.arity),
-        Reply::Array(vec![Reply::Status(spec.flag)]),
-    ];
-    entry.extend(spec.keys.map(Reply::Integer));
-    Reply::Array(entry)
 }
 
 fn info(members: &Members, state: &ReplicaState) -> String {

@@ -108,7 +108,7 @@ async fn start(connections_max: usize) -> Harness {
         barriers: Arc::default(),
     };
     let member = |id, port| Member { id, host: "127.0.0.1".into(), port };
-    let members = Members { me: 1, all: vec![member(1, 6_001), member(2, 6_002)] };
+    let members = Members::new(1, vec![member(1, 6_001), member(2, 6_002)]);
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let at = server.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
@@ -169,6 +169,7 @@ async fn errors_have_the_texts_of_redis() {
         ("SET a b EX 0", "ERR invalid expire time in 'set' command"),
         ("SET a b EX 9223372036854775807", "ERR invalid expire time in 'set' command"),
         ("INCRBY a 1.5", "ERR value is not an integer or out of range"),
+        ("DECRBY a -9223372036854775808", "ERR decrement would overflow"),
         ("SELECT 1", "ERR DB index is out of range"),
         ("CLIENT frob", "ERR unknown subcommand 'frob'. Try CLIENT HELP."),
         ("CLUSTER", "ERR wrong number of arguments for 'cluster' command"),
@@ -209,6 +210,10 @@ async fn what_is_not_known_is_told_apart_from_what_never_happened() {
         (state.role, state.leader) = (Role::Follower, Some(2));
     }
     assert_eq!(h.talk(b"GET foo\r\n").await, "-MOVED 12182 127.0.0.1:6002\r\n");
+    let said =
+        h.talk(b"READONLY\r\nGET foo\r\nREADWRITE\r\nGET foo\r\nREADONLY\r\nRESET\r\nGET foo\r\n").await;
+    let moved = "-MOVED 12182 127.0.0.1:6002\r\n";
+    assert_eq!(said, format!("+OK\r\n$-1\r\n+OK\r\n{moved}+OK\r\n+RESET\r\n{moved}"), "READONLY reads here");
     assert!(h.talk(b"CLUSTER SLOTS\r\n").await.contains(":6002\r\n"));
 }
 
