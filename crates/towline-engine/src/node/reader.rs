@@ -1,17 +1,19 @@
 //! The log reader: one thread that reads cold entries for followers which lag, and gives space back now and then.
 //! Both take the disk's time, which neither the shard nor the writer has.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mail::{Control, ShardEvent, ShardSender};
+use crate::cause::{chain, panic_text};
 use crate::core::Fetch;
 use crate::ids::GroupId;
 use crate::log_store::LogStore;
 
-/// How often the store is asked to give space back.
+/// How often the store is asked to give space back, also while fetches and compactions keep the thread busy.
 const PURGE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Payload bytes one fetch brings: several append messages, so that a follower far behind is not fed one disk read a
@@ -39,7 +41,7 @@ impl LogReader {
         let (work, queue) = channel();
         let thread = std::thread::Builder::new()
             .name("towline-read".into())
-            .spawn(move || run(&*store, &shard, &queue))?;
+            .spawn(move || Reader { store, shard, purge_interval: PURGE_INTERVAL }.run(&queue))?;
         Ok((Self { work }, thread))
     }
 
@@ -57,38 +59,76 @@ impl LogReader {
     }
 }
 
-fn run(store: &dyn LogStore, shard: &ShardSender, queue: &Receiver<Work>) {
-    let mut purge_at = Instant::now() + PURGE_INTERVAL;
-    loop {
-        match queue.recv_timeout(purge_at.saturating_duration_since(Instant::now())) {
-            Ok(Work::Fetch { group, life, fetch }) => {
-                let mut entries = Vec::new();
-                if let Err(error) = store.entries(group, fetch.low..fetch.high, FETCH_BYTES_MAX, &mut entries)
-                {
-                    tracing::warn!(%group, %error, low = fetch.low, high = fetch.high, "entries could not be read");
-                    entries.clear();
-                }
-                shard.post(ShardEvent::Fetched { group, life, low: fetch.low, entries });
+struct Reader {
+    store: Arc<dyn LogStore>,
+    shard: ShardSender,
+    purge_interval: Duration,
+}
+
+impl Reader {
+    fn run(self, queue: &Receiver<Work>) {
+        let mut purge_at = Instant::now() + self.purge_interval;
+        loop {
+            let work = queue.recv_timeout(purge_at.saturating_duration_since(Instant::now()));
+            match work {
+                Ok(Work::Fetch { group, life, fetch }) => self.fetch(group, life, &fetch),
+                Ok(Work::Compact { group, through }) => self.compact(group, through),
+                Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            Ok(Work::Compact { group, through }) => {
-                // What was not forgotten now is forgotten with the next compaction.
-                if let Err(error) = store.compact(group, through) {
-                    tracing::warn!(%group, %error, through, "the log could not be compacted");
-                }
-            }
-            Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                purge_at = Instant::now() + PURGE_INTERVAL;
-                match store.purge() {
-                    Ok(groups) => {
-                        for group in groups {
-                            shard.post(ShardEvent::Control(Control::Squeeze { group }));
-                        }
-                    }
-                    // The next append finds a poisoned store and stops the node; a purge alone does not.
-                    Err(error) => tracing::error!(%error, "the log could not give space back"),
-                }
+            // After every task: a queue that is never empty must not keep the store from giving space back.
+            if Instant::now() >= purge_at {
+                self.purge();
+                purge_at = Instant::now() + self.purge_interval;
             }
         }
     }
+
+    fn fetch(&self, group: GroupId, life: u64, fetch: &Fetch) {
+        let (low, high) = (fetch.low, fetch.high);
+        let fetched = contained(|| {
+            let mut entries = Vec::new();
+            self.store.entries(group, low..high, FETCH_BYTES_MAX, &mut entries).map(|()| entries)
+        });
+        let entries = fetched.unwrap_or_else(|error| {
+            tracing::warn!(%group, error, low, high, "entries could not be read");
+            Vec::new()
+        });
+        self.shard.post(ShardEvent::Fetched { group, life, low, entries });
+    }
+
+    fn compact(&self, group: GroupId, through: u64) {
+        // The next compaction includes what this one did not remove.
+        if let Err(error) = contained(|| self.store.compact(group, through)) {
+            tracing::warn!(%group, error, through, "the log could not be compacted");
+        }
+    }
+
+    fn purge(&self) {
+        match contained(|| self.store.purge()) {
+            Ok(groups) => {
+                for group in groups {
+                    self.shard.post(ShardEvent::Control(Control::Squeeze { group }));
+                }
+            }
+            // The next append finds a poisoned store and stops the node; a purge alone does not.
+            Err(error) => tracing::error!(error, "the log could not give space back"),
+        }
+    }
 }
+
+/// Runs a call of the log store. A panic ends that call and not the thread: later fetches, compactions and purges
+/// depend on it.
+fn contained<T, E: std::error::Error>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| chain(&error)),
+        Err(panic) => {
+            let cause = format!("the log store panicked: {}", panic_text(panic.as_ref()));
+            std::mem::forget(panic); // its drop may panic again
+            Err(cause)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
