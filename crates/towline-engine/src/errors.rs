@@ -78,6 +78,25 @@ pub enum UncertainCause {
     /// The group was quarantined or the node stopped.
     #[error("the group went down: {0}")]
     Down(Arc<str>),
+    /// `proposal_timeout_ms` passed. The command goes on without a caller: it may be applied at any time.
+    #[error("not applied within {after_ms} ms: {cause}")]
+    Timeout {
+        /// The limit.
+        after_ms: u64,
+        /// What it waited for, as far as this node knows.
+        cause: Arc<str>,
+    },
+}
+
+struct Because<'a>(&'a Option<Arc<str>>);
+
+impl std::fmt::Display for Because<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(cause) => write!(f, ": {cause}"),
+            None => Ok(()),
+        }
+    }
 }
 
 struct Hint<'a>(&'a Option<NodeId>);
@@ -104,6 +123,16 @@ pub enum ReadError {
     /// A leader is known, but a majority did not confirm the read in time.
     #[error("no majority confirmed the read in time")]
     Timeout,
+    /// A majority confirmed the read, but this node's state machine did not come to its index in time.
+    #[error("the read must see entry {index}, but the state machine is at {applied}{}", Because(.call))]
+    NotApplied {
+        /// What the read must see.
+        index: u64,
+        /// How far the state machine has come.
+        applied: u64,
+        /// The call it is in, if it is in one.
+        call: Option<Arc<str>>,
+    },
     /// The group or the node does not run any more.
     #[error("stopped: {cause}")]
     Stopped {

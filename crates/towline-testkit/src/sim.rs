@@ -295,6 +295,7 @@ impl Sim {
                 group.written(number, &mut fx);
             }
         }
+        let applied = node.machine.through.index;
         node.mail.applies.extend(fx.apply);
         node.mail.fetches.extend(fx.fetches);
         for message in fx.messages {
@@ -305,6 +306,9 @@ impl Sim {
             self.history.refused(command, error).map_err(|detail| self.violation(detail))?;
         }
         fx.unread.into_iter().for_each(|(read, error)| self.history.unread(read, error));
+        for read in fx.readable {
+            self.history.saw(id, read, applied).map_err(|detail| self.violation(detail))?;
+        }
         match fx.fatal {
             Some(fatal) => Err(self.violation(format!("node {id} cannot go on: {fatal}"))),
             None => Ok(()),

@@ -47,7 +47,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let node = builder.start().await.map_err(|e| Failure::run("cannot start".into(), e))?;
     let start = how_to_start(&args, &node)?;
     let command_bytes_max = settings.engine.proposal_bytes_max.saturating_sub(PACK_BYTES);
-    let machine = KvMachine::open(&args.data.join("kv"), &settings.store, command_bytes_max)
+    let machine = KvMachine::open(&args.data.join("kv"), &settings.store)
         .map_err(|e| Failure::run("cannot open the key-value store".into(), e))?;
     let view = machine.view();
     let group = node.group(GroupId::DEFAULT, machine).start(start).await;

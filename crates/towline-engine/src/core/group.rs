@@ -148,6 +148,10 @@ impl<W, R> Group<W, R> {
         if self.replica.attempts().tick() {
             self.replica.ping();
         }
+        let applied = self.replica.log().applied();
+        for (reader, index) in self.reads.take_not_applied(self.ticks) {
+            fx.unread.push((reader, ReadError::NotApplied { index, applied, call: None }));
+        }
         for reader in self.reads.tick(self.ticks) {
             let error =
                 if self.replica.leader().is_none() { ReadError::NoLeader } else { ReadError::Timeout };
@@ -286,7 +290,6 @@ impl<W, R> Group<W, R> {
             self.durable_term = self.durable_term.max(ready.term);
             self.send(ready.messages, fx);
             if let Some(meta) = ready.restore {
-                // Only now: a read that was confirmed before must not be answered after the restore's place.
                 self.handed = meta.head.at;
                 fx.apply.push(Apply::Restore(meta));
             }
@@ -328,10 +331,8 @@ impl<W, R> Group<W, R> {
         }
         self.keep_house(fx);
         self.give_up_lost(fx);
-        let ready_reads = self.reads.take_confirmed(self.handed.index);
-        if !ready_reads.is_empty() {
-            fx.apply.push(Apply::Reads(ready_reads));
-        }
+        // A read keeps its deadline until the state machine has come to its index.
+        fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
         fx.fetches.append(&mut self.replica.take_fetches());
     }
 
@@ -445,11 +446,6 @@ impl<W, R> Group<W, R> {
     /// The index of the last entry, written or not.
     pub fn last_index(&self) -> u64 {
         self.replica.last_index()
-    }
-
-    /// Whether everything that was handed out to be applied is applied.
-    pub fn is_idle_behind_apply(&self) -> bool {
-        self.handed.index == self.replica.log().applied()
     }
 
     /// A closer look.

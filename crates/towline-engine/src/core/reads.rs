@@ -118,6 +118,18 @@ impl<R> Reads<R> {
         late
     }
 
+    /// Readers past their deadline that are confirmed at an index the state machine has not come to. Before
+    /// [`tick`](Self::tick), which takes them without their index.
+    pub(super) fn take_not_applied(&mut self, now_tick: u64) -> Vec<(R, u64)> {
+        let mut late = Vec::new();
+        for (index, readers) in &mut self.confirmed {
+            let over = readers.partition_point(|r| r.deadline_tick <= now_tick);
+            late.extend(readers.drain(..over).map(|r| (r.reader, *index)));
+        }
+        self.confirmed.retain(|(_, readers)| !readers.is_empty());
+        late
+    }
+
     /// Takes everybody.
     pub(super) fn take_all(&mut self) -> Vec<R> {
         let waiting = self.waiting.drain(..);

@@ -1,162 +1,330 @@
 //! The thread of an apply worker: runs state machines, and answers whoever waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use super::answer::contained;
+use super::answer::{Answer, contained};
 use super::apply::{ApplyWorker, Work};
+use super::call_size::CallSize;
+use super::call_watch::CallWatch;
 use super::mail::{ShardEvent, ShardSender};
-use super::target::{Target, Task, fail_tasks, restore};
-use super::waiter::ReadWaiter;
+use super::target::{Target, Task, fail_all, restore};
+use super::waiter::Waiter;
 use crate::core::Apply;
 use crate::ids::GroupId;
+use crate::message::Entry;
 use crate::snapshot_store::{SnapshotHead, SnapshotStore};
 use crate::snapshots::{Keeper, Making};
+use crate::state_machine::{Applied, is_command};
+
+/// What a worker works with.
+pub(crate) struct ApplierDeps {
+    pub(crate) shard: ShardSender,
+    pub(crate) store: Arc<dyn SnapshotStore>,
+    pub(crate) keeper: Keeper,
+    /// Payload bytes of one call, unless a single entry is larger.
+    pub(crate) call_bytes_max: u64,
+}
 
 /// Starts the thread.
-pub(crate) fn start(
-    number: usize,
-    shard: ShardSender,
-    store: Arc<dyn SnapshotStore>,
-    keeper: Keeper,
-) -> io::Result<(ApplyWorker, JoinHandle<()>)> {
+pub(crate) fn start(number: usize, deps: ApplierDeps) -> io::Result<(ApplyWorker, JoinHandle<()>)> {
     let (work, queue) = channel();
-    let stopping = Arc::new(AtomicBool::new(false));
-    let seen = stopping.clone();
-    let thread = std::thread::Builder::new().name(format!("towline-apply-{number}")).spawn(move || {
-        Worker { shard, store, keeper, targets: BTreeMap::new(), stopping: seen }.run(&queue)
-    })?;
-    Ok((ApplyWorker { work, stopping }, thread))
+    let (stopping, watch) = (Arc::new(AtomicBool::new(false)), Arc::new(CallWatch::default()));
+    let worker = Worker {
+        deps,
+        groups: BTreeMap::new(),
+        ready: VecDeque::new(),
+        stopping: stopping.clone(),
+        watch: watch.clone(),
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("towline-apply-{number}"))
+        .spawn(move || worker.run(&queue))?;
+    Ok((ApplyWorker { work, stopping, watch }, thread))
 }
 
 struct Worker {
-    shard: ShardSender,
-    store: Arc<dyn SnapshotStore>,
-    keeper: Keeper,
-    targets: BTreeMap<GroupId, (u64, Box<dyn Target>)>,
+    deps: ApplierDeps,
+    groups: BTreeMap<GroupId, Served>,
+    /// Groups with something in their queue, each once.
+    ready: VecDeque<GroupId>,
     stopping: Arc<AtomicBool>,
+    watch: Arc<CallWatch>,
+}
+
+/// A group on its worker.
+#[derive(Default)]
+struct Served {
+    running: Option<Running>,
+    queue: VecDeque<Job>,
+}
+
+struct Running {
+    life: u64,
+    target: Box<dyn Target>,
+    size: CallSize,
+}
+
+enum Job {
+    Start { life: u64, target: Box<dyn Target> },
+    Entries { life: u64, entries: Entries },
+    Other { life: u64, task: Task },
+    Flush { done: Answer<Result<Applied, Arc<str>>> },
+    Remove { life: u64 },
+}
+
+/// Committed entries that wait: neighbours are one, because a state machine pays for each call.
+struct Entries {
+    entries: VecDeque<Entry>,
+    /// One place a command.
+    waiters: VecDeque<Option<Box<dyn Waiter>>>,
+    through: Applied,
 }
 
 impl Worker {
+    /// One call of one group, then the next group's turn: a slow state machine delays others by one call.
     fn run(mut self, queue: &Receiver<Work>) {
-        let mut next = None;
-        while let Some(work) = next.take().or_else(|| queue.recv().ok()) {
-            match work {
-                Work::Start { group, life, target } => {
-                    let_go(self.targets.insert(group, (life, target)));
-                }
-                Work::Apply { group, life, mut tasks } => {
-                    next = more_of(queue, group, life, &mut tasks);
-                    self.apply(group, life, merged(tasks));
-                }
-                Work::Flush { group, done } => {
-                    let result = match self.targets.get_mut(&group) {
-                        Some((_, target)) => target.flush(),
-                        None => Err("the group is not running".into()),
-                    };
-                    done.send(result);
-                }
-                Work::Remove { group, life } => {
-                    if self.targets.get(&group).is_some_and(|(running, _)| *running == life) {
-                        let_go(self.targets.remove(&group));
-                    }
-                }
-                Work::Stop => break,
+        loop {
+            let waited = if self.ready.is_empty() { queue.recv().map(Some) } else { Ok(None) };
+            let Ok(waited) = waited else { break };
+            let mut stop = false;
+            for work in waited.into_iter().chain(queue.try_iter()) {
+                stop |= self.take(work);
+            }
+            if stop {
+                break;
+            }
+            if let Some(group) = self.ready.pop_front() {
+                self.turn(group);
             }
         }
-        std::mem::take(&mut self.targets).into_values().for_each(|target| let_go(Some(target)));
+        let cause = stopped();
+        for served in std::mem::take(&mut self.groups).into_values() {
+            served.queue.into_iter().for_each(|job| job.fail(&cause));
+            let_go(served.running);
+        }
     }
 
-    fn apply(&mut self, group: GroupId, life: u64, tasks: Vec<Task>) {
-        let Some((_, target)) = self.targets.get_mut(&group).filter(|(running, _)| *running == life) else {
-            return fail_tasks(tasks, &"the group is not running".into());
-        };
-        let (mut applied, mut failed) = (None, None);
-        let mut tasks = tasks.into_iter();
-        for task in tasks.by_ref() {
-            match task {
-                task if self.stopping.load(Ordering::Acquire) => {
-                    fail_tasks(vec![task], &"the node was shut down".into());
-                }
-                Apply::Entries { entries, waiters, through } => {
-                    match target.apply(&entries, waiters, through) {
-                        Ok(()) => applied = Some(through.index),
-                        Err(cause) => {
-                            failed = Some(cause);
-                            break;
+    /// Queues work; says whether the thread is to end.
+    fn take(&mut self, work: Work) -> bool {
+        match work {
+            Work::Start { group, life, target } => self.queue(group, Job::Start { life, target }),
+            Work::Apply { group, life, tasks } => {
+                for task in tasks {
+                    match task {
+                        Apply::Entries { entries, waiters, through } => {
+                            self.queue_entries(group, life, entries, waiters, through);
                         }
+                        task => self.queue(group, Job::Other { life, task }),
                     }
                 }
-                Apply::Reads(readers) => readers.into_iter().for_each(ReadWaiter::answer),
-                Apply::Restore(meta) => match restore(&*self.store, target.as_mut(), &meta) {
-                    Ok(()) => applied = Some(meta.head.at.index),
-                    Err(cause) => {
-                        failed = Some(cause);
-                        break;
-                    }
-                },
-                Apply::Snapshot { conf, at } => match target.snapshot() {
-                    Ok((durable, source)) => {
-                        let head =
-                            SnapshotHead { group, at, conf_state: conf.conf_state, members: conf.members };
-                        self.keeper.make(Making { life, head, durable, source });
-                    }
-                    Err(cause) => {
-                        failed = Some(cause);
-                        break;
-                    }
-                },
+            }
+            Work::Flush { group, done } => self.queue(group, Job::Flush { done }),
+            Work::Remove { group, life } => self.queue(group, Job::Remove { life }),
+            Work::Stop => return true,
+        }
+        false
+    }
+
+    fn queue(&mut self, group: GroupId, job: Job) {
+        let served = self.groups.entry(group).or_default();
+        if served.queue.is_empty() {
+            self.ready.push_back(group);
+        }
+        served.queue.push_back(job);
+    }
+
+    fn queue_entries(
+        &mut self,
+        group: GroupId,
+        life: u64,
+        entries: Vec<Entry>,
+        waiters: Vec<Option<Box<dyn Waiter>>>,
+        through: Applied,
+    ) {
+        let last = self.groups.get_mut(&group).and_then(|served| served.queue.back_mut());
+        match last {
+            Some(Job::Entries { life: of, entries: waiting }) if *of == life => {
+                waiting.entries.extend(entries);
+                waiting.waiters.extend(waiters);
+                waiting.through = through;
+            }
+            _ => {
+                let entries = Entries { entries: entries.into(), waiters: waiters.into(), through };
+                self.queue(group, Job::Entries { life, entries });
             }
         }
-        if let Some(index) = applied {
-            self.shard.post(ShardEvent::Applied { group, life, index });
+    }
+
+    /// Does the oldest job of a group, or one call's worth of it.
+    fn turn(&mut self, group: GroupId) {
+        let Some(served) = self.groups.get_mut(&group) else { return };
+        if let Some(job) = served.queue.pop_front() {
+            Turn { deps: &self.deps, watch: &self.watch, stopping: &self.stopping, group }.run(job, served);
         }
-        if let Some(cause) = failed {
-            fail_tasks(tasks.collect(), &cause);
-            let_go(self.targets.remove(&group));
-            self.shard.post(ShardEvent::ApplyFailed { group, life, cause });
+        if !served.queue.is_empty() {
+            self.ready.push_back(group);
+        } else if served.running.is_none() {
+            self.groups.remove(&group);
         }
     }
+}
+
+/// The turn of one group.
+struct Turn<'a> {
+    deps: &'a ApplierDeps,
+    watch: &'a CallWatch,
+    stopping: &'a AtomicBool,
+    group: GroupId,
+}
+
+impl Turn<'_> {
+    fn run(self, job: Job, served: &mut Served) {
+        let Served { running, queue } = served;
+        let group = self.group;
+        match job {
+            Job::Start { life, target } => {
+                let_go(running.replace(Running { life, target, size: CallSize::new() }));
+            }
+            Job::Remove { life } => {
+                if running.as_ref().is_some_and(|running| running.life == life) {
+                    let_go(running.take());
+                }
+            }
+            Job::Flush { done } => done.send(match running {
+                Some(running) => self.watch.run(group, "flush", || running.target.flush()),
+                None => Err(not_running()),
+            }),
+            job if self.stopping.load(Ordering::Acquire) => job.fail(&stopped()),
+            Job::Entries { life, mut entries } => {
+                let Some(running) = running.as_mut().filter(|running| running.life == life) else {
+                    return Job::Entries { life, entries }.fail(&not_running());
+                };
+                let result = self.apply(running, &mut entries);
+                if !entries.entries.is_empty() {
+                    queue.push_front(Job::Entries { life, entries });
+                }
+                self.settle(life, result, served);
+            }
+            Job::Other { life, task } => {
+                let Some(running) = running.as_mut().filter(|running| running.life == life) else {
+                    return Job::Other { life, task }.fail(&not_running());
+                };
+                let result = self.other(running, task);
+                self.settle(life, result, served);
+            }
+        }
+    }
+
+    /// One call of the state machine.
+    fn apply(&self, running: &mut Running, waiting: &mut Entries) -> Result<Option<u64>, Arc<str>> {
+        let (entries, waiters, through) = waiting.take(running.size.entries_max(), self.deps.call_bytes_max);
+        let started = Instant::now();
+        let target = &mut running.target;
+        self.watch.run(self.group, "apply", || target.apply(&entries, waiters, through))?;
+        running.size.called(entries.len(), started.elapsed());
+        Ok(Some(through.index))
+    }
+
+    fn other(&self, running: &mut Running, task: Task) -> Result<Option<u64>, Arc<str>> {
+        let (target, group) = (running.target.as_mut(), self.group);
+        match task {
+            Apply::Entries { .. } => Ok(None), // queued in a job of their own
+            Apply::Restore(meta) => {
+                self.watch.run(group, "restore", || restore(&*self.deps.store, target, &meta))?;
+                Ok(Some(meta.head.at.index))
+            }
+            Apply::Snapshot { conf, at } => {
+                let (durable, source) = self.watch.run(group, "snapshot", || target.snapshot())?;
+                let head = SnapshotHead { group, at, conf_state: conf.conf_state, members: conf.members };
+                self.deps.keeper.make(Making { life: running.life, head, durable, source });
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tells the shard of each call that it is done: what waits for the applied index goes on.
+    fn settle(&self, life: u64, result: Result<Option<u64>, Arc<str>>, served: &mut Served) {
+        let group = self.group;
+        match result {
+            Ok(Some(index)) => self.deps.shard.post(ShardEvent::Applied { group, life, index }),
+            Ok(None) => {}
+            Err(cause) => {
+                let_go(served.running.take());
+                self.deps.shard.post(ShardEvent::ApplyFailed { group, life, cause: cause.clone() });
+                let of_life = |job: &Job| job.life() == Some(life);
+                let (failed, rest) = std::mem::take(&mut served.queue).into_iter().partition(of_life);
+                served.queue = rest;
+                let failed: VecDeque<Job> = failed;
+                failed.into_iter().for_each(|job| job.fail(&cause));
+            }
+        }
+    }
+}
+
+impl Job {
+    /// Whose work it is, of work that a failure of the state machine ends.
+    fn life(&self) -> Option<u64> {
+        match self {
+            Self::Entries { life, .. } | Self::Other { life, .. } => Some(*life),
+            Self::Start { .. } | Self::Flush { .. } | Self::Remove { .. } => None,
+        }
+    }
+
+    fn fail(self, cause: &Arc<str>) {
+        match self {
+            Self::Entries { entries, .. } => fail_all(entries.waiters, cause),
+            Self::Flush { done } => done.send(Err(cause.clone())),
+            // Nobody waits for these.
+            Self::Other { .. } | Self::Remove { .. } => {}
+            Self::Start { target, .. } => contained(|| drop(target)),
+        }
+    }
+}
+
+impl Entries {
+    /// The next call: at least one entry, and no more than the bounds allow.
+    #[allow(clippy::type_complexity)] // the arguments of a call
+    fn take(
+        &mut self,
+        entries_max: usize,
+        bytes_max: u64,
+    ) -> (Vec<Entry>, Vec<Option<Box<dyn Waiter>>>, Applied) {
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let first = bytes == 0;
+            // An empty entry counts too, or the first would never be over.
+            bytes += (entry.payload_bytes() as u64).max(1);
+            first || bytes <= bytes_max
+        };
+        let count = self.entries.iter().take(entries_max).take_while(fits).count();
+        if count == self.entries.len() {
+            let (entries, waiters) = (std::mem::take(&mut self.entries), std::mem::take(&mut self.waiters));
+            return (entries.into(), waiters.into(), self.through);
+        }
+        let entries: Vec<Entry> = self.entries.drain(..count).collect();
+        let commands = entries.iter().filter(|entry| is_command(entry)).count();
+        let waiters = self.waiters.drain(..commands.min(self.waiters.len())).collect();
+        let through =
+            entries.last().map_or(self.through, |last| Applied { index: last.index, term: last.term });
+        (entries, waiters, through)
+    }
+}
+
+fn stopped() -> Arc<str> {
+    "the node was shut down".into()
+}
+
+fn not_running() -> Arc<str> {
+    "the group is not running".into()
 }
 
 /// A state machine's own drop may panic; the worker has others.
-fn let_go(target: Option<(u64, Box<dyn Target>)>) {
-    contained(|| drop(target));
-}
-
-/// Entries that are applied in one call at most, unless they came together.
-const MERGE_ENTRIES_MAX: usize = 4_096;
-
-/// Takes what has queued for the same group meanwhile; gives back the first work that is something else.
-fn more_of(queue: &Receiver<Work>, of: GroupId, of_life: u64, tasks: &mut Vec<Task>) -> Option<Work> {
-    while tasks.len() < MERGE_ENTRIES_MAX {
-        match queue.try_recv().ok()? {
-            Work::Apply { group, life, tasks: more } if group == of && life == of_life => tasks.extend(more),
-            other => return Some(other),
-        }
-    }
-    None
-}
-
-/// Makes one batch of neighbours: a state machine pays for each batch, and a slow one catches up by larger ones.
-fn merged(tasks: Vec<Task>) -> Vec<Task> {
-    let mut out: Vec<Task> = Vec::with_capacity(tasks.len());
-    for task in tasks {
-        match (out.last_mut(), task) {
-            (
-                Some(Apply::Entries { entries, waiters, through }),
-                Apply::Entries { entries: more, waiters: more_waiters, through: further },
-            ) if entries.len() + more.len() <= MERGE_ENTRIES_MAX => {
-                entries.extend(more);
-                waiters.extend(more_waiters);
-                *through = further;
-            }
-            (_, task) => out.push(task),
-        }
-    }
-    out
+fn let_go(running: Option<Running>) {
+    contained(|| drop(running));
 }

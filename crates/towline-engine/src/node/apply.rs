@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
 use super::answer::{Answer, answer};
+use super::call_watch::{Call, CallWatch};
 use super::target::{Target, Task, fail_tasks};
 use crate::ids::GroupId;
 use crate::state_machine::Applied;
@@ -17,12 +18,13 @@ pub(super) enum Work {
     Stop,
 }
 
-/// The way to one worker. What queues is bounded by `unapplied_bytes_max` and `read_queue_max` of each group.
+/// The way to one worker. What queues is bounded by `unapplied_bytes_max` of each group.
 #[derive(Clone)]
 pub(crate) struct ApplyWorker {
     pub(super) work: Sender<Work>,
     /// Set once: what is still queued is given up, however long it would take.
     pub(super) stopping: Arc<AtomicBool>,
+    pub(super) watch: Arc<CallWatch>,
 }
 
 impl ApplyWorker {
@@ -39,7 +41,8 @@ impl ApplyWorker {
         }
     }
 
-    /// Makes what is applied durable.
+    /// Makes durable what is applied by the time the worker has done, or [given up](Self::give_up), what was queued
+    /// before.
     pub(crate) async fn flush(&self, group: GroupId) -> Result<Applied, Arc<str>> {
         let (done, waiting) = answer();
         let _ = self.work.send(Work::Flush { group, done });
@@ -51,9 +54,20 @@ impl ApplyWorker {
         let _ = self.work.send(Work::Remove { group, life });
     }
 
-    /// Ends the thread after the batch it is at.
-    pub(crate) fn stop(&self) {
+    /// The call of a state machine that the worker is in.
+    pub(crate) fn call(&self) -> Option<Call> {
+        self.watch.now()
+    }
+
+    /// From now on entries are not applied: whoever waits for one is answered, and the worker reaches what was queued
+    /// behind them.
+    pub(crate) fn give_up(&self) {
         self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Ends the thread after the call it is in.
+    pub(crate) fn stop(&self) {
+        self.give_up();
         let _ = self.work.send(Work::Stop);
     }
 }

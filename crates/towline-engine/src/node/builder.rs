@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use tokio::runtime::Handle;
 use towline_metrics::NodeMetrics;
 
-use super::applier;
+use super::applier::{self, ApplierDeps};
 use super::counters::Counters;
 use super::mail::{ShardEvent, ShardMail};
 use super::peers::{Door, Peers, Registry};
@@ -173,9 +173,13 @@ impl NodeBuilder {
         let (reader, reading) = LogReader::start(storage.log.clone(), sender.clone()).map_err(io)?;
         let (mut appliers, mut threads) = (Vec::new(), vec![writing, reading, keeping]);
         for number in 0..config.apply_workers {
-            let (worker, thread) =
-                applier::start(number, sender.clone(), storage.snapshots.clone(), keeper.clone())
-                    .map_err(io)?;
+            let deps = ApplierDeps {
+                shard: sender.clone(),
+                store: storage.snapshots.clone(),
+                keeper: keeper.clone(),
+                call_bytes_max: config.committed_bytes_max,
+            };
+            let (worker, thread) = applier::start(number, deps).map_err(io)?;
             appliers.push(worker);
             threads.push(thread);
         }

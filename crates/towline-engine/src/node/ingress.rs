@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::waiter::{ReadWaiter, Waiter};
+use super::deadlines::Deadlines;
+use super::waiter::{ReadWaiter, Unanswered, Waiter};
 use crate::config::ValidConfig;
 use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
@@ -46,6 +48,8 @@ struct Queues {
     append_bytes: usize,
     proposals: VecDeque<(Bytes, Box<dyn Waiter>)>,
     proposal_bytes: usize,
+    /// Proposals in the order of the calls, wherever they are by now, until they are answered.
+    deadlines: Deadlines,
     reads: Vec<ReadWaiter>,
     /// Reads that the core holds: they count against the bound too.
     reads_held: usize,
@@ -131,6 +135,7 @@ impl Ingress {
             return waiter.fail(error);
         }
         queues.proposal_bytes += command.len();
+        queues.deadlines.push(waiter.unanswered());
         queues.proposals.push_back((command, waiter));
         self.schedule(queues);
     }
@@ -165,7 +170,9 @@ impl Ingress {
                 let bytes = message.payload_bytes() + MESSAGE_OVERHEAD_BYTES;
                 let full = queues.appends.len() >= self.limits.appends_max
                     || queues.append_bytes + bytes > self.limits.append_bytes_max;
-                if full {
+                // One that is larger than the inbox is taken alone: its entry may have been committed under a higher
+                // `proposal_bytes_max` than this node's, and the leader sends it until it is taken.
+                if full && !queues.appends.is_empty() {
                     return Err(NackCause::InboxFull);
                 }
                 queues.append_bytes += bytes;
@@ -216,6 +223,17 @@ impl Ingress {
         }
     }
 
+    /// Takes proposals that wait since `before` or longer. They are to be answered; whoever has them meanwhile finds
+    /// them answered.
+    pub(crate) fn take_late(&self, before: Instant) -> Vec<Arc<dyn Unanswered>> {
+        self.lock().deadlines.take_late(before)
+    }
+
+    /// Takes every proposal that is not answered, wherever it is.
+    pub(crate) fn take_unanswered(&self) -> Vec<Arc<dyn Unanswered>> {
+        self.lock().deadlines.take_all()
+    }
+
     /// How many reads the core holds now.
     pub(crate) fn set_reads_held(&self, held: usize) {
         self.lock().reads_held = held;
@@ -240,3 +258,6 @@ impl Ingress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,7 +109,14 @@ impl ShardSender {
     pub(crate) fn post(&self, event: ShardEvent) {
         let late = match self.lock().as_mut() {
             Some(events) => {
-                events.push(event);
+                match (events.last_mut(), event) {
+                    // A newer applied index says everything an older one does.
+                    (
+                        Some(ShardEvent::Applied { group, life, index }),
+                        ShardEvent::Applied { group: of, life: of_life, index: newer },
+                    ) if (*group, *life) == (of, of_life) => *index = newer,
+                    (_, event) => events.push(event),
+                }
                 None
             }
             None => Some(event),

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
@@ -28,7 +28,7 @@ use super::writer::Writer;
 use crate::cause::panic_text;
 use crate::config::ValidConfig;
 use crate::core::{Apply, Effects};
-use crate::errors::{ProposeError, TransferLeaderError};
+use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
@@ -301,6 +301,23 @@ impl Shard {
                 running.group.tick(fx);
             });
             self.disown_leaked(group);
+            self.answer_late(group);
+        }
+    }
+
+    /// Proposals past their deadline, wherever they are: in the core, or in a call of the state machine.
+    fn answer_late(&mut self, group: GroupId) {
+        let after_ms = self.deps.config.proposal_timeout_ms;
+        let Some(before) = Instant::now().checked_sub(Duration::from_millis(after_ms)) else { return };
+        let Some(running) = self.groups.get(&group) else { return };
+        let late = running.ingress.take_late(before);
+        if late.is_empty() {
+            return;
+        }
+        let cause = running.holdup();
+        for proposal in late {
+            let cause = UncertainCause::Timeout { after_ms, cause: cause.clone() };
+            proposal.fail(ProposeError::Uncertain { cause });
         }
     }
 
@@ -363,15 +380,17 @@ impl Shard {
         if let Some((number, write)) = fx.write.take() {
             self.writes.push((WriteId { group: id, life: running.life, number }, write));
         }
-        let tasks = answer_or_queue(&mut fx.apply, running);
-        if !tasks.is_empty() {
+        if !fx.apply.is_empty() {
+            let tasks = std::mem::take(&mut fx.apply);
+            note_commit_times(&tasks, &running.metrics);
             running.apply.apply(id, running.life, tasks);
         }
+        fx.readable.drain(..).for_each(ReadWaiter::answer);
         for (waiter, error) in fx.refused.drain(..) {
             waiter.fail(error);
         }
         for (reader, error) in fx.unread.drain(..) {
-            reader.fail(error);
+            reader.fail(running.explained(error));
         }
         for fetch in fx.fetches.drain(..) {
             self.deps.reader.fetch(id, running.life, fetch);
@@ -430,6 +449,10 @@ impl Shard {
         if catch_unwind(AssertUnwindSafe(|| running.group.dissolve(cause, &mut fx))).is_ok() {
             abandon(fx, cause);
         }
+        // Those that the state machine has, in a call that may not return.
+        for proposal in running.ingress.take_unanswered() {
+            proposal.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
+        }
         running.apply.remove_group(group, running.life);
         running.metrics.role(GroupRole::Quarantined);
         contained(|| {
@@ -444,28 +467,17 @@ impl Shard {
     }
 }
 
-/// Reads that nothing is queued before are answered here; everything else goes to the apply worker.
-fn answer_or_queue(apply: &mut Vec<Task>, running: &Running) -> Vec<Task> {
-    let idle = running.group.is_idle_behind_apply();
-    let mut tasks = Vec::with_capacity(apply.len());
-    for task in apply.drain(..) {
-        match task {
-            Apply::Reads(readers) if tasks.is_empty() && idle => {
-                readers.into_iter().for_each(ReadWaiter::answer)
-            }
-            task => {
-                if let Apply::Entries { waiters, .. } = &task {
-                    waiters.iter().flatten().for_each(|w| running.metrics.commit_time(w.since().elapsed()));
-                }
-                tasks.push(task);
-            }
+fn note_commit_times(tasks: &[Task], metrics: &GroupMetrics) {
+    for task in tasks {
+        if let Apply::Entries { waiters, .. } = task {
+            waiters.iter().flatten().for_each(|w| metrics.commit_time(w.since().elapsed()));
         }
     }
-    tasks
 }
 
 fn abandon(fx: CoreEffects, cause: &Arc<str>) {
     fail_tasks(fx.apply, cause);
+    fx.readable.into_iter().for_each(|reader| reader.fail(ReadError::Stopped { cause: cause.clone() }));
     fx.refused.into_iter().for_each(|(waiter, error): (Box<dyn Waiter>, ProposeError)| waiter.fail(error));
     fx.unread.into_iter().for_each(|(reader, error)| reader.fail(error));
 }
@@ -476,6 +488,30 @@ fn best_successor(status: &GroupStatus) -> Option<NodeId> {
 }
 
 impl Running {
+    /// With what this thread does not know.
+    fn explained(&self, error: ReadError) -> ReadError {
+        match error {
+            ReadError::NotApplied { index, applied, call: None } => {
+                let call = self.apply.call().map(|call| call.to_string().into());
+                ReadError::NotApplied { index, applied, call }
+            }
+            error => error,
+        }
+    }
+
+    /// What a proposal that is late waits for.
+    fn holdup(&self) -> Arc<str> {
+        let GroupState { commit, applied, .. } = self.group.state();
+        match self.apply.call() {
+            Some(call) if applied < commit => call.to_string().into(),
+            _ => {
+                let last = self.group.last_index();
+                format!("the log ends at {last}, is committed up to {commit} and applied up to {applied}")
+                    .into()
+            }
+        }
+    }
+
     /// Tells watchers and gauges what changed.
     fn publish(&self) {
         let state = self.group.state();

@@ -9,15 +9,15 @@ use std::time::Instant;
 use towline_metrics::GroupMetrics;
 
 use super::answer::contained;
-use super::waiter::{ProposalWaiter, ReadWaiter, Waiter};
+use super::waiter::{ProposalWaiter, Waiter};
 use crate::cause::{chain, panic_text};
 use crate::core::Apply;
-use crate::errors::{ProposeError, ReadError, UncertainCause};
+use crate::errors::{ProposeError, UncertainCause};
 use crate::message::Entry;
 use crate::snapshot_store::{BodyRead, SnapshotMeta, SnapshotStore};
 use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
-pub(crate) type Task = Apply<Box<dyn Waiter>, ReadWaiter>;
+pub(crate) type Task = Apply<Box<dyn Waiter>>;
 
 /// A state machine whose types are hidden.
 pub(crate) trait Target: Send {
@@ -98,8 +98,10 @@ impl<S: StateMachine> Target for Machine<S> {
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>> {
-        caught(|| self.machine.restore(meta, body))?;
-        let durable = self.machine.durable();
+        let durable = caught(|| {
+            self.machine.restore(meta, body)?;
+            Ok(self.machine.durable())
+        })?;
         if durable != Applied::NONE && durable != meta.head.at {
             return Err(
                 format!("state machine was restored to {:?} but is at {durable:?}", meta.head.at).into()
@@ -124,7 +126,8 @@ fn failed(fatal: Fatal) -> Arc<str> {
     format!("state machine failed: {}", chain(fatal.as_ref())).into()
 }
 
-fn fail_all(waiters: Vec<Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
+/// Answers every waiter of entries that were committed and not applied here.
+pub(super) fn fail_all(waiters: impl IntoIterator<Item = Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
     for waiter in waiters.into_iter().flatten() {
         waiter.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
     }
@@ -135,6 +138,22 @@ fn fail_all(waiters: Vec<Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
 /// # Errors
 /// Why the group cannot go on.
 pub(crate) fn restore(
+    store: &dyn SnapshotStore,
+    target: &mut dyn Target,
+    meta: &SnapshotMeta,
+) -> Result<(), Arc<str>> {
+    // The state machine's panics are caught where it is called; these are the store's.
+    match catch_unwind(AssertUnwindSafe(|| restore_from(store, target, meta))) {
+        Ok(result) => result,
+        Err(panic) => {
+            let cause = format!("the snapshot store panicked: {}", panic_text(panic.as_ref())).into();
+            std::mem::forget(panic); // its drop may panic again
+            Err(cause)
+        }
+    }
+}
+
+fn restore_from(
     store: &dyn SnapshotStore,
     target: &mut dyn Target,
     meta: &SnapshotMeta,
@@ -159,9 +178,6 @@ pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {
     for task in tasks {
         match task {
             Apply::Entries { waiters, .. } => fail_all(waiters, cause),
-            Apply::Reads(readers) => {
-                readers.into_iter().for_each(|r| r.fail(ReadError::Stopped { cause: cause.clone() }));
-            }
             // Nobody waits for these.
             Apply::Restore(_) | Apply::Snapshot { .. } => {}
         }

@@ -1,14 +1,14 @@
 //! Who waits for an answer. The core only carries them; the apply worker and the shard answer.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
-use super::answer::{Answer, answer};
+use super::answer::{Answer, answer, contained};
 use crate::errors::{ProposeError, ReadError};
 
 /// Waits for a proposal. Knows what type its answer has; the core and the shard do not.
@@ -19,11 +19,28 @@ pub(crate) trait Waiter: Send {
     fn since(&self) -> Instant;
     /// For the apply worker, which knows the type.
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
+    /// For whoever watches over deadlines: the waiter itself may be inside a call that does not return.
+    fn unanswered(&self) -> Arc<dyn Unanswered>;
+}
+
+/// A proposal as its deadline sees it. Whoever answers first does; later answers have no effect.
+pub(crate) trait Unanswered: Send + Sync {
+    /// Whether the caller still waits.
+    fn is_open(&self) -> bool;
+    /// When it began to wait.
+    fn since(&self) -> Instant;
+    /// Answers with an error, unless it is answered.
+    fn fail(&self, error: ProposeError);
 }
 
 /// A [`Waiter`] whose answer is an `R`.
 pub(crate) struct ProposalWaiter<R> {
-    answer: Answer<Result<R, ProposeError>>,
+    slot: Arc<Slot<R>>,
+}
+
+struct Slot<R> {
+    /// `None` once it was given.
+    answer: Mutex<Option<Answer<Result<R, ProposeError>>>>,
     since: Instant,
     metrics: Arc<GroupMetrics>,
 }
@@ -31,19 +48,68 @@ pub(crate) struct ProposalWaiter<R> {
 impl<R: Send + 'static> ProposalWaiter<R> {
     pub(crate) fn new(metrics: Arc<GroupMetrics>) -> (Self, oneshot::Receiver<Result<R, ProposeError>>) {
         let (answer, answered) = answer();
-        (Self { answer, since: Instant::now(), metrics }, answered)
+        let slot = Slot { answer: Mutex::new(Some(answer)), since: Instant::now(), metrics };
+        (Self { slot: Arc::new(slot) }, answered)
     }
 
     /// The state machine has applied the command. Nobody may be there any more to hear it.
     pub(crate) fn answer(self, reply: R) {
-        self.metrics.proposals(ProposalOutcome::Committed, 1);
-        self.metrics.proposal_time(self.since.elapsed());
-        self.answer.send(Ok(reply));
+        let slot = &self.slot;
+        match slot.take() {
+            Some(answer) => {
+                slot.metrics.proposals(ProposalOutcome::Committed, 1);
+                slot.metrics.proposal_time(slot.since.elapsed());
+                answer.send(Ok(reply));
+            }
+            None => contained(|| drop(reply)),
+        }
     }
 }
 
 impl<R: Send + 'static> Waiter for ProposalWaiter<R> {
     fn fail(self: Box<Self>, error: ProposeError) {
+        self.slot.fail(error);
+    }
+
+    fn since(&self) -> Instant {
+        self.slot.since
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+
+    fn unanswered(&self) -> Arc<dyn Unanswered> {
+        self.slot.clone()
+    }
+}
+
+/// A waiter that is lost tells its caller so.
+impl<R> Drop for ProposalWaiter<R> {
+    fn drop(&mut self) {
+        drop(self.slot.take());
+    }
+}
+
+impl<R> Slot<R> {
+    fn take(&self) -> Option<Answer<Result<R, ProposeError>>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl<R: Send + 'static> Unanswered for Slot<R> {
+    fn is_open(&self) -> bool {
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        answer.as_ref().is_some_and(Answer::is_wanted)
+    }
+
+    fn since(&self) -> Instant {
+        self.since
+    }
+
+    fn fail(&self, error: ProposeError) {
+        // Not under the lock: it runs the caller's waker.
+        let Some(answer) = self.take() else { return };
         let outcome = match error {
             ProposeError::NotLeader { .. } => ProposalOutcome::NotLeader,
             ProposeError::Busy => ProposalOutcome::Busy,
@@ -52,15 +118,7 @@ impl<R: Send + 'static> Waiter for ProposalWaiter<R> {
             _ => ProposalOutcome::Rejected,
         };
         self.metrics.proposals(outcome, 1);
-        self.answer.send(Err(error));
-    }
-
-    fn since(&self) -> Instant {
-        self.since
-    }
-
-    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
-        self
+        answer.send(Err(error));
     }
 }
 

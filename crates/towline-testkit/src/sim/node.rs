@@ -29,7 +29,7 @@ pub(super) struct SimNode {
 /// What other threads of a node would hold; gone with a crash.
 #[derive(Default)]
 pub(super) struct Mail {
-    pub(super) applies: VecDeque<Apply<u64, u64>>,
+    pub(super) applies: VecDeque<Apply<u64>>,
     pub(super) fetches: Vec<Fetch>,
     pub(super) unreachable: Vec<NodeId>,
     pub(super) messages: Vec<Message>,
@@ -138,11 +138,6 @@ impl SimNode {
                     }
                     if self.machine.through != through {
                         return Err(format!("node {id} applied another place than {through:?}"));
-                    }
-                }
-                Apply::Reads(reads) => {
-                    for read in reads {
-                        history.saw(id, read, self.machine.through.index)?;
                     }
                 }
                 Apply::Restore(_) | Apply::Snapshot { .. } => return Err("nobody asked for snapshots".into()),

@@ -131,7 +131,7 @@ struct Up {
     /// What passed the door of its Raft.
     passed: Arc<Mutex<Vec<Passed>>>,
     writes: VecDeque<(u64, GroupWrite)>,
-    applies: VecDeque<Apply<u64, u64>>,
+    applies: VecDeque<Apply<u64>>,
 }
 
 #[derive(Default)]
@@ -361,7 +361,6 @@ impl World {
                 }
                 self.with(id, |group, _| group.applied(through.index));
             }
-            Apply::Reads(_) => {}
             Apply::Restore(meta) => {
                 assert_eq!(
                     node.disk.installing,

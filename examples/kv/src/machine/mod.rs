@@ -88,8 +88,6 @@ pub(crate) struct KvMachine {
     overlay: Arc<RwLock<Overlay>>,
     write_back: WriteBack,
     durable: Applied,
-    /// Bytes a command may have; larger ones were never proposed.
-    command_bytes_max: usize,
     layer_bytes_max: usize,
     /// Bytes of the commands that are in memory only.
     replay_bytes: usize,
@@ -97,11 +95,7 @@ pub(crate) struct KvMachine {
 
 impl KvMachine {
     /// Opens the store at `path`, or makes it.
-    pub(crate) fn open(
-        path: &Path,
-        config: &StoreConfig,
-        command_bytes_max: usize,
-    ) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
         let db = Database::builder(path)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
@@ -122,7 +116,6 @@ impl KvMachine {
             store,
             overlay,
             durable: meta.applied(),
-            command_bytes_max,
             layer_bytes_max: usize::try_from(config.memtable_bytes).unwrap_or(usize::MAX),
             replay_bytes: 0,
         })
@@ -144,13 +137,14 @@ impl KvMachine {
     ) -> Result<(), StoreError> {
         let written = self.write_back.finished()?;
         self.durable = written.unwrap_or(self.durable);
-        let (mut replay_bytes, command_bytes_max) = (self.replay_bytes, self.command_bytes_max);
+        let mut replay_bytes = self.replay_bytes;
         let mut overlay = self.overlay();
         let generation = overlay.meta.generation;
         for entry in batch.commands() {
             let mut answers = Vec::new();
             for command in command::unpack(entry.data) {
-                let command: Command<'_> = codec::decode(command?, command_bytes_max)?;
+                // Not the limit of proposals: that may have been higher when this was proposed, or on another node.
+                let command: Command<'_> = codec::decode(command?, codec::BYTES_MAX)?;
                 answers.push(overlay.apply(&command)?);
             }
             replies.push(answers);

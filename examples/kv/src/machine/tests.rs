@@ -70,7 +70,7 @@ impl Harness {
 }
 
 fn open(dir: &TempDir) -> KvMachine {
-    KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), MAX).unwrap()
+    KvMachine::open(&dir.path().join("kv"), &StoreConfig::default()).unwrap()
 }
 
 fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Op<'a> {
@@ -89,6 +89,27 @@ fn the_applied_index_and_the_data_come_back_together() {
     let h = h.reopen();
     assert_eq!(h.machine.durable(), Applied { index: 2, term: 1 }, "what came after is not there");
     assert_eq!((h.value(b"a"), h.digest()), (Some(b"42".to_vec()), digest));
+}
+
+/// The limit of a node binds what it proposes. What is in the log was committed under the limit of another node, or of an
+/// earlier start, and must be applied as it is.
+#[test]
+fn a_lowered_limit_of_proposals_does_not_bind_what_is_in_the_log() {
+    let mut h = Harness::new();
+    let value = vec![7; 3 * MAX];
+    let command = Command { now_ms: 1, op: set(b"large", &value, Expiry::Never) };
+    let mut data = Vec::new();
+    pack(&mut data, &command.encode(4 * MAX).unwrap());
+    assert!(
+        data.len() as u64 > towline::engine::config::PAYLOAD_BYTES_MAX,
+        "no node may propose a larger one"
+    );
+    let entry = Entry { index: 1, term: 1, data: data.into(), ..Entry::default() };
+    let mut replies = Replies::with_capacity(1);
+    let batch = ApplyBatch::new(std::slice::from_ref(&entry), Applied { index: 1, term: 1 });
+    h.machine.apply(batch, &mut replies).unwrap();
+    assert_eq!(replies.into_vec(), [[Answer::Done]]);
+    assert_eq!(h.value(b"large"), Some(value));
 }
 
 #[test]
@@ -175,7 +196,7 @@ fn what_is_due_is_found_wherever_it_lies() {
 fn memory_is_bounded_by_writing_on_another_thread() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { memtable_bytes: 64 << 10, ..StoreConfig::default() };
-    let machine = KvMachine::open(&dir.path().join("kv"), &config, MAX).unwrap();
+    let machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
     let mut h = Harness { dir, machine, index: 0 };
     for i in 0..2_000_u32 {
         h.one(1, set(&i.to_be_bytes(), &[b'v'; 256], Expiry::Never));

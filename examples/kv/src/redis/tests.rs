@@ -81,8 +81,7 @@ struct Harness {
 
 async fn start(connections_max: usize) -> Harness {
     let dir = tempfile::tempdir().unwrap();
-    let mut machine =
-        KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), COMMAND_BYTES_MAX).unwrap();
+    let mut machine = KvMachine::open(&dir.path().join("kv"), &StoreConfig::default()).unwrap();
     let (queue, mut commands) = mpsc::unbounded_channel::<(Bytes, oneshot::Sender<Answer>)>();
     let view = machine.view();
     std::thread::spawn(move || {

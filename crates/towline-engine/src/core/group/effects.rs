@@ -18,7 +18,9 @@ pub struct Effects<W, R> {
     /// To be made durable, then answered by [`Group::written`](super::Group::written) with the number.
     pub write: Option<(u64, GroupWrite)>,
     /// For the state machine, in order.
-    pub apply: Vec<Apply<W, R>>,
+    pub apply: Vec<Apply<W>>,
+    /// Reads that may be answered now: everything they must see is applied.
+    pub readable: Vec<R>,
     /// Proposals that failed.
     pub refused: Vec<(W, ProposeError)>,
     /// Reads that failed.
@@ -41,7 +43,7 @@ pub struct Effects<W, R> {
 
 /// Work for the state machine.
 #[derive(Debug)]
-pub enum Apply<W, R> {
+pub enum Apply<W> {
     /// Committed entries with whoever waits for them.
     Entries {
         /// Contiguous.
@@ -51,8 +53,6 @@ pub enum Apply<W, R> {
         /// The place reached once they are applied.
         through: Applied,
     },
-    /// Reads that may be answered when everything before is applied.
-    Reads(Vec<R>),
     /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
     /// before; answered by [`Group::applied`](super::Group::applied).
     Restore(SnapshotMeta),
@@ -71,6 +71,7 @@ impl<W, R> Default for Effects<W, R> {
             messages: Vec::new(),
             write: None,
             apply: Vec::new(),
+            readable: Vec::new(),
             refused: Vec::new(),
             unread: Vec::new(),
             fetches: Vec::new(),

@@ -1,0 +1,49 @@
+//! Which call of a state machine a thread is in: what to say when it does not return.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::ids::GroupId;
+
+/// The call that one apply worker is in, for other threads to see.
+#[derive(Debug, Default)]
+pub(crate) struct CallWatch(Mutex<Option<Call>>);
+
+/// A call of a state machine that has not returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) group: GroupId,
+    /// The method.
+    pub(crate) method: &'static str,
+    pub(crate) since: Instant,
+}
+
+impl CallWatch {
+    /// Runs a call; it must not panic.
+    pub(super) fn run<T>(&self, group: GroupId, method: &'static str, call: impl FnOnce() -> T) -> T {
+        *self.lock() = Some(Call { group, method, since: Instant::now() });
+        let result = call();
+        *self.lock() = None;
+        result
+    }
+
+    /// The call the worker is in now.
+    pub(crate) fn now(&self) -> Option<Call> {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Call>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { group, method, since } = self;
+        write!(
+            f,
+            "the state machine of group {group} has been in `{method}` for {:.1} s",
+            since.elapsed().as_secs_f64()
+        )
+    }
+}

@@ -1,0 +1,139 @@
+//! Callers behind a call of the state machine that does not return.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
+mod common;
+#[path = "common/gated.rs"]
+mod gated;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Alone, DEADLINE, address, id, wait};
+use gated::{Gate, Gated, Opened};
+use towline_engine::config::Config;
+use towline_engine::errors::{Outcome, ProposeError, ReadError, UncertainCause};
+use towline_engine::ids::GroupId;
+use towline_engine::node::{Consistency, Group, Start};
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+fn config() -> Config {
+    Config {
+        election_ticks_min: 50,
+        election_ticks_max: 80,
+        apply_workers: 1,
+        read_timeout_ms: TIMEOUT.as_millis() as u64,
+        proposal_timeout_ms: TIMEOUT.as_millis() as u64,
+        ..Config::default()
+    }
+}
+
+async fn group(alone: &Alone, number: u64, gate: &Arc<Gate>) -> Group<Gated> {
+    let members = Start::Bootstrap(vec![(id(1), address(1))]);
+    let group = alone.node.group(GroupId::new(number), Gated::new(gate)).start(members).await.unwrap();
+    group.wait_leader(DEADLINE).await.unwrap();
+    group
+}
+
+/// A node whose state machine is in a call that does not return before the gate opens.
+async fn stuck(config: Config) -> (Alone, Group<Gated>, Opened) {
+    let (alone, gate) = (Alone::start(config).await, Arc::new(Gate::default()));
+    let group = group(&alone, 1, &gate).await;
+    gate.permit(0);
+    drop(group.submit("stuck").unwrap());
+    gate.wait_held();
+    (alone, group, Opened(gate))
+}
+
+/// The answer of something that must not wait for the state machine.
+async fn in_time<T>(what: &str, answer: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let answer =
+        tokio::time::timeout(DEADLINE, answer).await.unwrap_or_else(|_| panic!("{what} does not return"));
+    assert!(began.elapsed() >= TIMEOUT / 2, "{what} gave up early, after {:?}", began.elapsed());
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_behind_a_call_that_does_not_return_fails_at_its_deadline_and_says_why() {
+    let (_alone, group, gate) = stuck(config()).await;
+    let error = in_time("the read", group.read(Consistency::Linearizable)).await.unwrap_err();
+    let ReadError::NotApplied { index, applied, call: Some(call) } = &error else { panic!("{error}") };
+    assert!(*index > *applied && *applied == group.state().applied, "{error}");
+    assert!(call.contains("group 1 has been in `apply` for"), "{error}");
+    gate.0.open();
+    wait("the end of the call", || (group.state().applied >= *index).then_some(())).await;
+    group.read(Consistency::Linearizable).await.unwrap();
+}
+
+/// Their room is free again: what is late does not pile up behind the call.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_are_late_leave_their_queue() {
+    let config = Config { read_queue_max: 10, ..config() };
+    let (_alone, group, _gate) = stuck(config).await;
+    for _ in 0..3 {
+        let read = || {
+            let group = group.clone();
+            // Busy for a moment, until the shard has counted those that are gone.
+            let read = async move {
+                loop {
+                    match group.read(Consistency::Linearizable).await {
+                        Err(ReadError::Busy) => tokio::task::yield_now().await,
+                        answer => break answer,
+                    }
+                }
+            };
+            tokio::spawn(in_time("a read", read))
+        };
+        let reads: Vec<_> = (0..10).map(|_| read()).collect();
+        for read in reads {
+            let error = read.await.unwrap().unwrap_err();
+            assert!(matches!(error, ReadError::NotApplied { .. }), "{error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_in_or_behind_a_call_that_does_not_return_is_answered_at_its_deadline_and_once() {
+    let (alone, group, gate) = stuck(config()).await;
+    let behind = group.submit("behind").unwrap();
+    let error = in_time("the proposal", behind).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::MayHaveHappened);
+    let ProposeError::Uncertain { cause: UncertainCause::Timeout { after_ms: 500, cause } } = &error else {
+        panic!("{error}")
+    };
+    assert!(cause.contains("group 1 has been in `apply` for"), "{error}");
+    let counted = |outcome: &str| alone.counter("towline_proposals_total", &format!("outcome=\"{outcome}\""));
+    // The one whose answer nobody waits for is not counted as late.
+    assert_eq!((counted("uncertain"), counted("committed")), (1, 0));
+    gate.0.open();
+    let after = group.propose("after").await.unwrap();
+    assert_eq!(gate.0.calls().last().unwrap().through, after, "what was late is applied all the same");
+    let committed = (counted("uncertain"), counted("committed"));
+    assert_eq!(committed, (1, 2), "the stuck one and this one; the late one was answered before");
+}
+
+/// The call itself holds the waiter then, out of reach of everything but its deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_proposal_that_a_call_is_about_is_answered_at_its_deadline() {
+    let (alone, gate) = (Alone::start(config()).await, Opened(Arc::new(Gate::default())));
+    let group = group(&alone, 1, &gate.0).await;
+    gate.0.permit(0);
+    let error = in_time("the proposal", group.propose("x")).await.unwrap_err();
+    assert!(matches!(error, ProposeError::Uncertain { cause: UncertainCause::Timeout { .. } }), "{error}");
+    gate.0.wait_held();
+}
+
+/// Another group of the worker that is stuck says which one holds it up.
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_a_group_behind_another_ones_call_are_told_which() {
+    let (alone, gate) = (Alone::start(config()).await, Opened(Arc::new(Gate::default())));
+    let (one, other) = (group(&alone, 1, &gate.0).await, group(&alone, 2, &Arc::new(Gate::default())).await);
+    gate.0.permit(0);
+    drop(one.submit("stuck").unwrap());
+    gate.0.wait_held();
+    let error = in_time("the proposal", other.propose("x")).await.unwrap_err().to_string();
+    assert!(error.contains("state machine of group 1 has been in `apply` for"), "{error}");
+    let error = in_time("the read", other.read(Consistency::Linearizable)).await.unwrap_err().to_string();
+    assert!(error.contains("state machine of group 1 has been in `apply` for"), "{error}");
+}
