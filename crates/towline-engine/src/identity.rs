@@ -1,11 +1,11 @@
 //! Who a data directory belongs to, and whom it has met.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClusterId, Incarnation, NodeId};
+use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 
 /// Written once, when a node is bootstrapped or joins; an empty directory never becomes a voter by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,19 @@ pub trait IdentityStore: Send + Sync + 'static {
     /// # Errors
     /// [`IdentityError::Exists`] if there is one already.
     fn create(&self, identity: &Identity) -> Result<(), IdentityError>;
+
+    /// The groups that were founded or joined here. A node whose log has fewer must not start: it forgot its votes.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError>;
+
+    /// Records a group that was founded or joined here, durable when it returns. Called once the log has the group
+    /// durably, and before the group runs. Changes nothing if the group is recorded already.
+    ///
+    /// # Errors
+    /// [`IdentityError::Absent`] before [`create`](Self::create); [`IdentityError::Io`].
+    fn add_group(&self, group: GroupId) -> Result<(), IdentityError>;
 
     /// The last incarnation seen of each peer.
     ///
@@ -68,6 +81,9 @@ pub enum IdentityError {
         /// What is wrong.
         detail: String,
     },
+    /// The directory has no identity that a group could be recorded in.
+    #[error("this data directory has no identity")]
+    Absent,
     /// The directory has an identity already.
     #[error("this data directory already belongs to node {node} of cluster `{cluster}`")]
     Exists {

@@ -3,7 +3,7 @@
 //! That this file compiles is most of the test.
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -126,6 +126,14 @@ impl IdentityStore for Ids {
 
     fn create(&self, identity: &Identity) -> Result<(), IdentityError> {
         Err(IdentityError::Exists { node: identity.node, cluster: identity.cluster.clone() })
+    }
+
+    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {
+        Ok(BTreeSet::new())
+    }
+
+    fn add_group(&self, _group: GroupId) -> Result<(), IdentityError> {
+        Ok(())
     }
 
     fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError> {

@@ -16,6 +16,7 @@ use crate::{IdentityFile, RaftLog, SnapshotFiles};
 
 const LOCK_FILE: &str = "LOCK";
 const LOG_DIR: &str = "log";
+const LOG_FILES_FILE: &str = "log-files";
 const SNAPSHOT_DIR: &str = "snapshots";
 
 /// Settings of a [`DataDir`].
@@ -85,6 +86,7 @@ impl Default for SnapshotConfig {
 /// identity     who this directory belongs to
 /// peers        the incarnations of the nodes it has met
 /// log/         the entries and states of all groups
+/// log-files    which files `log/` must have, and how long they are at least
 /// snapshots/   complete snapshots, and those that are being written
 /// ```
 ///
@@ -137,7 +139,7 @@ impl DataDir {
         identity.seen().map_err(DataDirError::Identity)?;
         let log_dir = path.join(LOG_DIR);
         make_dir(&log_dir)?;
-        let log = RaftLog::open(&log_dir, &config.log, disk, Some(lock.clone()));
+        let log = RaftLog::open(&log_dir, &path.join(LOG_FILES_FILE), &config.log, disk, Some(lock.clone()));
         let log = Arc::new(log.map_err(DataDirError::Log)?);
         let snapshot_dir = path.join(SNAPSHOT_DIR);
         make_dir(&snapshot_dir)?;

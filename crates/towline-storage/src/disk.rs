@@ -1,19 +1,23 @@
-//! The file system under the log: the real one, with three rules of ours.
+//! The file system under the log: the real one, with four rules of ours.
 //!
 //! * The first failed write or sync is the last operation that reaches the disk. It is kept as the cause, everything
 //!   after it is refused, and nothing is tried again: a retried fsync can report success for pages the kernel dropped.
 //!   raft-engine would retry a full disk and panic on a failed sync, also while it is dropped.
 //! * A `.rewrite` file is synced after each write. raft-engine syncs those once a purge, so that several records could
 //!   be in flight at a crash, and a lost one before a stored one could not be told from damage.
+//! * What is synced and deleted is told to the [list of log files](crate::log_manifest).
 //! * Tests may fail or watch each operation.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+
+use crate::log_manifest::{LogManifest, sync_dir};
 
 type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
 type RealReader = <DefaultFileSystem as FileSystem>::Reader;
@@ -70,6 +74,8 @@ pub(crate) struct Failure {
 struct Shared {
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
+    /// Set once the log is open.
+    manifest: OnceLock<LogManifest>,
     hook: Option<Arc<dyn Hook>>,
 }
 
@@ -95,6 +101,16 @@ impl Shared {
     fn room(&self, path: &Path, bytes: usize) -> io::Result<()> {
         let fits = self.hook.as_ref().is_none_or(|hook| hook.room(path, bytes) == bytes);
         if fits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+
+    /// Replaces the list of log files. A new log file must be found by its name before the list asks for it.
+    fn store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
+        self.run(Op::Rename, manifest.path(), || {
+            if let Some(dir) = new.and_then(Path::parent) {
+                sync_dir(dir)?;
+            }
+            manifest.store()
+        })
     }
 
     /// For operations whose failure raft-engine would turn into a panic, or try again: whoever writes asks
@@ -138,6 +154,32 @@ impl Disk {
     pub(crate) fn take_failure(&self) -> Option<Failure> {
         self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+
+    /// Makes a file durable as it is.
+    pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
+        let synced = self.shared.run(Op::Sync, path, || File::open(path)?.sync_all());
+        synced.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))
+    }
+
+    /// From now on the list is kept. It is written if it says less than it could.
+    pub(crate) fn keep_manifest(&self, manifest: LogManifest) -> io::Result<()> {
+        // Set once: a log opens its disk once.
+        let manifest = self.shared.manifest.get_or_init(|| manifest);
+        if manifest.is_behind() { self.shared.store_manifest(manifest, None) } else { Ok(()) }
+    }
+
+    /// Makes the list of log files say how long the newest ones are. Nothing unsynced may be under way.
+    pub(crate) fn checkpoint(&self) -> io::Result<()> {
+        match self.shared.manifest.get() {
+            Some(manifest) if manifest.is_behind() => self.shared.store_manifest(manifest, None),
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&self, real: RealHandle, path: &Path) -> DiskFile {
+        let written = AtomicU64::new(0);
+        DiskFile { real: Arc::new(real), path: path.into(), written, shared: self.shared.clone() }
+    }
 }
 
 impl FileSystem for Disk {
@@ -148,17 +190,22 @@ impl FileSystem for Disk {
     fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<DiskFile> {
         let path = path.as_ref();
         let real = self.shared.run(Op::Create, path, || self.real.create(path))?;
-        Ok(DiskFile { real: Arc::new(real), path: path.into(), shared: self.shared.clone() })
+        Ok(self.file(real, path))
     }
 
     fn open<P: AsRef<Path>>(&self, path: P, perm: Permission) -> io::Result<DiskFile> {
         let path = path.as_ref();
         let real = self.real.open(path, perm)?;
-        Ok(DiskFile { real: Arc::new(real), path: path.into(), shared: self.shared.clone() })
+        Ok(self.file(real, path))
     }
 
     fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {
         let path = path.as_ref();
+        if let Some(manifest) = self.shared.manifest.get()
+            && manifest.forget(path)
+        {
+            self.shared.store_manifest(manifest, None)?;
+        }
         self.shared.run(Op::Delete, path, || self.real.delete(path))
     }
 
@@ -173,7 +220,7 @@ impl FileSystem for Disk {
 
     fn new_writer(&self, handle: Arc<DiskFile>) -> io::Result<DiskWriter> {
         let sync_each = handle.path.extension().is_some_and(|e| e == "rewrite");
-        Ok(DiskWriter { real: self.real.new_writer(handle.real.clone())?, file: handle, sync_each })
+        Ok(DiskWriter { real: self.real.new_writer(handle.real.clone())?, file: handle, at: 0, sync_each })
     }
 }
 
@@ -181,6 +228,8 @@ impl FileSystem for Disk {
 pub(crate) struct DiskFile {
     real: Arc<RealHandle>,
     path: PathBuf,
+    /// Where the last write ended.
+    written: AtomicU64,
     shared: Arc<Shared>,
 }
 
@@ -194,7 +243,17 @@ impl Handle for DiskFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.shared.run_quietly(Op::Sync, &self.path, || self.real.sync())
+        let written = self.written.load(Ordering::Acquire);
+        self.shared.run_quietly(Op::Sync, &self.path, || self.real.sync())?;
+        if let Some(manifest) = self.shared.manifest.get()
+            && written > 0
+            && !self.shared.failed.load(Ordering::Acquire)
+            && manifest.synced(&self.path, written)
+        {
+            // A failure is kept, and whoever writes asks for it.
+            let _ = self.shared.store_manifest(manifest, Some(&self.path));
+        }
+        Ok(())
     }
 }
 
@@ -202,6 +261,7 @@ impl Handle for DiskFile {
 pub(crate) struct DiskWriter {
     real: RealWriter,
     file: Arc<DiskFile>,
+    at: u64,
     sync_each: bool,
 }
 
@@ -212,6 +272,8 @@ impl Write for DiskWriter {
             file.shared.room(&file.path, bytes.len())?;
             real.write(bytes)
         })?;
+        self.at = self.at.saturating_add(written as u64);
+        file.written.store(self.at, Ordering::Release);
         if self.sync_each {
             file.sync()?;
         }
@@ -231,7 +293,8 @@ impl Read for DiskWriter {
 
 impl Seek for DiskWriter {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.real.seek(to)
+        self.at = self.real.seek(to)?;
+        Ok(self.at)
     }
 }
 

@@ -1,25 +1,28 @@
 //! The identity of a node and the incarnations of its peers, each in a small file.
 //!
-//! `identity` holds an [`Identity`], `peers` a map from node id to [`Incarnation`]; both in a [frame](crate::format),
-//! whose upgrade policy holds. A file is replaced as a whole: written under another name, synced, renamed, and the
-//! directory synced.
+//! `identity` holds an [`Identity`] and the groups that were founded or joined here, `peers` a map from node id to
+//! [`Incarnation`]; both in a [frame](crate::format), whose upgrade policy holds. Version 1 of `identity` had no groups.
+//! A file is [replaced](crate::replace) as a whole.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::de::DeserializeOwned;
+use serde::Serialize;
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
-use towline_engine::ids::{Incarnation, NodeId};
+use towline_engine::ids::{GroupId, Incarnation, NodeId};
 
 use crate::data_dir::DirLock;
 use crate::format::{self, Damage};
+use crate::replace::{ReplaceError, replace_file};
 
 const IDENTITY_FILE: &str = "identity";
 const PEERS_FILE: &str = "peers";
-const IDENTITY_VERSION: u8 = 1;
+const IDENTITY_VERSION: u8 = 2;
+/// Without groups.
+const IDENTITY_VERSION_1: u8 = 1;
 const PEERS_VERSION: u8 = 1;
 
 /// An [`IdentityStore`] on two files. Made by [`DataDir::open`](crate::DataDir::open).
@@ -36,34 +39,40 @@ impl IdentityFile {
         Self { dir: dir.into(), replacing: Mutex::new(()), _lock: lock }
     }
 
-    fn read<T: DeserializeOwned>(&self, name: &str, newest: u8) -> Result<Option<T>, IdentityError> {
+    fn read<T>(
+        &self,
+        name: &str,
+        newest: u8,
+        decode: impl FnOnce(u8, &[u8]) -> Result<T, Damage>,
+    ) -> Result<Option<T>, IdentityError> {
         let path = self.dir.join(name);
         let framed = match fs::read(&path) {
             Ok(framed) => framed,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(failed(&path, "read", source)),
         };
-        let opened = format::open(newest, &framed).and_then(|(_, payload)| format::decode(payload));
+        let opened = format::open(newest, &framed).and_then(|(version, payload)| decode(version, payload));
         opened.map(Some).map_err(|damage| corrupt(&path, &damage))
     }
 
-    fn replace(&self, name: &str, framed: &[u8]) -> Result<(), IdentityError> {
+    fn replace<T: Serialize>(&self, name: &str, version: u8, value: &T) -> Result<(), IdentityError> {
         let path = self.dir.join(name);
-        let next = self.dir.join(format!("{name}.next"));
-        let written = File::create(&next).and_then(|mut file| {
-            file.write_all(framed)?;
-            file.sync_all()
-        });
-        written.map_err(|e| failed(&next, "write", e))?;
-        fs::rename(&next, &path).map_err(|e| failed(&path, "rename", e))?;
-        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|e| failed(&path, "sync of the directory", e))
+        let payload = format::encode(value).map_err(|damage| corrupt(&path, &damage))?;
+        replace_file(&path, &format::seal(version, &payload))
+            .map_err(|ReplaceError { path, during, source }| failed(&path, during, source))
+    }
+
+    fn read_identity(&self) -> Result<Option<(Identity, BTreeSet<GroupId>)>, IdentityError> {
+        self.read(IDENTITY_FILE, IDENTITY_VERSION, |version, payload| match version {
+            IDENTITY_VERSION_1 => Ok((format::decode(payload)?, BTreeSet::new())),
+            _ => format::decode(payload),
+        })
     }
 }
 
 impl IdentityStore for IdentityFile {
     fn load(&self) -> Result<Option<Identity>, IdentityError> {
-        self.read(IDENTITY_FILE, IDENTITY_VERSION)
+        Ok(self.read_identity()?.map(|(identity, _)| identity))
     }
 
     fn create(&self, identity: &Identity) -> Result<(), IdentityError> {
@@ -71,12 +80,24 @@ impl IdentityStore for IdentityFile {
         if let Some(there) = self.load()? {
             return Err(IdentityError::Exists { node: there.node, cluster: there.cluster });
         }
-        let payload = format::encode(identity).map_err(|d| corrupt(&self.dir.join(IDENTITY_FILE), &d))?;
-        self.replace(IDENTITY_FILE, &format::seal(IDENTITY_VERSION, &payload))
+        self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, BTreeSet::<GroupId>::new()))
+    }
+
+    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {
+        Ok(self.read_identity()?.map(|(_, groups)| groups).unwrap_or_default())
+    }
+
+    fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
+        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (identity, mut groups) = self.read_identity()?.ok_or(IdentityError::Absent)?;
+        if !groups.insert(group) {
+            return Ok(());
+        }
+        self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, groups))
     }
 
     fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError> {
-        Ok(self.read(PEERS_FILE, PEERS_VERSION)?.unwrap_or_default())
+        Ok(self.read(PEERS_FILE, PEERS_VERSION, |_, payload| format::decode(payload))?.unwrap_or_default())
     }
 
     fn remember(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), IdentityError> {
@@ -85,8 +106,7 @@ impl IdentityStore for IdentityFile {
         if seen.insert(peer, incarnation) == Some(incarnation) {
             return Ok(());
         }
-        let payload = format::encode(&seen).map_err(|d| corrupt(&self.dir.join(PEERS_FILE), &d))?;
-        self.replace(PEERS_FILE, &format::seal(PEERS_VERSION, &payload))
+        self.replace(PEERS_FILE, PEERS_VERSION, &seen)
     }
 }
 

@@ -54,9 +54,11 @@ pub mod faults;
 mod format;
 mod identity_file;
 mod log_bridge;
+mod log_manifest;
 mod raft_log;
 mod reader;
 mod record;
+mod replace;
 mod scan;
 mod snapshot_files;
 

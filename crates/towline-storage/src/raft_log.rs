@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +18,7 @@ use crate::codec::{self, Stored};
 use crate::data_dir::{DirLock, LogConfig};
 use crate::disk::Disk;
 use crate::format::Damage;
+use crate::log_manifest::{LogManifest, sync_dir};
 use crate::reader::{Reader, panic_text};
 use crate::{log_bridge, record, scan};
 
@@ -60,15 +60,24 @@ impl fmt::Debug for RaftLog {
 }
 
 impl RaftLog {
-    /// Opens the log in an existing directory.
+    /// Opens the log in an existing directory. `manifest` is the list of its files, outside of it.
     pub(crate) fn open(
         dir: &Path,
+        manifest: &Path,
         config: &LogConfig,
         disk: Disk,
         lock: Option<Arc<DirLock>>,
     ) -> Result<Self, LogError> {
         log_bridge::install();
-        scan::verify(dir)?;
+        let listed = LogManifest::load(manifest)?.unwrap_or_default();
+        let files = scan::verify(dir, &listed)?;
+        // A killed process may have left records in the page cache. What is read here counts as durable from now on.
+        for (queue, &number, &bytes) in files.iter() {
+            if bytes > listed.of(queue).get(&number).copied().unwrap_or_default() {
+                disk.sync(&dir.join(queue.file_name(number)))
+                    .map_err(|source| LogError::Io { during: "sync of a log file", source })?;
+            }
+        }
         let options = options(dir, config)?;
         let opened = catch_unwind(AssertUnwindSafe(|| {
             RaftEngine::open_with_file_system(options, Arc::new(disk.clone()))
@@ -84,8 +93,11 @@ impl RaftLog {
             Err(panic) => return Err(corrupt(panic_text(&*panic))),
         };
         // raft-engine does not sync the directory after it made the first file.
-        let synced = File::open(dir).and_then(|d| d.sync_all());
-        synced.map_err(|source| LogError::Io { during: "sync of the log directory", source })?;
+        sync_dir(dir).map_err(|source| LogError::Io { during: "sync of the log directory", source })?;
+        disk.keep_manifest(LogManifest::new(manifest, listed, files)).map_err(|source| {
+            let source = disk.take_failure().map_or(source, |f| f.source);
+            LogError::Io { during: "write of the list of log files", source }
+        })?;
         let reader = Reader::start(engine.clone())
             .map_err(|source| LogError::Io { during: "start of the reading thread", source })?;
         let log = Self {
@@ -419,6 +431,11 @@ impl LogStore for RaftLog {
         self.healthy()?;
         let outcome = self.reader.run(RaftEngine::purge_expired_files);
         let groups = self.judge(outcome, "purge")?;
+        {
+            // No write is under way: what was written is synced.
+            let _writing = lock(&self.writing);
+            self.judge(Ok(self.disk.checkpoint().map_err(raft_engine::Error::Io)), "checkpoint")?;
+        }
         Ok(groups.into_iter().map(GroupId::new).collect())
     }
 
@@ -446,6 +463,11 @@ impl LogStore for RaftLog {
 impl Drop for RaftLog {
     fn drop(&mut self) {
         self.reader.stop();
+        if !self.disk.failed()
+            && let Err(error) = self.disk.checkpoint()
+        {
+            tracing::error!(%error, "the list of log files could not be written");
+        }
         let engine = self.engine.take();
         if catch_unwind(AssertUnwindSafe(|| drop(engine))).is_err() {
             tracing::error!("closing the log panicked");

@@ -6,6 +6,9 @@
 //! nothing but the write a crash interrupted: in the last file, with no whole record behind it. That holds because
 //! [`RaftLog`](crate::RaftLog) never has two unsynced records in one file.
 //!
+//! Files that are missing at either end, and files that end before what was durable, are found by the
+//! [list of log files](crate::log_manifest).
+//!
 //! What no log can tell apart: damage to the very last record, and a write of it that a crash tore. It is cut.
 
 use std::collections::BTreeMap;
@@ -15,18 +18,28 @@ use std::path::{Path, PathBuf};
 
 use towline_engine::log_store::LogError;
 
+use crate::log_manifest::{LogFiles, Queue};
+
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 /// Magic, version, alignment.
 const FILE_HEADER_BYTES: usize = MAGIC.len() + 8 + 8;
 const FILE_VERSION: u64 = 2;
 const RECORD_HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
-const SEQUENCE_DIGITS: usize = 16;
 
-/// Refuses a log that lost something acknowledged, as far as that can be seen.
-pub(crate) fn verify(dir: &Path) -> Result<(), LogError> {
-    for queue in [".raftlog", ".rewrite"] {
+/// Refuses a log that lost something acknowledged, as far as that can be seen. `expected` is what the list of log files
+/// says. Gives the files with the length of what is sound in each.
+pub(crate) fn verify(dir: &Path, expected: &LogFiles) -> Result<LogFiles, LogError> {
+    let mut found = LogFiles::default();
+    for queue in Queue::ALL {
         let files = list(dir, queue)?;
+        let expected = expected.of(queue);
+        if let Some((&number, bytes)) = expected.iter().find(|(number, _)| !files.contains_key(number)) {
+            return Err(LogError::Corrupt {
+                place: dir.join(queue.file_name(number)).display().to_string(),
+                detail: format!("the file is missing; {bytes} bytes of it were durable"),
+            });
+        }
         let last = files.keys().next_back().copied();
         let mut previous: Option<u64> = None;
         for (&sequence, path) in &files {
@@ -38,22 +51,31 @@ pub(crate) fn verify(dir: &Path) -> Result<(), LogError> {
             }
             previous = Some(sequence);
             let bytes = fs::read(path).map_err(|e| failed("read of a log file", e))?;
-            check_file(&bytes, sequence, Some(sequence) == last).map_err(|found| LogError::Corrupt {
-                place: format!("{} at offset {}", path.display(), found.offset),
-                detail: found.detail.into(),
-            })?;
+            let corrupt = |offset: u64, detail: String| LogError::Corrupt {
+                place: format!("{} at offset {offset}", path.display()),
+                detail,
+            };
+            let sound = check_file(&bytes, sequence, Some(sequence) == last)
+                .map_err(|found| corrupt(found.offset as u64, found.detail.into()))?
+                as u64;
+            let durable = expected.get(&sequence).copied().unwrap_or_default();
+            if sound < durable {
+                return Err(corrupt(
+                    sound,
+                    format!("the file ends here, but {durable} bytes of it were durable"),
+                ));
+            }
+            found.insert(queue, sequence, sound);
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-fn list(dir: &Path, queue: &str) -> Result<BTreeMap<u64, PathBuf>, LogError> {
+fn list(dir: &Path, queue: Queue) -> Result<BTreeMap<u64, PathBuf>, LogError> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(|e| failed("listing of the log directory", e))? {
         let path = entry.map_err(|e| failed("listing of the log directory", e))?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let digits = name.strip_suffix(queue).filter(|d| d.len() == SEQUENCE_DIGITS);
-        if let Some(sequence) = digits.and_then(|d| d.parse().ok()) {
+        if let Some((_, sequence)) = Queue::of(&path).filter(|(of, _)| *of == queue) {
             files.insert(sequence, path);
         }
     }
@@ -71,7 +93,8 @@ struct Found {
     detail: &'static str,
 }
 
-fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<(), Found> {
+/// The length of what is sound.
+fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Found> {
     let torn = match check_file_header(bytes) {
         Err(detail) => Some(Found { offset: 0, detail }),
         Ok(()) => {
@@ -88,7 +111,7 @@ fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<(), Found> {
             }
         }
     };
-    let Some(found) = torn else { return Ok(()) };
+    let Some(found) = torn else { return Ok(bytes.len()) };
     let rest = bytes.get(found.offset..).unwrap_or_default();
     // Space that was allocated ahead and never written.
     let unwritten = rest.iter().all(|&b| b == 0);
@@ -102,7 +125,7 @@ fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<(), Found> {
             "an interrupted write at the end of the log is cut off"
         );
     }
-    Ok(())
+    Ok(found.offset)
 }
 
 fn check_file_header(bytes: &[u8]) -> Result<(), &'static str> {

@@ -1,7 +1,7 @@
 //! A node of one process on doubles: a log in memory, no snapshots, and a transport that goes nowhere.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests; each file uses its part
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -196,6 +196,14 @@ impl IdentityStore for Ids {
 
     fn create(&self, identity: &Identity) -> Result<(), IdentityError> {
         self.0.lock().unwrap().0 = Some(identity.clone());
+        Ok(())
+    }
+
+    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {
+        Ok(BTreeSet::new())
+    }
+
+    fn add_group(&self, _group: GroupId) -> Result<(), IdentityError> {
         Ok(())
     }
 

@@ -50,14 +50,43 @@ fn the_last_incarnation_of_each_peer_is_remembered() {
 }
 
 #[test]
-fn v1_is_written_and_read_as_released() {
+fn each_version_is_written_and_read_as_released() {
     let dir = TempDir::new().unwrap();
     let file = IdentityFile::new(dir.path(), None);
     file.create(&identity()).unwrap();
-    file.remember(NodeId::new(1).unwrap(), Incarnation::new(300).unwrap()).unwrap();
-    for name in [IDENTITY_FILE, PEERS_FILE] {
-        assert_eq!(fs::read(dir.path().join(name)).unwrap(), golden(&format!("{name}_v1")), "{name}");
+    for group in [1, 300] {
+        file.add_group(GroupId::new(group)).unwrap();
     }
+    file.remember(NodeId::new(1).unwrap(), Incarnation::new(300).unwrap()).unwrap();
+    for (name, version) in [(IDENTITY_FILE, "identity_v2"), (PEERS_FILE, "peers_v1")] {
+        assert_eq!(fs::read(dir.path().join(name)).unwrap(), golden(version), "{name}");
+    }
+}
+
+#[test]
+fn an_identity_of_version_1_has_no_groups_and_takes_some() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join(IDENTITY_FILE), golden("identity_v1")).unwrap();
+    let file = IdentityFile::new(dir.path(), None);
+    assert_eq!((file.load().unwrap(), file.groups().unwrap()), (Some(identity()), BTreeSet::new()));
+    file.add_group(GroupId::new(7)).unwrap();
+    let again = IdentityFile::new(dir.path(), None);
+    assert_eq!(
+        (again.load().unwrap(), again.groups().unwrap()),
+        (Some(identity()), [GroupId::new(7)].into())
+    );
+}
+
+#[test]
+fn groups_are_remembered_and_need_an_identity() {
+    let dir = TempDir::new().unwrap();
+    let file = IdentityFile::new(dir.path(), None);
+    assert!(matches!(file.add_group(GroupId::new(1)), Err(IdentityError::Absent)));
+    file.create(&identity()).unwrap();
+    for group in [2, 1, 2] {
+        file.add_group(GroupId::new(group)).unwrap();
+    }
+    assert_eq!(IdentityFile::new(dir.path(), None).groups().unwrap(), [1, 2].map(GroupId::new).into());
 }
 
 #[test]

@@ -13,11 +13,17 @@ use crate::disk::{Hook, Op};
 
 const GROUP: GroupId = GroupId::DEFAULT;
 const OTHER: GroupId = GroupId::new(2);
+/// The list of log files. Elsewhere it lies outside of the log's directory.
+const LIST: &str = "log-files";
 /// So small that a few appends change the file.
 const SMALL: LogConfig = LogConfig { file_bytes: 512, purge_bytes: 2048 };
 
 fn open(dir: &Path, config: &LogConfig) -> Result<RaftLog, LogError> {
-    RaftLog::open(dir, config, Disk::new(), None)
+    open_on(dir, config, Disk::new())
+}
+
+fn open_on(dir: &Path, config: &LogConfig, disk: Disk) -> Result<RaftLog, LogError> {
+    RaftLog::open(dir, &dir.join(LIST), config, disk, None)
 }
 
 fn entries(range: Range<u64>, term: u64) -> Vec<Entry> {
@@ -93,7 +99,8 @@ impl Hook for Faults {
         *most = (*most).max(*now);
         let mut durable = self.durable.lock().unwrap();
         match op {
-            Op::Sync => drop(durable.insert(path.into(), fs::read(path).unwrap())),
+            // The list is replaced as a whole, with the syncs that takes.
+            Op::Sync | Op::Rename => drop(durable.insert(path.into(), fs::read(path).unwrap())),
             Op::Delete => drop(durable.remove(path)),
             _ => {}
         }
@@ -162,7 +169,7 @@ fn a_failing_disk_poisons_at_every_operation_and_loses_nothing_acknowledged() {
     for fail_from in 0.. {
         let faults = Arc::new(Faults { fail_from: Some(fail_from), ..Faults::default() });
         let dir = TempDir::new().unwrap();
-        let opened = RaftLog::open(dir.path(), &SMALL, Disk::with_hook(Some(faults.clone())), None);
+        let opened = open_on(dir.path(), &SMALL, Disk::with_hook(Some(faults.clone())));
         let mut acknowledged = 0;
         let failed = match opened {
             Err(e) => Some(e),
@@ -209,7 +216,7 @@ fn no_file_ever_has_two_unsynced_records() {
     let faults = Arc::new(Faults::default());
     let dir = TempDir::new().unwrap();
     let config = LogConfig { file_bytes: 1 << 20, purge_bytes: 2 << 20 };
-    let log = RaftLog::open(dir.path(), &config, Disk::with_hook(Some(faults.clone())), None).unwrap();
+    let log = open_on(dir.path(), &config, Disk::with_hook(Some(faults.clone()))).unwrap();
     // So much that raft-engine moves it in several records.
     let large = |index| Entry { index, term: 1, data: vec![1; 100_000].into(), ..Entry::default() };
     for group in 10..20 {
@@ -247,6 +254,8 @@ fn one_file_of(appends: u64) -> (TempDir, PathBuf, Vec<usize>) {
         drop(log);
         ends.push(fs::metadata(&files(dir.path())[0]).unwrap().len() as usize);
     }
+    // What a process leaves that was killed: its list does not know the last records yet.
+    fs::remove_file(dir.path().join(LIST)).unwrap();
     let file = files(dir.path())[0].clone();
     (dir, file, ends)
 }
@@ -315,22 +324,117 @@ fn any_damage_in_an_earlier_file_refuses() {
     }
 }
 
+/// A log whose files were written and purged, and a copy of the directory of before its last writes.
+fn with_an_older_copy() -> (TempDir, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path(), &SMALL).unwrap();
+    let mut older = None;
+    for number in 0..60 {
+        if number == 57 {
+            older = Some(copy(dir.path()));
+        }
+        put(&log, GROUP, entries(number + 1..number + 2, 1)).unwrap();
+        if number % 20 == 10 {
+            put(&log, OTHER, entries(number / 20 + 1..number / 20 + 2, 1)).unwrap();
+        }
+        if number % 10 == 0 {
+            log.compact(GROUP, number / 2).unwrap();
+            log.purge().unwrap();
+        }
+    }
+    drop(log);
+    (dir, older.unwrap())
+}
+
+fn log_files(dir: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> = all.filter(|p| crate::log_manifest::Queue::of(p).is_some()).collect();
+    files.sort();
+    files
+}
+
+fn assert_refused(dir: &Path, file: &Path, how: &str) {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    match open(dir, &SMALL) {
+        Ok(_) => panic!("{name} {how}: not found"),
+        Err(LogError::Corrupt { place, .. }) => assert!(place.contains(name), "{name} {how}: {place}"),
+        Err(other) => panic!("{name} {how}: {other}"),
+    }
+}
+
+/// The newest file could go without a word: the log ended earlier then, and the node had forgotten what it acknowledged and
+/// whom it voted for. The oldest one too, if no group's entries began in it.
 #[test]
-fn a_missing_file_refuses() {
+fn any_log_file_that_is_missing_short_or_an_older_copy_refuses_and_is_named() {
+    let (dir, older) = with_an_older_copy();
+    let all = log_files(dir.path());
+    let (rewritten, appended): (Vec<_>, Vec<_>) =
+        all.iter().partition(|f| f.extension().is_some_and(|e| e == "rewrite"));
+    assert!(!rewritten.is_empty() && appended.len() > 2, "{all:?}");
+    for file in &all {
+        let name = file.file_name().unwrap();
+        let whole = fs::read(file).unwrap();
+        let mut damages = vec![("missing", None)];
+        if whole.len() > 69 {
+            damages.push(("emptied", Some(Vec::new())));
+            damages.push(("cut at half", Some(whole[..whole.len() / 2].to_vec())));
+            damages.push(("cut to its header", Some(whole[..69].to_vec())));
+        }
+        // What of it is allocated ahead is no difference.
+        let before = fs::read(older.path().join(name)).unwrap_or_default();
+        let sound = before.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
+        if sound < whole.len() {
+            damages.push(("of before", Some(before)));
+        }
+        for (how, bytes) in damages {
+            let copy = copy(dir.path());
+            match bytes {
+                None => fs::remove_file(copy.path().join(name)).unwrap(),
+                Some(bytes) => fs::write(copy.path().join(name), bytes).unwrap(),
+            }
+            assert_refused(copy.path(), file, how);
+        }
+    }
+    let gone = copy(dir.path());
+    all.iter().for_each(|file| fs::remove_file(gone.path().join(file.file_name().unwrap())).unwrap());
+    assert_refused(gone.path(), &files(dir.path())[0], "with all others");
+    open(dir.path(), &SMALL).unwrap();
+}
+
+/// A process that is killed leaves no last list.
+#[test]
+fn after_a_kill_each_file_and_what_was_there_at_the_last_purge_is_missed() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path(), &SMALL).unwrap();
     for index in 1..40 {
         put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
     }
-    drop(log);
-    let all = files(dir.path());
-    // In the middle: a hole in the numbers. At the front: a hole in the entries.
-    for (gone, said) in [(1, "missing"), (0, "the log goes on at")] {
-        let copy = copy(dir.path());
-        fs::remove_file(copy.path().join(all[gone].file_name().unwrap())).unwrap();
-        let refused = open(copy.path(), &SMALL).expect_err("a file is missing");
-        assert!(matches!(&refused, LogError::Corrupt { detail, .. } if detail.contains(said)), "{refused}");
+    let before = copy(dir.path());
+    put(&log, GROUP, entries(40..41, 1)).unwrap();
+    log.purge().unwrap();
+    let killed = copy(dir.path());
+    let newest = files(dir.path()).pop().unwrap();
+    let name = newest.file_name().unwrap();
+    for file in files(dir.path()) {
+        let copy = copy(killed.path());
+        fs::remove_file(copy.path().join(file.file_name().unwrap())).unwrap();
+        assert_refused(copy.path(), &file, "missing after a kill");
     }
+    let swapped = copy(killed.path());
+    fs::copy(before.path().join(name), swapped.path().join(name)).unwrap();
+    assert_refused(swapped.path(), &newest, "of before the purge");
+    assert_eq!(all(&open(killed.path(), &SMALL).unwrap(), GROUP).len(), 40);
+}
+
+/// A directory of before there was a list, or one whose list alone was lost: the log is whole.
+#[test]
+fn a_log_without_a_list_opens_and_gets_one() {
+    let (dir, _) = with_an_older_copy();
+    fs::remove_file(dir.path().join(LIST)).unwrap();
+    drop(open(dir.path(), &SMALL).unwrap());
+    let newest = files(dir.path()).pop().unwrap();
+    fs::remove_file(&newest).unwrap();
+    assert_refused(dir.path(), &newest, "missing");
 }
 
 /// raft-engine moves small groups to another file and purges the one that held the truncation; after a restart the

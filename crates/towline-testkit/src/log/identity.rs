@@ -1,8 +1,8 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
-use towline_engine::ids::{Incarnation, NodeId};
+use towline_engine::ids::{GroupId, Incarnation, NodeId};
 
 /// An [`IdentityStore`] in memory. Clones share one; everything in it is durable at once. A new one is an emptied disk.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,7 @@ pub struct MemIdentity {
 #[derive(Debug, Default)]
 struct State {
     identity: Option<Identity>,
+    groups: BTreeSet<GroupId>,
     seen: BTreeMap<NodeId, Incarnation>,
 }
 
@@ -38,6 +39,17 @@ impl IdentityStore for MemIdentity {
             return Err(IdentityError::Exists { node: there.node, cluster: there.cluster.clone() });
         }
         state.identity = Some(identity.clone());
+        Ok(())
+    }
+
+    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {
+        Ok(self.lock().groups.clone())
+    }
+
+    fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
+        let mut state = self.lock();
+        state.identity.as_ref().ok_or(IdentityError::Absent)?;
+        state.groups.insert(group);
         Ok(())
     }
 
