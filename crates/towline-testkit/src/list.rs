@@ -81,7 +81,7 @@ impl ListMachine {
         self
     }
 
-    /// Claims to have stored everything up to this place.
+    /// Claims to have stored everything up to this place, until it restores a snapshot.
     #[must_use]
     pub fn durable_at(mut self, durable: Applied) -> Self {
         self.durable = durable;
@@ -240,6 +240,8 @@ impl StateMachine for ListMachine {
         }
         if let Some(disk) = &self.disk {
             disk.replace(&commands, meta.head.at)?;
+        } else if self.durable != Applied::NONE {
+            self.durable = meta.head.at;
         }
         let mut state = self.list.lock();
         state.commands = commands;

@@ -151,7 +151,7 @@ async fn a_machine_that_lost_its_state_over_a_compacted_log_is_restored_or_refus
     bench.set_disk(ListDisk::new(Replacing::Aside));
     bench.cluster.disks.get_mut(&bench.behind).unwrap().snapshots = Default::default();
     let error = bench.cluster.try_restart(bench.behind).await.unwrap_err().to_string();
-    assert!(error.contains("there is no snapshot between"), "{error}");
+    assert!(error.contains("there is no snapshot to restore"), "{error}");
     assert_eq!(bench.disk().restores(), 0);
     bench.cluster.disks.insert(bench.behind, disk);
     bench.comes_back(&[], "lost").await;

@@ -104,7 +104,7 @@ async fn a_volatile_state_machine_over_a_compacted_log_is_restored_from_the_snap
     let disk = cluster.disks[&leader].clone();
     cluster.disks.get_mut(&leader).unwrap().snapshots = Default::default();
     let error = cluster.try_restart(leader).await.map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("there is no snapshot between"), "{error}");
+    assert!(error.contains("there is no snapshot to restore"), "{error}");
     cluster.disks.insert(leader, disk);
     for node in cluster.nodes() {
         cluster.restart(node).await;

@@ -1,7 +1,8 @@
 //! Starting and ending: every refusal of a start is typed and says what is wrong, and every end lets go of everything.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{ConfRecord, GroupWrite, LogBatch, LogStore};
 use towline_engine::message::{ConfState, Entry, HardState, Member};
 use towline_engine::node::{Consistency, Node, NodeBuilder, Start, StartError};
+use towline_engine::snapshot_store::SnapshotHead;
 use towline_engine::state_machine::Applied;
 use towline_engine::storage::Storage;
 use towline_engine::transport::{Transport, TransportError};
@@ -158,6 +160,14 @@ impl IdentityStore for Unreadable {
     }
 
     fn create(&self, _identity: &Identity) -> Result<(), IdentityError> {
+        Ok(())
+    }
+
+    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {
+        Ok(BTreeSet::new())
+    }
+
+    fn add_group(&self, _group: GroupId) -> Result<(), IdentityError> {
         Ok(())
     }
 
@@ -356,18 +366,27 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     );
     assert_eq!(
         text(stored(10, 4), at(11, 2)).await,
-        "group 1 cannot start: the state machine is at 11, past the end of the log, 10"
+        "group 1 cannot start: the state machine is at 11, past the end of the log, 10: entries that this node \
+         acknowledged are lost; replace this node by one with an empty directory"
     );
+    let foreign = "group 1 cannot start: the state machine is at entry 8 of term 1, but the log has term 2 there: they are \
+                   of different histories";
+    // Nothing says which of the two is right.
+    assert_eq!(text(stored(10, 4), at(8, 1)).await, foreign);
+    // The entry is committed in the log: the machine is wrong.
     assert_eq!(
         text(stored(10, 10), at(8, 1)).await,
-        "group 1 cannot start: the state machine is at entry 8 of term 1, but the log has term 2 there: they are of \
-         different histories"
+        format!(
+            "{foreign}, and there is no snapshot to restore; remove the files of the state machine: the log is whole and is \
+             applied again"
+        )
     );
     let compacted = stored(10, 10);
     compacted.log.compact(ONE, 5).unwrap();
     assert_eq!(
         text(compacted.clone(), ListMachine::new()).await,
-        "group 1 cannot start: the state machine is at 0, the log begins after 5, and there is no snapshot between"
+        "group 1 cannot start: the state machine is at 0, the log begins after 5, and there is no snapshot to restore; \
+         replace this node by one with an empty directory"
     );
     assert_eq!(restart(&compacted, at(5, 1)).await.unwrap(), 5);
     let failing = ListMachine::new().failing("3", Trouble::Fatal);
@@ -375,4 +394,72 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
         text(stored(10, 10), failing).await,
         "group 1 cannot start: state machine failed: told to fail"
     );
+}
+
+/// A snapshot of the commands up to an index of [`stored`].
+fn snapshot(disk: &Disk, at: Applied) {
+    let head = SnapshotHead { group: ONE, at, conf_state: ConfState::default(), members: BTreeMap::new() };
+    let store = disk.storage().snapshots;
+    let mut writer = store.create(&head).unwrap();
+    for index in 1..=at.index {
+        let command = format!("{index}");
+        writer.write_all(&(command.len() as u32).to_be_bytes()).unwrap();
+        writer.write_all(command.as_bytes()).unwrap();
+    }
+    writer.verify(None).unwrap();
+    writer.commit().unwrap();
+}
+
+/// A state machine with a wrong place (its files were swapped for another node's, or those of another cluster) served
+/// values that the log never had, or was refused though a snapshot lay ready.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_machine_of_another_history_is_restored_from_a_snapshot() {
+    for (index, term) in [(8, 1), (5, 7)] {
+        let disk = stored(10, 10);
+        snapshot(&disk, Applied { index: 5, term: 1 });
+        if index == 5 {
+            disk.log.compact(ONE, 5).unwrap();
+        }
+        let machine = ListMachine::new().durable_at(Applied { index, term });
+        assert_eq!(restart(&disk, machine).await.unwrap(), 10, "machine at {index} of term {term}");
+    }
+}
+
+/// The volume of the log was not mounted: the node founded the group anew under the incarnation that had voted, and its
+/// peers let it in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_was_lost_is_refused_and_founds_nothing() {
+    let (net, disk) = (MemNet::new(), Disk::default());
+    let two = GroupId::new(2);
+    let node = builder(&net, &disk).start().await.unwrap();
+    start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
+    start(&node, two, Start::Bootstrap(alone())).await.unwrap();
+    node.shutdown(Duration::ZERO).await;
+
+    let lost = Disk { log: Default::default(), ..disk.clone() };
+    let error = builder(&net, &lost).start().await.unwrap_err();
+    assert!(matches!(error, StartError::GroupLost { group: ONE }), "{error}");
+    assert!(lost.log.groups().unwrap().is_empty(), "nothing was founded");
+    // An older copy, of before the second group was founded.
+    disk.log.remove(two).unwrap();
+    let error = builder(&net, &disk).start().await.unwrap_err();
+    assert!(matches!(error, StartError::GroupLost { group } if group == two), "{error}");
+}
+
+/// A crash between the steps of founding a group must not keep the node from starting again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_while_a_group_is_founded_leaves_a_node_that_starts() {
+    // After the identity, before the log.
+    let (net, disk) = (MemNet::new(), Disk::default());
+    let incarnation = Incarnation::new(1).unwrap();
+    let identity = Identity { cluster: cluster_id(), node: node_id(1), incarnation };
+    disk.identity.create(&identity).unwrap();
+    let node = builder(&net, &disk).start().await.unwrap();
+    start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
+    node.shutdown(Duration::ZERO).await;
+    // After the log, before the identity names the group: as a directory of an earlier version.
+    let disk = stored(10, 10);
+    assert!(disk.identity.groups().unwrap().is_empty());
+    assert_eq!(restart(&disk, ListMachine::new()).await.unwrap(), 10);
+    assert_eq!(disk.identity.groups().unwrap(), [ONE].into(), "recorded before the group runs");
 }

@@ -22,6 +22,7 @@ use crate::core::SendSlots;
 use crate::identity::{IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::{LaneSettings, Lanes, LanesDeps};
+use crate::log_store::LogStore;
 use crate::reporter::Mailbox;
 use crate::snapshots::{Keeper, Receives, ReceivesDeps, Sends, SendsDeps, TransferSettings};
 use crate::storage::Storage;
@@ -112,6 +113,7 @@ impl NodeBuilder {
             return Err(StartError::Incomplete { missing: "transport" });
         }
         check_identity(self.id, &self.cluster, &*storage.identity)?;
+        check_groups(&*storage.identity, &*storage.log)?;
         let started = Runtimes::start(&config, self.runtime);
         let (runtimes, handles) = started.map_err(|source| StartError::Thread { source })?;
         let runtime = handles.net;
@@ -251,6 +253,20 @@ fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) ->
     }
 }
 
+/// A log that has fewer groups than were founded or joined here is lost, or an old copy. The node gave votes that this log
+/// does not know of, in the groups it still has too.
+fn check_groups(identity: &dyn IdentityStore, log: &dyn LogStore) -> Result<(), StartError> {
+    for group in identity.groups()? {
+        let stored = log
+            .recover(group)
+            .map_err(|error| StartError::Log { group, cause: super::writer::describe(&error).into() })?;
+        if stored.conf.is_none() {
+            return Err(StartError::GroupLost { group });
+        }
+    }
+    Ok(())
+}
+
 /// A node or a group could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -304,6 +320,17 @@ pub enum StartError {
     /// There is nothing to restart. Bootstrap the group, if that is what you mean.
     #[error("nothing is stored of group {group}: an empty directory starts only by an explicit bootstrap")]
     NothingStored {
+        /// The group.
+        group: GroupId,
+    },
+    /// The identity says that the group was founded or joined here, but the log has nothing of it. The log was lost, or it
+    /// is an older copy. Put the right log back; if it is gone, remove this node from its groups and let a node with an
+    /// empty directory take its place. It must not be bootstrapped again: it could vote twice.
+    #[error(
+        "group {group} was founded or joined here, but the log has nothing of it: the log was lost or is an old copy. \
+         Put the right log back (is its volume mounted?), or replace this node by one with an empty directory"
+    )]
+    GroupLost {
         /// The group.
         group: GroupId,
     },

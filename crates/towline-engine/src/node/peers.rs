@@ -40,6 +40,8 @@ pub(crate) struct Peers {
 struct Known {
     /// `None` until the first group is bootstrapped: until then nobody is let in and nobody is called.
     identity: Option<Identity>,
+    /// As the identity records them.
+    groups: BTreeSet<GroupId>,
     members: BTreeMap<GroupId, BTreeSet<NodeId>>,
     seen: BTreeMap<NodeId, Incarnation>,
 }
@@ -57,7 +59,12 @@ impl Peers {
         election_timeout: Duration,
     ) -> Result<Self, IdentityError> {
         let refusals = Refusals::new(election_timeout);
-        let known = Known { identity: store.load()?, members: BTreeMap::new(), seen: store.seen()? };
+        let known = Known {
+            identity: store.load()?,
+            groups: store.groups()?,
+            members: BTreeMap::new(),
+            seen: store.seen()?,
+        };
         Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
     }
 
@@ -88,6 +95,16 @@ impl Peers {
         let identity = Identity { cluster: self.cluster.clone(), node: self.node, incarnation };
         self.store.create(&identity)?;
         known.identity = Some(identity);
+        Ok(())
+    }
+
+    /// Records a group that the log has durably, before it runs.
+    pub(crate) fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
+        let mut known = self.lock();
+        if !known.groups.contains(&group) {
+            self.store.add_group(group)?;
+            known.groups.insert(group);
+        }
         Ok(())
     }
 

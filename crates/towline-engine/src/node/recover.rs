@@ -126,22 +126,44 @@ impl Recovery<'_> {
         Ok(term == at.term)
     }
 
-    /// Restores a state machine that is behind the first entry of the log: one that did not get to the end of an
-    /// installation, a volatile one, or one whose files were lost. Says where it stands.
+    /// Restores a state machine that the log cannot go on from, and says where it stands then. Such a machine is behind
+    /// the first entry of the log (its installation was interrupted, it is volatile, or its files were lost), or it is of
+    /// another history.
     fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<Applied, StartError> {
         let (durable, truncated) = (target.durable(), stored.truncated);
-        if durable.index >= truncated.index {
-            return Ok(durable);
-        }
+        let Some(why) = self.disagreement(stored, durable)? else { return Ok(durable) };
         let meta = self.newest(stored)?.ok_or_else(|| {
-            self.mismatch(format!(
-                "the state machine is at {}, the log begins after {}, and there is no snapshot between",
-                durable.index, truncated.index
-            ))
+            let remedy = match truncated.index {
+                0 => "remove the files of the state machine: the log is whole and is applied again",
+                _ => "replace this node by one with an empty directory",
+            };
+            self.mismatch(format!("{why}, and there is no snapshot to restore; {remedy}"))
         })?;
+        if durable.index >= truncated.index {
+            let (group, snapshot) = (self.group, meta.head.at.index);
+            tracing::warn!(%group, why, snapshot, "the state machine does not go with the log and is restored");
+        }
         restore(self.snapshots, target, &meta)
             .map_err(|cause| StartError::StateMachine { group: self.group, cause })?;
         Ok(meta.head.at)
+    }
+
+    /// Why the log cannot go on from where the state machine is, if a snapshot can help.
+    ///
+    /// It cannot help a machine that is past what the log knows as committed. Then the log may have lost entries that
+    /// this node acknowledged, and the votes with them: [`check`](Self::check) refuses.
+    fn disagreement(&self, stored: &Recovered, durable: Applied) -> Result<Option<String>, StartError> {
+        let truncated = stored.truncated;
+        if durable.index < truncated.index {
+            let (at, begins) = (durable.index, truncated.index);
+            return Ok(Some(format!("the state machine is at {at}, the log begins after {begins}")));
+        }
+        let committed = stored.hard_state.unwrap_or_default().commit.max(truncated.index);
+        if durable.index == 0 || durable.index > committed.min(stored.last_index) {
+            return Ok(None);
+        }
+        let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(&error))?;
+        Ok((term != durable.term).then(|| other_history(durable, term)))
     }
 
     /// Everything raft would panic on later, or that would lose acknowledged commands without a word.
@@ -157,7 +179,8 @@ impl Recovery<'_> {
         let last = stored.last_index;
         if durable.index > last {
             return Err(self.mismatch(format!(
-                "the state machine is at {}, past the end of the log, {last}",
+                "the state machine is at {}, past the end of the log, {last}: entries that this node acknowledged are lost; \
+                 replace this node by one with an empty directory",
                 durable.index
             )));
         }
@@ -174,11 +197,7 @@ impl Recovery<'_> {
         if durable.index > 0 {
             let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(&error))?;
             if term != durable.term {
-                return Err(self.mismatch(format!(
-                    "the state machine is at entry {} of term {}, but the log has term {term} there: they are of different \
-                     histories",
-                    durable.index, durable.term
-                )));
+                return Err(self.mismatch(other_history(durable, term)));
             }
         }
         if !conf.conf_state.contains(self.node) {
@@ -258,4 +277,11 @@ impl Recovery<'_> {
     fn unread(&self, error: &LogReadError) -> StartError {
         StartError::Log { group: self.group, cause: Arc::from(error.to_string()) }
     }
+}
+
+fn other_history(durable: Applied, term: u64) -> String {
+    format!(
+        "the state machine is at entry {} of term {}, but the log has term {term} there: they are of different histories",
+        durable.index, durable.term
+    )
 }

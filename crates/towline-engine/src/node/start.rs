@@ -65,6 +65,8 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         if let Some(write) = founding {
             node.writer.barrier(Some(write)).await.map_err(log_error)?;
         }
+        // The log has the group, and it has not voted yet: from now on a log without it is a lost one.
+        node.clone().blocking(move |node| Ok(node.peers.add_group(group)?)).await?;
         let metrics = Arc::new(node.metrics.group(group.as_u64()));
         let view = self.machine.view();
         let target: Box<dyn Target> = Box::new(Machine { machine: self.machine, metrics: metrics.clone() });
