@@ -188,6 +188,8 @@ closed! {
         StaleTerm = "stale_term",
         /// A read-index message without its context.
         EmptyReadIndex = "empty_read_index",
+        /// A read-index message that came before, or is older than one that came.
+        RepeatedReadIndex = "repeated_read_index",
         /// A request only a leader can serve.
         NotLeader = "not_leader",
         /// The group's inbox was at its bound.

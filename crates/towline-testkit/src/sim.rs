@@ -152,6 +152,15 @@ impl Sim {
         Ok(())
     }
 
+    /// One tick of time: every node takes a turn in which its clock ticks. Delays in steps are then in ticks.
+    ///
+    /// # Errors
+    /// A violation.
+    pub fn tick(&mut self) -> Result<(), Violation> {
+        self.now += 1;
+        self.ids().into_iter().try_for_each(|id| self.turn(id, true))
+    }
+
     /// No more faults, everybody up and connected: the cluster must elect a leader, take a command, and bring every
     /// node to the same place, which holds everything acknowledged.
     ///
@@ -321,7 +330,16 @@ impl Sim {
         if !sync || node.hold_writes {
             return Ok(());
         }
-        let count = self.rng.usize(1..=node.disk.pending());
+        let count = match (self.options.sync_steps, node.syncing) {
+            (0, _) => self.rng.usize(1..=node.disk.pending()),
+            (steps, None) => {
+                node.syncing = Some((self.now + steps, node.disk.pending()));
+                return Ok(());
+            }
+            (_, Some((end, _))) if self.now < end => return Ok(()),
+            (_, Some((_, count))) => count,
+        };
+        node.syncing = None;
         let crash = !self.calm && self.chance(self.options.chaos.crash_at_sync_permille);
         let when = self.rng.u8(0..3);
         if crash && when == 0 {

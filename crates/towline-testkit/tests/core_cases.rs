@@ -274,7 +274,8 @@ fn answers_to_several_read_rounds_of_one_peer_in_one_turn_all_arrive() {
     let (mut sim, leader) = led(3, SimOptions::default());
     let followers = others(&sim, leader);
     sim.run(200).unwrap();
-    let contexts: Vec<Vec<u8>> = (0..3).map(|round: u8| vec![9, 9, round]).collect();
+    let contexts: Vec<Vec<u8>> =
+        (0..3).map(|round: u64| [&[9; 16][..], &round.to_be_bytes()].concat()).collect();
     let ask = |sim: &mut Sim, context: &[u8]| {
         let mut message = Message::new(MessageKind::ReadIndex, followers[0], leader);
         message.entries = vec![Entry { data: context.to_vec().into(), ..Entry::default() }];

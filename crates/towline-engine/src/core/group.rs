@@ -18,7 +18,7 @@ pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSe
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
-use super::reads::Reads;
+use super::reads::{PeerRounds, Reads};
 use super::terms::{Rise, TermRises};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
@@ -42,7 +42,7 @@ pub struct GroupSetup {
     pub quiet_ticks: u64,
     /// Ticks until a read that cannot be confirmed fails.
     pub read_timeout_ticks: u64,
-    /// Ticks until a read round counts as lost.
+    /// Ticks after which reads that are not confirmed get another round. An answer to an earlier round still counts.
     pub read_retry_ticks: u64,
     /// Bytes of entries that are not applied: at the bound proposals are busy and appends refused.
     pub unapplied_bytes_max: usize,
@@ -59,6 +59,7 @@ pub struct Group<W, R> {
     replica: Replica,
     proposals: Proposals<W>,
     reads: Reads<R>,
+    peer_rounds: PeerRounds,
     /// Readies that are not persisted, in order.
     unpersisted: VecDeque<Unpersisted>,
     writes: u64,
@@ -106,6 +107,7 @@ impl<W, R> Group<W, R> {
             replica: Replica::new(setup.replica, attempts)?,
             proposals: Proposals::new(),
             reads: Reads::new(setup.origin),
+            peer_rounds: PeerRounds::default(),
             unpersisted: VecDeque::new(),
             writes: 0,
             written: 0,
@@ -173,6 +175,9 @@ impl<W, R> Group<W, R> {
                 return Err(Reject::Quiet);
             }
             MessageKind::TimeoutNow if self.snapshots.installing() => return Err(Reject::Installing),
+            MessageKind::ReadIndex if !self.is_new_round(from, &message) => {
+                return Err(Reject::RepeatedRound);
+            }
             MessageKind::TimeoutNow if self.replica.is_sole_voter() => return Err(Reject::KindNotAllowed),
             // Only what is committed is sure to leave memory by itself: a log full of uncommitted entries must still
             // take the entry that commits them.
@@ -186,6 +191,11 @@ impl<W, R> Group<W, R> {
             _ => self.replica.step(message),
         }
         Ok(())
+    }
+
+    /// See [`PeerRounds`]. The inbound checks have passed: the message has one entry, and its sender is a member.
+    fn is_new_round(&mut self, from: NodeId, message: &Message) -> bool {
+        message.entries.first().is_some_and(|entry| self.peer_rounds.note(from, &entry.data))
     }
 
     /// See [`TermRises`].
@@ -342,7 +352,7 @@ impl<W, R> Group<W, R> {
             true => self.replica.committed_in_term(),
             false => self.replica.leader().is_some(),
         };
-        if can_confirm && let Some(context) = self.reads.start_round(self.ticks + self.read_retry_ticks) {
+        if can_confirm && let Some(context) = self.reads.start_round(self.ticks, self.read_retry_ticks) {
             self.replica.read_index(context);
         }
     }

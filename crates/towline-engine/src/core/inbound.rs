@@ -38,6 +38,8 @@ pub enum Reject {
     BadIndex,
     /// A read round that is empty or too long.
     BadContext,
+    /// A read round that its sender asked for before, or that is older than one it asked for.
+    RepeatedRound,
     /// A read round for a leader, and this node leads not.
     NotLeader,
     /// A request for a vote soon after a restart: this node may have promised its vote to a leader's lease before.

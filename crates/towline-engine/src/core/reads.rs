@@ -1,14 +1,21 @@
 //! Read barriers: reads wait for a round of confirmation, many at a time.
 //!
-//! A round is a unique context that raft sends around with heartbeats. Raft drops it without a word when there is no
-//! leader, when the leader has not committed in its term, or when a message is lost; so every round has a time after
-//! which its readers move to a new one, and every reader a deadline.
+//! A round is a unique context that raft sends around with heartbeats. Raft drops a round without a word when there is no
+//! leader, when the leader has not committed in its term, or when a message is lost. So while reads wait, another round
+//! starts after each retry interval. A read keeps the number of its first round, and every round from that number on
+//! confirms it, however long the answer takes. Every read has a deadline.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-/// Rounds under way at once. The second one lets reads that arrive during the first start at once rather than wait; more
-/// would only add heartbeats.
-const ROUNDS_MAX: usize = 2;
+use crate::ids::NodeId;
+
+/// Rounds under way up to which another starts at once. Beyond them one starts a tick, so that a read waits at most a tick
+/// for its round on a slow link, and a fast link does not carry a round for every read.
+const ROUNDS_AT_ONCE: usize = 2;
+
+/// Rounds with readers under way. At the bound new reads wait until a round is confirmed or its readers fail at their
+/// deadlines.
+const ROUNDS_MAX: usize = 64;
 
 /// All reads of a group that are not confirmed yet.
 #[derive(Debug)]
@@ -16,7 +23,10 @@ pub(super) struct Reads<R> {
     /// Makes contexts unique in the cluster: raft keys rounds by context, also those of followers.
     origin: [u8; 16],
     next_round: u64,
+    /// When the last round started.
+    started_tick: u64,
     waiting: VecDeque<Reader<R>>,
+    /// In the order of their numbers.
     rounds: VecDeque<Round<R>>,
     /// Confirmed at an index that is not handed to the state machine yet.
     confirmed: VecDeque<(u64, Vec<Reader<R>>)>,
@@ -28,11 +38,18 @@ struct Reader<R> {
     deadline_tick: u64,
 }
 
+/// The reads that joined a round before its context left.
 #[derive(Debug)]
 struct Round<R> {
     number: u64,
-    retry_tick: u64,
-    readers: Vec<Reader<R>>,
+    readers: VecDeque<Reader<R>>,
+}
+
+/// Removes the readers whose deadline has come. They stand in the order of their arrival, so of their deadlines.
+fn take_late<R>(readers: &mut VecDeque<Reader<R>>, now_tick: u64, late: &mut Vec<R>) {
+    while readers.front().is_some_and(|r| r.deadline_tick <= now_tick) {
+        late.extend(readers.pop_front().map(|r| r.reader));
+    }
 }
 
 impl<R> Reads<R> {
@@ -41,6 +58,7 @@ impl<R> Reads<R> {
         Self {
             origin,
             next_round: 1,
+            started_tick: 0,
             waiting: VecDeque::new(),
             rounds: VecDeque::new(),
             confirmed: VecDeque::new(),
@@ -58,27 +76,35 @@ impl<R> Reads<R> {
         self.waiting.len() + rounds + confirmed
     }
 
-    /// The context of a new round for everybody who waits, if one may start.
-    pub(super) fn start_round(&mut self, retry_tick: u64) -> Option<Vec<u8>> {
-        if self.waiting.is_empty() || self.rounds.len() >= ROUNDS_MAX {
+    /// The context of a new round, if one is due: for the reads that wait for their first, or because no round started for
+    /// `retry_ticks` and the earlier ones may be lost.
+    ///
+    /// A retry has a number of its own. With the context of an earlier round, a late answer to that round could confirm
+    /// what joined after it.
+    pub(super) fn start_round(&mut self, now_tick: u64, retry_ticks: u64) -> Option<Vec<u8>> {
+        let paced = self.rounds.len() < ROUNDS_AT_ONCE || self.started_tick < now_tick;
+        let joins = !self.waiting.is_empty() && self.rounds.len() < ROUNDS_MAX && paced;
+        let retries = !self.rounds.is_empty() && self.started_tick.saturating_add(retry_ticks) <= now_tick;
+        if !joins && !retries {
             return None;
         }
         let number = self.next_round;
         self.next_round += 1;
-        self.rounds.push_back(Round { number, retry_tick, readers: self.waiting.drain(..).collect() });
+        self.started_tick = now_tick;
+        if joins {
+            self.rounds.push_back(Round { number, readers: std::mem::take(&mut self.waiting) });
+        }
         Some([self.origin.as_slice(), &number.to_be_bytes()].concat())
     }
 
-    /// A round came back with an index. It confirms the rounds before it too: their reads came earlier.
+    /// A round came back with an index. It confirms every read whose first round has this number or a lower one: they all
+    /// began before its context left. It confirms no other read.
     pub(super) fn confirm(&mut self, context: &[u8], index: u64) {
-        let Some((origin, number)) = context.split_last_chunk::<8>() else { return };
-        if *origin != self.origin {
+        let Some((origin, number)) = split(context) else { return };
+        if *origin != self.origin || number >= self.next_round {
             return;
         }
-        let number = u64::from_be_bytes(*number);
         let mut readers = Vec::new();
-        // A round that was given up is not here any more, but its readers are in a later one: confirming only rounds
-        // up to this number never answers a read that started after it.
         while self.rounds.front().is_some_and(|r| r.number <= number) {
             readers.extend(self.rounds.pop_front().into_iter().flat_map(|r| r.readers));
         }
@@ -97,18 +123,14 @@ impl<R> Reads<R> {
         ready
     }
 
-    /// Gives up rounds that took too long, so that their readers join the next; returns readers past their deadline.
+    /// Removes the readers whose deadline has come, wherever they wait.
     pub(super) fn tick(&mut self, now_tick: u64) -> Vec<R> {
-        if self.rounds.iter().any(|r| r.retry_tick <= now_tick) {
-            for round in self.rounds.drain(..).rev() {
-                round.readers.into_iter().rev().for_each(|r| self.waiting.push_front(r));
-            }
-        }
         let mut late = Vec::new();
-        // Deadlines are set in the order of arrival, which `waiting` keeps.
-        while self.waiting.front().is_some_and(|r| r.deadline_tick <= now_tick) {
-            late.extend(self.waiting.pop_front().map(|r| r.reader));
+        for round in &mut self.rounds {
+            take_late(&mut round.readers, now_tick, &mut late);
         }
+        self.rounds.retain(|round| !round.readers.is_empty());
+        take_late(&mut self.waiting, now_tick, &mut late);
         // The entries a confirmed read waits for may never come to a node that was cut off meanwhile.
         for (_, readers) in &mut self.confirmed {
             let over = readers.partition_point(|r| r.deadline_tick <= now_tick);
@@ -139,9 +161,44 @@ impl<R> Reads<R> {
     }
 }
 
+/// Origin and number of a context.
+fn split(context: &[u8]) -> Option<(&[u8], u64)> {
+    let (origin, number) = context.split_last_chunk::<8>()?;
+    Some((origin, u64::from_be_bytes(*number)))
+}
+
+/// The last round that each peer asked this node for.
+///
+/// Raft takes a context that it has answered for a new one when it comes again, and puts it behind the rounds that started
+/// meanwhile. A late answer to its first sending then confirms those too. So a round that comes twice must not reach raft.
+#[derive(Debug, Default)]
+pub(super) struct PeerRounds {
+    last: BTreeMap<NodeId, (Vec<u8>, u64)>,
+}
+
+impl PeerRounds {
+    /// Notes a round of a member. `false`: the member asked for it, or for a later one, before.
+    pub(super) fn note(&mut self, peer: NodeId, context: &[u8]) -> bool {
+        let Some((origin, number)) = split(context) else { return false };
+        match self.last.get_mut(&peer) {
+            Some((known, last)) if known == origin => {
+                let is_new = number > *last;
+                *last = number.max(*last);
+                is_new
+            }
+            _ => {
+                self.last.insert(peer, (origin.to_vec(), number));
+                true
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const RETRY: u64 = 10;
 
     fn reads() -> Reads<&'static str> {
         Reads::new([7; 16])
@@ -151,13 +208,13 @@ mod tests {
     fn a_later_round_confirms_the_earlier_ones_and_not_the_other_way_round() {
         let mut reads = reads();
         reads.add("a", 100);
-        let first = reads.start_round(10).unwrap();
+        let first = reads.start_round(0, RETRY).unwrap();
         reads.add("b", 100);
-        let second = reads.start_round(10).unwrap();
+        let second = reads.start_round(0, RETRY).unwrap();
         reads.confirm(&first, 5);
         assert_eq!(reads.take_confirmed(5), ["a"]);
         reads.add("c", 100);
-        let third = reads.start_round(10).unwrap();
+        let third = reads.start_round(0, RETRY).unwrap();
         reads.confirm(&third, 7);
         reads.confirm(&second, 6);
         assert_eq!(reads.take_confirmed(6), Vec::<&str>::new());
@@ -165,36 +222,82 @@ mod tests {
     }
 
     #[test]
-    fn rounds_under_way_are_bounded_and_the_rest_waits() {
+    fn two_rounds_start_at_once_and_further_ones_once_a_tick() {
         let mut reads = reads();
         for reader in ["a", "b"] {
             reads.add(reader, 100);
-            assert!(reads.start_round(10).is_some());
+            assert!(reads.start_round(3, RETRY).is_some());
         }
         reads.add("c", 100);
-        assert!(reads.start_round(10).is_none());
-        assert_eq!(reads.len(), 3);
+        assert!(reads.start_round(3, RETRY).is_none());
+        assert!(reads.start_round(4, RETRY).is_some());
+        assert!(reads.start_round(5, RETRY).is_none(), "nobody waits for a first round");
     }
 
     #[test]
-    fn a_lost_round_is_tried_again_until_the_deadline() {
+    fn rounds_under_way_are_bounded_and_the_rest_waits_while_retries_go_on() {
+        let mut reads = reads();
+        let mut started = 0;
+        for tick in 0..200 {
+            reads.add("a", 1_000);
+            started += usize::from(reads.start_round(tick, RETRY).is_some());
+        }
+        assert_eq!((reads.rounds.len(), reads.waiting.len()), (ROUNDS_MAX, 200 - ROUNDS_MAX));
+        // One a tick up to the bound, and then one each retry interval.
+        assert_eq!(started, ROUNDS_MAX + (200 - ROUNDS_MAX) / RETRY as usize);
+        let last = reads.start_round(1_000, RETRY).unwrap();
+        reads.confirm(&last, 5);
+        assert_eq!(reads.take_confirmed(5).len(), ROUNDS_MAX);
+        assert!(reads.start_round(1_001, RETRY).is_some());
+        assert_eq!((reads.rounds.len(), reads.waiting.len()), (1, 0));
+    }
+
+    /// An answer that took longer than the retry interval confirmed nobody: at a round trip of 100 ms every read failed.
+    #[test]
+    fn an_answer_that_takes_longer_than_many_retries_confirms_the_reads_of_its_round() {
         let mut reads = reads();
         reads.add("a", 100);
-        let lost = reads.start_round(10).unwrap();
-        assert!(reads.tick(9).is_empty() && reads.start_round(20).is_none());
-        assert!(reads.tick(10).is_empty());
-        let again = reads.start_round(20).unwrap();
-        reads.confirm(&lost, 5);
-        assert_eq!(
-            reads.take_confirmed(9),
-            Vec::<&str>::new(),
-            "the round that was given up confirms nobody"
-        );
-        reads.confirm(&again, 6);
-        assert_eq!(reads.take_confirmed(9), ["a"]);
+        let first = reads.start_round(0, RETRY).unwrap();
+        for tick in 1..=50 {
+            assert!(reads.tick(tick).is_empty());
+            assert_eq!(reads.start_round(tick, RETRY).is_some(), tick % RETRY == 0, "tick {tick}");
+        }
         reads.add("b", 100);
-        reads.start_round(110).unwrap();
-        assert_eq!(reads.tick(110), ["b"]);
+        reads.start_round(51, RETRY).unwrap();
+        reads.confirm(&first, 5);
+        assert_eq!(reads.take_confirmed(9), ["a"], "the other one began after that round");
+    }
+
+    /// A retry is a round of its own: what joins after it is not confirmed by it.
+    #[test]
+    fn a_retry_confirms_what_began_before_it_and_nothing_later() {
+        let mut reads = reads();
+        reads.add("a", 100);
+        let lost = reads.start_round(0, RETRY).unwrap();
+        let retry = reads.start_round(RETRY, RETRY).unwrap();
+        assert_ne!(lost, retry);
+        reads.add("b", 100);
+        reads.start_round(RETRY, RETRY).unwrap();
+        reads.confirm(&retry, 6);
+        assert_eq!(reads.take_confirmed(9), ["a"]);
+    }
+
+    #[test]
+    fn a_read_fails_at_its_deadline_also_while_a_round_is_under_way() {
+        let mut reads = reads();
+        reads.add("a", 50);
+        let first = reads.start_round(0, RETRY).unwrap();
+        reads.add("b", 60);
+        reads.start_round(0, RETRY).unwrap();
+        reads.add("c", 70);
+        assert_eq!(reads.tick(49), Vec::<&str>::new());
+        assert_eq!(reads.tick(50), ["a"]);
+        assert_eq!((reads.rounds.len(), reads.len()), (1, 2));
+        reads.confirm(&first, 5);
+        assert_eq!(reads.take_confirmed(9), Vec::<&str>::new());
+        assert_eq!(reads.tick(70), ["b", "c"]);
+        assert_eq!((reads.rounds.len(), reads.len()), (0, 0));
+        assert!(reads.start_round(100, RETRY).is_none(), "nobody is left to retry for");
     }
 
     #[test]
@@ -202,7 +305,7 @@ mod tests {
         let mut reads = reads();
         reads.add("a", 50);
         reads.add("b", 100);
-        let round = reads.start_round(10).unwrap();
+        let round = reads.start_round(0, RETRY).unwrap();
         reads.confirm(&round, 7);
         assert_eq!(reads.tick(50), ["a"]);
         assert_eq!((reads.take_confirmed(6), reads.len()), (vec![], 1));
@@ -210,10 +313,32 @@ mod tests {
     }
 
     #[test]
+    fn a_round_that_never_started_confirms_nobody() {
+        let mut reads = reads();
+        reads.add("a", 100);
+        let mut context = reads.start_round(0, RETRY).unwrap();
+        *context.last_mut().unwrap() += 1;
+        reads.confirm(&context, 5);
+        assert!(reads.take_confirmed(9).is_empty());
+    }
+
+    #[test]
+    fn a_round_that_a_peer_asked_for_before_is_known() {
+        let peer = |raw| NodeId::new(raw).unwrap();
+        let context = |origin: u8, number: u64| [&[origin; 16][..], &number.to_be_bytes()].concat();
+        let mut rounds = PeerRounds::default();
+        assert!(rounds.note(peer(2), &context(2, 1)) && rounds.note(peer(2), &context(2, 3)));
+        assert!(!rounds.note(peer(2), &context(2, 3)) && !rounds.note(peer(2), &context(2, 2)));
+        assert!(rounds.note(peer(3), &context(3, 1)), "each peer counts for itself");
+        assert!(rounds.note(peer(2), &context(9, 1)), "and anew in each run");
+        assert!(!rounds.note(peer(2), b"short"));
+    }
+
+    #[test]
     fn a_round_of_another_node_confirms_nobody() {
         let mut reads = reads();
         reads.add("a", 100);
-        let mut context = reads.start_round(10).unwrap();
+        let mut context = reads.start_round(0, RETRY).unwrap();
         context[0] ^= 1;
         reads.confirm(&context, 5);
         assert!(reads.take_confirmed(9).is_empty());

@@ -64,6 +64,7 @@ impl Counters {
             Reject::BadEntries => RejectCause::BadEntries,
             Reject::BadIndex => RejectCause::BadCommit,
             Reject::BadContext => RejectCause::EmptyReadIndex,
+            Reject::RepeatedRound => RejectCause::RepeatedReadIndex,
             Reject::NotLeader => RejectCause::NotLeader,
             Reject::Quiet => RejectCause::Quiet,
             Reject::Full => RejectCause::InboxFull,

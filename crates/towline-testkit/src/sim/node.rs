@@ -22,6 +22,8 @@ pub(super) struct SimNode {
     /// `None` while the node is down.
     pub(super) group: Option<Box<CoreGroup>>,
     pub(super) mail: Mail,
+    /// When the sync under way ends, and how many writes it covers.
+    pub(super) syncing: Option<(u64, usize)>,
     pub(super) hold_writes: bool,
     pub(super) hold_applies: bool,
 }
@@ -48,6 +50,7 @@ impl SimNode {
         self.group = None;
         self.mail = Mail::default();
         self.disk.crash();
+        self.syncing = None;
         self.machine.through = self.machine.durable;
     }
 

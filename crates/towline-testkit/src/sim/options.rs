@@ -31,6 +31,8 @@ pub struct SimOptions {
     pub cache_bytes_max: usize,
     /// A turn in which the disk completes writes.
     pub sync_permille: u32,
+    /// Steps that a sync takes. What is written while one is under way waits for the next.
+    pub sync_steps: u64,
     /// A turn in which the state machine works.
     pub apply_permille: u32,
     /// A turn in which the clock ticks.
@@ -60,6 +62,7 @@ impl Default for SimOptions {
             committed_bytes_max: 4 << 10,
             cache_bytes_max: 1 << 10,
             sync_permille: 700,
+            sync_steps: 0,
             apply_permille: 700,
             tick_permille: 500,
             flush_permille: 0,
