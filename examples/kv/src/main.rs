@@ -14,6 +14,7 @@ mod replica;
 mod serve;
 mod stop;
 mod supervise;
+mod ticks;
 mod transports;
 
 use std::io::IsTerminal as _;

@@ -17,6 +17,11 @@ pub(crate) trait Replica: Clone + Send + Sync + 'static {
     /// A view that sees every write acknowledged before the call.
     fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static;
 
+    /// The time to stamp commands with.
+    fn now_ms(&self) -> u64 {
+        self.local().local_ms()
+    }
+
     /// What the replica has applied, fresh or not.
     fn local(&self) -> View;
 

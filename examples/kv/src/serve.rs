@@ -16,7 +16,7 @@ use crate::http::{self, Pages};
 use crate::machine::{KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
 use crate::redis::{Limits, Member, Members, Server};
-use crate::{Failure, stop, transports};
+use crate::{Failure, stop, ticks, transports};
 
 /// Runs until a signal, then stops in order.
 pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
@@ -55,6 +55,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let replica = GroupReplica::new(group, view, settings.engine.tick_ms);
 
     let (stopping, stopped) = watch::channel(false);
+    let ticks = tokio::spawn(ticks::run(replica.clone()));
     let members = Members::new(args.id.as_u64(), args.peers.iter().map(member).collect());
     let health = tokio::spawn(members.clone().watch(replica.clone()));
     let limits = Limits { command_bytes_max, connections_max: settings.kv.connections_max };
@@ -93,6 +94,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     pages.abort();
     upkeep.abort();
     health.abort();
+    ticks.abort();
     if let Some(reload) = reload {
         reload.abort();
     }

@@ -16,7 +16,8 @@ pub(crate) const VALUE_BYTES_MAX: usize = 16 << 20;
 /// One write. Variants and fields are only ever added at the end of [`Op`]: old logs hold the old ones.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Command<'a> {
-    /// The wall clock of the leader that proposed it, in milliseconds since 1970. Replicas look at no other clock.
+    /// The time of the leader that proposed it (`clock.rs`). Logs of the first versions hold its clock of the day, in
+    /// milliseconds since 1970; the time goes on from there.
     pub(crate) now_ms: u64,
     #[serde(borrow)]
     pub(crate) op: Op<'a>,
@@ -65,10 +66,18 @@ pub(crate) enum Answer {
 }
 
 impl Command<'_> {
+    /// Moves the time, and changes nothing else. Every version can apply it.
+    pub(super) fn tick(now_ms: u64) -> Option<Bytes> {
+        Command { now_ms, op: Op::Delete { keys: Vec::new() } }.encode(TICK_BYTES_MAX).ok()
+    }
+
     pub(crate) fn encode(&self, bytes_max: usize) -> Result<Bytes, CodecError> {
         codec::encode(self, bytes_max)
     }
 }
+
+/// More than a tick takes.
+const TICK_BYTES_MAX: usize = 32;
 
 /// What a command takes in an entry of the log beside its own bytes.
 pub(crate) const PACK_BYTES: usize = 4;

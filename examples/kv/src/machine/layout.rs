@@ -25,7 +25,7 @@ const DUE_PREFIX_BYTES: usize = 13;
 pub(super) struct Meta {
     pub(super) index: u64,
     pub(super) term: u64,
-    /// The newest `now_ms` of any applied command: the machine's clock. Never goes back.
+    /// The newest `now_ms` of any applied command: the time in the log. Never goes back.
     pub(super) clock_ms: u64,
     pub(super) generation: u32,
     /// Keys in the live generation, expired ones that were not removed yet among them.

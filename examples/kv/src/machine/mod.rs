@@ -4,6 +4,7 @@
 //! a crash takes from memory is applied again from the log. Data and applied index reach the store as one atom, synced;
 //! `durable` says how far that is.
 
+mod clock;
 mod command;
 mod cut;
 mod layout;
@@ -25,8 +26,9 @@ use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource,
 
 pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, pack};
 pub(crate) use overlay::parse_integer;
-pub(crate) use view::{Stored, View, wall_clock_ms};
+pub(crate) use view::{Stored, View};
 
+use clock::Clock;
 use layout::{META_KEY, Meta};
 use overlay::Overlay;
 use writeback::WriteBack;
@@ -86,6 +88,7 @@ pub(crate) struct KvMachine {
     db: Database,
     store: Keyspace,
     overlay: Arc<RwLock<Overlay>>,
+    clock: Clock,
     write_back: WriteBack,
     durable: Applied,
     layer_bytes_max: usize,
@@ -96,6 +99,10 @@ pub(crate) struct KvMachine {
 impl KvMachine {
     /// Opens the store at `path`, or makes it.
     pub(crate) fn open(path: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
+        Self::open_with_clock(path, config, Clock::monotonic())
+    }
+
+    fn open_with_clock(path: &Path, config: &StoreConfig, clock: Clock) -> Result<Self, StoreError> {
         let db = Database::builder(path)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
@@ -109,12 +116,14 @@ impl KvMachine {
         }
         // A killed process may have left a restored snapshot in the page cache. And what was removed must not come back.
         db.persist(PersistMode::SyncAll)?;
+        clock.observe(meta.clock_ms);
         let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
         Ok(Self {
             write_back: WriteBack::new(db.clone(), store.clone(), Arc::clone(&overlay)),
             db,
             store,
             overlay,
+            clock,
             durable: meta.applied(),
             layer_bytes_max: usize::try_from(config.memtable_bytes).unwrap_or(usize::MAX),
             replay_bytes: 0,
@@ -152,6 +161,7 @@ impl KvMachine {
         }
         overlay.sweep()?;
         (overlay.meta.index, overlay.meta.term) = (batch.through().index, batch.through().term);
+        self.clock.observe(overlay.meta.clock_ms);
         let (flushed, bytes) = (overlay.meta.generation != generation, overlay.bytes());
         drop(overlay);
 
@@ -182,7 +192,12 @@ impl StateMachine for KvMachine {
     type View = View;
 
     fn view(&self) -> View {
-        View { db: self.db.clone(), store: self.store.clone(), overlay: Arc::clone(&self.overlay) }
+        View {
+            db: self.db.clone(),
+            store: self.store.clone(),
+            overlay: Arc::clone(&self.overlay),
+            clock: self.clock.clone(),
+        }
     }
 
     fn durable(&self) -> Applied {

@@ -85,7 +85,7 @@ impl Overlay {
             newest_due: BTreeSet::new(),
             sealed_due: BTreeSet::new(),
             swept: Vec::new(),
-            store_due_ms: 0,
+            store_due_ms: if meta.keys == 0 { u64::MAX } else { 0 },
         }
     }
 
@@ -289,6 +289,13 @@ impl Overlay {
             Some(record) => Ok(Some(Value { bytes: Bytes::new(), expiry_ms: split(&record)?.0 })),
             None => Ok(None),
         }
+    }
+
+    /// When the next key is due, or zero if only a sweep can tell; `None` if no key expires.
+    pub(super) fn next_due_ms(&self) -> Option<u64> {
+        let first = |due: &BTreeSet<(u64, Bytes)>| due.first().map_or(u64::MAX, |(due_ms, _)| *due_ms);
+        let next = first(&self.newest_due).min(first(&self.sealed_due)).min(self.store_due_ms);
+        (next != u64::MAX).then_some(next)
     }
 
     /// Removes keys whose time has come. How many depends on how entries are batched, which differs between nodes:

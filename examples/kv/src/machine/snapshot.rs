@@ -120,6 +120,7 @@ impl KvMachine {
         let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
         write.insert(&self.store, META_KEY, &meta.encode()?[..]);
         write.commit()?;
+        self.clock.observe(meta.clock_ms);
         *self.overlay() = Overlay::new(self.store.clone(), meta);
         self.durable = applied;
         self.replay_bytes = 0;

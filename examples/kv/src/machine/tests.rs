@@ -1,6 +1,8 @@
 mod contract;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -17,13 +19,16 @@ struct Harness {
     dir: TempDir,
     machine: KvMachine,
     index: u64,
+    /// Milliseconds that passed on this node.
+    passed_ms: Arc<AtomicU64>,
 }
 
 impl Harness {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let machine = open(&dir);
-        Self { dir, machine, index: 0 }
+        let passed_ms = Arc::default();
+        let machine = open(&dir, &passed_ms);
+        Self { dir, machine, index: 0, passed_ms }
     }
 
     /// Two commands an entry.
@@ -49,15 +54,33 @@ impl Harness {
         replies.into_vec().concat()
     }
 
+    /// What the leader does every now and then. Whether it proposed its time.
+    fn tick(&mut self) -> bool {
+        let Some(command) = self.machine.view().tick() else { return false };
+        let command: Command<'_> = codec::decode(&command, MAX).unwrap();
+        self.batch(&[command]);
+        true
+    }
+
+    fn pass(&self, ms: u64) {
+        self.passed_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    fn is_there(&self, key: &[u8]) -> bool {
+        let view = self.machine.view();
+        view.one(key, view.now_ms()).unwrap().is_some()
+    }
+
     fn one(&mut self, now_ms: u64, op: Op<'_>) -> Answer {
         self.batch(&[Command { now_ms, op }]).pop().unwrap()
     }
 
     fn reopen(self) -> Self {
-        let Self { dir, machine, index } = self;
+        let Self { dir, machine, index, .. } = self;
         drop(machine);
-        let machine = open(&dir);
-        Self { dir, machine, index }
+        let passed_ms = Arc::default();
+        let machine = open(&dir, &passed_ms);
+        Self { dir, machine, index, passed_ms }
     }
 
     fn digest(&self) -> u64 {
@@ -69,8 +92,10 @@ impl Harness {
     }
 }
 
-fn open(dir: &TempDir) -> KvMachine {
-    KvMachine::open(&dir.path().join("kv"), &StoreConfig::default()).unwrap()
+fn open(dir: &TempDir, passed_ms: &Arc<AtomicU64>) -> KvMachine {
+    let passed_ms = Arc::clone(passed_ms);
+    let clock = Clock::new(move || Duration::from_millis(passed_ms.load(Ordering::Relaxed)));
+    KvMachine::open_with_clock(&dir.path().join("kv"), &StoreConfig::default(), clock).unwrap()
 }
 
 fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Op<'a> {
@@ -136,6 +161,58 @@ fn expiry_is_decided_by_the_clock_in_the_commands_only() {
     assert_eq!(h.one(1_500, nx(b"w")), Answer::Done);
 }
 
+/// The clock of the node that answers decided, so two nodes told different things: a key that was gone here was still
+/// there at the next leader.
+#[test]
+fn a_reader_sees_no_expiry_that_the_log_does_not_know_of() {
+    let mut h = Harness::new();
+    h.one(h.machine.view().local_ms(), set(b"k", b"v", Expiry::After { ttl_ms: 500 }));
+    h.pass(499);
+    assert!(!h.tick() && h.is_there(b"k"));
+    h.pass(1);
+    assert!(h.is_there(b"k"), "time passed here only");
+    assert!(h.tick());
+    assert!(!h.is_there(b"k"));
+    assert_eq!((h.machine.view().keys(), h.machine.view().now_ms()), (0, 500));
+}
+
+#[test]
+fn the_leader_proposes_its_time_only_while_a_key_expires() {
+    let mut h = Harness::new();
+    h.one(0, set(b"forever", b"v", Expiry::Never));
+    h.pass(3_600_000);
+    assert!(!h.tick(), "nothing expires");
+    let now = h.machine.view().local_ms();
+    h.one(now, set(b"k", b"v", Expiry::After { ttl_ms: 5_000 }));
+    h.machine.flush().unwrap();
+    assert!(h.tick(), "what lies in the store is looked for once");
+    h.pass(999);
+    assert!(!h.tick());
+    h.pass(1);
+    assert!(h.tick(), "a restart loses no more than a second");
+    let mut h = h.reopen();
+    assert_eq!(h.machine.view().local_ms(), now, "this is durable, the rest comes from the log");
+    h.machine.clock.observe(now + 4_999);
+    assert!(h.tick() && h.is_there(b"k"));
+    h.pass(1);
+    assert!(h.tick() && !h.is_there(b"k"));
+    assert!(!h.tick());
+}
+
+#[test]
+fn a_snapshot_brings_the_time_along() {
+    let mut from = Harness::new();
+    from.one(70_000, set(b"k", b"v", Expiry::After { ttl_ms: 10 }));
+    let mut body = Vec::new();
+    from.machine.snapshot().unwrap().write_to(&mut body).unwrap();
+    let mut to = Harness::new();
+    to.machine.restore_from(Applied { index: 1, term: 1 }, &mut &body[..]).unwrap();
+    to.index = 1;
+    assert_eq!(to.machine.view().local_ms(), 70_000);
+    to.pass(10);
+    assert!(to.tick() && !to.is_there(b"k"));
+}
+
 #[test]
 fn a_leader_whose_clock_is_behind_brings_nothing_back() {
     let mut h = Harness::new();
@@ -197,7 +274,7 @@ fn memory_is_bounded_by_writing_on_another_thread() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { memtable_bytes: 64 << 10, ..StoreConfig::default() };
     let machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
-    let mut h = Harness { dir, machine, index: 0 };
+    let mut h = Harness { dir, machine, index: 0, passed_ms: Arc::default() };
     for i in 0..2_000_u32 {
         h.one(1, set(&i.to_be_bytes(), &[b'v'; 256], Expiry::Never));
         assert!(h.machine.overlay().bytes() <= (64 << 10) + 1_024);

@@ -1,26 +1,31 @@
 //! What readers see.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, Readable as _};
 
 use super::StoreError;
+use super::clock::Clock;
+use super::command::Command;
 use super::cut::Cut;
 use super::layout::{alive, data_key};
 use super::overlay::{Overlay, Value};
 
 /// A handle on everything applied so far; clones are cheap.
 ///
-/// Whether a key has expired is decided here by the local clock, which a read may use since it changes nothing, but
-/// never by less than the machine's clock: what a write once treated as expired is never seen again.
+/// Whether a key has expired is decided by the time in the log, never by the clock of this node, which may be ahead of
+/// another's: a key that one node has shown as gone is gone for every later read on any node.
 #[derive(Clone)]
 pub(crate) struct View {
     pub(super) db: Database,
     pub(super) store: Keyspace,
     pub(super) overlay: Arc<RwLock<Overlay>>,
+    pub(super) clock: Clock,
 }
+
+/// While there are keys that expire, the time in the log is at most this far behind.
+const BEHIND_MS_MAX: u64 = 1_000;
 
 /// A value and when it expires (0: never).
 pub(crate) struct Stored {
@@ -36,18 +41,31 @@ pub(crate) struct Digest {
     pub(crate) digest: u64,
 }
 
-pub(crate) fn wall_clock_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl View {
     fn overlay(&self) -> RwLockReadGuard<'_, Overlay> {
         self.overlay.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The time in the log.
     pub(crate) fn now_ms(&self) -> u64 {
-        wall_clock_ms().max(self.overlay().meta.clock_ms)
+        self.overlay().meta.clock_ms
+    }
+
+    /// The time on this node, with which a leader stamps commands.
+    pub(crate) fn local_ms(&self) -> u64 {
+        self.clock.now_ms()
+    }
+
+    /// The command that moves the time in the log, if it must move: a key is due, or there are keys that expire and it is
+    /// far behind.
+    pub(crate) fn tick(&self) -> Option<Bytes> {
+        let now_ms = self.clock.now_ms();
+        let (next_due_ms, clock_ms) = {
+            let overlay = self.overlay();
+            (overlay.next_due_ms()?, overlay.meta.clock_ms)
+        };
+        let is_needed = next_due_ms <= now_ms || now_ms.saturating_sub(clock_ms) >= BEHIND_MS_MAX;
+        if is_needed { Command::tick(now_ms) } else { None }
     }
 
     pub(crate) fn one(&self, key: &[u8], now_ms: u64) -> Result<Option<Stored>, StoreError> {

@@ -199,7 +199,7 @@ impl Read {
                 None => -2,
                 Some(Stored { expiry_ms: 0, .. }) => -1,
                 Some(stored) => {
-                    let left_ms = stored.expiry_ms.saturating_sub(now_ms);
+                    let left_ms = stored.expiry_ms.saturating_sub(view.local_ms());
                     i64::try_from(left_ms.saturating_add(500) / 1_000).unwrap_or(i64::MAX)
                 }
             }),

@@ -16,7 +16,7 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::machine::{View, wall_clock_ms};
+use crate::machine::View;
 use crate::replica::{ReadError, Replica, Role};
 
 use super::cluster::slot;
@@ -201,7 +201,7 @@ impl<R: Replica> Pipeline<R> {
 
     fn start(&mut self, spec: &Spec, args: &[Bytes]) -> Kind<R::Pending> {
         let Shared { replica, members, limits } = &*self.shared;
-        match keyed(spec, args, wall_clock_ms, limits.command_bytes_max) {
+        match keyed(spec, args, || replica.now_ms(), limits.command_bytes_max) {
             Err(reply) => Kind::Ready(reply),
             Ok(Some(Keyed::Write { key, command })) => {
                 let slot = slot(&key);

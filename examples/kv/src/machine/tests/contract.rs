@@ -18,7 +18,7 @@ impl Fixture for OnDisk {
     type Machine = KvMachine;
 
     fn open(&mut self) -> KvMachine {
-        open(&self.dir)
+        open(&self.dir, &Arc::default())
     }
 
     /// The process ends; what fjall has not synced stays in the page cache, which no test can take from it.
