@@ -224,3 +224,30 @@ fn a_node_that_is_closed_as_it_takes_a_snapshot_applies_nothing_that_was_not_com
     world.ticks(LONG_TICKS);
     assert!(world.is_level(behind));
 }
+
+/// A follower that restored a snapshot gave no vote: when the leader died meanwhile, two of three voters elected nobody.
+#[test]
+fn another_leader_is_elected_while_a_follower_restores_a_snapshot_for_long() {
+    let (mut world, leader, behind) = left_behind();
+    world.twists.restores_hang = true;
+    world.comes_back(behind);
+    for _ in 0..LONG_TICKS {
+        world.ticks(1);
+        if world.is_installing(behind) {
+            break;
+        }
+    }
+    assert!(world.is_installing(behind));
+    world.dies(leader);
+    world.ticks(LONG_TICKS);
+    let elected = world.leads().expect("a leader");
+    assert!(elected != leader && elected != behind);
+    let commit = world.status(elected).state.commit;
+    world.load(5);
+    assert!(world.status(elected).state.commit >= commit + 5, "it commits with the follower that restores");
+    assert!(world.is_installing(behind));
+    world.twists.restores_hang = false;
+    world.comes_back(leader);
+    world.ticks(LONG_TICKS);
+    assert!(world.is_level(behind) && world.is_level(leader));
+}

@@ -143,8 +143,10 @@ impl<W, R> Group<W, R> {
         // persisted.
         let persisted = self.unpersisted.is_empty() && self.replica.is_log_persisted();
         let alone = self.replica.is_sole_voter() && !self.replica.is_leader();
-        // Neither may it campaign over a snapshot that is not applied.
-        if !self.snapshots.installing() && (!alone || persisted) {
+        if self.snapshots.installing() {
+            // Raft panics if it campaigns over a snapshot that is not applied.
+            self.replica.tick_without_campaign();
+        } else if !alone || persisted {
             self.replica.tick();
         }
         if self.replica.attempts().tick() {

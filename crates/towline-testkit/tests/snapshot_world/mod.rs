@@ -134,6 +134,13 @@ struct Up {
     applies: VecDeque<Apply<u64>>,
 }
 
+impl Up {
+    /// Whether a snapshot is the next that its state machine has to take.
+    fn restores(&self) -> bool {
+        matches!(self.applies.front(), Some(Apply::Restore(_)))
+    }
+}
+
 #[derive(Default)]
 struct Node {
     disk: Disk,
@@ -351,7 +358,11 @@ impl World {
             (self.chance(self.faults.make_fails_permille), self.chance(self.faults.install_crash_permille));
         let crash_after = self.rng.bool();
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        let Some(task) = node.up.as_mut().and_then(|up| up.applies.pop_front()) else { return };
+        let Some(up) = node.up.as_mut() else { return };
+        if self.twists.restores_hang && up.restores() {
+            return;
+        }
+        let Some(task) = up.applies.pop_front() else { return };
         match task {
             Apply::Entries { entries, through, .. } => {
                 for entry in &entries {
@@ -527,8 +538,9 @@ impl World {
             }
             (0..2 * self.transfers.len()).for_each(|_| self.move_a_transfer());
             self.ids().into_iter().for_each(|id| self.turn_with(id, false));
-            let idle =
-                |node: &Node| node.up.as_ref().is_none_or(|up| up.writes.is_empty() && up.applies.is_empty());
+            let hang = self.twists.restores_hang;
+            let rests = |up: &Up| up.applies.is_empty() || (hang && up.restores());
+            let idle = |node: &Node| node.up.as_ref().is_none_or(|up| up.writes.is_empty() && rests(up));
             let still = self.transfers.is_empty() || self.twists.held;
             if self.messages.is_empty() && still && self.nodes.values().all(idle) {
                 return;

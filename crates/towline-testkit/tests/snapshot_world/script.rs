@@ -5,7 +5,7 @@ use towline_engine::message::Message;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{GroupStatus, PeerStatus};
 
-use super::{Faults, LEARNER, Plant, World};
+use super::{Faults, LEARNER, Plant, Up, World};
 
 /// What a script makes go wrong.
 #[derive(Default)]
@@ -24,6 +24,8 @@ pub(crate) struct Twists {
     pub(crate) have_is_failure: bool,
     /// A receiver takes itself for a member only if it is a voter of the configuration that the snapshot leads to.
     pub(crate) voters_alone: bool,
+    /// State machines do not begin to restore a snapshot.
+    pub(crate) restores_hang: bool,
     /// The next receiver of a snapshot is closed in the turn in which it takes it.
     pub(crate) close_as_it_receives: bool,
 }
@@ -75,6 +77,19 @@ impl World {
         assert!(world.status(alone).state.commit + 2 <= tail && tail < status.first_index, "{status:?}");
         world.cut.clear();
         (world, alone)
+    }
+
+    pub(crate) fn dies(&mut self, id: NodeId) {
+        self.crash(id);
+    }
+
+    pub(crate) fn leads(&self) -> Option<NodeId> {
+        self.leader()
+    }
+
+    /// Whether a snapshot waits for the state machine of a node.
+    pub(crate) fn is_installing(&self, id: NodeId) -> bool {
+        self.nodes[&id].up.as_ref().is_some_and(Up::restores)
     }
 
     pub(crate) fn is_up(&self, id: NodeId) -> bool {

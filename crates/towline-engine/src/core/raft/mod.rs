@@ -207,6 +207,15 @@ impl Replica {
         self.beat_in_time();
     }
 
+    /// A tick in which raft must not campaign, as it does when an election timeout ends. The lease of a leader that is not
+    /// heard of runs out all the same: until then raft drops every request for a vote.
+    pub(crate) fn tick_without_campaign(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state != StateRole::Leader && raft.election_elapsed < raft.election_timeout() {
+            raft.election_elapsed += 1;
+        }
+    }
+
     /// So many ticks were due before the next one, and raft is not to hear of them.
     pub(crate) fn skip_ticks(&mut self, ticks: u64) {
         self.since_beat = self.since_beat.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));

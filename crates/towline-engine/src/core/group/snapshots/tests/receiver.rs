@@ -123,6 +123,47 @@ fn neither_an_election_timeout_nor_a_call_to_campaign_disturbs_a_snapshot_that_i
     assert_eq!(fx.messages.iter().map(|m| m.kind).collect::<Vec<_>>(), [MessageKind::HeartbeatResponse]);
 }
 
+/// Ticks were skipped during an install, so the lease of a leader that had died never ended: with two of three voters up
+/// nobody was elected before the restore was over.
+#[test]
+fn a_follower_that_installs_a_snapshot_votes_once_the_lease_of_its_leader_is_over_and_not_before() {
+    let mut group = group(|_| ());
+    receive(&mut group, &offer(50, 3)).unwrap();
+    let mut fx = TestEffects::default();
+    turn(&mut group, &mut fx);
+    let asked = |group: &mut TestGroup, kind: MessageKind, term: u64| {
+        let mut fx = TestEffects::default();
+        let ask = Message { term, index: 50, log_term: 3, ..Message::new(kind, id(3), id(1)) };
+        group.step(id(3), ask).unwrap();
+        turn(group, &mut fx);
+        fx.messages.into_iter().map(|m| (m.kind, m.reject)).collect::<Vec<_>>()
+    };
+    // The leader lives: its heartbeats keep the lease up for many election timeouts.
+    for _ in 0..100 {
+        let beat = Message { term: 3, ..Message::new(MessageKind::Heartbeat, id(2), id(1)) };
+        group.step(id(2), beat).unwrap();
+        (0..HEARTBEAT).for_each(|_| group.tick(&mut fx));
+        turn(&mut group, &mut fx);
+        assert_eq!(asked(&mut group, MessageKind::RequestPreVote, 4), []);
+    }
+    // It falls silent.
+    (HEARTBEAT..19).for_each(|_| group.tick(&mut fx));
+    assert_eq!(asked(&mut group, MessageKind::RequestPreVote, 4), []);
+    group.tick(&mut fx);
+    let granted = |kind| [(kind, false)];
+    assert_eq!(
+        asked(&mut group, MessageKind::RequestPreVote, 4),
+        granted(MessageKind::RequestPreVoteResponse)
+    );
+    assert_eq!(asked(&mut group, MessageKind::RequestVote, 4), granted(MessageKind::RequestVoteResponse));
+    // It still does not campaign itself, and does so once the snapshot is applied.
+    (0..200).for_each(|_| group.tick(&mut fx));
+    assert_eq!((group.state().term, group.state().role), (4, crate::status::Role::Follower));
+    group.applied(50);
+    (0..20).for_each(|_| group.tick(&mut fx));
+    assert_eq!(group.state().role, crate::status::Role::Candidate);
+}
+
 /// Case 54: the answer to a snapshot that is not needed any more is an acknowledgement, and the offer is a success.
 #[test]
 fn an_offer_of_what_is_committed_here_is_had_already_and_raft_acknowledges_it() {
