@@ -1,15 +1,20 @@
 //! The settings file.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{JOURNAL_BYTES_MIN, StoreConfig};
+use crate::machine::{JOURNAL_BYTES_MIN, StoreConfig, VALUE_BYTES_MAX};
+use crate::redis::Limits;
 
 /// More than a process may have sockets anywhere.
 const CONNECTIONS_MAX: u64 = 1_000_000;
 /// A smaller memtable would be a file for every few writes.
 const MEMTABLE_BYTES_MIN: u64 = 64 << 10;
+const REPLY_BYTES_MAX: u64 = 1 << 40;
+/// A year: more is meant for never.
+const TIMEOUT_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
 const WORKER_THREADS_MAX: u64 = 64;
 
 /// Everything a file may set; what it leaves out keeps its default, and what it misspells is refused.
@@ -26,13 +31,49 @@ pub(crate) struct Settings {
 pub(crate) struct KvConfig {
     /// Redis connections at a time. Default 4,096.
     pub(crate) connections_max: usize,
+    /// Commands of more than 32 KiB that are received at a time, over all connections. Each takes as much memory as the
+    /// longest command may. Default 32.
+    pub(crate) long_commands_max: usize,
+    /// Bytes of large values that replies of all connections hold: half for values that were read or are the answer of a
+    /// write, half for those that a reply of many keys keeps from memory. Default 128 MiB, at least 32 MiB.
+    pub(crate) reply_bytes_max: usize,
+    /// Milliseconds from the first byte of a command to its last. Default 60,000.
+    pub(crate) command_timeout_ms: u64,
+    /// Milliseconds in which a client takes at least 64 KiB of its replies, or all that wait. Default 30,000.
+    pub(crate) write_timeout_ms: u64,
+    /// Milliseconds in which a client takes the whole of one reply that is a large value, or has many values.
+    /// Default 300,000.
+    pub(crate) reply_timeout_ms: u64,
     /// Milliseconds a clean stop may take. Default 5,000.
     pub(crate) shutdown_ms: u64,
 }
 
 impl Default for KvConfig {
     fn default() -> Self {
-        Self { connections_max: 4_096, shutdown_ms: 5_000 }
+        Self {
+            connections_max: 4_096,
+            long_commands_max: 32,
+            reply_bytes_max: 128 << 20,
+            command_timeout_ms: 60_000,
+            write_timeout_ms: 30_000,
+            reply_timeout_ms: 300_000,
+            shutdown_ms: 5_000,
+        }
+    }
+}
+
+impl KvConfig {
+    /// What the Redis port keeps to.
+    pub(crate) fn limits(&self, command_bytes_max: usize) -> Limits {
+        Limits {
+            command_bytes_max,
+            connections_max: self.connections_max,
+            long_commands_max: self.long_commands_max,
+            reply_bytes_max: self.reply_bytes_max,
+            command_timeout: Duration::from_millis(self.command_timeout_ms),
+            write_timeout: Duration::from_millis(self.write_timeout_ms),
+            reply_timeout: Duration::from_millis(self.reply_timeout_ms),
+        }
     }
 }
 
@@ -62,7 +103,15 @@ impl Settings {
     fn validate(&self) -> Result<(), String> {
         self.engine.clone().validate().map_err(|error| error.to_string())?;
         let StoreConfig { cache_bytes: _, memtable_bytes, journal_bytes_max, worker_threads } = self.store;
-        within("connections_max", self.kv.connections_max as u64, 1, CONNECTIONS_MAX)?;
+        let KvConfig { connections_max, long_commands_max, reply_bytes_max, .. } = self.kv;
+        within("connections_max", connections_max as u64, 1, CONNECTIONS_MAX)?;
+        within("long_commands_max", long_commands_max as u64, 1, CONNECTIONS_MAX)?;
+        // Each half holds the longest value.
+        within("reply_bytes_max", reply_bytes_max as u64, 2 * VALUE_BYTES_MAX as u64, REPLY_BYTES_MAX)?;
+        let KvConfig { command_timeout_ms, write_timeout_ms, reply_timeout_ms, .. } = self.kv;
+        within("command_timeout_ms", command_timeout_ms, 1, TIMEOUT_MS_MAX)?;
+        within("write_timeout_ms", write_timeout_ms, 1, TIMEOUT_MS_MAX)?;
+        within("reply_timeout_ms", reply_timeout_ms, 1, TIMEOUT_MS_MAX)?;
         within("memtable_bytes", memtable_bytes, MEMTABLE_BYTES_MIN, u64::MAX)?;
         within("journal_bytes_max", journal_bytes_max, JOURNAL_BYTES_MIN, u64::MAX)?;
         within("worker_threads", worker_threads as u64, 1, WORKER_THREADS_MAX)

@@ -3,15 +3,58 @@
 use metrics::{Counter, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use towline::metrics::labels;
 
-/// Redis connections that were told that there are too many, and closed.
-pub(crate) const REDIS_REFUSED: &str = "towline_kv_redis_refused_total";
+use crate::redis::Counters;
+
+const REDIS_REFUSED: &str = "towline_kv_redis_refused_total";
+const REDIS_WAITS: &str = "towline_kv_redis_waits_total";
+const REDIS_CLOSED: &str = "towline_kv_redis_closed_total";
+const ACCEPT_FAILURES: &str = "towline_kv_accept_failures_total";
+
+const DESCRIPTIONS: [(&str, &str); 4] = [
+    (REDIS_REFUSED, "Redis connections refused because as many as `connections_max` are open."),
+    (REDIS_WAITS, "Redis commands and replies that waited for memory of all connections, by bound."),
+    (REDIS_CLOSED, "Redis connections closed at a deadline that depends on the client, by cause."),
+    (ACCEPT_FAILURES, "Times that the system gave no connection of a client, by port."),
+];
 
 static METADATA: Metadata<'static> = Metadata::new("towline_kv", Level::INFO, Some(module_path!()));
 
-/// The counter of refused Redis connections.
-pub(crate) fn redis_refused(recorder: &dyn Recorder, node: u64) -> Counter {
-    let description = "Redis connections refused because as many as `connections_max` are open.";
-    recorder.describe_counter(KeyName::from_const_str(REDIS_REFUSED), Some(Unit::Count), description.into());
-    let key = Key::from_parts(REDIS_REFUSED, vec![Label::new(labels::NODE, node.to_string())]);
-    recorder.register_counter(&key, &METADATA)
+/// Counters of one node.
+pub(crate) struct Gauges<'a> {
+    recorder: &'a dyn Recorder,
+    node: u64,
+}
+
+impl<'a> Gauges<'a> {
+    pub(crate) fn new(recorder: &'a dyn Recorder, node: u64) -> Self {
+        for (name, description) in DESCRIPTIONS {
+            let name = KeyName::from_const_str(name);
+            recorder.describe_counter(name, Some(Unit::Count), description.into());
+        }
+        Self { recorder, node }
+    }
+
+    fn counter(&self, name: &'static str, label: Option<(&'static str, &'static str)>) -> Counter {
+        let mut labels = vec![Label::new(labels::NODE, self.node.to_string())];
+        labels.extend(label.map(|(key, value)| Label::from_static_parts(key, value)));
+        self.recorder.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    pub(crate) fn redis(&self) -> Counters {
+        let waits = |bound| self.counter(REDIS_WAITS, Some(("bound", bound)));
+        let closed = |cause| self.counter(REDIS_CLOSED, Some(("cause", cause)));
+        Counters {
+            refused: self.counter(REDIS_REFUSED, None),
+            accept_failures: self.accept_failures("redis"),
+            command_waits: waits("long_commands_max"),
+            reply_waits: waits("reply_bytes_max"),
+            command_timeouts: closed("command_timeout"),
+            write_timeouts: closed("write_timeout"),
+            reply_timeouts: closed("reply_timeout"),
+        }
+    }
+
+    pub(crate) fn accept_failures(&self, port: &'static str) -> Counter {
+        self.counter(ACCEPT_FAILURES, Some(("port", port)))
+    }
 }

@@ -1,6 +1,7 @@
 //! A Redis-protocol key-value cluster on Towline.
 #![allow(clippy::print_stderr)] // a program that tells a person what is wrong
 
+mod accept;
 mod batch;
 mod certs;
 mod cli;

@@ -11,11 +11,11 @@ use towline::{DataDir, GroupId, Node, Start, StateMachine};
 
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
-use crate::gauges;
+use crate::gauges::Gauges;
 use crate::http::{self, Pages};
 use crate::machine::{KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
-use crate::redis::{Limits, Member, Members, Server};
+use crate::redis::{Member, Members, Server};
 use crate::{Failure, stop, ticks, transports};
 
 /// Runs until a signal, then stops in order.
@@ -29,7 +29,9 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let exporter = Exporter::new();
     names::describe(exporter.recorder().as_ref());
     let metrics = NodeMetrics::new(args.id.as_u64(), Some(exporter.recorder()));
-    let refused = gauges::redis_refused(exporter.recorder().as_ref(), args.id.as_u64());
+    let recorder = exporter.recorder();
+    let gauges = Gauges::new(recorder.as_ref(), args.id.as_u64());
+    let counters = gauges.redis();
     let mut builder = Node::builder(args.id, args.cluster.clone())
         .config(settings.engine.clone())
         .storage(dir)
@@ -58,8 +60,8 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let ticks = tokio::spawn(ticks::run(replica.clone()));
     let members = Members::new(args.id.as_u64(), args.peers.iter().map(member).collect());
     let health = tokio::spawn(members.clone().watch(replica.clone()));
-    let limits = Limits { command_bytes_max, connections_max: settings.kv.connections_max };
-    let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, refused, stopped.clone()));
+    let limits = settings.kv.limits(command_bytes_max);
+    let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, counters, stopped.clone()));
     let pages = Pages {
         replica,
         exporter: exporter.clone(),

@@ -24,11 +24,14 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::{Deserialize, Serialize};
 use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
 
-pub(crate) use command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, pack};
+pub(crate) use command::{
+    Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, VALUE_BYTES_MAX, pack,
+};
 pub(crate) use overlay::parse_integer;
-pub(crate) use view::{Stored, View};
+pub(crate) use view::{Gathered, Stored, View};
 
 use clock::Clock;
+use command::ANSWERS_BYTES_MAX;
 use layout::{META_KEY, Meta};
 use overlay::Overlay;
 use writeback::WriteBack;
@@ -149,12 +152,20 @@ impl KvMachine {
         let mut replay_bytes = self.replay_bytes;
         let mut overlay = self.overlay();
         let generation = overlay.meta.generation;
+        let mut answers_bytes = 0_usize;
         for entry in batch.commands() {
             let mut answers = Vec::new();
             for command in command::unpack(entry.data) {
                 // Not the limit of proposals: that may have been higher when this was proposed, or on another node.
                 let command: Command<'_> = codec::decode(command?, codec::BYTES_MAX)?;
-                answers.push(overlay.apply(&command)?);
+                let mut answer = overlay.apply(&command)?;
+                if let Answer::Value(Some(old)) = &answer {
+                    answers_bytes = answers_bytes.saturating_add(old.len());
+                    if answers_bytes > ANSWERS_BYTES_MAX {
+                        answer = Answer::Omitted;
+                    }
+                }
+                answers.push(answer);
             }
             replies.push(answers);
             replay_bytes = replay_bytes.saturating_add(entry.data.len());

@@ -1,5 +1,6 @@
 //! What readers see.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
@@ -7,10 +8,13 @@ use fjall::{Database, Keyspace, Readable as _};
 
 use super::StoreError;
 use super::clock::Clock;
-use super::command::Command;
+use super::command::{Command, KEY_BYTES_MAX};
 use super::cut::Cut;
 use super::layout::{alive, data_key};
 use super::overlay::{Overlay, Value};
+
+/// Values from this size on are told apart by where they lie, to count each once.
+const SHARED_BYTES_MIN: usize = 1 << 10;
 
 /// A handle on everything applied so far; clones are cheap.
 ///
@@ -31,6 +35,61 @@ const BEHIND_MS_MAX: u64 = 1_000;
 pub(crate) struct Stored {
     pub(crate) value: Bytes,
     pub(crate) expiry_ms: u64,
+}
+
+/// Many keys at one moment, to be read one by one in order. It keeps the values that were in memory then, and those of
+/// the store on disk, until it is dropped.
+pub(crate) struct Gathered {
+    found: VecDeque<Found>,
+    snapshot: Option<fjall::Snapshot>,
+    store: Keyspace,
+    now_ms: u64,
+    recent_bytes: usize,
+}
+
+enum Found {
+    Recent(Option<Value>),
+    /// By this key of the store, if at all.
+    Stored(Vec<u8>),
+}
+
+/// What [`Gathered::read`] finds.
+pub(crate) struct Item {
+    pub(crate) value: Option<Stored>,
+    /// Whether the value was kept already, or read and copied just now.
+    pub(crate) is_kept: bool,
+}
+
+impl Gathered {
+    /// Keys that are left.
+    pub(crate) fn len(&self) -> usize {
+        self.found.len()
+    }
+
+    /// Bytes of values that are kept in memory.
+    pub(crate) fn recent_bytes(&self) -> usize {
+        self.recent_bytes
+    }
+
+    /// The next key's value; `None` past the last key. The same again until [`advance`](Self::advance).
+    pub(crate) fn read(&self) -> Result<Option<Item>, StoreError> {
+        let (value, is_kept) = match self.found.front() {
+            None => return Ok(None),
+            Some(Found::Recent(value)) => (value.clone(), true),
+            Some(Found::Stored(key)) => {
+                let record = match &self.snapshot {
+                    Some(snapshot) => snapshot.get(&self.store, key)?,
+                    None => None,
+                };
+                (record.map(|record| Value::of_record(&record)).transpose()?, false)
+            }
+        };
+        Ok(Some(Item { value: value.and_then(|value| live(value, self.now_ms)), is_kept }))
+    }
+
+    pub(crate) fn advance(&mut self) {
+        self.found.pop_front();
+    }
 }
 
 /// The state at one applied index, as one number.
@@ -81,35 +140,53 @@ impl View {
         Ok(value.and_then(|value| live(value, now_ms)))
     }
 
-    /// Each key's value, all at the same moment.
-    pub(crate) fn many<'a>(
+    /// Bytes of a key's value, expired or not; zero if there is none that can be read.
+    pub(crate) fn value_bytes(&self, key: &[u8]) -> usize {
+        let overlay = self.overlay();
+        match overlay.recent(key) {
+            Some(slot) => slot.now.as_ref().map_or(0, |value| value.bytes.len()),
+            None if key.len() > KEY_BYTES_MAX => 0,
+            None => {
+                let stored = data_key(overlay.meta.generation, key);
+                drop(overlay);
+                self.store.size_of(stored).ok().flatten().map_or(0, |bytes| bytes as usize)
+            }
+        }
+    }
+
+    /// Finds `keys`, all at this moment. Values in the store are read later, one by one. Without `with_values` only
+    /// whether a key is there is kept.
+    pub(crate) fn gather<'a>(
         &self,
         keys: impl Iterator<Item = &'a [u8]>,
         now_ms: u64,
-    ) -> Result<Vec<Option<Stored>>, StoreError> {
-        let mut missing = Vec::new();
+        with_values: bool,
+    ) -> Gathered {
         let overlay = self.overlay();
-        let mut found: Vec<_> = keys
-            .enumerate()
-            .map(|(at, key)| match overlay.recent(key) {
-                Some(slot) => slot.now.clone(),
+        let (mut recent_bytes, mut large, mut is_stored) = (0_usize, HashSet::new(), false);
+        let found: Vec<_> = keys
+            .map(|key| match overlay.recent(key) {
+                Some(slot) => {
+                    let value = slot.now.as_ref().map(|Value { bytes, expiry_ms }| {
+                        let bytes = if with_values { bytes.clone() } else { Bytes::new() };
+                        // A key that is named twice pins its value once.
+                        if bytes.len() < SHARED_BYTES_MIN || large.insert(bytes.as_ptr()) {
+                            recent_bytes += bytes.len();
+                        }
+                        Value { bytes, expiry_ms: *expiry_ms }
+                    });
+                    Found::Recent(value)
+                }
                 None => {
-                    missing.push((at, data_key(overlay.meta.generation, key)));
-                    None
+                    is_stored = true;
+                    Found::Stored(data_key(overlay.meta.generation, key))
                 }
             })
             .collect();
         // Under the same lock: what leaves memory meanwhile is in the snapshot already.
-        let snapshot = (!missing.is_empty()).then(|| self.db.snapshot());
+        let snapshot = is_stored.then(|| self.db.snapshot());
         drop(overlay);
-        if let Some(snapshot) = snapshot {
-            for (at, key) in missing {
-                if let (Some(slot), Some(record)) = (found.get_mut(at), snapshot.get(&self.store, key)?) {
-                    *slot = Some(Value::of_record(&record)?);
-                }
-            }
-        }
-        Ok(found.into_iter().map(|value| value.and_then(|value| live(value, now_ms))).collect())
+        Gathered { found: found.into(), snapshot, store: self.store.clone(), now_ms, recent_bytes }
     }
 
     /// The maintained count. Expired keys count until they are removed, as in Redis.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::machine::{
-    Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, StoreError, Stored, View, parse_integer,
+    Blob, Command, Condition, Expiry, Gathered, KEY_BYTES_MAX, Op, StoreError, Stored, View, parse_integer,
 };
 
 use super::reply::Reply;
@@ -21,7 +21,7 @@ pub(super) fn find(args: &[Bytes]) -> Result<&'static Spec, Reply> {
 /// Names and arguments in an error are cut here, as in Redis.
 const QUOTED_BYTES_MAX: usize = 128;
 
-fn quoted(bytes: &[u8]) -> String {
+pub(super) fn quoted(bytes: &[u8]) -> String {
     let cut = bytes.get(..QUOTED_BYTES_MAX).unwrap_or(bytes);
     super::reply::one_line(&String::from_utf8_lossy(cut))
 }
@@ -177,22 +177,34 @@ fn set(args: &[Bytes]) -> Result<Op<'_>, Reply> {
     Ok(Op::Set { key: Blob(key), value: Blob(value), expiry, condition, answer_old })
 }
 
+/// What answers a read.
+pub(super) enum Found {
+    Reply(Reply),
+    /// A reply made of many values, or of a look at many.
+    Many(Many),
+}
+
+/// Keys whose values are read one by one while the reply goes out.
+pub(super) struct Many {
+    pub(super) gathered: Gathered,
+    /// Present if only those that are there are counted.
+    pub(super) count: Option<u64>,
+}
+
 impl Read {
-    pub(super) fn answer(&self, view: &View) -> Reply {
-        self.try_answer(view).unwrap_or_else(|error| {
-            tracing::error!(%error, "a read failed");
-            Reply::error(format!("ERR {error}"))
-        })
+    pub(super) fn answer(&self, view: &View) -> Found {
+        self.try_answer(view).unwrap_or_else(|error| Found::Reply(failed(&error)))
     }
 
-    fn try_answer(&self, view: &View) -> Result<Reply, StoreError> {
+    fn try_answer(&self, view: &View) -> Result<Found, StoreError> {
         let now_ms = view.now_ms();
         let one = |key: &Bytes| if key.len() > KEY_BYTES_MAX { Ok(None) } else { view.one(key, now_ms) };
         // Longer keys than may be written are nowhere; the store would refuse to look.
-        let many = |keys: &[Bytes]| {
-            view.many(keys.iter().map(|key| key.get(..=KEY_BYTES_MAX).unwrap_or(key)), now_ms)
+        let many = |keys: &[Bytes], with_values| {
+            let keys = keys.iter().map(|key| key.get(..=KEY_BYTES_MAX).unwrap_or(key));
+            view.gather(keys, now_ms, with_values)
         };
-        Ok(match self {
+        Ok(Found::Reply(match self {
             Self::Get(key) => value(one(key)?),
             Self::Strlen(key) => Reply::integer(one(key)?.map_or(0, |stored| stored.value.len())),
             Self::Ttl(key) => Reply::Integer(match one(key)? {
@@ -203,13 +215,20 @@ impl Read {
                     i64::try_from(left_ms.saturating_add(500) / 1_000).unwrap_or(i64::MAX)
                 }
             }),
-            Self::Exists(keys) => Reply::integer(many(keys)?.iter().flatten().count()),
-            Self::Mget(keys) => Reply::Array(many(keys)?.into_iter().map(value).collect()),
+            Self::Exists(keys) => {
+                return Ok(Found::Many(Many { gathered: many(keys, false), count: Some(0) }));
+            }
+            Self::Mget(keys) => return Ok(Found::Many(Many { gathered: many(keys, true), count: None })),
             Self::Dbsize => Reply::integer(view.keys()),
-        })
+        }))
     }
 }
 
-fn value(stored: Option<Stored>) -> Reply {
+pub(super) fn value(stored: Option<Stored>) -> Reply {
     stored.map_or(Reply::Nil, |stored| Reply::Bulk(stored.value))
+}
+
+pub(super) fn failed(error: &StoreError) -> Reply {
+    tracing::error!(%error, "a read failed");
+    Reply::error(format!("ERR {error}"))
 }

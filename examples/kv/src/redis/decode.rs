@@ -28,15 +28,23 @@ pub(super) struct Decoder {
     command_bytes_max: usize,
     scanned: usize,
     args_left: Option<usize>,
+    /// Bytes of the argument being received that are known to be missing.
+    missing: usize,
 }
 
 impl Decoder {
     pub(super) fn new(command_bytes_max: usize) -> Self {
-        Self { command_bytes_max, scanned: 0, args_left: None }
+        Self { command_bytes_max, scanned: 0, args_left: None, missing: 0 }
+    }
+
+    /// How many more bytes the command at the start of the buffer needs at least, as far as it says.
+    pub(super) fn missing(&self) -> usize {
+        self.missing
     }
 
     /// The next whole command, taken off `buf`; never empty. `None`: more bytes are needed.
     pub(super) fn next(&mut self, buf: &mut BytesMut) -> Result<Option<Vec<Bytes>>, ProtocolError> {
+        self.missing = 0;
         loop {
             let args = match buf.first() {
                 None => return Ok(None),
@@ -85,6 +93,7 @@ impl Decoder {
                 return bad(format!("too big request, the limit is {} bytes", self.command_bytes_max));
             }
             if buf.len() < end {
+                self.missing = end - buf.len();
                 return Ok(false);
             }
             if buf.get(end - 2..end) != Some(b"\r\n") {

@@ -5,6 +5,8 @@ mod commands;
 mod connection;
 mod decode;
 mod health;
+mod outgoing;
+mod pool;
 mod reply;
 mod server;
 mod session;
@@ -14,4 +16,4 @@ mod table;
 mod tests;
 
 pub(crate) use cluster::{Member, Members};
-pub(crate) use server::{Limits, Server};
+pub(crate) use server::{Counters, Limits, Server};

@@ -47,6 +47,9 @@ impl Reply {
             Answer::Value(Some(bytes)) => Self::Bulk(bytes),
             Answer::NotAnInteger => Self::error("ERR value is not an integer or out of range"),
             Answer::Overflow => Self::error("ERR increment or decrement would overflow"),
+            Answer::Omitted => Self::error(
+                "ERR the command was applied, but too many old values were asked for at once to return this one",
+            ),
             Answer::TooLong => Self::error("ERR key or string exceeds maximum allowed size"),
         }
     }
@@ -75,6 +78,23 @@ impl Reply {
                 Self::error(format!("ERR this node is stopped: {}", one_line(cause)))
             }
         }
+    }
+
+    /// Bytes of the value that it is, if it is one.
+    pub(super) fn bulk_bytes(&self) -> usize {
+        if let Self::Bulk(value) = self { value.len() } else { 0 }
+    }
+
+    /// Memory it takes, about.
+    pub(super) fn size(&self) -> usize {
+        let inside = match self {
+            Self::Status(_) | Self::Integer(_) | Self::Nil => 0,
+            Self::Error(text) => text.len(),
+            Self::Bulk(bytes) => bytes.len(),
+            Self::Array(items) | Self::Set(items) => items.iter().map(Self::size).sum(),
+            Self::Map(pairs) => pairs.iter().map(|(key, value)| key.size() + value.size()).sum(),
+        };
+        size_of::<Self>() + inside
     }
 
     pub(super) fn encode(&self, resp3: bool, out: &mut BytesMut) {

@@ -11,13 +11,12 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::accept::Acceptor;
 use crate::replica::Replica;
 
 use super::cluster::Members;
 use super::connection;
-
-/// The wait after `accept` failed, such as for want of file descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+use super::pool::Pool;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -25,6 +24,86 @@ pub(crate) struct Limits {
     pub(crate) command_bytes_max: usize,
     /// Connections at a time; more are told so and closed.
     pub(crate) connections_max: usize,
+    /// Commands longer than 32 KiB that are received, or whose arguments are in use, at a time.
+    pub(crate) long_commands_max: usize,
+    /// Bytes of values from 16 KiB on, and of values that long replies keep, of all connections together.
+    pub(crate) reply_bytes_max: usize,
+    /// For a command from its first byte to its last.
+    pub(crate) command_timeout: Duration,
+    /// For a client to take some of what waits for it.
+    pub(crate) write_timeout: Duration,
+    /// For a client to take the whole of one long reply.
+    pub(crate) reply_timeout: Duration,
+}
+
+/// What is counted.
+#[derive(Clone)]
+pub(crate) struct Counters {
+    /// Connections past the bound.
+    pub(crate) refused: Counter,
+    /// Times that the system gave no connection.
+    pub(crate) accept_failures: Counter,
+    /// Times that a connection had to wait for room for a long command, and for a large reply.
+    pub(crate) command_waits: Counter,
+    pub(crate) reply_waits: Counter,
+    pub(crate) command_timeouts: Counter,
+    pub(crate) write_timeouts: Counter,
+    pub(crate) reply_timeouts: Counter,
+}
+
+impl Counters {
+    /// Of the connections that were closed for `cause`.
+    pub(super) fn closed(&self, cause: CloseCause) -> &Counter {
+        match cause {
+            CloseCause::Command => &self.command_timeouts,
+            CloseCause::Write => &self.write_timeouts,
+            CloseCause::Reply => &self.reply_timeouts,
+        }
+    }
+}
+
+/// The timeout at which a connection was closed that the client had left open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CloseCause {
+    Command,
+    Write,
+    Reply,
+}
+
+impl CloseCause {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Command => "command_timeout",
+            Self::Write => "write_timeout",
+            Self::Reply => "reply_timeout",
+        }
+    }
+}
+
+/// Memory that all connections share.
+///
+/// One connection asks for it in the order of the fields, and what it got last depends on its client alone, which has
+/// deadlines, or on the answer of a write. So no two connections wait for each other.
+pub(super) struct Pools {
+    pub(super) commands: Pool,
+    /// Values that replies of many keys keep from the time of the read on.
+    pub(super) kept: Pool,
+    /// Values that were read from the store, or are the answer of a write.
+    pub(super) values: Pool,
+}
+
+impl Pools {
+    fn new(limits: &Limits, counters: &Counters) -> Self {
+        let half = limits.reply_bytes_max / 2;
+        Self {
+            commands: Pool::new(
+                limits.command_bytes_max.saturating_mul(limits.long_commands_max),
+                counters.command_waits.clone(),
+            ),
+            kept: Pool::new(half, counters.reply_waits.clone()),
+            values: Pool::new(half, counters.reply_waits.clone()),
+        }
+    }
 }
 
 /// What all connections share.
@@ -32,6 +111,8 @@ pub(super) struct Shared<R> {
     pub(super) replica: R,
     pub(super) members: Members,
     pub(super) limits: Limits,
+    pub(super) counters: Counters,
+    pub(super) pools: Pools,
 }
 
 /// A bound Redis port.
@@ -49,32 +130,27 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `stop` says so. `refused` counts connections past the bound.
+    /// Serves until `stop` says so.
     pub(crate) async fn run<R: Replica>(
         self,
         replica: R,
         members: Members,
         limits: Limits,
-        refused: Counter,
+        counters: Counters,
         mut stop: watch::Receiver<bool>,
     ) {
-        let shared = Arc::new(Shared { replica, members, limits });
+        let pools = Pools::new(&limits, &counters);
+        let shared = Arc::new(Shared { replica, members, limits, counters, pools });
+        let failures = shared.counters.accept_failures.clone();
+        let mut acceptor = Acceptor::new(self.listener, "Redis", failures);
         let room = Arc::new(Semaphore::new(limits.connections_max));
         for id in 1_u64.. {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+            let (mut stream, from) = tokio::select! {
+                accepted = acceptor.next() => accepted,
                 _ = stop.wait_for(|stop| *stop) => return,
             };
-            let (mut stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "a Redis client could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            };
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-                refused.increment(1);
+                shared.counters.refused.increment(1);
                 tracing::warn!(%from, connections_max = limits.connections_max, "too many Redis clients");
                 // It fits in the socket's buffer, so this does not wait.
                 let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;

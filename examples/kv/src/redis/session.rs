@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::replica::{ReplicaState, Role};
 
 use super::cluster::Members;
-use super::commands::{unknown_subcommand, wrong_arity};
+use super::commands::{quoted, unknown_subcommand, wrong_arity};
 use super::reply::{OK, Reply};
 use super::table::{self, Spec};
 
@@ -93,10 +93,7 @@ impl Session {
                     return Reply::error("WRONGPASS this server knows no users and no passwords");
                 }
                 _ => {
-                    let option = String::from_utf8_lossy(option);
-                    return Reply::error(super::reply::one_line(&format!(
-                        "ERR Syntax error in HELLO option '{option}'"
-                    )));
+                    return Reply::error(format!("ERR Syntax error in HELLO option '{}'", quoted(option)));
                 }
             };
         }

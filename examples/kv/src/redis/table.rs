@@ -26,6 +26,9 @@ pub(super) struct Spec {
     subcommands: &'static [Spec],
 }
 
+/// Names of one `COMMAND INFO` or `COMMAND DOCS`: what is said of a command is much longer than its name.
+const NAMES_MAX: usize = 256;
+
 const NONE: [i64; 3] = [0, 0, 0];
 const ONE: [i64; 3] = [1, 1, 1];
 const ALL: [i64; 3] = [1, -1, 1];
@@ -190,6 +193,9 @@ pub(super) fn answer(args: &[&[u8]]) -> Reply {
         ("count", []) => Reply::integer(TABLE.len()),
         ("list", []) => Reply::Array(TABLE.iter().map(|spec| Reply::text(spec.name)).collect()),
         ("list", _) => Reply::error("ERR syntax error"),
+        ("info" | "docs", names) if names.len() > NAMES_MAX => {
+            Reply::error(format!("ERR COMMAND {name} takes at most {NAMES_MAX} names"))
+        }
         ("info", []) => answer(&[]),
         ("info", names) => {
             let one = |name: &&[u8]| by_name(name).map_or(Reply::Nil, Spec::describe);

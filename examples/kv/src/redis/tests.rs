@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -75,11 +76,27 @@ struct Harness {
     at: SocketAddr,
     fake: Fake,
     refused: Arc<AtomicU64>,
+    closed: [Arc<AtomicU64>; 3],
     _stop: watch::Sender<bool>,
     _dir: TempDir,
 }
 
+/// Enough for any test that does not set its own.
+const LIMITS: Limits = Limits {
+    command_bytes_max: COMMAND_BYTES_MAX,
+    connections_max: 10,
+    long_commands_max: 4,
+    reply_bytes_max: 1 << 20,
+    command_timeout: Duration::from_secs(60),
+    write_timeout: Duration::from_secs(60),
+    reply_timeout: Duration::from_secs(60),
+};
+
 async fn start(connections_max: usize) -> Harness {
+    start_with(Limits { connections_max, ..LIMITS }).await
+}
+
+async fn start_with(limits: Limits) -> Harness {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = KvMachine::open(&dir.path().join("kv"), &StoreConfig::default()).unwrap();
     let (queue, mut commands) = mpsc::unbounded_channel::<(Bytes, oneshot::Sender<Answer>)>();
@@ -111,11 +128,20 @@ async fn start(connections_max: usize) -> Harness {
     let server = Server::bind("127.0.0.1:0").await.unwrap();
     let at = server.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
-    let limits = Limits { command_bytes_max: COMMAND_BYTES_MAX, connections_max };
     let refused = Arc::new(AtomicU64::new(0));
-    let counter = metrics::Counter::from_arc(Arc::clone(&refused));
-    tokio::spawn(server.run(fake.clone(), members, limits, counter, stopped));
-    Harness { at, fake, refused, _stop: stop, _dir: dir }
+    let closed: [Arc<AtomicU64>; 3] = Default::default();
+    let counter = |counted: &Arc<AtomicU64>| metrics::Counter::from_arc(Arc::clone(counted));
+    let counters = Counters {
+        refused: counter(&refused),
+        accept_failures: metrics::Counter::noop(),
+        command_waits: metrics::Counter::noop(),
+        reply_waits: metrics::Counter::noop(),
+        command_timeouts: counter(&closed[0]),
+        write_timeouts: counter(&closed[1]),
+        reply_timeouts: counter(&closed[2]),
+    };
+    tokio::spawn(server.run(fake.clone(), members, limits, counters, stopped));
+    Harness { at, fake, refused, closed, _stop: stop, _dir: dir }
 }
 
 impl Harness {
@@ -283,4 +309,102 @@ async fn a_client_crate_gets_what_it_expects() {
         assert!((99..=100).contains(&ttl), "{ttl}");
         assert_eq!((none, gone, size), (-1, 1, 1));
     }
+}
+
+/// Sets `v` to 4,000 bytes, and makes an MGET of it whose reply has more than any socket takes.
+async fn much(h: &Harness) -> Vec<u8> {
+    let value = "v".repeat(4_000);
+    assert_eq!(h.talk(format!("SET v {value}\r\n").as_bytes()).await, "+OK\r\n");
+    format!("MGET {}\r\n", "v ".repeat(2_000)).into_bytes()
+}
+
+async fn end_of(mut stream: TcpStream) {
+    let mut buffer = vec![0; 1 << 20];
+    let ended = async { while !matches!(stream.read(&mut buffer).await, Ok(0) | Err(_)) {} };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.expect("the server closes the connection");
+}
+
+#[tokio::test]
+async fn deadlines_end_what_depends_on_the_client_alone() {
+    let soon = Duration::from_millis(100);
+    let h = start_with(Limits { command_timeout: soon, write_timeout: soon, ..LIMITS }).await;
+    let counts = |h: &Harness| h.closed.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let mut unfinished = TcpStream::connect(h.at).await.unwrap();
+    unfinished.write_all(b"*1\r\n$4\r\nPI").await.unwrap();
+    end_of(unfinished).await;
+    assert_eq!(counts(&h), [1, 0, 0]);
+
+    let much = much(&h).await;
+    let mut unread = TcpStream::connect(h.at).await.unwrap();
+    unread.write_all(&much).await.unwrap();
+    let closed = async {
+        while counts(&h)[1] == 0 {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), closed).await.unwrap();
+    assert_eq!(counts(&h), [1, 1, 0]);
+}
+
+#[tokio::test]
+async fn one_reply_may_not_take_for_ever() {
+    let h = start_with(Limits { reply_timeout: Duration::from_millis(100), ..LIMITS }).await;
+    let much = much(&h).await;
+    let mut unread = TcpStream::connect(h.at).await.unwrap();
+    unread.write_all(&much).await.unwrap();
+    let closed = async {
+        while h.closed[2].load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), closed).await.unwrap();
+}
+
+#[tokio::test]
+async fn commands_behind_a_long_reply_are_answered_whatever_their_number() {
+    let h = start(10).await;
+    let much = much(&h).await;
+    let (mut input, mut expected) = (Vec::new(), 0);
+    for _ in 0..20 {
+        input.extend_from_slice(&much);
+        expected += 7 + 2_000 * 4_009;
+        for _ in 0..100 {
+            input.extend_from_slice(b"PING\r\nGET v\r\nSET w 1\r\nSET w 2 NX GET\r\n");
+            expected += 7 + 4_009 + 5 + 7;
+        }
+    }
+    let mut stream = TcpStream::connect(h.at).await.unwrap();
+    let (mut from, mut to) = stream.split();
+    let said = async {
+        let (mut said, mut buffer) = (0, vec![0; 1 << 20]);
+        while let read @ 1.. = from.read(&mut buffer).await.unwrap() {
+            said += read;
+        }
+        said
+    };
+    let sent = async {
+        to.write_all(&input).await.unwrap();
+        to.shutdown().await.unwrap();
+    };
+    let (said, ()) = tokio::join!(said, sent);
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn room_of_a_pool_is_given_in_turn_and_given_back() {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let waits = Arc::new(AtomicU64::new(0));
+    let pool = pool::Pool::new(10 << 10, metrics::Counter::from_arc(Arc::clone(&waits)));
+    let Ok(most) = pool.ask(9 << 10) else { panic!("there is room") };
+    assert!(pool.is_enough(&most, 9 << 10) && !pool.is_enough(&most, 10 << 10));
+    let Err(mut first) = pool.ask(2 << 10) else { panic!("there is none") };
+    assert!(first.poll(&mut cx).is_pending());
+    let Err(mut second) = pool.ask(1 << 10) else { panic!("it is not its turn") };
+    assert!(second.poll(&mut cx).is_pending());
+    assert_eq!(waits.load(Ordering::Relaxed), 2);
+    drop(most);
+    assert!(first.poll(&mut cx).is_ready() && second.poll(&mut cx).is_ready());
+    // More than there is in all is the whole.
+    let Ok(all) = pool.ask(1 << 40) else { panic!("both gave it back") };
+    assert!(pool.is_enough(&all, 1 << 40));
 }

@@ -1,0 +1,69 @@
+//! Accepting connections: what the system refuses is tried again.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use metrics::Counter;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep};
+
+/// The pause after the system gave no connection, such as for want of file descriptors: the clients wait in its queue.
+const RETRY: Duration = Duration::from_millis(100);
+/// A shortage is logged once in this time.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection whose other side is silent is probed after this...
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// ...then so often, and is closed when none of so many probes is answered.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// A listening socket that never fails.
+pub(crate) struct Acceptor {
+    listener: TcpListener,
+    /// Whose connections these are, for the log.
+    whose: &'static str,
+    failures: Counter,
+    warned: Option<Instant>,
+}
+
+impl Acceptor {
+    /// `failures` counts the times that the system gave no connection.
+    pub(crate) fn new(listener: TcpListener, whose: &'static str, failures: Counter) -> Self {
+        Self { listener, whose, failures, warned: None }
+    }
+
+    /// The next connection, with keep-alive, so that the end of the client's machine is noticed. Dropping the future
+    /// loses no connection.
+    pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, from)) => {
+                    // Without it the connection works, too.
+                    if let Err(error) = keep_alive(&stream) {
+                        tracing::debug!(%error, %from, "keep-alive could not be set");
+                    }
+                    return (stream, from);
+                }
+                // The client was gone before we looked.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.failures.increment(1);
+                    if self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
+                        self.warned = Some(Instant::now());
+                        tracing::warn!(%error, whose = self.whose, "no client can be accepted for now");
+                    }
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)
+}

@@ -1,0 +1,89 @@
+//! Replies on their way into a socket.
+
+use std::io::{self, IoSlice};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::pool::Room;
+use super::reply::Reply;
+
+/// Bytes of small replies that wait for the client. From there on nothing is added.
+const SMALL_BYTES_HIGH: usize = 32 << 10;
+/// A buffer that grew past this for one burst is given back.
+const SMALL_BYTES_KEPT: usize = 64 << 10;
+/// Values from this size on are sent from where they lie, one at a time, and need room in a pool.
+pub(super) const LARGE_BYTES_MIN: usize = 16 << 10;
+
+/// Small replies in one buffer, then at most one large value.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    small: BytesMut,
+    large: Option<Large>,
+}
+
+struct Large {
+    value: Bytes,
+    since: Instant,
+    _room: Option<Room>,
+}
+
+impl Outgoing {
+    pub(super) fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.large.is_none()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.large.is_none() && self.small.len() < SMALL_BYTES_HIGH
+    }
+
+    /// Since when a large value is being sent.
+    pub(super) fn large_since(&self) -> Option<Instant> {
+        self.large.as_ref().map(|large| large.since)
+    }
+
+    /// The start of an array, whose elements follow.
+    pub(super) fn array_header(&mut self, length: usize) {
+        self.small.put_slice(format!("*{length}\r\n").as_bytes());
+    }
+
+    /// `room` is what the pools gave for it; it is given back once the reply is sent.
+    pub(super) fn reply(&mut self, reply: Reply, resp3: bool, room: Option<Room>) {
+        match reply {
+            Reply::Bulk(value) if value.len() >= LARGE_BYTES_MIN => {
+                self.small.put_slice(format!("${}\r\n", value.len()).as_bytes());
+                self.large = Some(Large { value, since: Instant::now(), _room: room });
+            }
+            reply => reply.encode(resp3, &mut self.small),
+        }
+    }
+
+    /// Gives the system what it takes. How many bytes that were.
+    pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        let mut flushed = 0;
+        while !self.is_empty() {
+            let large: &[u8] = self.large.as_ref().map_or(&[], |large| &large.value);
+            let taken = match stream.try_write_vectored(&[IoSlice::new(&self.small), IoSlice::new(large)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => taken,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(flushed),
+                Err(error) => return Err(error),
+            };
+            flushed += taken;
+            let of_small = taken.min(self.small.len());
+            self.small.advance(of_small);
+            if let Some(large) = &mut self.large {
+                large.value.advance(taken - of_small);
+                if large.value.is_empty() {
+                    self.large = None;
+                    self.small.put_slice(b"\r\n");
+                }
+            }
+        }
+        if self.small.capacity() > SMALL_BYTES_KEPT {
+            self.small = BytesMut::new();
+        }
+        Ok(flushed)
+    }
+}

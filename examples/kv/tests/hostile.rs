@@ -1,0 +1,249 @@
+//! Clients that do not read, do not finish, or are gone: the real program keeps its memory, its connections and its
+//! other clients.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+#[allow(dead_code)] // not each test program needs all of it
+mod common;
+
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use common::{Cluster, DEADLINE, Ports, SETTINGS, alone, wait};
+
+fn settings(more: &str) -> String {
+    format!("{SETTINGS}[kv]\n{more}\n")
+}
+
+/// A command as clients send it.
+fn command(args: &[&str]) -> Vec<u8> {
+    let mut out = format!("*{}\r\n", args.len()).into_bytes();
+    for arg in args {
+        out.extend(format!("${}\r\n{arg}\r\n", arg.len()).bytes());
+    }
+    out
+}
+
+/// `MGET` of the same key, many times.
+fn mget(key: &str, times: usize) -> Vec<u8> {
+    command(&[&["MGET"][..], &vec![key; times]].concat())
+}
+
+fn set(ports: &Ports, key: &str, bytes: usize) {
+    let mut client = ports.client().unwrap();
+    redis::cmd("SET").arg(key).arg("v".repeat(bytes)).query::<()>(&mut client).unwrap();
+}
+
+fn line(reader: &mut impl std::io::BufRead) -> String {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+/// Reads an array of `times` values of `bytes` bytes.
+fn read_values(reader: &mut impl std::io::BufRead, times: usize, bytes: usize) {
+    assert_eq!(line(reader), format!("*{times}"));
+    let mut value = vec![0; bytes + 2];
+    for _ in 0..times {
+        assert_eq!(line(reader), format!("${bytes}"));
+        reader.read_exact(&mut value).unwrap();
+        assert!(value[..bytes].iter().all(|byte| *byte == b'v'));
+    }
+}
+
+fn is_answered(stream: &mut TcpStream) -> bool {
+    let mut said = [0; 7];
+    let asked = stream.write_all(b"PING\r\n").and_then(|()| stream.read_exact(&mut said));
+    asked.is_ok() && &said == b"+PONG\r\n"
+}
+
+/// Whether the node answers a new client.
+fn answers(ports: &Ports) -> bool {
+    TcpStream::connect(("127.0.0.1", ports.redis)).is_ok_and(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        is_answered(&mut stream)
+    })
+}
+
+/// The server reads nothing more once its bounds are reached, so that this ends.
+fn send_until_refused(stream: &mut TcpStream, bytes: &[u8]) {
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while stream.write_all(bytes).is_ok() {}
+}
+
+fn is_closed(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) => return !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
+    }
+}
+
+/// After a reply that the socket did not take at once the connection waited for nothing but the end of the server: the
+/// client got no further answer, and its end was not noticed.
+#[test]
+fn a_reply_that_is_longer_than_the_socket_takes_is_followed_by_the_next() {
+    let _alone = alone();
+    let cluster = Cluster::start(1);
+    set(&cluster.ports[0], "v", 900_000);
+    for times in [2, 2, 3, 8] {
+        let mut stream = cluster.ports[0].socket();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        // What follows comes once the reply was read, and while it is under way.
+        stream.write_all(&mget("v", times)).unwrap();
+        read_values(&mut reader, times, 900_000);
+        stream.write_all(b"PING\r\n").unwrap();
+        assert_eq!(line(&mut reader), "+PONG");
+        stream.write_all(&mget("v", times)).unwrap();
+        reader.fill_buf().unwrap();
+        stream.write_all(b"PING\r\n").unwrap();
+        read_values(&mut reader, times, 900_000);
+        assert_eq!(line(&mut reader), "+PONG");
+        // It ends its side, and still gets what it asked for.
+        stream.write_all(&[mget("v", times), b"PING\r\n".to_vec()].concat()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        read_values(&mut reader, times, 900_000);
+        assert_eq!(line(&mut reader), "+PONG");
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the server closes, too");
+    }
+}
+
+#[test]
+fn a_client_that_is_gone_gives_its_place_back_in_every_state() {
+    let _alone = alone();
+    let cluster = Cluster::start_with(1, &settings("connections_max = 4"));
+    let ports = cluster.ports[0];
+    set(&ports, "v", 900_000);
+    let idle: fn(&mut TcpStream) = |_| {};
+    let unread: fn(&mut TcpStream) = |stream| stream.write_all(&mget("v", 100)).unwrap();
+    let read_in_part: fn(&mut TcpStream) = |stream| {
+        stream.write_all(&mget("v", 100)).unwrap();
+        stream.read_exact(&mut [0; 100_000]).unwrap();
+    };
+    let read_whole: fn(&mut TcpStream) = |stream| {
+        stream.write_all(&mget("v", 2)).unwrap();
+        read_values(&mut BufReader::new(stream), 2, 900_000);
+    };
+    let pipelined: fn(&mut TcpStream) = |stream| {
+        send_until_refused(stream, &command(&["GET", "v"]).repeat(1_000));
+    };
+    let unfinished: fn(&mut TcpStream) = |stream| {
+        stream.write_all(b"*2\r\n$3\r\nGET\r\n$900000\r\nvvv").unwrap();
+    };
+    let mut clients: Vec<_> = wait("four places", || {
+        let mut clients: Vec<_> = (0..4).map(|_| ports.socket()).collect();
+        clients.iter_mut().all(is_answered).then_some(clients)
+    });
+    for (state, get_there) in [
+        ("idle", idle),
+        ("unread", unread),
+        ("read in part", read_in_part),
+        ("read whole", read_whole),
+        ("pipelined", pipelined),
+        ("unfinished", unfinished),
+    ] {
+        clients.iter_mut().for_each(get_there);
+        drop(clients);
+        clients = wait(&format!("all places of clients that were {state}"), || {
+            // All at once, and each is answered.
+            let mut others: Vec<_> = (0..4).map(|_| ports.socket()).collect();
+            others.iter_mut().all(is_answered).then_some(others)
+        });
+    }
+}
+
+/// One command of 136 KB asked for 18 GB, which were gathered in memory.
+#[test]
+fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
+    const NAMES: usize = 20_000;
+    let _alone = alone();
+    // Values leave memory soon: those that are read from the store are copies.
+    let settings = settings("reply_bytes_max = 67108864\n[store]\nmemtable_bytes = 65536");
+    let mut cluster = Cluster::start_with(1, &settings);
+    let ports = cluster.ports[0];
+    for key in ["v", "w", "x"] {
+        set(&ports, key, 900_000);
+    }
+    let before = cluster.process(0).resident_bytes();
+    let many = mget("v", NAMES);
+    let exists = command(&[&["EXISTS"][..], &["v"; NAMES]].concat());
+    let old_values = command(&["SET", "w", "x", "NX", "GET"]).repeat(1_000);
+    let mut clients: Vec<_> = (0..30).map(|_| ports.socket()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        match number % 3 {
+            0 => client.write_all(&many).unwrap(),
+            1 => send_until_refused(client, &command(&["GET", "w"]).repeat(1_000)),
+            _ => send_until_refused(client, &old_values),
+        }
+    }
+    // Others are served meanwhile: a value of their own, and a look at as many.
+    let mut reader = BufReader::new(ports.socket());
+    reader.get_mut().write_all(&exists).unwrap();
+    assert_eq!(line(&mut reader), format!(":{NAMES}"));
+    assert!(answers(&ports));
+    if let (Some(before), Some(now)) = (before, cluster.process(0).resident_bytes()) {
+        let grown = now.saturating_sub(before) >> 20;
+        assert!(grown < 200, "memory grew by {grown} MiB");
+    }
+    // And who reads gets all of it, whatever was written since.
+    let mut reader = BufReader::with_capacity(1 << 20, ports.socket());
+    reader.get_mut().write_all(&mget("v", 300)).unwrap();
+    assert_eq!(reader.fill_buf().unwrap()[..1], *b"*");
+    set(&ports, "v", 10);
+    read_values(&mut reader, 300, 900_000);
+    drop(clients);
+    wait("the memory of gone clients", || answers(&ports).then_some(()));
+}
+
+#[test]
+fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
+    let _alone = alone();
+    let timeouts = "command_timeout_ms = 1000\nwrite_timeout_ms = 1000\nreply_timeout_ms = 4000";
+    let cluster = Cluster::start_with(1, &settings(timeouts));
+    let ports = cluster.ports[0];
+    set(&ports, "v", 900_000);
+    let closed = |cause: &str| ports.counter("towline_kv_redis_closed_total", &format!("\"{cause}\""));
+
+    let mut idle = ports.socket();
+    for unfinished in
+        [&b"*2\r\n$3\r\nGET\r\n$1"[..], b"PING", b"*1000\r\n", b"*2\r\n$3\r\nGET\r\n$1000000\r\nv"]
+    {
+        let before = closed("command_timeout");
+        let mut stream = ports.socket();
+        stream.write_all(unfinished).unwrap();
+        wait("the end of a command that does not", || is_closed(&mut stream).then_some(()));
+        assert_eq!(closed("command_timeout"), before + 1);
+    }
+    // One byte at a time is no way out.
+    let mut slow = ports.socket();
+    wait("the end of a slow command", || slow.write_all(b"x").is_err().then_some(()));
+
+    for asked in [mget("v", 100), command(&["GET", "v"]).repeat(100)] {
+        let before = closed("write_timeout");
+        let mut unread = ports.socket();
+        unread.write_all(&asked).unwrap();
+        wait("the end of an unread reply", || (closed("write_timeout") > before).then_some(()));
+    }
+    // It reads, though never as fast as to have the whole in time.
+    let mut dripping = ports.socket();
+    dripping.write_all(&mget("v", 20_000)).unwrap();
+    let mut taken = vec![0; 256 << 10];
+    wait("the end of a reply without an end", || {
+        dripping.set_read_timeout(Some(DEADLINE)).unwrap();
+        (!matches!(dripping.read(&mut taken), Ok(1..))).then_some(())
+    });
+    assert_eq!(closed("reply_timeout"), 1);
+    // Who says nothing may stay.
+    idle.write_all(b"PING\r\n").unwrap();
+    idle.read_exact(&mut [0; 7]).unwrap();
+}
