@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, chaos, codegen, demo, msrv, redis_benchmark, tidy};
+use crate::{Result, chaos, clients, clock, codegen, demo, msrv, redis_benchmark, tidy};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -51,6 +51,12 @@ const STEPS: &[Step] = &[
     Step { name: "build", what: "everything builds, examples and benches too", run: build },
     Step { name: "hello", what: "examples/hello runs", run: hello },
     Step { name: "redis", what: "redis-benchmark against three nodes, no error reply", run: redis },
+    Step {
+        name: "clients",
+        what: "redis-py and ioredis against three nodes, leader killed",
+        run: clients_step,
+    },
+    Step { name: "clock", what: "expiry while clocks of the day jump by an hour", run: clock_step },
     Step { name: "chaos", what: "nodes killed and stopped: nothing lost, no stale read", run: chaos_step },
     Step { name: "demo", what: "the demo in small, and its control: a latched follower", run: demo_step },
     Step { name: "test", what: "all tests and doctests", run: test },
@@ -258,13 +264,28 @@ fn redis(root: &Path) -> Result<Outcome> {
         redis_benchmark::run(&built(root, "towline-kv")?)?;
         return Ok(Outcome::Passed);
     }
-    // A person may do without; where CI runs, a step that is skipped for ever would look like one that passes.
-    let missing = "redis-benchmark is not installed (package redis-tools)";
-    if std::env::var_os("CI").is_some() {
-        Err(missing.into())
-    } else {
-        Ok(Outcome::Skipped(missing.to_owned()))
+    without("redis-benchmark is not installed (package redis-tools)".to_owned())
+}
+
+/// A person may do without; where CI runs, a step that is skipped for ever would look like one that passes.
+fn without(missing: String) -> Result<Outcome> {
+    if std::env::var_os("CI").is_some() { Err(missing.into()) } else { Ok(Outcome::Skipped(missing)) }
+}
+
+fn clients_step(root: &Path) -> Result<Outcome> {
+    if let Some(missing) = clients::missing() {
+        return without(missing);
     }
+    clients::run(root, &built(root, "towline-kv")?)?;
+    Ok(Outcome::Passed)
+}
+
+fn clock_step(root: &Path) -> Result<Outcome> {
+    let Some(library) = clock::library() else {
+        return without("libfaketime is not installed (package libfaketime)".to_owned());
+    };
+    clock::run(&built(root, "towline-kv")?, library)?;
+    Ok(Outcome::Passed)
 }
 
 fn chaos_step(root: &Path) -> Result<Outcome> {

@@ -127,12 +127,24 @@ pub(crate) struct Cluster {
     /// Further flags of every node.
     flags: Vec<String>,
     certs: Option<PathBuf>,
+    /// libfaketime, if the nodes run under it.
+    clock_library: Option<PathBuf>,
     nodes: Vec<Node>,
 }
 
 impl Cluster {
     pub(crate) fn start(binary: PathBuf, data: &Path, count: usize) -> Result<Self> {
         Self::start_over(Transport::default(), false, binary, data, count, Vec::new())
+    }
+
+    /// With a clock of the day for each node, which [`set_clock`](Self::set_clock) moves.
+    pub(crate) fn start_with_clocks(
+        binary: PathBuf,
+        data: &Path,
+        count: usize,
+        library: PathBuf,
+    ) -> Result<Self> {
+        Self::start_all(Transport::default(), false, binary, data, count, Vec::new(), Some(library))
     }
 
     /// `proxied`: with a proxy before each node, which only gRPC in plain text can have.
@@ -143,6 +155,18 @@ impl Cluster {
         data: &Path,
         count: usize,
         flags: Vec<String>,
+    ) -> Result<Self> {
+        Self::start_all(transport, proxied, binary, data, count, flags, None)
+    }
+
+    fn start_all(
+        transport: Transport,
+        proxied: bool,
+        binary: PathBuf,
+        data: &Path,
+        count: usize,
+        flags: Vec<String>,
+        clock_library: Option<PathBuf>,
     ) -> Result<Self> {
         let (scheme, certs) = match transport {
             Transport::Grpc => ("grpc", None),
@@ -164,8 +188,12 @@ impl Cluster {
                 process: None,
             });
         }
-        let mut cluster = Self { binary, data: data.to_path_buf(), scheme, certs, flags, nodes };
+        let mut cluster =
+            Self { binary, data: data.to_path_buf(), scheme, certs, flags, clock_library, nodes };
         for position in 0..count {
+            if cluster.clock_library.is_some() {
+                cluster.set_clock(position, "+0")?;
+            }
             cluster.restart(position)?;
         }
         Ok(cluster)
@@ -177,6 +205,24 @@ impl Cluster {
 
     pub(crate) fn redis_addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|node| node.redis).collect()
+    }
+
+    /// The processes of the nodes, which all run.
+    pub(crate) fn process_ids(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.child.id()).collect()
+    }
+
+    /// Moves a node's clock of the day to so many seconds from the right time, such as `+3600`. It has no effect on nodes
+    /// that were started without clocks.
+    pub(crate) fn set_clock(&self, position: usize, seconds: &str) -> Result<()> {
+        let written = self.data.join("clock.new");
+        fs::write(&written, seconds)?;
+        // A node reads its file at each look at its clock, and must never find half of it.
+        Ok(fs::rename(written, self.clock_file(position))?)
+    }
+
+    fn clock_file(&self, position: usize) -> PathBuf {
+        self.data.join(format!("clock-{position}"))
     }
 
     /// kill -9; it returns once the process is gone.
@@ -206,6 +252,10 @@ impl Cluster {
         }
         if let Some(certs) = &self.certs {
             command.arg("--tls").arg(certs);
+        }
+        if let Some(library) = &self.clock_library {
+            command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", self.clock_file(position));
+            command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         }
         let process = Process::start(command, &node.log)?;
         if let Some(node) = self.nodes.get_mut(position) {

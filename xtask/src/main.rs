@@ -12,6 +12,8 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod chaos;
 mod ci;
+mod clients;
+mod clock;
 mod cluster;
 mod codegen;
 mod demo;

@@ -1,0 +1,129 @@
+//! Expiry while clocks of the day jump: three nodes under libfaketime, which steps the clock of each and leaves the
+//! monotonic one alone.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::Cluster;
+use crate::resp::{Connection, Reply};
+use crate::{Result, interruptible};
+
+const NODES: usize = 3;
+const LEADER_DEADLINE: Duration = Duration::from_secs(20);
+/// An answer of a node that leads.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// What the README of the example promises is a tenth of a second and a commit; the rest is for a busy machine.
+const LATE_MAX: Duration = Duration::from_secs(3);
+const TTL: Duration = Duration::from_secs(3);
+/// Longer than an election.
+const LONG_TTL: Duration = Duration::from_secs(5);
+/// As libfaketime reads them from its file.
+const RIGHT: &str = "+0";
+const STEPS: &[&str] = &["+3600", "-3600"];
+
+/// libfaketime, where distributions put it.
+pub(crate) fn library() -> Option<PathBuf> {
+    let below = |parent: &str| std::fs::read_dir(parent).into_iter().flatten().flatten();
+    let multiarch = below("/usr/lib").map(|entry| entry.path());
+    let directories = multiarch.chain(["/usr/lib".into(), "/usr/lib64".into()]);
+    directories.map(|directory| directory.join("faketime/libfaketimeMT.so.1")).find(|file| file.exists())
+}
+
+pub(crate) fn run(binary: &Path, library: PathBuf) -> Result<()> {
+    let data = tempfile::Builder::new().prefix("towline-clock-").tempdir()?;
+    let done = interruptible(measure(binary, library, data.path()));
+    if done.is_err() {
+        println!("data and logs are kept in {}", data.keep().display());
+    }
+    done
+}
+
+async fn measure(binary: &Path, library: PathBuf, data: &Path) -> Result<()> {
+    let mut cluster = Cluster::start_with_clocks(binary.to_path_buf(), data, NODES, library)?;
+    let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let mut client = Client::open(&cluster, leader).await?;
+
+    let early = client.set("early", TTL).await?;
+    for position in 0..NODES {
+        for step in STEPS {
+            cluster.set_clock(position, step)?;
+            client.write().await?;
+            if early.elapsed() < TTL && !client.has("early").await? && early.elapsed() < TTL {
+                return Err(format!("a step of {step} s at node {} ended a key early", position + 1).into());
+            }
+            cluster.set_clock(position, RIGHT)?;
+            client.write().await?;
+        }
+    }
+    let lived = client.lives("early", early, TTL).await?;
+    println!("a key with 3 s lived {lived:.3} s while every clock was stepped by an hour, both ways");
+    let late = client.set("late", TTL).await?;
+    let lived = client.lives("late", late, TTL).await?;
+    println!("a key with 3 s lived {lived:.3} s once all clocks were right again");
+
+    cluster.set_clock(leader, "+3600")?;
+    client.write().await?;
+    let handed = client.set("handed over", LONG_TTL).await?;
+    cluster.kill(leader)?;
+    let next = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let mut client = Client::open(&cluster, next).await?;
+    let lived = client.lives("handed over", handed, LONG_TTL).await?;
+    println!("a key with 5 s lived {lived:.3} s from a leader an hour ahead to one that is right");
+    Ok(())
+}
+
+struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    async fn open(cluster: &Cluster, position: usize) -> Result<Self> {
+        let address: SocketAddr = *cluster.redis_addresses().get(position).ok_or("no such node")?;
+        Ok(Self { connection: Connection::open(address).await? })
+    }
+
+    async fn ask(&mut self, words: &[&str]) -> Result<Reply> {
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        match timeout(ANSWER_DEADLINE, self.connection.ask(&words)).await?? {
+            Reply::Error(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Makes the leader stamp an entry with its time.
+    async fn write(&mut self) -> Result<()> {
+        self.ask(&["INCR", "writes"]).await.map(drop)
+    }
+
+    /// Gives the moment before: the key lives from there at the earliest.
+    async fn set(&mut self, key: &str, ttl: Duration) -> Result<Instant> {
+        let before = Instant::now();
+        self.ask(&["SET", key, "v", "PX", &ttl.as_millis().to_string()]).await?;
+        Ok(before)
+    }
+
+    async fn has(&mut self, key: &str) -> Result<bool> {
+        Ok(self.ask(&["GET", key]).await? != Reply::Bulk(None))
+    }
+
+    /// Seconds that the key lived; an error if that is too short or too long.
+    async fn lives(&mut self, key: &str, since: Instant, ttl: Duration) -> Result<f64> {
+        while self.has(key).await? {
+            if since.elapsed() > ttl + LATE_MAX {
+                return Err(
+                    format!("`{key}` is there after {:?}, its time is {ttl:?}", since.elapsed()).into()
+                );
+            }
+            sleep(POLL_INTERVAL).await;
+        }
+        let lived = since.elapsed();
+        if lived < ttl {
+            return Err(format!("`{key}` was gone after {lived:?}, its time is {ttl:?}").into());
+        }
+        Ok(lived.as_secs_f64())
+    }
+}
