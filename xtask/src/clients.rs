@@ -1,4 +1,4 @@
-//! redis-py and ioredis against three nodes: cluster clients of other people, as they are published.
+//! redis-py and ioredis against three nodes: cluster clients as they are published.
 //!
 //! Each is installed in a temporary directory by the tool of its language. Its script asserts what it sees, kills the
 //! leader, and asserts that the client recovers.
@@ -46,8 +46,8 @@ const CLIENTS: &[Client] = &[
         },
         run: |directory, script| {
             let mut python = Command::new(directory.join("bin/python"));
-            // Its notes beside the script would be files in the repository.
-            python.args(["-B", "-W", "ignore::DeprecationWarning"]).arg(script);
+            // Python writes no bytecode beside the script, which lies in the repository.
+            python.arg("-B").arg(script);
             python
         },
     },

@@ -24,7 +24,7 @@ pub(crate) async fn run<R: Replica>(replica: R) {
         if let Some(command) = replica.local().tick()
             && let Ok(pending) = replica.submit(command)
         {
-            // If it is lost, the next one says more.
+            // A lost tick needs no retry: the next one carries a later time.
             let _ = pending.await;
         }
     }

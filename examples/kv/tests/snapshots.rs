@@ -81,13 +81,15 @@ impl Rescue {
         self.attempt_after(0, quarters)
     }
 
-    /// The same of an attempt later than `cut`.
+    /// The same of an attempt later than `cut`. Bytes that the receiver reads again before it answers the offer do not
+    /// count: where the attempt begins is not known then.
     fn attempt_after(&self, cut: u64, quarters: u64) -> Value {
         wait("an attempt on its way", || {
             let peer = self.peer()?;
             let attempt = &peer["attempt"];
             let arrived = attempt["acked"].as_u64()? * 4 > attempt["bytes"].as_u64()? * quarters;
-            (number(attempt) > cut && arrived).then_some(peer)
+            let is_offered = attempt["phase"] == "verifying" && attempt["sent"] == 0;
+            (number(attempt) > cut && arrived && !is_offered).then_some(peer)
         })
     }
 

@@ -1,11 +1,11 @@
 //! The time that the replicas agree on, in milliseconds since the cluster was founded.
 //!
 //! Only time that passes moves it: the clock of the day is never read, so its steps change nothing. Each node adds the
-//! time that passes on it to the latest time it applied. The leader stamps commands with its own, and the log makes that
-//! the time of all.
+//! time that passes on it to the latest time it applied. The leader stamps commands with its own time, and the log makes
+//! the stamp the time of all nodes.
 //!
-//! No exchange of times makes a clock fast: a follower applies a stamp later than the leader made it, so what it learns is
-//! at most the leader's time. A process that does not run does not notice that time passes; it catches up with the log.
+//! No exchange of times makes a clock fast: a follower applies a stamp after the leader made it, so the follower learns at
+//! most the leader's time. A node that was down starts from the time in its log.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -26,7 +26,7 @@ struct Pace {
 
 const PACE: Pace = Pace { interval: Duration::from_millis(500), fail_after: Duration::from_secs(2) };
 
-/// What this node knows of the others. A member counts as well until it has not answered for a while.
+/// What this node knows of the others. A member counts as healthy until it has not answered for a while.
 #[derive(Debug)]
 pub(crate) struct Health {
     failed: BTreeMap<u64, AtomicBool>,
@@ -66,7 +66,7 @@ pub(super) async fn watch(health: Arc<Health>, peers: Vec<Member>) {
 async fn watch_one(health: Arc<Health>, peer: Member, pace: Pace) {
     let mut answered = Instant::now();
     loop {
-        // Whatever ended it, the next attempt follows.
+        // The cause does not matter: only the time of the last answer does.
         let _ = ask(&health, &peer, pace, &mut answered).await;
         if answered.elapsed() >= pace.fail_after {
             health.set(peer.id, true);
@@ -77,7 +77,7 @@ async fn watch_one(health: Arc<Health>, peer: Member, pace: Pace) {
 
 /// Asks over one connection until it fails.
 async fn ask(health: &Health, peer: &Member, pace: Pace, answered: &mut Instant) -> io::Result<()> {
-    // An answer that takes longer than a dead member may seem well would come too late.
+    // Waits until the member counts as failed, and no longer.
     let left = |answered: &Instant| pace.fail_after.saturating_sub(answered.elapsed()).max(pace.interval);
     let connected = TcpStream::connect((peer.host.as_str(), peer.port));
     let mut stream = timeout(left(answered), connected).await??;
