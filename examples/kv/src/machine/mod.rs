@@ -84,6 +84,11 @@ pub(crate) enum StoreError {
     NoWriter(#[source] io::Error),
     #[error("the thread that writes to the key-value store panicked")]
     WriterPanicked,
+    #[error(
+        "the key-value store has stopped after a flush or compaction failed: its disk is full or one of its files is \
+         damaged (the log has a line of fjall that says which); make room or replace the disk, then restart the node"
+    )]
+    Stopped,
 }
 
 /// The state machine.

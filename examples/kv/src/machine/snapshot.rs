@@ -13,6 +13,7 @@ use super::cut::Cut;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
 use super::overlay::Overlay;
 use super::view::Fnv;
+use super::writeback::commit;
 use super::{KvMachine, StoreError};
 
 const MAGIC: &[u8; 4] = b"TKV1";
@@ -119,7 +120,7 @@ impl KvMachine {
         };
         let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
         write.insert(&self.store, META_KEY, &meta.encode()?[..]);
-        write.commit()?;
+        commit(&self.db, &self.store, write)?;
         self.clock.observe(meta.clock_ms);
         *self.overlay() = Overlay::new(self.store.clone(), meta);
         self.durable = applied;
@@ -158,7 +159,7 @@ impl KvMachine {
             count += 1;
             bytes += key.len() + value.len();
         }
-        write.commit()?;
+        commit(&self.db, &self.store, write)?;
         Ok(more)
     }
 }
@@ -177,7 +178,7 @@ pub(super) fn remove_from(db: &Database, store: &Keyspace, generation: u32) -> R
             if write.is_empty() {
                 break;
             }
-            write.commit()?;
+            commit(db, store, write)?;
         }
     }
     Ok(())

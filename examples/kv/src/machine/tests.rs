@@ -1,4 +1,5 @@
 mod contract;
+mod stopped;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -7,16 +7,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fjall::{Database, Keyspace};
+use fjall::{Database, Keyspace, OwnedWriteBatch, PersistMode};
 use towline::Applied;
 
 use super::StoreError;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
 use super::overlay::{Layer, Overlay, Value};
 
-/// Tables that may wait for compaction. Taking one in does not wait by itself, as a write to fjall does.
+/// Tables that may wait for compaction. Taking one in does not wait by itself, as a write to fjall does. Below the 30 at
+/// which such a write waits without an end.
 const WAITING_TABLES_MAX: usize = 24;
-const COMPACTION_POLL: Duration = Duration::from_millis(10);
+/// Memtables that may wait to be flushed. Below the 4 at which a write to fjall waits without an end.
+const WAITING_MEMTABLES_MAX: usize = 2;
+const WAIT_POLL: Duration = Duration::from_millis(10);
 /// Keys of dead generations that are removed after each layer, and in one batch of those.
 pub(super) const DEAD_KEYS_MAX: usize = 64 << 10;
 const DEAD_BATCH_KEYS: usize = 1_024;
@@ -70,7 +73,7 @@ impl WriteBack {
         let (db, store, overlay) = (self.db.clone(), self.store.clone(), Arc::clone(&self.overlay));
         let dead_from = self.dead_from.take();
         let write = move || {
-            write_layer(&store, &layer, meta)?;
+            write_layer(&db, &store, &layer, meta)?;
             let written = overlay.write().unwrap_or_else(PoisonError::into_inner).written();
             // Here, where nobody waits for it.
             drop((written, layer));
@@ -102,7 +105,44 @@ enum Change<'a> {
     Meta,
 }
 
-fn write_layer(store: &Keyspace, layer: &Layer, meta: Meta) -> Result<(), StoreError> {
+/// Waits until fjall's own threads have caught up.
+///
+/// fjall waits too, inside its writes, but never looks whether those threads still run: they end at their first error, for
+/// want of room or because a file is damaged. Called before every write, so that fjall itself never waits without an end.
+///
+/// # Errors
+/// [`StoreError::Stopped`] once they have ended.
+pub(super) fn wait_for_room(db: &Database, store: &Keyspace) -> Result<(), StoreError> {
+    loop {
+        // Writes nothing but what waits in a buffer. It is fjall's only public word on whether it has failed.
+        match db.persist(PersistMode::Buffer) {
+            Ok(()) => {}
+            Err(fjall::Error::Poisoned) => return Err(StoreError::Stopped),
+            Err(error) => return Err(error.into()),
+        }
+        if store.l0_table_count() <= WAITING_TABLES_MAX
+            && store.sealed_memtable_count() <= WAITING_MEMTABLES_MAX
+        {
+            return Ok(());
+        }
+        // fjall has no other way to wait; it does the same for its own writes.
+        std::thread::sleep(WAIT_POLL);
+    }
+}
+
+/// Commits a batch once there is room for it.
+///
+/// # Errors
+/// As [`wait_for_room`], and whatever fjall says.
+pub(super) fn commit(db: &Database, store: &Keyspace, batch: OwnedWriteBatch) -> Result<(), StoreError> {
+    wait_for_room(db, store)?;
+    batch.commit().map_err(|error| match error {
+        fjall::Error::Poisoned => StoreError::Stopped,
+        error => error.into(),
+    })
+}
+
+fn write_layer(db: &Database, store: &Keyspace, layer: &Layer, meta: Meta) -> Result<(), StoreError> {
     let mut changes = Vec::with_capacity(layer.slots.len() + 1);
     changes.push((META_KEY.to_vec(), Change::Meta));
     for (key, slot) in &layer.slots {
@@ -122,10 +162,7 @@ fn write_layer(store: &Keyspace, layer: &Layer, meta: Meta) -> Result<(), StoreE
     }
     changes.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
 
-    while store.l0_table_count() > WAITING_TABLES_MAX {
-        // fjall has no other way to wait for its compaction; it does the same for its own writes.
-        std::thread::sleep(COMPACTION_POLL);
-    }
+    wait_for_room(db, store)?;
     let meta = meta.encode()?;
     let mut table = store.start_ingestion()?;
     for (key, change) in changes {
@@ -163,7 +200,7 @@ fn remove_dead(
             _ if is_data => Some(b"x".to_vec()),
             _ => None,
         };
-        write.commit()?;
+        commit(db, store, write)?;
     }
     Ok(from)
 }

@@ -1,0 +1,59 @@
+//! fjall's own threads end at their first error. Nobody else notices, but for the writes that wait for them.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use super::*;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// More layers than may wait for a compaction.
+const LAYERS: u32 = 40;
+
+/// Damages every table, as a bad block would: the next compaction fails.
+fn damage_tables(dir: &Path) -> usize {
+    let mut damaged = 0;
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        if path.is_dir() {
+            damaged += damage_tables(&path);
+        } else if dir.ends_with("tables") {
+            let bytes = usize::try_from(entry.metadata().unwrap().len()).unwrap();
+            OpenOptions::new().write(true).open(&path).unwrap().write_all(&vec![0xaa; bytes / 2]).unwrap();
+            damaged += 1;
+        }
+    }
+    damaged
+}
+
+/// One layer after the other, each of keys that come after all before. The first error.
+fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>) -> Result<(), Fatal> {
+    for index in indices {
+        let (key, value) = (format!("k{index:05}"), vec![index as u8; 4 << 10]);
+        let command = Command { now_ms: 1, op: set(key.as_bytes(), &value, Expiry::Never) };
+        let mut data = Vec::new();
+        pack(&mut data, &command.encode(MAX).unwrap());
+        let at = Applied { index: index.into(), term: 1 };
+        let entry = Entry { index: at.index, term: at.term, data: data.into(), ..Entry::default() };
+        machine.apply(ApplyBatch::new(&[entry], at), &mut Replies::with_capacity(1))?;
+    }
+    machine.flush().map(|_| ())
+}
+
+#[test]
+fn a_store_whose_compaction_failed_fails_the_machine_with_its_cause() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { memtable_bytes: 1 << 10, ..StoreConfig::default() };
+    let mut machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
+    write_layers(&mut machine, 1..=2).unwrap();
+    assert!(damage_tables(dir.path()) >= 2);
+    let (done, failed) = channel();
+    // On a thread that is left if it never comes back.
+    std::thread::spawn(move || {
+        let _ = done.send(write_layers(&mut machine, 3..=LAYERS));
+    });
+    let error = failed.recv_timeout(DEADLINE).expect("an answer").unwrap_err();
+    assert!(error.to_string().contains("the key-value store has stopped"), "{error:?}");
+}
