@@ -13,7 +13,7 @@ use gated::{Gate, Gated, Opened};
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError, ReadError, UncertainCause};
 use towline_engine::ids::GroupId;
-use towline_engine::node::{Consistency, Group, Start};
+use towline_engine::node::{Consistency, Group, SHUTDOWN_MARGIN, Start};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -136,4 +136,64 @@ async fn callers_of_a_group_behind_another_ones_call_are_told_which() {
     assert!(error.contains("state machine of group 1 has been in `apply` for"), "{error}");
     let error = in_time("the read", other.read(Consistency::Linearizable)).await.unwrap_err().to_string();
     assert!(error.contains("state machine of group 1 has been in `apply` for"), "{error}");
+}
+
+/// The thread is left with its call; everything else ends, and everybody is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_returns_though_a_call_does_not_and_names_it() {
+    for deadline in [Duration::from_millis(300), Duration::ZERO] {
+        let config = Config { proposal_timeout_ms: 60_000, ..config() };
+        let (alone, group, gate) = stuck(config).await;
+        let commit = group.state().commit;
+        let behind = group.submit("behind").unwrap();
+        wait("the commit", || (group.state().commit > commit).then_some(())).await;
+        let began = Instant::now();
+        let shutdown =
+            tokio::time::timeout(DEADLINE, alone.node.shutdown(deadline)).await.expect("it returns");
+        let took = began.elapsed();
+        assert!(took < deadline + SHUTDOWN_MARGIN + Duration::from_secs(1), "{took:?}");
+        let named = |text: &str| text.contains("the state machine of group 1 has been in `apply` for");
+        assert!(shutdown.left.len() == 1 && named(&shutdown.left[0]), "{shutdown:?}");
+        assert!(shutdown.left[0].starts_with("towline-apply-0: "), "{shutdown:?}");
+        let unflushed: Vec<_> =
+            shutdown.unflushed.iter().map(|(group, cause)| (*group, named(cause))).collect();
+        match deadline.is_zero() {
+            true => assert_eq!(unflushed, []),
+            false => assert_eq!(unflushed, [(GroupId::new(1), true)]),
+        }
+        let error = tokio::time::timeout(DEADLINE, behind).await.expect("an answer").unwrap_err();
+        assert!(matches!(&error, ProposeError::Uncertain { cause: UncertainCause::Down(_) }), "{error}");
+        // What comes back late does no harm.
+        gate.0.open();
+        wait("the end of the call", || (gate.0.calls().iter().any(|call| call.commands > 0)).then_some(()))
+            .await;
+    }
+}
+
+/// Dropping a node waits for its threads, but not for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_returns_though_a_call_does_not() {
+    let (alone, _group, gate) = stuck(config()).await;
+    let dropped = tokio::task::spawn_blocking(move || drop(alone));
+    tokio::time::timeout(DEADLINE, dropped).await.expect("it returns").unwrap();
+    assert!(gate.0.calls().iter().all(|call| call.commands == 0), "the call is still held");
+}
+
+/// More is committed than can be applied in time: the rest is given up while there is still time to flush.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_flushes_a_slow_state_machine_before_its_deadline() {
+    let (alone, gate) = (Alone::start(config()).await, Arc::new(Gate::default()));
+    let members = Start::Bootstrap(vec![(id(1), address(1))]);
+    let slow = Gated { cost: Duration::from_millis(20), ..Gated::new(&gate) };
+    let group = alone.node.group(GroupId::new(1), slow).start(members).await.unwrap();
+    group.wait_leader(DEADLINE).await.unwrap();
+    for _ in 0..5_000 {
+        drop(group.submit("x").unwrap());
+    }
+    wait("the commit", || (group.state().commit > 5_000).then_some(())).await;
+    let deadline = Duration::from_secs(4);
+    let shutdown = tokio::time::timeout(DEADLINE, alone.node.shutdown(deadline)).await.expect("it returns");
+    assert!(shutdown.is_complete(), "{shutdown:?}");
+    assert_eq!(gate.flushes(), 1);
+    assert!(gate.calls().last().unwrap().through < 5_000, "it had time for everything");
 }

@@ -208,8 +208,8 @@ async fn every_end_of_a_node_gives_directory_and_port_back_at_once() {
         let group = node.group(ONE, ListMachine::new()).start(how).await.unwrap();
         assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Locked { .. })));
         match round % 3 {
-            0 => node.shutdown(Duration::from_secs(5)).await,
-            1 => node.shutdown(Duration::ZERO).await,
+            0 => assert!(node.shutdown(Duration::from_secs(5)).await.is_complete()),
+            1 => assert!(node.shutdown(Duration::ZERO).await.is_complete()),
             _ => drop(node),
         }
         let error = within(group.propose("late")).await.unwrap_err();
@@ -242,7 +242,7 @@ async fn a_node_on_a_callers_runtime_leaves_nothing_behind() {
         for node in nodes {
             match dropped {
                 true => drop(node),
-                false => node.shutdown(Duration::ZERO).await,
+                false => assert!(node.shutdown(Duration::ZERO).await.is_complete()),
             }
         }
         let storage_held = || held.iter().any(|(l, i)| l.strong_count() + i.strong_count() > 0);

@@ -10,7 +10,8 @@ pub use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 pub use towline_engine::ids::{ClusterId, GroupId, IdError, Incarnation, NodeId, PeerAddr};
 pub use towline_engine::log_store::{LogError, LogReadError, LogStore};
 pub use towline_engine::node::{
-    Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
+    Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, SHUTDOWN_MARGIN, ShutdownReport, Start,
+    StartError,
 };
 pub use towline_engine::reporter::SnapshotFailure;
 pub use towline_engine::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};

@@ -31,6 +31,9 @@ pub(crate) struct ApplierDeps {
     pub(crate) call_bytes_max: u64,
 }
 
+/// How the threads are called, each with its number.
+pub(super) const THREAD_NAME: &str = "towline-apply-";
+
 /// Starts the thread.
 pub(crate) fn start(number: usize, deps: ApplierDeps) -> io::Result<(ApplyWorker, JoinHandle<()>)> {
     let (work, queue) = channel();
@@ -43,7 +46,7 @@ pub(crate) fn start(number: usize, deps: ApplierDeps) -> io::Result<(ApplyWorker
         watch: watch.clone(),
     };
     let thread = std::thread::Builder::new()
-        .name(format!("towline-apply-{number}"))
+        .name(format!("{THREAD_NAME}{number}"))
         .spawn(move || worker.run(&queue))?;
     Ok((ApplyWorker { work, stopping, watch }, thread))
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 
+use tokio::sync::oneshot;
+
 use super::answer::{Answer, answer};
 use super::call_watch::{Call, CallWatch};
 use super::target::{Target, Task, fail_tasks};
@@ -43,10 +45,10 @@ impl ApplyWorker {
 
     /// Makes durable what is applied by the time the worker has done, or [given up](Self::give_up), what was queued
     /// before.
-    pub(crate) async fn flush(&self, group: GroupId) -> Result<Applied, Arc<str>> {
-        let (done, waiting) = answer();
+    pub(crate) fn flush(&self, group: GroupId) -> oneshot::Receiver<Result<Applied, Arc<str>>> {
+        let (done, flushed) = answer();
         let _ = self.work.send(Work::Flush { group, done });
-        waiting.await.unwrap_or_else(|_| Err("the apply worker has stopped".into()))
+        flushed
     }
 
     /// Lets go of the group's state machine.

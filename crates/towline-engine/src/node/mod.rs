@@ -21,6 +21,7 @@ mod recover;
 mod refusals;
 mod runtimes;
 mod shard;
+mod shutdown;
 mod snapshots;
 mod start;
 mod target;
@@ -29,20 +30,20 @@ mod writer;
 
 pub use self::builder::{NodeBuilder, StartError};
 pub use self::handle::{Consistency, Group, Proposal};
+pub use self::shutdown::{SHUTDOWN_MARGIN, ShutdownReport};
 pub use self::start::{GroupBuilder, Start};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use towline_metrics::NodeMetrics;
 
 use self::apply::ApplyWorker;
-use self::mail::{Control, ShardEvent, ShardSender};
+use self::mail::ShardSender;
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
 use self::runtimes::Runtimes;
@@ -56,14 +57,15 @@ use crate::reporter::Mailbox;
 use crate::snapshot_store::SnapshotStore;
 use crate::snapshots::{Keeper, Sends};
 use crate::state_machine::StateMachine;
-use crate::status::{GroupState, Role};
+use crate::status::GroupState;
 use crate::transport::Listener;
 
 /// One process's part in a cluster. Hosts any number of groups.
 ///
 /// [`shutdown`](Self::shutdown) ends it in order. Dropping it ends it as a crash would, but joins its threads, and lets
 /// go of its storage and its ports before the drop returns. On a runtime of the caller the tasks of the node notice a
-/// little later, and hold both until then; [`shutdown`](Self::shutdown) waits for them.
+/// little later, and hold both until then; [`shutdown`](Self::shutdown) waits for them. A thread whose call of a state
+/// machine, a store or a transport does not return within 10 s is left, and named in the log.
 pub struct Node {
     inner: Arc<Inner>,
     listeners: Mutex<Vec<Box<dyn Listener>>>,
@@ -128,123 +130,6 @@ impl Node {
     /// Describes a group to be started on this node, with its state machine.
     pub fn group<S: StateMachine>(&self, id: GroupId, machine: S) -> GroupBuilder<'_, S> {
         GroupBuilder::new(self, id, machine)
-    }
-
-    /// Ends the node in order, within `deadline`: hands leadership over, answers who still waits, flushes the state
-    /// machines, stops listening, and joins every thread. With a deadline of zero nothing is handed over or flushed, as
-    /// in a crash; what was acknowledged is durable either way. A call of a state machine that is running is waited for,
-    /// however long it takes.
-    pub async fn shutdown(mut self, deadline: Duration) {
-        let until = Instant::now() + deadline;
-        if !deadline.is_zero() {
-            // A part of the time: the rest is for flushing.
-            self.hand_over(deadline / 2).await;
-        }
-        let groups: Vec<_> =
-            self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
-        let cause: Arc<str> = "the node was shut down".into();
-        for group in groups {
-            let (answer, answered) = answer::answer();
-            let control = Control::Close { group, cause: cause.clone(), answer };
-            if Instant::now() < until {
-                // The state machine first: closing the group lets go of it.
-                let left = until.saturating_duration_since(Instant::now());
-                match tokio::time::timeout(left, self.inner.applier(group).flush(group)).await {
-                    Ok(Err(error)) => tracing::warn!(%group, %error, "the state machine was not flushed"),
-                    Ok(Ok(_)) => {}
-                    Err(_) => tracing::warn!(%group, "the state machine was not flushed in time"),
-                }
-            }
-            self.inner.shard.post(ShardEvent::Control(control));
-            if let Ok(Some(last)) = answered.await
-                && !deadline.is_zero()
-                && let Err(error) = self.inner.writer.barrier(Some(last)).await
-            {
-                tracing::warn!(%group, %error, "the last commit index was not written");
-            }
-        }
-        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
-        for listener in listeners {
-            listener.shutdown().await;
-        }
-        self.inner.lanes.shutdown().await;
-        let ending = self.begin_end();
-        let (done, ended) = oneshot::channel();
-        // On a thread of its own: joining would hold up the caller's runtime, and a runtime must not be dropped inside
-        // another one.
-        std::thread::spawn(move || {
-            ending.wait();
-            let _ = done.send(());
-        });
-        let _ = ended.await;
-    }
-
-    async fn hand_over(&self, within: Duration) {
-        let states = self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (group, mut state) in states {
-            if state.borrow().role != Role::Leader {
-                continue;
-            }
-            let (answer, answered) = answer::answer();
-            self.inner.shard.post(ShardEvent::Control(Control::Transfer {
-                group,
-                target: None,
-                answer,
-                room: None,
-            }));
-            match answered.await {
-                Ok(Ok(())) => {
-                    let _ = tokio::time::timeout(within, state.wait_for(|s| s.role != Role::Leader)).await;
-                }
-                Ok(Err(error)) => tracing::debug!(%group, %error, "leadership is not handed over"),
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Tells everything to stop, and gives what is to be waited for.
-    fn begin_end(&mut self) -> Ending {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.inner.lanes.close();
-        self.inner.peers.close();
-        self.inner.sends.close();
-        self.inner.shard.post(ShardEvent::Control(Control::Stop));
-        self.inner.writer.stop();
-        self.inner.reader.stop();
-        self.inner.keeper.stop();
-        self.inner.appliers.iter().for_each(ApplyWorker::stop);
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        Ending { node: self.inner.id, threads, runtimes: std::mem::take(&mut self.runtimes) }
-    }
-}
-
-/// What a node leaves to be waited for.
-struct Ending {
-    node: NodeId,
-    threads: Vec<JoinHandle<()>>,
-    runtimes: Runtimes,
-}
-
-impl Ending {
-    /// Blocks until threads and tasks have ended. Not to be called inside a runtime.
-    fn wait(self) {
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!(node = %self.node, "a thread of the node had panicked");
-            }
-        }
-        // Their tasks hold the data directory.
-        self.runtimes.wait();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let ending = self.begin_end();
-        if !ending.threads.is_empty() || !ending.runtimes.is_empty() {
-            // On a thread of its own, because this may be inside a runtime.
-            let _ = std::thread::spawn(move || ending.wait()).join();
-        }
     }
 }
 

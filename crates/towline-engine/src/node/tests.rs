@@ -6,3 +6,4 @@ mod leaks;
 mod pauses;
 mod reports;
 mod stage;
+mod stops;

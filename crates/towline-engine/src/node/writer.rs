@@ -7,11 +7,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use tokio::sync::oneshot;
 use towline_metrics::NodeMetrics;
 
 use super::answer::{Answer, answer};
 use super::mail::{ShardEvent, ShardSender, WriteId};
 pub(crate) use crate::cause::chain as describe;
+use crate::cause::panic_text;
 use crate::log_store::{GroupWrite, LogBatch, LogStore};
 
 /// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
@@ -54,9 +56,14 @@ impl Writer {
     /// # Errors
     /// Why the log cannot be written.
     pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), Arc<str>> {
-        let (done, waiting) = answer();
+        self.queue(write).await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
+    }
+
+    /// As [`barrier`](Self::barrier); queued at once, whether or not anybody waits.
+    pub(crate) fn queue(&self, write: Option<GroupWrite>) -> oneshot::Receiver<Result<(), Arc<str>>> {
+        let (done, written) = answer();
         let _ = self.work.send(Work::Waited(write.map(Box::new), done));
-        waiting.await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
+        written
     }
 
     pub(crate) fn stop(&self) {
@@ -135,7 +142,11 @@ impl WriterThread {
         // A store may panic when its disk fails; that is a failed write like any other.
         match catch_unwind(AssertUnwindSafe(|| self.store.append(batch))) {
             Ok(result) => result.map_err(|error| describe(&error).into()),
-            Err(_) => Err("the log store panicked during a write".into()),
+            Err(panic) => {
+                let cause = format!("the log store panicked during a write: {}", panic_text(panic.as_ref()));
+                std::mem::forget(panic); // its drop may panic again
+                Err(cause.into())
+            }
         }
     }
 }

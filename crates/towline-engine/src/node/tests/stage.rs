@@ -27,6 +27,8 @@ use crate::transport::*;
 /// Where the log of every group begins.
 const TRUNCATED: Applied = Applied { index: 10, term: 1 };
 
+pub(super) const GROUPS_MAX: u64 = 20;
+
 const BODY: Bytes = Bytes::from_static(b"body");
 
 /// The peers that need a snapshot.
@@ -54,7 +56,7 @@ impl Stage {
     pub(super) async fn node(config: Config) -> Self {
         let (log, ids) = (Log::default(), Ids::default());
         ids.create(&Identity { cluster: cluster(), node: id(1), incarnation: incarnation(1) }).unwrap();
-        for group in 1..=4 {
+        for group in 1..=GROUPS_MAX {
             log.append(&mut LogBatch { writes: vec![stored(GroupId::new(group))] }).unwrap();
         }
         let inbound = Arc::default();
@@ -69,7 +71,7 @@ impl Stage {
         Self { alone, groups: Vec::new(), script }
     }
 
-    /// Starts groups, up to four, and waits until the node leads them.
+    /// Starts groups, up to [`GROUPS_MAX`], and waits until the node leads them.
     pub(super) async fn lead(&mut self, count: u64) {
         for group in (1..=count).map(GroupId::new) {
             self.script.have(group, [2, 3]);

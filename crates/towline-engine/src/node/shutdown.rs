@@ -1,0 +1,279 @@
+//! Ending a node in time, whatever the code does that it runs for others.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout_at;
+
+use super::answer::answer;
+use super::apply::ApplyWorker;
+use super::mail::{Control, ShardEvent};
+use super::runtimes::Runtimes;
+use super::{Inner, Node};
+use crate::ids::{GroupId, NodeId};
+use crate::log_store::GroupWrite;
+use crate::status::{GroupState, Role};
+use crate::transport::Listener;
+
+/// How long after its deadline a shutdown may return: what it closes and joins has this time.
+pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(2);
+
+/// How long the drop of a node waits for its threads and tasks.
+const DROP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The part of its margin that a shutdown gives to listeners, lanes and the last write: one over this.
+const CLOSE_SHARE: u32 = 4;
+
+/// How often a thread that ends is looked at.
+const JOIN_POLL: Duration = Duration::from_millis(1);
+
+/// What a shutdown could not end in time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// Groups whose state machine was not flushed, and why. Nothing acknowledged is lost: the next start applies more
+    /// again. Empty after a deadline of zero, which flushes nothing.
+    pub unflushed: Vec<(GroupId, Arc<str>)>,
+    /// Threads and runtimes that still run, with the call they are in where that is known. They hold their part of the
+    /// node's storage until the call returns: a data directory stays locked, so that no second node opens it meanwhile.
+    pub left: Vec<String>,
+}
+
+impl ShutdownReport {
+    /// Whether everything ended, and every state machine was flushed that was to be.
+    pub fn is_complete(&self) -> bool {
+        self.unflushed.is_empty() && self.left.is_empty()
+    }
+}
+
+type States = BTreeMap<GroupId, watch::Receiver<GroupState>>;
+
+impl Node {
+    /// Ends the node in order, and returns at `deadline` or soon after, whatever a state machine, a store or a transport
+    /// does: at most [`SHUTDOWN_MARGIN`] later.
+    ///
+    /// All groups share the deadline. Their leaders hand over leadership in its first half. Then the state machines apply
+    /// what is committed and are flushed; in the last quarter they are flushed as they are. Everybody who still waits is
+    /// answered, the last commit index is written, and listeners and threads end. A thread whose call does not return is
+    /// left to itself and named in the report and in the log.
+    ///
+    /// With a deadline of zero nothing is handed over or flushed, as in a crash. What was acknowledged is durable either
+    /// way.
+    pub async fn shutdown(mut self, deadline: Duration) -> ShutdownReport {
+        let began = Instant::now();
+        let until = began + deadline;
+        let states = self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut report = ShutdownReport::default();
+        if !deadline.is_zero() {
+            self.inner.hand_over(&states, began + deadline / 2).await;
+            report.unflushed = self.inner.flush(&states, until - deadline / 4, until).await;
+        }
+        let closed = until.max(Instant::now()) + SHUTDOWN_MARGIN / CLOSE_SHARE;
+        self.inner.close_groups(&states, !deadline.is_zero(), closed).await;
+        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        report.left.extend(self.inner.close_listeners(listeners, closed).await);
+        if timeout_at(closed.into(), self.inner.lanes.shutdown()).await.is_err() {
+            tracing::warn!("lanes to peers were not closed in time");
+        }
+        let ending = self.begin_end();
+        let (done, ended) = oneshot::channel();
+        // On a thread of its own: joining would hold up the caller's runtime, and a runtime must not be dropped inside
+        // another one.
+        let end = until.max(began) + SHUTDOWN_MARGIN;
+        std::thread::spawn(move || {
+            let _ = done.send(ending.wait(end));
+        });
+        report.left.extend(ended.await.unwrap_or_default());
+        report
+    }
+
+    /// Tells everything to stop, and gives what is to be waited for.
+    fn begin_end(&mut self) -> Ending {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.inner.lanes.close();
+        self.inner.peers.close();
+        self.inner.sends.close();
+        self.inner.shard.post(ShardEvent::Control(Control::Stop));
+        self.inner.writer.stop();
+        self.inner.reader.stop();
+        self.inner.keeper.stop();
+        self.inner.appliers.iter().for_each(ApplyWorker::stop);
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let appliers = self.inner.appliers.clone();
+        Ending { node: self.inner.id, threads, appliers, runtimes: std::mem::take(&mut self.runtimes) }
+    }
+}
+
+impl Inner {
+    /// Asks every leader to hand over, and waits for all of them together.
+    async fn hand_over(&self, states: &States, until: Instant) {
+        let leaders = states.iter().filter(|(_, state)| state.borrow().role == Role::Leader);
+        let ask = |(group, state): (&GroupId, &watch::Receiver<GroupState>)| {
+            let (answer, answered) = answer();
+            let control = Control::Transfer { group: *group, target: None, answer, room: None };
+            self.shard.post(ShardEvent::Control(control));
+            (*group, state.clone(), answered)
+        };
+        let asked: Vec<_> = leaders.map(ask).collect();
+        for (group, mut state, answered) in asked {
+            match timeout_at(until.into(), answered).await {
+                Ok(Ok(Ok(()))) => {
+                    let _ = timeout_at(until.into(), state.wait_for(|s| s.role != Role::Leader)).await;
+                }
+                Ok(Ok(Err(error))) => tracing::debug!(%group, %error, "leadership is not handed over"),
+                Ok(Err(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Flushes all state machines, those of several workers at the same time. From `hurry` on what is queued before is
+    /// given up.
+    async fn flush(&self, states: &States, hurry: Instant, until: Instant) -> Vec<(GroupId, Arc<str>)> {
+        let running = states.iter().filter(|(_, state)| state.borrow().role != Role::Down);
+        let flushing: Vec<_> =
+            running.map(|(group, _)| (*group, self.applier(*group).flush(*group))).collect();
+        let mut unflushed = Vec::new();
+        for (group, mut flushed) in flushing {
+            let mut result = timeout_at(hurry.into(), &mut flushed).await;
+            if result.is_err() {
+                self.appliers.iter().for_each(ApplyWorker::give_up);
+                result = timeout_at(until.into(), &mut flushed).await;
+            }
+            let cause: Arc<str> = match result {
+                Ok(Ok(Ok(_))) => continue,
+                Ok(Ok(Err(error))) => {
+                    tracing::warn!(%group, %error, "the state machine was not flushed");
+                    error
+                }
+                Ok(Err(_)) => "the apply worker has stopped".into(),
+                Err(_) => {
+                    let call = self.applier(group).call().map(|call| call.to_string());
+                    let cause = call.unwrap_or_else(|| "other groups were flushed first".into());
+                    tracing::warn!(%group, cause, "the state machine was not flushed in time");
+                    cause.into()
+                }
+            };
+            unflushed.push((group, cause));
+        }
+        unflushed
+    }
+
+    /// Takes all groups out of service, and writes what their hard states have gained.
+    async fn close_groups(&self, states: &States, write: bool, until: Instant) {
+        let cause: Arc<str> = "the node was shut down".into();
+        let close = |group: &GroupId| {
+            let (answer, answered) = answer();
+            let control = Control::Close { group: *group, cause: cause.clone(), answer };
+            self.shard.post(ShardEvent::Control(control));
+            (*group, answered)
+        };
+        let closing: Vec<_> = states.keys().map(close).collect();
+        let mut writing: Vec<(GroupId, _)> = Vec::new();
+        for (group, answered) in closing {
+            if let Ok(Ok(Some(last))) = timeout_at(until.into(), answered).await
+                && write
+            {
+                let last: GroupWrite = last;
+                writing.push((group, self.writer.queue(Some(last))));
+            }
+        }
+        for (group, written) in writing {
+            let error: Arc<str> = match timeout_at(until.into(), written).await {
+                Ok(Ok(Ok(()))) => continue,
+                Ok(Ok(Err(error))) => error,
+                Ok(Err(_)) => "the log writer has stopped".into(),
+                Err(_) => "the log writer did not answer in time".into(),
+            };
+            tracing::warn!(%group, %error, "the last commit index was not written");
+        }
+    }
+
+    /// In tasks of their own: what a transport does there ends neither the caller nor the shutdown.
+    async fn close_listeners(&self, listeners: Vec<Box<dyn Listener>>, until: Instant) -> Vec<String> {
+        let close = |listener: Box<dyn Listener>| {
+            let address = listener.local_addr();
+            (address, self.runtime.spawn(async move { listener.shutdown().await }))
+        };
+        let closing: Vec<_> = listeners.into_iter().map(close).collect();
+        let mut left = Vec::new();
+        for (address, mut closed) in closing {
+            let cause = match timeout_at(until.into(), &mut closed).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => {
+                    closed.abort();
+                    "it did not close in time".to_owned()
+                }
+            };
+            tracing::warn!(%address, cause, "a listener was not closed");
+            left.push(format!("listener at {address}: {cause}"));
+        }
+        left
+    }
+}
+
+/// What a node leaves to be waited for.
+struct Ending {
+    node: NodeId,
+    threads: Vec<JoinHandle<()>>,
+    appliers: Vec<ApplyWorker>,
+    runtimes: Runtimes,
+}
+
+impl Ending {
+    fn is_empty(&self) -> bool {
+        self.threads.is_empty() && self.runtimes.is_empty()
+    }
+
+    /// Blocks until threads and tasks have ended, or `until`; names those that have not. Not to be called inside a
+    /// runtime.
+    fn wait(mut self, until: Instant) -> Vec<String> {
+        // Their tasks hold the data directory too.
+        let share = until.saturating_duration_since(Instant::now()) / CLOSE_SHARE;
+        self.join(until - share);
+        let mut left = self.runtimes.wait(until);
+        self.join(Instant::now());
+        left.extend(self.threads.iter().map(|thread| self.name(thread)));
+        for thread in &left {
+            tracing::error!(node = %self.node, thread, "a thread of the node is left: its call does not return");
+        }
+        left
+    }
+
+    /// Joins threads that end by then.
+    fn join(&mut self, until: Instant) {
+        loop {
+            let ended = self.threads.extract_if(.., |thread| thread.is_finished());
+            for thread in ended {
+                if thread.join().is_err() {
+                    tracing::error!(node = %self.node, "a thread of the node had panicked");
+                }
+            }
+            if self.threads.is_empty() || Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(JOIN_POLL);
+        }
+    }
+
+    fn name(&self, thread: &JoinHandle<()>) -> String {
+        let name = thread.thread().name().unwrap_or("a thread");
+        let number = name.strip_prefix(super::applier::THREAD_NAME).and_then(|number| number.parse().ok());
+        let call = number.and_then(|number: usize| self.appliers.get(number)).and_then(ApplyWorker::call);
+        call.map_or_else(|| name.to_owned(), |call| format!("{name}: {call}"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let ending = self.begin_end();
+        if !ending.is_empty() {
+            // On a thread of its own, because this may be inside a runtime.
+            let until = Instant::now() + DROP_TIMEOUT;
+            let _ = std::thread::spawn(move || ending.wait(until)).join();
+        }
+    }
+}
