@@ -17,6 +17,7 @@ use super::shard::{self, ShardDeps};
 use super::snapshots::{NodeDoor, sent};
 use super::writer::Writer;
 use super::{Inner, Node};
+use crate::cause::panic_text;
 use crate::config::{Config, ConfigError};
 use crate::core::SendSlots;
 use crate::identity::{IdentityError, IdentityStore};
@@ -234,7 +235,7 @@ impl NodeBuilder {
             let (lanes, scheme) = (node.inner.lanes.clone(), transport.scheme());
             let door = Arc::new(Door { peers: peers.clone(), lanes, scheme });
             let listening = runtime.spawn(async move { transport.listen(&at, door).await });
-            let listener = listening.await.map_err(|_| StartError::Stopped)??;
+            let listener = listening.await.map_err(StartError::ended)??;
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
         }
         Ok(node)
@@ -383,7 +384,27 @@ pub enum StartError {
         /// What it said.
         cause: Arc<str>,
     },
+    /// A store, a transport or a state machine panicked. What ran of the start has ended.
+    #[error("the start panicked: {cause}")]
+    Panicked {
+        /// What the panic said.
+        cause: String,
+    },
     /// The node stopped meanwhile.
     #[error("the node has stopped")]
     Stopped,
+}
+
+impl StartError {
+    /// A part of a start that ran on its own and gave no result.
+    pub(super) fn ended(error: tokio::task::JoinError) -> Self {
+        match error.try_into_panic() {
+            Ok(panic) => {
+                let cause = panic_text(panic.as_ref()).to_owned();
+                std::mem::forget(panic); // its drop may panic again
+                Self::Panicked { cause }
+            }
+            Err(_) => Self::Stopped,
+        }
+    }
 }

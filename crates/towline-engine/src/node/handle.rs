@@ -167,15 +167,17 @@ impl<S: StateMachine> Group<S> {
         let (answer, answered) = answer();
         let control =
             Control::Transfer { group: self.shared.id, target: Some(target), answer, room: Some(room) };
-        self.shared.shard.post(ShardEvent::Control(control));
-        answered.await.map_err(|_| stopped())??;
         let mut state = self.watch();
-        let taken_over = state.wait_for(|state| state.leader == Some(target) || state.role == Role::Down);
-        match tokio::time::timeout(self.shared.transfer_timeout, taken_over).await {
-            Ok(Ok(state)) if state.leader == Some(target) => Ok(()),
-            Ok(_) => Err(stopped()),
-            Err(_) => Err(TransferLeaderError::Timeout { target }),
-        }
+        let transfer = async {
+            self.shared.shard.post(ShardEvent::Control(control));
+            answered.await.map_err(|_| stopped())??;
+            match state.wait_for(|state| state.leader == Some(target) || state.role == Role::Down).await {
+                Ok(state) if state.leader == Some(target) => Ok(()),
+                Ok(_) | Err(_) => Err(stopped()),
+            }
+        };
+        let transferred = tokio::time::timeout(self.shared.transfer_timeout, transfer).await;
+        transferred.unwrap_or(Err(TransferLeaderError::Timeout { target }))
     }
 
     /// A closer look, taken on the shard.

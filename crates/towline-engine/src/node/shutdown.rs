@@ -246,7 +246,9 @@ impl Ending {
     /// Joins threads that end by then.
     fn join(&mut self, until: Instant) {
         loop {
-            let ended = self.threads.extract_if(.., |thread| thread.is_finished());
+            let threads = std::mem::take(&mut self.threads).into_iter();
+            let (ended, running): (Vec<_>, _) = threads.partition(JoinHandle::is_finished);
+            self.threads = running;
             for thread in ended {
                 if thread.join().is_err() {
                     tracing::error!(node = %self.node, "a thread of the node had panicked");

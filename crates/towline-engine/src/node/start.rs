@@ -148,7 +148,7 @@ impl Inner {
         run: impl FnOnce(&Self) -> Result<T, StartError> + Send + 'static,
     ) -> Result<T, StartError> {
         let runtime = self.runtime.clone();
-        runtime.spawn_blocking(move || run(&self)).await.map_err(|_| StartError::Stopped)?
+        runtime.spawn_blocking(move || run(&self)).await.map_err(StartError::ended)?
     }
 
     /// Checks that the act fits what is stored; gives the first write of a new group.
