@@ -15,6 +15,8 @@ const MEMTABLE_BYTES_MIN: u64 = 64 << 10;
 const REPLY_BYTES_MAX: u64 = 1 << 40;
 /// A year: more is meant for never.
 const TIMEOUT_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
+/// The least that fjall accepts.
+const STORE_FILES_MIN: u64 = 10;
 const WORKER_THREADS_MAX: u64 = 64;
 
 /// Everything a file may set; what it leaves out keeps its default, and what it misspells is refused.
@@ -29,8 +31,10 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct KvConfig {
-    /// Redis connections at a time. Default 4,096.
+    /// Redis connections at a time. Default 4,096; fewer if the limit of file descriptors is too low.
     pub(crate) connections_max: usize,
+    /// HTTP connections at a time. Default 64; fewer if the limit of file descriptors is too low.
+    pub(crate) http_connections_max: usize,
     /// Commands of more than 32 KiB that are received at a time, over all connections. Each takes as much memory as the
     /// longest command may. Default 32.
     pub(crate) long_commands_max: usize,
@@ -52,6 +56,7 @@ impl Default for KvConfig {
     fn default() -> Self {
         Self {
             connections_max: 4_096,
+            http_connections_max: 64,
             long_commands_max: 32,
             reply_bytes_max: 128 << 20,
             command_timeout_ms: 60_000,
@@ -102,7 +107,9 @@ impl Settings {
 
     fn validate(&self) -> Result<(), String> {
         self.engine.clone().validate().map_err(|error| error.to_string())?;
-        let StoreConfig { cache_bytes: _, memtable_bytes, journal_bytes_max, worker_threads } = self.store;
+        let StoreConfig { cache_bytes: _, memtable_bytes, journal_bytes_max, worker_threads, files_max } =
+            self.store;
+        within("http_connections_max", self.kv.http_connections_max as u64, 1, CONNECTIONS_MAX)?;
         let KvConfig { connections_max, long_commands_max, reply_bytes_max, .. } = self.kv;
         within("connections_max", connections_max as u64, 1, CONNECTIONS_MAX)?;
         within("long_commands_max", long_commands_max as u64, 1, CONNECTIONS_MAX)?;
@@ -114,6 +121,7 @@ impl Settings {
         within("reply_timeout_ms", reply_timeout_ms, 1, TIMEOUT_MS_MAX)?;
         within("memtable_bytes", memtable_bytes, MEMTABLE_BYTES_MIN, u64::MAX)?;
         within("journal_bytes_max", journal_bytes_max, JOURNAL_BYTES_MIN, u64::MAX)?;
+        within("files_max", files_max as u64, STORE_FILES_MIN, CONNECTIONS_MAX)?;
         within("worker_threads", worker_threads as u64, 1, WORKER_THREADS_MAX)
     }
 }

@@ -3,6 +3,7 @@
 use metrics::{Counter, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use towline::metrics::labels;
 
+use crate::http::Bounds;
 use crate::redis::Counters;
 
 const REDIS_REFUSED: &str = "towline_kv_redis_refused_total";
@@ -10,10 +11,13 @@ const REDIS_WAITS: &str = "towline_kv_redis_waits_total";
 const REDIS_CLOSED: &str = "towline_kv_redis_closed_total";
 const ACCEPT_FAILURES: &str = "towline_kv_accept_failures_total";
 
-const DESCRIPTIONS: [(&str, &str); 4] = [
+const HTTP_REFUSED: &str = "towline_kv_http_refused_total";
+
+const DESCRIPTIONS: [(&str, &str); 5] = [
     (REDIS_REFUSED, "Redis connections refused because as many as `connections_max` are open."),
     (REDIS_WAITS, "Redis commands and replies that waited for memory of all connections, by bound."),
     (REDIS_CLOSED, "Redis connections closed at a deadline that depends on the client, by cause."),
+    (HTTP_REFUSED, "HTTP connections refused because as many as `http_connections_max` are open."),
     (ACCEPT_FAILURES, "Times that the system gave no connection of a client, by port."),
 ];
 
@@ -54,7 +58,12 @@ impl<'a> Gauges<'a> {
         }
     }
 
-    pub(crate) fn accept_failures(&self, port: &'static str) -> Counter {
+    pub(crate) fn http(&self, connections_max: usize) -> Bounds {
+        let (refused, accept_failures) = (self.counter(HTTP_REFUSED, None), self.accept_failures("http"));
+        Bounds { connections_max, refused, accept_failures }
+    }
+
+    fn accept_failures(&self, port: &'static str) -> Counter {
         self.counter(ACCEPT_FAILURES, Some(("port", port)))
     }
 }

@@ -6,6 +6,7 @@ mod batch;
 mod certs;
 mod cli;
 mod config;
+mod descriptors;
 mod gauges;
 mod http;
 mod machine;

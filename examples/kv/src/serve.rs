@@ -1,6 +1,5 @@
 //! One node.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -16,7 +15,8 @@ use crate::http::{self, Pages};
 use crate::machine::{KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
 use crate::redis::{Member, Members, Server};
-use crate::{Failure, stop, ticks, transports};
+use crate::stop::{self, Hangup, Signals};
+use crate::{Failure, descriptors, ticks, transports};
 
 /// Runs until a signal, then stops in order.
 pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
@@ -24,6 +24,11 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     settings.engine.control_lose_reports = args.lose_reports;
     check_peers(&args)?;
     let tls = transports::identity(args.tls.as_deref(), args.id)?;
+    let mut signals = Signals::listen(Hangup::Reloads(tls.clone()))
+        .map_err(|e| Failure::run("cannot hear signals".into(), e))?;
+    let plan = descriptors::plan(args.peers.len(), &settings, transports::PEERS_MAX);
+    settings.kv.connections_max = plan.redis;
+    settings.store.files_max = plan.store_files;
     let dir = DataDir::open(&args.data)
         .map_err(|e| Failure::run(format!("data directory {}", args.data.display()), e))?;
     let exporter = Exporter::new();
@@ -36,7 +41,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         .config(settings.engine.clone())
         .storage(dir)
         .metrics(metrics);
-    builder = transports::add(builder, &args, tls.as_ref())?;
+    builder = transports::add(builder, &args, tls.as_ref(), plan.peers)?;
     for peer in &args.peers {
         builder = builder.peer_address(peer.id, peer.raft.clone());
     }
@@ -62,16 +67,11 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let health = tokio::spawn(members.clone().watch(replica.clone()));
     let limits = settings.kv.limits(command_bytes_max);
     let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, counters, stopped.clone()));
-    let pages = Pages {
-        replica,
-        exporter: exporter.clone(),
-        node: args.id.as_u64(),
-        cluster: args.cluster.to_string(),
-        peers: args.peers.clone(),
-    };
-    let mut pages = tokio::spawn(async move { axum::serve(web, http::router(Arc::new(pages))).await });
+    let (node_id, cluster) = (args.id.as_u64(), args.cluster.to_string());
+    let pages = Pages::new(replica, exporter.clone(), node_id, cluster, args.peers.clone());
+    let mut pages = tokio::spawn(http::serve(web, pages, gauges.http(plan.http)));
     let upkeep = tokio::spawn(upkeep(exporter));
-    let reload = tls.map(|tls| tokio::spawn(transports::reload_at_hangup(tls)));
+    signals.started();
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
     let exit_with_parent = args.exit_with_parent;
@@ -83,7 +83,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     };
     // A port that is served no more must not leave a node that looks well.
     let ended = tokio::select! {
-        () = stop::requested() => None,
+        () = signals.requested() => None,
         () = parent_gone => {
             tracing::warn!(id = %args.id, "the parent process is gone");
             None
@@ -97,9 +97,6 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     upkeep.abort();
     health.abort();
     ticks.abort();
-    if let Some(reload) = reload {
-        reload.abort();
-    }
     node.shutdown(Duration::from_millis(settings.kv.shutdown_ms)).await;
     match ended {
         None => {

@@ -1,25 +1,120 @@
-//! Being asked to stop.
+//! Signals: what stops the program, and what it ignores.
 
-use std::io::{ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use towline::TlsConfig;
 
-/// Resolves at Ctrl-C or SIGTERM. Heard from the call on, not from the first poll.
-pub(crate) fn requested() -> impl Future<Output = ()> {
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    async move {
-        match signals {
-            (Ok(mut interrupt), Ok(mut terminate)) => {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
+/// What would end the process by default, and means nothing to it.
+/// SIGPIPE is not among it: the standard library has it ignored, and writing to a closed socket raises it often.
+const IGNORED: &[(Signal, &str)] = &[
+    (Signal::USR1, "SIGUSR1"),
+    (Signal::USR2, "SIGUSR2"),
+    (Signal::ALARM, "SIGALRM"),
+    (Signal::VTALARM, "SIGVTALRM"),
+    (Signal::PROF, "SIGPROF"),
+    (Signal::IO, "SIGIO"),
+    #[cfg(target_os = "linux")]
+    (Signal::POWER, "SIGPWR"),
+    // The write that exceeds the limit fails, and says so.
+    (Signal::XFSZ, "SIGXFSZ"),
+];
+
+/// What SIGHUP does.
+pub(crate) enum Hangup {
+    /// Reads certificates again, if there are some.
+    Reloads(Option<TlsConfig>),
+    /// Stops: the terminal is gone.
+    Stops,
+}
+
+/// Hears signals from [`listen`](Self::listen) on.
+pub(crate) struct Signals {
+    stop: watch::Receiver<bool>,
+    is_started: Arc<AtomicBool>,
+}
+
+impl Signals {
+    /// SIGINT and SIGTERM stop the program: at once until [`started`](Self::started) is called, later in order. A second
+    /// SIGINT ends it at once. Everything else that is not meant for it is ignored.
+    pub(crate) fn listen(hangup: Hangup) -> io::Result<Self> {
+        let (stopping, stop) = watch::channel(false);
+        let is_started = Arc::new(AtomicBool::new(false));
+        let (mut interrupts, mut terminations) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut hangups = signal(SignalKind::hangup())?;
+        for &(number, name) in IGNORED {
+            let mut ignored = signal(SignalKind::from_raw(number.as_raw()))?;
+            tokio::spawn(async move {
+                while ignored.recv().await.is_some() {
+                    tracing::info!(signal = name, "a signal is ignored");
+                }
+            });
+        }
+        let (started, hung_up) = (Arc::clone(&is_started), stopping.clone());
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                match &hangup {
+                    Hangup::Reloads(Some(tls)) => {
+                        let tls = tls.clone();
+                        // It says itself how that went; a failure changes nothing.
+                        let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
+                    }
+                    Hangup::Reloads(None) => {
+                        tracing::info!(
+                            signal = "SIGHUP",
+                            "a signal is ignored: there are no certificates to read again"
+                        );
+                    }
+                    Hangup::Stops => stop_or_end(&started, &hung_up, "SIGHUP"),
                 }
             }
-            (Err(error), _) | (_, Err(error)) => {
-                tracing::error!(%error, "signals cannot be heard; stopping");
+        });
+        let started = Arc::clone(&is_started);
+        tokio::spawn(async move {
+            let mut interrupted = false;
+            loop {
+                tokio::select! {
+                    Some(()) = interrupts.recv() => {
+                        if interrupted {
+                            tracing::warn!("interrupted again: ending at once");
+                            std::process::exit(1);
+                        }
+                        interrupted = true;
+                        stop_or_end(&started, &stopping, "SIGINT");
+                    }
+                    Some(()) = terminations.recv() => stop_or_end(&started, &stopping, "SIGTERM"),
+                    else => return,
+                }
             }
-        }
+        });
+        Ok(Self { stop, is_started })
+    }
+
+    /// From now on the program is stopped in order.
+    pub(crate) fn started(&self) {
+        self.is_started.store(true, Ordering::Release);
+    }
+
+    /// Resolves once the program is to stop.
+    pub(crate) async fn requested(&mut self) {
+        let _ = self.stop.wait_for(|stop| *stop).await;
+    }
+}
+
+/// Nothing is served before the start is over, so there is nothing to stop in order. A start that is cut off is like one
+/// that was killed.
+fn stop_or_end(is_started: &AtomicBool, stopping: &watch::Sender<bool>, signal: &'static str) {
+    if !is_started.load(Ordering::Acquire) {
+        tracing::info!(signal, "ended while starting");
+        std::process::exit(0);
+    }
+    if stopping.send_replace(true) {
+        tracing::info!(signal, "stopping already");
     }
 }
 

@@ -8,7 +8,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::cli::{Cluster, TransportKind};
-use crate::{Failure, certs, stop};
+use crate::stop::{Hangup, Signals};
+use crate::{Failure, certs};
 
 /// Runs the nodes until a signal, or until one of them ends; none is restarted.
 pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
@@ -26,7 +27,9 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
         })
         .collect();
     // Before the first child: a signal that came earlier than this would leave children behind.
-    let asked = stop::requested();
+    let mut signals =
+        Signals::listen(Hangup::Stops).map_err(|e| Failure::run("cannot hear signals".into(), e))?;
+    signals.started();
     let mut children = Vec::new();
     for id in 1..=args.nodes {
         let (redis, raft, http) = ports(&args, id);
@@ -52,7 +55,7 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
         children.push((id, child));
     }
     let ended = tokio::select! {
-        () = asked => None,
+        () = signals.requested() => None,
         ended = first_to_end(&mut children) => Some(ended),
     };
     for (_, child) in &mut children {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
 use towline::{
     GrpcConfig, GrpcTransport, NodeBuilder, NodeId, PeerAddr, QuicConfig, QuicTransport, TlsConfig, TlsFiles,
     Transport,
@@ -12,6 +11,9 @@ use towline::{
 
 use crate::Failure;
 use crate::cli::Serve;
+
+/// Connections of peers at a time, if there are descriptors for them.
+pub(crate) const PEERS_MAX: usize = 256;
 
 /// The node's identity, if it was given one.
 pub(crate) fn identity(dir: Option<&Path>, node: NodeId) -> Result<Option<TlsConfig>, Failure> {
@@ -28,16 +30,17 @@ pub(crate) fn identity(dir: Option<&Path>, node: NodeId) -> Result<Option<TlsCon
     Ok(Some(tls))
 }
 
-/// Listens with the transport of `--raft`, there or at `--listen`, and calls peers with those of their addresses.
+/// Takes at most `connections_max` connections of peers. Listens with the transport of `--raft`, there or at `--listen`, and calls peers with those of their addresses.
 pub(crate) fn add(
     mut builder: NodeBuilder,
     args: &Serve,
     tls: Option<&TlsConfig>,
+    connections_max: usize,
 ) -> Result<NodeBuilder, Failure> {
     let mut made: BTreeMap<String, Arc<dyn Transport>> = BTreeMap::new();
     for address in [&args.raft].into_iter().chain(args.peers.iter().map(|peer| &peer.raft)) {
         if !made.contains_key(address.scheme()) {
-            made.insert(address.scheme().to_owned(), transport(address, tls)?);
+            made.insert(address.scheme().to_owned(), transport(address, tls, connections_max)?);
         }
     }
     if let Some(listens) = made.remove(args.raft.scheme()) {
@@ -46,10 +49,16 @@ pub(crate) fn add(
     Ok(made.into_values().fold(builder, NodeBuilder::dialler))
 }
 
-fn transport(address: &PeerAddr, tls: Option<&TlsConfig>) -> Result<Arc<dyn Transport>, Failure> {
+fn transport(
+    address: &PeerAddr,
+    tls: Option<&TlsConfig>,
+    connections_max: usize,
+) -> Result<Arc<dyn Transport>, Failure> {
+    // QUIC's connections share one descriptor.
+    let grpc = || GrpcConfig { connections_max, ..GrpcConfig::default() };
     match (address.scheme(), tls) {
-        ("grpc", None) => Ok(Arc::new(GrpcTransport::new(GrpcConfig::default()))),
-        ("grpc", Some(tls)) => Ok(Arc::new(GrpcTransport::with_tls(GrpcConfig::default(), tls.clone()))),
+        ("grpc", None) => Ok(Arc::new(GrpcTransport::new(grpc()))),
+        ("grpc", Some(tls)) => Ok(Arc::new(GrpcTransport::with_tls(grpc(), tls.clone()))),
         ("quic", Some(tls)) => Ok(Arc::new(QuicTransport::new(QuicConfig::default(), tls.clone()))),
         ("quic", None) => Err(Failure::Usage(format!(
             "{address}: QUIC needs certificates: give --tls DIR (`towline-kv certs --dir DIR` makes some)"
@@ -57,14 +66,5 @@ fn transport(address: &PeerAddr, tls: Option<&TlsConfig>) -> Result<Arc<dyn Tran
         (scheme, _) => Err(Failure::Usage(format!(
             "{address}: there is no transport `{scheme}`; grpc:// and quic:// are known"
         ))),
-    }
-}
-
-/// Reads the certificates again at each SIGHUP. It says itself how that went; a failure changes nothing.
-pub(crate) async fn reload_at_hangup(tls: TlsConfig) {
-    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
-    while hangups.recv().await.is_some() {
-        let tls = tls.clone();
-        let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
     }
 }

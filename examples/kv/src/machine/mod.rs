@@ -54,8 +54,12 @@ pub(crate) struct StoreConfig {
     pub(crate) journal_bytes_max: u64,
     /// Threads that flush and compact. Default 1.
     pub(crate) worker_threads: usize,
+    /// Table files that are kept open. Default 256; fewer if the limit of file descriptors is too low.
+    pub(crate) files_max: usize,
 }
 
+/// The least that fjall accepts for its open files.
+const FILES_MIN: usize = 10;
 /// The least that fjall accepts for its journals.
 pub(crate) const JOURNAL_BYTES_MIN: u64 = 64 << 20;
 
@@ -66,6 +70,7 @@ impl Default for StoreConfig {
             memtable_bytes: 32 << 20,
             journal_bytes_max: JOURNAL_BYTES_MIN,
             worker_threads: 1,
+            files_max: 256,
         }
     }
 }
@@ -115,6 +120,7 @@ impl KvMachine {
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
             .worker_threads(config.worker_threads.max(1))
+            .max_cached_files(Some(config.files_max.max(FILES_MIN)))
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
         let store = db.keyspace("kv", options)?;

@@ -66,6 +66,15 @@ pub(crate) fn program() -> Command {
     command
 }
 
+/// The same command, under a limit that the shell's `ulimit` sets.
+pub(crate) fn limited(command: &Command, limit: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\""));
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.env_remove("RUST_LOG").stdin(Stdio::null());
+    shell
+}
+
 /// Sends a signal by name.
 pub(crate) fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
@@ -241,6 +250,8 @@ pub(crate) struct Cluster {
     pub(crate) running: Vec<Option<Process>>,
     /// Further flags of every node.
     pub(crate) flags: Vec<&'static str>,
+    /// The limit of file descriptors of every node, soft and hard.
+    pub(crate) descriptors: Option<u32>,
 }
 
 impl Cluster {
@@ -257,7 +268,19 @@ impl Cluster {
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = (0..nodes).map(|_| Ports::free()).collect();
         let running = (0..nodes).map(|_| None).collect();
-        let mut cluster = Self { dir, ports, running, flags: flags.to_vec() };
+        let mut cluster = Self { dir, ports, running, flags: flags.to_vec(), descriptors: None };
+        cluster.start_all();
+        cluster
+    }
+
+    /// Each node may have so many file descriptors, and no more.
+    pub(crate) fn start_with_descriptors(nodes: usize, settings: &str, descriptors: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("settings.toml"), settings).unwrap();
+        let ports = (0..nodes).map(|_| Ports::free()).collect();
+        let running = (0..nodes).map(|_| None).collect();
+        let descriptors = Some(descriptors);
+        let mut cluster = Self { dir, ports, running, flags: Vec::new(), descriptors };
         cluster.start_all();
         cluster
     }
@@ -272,7 +295,7 @@ impl Cluster {
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = schemes.iter().map(|scheme| Ports { scheme, ..Ports::free() }).collect();
         let running = schemes.iter().map(|_| None).collect();
-        let mut cluster = Self { dir, ports, running, flags: Vec::new() };
+        let mut cluster = Self { dir, ports, running, flags: Vec::new(), descriptors: None };
         let certs = run(program().args(["certs", "--dir"]).arg(cluster.certs()));
         assert!(certs.status.success());
         cluster.start_all();
@@ -311,7 +334,11 @@ impl Cluster {
 
     pub(crate) fn restart(&mut self, at: usize) {
         let log = self.dir.path().join(format!("node-{}.log", at + 1));
-        self.running[at] = Some(Process::start(&mut self.command(at), &log));
+        let mut command = self.command(at);
+        if let Some(descriptors) = self.descriptors {
+            command = limited(&command, &format!("-n {descriptors}"));
+        }
+        self.running[at] = Some(Process::start(&mut command, &log));
     }
 
     /// kill -9.

@@ -1,0 +1,211 @@
+//! What the system gives the real program: file descriptors, and signals.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
+
+#[allow(dead_code)] // not each test program needs all of it
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::{Cluster, DEADLINE, Ports, Process, SETTINGS, alone, limited, wait};
+
+/// Values that fill a log file of 64 MiB, and the memory of the store twice.
+const VALUES: usize = 90;
+const VALUE_BYTES: usize = 900_000;
+
+fn fill(client: &mut redis::Connection) {
+    let value = "v".repeat(VALUE_BYTES);
+    for number in 0..VALUES {
+        let set = redis::cmd("SET").arg(number).arg(&value).query::<()>(client);
+        set.unwrap_or_else(|error| panic!("write {number}: {error}"));
+    }
+    let length: usize = redis::cmd("STRLEN").arg(0).query(client).unwrap();
+    assert_eq!(length, VALUE_BYTES);
+}
+
+/// Connections that say nothing, as many as the port takes.
+fn hoard(port: u16, count: usize) -> Vec<TcpStream> {
+    let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    (0..count).map_while(|_| TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()).collect()
+}
+
+fn assert_well(cluster: &mut Cluster) {
+    for at in 0..cluster.ports.len() {
+        let log = cluster.process(at).log();
+        for bad in ["quarantined", "poisoned", "takes no further write", "panicked"] {
+            assert!(!log.contains(bad), "node {}: {bad}", at + 1);
+        }
+    }
+}
+
+/// 983 idle clients took all descriptors of the leader, and then those of the next one: each failed to open its next
+/// log file, which ended the group for good.
+#[test]
+fn idle_clients_of_every_port_take_no_descriptors_from_log_and_store() {
+    let _alone = alone();
+    raise_own_limit();
+    let mut cluster = Cluster::start_with_descriptors(3, SETTINGS, 256);
+    let leader = cluster.leader();
+    let mut established = cluster.ports[leader].client().unwrap();
+    let ports = cluster.ports.clone();
+    let idle: Vec<_> =
+        ports.iter().map(|p| [hoard(p.redis, 300), hoard(p.http, 100), hoard(p.raft, 100)]).collect();
+    fill(&mut established);
+    assert_eq!(redis::cmd("PING").query::<String>(&mut established).unwrap(), "PONG");
+    drop(idle);
+    assert_eq!(cluster.leader(), leader);
+    fill(&mut cluster.ports[leader].client().unwrap());
+    cluster.assert_equal();
+    assert_well(&mut cluster);
+    let refused = ports[leader].counter("towline_kv_redis_refused_total", "");
+    assert!(refused > 0, "some were refused");
+}
+
+#[test]
+fn the_soft_limit_of_descriptors_is_raised() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let ports = Ports::free();
+    let mut command = ports.serve(1, &dir.path().join("data"));
+    command.args(["--bootstrap", "--peer", &ports.peer(1)]);
+    let mut process = Process::start(&mut limited(&command, "-S -n 64"), &dir.path().join("log"));
+    wait("the node to lead", || {
+        assert!(process.ended().is_none(), "{}", process.log());
+        ports.leads().then_some(())
+    });
+    assert!(process.log().contains("file descriptors are divided"), "{}", process.log());
+    let many = hoard(ports.redis, 200);
+    let mut last = many.last().unwrap();
+    last.write_all(b"PING\r\n").unwrap();
+    last.read_exact(&mut [0; 7]).unwrap();
+}
+
+/// Lets this process hold what it hoards.
+fn raise_own_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+}
+
+/// One node that leads, and its command.
+struct Alone {
+    dir: tempfile::TempDir,
+    ports: Ports,
+}
+
+impl Alone {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), ports: Ports::free() }
+    }
+
+    fn start(&self, more: &[&str]) -> Process {
+        let mut command = self.ports.serve(1, &self.dir.path().join("data"));
+        command.args(["--bootstrap", "--peer", &self.ports.peer(1)]).args(more);
+        Process::start(&mut command, &self.dir.path().join("log"))
+    }
+
+    fn lead(&self, more: &[&str]) -> Process {
+        let mut process = self.start(more);
+        wait("the node to lead", || {
+            assert!(process.ended().is_none(), "{}", process.log());
+            self.ports.leads().then_some(())
+        });
+        process
+    }
+}
+
+/// SIGHUP ended a node that had no certificates to read again.
+#[test]
+fn signals_that_mean_nothing_are_ignored_with_a_line() {
+    let _alone = alone();
+    let node = Alone::new();
+    let mut process = node.lead(&[]);
+    for name in ["HUP", "USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "XFSZ"] {
+        process.signal(name);
+        wait(&format!("a line about SIG{name}"), || {
+            assert!(process.ended().is_none(), "SIG{name} ended it: {}", process.log());
+            process.log().contains(&format!("signal=\"SIG{name}\"")).then_some(())
+        });
+    }
+    process.signal("PIPE");
+    process.signal("CHLD");
+    process.signal("WINCH");
+    assert!(node.ports.leads());
+    process.signal("TERM");
+    assert_eq!(process.wait_end().code(), Some(0), "{}", process.log());
+}
+
+#[test]
+fn a_signal_while_the_node_starts_ends_it_at_once() {
+    let _alone = alone();
+    for name in ["TERM", "INT"] {
+        let node = Alone::new();
+        // A member that waits for a majority has started; so the signal comes as soon as it is heard.
+        let mut process = node.start(&[]);
+        wait("signals to be heard", || process.log().contains("file descriptors").then_some(()));
+        process.signal(name);
+        assert_eq!(process.wait_end().code(), Some(0), "SIG{name}: {}", process.log());
+        // It starts again from whatever there is.
+        drop(node.lead(&[]));
+    }
+}
+
+#[test]
+fn a_stop_that_hangs_ends_at_the_second_interrupt() {
+    let _alone = alone();
+    let settings = format!("{SETTINGS}[kv]\nshutdown_ms = 600000\n");
+    for (first, second) in [("TERM", "INT"), ("INT", "INT")] {
+        let mut cluster = Cluster::start_with(2, &settings);
+        let leader = cluster.leader();
+        // Leadership cannot be handed over to a process that stands still.
+        let other = cluster.others(leader)[0];
+        cluster.process(other).signal("STOP");
+        let process = cluster.process(leader);
+        process.signal(first);
+        wait("the stop to begin", || process.log().contains("stopping").then_some(()));
+        process.signal("TERM");
+        wait("a line about SIGTERM", || process.log().contains("stopping already").then_some(()));
+        process.signal(second);
+        if first == "TERM" {
+            // The first interrupt is no second one.
+            process.signal("INT");
+        }
+        let status = process.wait_end();
+        assert_eq!(status.code(), Some(1), "{}", process.log());
+        cluster.process(other).signal("CONT");
+    }
+}
+
+#[test]
+fn http_clients_that_do_not_go_on_keep_nobody_out() {
+    let _alone = alone();
+    let node = Alone::new();
+    let settings = node.dir.path().join("settings.toml");
+    std::fs::write(&settings, "[kv]\nhttp_connections_max = 4\n").unwrap();
+    let _process = node.lead(&["--config", settings.to_str().unwrap()]);
+    // Headers that never end, and none at all.
+    let mut slow = hoard(node.ports.http, 8);
+    for stream in &mut slow {
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nX-Slow: ");
+    }
+    wait("connections past the bound to be refused, and the others to be closed", || {
+        node.ports.is_healthy().then_some(())
+    });
+    assert!(node.ports.counter("towline_kv_http_refused_total", "") > 0);
+    drop(slow);
+    // More headers than the port reads.
+    let mut long = hoard(node.ports.http, 1).pop().unwrap();
+    long.set_read_timeout(Some(DEADLINE)).unwrap();
+    let _ = long.write_all(format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000)).as_bytes());
+    let mut said = Vec::new();
+    let _ = long.read_to_end(&mut said);
+    assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&said));
+    assert!(node.ports.is_healthy());
+}
