@@ -16,6 +16,7 @@ mod writeback;
 #[cfg(test)]
 mod tests;
 
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
@@ -116,6 +117,7 @@ impl KvMachine {
     }
 
     fn open_with_clock(path: &Path, config: &StoreConfig, clock: Clock) -> Result<Self, StoreError> {
+        make_whole(path)?;
         let db = Database::builder(path)
             .cache_size(config.cache_bytes)
             .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
@@ -206,6 +208,23 @@ impl KvMachine {
         self.durable = written.unwrap_or(self.durable);
         Ok(())
     }
+}
+
+/// Makes the store at `path`, if there is none, as a whole or not at all. fjall cannot open a directory that it had not
+/// finished when the process was killed.
+fn make_whole(path: &Path) -> Result<(), fjall::Error> {
+    if path.exists() {
+        return Ok(());
+    }
+    let unfinished = path.with_extension("new");
+    match fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    drop(Database::builder(&unfinished).worker_threads(1).open()?);
+    fs::rename(&unfinished, path)?;
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(File::open(above)?.sync_all()?)
 }
 
 impl StateMachine for KvMachine {

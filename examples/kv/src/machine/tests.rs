@@ -533,3 +533,17 @@ proptest! {
         prop_assert_eq!((b.machine.view().keys(), b.digest()), (live, a.digest()));
     }
 }
+
+/// fjall writes the file that marks a directory as its own before it is done: a kill in between left a directory that it
+/// refused for ever.
+#[test]
+fn a_store_whose_making_was_cut_off_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kv");
+    let unfinished = dir.path().join("kv.new");
+    std::fs::create_dir_all(unfinished.join("keyspaces")).unwrap();
+    std::fs::write(unfinished.join("version"), "").unwrap();
+    drop(KvMachine::open(&path, &StoreConfig::default()).unwrap());
+    assert!(!unfinished.exists());
+    drop(KvMachine::open(&path, &StoreConfig::default()).unwrap());
+}
