@@ -1,5 +1,5 @@
 //! Clients that call through the Redis port and note what they saw. Every node is asked, the leader more than the others:
-//! those refuse what is about one key, and answer how many keys there are.
+//! those refuse writes, and answer reads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 /// After it the outcome counts as uncertain.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
-/// One call in so many goes to any node, which must refuse it or be the leader.
+/// One call in so many goes to any node. A follower must refuse a write and answer a read.
 const CALLS_PER_STRAY: u8 = 8;
 /// One call in so many asks any node how many keys there are.
 const CALLS_PER_SIZE: u8 = 8;
@@ -62,6 +62,7 @@ struct Notes {
     operations: Vec<(Key, Operation)>,
     sizes: Vec<SizeRead>,
     seen: Seen,
+    reads_elsewhere: u64,
 }
 
 /// Everything that was noted, key by key.
@@ -69,6 +70,8 @@ struct Notes {
 pub(crate) struct Noted {
     pub(crate) histories: BTreeMap<Key, Vec<Operation>>,
     pub(crate) sizes: Vec<SizeRead>,
+    /// Reads of keys that a follower answered.
+    pub(crate) reads_elsewhere: u64,
     /// Reads of each key that were broken on purpose.
     pub(crate) broken: BTreeMap<Key, u64>,
 }
@@ -111,6 +114,7 @@ impl Clients {
                 noted.histories.entry(key).or_default().push(operation);
             }
             noted.sizes.extend(notes.sizes);
+            noted.reads_elsewhere += notes.reads_elsewhere;
             for (key, reads) in notes.seen.broken {
                 *noted.broken.entry(key).or_default() += reads;
             }
@@ -191,6 +195,11 @@ impl Client {
         };
         let returned = self.shared.now();
         match &outcome {
+            // Any node answers a read.
+            Outcome::Answered(_) if call == Call::Read => {
+                let elsewhere = to != self.shared.leader.load(Ordering::Relaxed);
+                self.notes.reads_elsewhere += u64::from(elsewhere);
+            }
             Outcome::Answered(_) => self.shared.leader.store(to, Ordering::Relaxed),
             Outcome::Failed | Outcome::Uncertain => {
                 if outcome == Outcome::Uncertain && call != Call::Read {
@@ -236,7 +245,13 @@ impl Client {
         let mut connection = match open.take() {
             Some(connection) => connection,
             None => match timeout(CONNECT_TIMEOUT, Connection::open(*address)).await {
-                Ok(Ok(connection)) => connection,
+                Ok(Ok(mut connection)) => {
+                    let readonly: &[&[u8]] = &[b"READONLY"];
+                    match timeout(ANSWER_TIMEOUT, connection.ask(readonly)).await {
+                        Ok(Ok(_)) => connection,
+                        _ => return Asked::Unsent,
+                    }
+                }
                 _ => return Asked::Unsent,
             },
         };

@@ -28,6 +28,7 @@ pub(crate) struct Report {
     violated: BTreeSet<Key>,
     unknown: BTreeSet<Key>,
     broken: BTreeMap<Key, u64>,
+    reads_elsewhere: u64,
     sizes: usize,
     sizes_elsewhere: usize,
     sizes_shrunk: usize,
@@ -71,6 +72,7 @@ impl Report {
             }
         }
         let shrunk = sizes::shrunk(&noted.sizes);
+        report.reads_elsewhere = noted.reads_elsewhere;
         report.sizes = noted.sizes.len();
         report.sizes_elsewhere = noted.sizes.iter().filter(|read| read.elsewhere).count();
         report.sizes_shrunk = shrunk.len();
@@ -99,8 +101,8 @@ impl Report {
         let all: u64 = self.keys.values().sum();
         let mut lines: Vec<String> = self.findings.iter().map(|finding| format!("  {finding}")).collect();
         lines.push(format!(
-            "{:<26}{} answered ({} reads), {} failed, {} uncertain",
-            "noted calls", self.answered, self.reads, self.failed, self.uncertain
+            "{:<26}{} answered ({} reads, {} of them at followers), {} failed, {} uncertain",
+            "noted calls", self.answered, self.reads, self.reads_elsewhere, self.failed, self.uncertain
         ));
         lines.push(format!(
             "{:<26}{} registers, {} logs, {} counters",
@@ -138,7 +140,7 @@ impl Report {
         if self.reads == 0 || self.answered == self.reads {
             return Err("no read or no write was answered: nothing is proven".into());
         }
-        if self.sizes_elsewhere == 0 {
+        if self.sizes_elsewhere == 0 || self.reads_elsewhere == 0 {
             return Err("no follower answered a read: nothing is proven of them".into());
         }
         // All that is wrong is said: one wrong may explain the other.
@@ -222,7 +224,8 @@ mod tests {
         let write = operation(0, Call::Set(1), Answer::Done);
         let read = operation(2, Call::Read, Answer::Value(Some(seen)));
         let size = sizes::SizeRead { node: 1, elsewhere: true, invoked: 0, returned: 1, size: 1 };
-        Noted { histories: [(KEY, vec![write, read])].into(), sizes: vec![size], broken: BTreeMap::new() }
+        let histories = [(KEY, vec![write, read])].into();
+        Noted { histories, sizes: vec![size], reads_elsewhere: 1, broken: BTreeMap::new() }
     }
 
     fn judged(noted: &Noted, broken: bool) -> std::result::Result<(), String> {
@@ -250,10 +253,19 @@ mod tests {
 
     #[test]
     fn what_is_not_decided_or_not_asked_is_no_success() {
-        let undecided =
-            Report { reads: 1, answered: 2, sizes_elsewhere: 1, unknown: [KEY].into(), ..Report::default() };
+        let undecided = Report {
+            reads: 1,
+            answered: 2,
+            reads_elsewhere: 1,
+            sizes_elsewhere: 1,
+            unknown: [KEY].into(),
+            ..Report::default()
+        };
         assert!(undecided.judge(false).unwrap_err().to_string().contains("could not be decided"));
         assert!(judged(&Noted { sizes: Vec::new(), ..noted(1) }, false).unwrap_err().contains("no follower"));
+        assert!(
+            judged(&Noted { reads_elsewhere: 0, ..noted(1) }, false).unwrap_err().contains("no follower")
+        );
         assert!(judged(&Noted { histories: BTreeMap::new(), ..noted(1) }, false).is_err());
     }
 }
