@@ -25,6 +25,7 @@ struct Handles {
     applied: Gauge,
     last_index: Gauge,
     leader_changes: Counter,
+    unreadable: Counter,
     campaigns: Counter,
     proposals: PerLabel<ProposalOutcome, Counter>,
     proposal_bytes: Counter,
@@ -46,6 +47,7 @@ impl GroupMetrics {
             applied: group.gauge(names::GROUP_APPLIED_INDEX),
             last_index: group.gauge(names::GROUP_LAST_INDEX),
             leader_changes: group.counter(names::GROUP_LEADER_CHANGES),
+            unreadable: group.counter(names::GROUP_UNREADABLE),
             campaigns: group.counter(names::CAMPAIGNS),
             proposals: group.per(labels::OUTCOME, |outcome| outcome.counter(names::PROPOSALS)),
             proposal_bytes: group.counter(names::PROPOSAL_PAYLOAD_BYTES),
@@ -87,6 +89,11 @@ impl GroupMetrics {
     /// Counts one change of leader seen by this node.
     pub fn leader_changed(&self) {
         self.handles.leader_changes.increment(1);
+    }
+
+    /// Counts one place of the log that could not be read several times in a row.
+    pub fn unreadable(&self) {
+        self.handles.unreadable.increment(1);
     }
 
     /// Counts one election started by this node.

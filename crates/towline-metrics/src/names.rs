@@ -121,6 +121,8 @@ metrics_table! {
         "Last index of the log.";
     GROUP_LEADER_CHANGES = "towline_group_leader_changes_total", Counter, Count, [GROUP],
         "Times this node saw the group's leader change.";
+    GROUP_UNREADABLE = "towline_group_unreadable_total", Counter, Count, [GROUP],
+        "Places of the log that could not be read several times in a row.";
     CAMPAIGNS = "towline_campaigns_total", Counter, Count, [GROUP],
         "Elections this node started.";
     PROPOSALS = "towline_proposals_total", Counter, Count, [GROUP, OUTCOME],

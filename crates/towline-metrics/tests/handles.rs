@@ -124,6 +124,7 @@ fn group_and_node_handles_reach_their_own_metrics() {
     group.last_index(5);
     (0..6).for_each(|_| group.leader_changed());
     (0..7).for_each(|_| group.campaigned());
+    (0..8).for_each(|_| group.unreadable());
     group.proposal_bytes(8);
     group.proposal_time(MS);
     group.commit_time(2 * MS);
@@ -136,6 +137,7 @@ fn group_and_node_handles_reach_their_own_metrics() {
     let values = ["group_last_index", "group_leader_changes_total", "campaigns_total"].map(value);
     assert_eq!(values, [5.0, 6.0, 7.0]);
     assert_eq!(value("proposal_payload_bytes_total"), 8.0);
+    assert_eq!(value("group_unreadable_total"), 8.0);
     let sample = |name: &str| memory.samples(&format!("towline_{name}{{node=1,group=9}}"));
     assert_eq!(sample("proposal_seconds"), [0.001]);
     assert_eq!(sample("commit_seconds"), [0.002]);

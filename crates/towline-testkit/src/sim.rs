@@ -234,8 +234,8 @@ impl Sim {
             std::mem::take(&mut node.mail.messages),
         );
         let fetched: Vec<_> = mail.0.into_iter().map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
-        self.with(id, |group, _| {
-            fetched.into_iter().for_each(|(low, entries)| group.fetched(low, entries));
+        self.with(id, |group, fx| {
+            fetched.into_iter().for_each(|(low, entries)| group.fetched(low, Ok(entries), fx));
             for peer in mail.1 {
                 let cause = UnreachableCause::LinkLost;
                 group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer, cause });

@@ -146,6 +146,11 @@ impl Attempts {
         Self { group, policy, slots, rng, now: 0, available, missing: false, peers }
     }
 
+    /// Ticks so far.
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+
     /// Raft wants to send `to` a snapshot, and its log begins after `truncated`. `Some`: the attempt is live from here on.
     pub(super) fn admit(&mut self, to: NodeId, truncated: u64, log_bytes: u64) -> Option<&SnapshotMeta> {
         let fits =

@@ -12,7 +12,7 @@ use bytes::Bytes;
 mod effects;
 mod snapshots;
 
-pub use self::effects::{Apply, Effects};
+pub use self::effects::{Apply, Effects, Unreadable};
 use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
 use super::inbound::{self, Reject};
@@ -316,9 +316,16 @@ impl<W, R> Group<W, R> {
         }
     }
 
-    /// Entries of a fetch came back; none if the read failed.
-    pub fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
-        self.replica.fetched(low, entries);
+    /// The entries of a fetch came back, at least one, or could not be read, for this reason.
+    pub fn fetched(&mut self, low: u64, entries: Result<Vec<Entry>, String>, fx: &mut Effects<W, R>) {
+        let cause = match entries {
+            Ok(entries) if !entries.is_empty() => return self.replica.fetched(low, entries),
+            Ok(_) => "the log store gave no entry".into(),
+            Err(cause) => cause,
+        };
+        if self.replica.not_fetched(low) {
+            fx.unreadable.push(Unreadable { index: low, cause });
+        }
     }
 
     /// Collects what raft wants done after any number of inputs. Call it once a turn.

@@ -17,8 +17,10 @@ mod terms;
 
 pub use self::attempts::{RetryPolicy, SendSlot, SendSlots};
 pub use self::group::{
-    Apply, Effects, Group, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup,
+    Apply, Effects, Group, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup, Unreadable,
 };
 pub use self::inbound::Reject;
 pub use self::log::GroupLog;
+#[cfg(test)]
+pub(crate) use self::raft::UNREADABLE_PAUSE_TICKS;
 pub use self::raft::{Fetch, ReplicaSetup};

@@ -38,7 +38,7 @@ pub(crate) enum ShardEvent {
     LogPoisoned(Arc<str>),
     Applied { group: GroupId, life: u64, index: u64 },
     ApplyFailed { group: GroupId, life: u64, cause: Arc<str> },
-    Fetched { group: GroupId, life: u64, low: u64, entries: Vec<Entry> },
+    Fetched { group: GroupId, life: u64, low: u64, entries: Result<Vec<Entry>, String> },
     SnapshotMade(Made),
     Control(Control),
 }

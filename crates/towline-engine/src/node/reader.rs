@@ -90,9 +90,9 @@ impl Reader {
             let mut entries = Vec::new();
             self.store.entries(group, low..high, FETCH_BYTES_MAX, &mut entries).map(|()| entries)
         });
-        let entries = fetched.unwrap_or_else(|error| {
-            tracing::warn!(%group, error, low, high, "entries could not be read");
-            Vec::new()
+        // The group tells the operator, once, if it fails again and again.
+        let entries = fetched.inspect_err(|error| {
+            tracing::debug!(%group, error, low, high, "entries could not be read");
         });
         self.shard.post(ShardEvent::Fetched { group, life, low, entries });
     }

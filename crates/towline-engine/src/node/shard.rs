@@ -27,7 +27,7 @@ use super::waiter::{ReadWaiter, Waiter};
 use super::writer::Writer;
 use crate::cause::panic_text;
 use crate::config::ValidConfig;
-use crate::core::{Apply, Effects};
+use crate::core::{Apply, Effects, Unreadable};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
@@ -163,7 +163,7 @@ impl Shard {
                     }
                 }
                 ShardEvent::Fetched { group, life, low, entries } => {
-                    self.with(group, Some(life), |running, _| running.group.fetched(low, entries));
+                    self.with(group, Some(life), |running, fx| running.group.fetched(low, entries, fx));
                 }
                 ShardEvent::SnapshotMade(Made { group, life, result }) => {
                     self.with(group, Some(life), |running, _| running.group.snapshot_made(result));
@@ -394,6 +394,10 @@ impl Shard {
         }
         for fetch in fx.fetches.drain(..) {
             self.deps.reader.fetch(id, running.life, fetch);
+        }
+        for Unreadable { index, cause } in fx.unreadable.drain(..) {
+            running.metrics.unreadable();
+            tracing::warn!(group = %id, index, cause, "a part of the log cannot be read: peers that need it get a snapshot");
         }
         for send in fx.snapshots.drain(..) {
             self.deps.sends.start(send);

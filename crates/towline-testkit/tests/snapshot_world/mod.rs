@@ -447,7 +447,7 @@ impl World {
         let life = up.life;
         let fetched: Vec<_> = fx.fetches.drain(..).map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
         for (low, entries) in fetched {
-            up.group.fetched(low, entries);
+            up.group.fetched(low, Ok(entries), &mut fx);
         }
         if let Some(through) = fx.compact.take() {
             node.disk.compact(through);

@@ -27,6 +27,8 @@ pub struct Effects<W, R> {
     pub unread: Vec<(R, ReadError)>,
     /// Ranges to be read from the log store, each answered by [`Group::fetched`](super::Group::fetched).
     pub fetches: Vec<Fetch>,
+    /// Places of the log that count as compacted, because the log store failed to read them several times in a row.
+    pub unreadable: Vec<Unreadable>,
     /// Snapshots to be sent.
     pub snapshots: Vec<SnapshotSend>,
     /// Transfers that are of no use any more.
@@ -39,6 +41,15 @@ pub struct Effects<W, R> {
     pub retain: Option<Vec<ContentId>>,
     /// The group cannot go on on this node.
     pub fatal: Option<String>,
+}
+
+/// A place of the log that could not be read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The first index of the reads that failed.
+    pub index: u64,
+    /// What the last one failed with.
+    pub cause: String,
 }
 
 /// Work for the state machine.
@@ -75,6 +86,7 @@ impl<W, R> Default for Effects<W, R> {
             refused: Vec::new(),
             unread: Vec::new(),
             fetches: Vec::new(),
+            unreadable: Vec::new(),
             snapshots: Vec::new(),
             cancelled: Vec::new(),
             latched: Vec::new(),

@@ -3,6 +3,7 @@
 mod convert;
 mod logger;
 mod storage;
+mod unreadable;
 
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -10,6 +11,8 @@ use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
 
 pub use self::storage::Fetch;
 use self::storage::LogView;
+#[cfg(test)]
+pub(crate) use self::unreadable::PAUSE_TICKS as UNREADABLE_PAUSE_TICKS;
 use super::attempts::Attempts;
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
@@ -285,7 +288,7 @@ impl Replica {
 
     /// Forgets the log up to `through`, which is applied.
     pub(crate) fn compact(&mut self, through: u64) {
-        self.raw.mut_store().log.compact(through);
+        self.raw.mut_store().compact(through);
     }
 
     /// Appends commands as one proposal, so that they are broadcast together. They get the indices after
@@ -366,16 +369,22 @@ impl Replica {
         self.raw.mut_store().take_wanted()
     }
 
-    /// Entries of a fetch came back; none if the read failed (raft asks again by itself).
+    /// Entries of a fetch came back.
     pub(crate) fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
-        let failed = entries.is_empty();
         for context in self.raw.mut_store().fetched(low, entries) {
-            // Calling raft back without the entries would only make it ask again at once, for ever.
-            if !failed {
-                self.raw.on_entries_fetched(context);
-            }
+            self.raw.on_entries_fetched(context);
         }
         self.raw.mut_store().forget_arrived();
+    }
+
+    /// The entries of a fetch could not be read. Raft asks again by itself. `true`: the log counts as compacted there from now
+    /// on, so that peers get a snapshot.
+    pub(crate) fn not_fetched(&mut self, low: u64) -> bool {
+        let (callers, is_new) = self.raw.mut_store().not_fetched(low);
+        for context in callers {
+            self.raw.on_entries_fetched(context);
+        }
+        is_new
     }
 
     /// What this leader knows of its peers.

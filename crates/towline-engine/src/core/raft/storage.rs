@@ -8,6 +8,7 @@ use raft::storage::GetEntriesContext;
 use raft::{Error, RaftState, Storage, StorageError};
 
 use super::convert;
+use super::unreadable::Unreadable;
 use crate::core::attempts::Attempts;
 use crate::core::log::{GroupLog, Lookup};
 use crate::ids::NodeId;
@@ -43,6 +44,7 @@ struct Fetches {
     callers: BTreeMap<u64, Vec<GetEntriesContext>>,
     /// The last one that came back; kept while raft is called back.
     arrived: Vec<Entry>,
+    unreadable: Unreadable,
 }
 
 impl LogView {
@@ -60,11 +62,29 @@ impl LogView {
         std::mem::take(&mut self.fetches.get_mut().wanted)
     }
 
-    /// Entries from `low` on came back (none if the read failed): whom to call back.
+    /// Entries from `low` on came back: whom to call back.
     pub(super) fn fetched(&mut self, low: u64, entries: Vec<Entry>) -> Vec<GetEntriesContext> {
         let fetches = self.fetches.get_mut();
+        fetches.unreadable.succeeded(low);
         fetches.arrived = entries;
         fetches.callers.remove(&low).unwrap_or_default()
+    }
+
+    /// Entries from `low` on could not be read: whom to call back, and whether the log counts as compacted there from now
+    /// on. Nobody is called back before that: raft would only ask again at once, for ever.
+    pub(super) fn not_fetched(&mut self, low: u64) -> (Vec<GetEntriesContext>, bool) {
+        let now = self.attempts.get_mut().now();
+        let fetches = self.fetches.get_mut();
+        let is_new = fetches.unreadable.failed(low, now);
+        let callers = fetches.callers.remove(&low).unwrap_or_default();
+        let callers = if fetches.unreadable.is_given_up(low, now) { callers } else { Vec::new() };
+        (callers, is_new)
+    }
+
+    /// Forgets the log up to `through`.
+    pub(super) fn compact(&mut self, through: u64) {
+        self.log.compact(through);
+        self.fetches.get_mut().unreadable.compacted(self.log.first_index() - 1);
     }
 
     /// Raft was called back: what came is not needed any more.
@@ -94,6 +114,9 @@ impl LogView {
         if !context.can_async() {
             // Only entries after the applied index are read this way, and those never leave memory.
             return Err(Error::Store(StorageError::Unavailable));
+        }
+        if fetches.unreadable.is_given_up(low, self.attempts.borrow().now()) {
+            return Err(Error::Store(StorageError::Compacted));
         }
         match fetches.callers.get_mut(&low) {
             Some(callers) if callers.len() >= FETCH_CALLERS_MAX => {}
@@ -153,7 +176,9 @@ impl Storage for LogView {
         let later = || Error::Store(StorageError::SnapshotTemporarilyUnavailable);
         let to = NodeId::new(to).ok_or_else(later)?;
         let mut attempts = self.attempts.borrow_mut();
-        let truncated = self.log.first_index() - 1;
+        // A peer whose next entry cannot be read needs a snapshot that leads past it.
+        let unreadable = self.fetches.borrow().unreadable.last_given_up(attempts.now());
+        let truncated = (self.log.first_index() - 1).max(unreadable.unwrap_or(0));
         let meta = attempts.admit(to, truncated, self.log.bytes_appended()).ok_or_else(later)?;
         let at = meta.head.at;
         Ok(convert::snapshot_to_raft(at.index, at.term, &meta.head.conf_state))

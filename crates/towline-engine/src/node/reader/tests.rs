@@ -108,7 +108,7 @@ impl Running {
             self.mail.sender.take(&mut events);
             for event in events.drain(..) {
                 if let ShardEvent::Fetched { low: 3, entries, .. } = event {
-                    found = Some(entries.len());
+                    found = Some(entries.map_or(0, |entries| entries.len()));
                 }
             }
             found.is_some()

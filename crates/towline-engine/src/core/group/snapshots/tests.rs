@@ -1,6 +1,7 @@
 mod keeping;
 mod pings;
 mod receiver;
+mod unreadable;
 
 use super::*;
 use crate::core::{GroupLog, GroupSetup, Reject, ReplicaSetup};
@@ -37,6 +38,11 @@ fn meta(index: u64, term: u64) -> SnapshotMeta {
 
 /// Node 1 of three, all of whose log, entries 11 and 12 of term 1, is applied.
 fn group(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
+    group_with_cache(1 << 20, change)
+}
+
+/// The same with so many bytes of applied entries in memory.
+fn group_with_cache(cache_bytes_max: usize, change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
     let entries: Vec<_> = (TRUNCATED + 1..=LAST).map(|i| entry(i, 1)).collect();
     let mut log = GroupLog::new(
         Applied { index: TRUNCATED, term: 1 },
@@ -44,7 +50,7 @@ fn group(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
         LAST,
         entries,
         TRUNCATED,
-        1 << 20,
+        cache_bytes_max,
     );
     log.applied_to(LAST);
     let mut snapshots = SnapshotSetup { available: Some(meta(TRUNCATED, 1)), ..SnapshotSetup::default() };
@@ -104,7 +110,11 @@ fn answer(group: &TestGroup, kind: MessageKind) -> Message {
 
 /// Makes node 1 the leader, and node 2, which has nothing, known to be behind.
 fn leader(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
-    let mut group = group(change);
+    lead(group(change), 0)
+}
+
+/// Makes node 1 the leader, and node 2 known to have the log up to `has`.
+fn lead(mut group: TestGroup, has: u64) -> TestGroup {
     let mut fx = TestEffects::default();
     (0..20).for_each(|_| group.tick(&mut fx));
     turn(&mut group, &mut fx);
@@ -114,8 +124,13 @@ fn leader(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
     group.step(id(2), answer(&group, MessageKind::RequestVoteResponse)).unwrap();
     turn(&mut group, &mut fx);
     assert_eq!(group.state().role, crate::status::Role::Leader);
-    let reject =
-        Message { index: LAST, reject: true, reject_hint: 0, ..answer(&group, MessageKind::AppendResponse) };
+    let reject = Message {
+        index: LAST,
+        reject: true,
+        reject_hint: has,
+        log_term: u64::from(has > 0),
+        ..answer(&group, MessageKind::AppendResponse)
+    };
     group.step(id(2), reject).unwrap();
     group
 }
