@@ -27,7 +27,8 @@ pub struct Config {
     pub election_ticks_max: u32,
     /// Payload bytes of one append message. Default 256 KiB.
     pub append_bytes_max: u64,
-    /// Append messages under way to one peer before an answer. Default 64. Together with `append_bytes_max` this must fit
+    /// Append messages under way to one peer before an answer. Default 64. Fewer over a slow link: no more than the peer
+    /// acknowledges within two shortest election timeouts, but one. Together with `append_bytes_max` this must fit
     /// in `lane_append_bytes_max`, or a healthy peer would overflow its own lane.
     pub append_inflight_max: usize,
     /// Whether a leader tells its followers at once what it committed. Default true. If false they learn it with the next
@@ -64,7 +65,8 @@ pub struct Config {
     pub lane_reads_max: usize,
     /// Bytes one dispatch carries at most, unless a single message is larger. Default 1 MiB.
     pub lane_batch_bytes_max: usize,
-    /// Milliseconds one dispatch may wait for flow control before the link is given up. Default 3,000.
+    /// Milliseconds a dispatch waits while flow control takes no byte, before the link is given up. Default 3,000. A slow link
+    /// takes some bytes in that time.
     pub lane_dispatch_timeout_ms: u64,
     /// Milliseconds one attempt to connect may take. Default 1,000.
     pub lane_connect_timeout_ms: u64,
@@ -97,7 +99,7 @@ pub struct Config {
     pub snapshot_receives_max: usize,
     /// Bytes of the largest snapshot this node takes. Default 64 GiB.
     pub snapshot_bytes_max: u64,
-    /// Payload bytes of one chunk. Default 512 KiB; at most [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX).
+    /// Payload bytes of one chunk. Default 512 KiB; a slow transfer has smaller ones. At most [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX).
     pub snapshot_chunk_bytes: usize,
     /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0: no limit. A limit must
     /// leave each of `snapshot_sends_max` transfers two chunks within `snapshot_progress_timeout_ms`, or a transfer would

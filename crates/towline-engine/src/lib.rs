@@ -80,6 +80,8 @@ pub(crate) mod cause;
 pub mod config;
 pub mod core;
 pub mod errors;
+#[cfg_attr(not(feature = "driver"), allow(dead_code))]
+mod flow;
 pub mod identity;
 pub mod ids;
 // Without the driver the lane policy is built, and tested, but nobody drives it.

@@ -13,8 +13,6 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,6 +20,12 @@ use bytes::Bytes;
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use crate::message::{Batch, Lane, Message};
 use crate::snapshot_store::{SnapshotMeta, Trailer};
+
+mod progress;
+
+pub use self::progress::{
+    ACKED_BYTES_MAX, BytesTaken, PROGRESS_INTERVAL, ProgressCell, TransferPhase, TransferProgress,
+};
 
 /// The version of the protocol this build speaks; a peer with another one is refused in the handshake.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -144,6 +148,12 @@ pub trait Link: Send {
     /// # Errors
     /// [`DispatchError`].
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError>;
+
+    /// Counts what flow control takes of the batches, also while [`dispatch`](Self::dispatch) waits. While it moves the
+    /// caller goes on waiting: the link is slow, and not stuck. A link that does not count keeps this default.
+    fn taken(&self) -> BytesTaken {
+        BytesTaken::default()
+    }
 }
 
 /// Where a link tells the engine what comes back. Its calls never block.
@@ -550,8 +560,9 @@ pub trait Transfer: Send {
     /// [`TransferError`].
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError>;
 
-    /// What the peer has acknowledged so far; the transport keeps it current, also while [`send`](Self::send) and
-    /// [`finish`](Self::finish) wait.
+    /// What the peer has acknowledged so far. The transport keeps it current, also while [`send`](Self::send) and
+    /// [`finish`](Self::finish) wait, and [closes](ProgressCell::close) it when the stream ends: a sender that waits for an
+    /// acknowledgement must hear of that.
     fn progress(&self) -> ProgressCell;
 }
 
@@ -564,68 +575,6 @@ pub struct Chunk {
     pub data: Bytes,
     /// Their checksum.
     pub crc32c: u32,
-}
-
-/// How far the receiver is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TransferProgress {
-    /// Bytes it has written.
-    pub acked: u64,
-    /// What it is doing.
-    pub phase: TransferPhase,
-}
-
-/// What the receiver of a snapshot is doing; each phase has a bound of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs)]
-pub enum TransferPhase {
-    Receiving,
-    /// Bytes still come, and it waits for its disk to take those it has: told only of a write that takes long. Then it is
-    /// receiving again.
-    Storing,
-    Verifying,
-    Syncing,
-    Stepping,
-}
-
-/// How often a receiver tells its sender how far it is.
-pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// A [`TransferProgress`] that one side keeps current and another reads, while the transfer itself is busy.
-#[derive(Debug, Clone)]
-pub struct ProgressCell {
-    shared: Arc<(AtomicU64, AtomicU8)>,
-}
-
-impl ProgressCell {
-    /// Receiving, with `acked` bytes.
-    pub fn new(acked: u64) -> Self {
-        Self { shared: Arc::new((AtomicU64::new(acked), AtomicU8::new(0))) }
-    }
-
-    /// Says how far it is. Progress never goes back: lower values are ignored. Only between receiving and storing it goes
-    /// both ways.
-    pub fn advance(&self, to: TransferProgress) {
-        let (acked, phase) = &*self.shared;
-        acked.fetch_max(to.acked, Ordering::Relaxed);
-        let (next, comes_to_an_end) = (to.phase as u8, TransferPhase::Verifying as u8);
-        let takes = |now| (next > now || now < comes_to_an_end).then_some(next);
-        let _ = phase.fetch_update(Ordering::Relaxed, Ordering::Relaxed, takes);
-    }
-
-    /// How far it is.
-    pub fn now(&self) -> TransferProgress {
-        let (acked, phase) = &*self.shared;
-        let phase = match phase.load(Ordering::Relaxed) {
-            0 => TransferPhase::Receiving,
-            1 => TransferPhase::Storing,
-            2 => TransferPhase::Verifying,
-            3 => TransferPhase::Syncing,
-            _ => TransferPhase::Stepping,
-        };
-        TransferProgress { acked: acked.load(Ordering::Relaxed), phase }
-    }
 }
 
 /// The receiver has the snapshot: durable, verified, taken by Raft.
@@ -668,7 +617,8 @@ pub trait SnapshotSink: Send {
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal>;
 
     /// How far it is; the engine keeps it current, also while [`finish`](Self::finish) runs. The transport sends it to
-    /// the peer at least every [`PROGRESS_INTERVAL`] while it changes, and never holds chunks back for it.
+    /// the peer at least every [`PROGRESS_INTERVAL`] while it changes, and as soon as [`ACKED_BYTES_MAX`] more are
+    /// acknowledged, or an eighth of what was acknowledged before. It never holds chunks back for it.
     fn progress(&self) -> ProgressCell;
 }
 

@@ -7,8 +7,8 @@ pub struct GrpcConfig {
     /// Silence after which a connection is probed. Default 250 ms. Together with the next field it bounds how long a dead
     /// peer goes unnoticed, and should stay below the shortest election timeout. Costs a ping each time.
     pub keepalive_interval: Duration,
-    /// How long a probe may remain unanswered until the connection counts as dead. Default 500 ms. Must be above the
-    /// pauses of your machines.
+    /// How much longer the peer may remain silent until the connection counts as dead. Default 500 ms. Must be above the
+    /// pauses of your machines. Any byte of the peer counts, so a slow link is not silent.
     pub keepalive_timeout: Duration,
     /// How long a dialler may take for its hello. Default 1 s. A connection that never gets as far as a stream is cut at
     /// twice of it.

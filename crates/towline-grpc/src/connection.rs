@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tonic::transport::server::Connected;
 use towline_engine::transport::Refusal;
 use towline_wire::streams::{Caller, Listening, Phase, Unwanted};
+
+use crate::alive::Alive;
 
 /// Bytes a connection may send before its peer is admitted: TLS with a chain of certificates, preface, settings, headers
 /// and a hello.
@@ -39,7 +40,7 @@ impl From<Cut> for io::Error {
 
 /// The socket.
 pub(crate) struct Watched {
-    socket: TcpStream,
+    socket: Alive,
     caller: Arc<Caller>,
     end: Pin<Box<dyn Future<Output = Cut> + Send>>,
     cut: Option<Cut>,
@@ -49,12 +50,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    pub(crate) fn new(
-        socket: TcpStream,
-        listening: &Arc<Listening>,
-        surplus: bool,
-        counted: Arc<()>,
-    ) -> Self {
+    pub(crate) fn new(socket: Alive, listening: &Arc<Listening>, surplus: bool, counted: Arc<()>) -> Self {
         let caller = Caller::new(listening, surplus);
         let (watched, closed) = (Arc::clone(&caller), listening.reached(Phase::Closed));
         let end = Box::pin(async move {
@@ -71,6 +67,10 @@ impl Watched {
             && let Poll::Ready(cut) = self.end.as_mut().poll(cx)
         {
             self.cut = Some(cut);
+        }
+        // Before, other bounds hold.
+        if self.caller.is_admitted() {
+            self.socket.judge();
         }
         self.cut.map_or(Ok(()), |cut| Err(cut.into()))
     }

@@ -17,12 +17,13 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 use tower_service::Service as _;
 use towline_engine::ids::PeerAddr;
-use towline_engine::transport::{ConnectError, Hello, Peer, Welcome};
+use towline_engine::transport::{BytesTaken, ConnectError, Hello, Peer, Welcome};
 use towline_tls::TlsConfig;
 use towline_tls::rustls_config::Verdict;
 use towline_wire::{Purpose, check_answer, hello_frame};
 
 use crate::address::Security;
+use crate::alive::ANSWER_WAIT;
 use crate::config::GrpcConfig;
 use crate::secured::{self, Dialled, NotDialled, WireEnd};
 use crate::stream::{Ended, LANE, Outgoing, Sink, Source, detail};
@@ -56,7 +57,8 @@ pub(crate) async fn open(
     let (sender, receiver) = mpsc::channel(FRAMES_WAITING_MAX);
     let closed = |detail: &str| ConnectError::Protocol { address: address.clone(), detail: detail.into() };
     sender.send(hello_frame(hello, purpose)).await.map_err(|_| closed("closed before the hello"))?;
-    let answer = call(channel, Outgoing::request(receiver)).await.map_err(no_answer)?;
+    let taken = BytesTaken::default();
+    let answer = call(channel, Outgoing::request(receiver, taken.clone())).await.map_err(no_answer)?;
     let mut answers = Source::response(answer.into_body(), end);
     let first = answers.frame().await.map_err(|ended| match ended {
         Ended::Status(status) => no_answer(status),
@@ -64,7 +66,7 @@ pub(crate) async fn open(
     })?;
     let first = first.ok_or_else(|| closed("closed without an answer to the hello"))?;
     let welcome = check_answer(address, to.id, first)?;
-    Ok((Sink { frames: Some(sender), _tasks: tasks }, answers, welcome))
+    Ok((Sink { frames: Some(sender), taken, _tasks: tasks }, answers, welcome))
 }
 
 /// The one call of a connection. A peer that answers with a status alone, or with something that is not gRPC, does not
@@ -102,7 +104,7 @@ async fn dial(
     for socket in sockets {
         let endpoint = Endpoint::from_shared(format!("http://{socket}"))
             .map_err(|e| ConnectError::Address { address: address.clone(), detail: e.to_string() })?;
-        let (stream, verdict, end) = match secured::dial(*socket, tls, to.id).await {
+        let (stream, verdict, end) = match secured::dial(config, *socket, tls, to.id).await {
             Ok(dialled) => dialled,
             Err(NotDialled { error, verdict }) => {
                 if let Some(refused) = verdict.and_then(|verdict| verdict.dialler_error(address, to.id)) {
@@ -115,7 +117,7 @@ async fn dial(
         let channel = endpoint
             .executor(tasks.executor())
             .http2_keep_alive_interval(config.keepalive_interval)
-            .keep_alive_timeout(config.keepalive_timeout)
+            .keep_alive_timeout(ANSWER_WAIT)
             .keep_alive_while_idle(true)
             .http2_adaptive_window(false)
             .initial_stream_window_size(config.stream_window_bytes)

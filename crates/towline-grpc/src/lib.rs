@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod alive;
 mod config;
 mod connection;
 mod dial;

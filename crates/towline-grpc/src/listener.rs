@@ -21,6 +21,7 @@ use towline_tls::TlsConfig;
 use towline_wire::streams::{Listening, Phase, Rate, StreamLimits};
 
 use crate::address::Security;
+use crate::alive::{ANSWER_WAIT, Alive};
 use crate::config::GrpcConfig;
 use crate::connection::Watched;
 use crate::secured::Accepted;
@@ -61,7 +62,7 @@ pub(crate) async fn listen(
     let incoming = Incoming {
         socket,
         tls: security.tls.clone(),
-        connections_max: config.connections_max,
+        config: config.clone(),
         open: Arc::default(),
         rate: Rate::new(config.connections_per_second_max),
         listening: Arc::clone(&listening),
@@ -78,10 +79,10 @@ async fn serve(incoming: Incoming, config: GrpcConfig, closing: impl Future<Outp
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keepalive_interval(Some(config.keepalive_interval))
-        .http2_keepalive_timeout(Some(config.keepalive_timeout))
+        .http2_keepalive_timeout(Some(ANSWER_WAIT))
         .http2_adaptive_window(Some(false))
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
-        .add_service(Streams)
+        .add_service(Streams { beat: config.keepalive_interval })
         .serve_with_incoming_shutdown(incoming, closing)
         .await;
     if let Err(error) = served {
@@ -123,7 +124,7 @@ impl Drop for GrpcListener {
 struct Incoming {
     socket: TcpListener,
     tls: Option<TlsConfig>,
-    connections_max: usize,
+    config: GrpcConfig,
     /// One more for each connection.
     open: Arc<()>,
     rate: Rate,
@@ -160,7 +161,7 @@ impl Stream for Incoming {
 impl Incoming {
     fn accepted(&mut self, socket: tokio::net::TcpStream) -> Option<Accepted> {
         let counted = Arc::clone(&self.open);
-        let surplus = (Arc::strong_count(&self.open) - 2).checked_sub(self.connections_max);
+        let surplus = (Arc::strong_count(&self.open) - 2).checked_sub(self.config.connections_max);
         if surplus.is_some_and(|surplus| surplus >= SURPLUS_MAX) || !self.rate.admit(Instant::now()) {
             self.listening.refused(&Refusal::TooManyConnections);
             return None;
@@ -169,6 +170,7 @@ impl Incoming {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
+        let socket = Alive::new(socket, &self.config);
         let watched = Watched::new(socket, &self.listening, surplus.is_some(), counted);
         Accepted::new(watched, self.tls.as_ref())
             .inspect_err(|error| tracing::error!(%error, "no connection can be accepted"))

@@ -19,6 +19,8 @@ use towline_tls::rustls_config::{SERVER_NAME, Verdict, accepting, dialling};
 use towline_tls::{TlsConfig, TlsError};
 use towline_wire::streams::Caller;
 
+use crate::alive::Alive;
+use crate::config::GrpcConfig;
 use crate::connection::Watched;
 
 /// What gRPC speaks inside TLS.
@@ -182,6 +184,7 @@ pub(crate) struct NotDialled {
 
 /// Connects, and proves who is at either end where `tls` is given.
 pub(crate) async fn dial(
+    config: &GrpcConfig,
     socket: SocketAddr,
     tls: Option<&TlsConfig>,
     to: NodeId,
@@ -190,17 +193,19 @@ pub(crate) async fn dial(
     let stream = TcpStream::connect(socket).await.map_err(failed)?;
     // Without it the peer only waits longer; the connection works.
     let _ = stream.set_nodelay(true);
+    let mut stream = Alive::new(stream, config);
     let end = WireEnd::default();
     let Some(tls) = tls else {
+        stream.judge();
         return Ok((Dialled { stream: Box::new(stream), verdict: None, end: end.clone() }, None, end));
     };
     let failed = |error: BoxError| NotDialled { error, verdict: None };
     let (config, verdict) = dialling(tls, to, ALPN).map_err(|error| failed(error.into()))?;
     let name = ServerName::try_from(SERVER_NAME).map_err(|error| failed(error.into()))?;
-    let shaken: io::Result<client::TlsStream<TcpStream>> =
-        TlsConnector::from(config).connect(name, stream).await;
+    let shaken: io::Result<client::TlsStream<Alive>> = TlsConnector::from(config).connect(name, stream).await;
     match shaken {
-        Ok(stream) => {
+        Ok(mut stream) => {
+            stream.get_mut().0.judge();
             let stream = Box::new(stream);
             let dialled = Dialled { stream, verdict: Some(verdict.clone()), end: end.clone() };
             Ok((dialled, Some(verdict), end))

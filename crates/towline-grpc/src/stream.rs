@@ -11,6 +11,7 @@ use std::future::{self, Ready};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame};
@@ -18,15 +19,17 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::StatusCode;
 use hyper::{Request, Response};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::body::Body;
 use tonic::metadata::GRPC_CONTENT_TYPE;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
-use towline_engine::transport::LinkClosed;
+use towline_engine::transport::{BytesTaken, LinkClosed};
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use towline_wire::streams::{ANSWERS_WAITING_MAX, Caller, FrameSink, FrameSource, serve};
 use towline_wire::{Prefix, Prefixed, pb, pieces};
 
+use crate::alive::KEEPALIVE_GAVE_UP;
 use crate::secured::WireEnd;
 use crate::tasks::Tasks;
 
@@ -36,13 +39,18 @@ pub(crate) const LANE: &str = "/towline.v1.Transport/Lane";
 /// What h2 says on a stream whose connection is gone, whoever ended it.
 const CONNECTION_GONE: &str = "stream closed because of a broken pipe";
 
-/// The only way a connection goes that neither side closed and no task of ours ended.
-const KEEPALIVE_GAVE_UP: &str = "keep-alive: the peer did not answer in time";
+/// An empty message, by which a listener says that it is alive: a dialler's own keep-alive may wait behind its bytes. HTTP/2
+/// itself has no such frame that all take: DATA without bytes are counted, and a connection with a hundred of them is cut.
+const BEAT: &[u8] = &[0; 5];
+
+/// Bytes handed to HTTP/2 at once: over a slow link, [`BytesTaken`] moves with each of them.
+const PIECE_BYTES_MAX: usize = 128 << 10;
 
 /// What a dialler says. Dropping it closes the connection, whatever is under way.
 pub(crate) struct Sink {
     /// Dropped to end the call in order.
     pub(crate) frames: Option<mpsc::Sender<pb::Frame>>,
+    pub(crate) taken: BytesTaken,
     pub(crate) _tasks: Tasks,
 }
 
@@ -55,25 +63,49 @@ impl FrameSink for Sink {
     fn end(&mut self) {
         self.frames = None;
     }
+
+    fn taken(&self) -> BytesTaken {
+        self.taken.clone()
+    }
 }
 
 /// Frames on their way out, as the body of a request or a response.
 pub(crate) struct Outgoing {
     frames: mpsc::Receiver<pb::Frame>,
+    /// Of the frame that is under way.
     pieces: array::IntoIter<Bytes, 3>,
+    piece: Bytes,
+    taken: BytesTaken,
     /// What ends a response.
     trailers: Option<HeaderMap>,
+    /// How often a response sends [`BEAT`] once it has said something.
+    beat: Option<Duration>,
+    beats: Option<Interval>,
 }
 
 impl Outgoing {
-    pub(crate) fn request(frames: mpsc::Receiver<pb::Frame>) -> Body {
-        Body::new(Self { frames, pieces: <[Bytes; 3]>::default().into_iter(), trailers: None })
+    pub(crate) fn request(frames: mpsc::Receiver<pb::Frame>, taken: BytesTaken) -> Body {
+        Body::new(Self::new(frames, taken))
     }
 
-    fn response(frames: mpsc::Receiver<pb::Frame>) -> Body {
+    fn response(frames: mpsc::Receiver<pb::Frame>, beat: Duration) -> Body {
         let mut trailers = HeaderMap::with_capacity(1);
         trailers.insert(Status::GRPC_STATUS, HeaderValue::from(Code::Ok as i32));
-        Body::new(Self { frames, pieces: <[Bytes; 3]>::default().into_iter(), trailers: Some(trailers) })
+        let new = Self::new(frames, BytesTaken::default());
+        Body::new(Self { trailers: Some(trailers), beat: Some(beat), ..new })
+    }
+
+    fn new(frames: mpsc::Receiver<pb::Frame>, taken: BytesTaken) -> Self {
+        let pieces = <[Bytes; 3]>::default().into_iter();
+        Self { frames, pieces, piece: Bytes::new(), taken, trailers: None, beat: None, beats: None }
+    }
+
+    fn begin_to_beat(&mut self) {
+        if let (Some(beat), None) = (self.beat, &self.beats) {
+            let mut beats = interval_at(Instant::now() + beat, beat);
+            beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            self.beats = Some(beats);
+        }
     }
 }
 
@@ -86,13 +118,27 @@ impl HttpBody for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            if let Some(piece) = self.pieces.by_ref().find(|piece| !piece.is_empty()) {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            if !self.piece.is_empty() {
+                let bytes = self.piece.len().min(PIECE_BYTES_MAX);
+                self.taken.add(bytes);
+                return Poll::Ready(Some(Ok(Frame::data(self.piece.split_to(bytes)))));
             }
-            match ready!(self.frames.poll_recv(cx)) {
-                Some(frame) => self.pieces = pieces(&frame, Prefix::Grpc).into_iter(),
-                None => {
+            if let Some(piece) = self.pieces.next() {
+                self.piece = piece;
+                continue;
+            }
+            match self.frames.poll_recv(cx) {
+                Poll::Ready(Some(frame)) => {
+                    self.pieces = pieces(&frame, Prefix::Grpc).into_iter();
+                    self.begin_to_beat();
+                }
+                Poll::Ready(None) => {
                     return Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
+                }
+                Poll::Pending => {
+                    let Some(beats) = &mut self.beats else { return Poll::Pending };
+                    ready!(beats.poll_tick(cx));
+                    return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BEAT)))));
                 }
             }
         }
@@ -125,6 +171,9 @@ impl Source {
         loop {
             let frame = self.prefixed.next_frame(self.bytes_max);
             if let Some(frame) = frame.map_err(|error| Ended::Violation(error.to_string()))? {
+                if frame.kind.is_none() && self.end.is_some() {
+                    continue; // a sign of life
+                }
                 self.bytes_max = FRAME_BYTES_MAX;
                 return Ok(Some(frame));
             }
@@ -147,8 +196,8 @@ impl Source {
     /// Why the connection broke, which the library does not tell apart.
     fn broken(&self, status: &Status) -> String {
         let said = detail(status);
-        match &self.end {
-            Some(end) if said.contains(CONNECTION_GONE) => end.seen().unwrap_or(KEEPALIVE_GAVE_UP).to_owned(),
+        match self.end.as_ref().and_then(WireEnd::seen) {
+            Some(seen) if said.contains(CONNECTION_GONE) || seen == KEEPALIVE_GAVE_UP => seen.to_owned(),
             _ => said,
         }
     }
@@ -198,7 +247,10 @@ pub(crate) fn detail(status: &Status) -> String {
 
 /// The gRPC service: each call is one stream.
 #[derive(Debug, Clone)]
-pub(crate) struct Streams;
+pub(crate) struct Streams {
+    /// How often a stream sends a sign of life.
+    pub(crate) beat: Duration,
+}
 
 impl NamedService for Streams {
     const NAME: &'static str = "towline.v1.Transport";
@@ -214,11 +266,11 @@ impl tower_service::Service<Request<Body>> for Streams {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        future::ready(Ok(accept(request)))
+        future::ready(Ok(accept(request, self.beat)))
     }
 }
 
-fn accept(request: Request<Body>) -> Response<Body> {
+fn accept(request: Request<Body>, beat: Duration) -> Response<Body> {
     let grpc = |value: &HeaderValue| value.as_bytes().starts_with(GRPC_CONTENT_TYPE.as_bytes());
     if !request.headers().get(CONTENT_TYPE).is_some_and(grpc) {
         let mut refused = Response::new(Body::empty());
@@ -233,7 +285,7 @@ fn accept(request: Request<Body>) -> Response<Body> {
     };
     let (answers, receiver) = mpsc::channel(ANSWERS_WAITING_MAX);
     tokio::spawn(serve(caller, Source::request(request.into_body()), answers));
-    let mut response = Response::new(Outgoing::response(receiver));
+    let mut response = Response::new(Outgoing::response(receiver, beat));
     response.headers_mut().insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
     response
 }

@@ -136,6 +136,22 @@ async fn keepalive_finds_a_black_holed_idle_peer_within_its_bound() {
     assert!(start.elapsed() < bound + Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
+/// HTTP/2 counts empty frames, and cut a connection after a hundred.
+#[tokio::test]
+async fn no_number_of_signs_of_life_ends_a_link() {
+    let often =
+        GrpcConfig { keepalive_interval: Duration::from_millis(2), keepalive_timeout: DEADLINE, ..config() };
+    let (fake, mut seen) = accepting();
+    let listener = listen(often.clone(), fake).await;
+    let (mut link, _ear) = link(often.clone(), listener.local_addr(), Lane::Append).await;
+    let mut beats = tokio::time::interval(often.keepalive_interval);
+    for index in 0..300 {
+        beats.tick().await;
+        within(link.dispatch(batch(index, 0))).await.unwrap();
+        assert_eq!(within(seen.delivered.recv()).await.unwrap().0, Lane::Append);
+    }
+}
+
 #[tokio::test]
 async fn a_peer_that_takes_nothing_pushes_back_and_other_lanes_go_on() {
     let calm = GrpcConfig { keepalive_timeout: DEADLINE, ..config() };

@@ -7,7 +7,7 @@ use quinn::{ReadError, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use towline_engine::message::Lane;
-use towline_engine::transport::{ConnectError, Hello, LinkClosed, Peer, Welcome};
+use towline_engine::transport::{BytesTaken, ConnectError, Hello, LinkClosed, Peer, Welcome};
 use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use towline_wire::streams::{ANSWERS_WAITING_MAX, Caller, FAREWELL, FrameSink, FrameSource, serve};
 use towline_wire::{Prefix, Prefixed, Purpose, WireError, check_answer, hello_frame, pb, pieces, prefixed};
@@ -49,25 +49,36 @@ pub(crate) async fn open(
         Err(Ended::Lost(error)) => return Err(dialled.error_or(None, &error.to_string())),
     };
     let welcome = check_answer(&to.address, to.id, first)?;
-    Ok((Sink { send, _dialled: dialled }, receive, welcome))
+    Ok((Sink { send, taken: BytesTaken::default(), _dialled: dialled }, receive, welcome))
 }
 
 /// What a dialler says.
 pub(crate) struct Sink {
     send: Outgoing,
+    taken: BytesTaken,
     _dialled: Arc<Dialled>,
 }
 
 impl FrameSink for Sink {
     async fn send(&mut self, frame: pb::Frame) -> Result<(), String> {
         let mut pieces = pieces(&frame, Prefix::Length);
-        self.send.stream.write_all_chunks(&mut pieces).await.map_err(|error| error.to_string())
+        let mut left = pieces.as_mut_slice();
+        while !left.is_empty() {
+            let written = self.send.stream.write_chunks(left).await.map_err(|error| error.to_string())?;
+            self.taken.add(written.bytes);
+            left = left.get_mut(written.chunks..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     /// Dropping it resets the stream even now: a listener that is still at it then gives up. Once the dialler knows the
     /// outcome, the listener has read everything.
     fn end(&mut self) {
         let _ = self.send.stream.finish();
+    }
+
+    fn taken(&self) -> BytesTaken {
+        self.taken.clone()
     }
 }
 

@@ -45,7 +45,8 @@ impl Direction {
 pub struct Flow {
     /// They arrive this much later, without being fewer.
     pub delay: Duration,
-    /// No more than this many in a second.
+    /// No more than this many in a second, all connections together. What does not pass yet is not read: the sender
+    /// feels it once the buffers of two sockets are full, 64 KiB or so each.
     pub bytes_per_s: Option<u64>,
     /// None is read, so that the sender feels flow control, until it is over.
     pub stall: bool,

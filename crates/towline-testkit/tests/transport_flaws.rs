@@ -101,5 +101,9 @@ found! {
     chunks_without_flow_control: TakesEverything by a_transfer_that_is_not_taken_pushes_back;
     a_finish_that_goes_on: FinishesInTheBackground by a_finish_dropped_midway_gives_the_transfer_up;
     an_offer_that_goes_on: OffersInTheBackground by an_offer_dropped_midway_leaves_nothing;
+    a_slow_link_given_up: GivesUpSlowLinks by appends_over_a_slow_link_arrive_once;
+    a_slow_transfer_given_up: GivesUpSlowLinks by a_snapshot_over_a_slow_link_arrives_in_one_attempt;
+    heartbeats_behind_slow_appends: OneQueue by appends_over_a_slow_link_arrive_once;
+    slow_appends_twice: DeliversTwice by appends_over_a_slow_link_arrive_once;
     a_cut_unnoticed_by_the_sender: HidesBreaks by a_cut_path_breaks_the_transfer_on_both_sides;
 }

@@ -82,6 +82,11 @@ impl Path for Nodes {
         self.net.fault(node(1), node(2), Fault::Swallow);
         self.net.fault(node(2), node(1), Fault::Swallow);
     }
+
+    fn slow_down(&self, bytes_per_s: u64) -> bool {
+        self.net.fault(node(1), node(2), Fault::Rate(bytes_per_s));
+        true
+    }
 }
 
 transport_suite!(in_memory, InMemory::default);
@@ -231,6 +236,18 @@ impl Path for Datagrams {
         for direction in Direction::ALL {
             self.0.set(direction, DatagramFlow { black_hole: true, ..DatagramFlow::default() });
         }
+    }
+
+    fn slow_down(&self, bytes_per_s: u64) -> bool {
+        for direction in Direction::ALL {
+            let flow = DatagramFlow { bytes_per_s: Some(bytes_per_s), ..DatagramFlow::default() };
+            self.0.set(direction, flow);
+        }
+        true
+    }
+
+    fn carried(&self) -> Option<u64> {
+        Some(self.0.bytes(Direction::Forth))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The worker of one lane: keeps a link, and dispatches to it what waits.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::Instrument as _;
 
 use super::link::{Closed, Either, PeerGate, feedback, race};
@@ -16,7 +18,7 @@ use super::queue::LaneQueue;
 use super::settings::LaneSettings;
 use crate::cause::chain;
 use crate::message::Batch;
-use crate::transport::{Hello, Link, LinkClosed, Peer, Transport};
+use crate::transport::{BytesTaken, Hello, Link, LinkClosed, Peer, Transport};
 
 /// Attempts to connect that fail in a row before somebody is told: by then a peer that starts beside this node is there.
 const MISSES_TOLD: u32 = 5;
@@ -211,6 +213,32 @@ impl Drop for InFlight<'_> {
     }
 }
 
+/// Looks whether a link moves so many times in the time it has: a link that is stuck is found at most a tenth late.
+const LOOKS: u32 = 10;
+
+/// Waits for a dispatch, until `taken` stood still for `patience`.
+async fn while_moving<T>(
+    patience: Duration,
+    taken: &BytesTaken,
+    dispatch: impl Future<Output = T>,
+) -> Result<T, Elapsed> {
+    let mut dispatch = pin!(dispatch);
+    let (mut seen, mut since) = (taken.now(), Instant::now());
+    loop {
+        let until = (Instant::now() + patience / LOOKS).min(since + patience);
+        let elapsed = match timeout_at(until, &mut dispatch).await {
+            Ok(done) => return Ok(done),
+            Err(elapsed) => elapsed,
+        };
+        let now = taken.now();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        } else if since.elapsed() >= patience {
+            return Err(elapsed);
+        }
+    }
+}
+
 /// Why a link is given up.
 #[derive(Debug)]
 #[allow(dead_code)] // read by the log only
@@ -247,10 +275,11 @@ impl Pump<'_> {
     /// Hands a batch over; says why the link is to be dropped, if it is.
     async fn dispatch(&mut self, batch: Batch) -> Option<LinkEnd> {
         let queue = &self.worker.queue;
-        let deadline = self.worker.settings.dispatch_timeout;
+        let patience = self.worker.settings.dispatch_timeout;
+        let taken = self.link.taken();
         let bytes = batch.payload_bytes();
         let in_flight = InFlight { queue, messages: batch.envelopes.len() };
-        match race(&mut self.closed, timeout(deadline, self.link.dispatch(batch))).await {
+        match race(&mut self.closed, while_moving(patience, &taken, self.link.dispatch(batch))).await {
             Either::Second(Ok(Ok(()))) => {
                 in_flight.accepted(bytes);
                 self.accepted = true;
@@ -263,7 +292,7 @@ impl Pump<'_> {
             }
             Either::Second(Err(_)) => {
                 in_flight.lost(DropReason::DispatchTimeout);
-                Some(LinkEnd::TimedOut(deadline))
+                Some(LinkEnd::TimedOut(patience))
             }
             Either::First(cause) => {
                 in_flight.lost(DropReason::LinkDown);

@@ -2,12 +2,14 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::TransferSettings;
+use crate::flow::Window;
 use crate::transport::{ProgressCell, TransferPhase, TransferProgress};
 
 /// A rate shared by all transfers of a node.
@@ -35,6 +37,82 @@ impl RateLimit {
             start
         };
         tokio::time::sleep_until(start).await;
+    }
+}
+
+/// Bytes of one transfer under way at first, and never fewer: a second at 1 Mbit/s.
+const UNDER_WAY_MIN: u64 = 128 << 10;
+
+/// Bytes of one transfer under way at most.
+const UNDER_WAY_MAX: u64 = 16 << 20;
+
+/// Bounds the bytes of one transfer that are under way by what its receiver acknowledges within a quarter of the time after
+/// which it would count as stalled. Chunks are so large that at least two are under way.
+pub(super) struct Room {
+    window: Window,
+    begun: Instant,
+    cell: ProgressCell,
+    seen: TransferProgress,
+    /// What was acknowledged before the first byte.
+    offset: u64,
+    chunk_bytes_max: usize,
+    /// For the thread that reads them.
+    chunk_bytes: Arc<AtomicUsize>,
+}
+
+impl Room {
+    pub(super) fn new(settings: &TransferSettings, cell: ProgressCell) -> Self {
+        let delay_max = settings.progress_timeout.as_millis() as u64 / 4;
+        let mut room = Self {
+            window: Window::new(UNDER_WAY_MIN, UNDER_WAY_MAX, delay_max),
+            begun: Instant::now(),
+            seen: cell.now(),
+            offset: cell.now().acked,
+            cell,
+            chunk_bytes_max: settings.chunk_bytes,
+            chunk_bytes: Arc::default(),
+        };
+        room.size_chunks();
+        room
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    /// How large chunks should be at the moment.
+    pub(super) fn chunk_bytes(&self) -> Arc<AtomicUsize> {
+        self.chunk_bytes.clone()
+    }
+
+    /// Only powers of two: parts of a file that begin where its checksums do are read once.
+    fn size_chunks(&mut self) {
+        let half = usize::try_from(self.window.limit() / 2).unwrap_or(usize::MAX);
+        let bytes = 1_usize << half.max(1).ilog2();
+        self.chunk_bytes.store(bytes.min(self.chunk_bytes_max), Ordering::Relaxed);
+    }
+
+    /// A chunk is sent.
+    pub(super) fn take(&mut self, bytes: usize) {
+        self.window.sent(bytes as u64, self.now_ms());
+    }
+
+    /// Waits until another chunk may be sent, or the transfer is over: to send then gives the error. Cancel-safe.
+    pub(super) async fn wait(&mut self) {
+        self.look();
+        while self.window.room() == 0 && !self.cell.is_closed() {
+            self.cell.moved(self.seen).await;
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        let seen = self.cell.now();
+        if seen.acked != self.seen.acked {
+            self.window.acked(seen.acked.saturating_sub(self.offset), self.now_ms());
+            self.size_chunks();
+        }
+        self.seen = seen;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sending: one task a transfer, which ends in exactly one report because it owns the ticket.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use super::TransferSettings;
 use super::account::{Account, Subject};
-use super::pace::{RateLimit, StallWatch, Stalled};
+use super::pace::{RateLimit, Room, StallWatch, Stalled};
 use crate::cause::chain;
 use crate::core::SnapshotSend;
 use crate::ids::NodeId;
@@ -371,8 +371,9 @@ impl Inner {
         account.offset = offset;
         running.offset.store(offset, Ordering::Relaxed);
         running.hears(true, transfer.progress());
-        let chunks = self.read(offer.meta.clone(), offset);
-        self.stream(chunks, transfer, &offer.meta, offset, running, account).await
+        let room = Room::new(settings, transfer.progress());
+        let chunks = self.read(offer.meta.clone(), offset, room.chunk_bytes());
+        self.stream(chunks, transfer, &offer.meta, room, running, account).await
     }
 
     async fn stream(
@@ -380,17 +381,21 @@ impl Inner {
         mut chunks: mpsc::Receiver<Result<BodyPart, String>>,
         mut transfer: Box<dyn Transfer>,
         meta: &SnapshotMeta,
-        mut offset: u64,
+        mut room: Room,
         running: &Running,
         account: &mut Account,
     ) -> Result<Sent, SendError> {
+        let mut offset = running.offset.load(Ordering::Relaxed);
         let mut watch = StallWatch::of_transfer(&self.deps.settings, transfer.progress());
-        while let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? {
+        loop {
+            watch.guard(room.wait()).await.map_err(SendError::Stalled)?;
+            let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? else { break };
             let BodyPart { bytes: data, crc32c } = part.map_err(SendError::File)?;
             let bytes = data.len();
             self.rate.take(bytes).await;
             watch.moved();
             let chunk = Chunk { offset, data, crc32c };
+            room.take(bytes);
             watch.guard(transfer.send(chunk)).await.map_err(SendError::Stalled)??;
             watch.moved();
             offset += bytes as u64;
@@ -408,11 +413,16 @@ impl Inner {
     }
 
     /// Reads the file on a thread that may block, a few chunks ahead. It ends when nobody takes them any more.
-    fn read(&self, meta: SnapshotMeta, offset: u64) -> mpsc::Receiver<Result<BodyPart, String>> {
+    fn read(
+        &self,
+        meta: SnapshotMeta,
+        offset: u64,
+        size: Arc<AtomicUsize>,
+    ) -> mpsc::Receiver<Result<BodyPart, String>> {
         let (chunks, taken) = mpsc::channel(READ_AHEAD_CHUNKS);
-        let (store, size) = (self.deps.store.clone(), self.deps.settings.chunk_bytes);
+        let store = self.deps.store.clone();
         self.deps.runtime.spawn_blocking(move || {
-            if let Err(error) = read_chunks(&*store, &meta, offset, size, &chunks) {
+            if let Err(error) = read_chunks(&*store, &meta, offset, &size, &chunks) {
                 let _ = chunks.blocking_send(Err(error));
             }
         });
@@ -424,11 +434,11 @@ fn read_chunks(
     store: &dyn SnapshotStore,
     meta: &SnapshotMeta,
     mut offset: u64,
-    size: usize,
+    size: &AtomicUsize,
     chunks: &mpsc::Sender<Result<BodyPart, String>>,
 ) -> Result<(), String> {
     let mut body = store.open(meta, offset).map_err(|error| chain(&error))?;
-    while let Some(part) = body.next_part(size).map_err(|error| chain(&error))? {
+    while let Some(part) = body.next_part(size.load(Ordering::Relaxed)).map_err(|error| chain(&error))? {
         offset += part.bytes.len() as u64;
         if chunks.blocking_send(Ok(part)).is_err() {
             return Ok(());

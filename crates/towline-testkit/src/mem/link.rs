@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
@@ -40,7 +41,7 @@ pub(crate) async fn knock(
         Some(Fault::Cut) => return Err(unreachable(io::ErrorKind::ConnectionRefused)),
         Some(Fault::Swallow | Fault::Stall) => return pending().await,
         Some(Fault::Delay(time)) => sleep(time).await,
-        None => {}
+        None | Some(Fault::Rate(_)) => {}
     }
     let door = net.lock().doors.get(to.address.authority()).cloned();
     let door = door.ok_or_else(|| unreachable(io::ErrorKind::ConnectionRefused))?;
@@ -138,6 +139,11 @@ impl Drop for MemLink {
     }
 }
 
+/// What so many bytes take at a rate.
+pub(crate) fn time_of(bytes: usize, rate: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)
+}
+
 /// The receiving end.
 struct Receiver {
     net: Arc<Shared>,
@@ -166,7 +172,7 @@ impl Receiver {
             let fault = self.net.wrong(self.wire.from, self.wire.to);
             match fault {
                 // A stream cannot have a hole.
-                None | Some(Fault::Delay(_)) if swallowed => {
+                None | Some(Fault::Delay(_) | Fault::Rate(_)) if swallowed => {
                     return LinkClosed::Broken { detail: "lost in a black hole".into() };
                 }
                 Some(Fault::Cut) => return LinkClosed::Broken { detail: "cut".into() },
@@ -186,8 +192,10 @@ impl Receiver {
                 swallowed = true;
                 continue;
             }
-            if let Some(Fault::Delay(time)) = fault {
-                sleep(time).await;
+            match fault {
+                Some(Fault::Delay(time)) => sleep(time).await,
+                Some(Fault::Rate(rate)) => sleep(time_of(batch.payload_bytes(), rate)).await,
+                _ => {}
             }
             match self.session.deliver(self.lane, batch) {
                 Ok(nacks) => {

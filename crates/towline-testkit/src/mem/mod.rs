@@ -56,6 +56,8 @@ pub enum Fault {
     Stall,
     /// Every batch arrives this much later, still in order.
     Delay(Duration),
+    /// No more than this many bytes of payload arrive in a second, on each link and each transfer for itself.
+    Rate(u64),
 }
 
 /// The network of one test. Clones are the same network.

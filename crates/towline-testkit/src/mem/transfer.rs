@@ -11,7 +11,7 @@ use towline_engine::transport::{
     SnapshotOffer, SnapshotReceipt, SnapshotRefusal, Transfer, TransferError,
 };
 
-use super::link::{Knock, knock};
+use super::link::{Knock, knock, time_of};
 use super::{Fault, Shared, TRANSFER_CHUNKS_MAX, Wire};
 
 /// What goes from the sender to the receiver. A stream that ends without the second is a reset.
@@ -44,7 +44,7 @@ pub(crate) async fn offer(
     let (answered, answer) = oneshot::channel();
     let (outcome_sender, outcome) = oneshot::channel();
     let progress = ProgressCell::new(0);
-    let (deciding, cell) = (deciding.clone(), progress.clone());
+    let (deciding, cell, over) = (deciding.clone(), progress.clone(), Over(progress.clone()));
     let receiver = Receiver { net: net.clone(), wire, items: received, deciding, progress: cell };
     let offer = offer.clone();
     let inside = door.enter();
@@ -53,6 +53,7 @@ pub(crate) async fn offer(
         let outcome = receiver.run(session, offer, answered).await;
         // A sender that is gone does not want to know.
         let _ = outcome_sender.send(outcome);
+        drop(over);
     });
     let outgoing = MemTransfer { items: Some(items), outcome: Some(outcome), progress, held };
     match answer.await {
@@ -63,6 +64,15 @@ pub(crate) async fn offer(
         Ok(Answered::Refused(refusal)) => Ok(OfferAnswer::Refused(refusal)),
         // It broke before there was an answer.
         Err(_) => Err(outgoing.end().await),
+    }
+}
+
+/// Closes the sender's cell when the receiver has ended, however it did.
+struct Over(ProgressCell);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -234,7 +244,9 @@ impl Receiver {
             changed.borrow_and_update();
             let fault = self.net.wrong(self.wire.from, self.wire.to);
             match fault {
-                None | Some(Fault::Delay(_)) if swallowed => return Err(broken("lost in a black hole")),
+                None | Some(Fault::Delay(_) | Fault::Rate(_)) if swallowed => {
+                    return Err(broken("lost in a black hole"));
+                }
                 Some(Fault::Cut) => return Err(broken("cut")),
                 Some(Fault::Stall) => {
                     let _ = changed.changed().await;
@@ -254,6 +266,12 @@ impl Receiver {
                     sleep(time).await;
                     return Ok(item);
                 }
+                Some(Fault::Rate(rate)) => {
+                    if let Item::Chunk(chunk) = &item {
+                        sleep(time_of(chunk.data.len(), rate)).await;
+                    }
+                    return Ok(item);
+                }
                 _ => return Ok(item),
             }
         }
@@ -263,10 +281,14 @@ impl Receiver {
 /// Tells the sender how far the receiver is, unless what is wrong on the way back keeps it; ends if that is cut.
 async fn report(net: &Shared, wire: &Wire, from: ProgressCell, to: ProgressCell) {
     let mut ticks = interval(PROGRESS_INTERVAL / 4);
+    let mut seen = from.now();
     loop {
-        ticks.tick().await;
+        seen = tokio::select! {
+            _ = ticks.tick() => from.now(),
+            now = from.moved(seen) => now,
+        };
         match net.wrong(wire.to, wire.from) {
-            None | Some(Fault::Delay(_)) => to.advance(from.now()),
+            None | Some(Fault::Delay(_) | Fault::Rate(_)) => to.advance(from.now()),
             Some(Fault::Cut) => return,
             Some(Fault::Swallow | Fault::Stall) => {}
         }
@@ -279,7 +301,7 @@ async fn answer_gets_through(net: &Shared, wire: &Wire) -> bool {
     loop {
         changed.borrow_and_update();
         match net.wrong(wire.to, wire.from) {
-            None => return true,
+            None | Some(Fault::Rate(_)) => return true,
             Some(Fault::Delay(time)) => {
                 sleep(time).await;
                 return true;

@@ -2,16 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use towline_engine::ids::PeerAddr;
 
 use super::{Direction, Flow};
@@ -22,6 +22,16 @@ const CONNECTIONS_MAX: usize = 512;
 
 /// Bytes read at once.
 const BLOCK_BYTES: usize = 16 << 10;
+
+/// Bytes that pass at once where there is a rate: another connection gets its turn after it.
+const TURN_BYTES: usize = 4 << 10;
+
+/// What the kernel may hold in a socket of the proxy, as asked for; it takes twice as much. As much as a slow link's own
+/// queue, or the proxy would swallow what its sender is to keep back.
+const SOCKET_BYTES: u32 = 32 << 10;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// Blocks of one direction that wait for their time.
 const BLOCKS_MAX: usize = 64;
@@ -42,6 +52,8 @@ struct Shared {
     /// Whether new connections are closed at once.
     refuse: watch::Sender<bool>,
     bytes: [AtomicU64; 2],
+    /// When the next turn of each direction begins, where there is a rate.
+    free_at: [Mutex<Option<Instant>>; 2],
     connections: watch::Sender<usize>,
 }
 
@@ -51,13 +63,16 @@ impl TcpProxy {
     /// # Errors
     /// If no port can be bound.
     pub async fn to(target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let socket = small_socket()?;
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let listener = socket.listen(BACKLOG)?;
         let at = listener.local_addr()?;
         let shared = Arc::new(Shared {
             flows: watch::Sender::default(),
             cuts: watch::Sender::default(),
             refuse: watch::Sender::default(),
             bytes: Default::default(),
+            free_at: Default::default(),
             connections: watch::Sender::default(),
         });
         let accepting = tokio::spawn(accept(listener, target, shared.clone())).abort_handle();
@@ -115,6 +130,21 @@ impl Drop for TcpProxy {
     }
 }
 
+/// Accepted sockets have the same buffers.
+fn small_socket() -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(SOCKET_BYTES)?;
+    socket.set_send_buffer_size(SOCKET_BYTES)?;
+    Ok(socket)
+}
+
+async fn dial(target: SocketAddr) -> io::Result<TcpStream> {
+    match target {
+        SocketAddr::V4(_) => small_socket()?.connect(target).await,
+        SocketAddr::V6(_) => TcpStream::connect(target).await,
+    }
+}
+
 struct ProxyPath {
     proxy: TcpProxy,
     scheme: &'static str,
@@ -136,6 +166,17 @@ impl Path for ProxyPath {
             self.proxy.set(direction, Flow { black_hole: true, ..Flow::default() });
         }
     }
+
+    fn slow_down(&self, bytes_per_s: u64) -> bool {
+        for direction in Direction::ALL {
+            self.proxy.set(direction, Flow { bytes_per_s: Some(bytes_per_s), ..Flow::default() });
+        }
+        true
+    }
+
+    fn carried(&self) -> Option<u64> {
+        Some(self.proxy.bytes(Direction::Forth))
+    }
 }
 
 impl Shared {
@@ -145,6 +186,24 @@ impl Shared {
             Direction::Forth => forth,
             Direction::Back => back,
         }
+    }
+
+    /// Waits until `bytes` have passed at that rate, after what others pass before.
+    async fn pass(&self, direction: Direction, bytes: usize, rate: u64) {
+        let [forth, back] = &self.free_at;
+        let free_at = match direction {
+            Direction::Forth => forth,
+            Direction::Back => back,
+        };
+        let passed = {
+            let mut free_at = free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let begins = free_at.map_or(now, |free_at| free_at.max(now));
+            let passed = begins + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+            *free_at = Some(passed);
+            passed
+        };
+        sleep_until(passed).await;
     }
 
     fn flow(&self, direction: Direction) -> Flow {
@@ -180,7 +239,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<Shared>) 
 }
 
 async fn connection(near: TcpStream, target: SocketAddr, shared: &Arc<Shared>) {
-    let Ok(far) = TcpStream::connect(target).await else { return };
+    let Ok(far) = dial(target).await else { return };
     for stream in [&near, &far] {
         // Without them the proxy is slower, or ends a connection more politely; it works.
         let _ = (stream.set_nodelay(true), stream.set_zero_linger());
@@ -230,12 +289,13 @@ async fn read(
             flows.changed().await.map_err(|_| Break)?;
             continue;
         }
-        let room = flow.cut_after.map_or(BLOCK_BYTES as u64, |after| after.saturating_sub(number));
+        let most = if flow.bytes_per_s.is_some() { TURN_BYTES } else { BLOCK_BYTES };
+        let room = flow.cut_after.map_or(most as u64, |after| after.saturating_sub(number));
         if room == 0 {
             return Err(Break);
         }
-        let mut block = Vec::with_capacity(BLOCK_BYTES.min(usize::try_from(room).unwrap_or(BLOCK_BYTES)));
-        let mut limited = (&mut from).take(room.min(BLOCK_BYTES as u64));
+        let mut block = Vec::with_capacity(most.min(usize::try_from(room).unwrap_or(most)));
+        let mut limited = (&mut from).take(room.min(most as u64));
         tokio::select! {
             biased;
             _ = flows.changed() => continue,
@@ -251,6 +311,9 @@ async fn read(
                 *byte ^= 0x10;
             }
         }
+        if let Some(rate) = flow.bytes_per_s {
+            shared.pass(direction, block.len(), rate).await;
+        }
         blocks.send((Instant::now() + flow.delay, block)).await.map_err(|_| Break)?;
     }
 }
@@ -265,10 +328,6 @@ async fn write(
         sleep_until(due).await;
         to.write_all(&block).await?;
         shared.bytes_of(direction).fetch_add(block.len() as u64, Ordering::Relaxed);
-        if let Some(rate) = shared.flow(direction).bytes_per_s {
-            // What the block may take at that rate.
-            sleep(Duration::from_secs_f64(block.len() as f64 / rate.max(1) as f64)).await;
-        }
     }
     to.shutdown().await?;
     Ok(())

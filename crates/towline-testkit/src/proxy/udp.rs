@@ -24,6 +24,10 @@ const DATAGRAM_BYTES_MAX: usize = 64 << 10;
 /// Datagrams of one way that wait for their time; the next one is lost.
 const DATAGRAMS_MAX: usize = 4096;
 
+/// What may wait where there is a rate, as a part of a second's bytes, and never fewer than these.
+const QUEUE_SHARE: u64 = 5;
+const QUEUE_BYTES_MIN: u64 = 16 << 10;
+
 /// What happens to datagrams on their way. The default changes nothing. A chance is from 0.0 (never) to 1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DatagramFlow {
@@ -31,7 +35,7 @@ pub struct DatagramFlow {
     pub delay: Duration,
     /// And up to this much later still, each by its own chance: enough of it puts them out of order.
     pub jitter: Duration,
-    /// No more than this many bytes in a second.
+    /// No more than this many bytes in a second. What comes sooner waits in a queue of 200 ms; what does not fit is lost.
     pub bytes_per_s: Option<u64>,
     /// Those that come wait until it is over.
     pub stall: bool,
@@ -62,6 +66,7 @@ struct Shared {
     flows: watch::Sender<[DatagramFlow; 2]>,
     random: Mutex<Rng>,
     passed: [AtomicU64; 2],
+    bytes: [AtomicU64; 2],
     lost: AtomicU64,
     diallers: Mutex<HashMap<SocketAddr, Dialler>>,
 }
@@ -93,6 +98,7 @@ impl UdpProxy {
             flows: watch::Sender::default(),
             random: Mutex::new(Rng::with_seed(seed)),
             passed: Default::default(),
+            bytes: Default::default(),
             lost: AtomicU64::new(0),
             diallers: Mutex::default(),
         });
@@ -129,6 +135,16 @@ impl UdpProxy {
         self.shared.passed_of(direction).load(Ordering::Relaxed)
     }
 
+    /// How many bytes they had.
+    pub fn bytes(&self, direction: Direction) -> u64 {
+        let [forth, back] = &self.shared.bytes;
+        match direction {
+            Direction::Forth => forth,
+            Direction::Back => back,
+        }
+        .load(Ordering::Relaxed)
+    }
+
     /// How many datagrams did not arrive, by a chance or because too many waited.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
@@ -161,6 +177,16 @@ impl Shared {
             Direction::Forth => forth,
             Direction::Back => back,
         }
+    }
+
+    fn count(&self, direction: Direction, length: usize) {
+        self.passed_of(direction).fetch_add(1, Ordering::Relaxed);
+        let [forth, back] = &self.bytes;
+        let bytes = match direction {
+            Direction::Forth => forth,
+            Direction::Back => back,
+        };
+        bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
 
     fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
@@ -254,6 +280,7 @@ impl Way {
         // Those that wait for their time, the earliest first.
         let mut waiting: Vec<(Instant, Vec<u8>)> = Vec::new();
         let mut held: Option<Vec<u8>> = None;
+        let mut free_at = Instant::now();
         loop {
             flows.borrow_and_update();
             let flow = self.shared.flow(self.direction);
@@ -270,17 +297,14 @@ impl Way {
                     let (_, datagram) = waiting.remove(0);
                     let length = datagram.len();
                     match send(datagram).await {
-                        true => _ = self.shared.passed_of(self.direction).fetch_add(1, Ordering::Relaxed),
+                        true => self.shared.count(self.direction, length),
                         false => self.shared.lose(),
-                    }
-                    if let Some(rate) = flow.bytes_per_s {
-                        sleep(Duration::from_secs_f64(length as f64 / rate.max(1) as f64)).await;
                     }
                 }
                 _ = flows.changed() => {}
                 datagram = queue.recv() => {
                     let Some(datagram) = datagram else { return };
-                    self.take(datagram, &flow, &mut held, &mut waiting);
+                    self.take(datagram, &flow, &mut held, &mut free_at, &mut waiting);
                 }
             }
         }
@@ -292,6 +316,7 @@ impl Way {
         mut datagram: Vec<u8>,
         flow: &DatagramFlow,
         held: &mut Option<Vec<u8>>,
+        free_at: &mut Instant,
         waiting: &mut Vec<(Instant, Vec<u8>)>,
     ) {
         if flow.black_hole || self.shared.chance(flow.lose) {
@@ -317,8 +342,21 @@ impl Way {
                 self.shared.lose();
                 continue;
             }
+            let now = Instant::now();
+            let mut due = now;
+            if let Some(rate) = flow.bytes_per_s {
+                let rate = rate.max(1);
+                let begins = (*free_at).max(now);
+                let queued = (begins - now).as_secs_f64() * rate as f64;
+                if queued > (rate / QUEUE_SHARE).max(QUEUE_BYTES_MIN) as f64 {
+                    self.shared.lose();
+                    continue;
+                }
+                due = begins + Duration::from_secs_f64(datagram.len() as f64 / rate as f64);
+                *free_at = due;
+            }
             let jitter = self.shared.draw(|random| flow.jitter.mul_f64(random.f64()));
-            let due = Instant::now() + flow.delay + jitter;
+            let due = due + flow.delay + jitter;
             let place = waiting.partition_point(|(other, _)| *other <= due);
             waiting.insert(place, (due, datagram));
         }

@@ -48,6 +48,7 @@ pub use cases::ends::*;
 pub use cases::handshake::*;
 pub use cases::lanes::*;
 pub use cases::pressure::*;
+pub use cases::slow::*;
 pub use cases::snapshot_ends::*;
 pub use cases::snapshots::*;
 pub use cases::strangers::*;
@@ -140,6 +141,16 @@ pub trait Path: Send + Sync {
     fn cut(&self);
     /// From now on everything is taken and nothing arrives.
     fn black_hole(&self);
+    /// From now on no more than this many bytes pass in a second, each way, as over a slow link: its queue is bounded, and
+    /// a sender that does not wait loses what does not fit, or is held back. Says whether it can.
+    fn slow_down(&self, bytes_per_s: u64) -> bool {
+        let _ = bytes_per_s;
+        false
+    }
+    /// Bytes that have arrived at the listener's side so far, with all that the transport adds, if they are counted.
+    fn carried(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// A byte stream to a listener.
@@ -181,6 +192,9 @@ macro_rules! transport_suite {
             a_running_snapshot_does_not_delay_the_lanes
             a_receiver_that_takes_nothing_pushes_back
             small_messages_push_back_too
+            a_snapshot_over_a_slow_link_arrives_in_one_attempt
+            appends_over_a_slow_link_arrive_once
+            a_slow_link_that_dies_is_noticed
             a_transfer_that_is_not_taken_pushes_back
             a_dropped_link_is_told_once_and_lets_go_of_the_session
             a_listener_shut_down_ends_every_link

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::*;
 use towline_testkit::mem::MemTransport;
 
-use super::{Flaw, State, node, transfers};
+use super::{Flaw, IMPATIENCE, State, node, transfers};
 
 /// What a broken transport gives to the one below.
 pub(super) fn feedback(flaw: Option<Flaw>, feedback: LinkFeedback) -> LinkFeedback {
@@ -173,7 +174,13 @@ impl Link for BrokenLink {
             Flaw::LanesBehindSnapshots => Some(self.state.queue.lock().await),
             _ => None,
         };
-        self.inner.dispatch(batch).await?;
+        match self.flaw {
+            Flaw::GivesUpSlowLinks => {
+                let dispatched = timeout(IMPATIENCE, self.inner.dispatch(batch)).await;
+                dispatched.unwrap_or(Err(DispatchError::Closed))?;
+            }
+            _ => self.inner.dispatch(batch).await?,
+        }
         if let Some(behind) = self.behind.take() {
             self.inner.dispatch(behind).await?;
         }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use towline_engine::ids::{Incarnation, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::*;
-use towline_testkit::mem::{LISTENER_LINKS_MAX, MemNet, MemTransport};
+use towline_testkit::mem::{Fault, LISTENER_LINKS_MAX, MemNet, MemTransport};
 use towline_testkit::suites::transport::{Capabilities, Path, TransportFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,11 @@ pub(crate) enum Flaw {
     FinishesInTheBackground,
     OffersInTheBackground,
     HidesBreaks,
+    GivesUpSlowLinks,
 }
+
+/// How soon a transport that is impatient gives a link up that is slow.
+pub(crate) const IMPATIENCE: Duration = Duration::from_millis(50);
 
 /// The fixture.
 pub(crate) struct Flawed {
@@ -97,6 +101,11 @@ impl Path for Cutter {
     }
 
     fn black_hole(&self) {}
+
+    fn slow_down(&self, bytes_per_s: u64) -> bool {
+        self.0.fault(node(1), node(2), Fault::Rate(bytes_per_s));
+        true
+    }
 }
 
 #[async_trait]

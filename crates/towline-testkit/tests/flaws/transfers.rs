@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use towline_engine::snapshot_store::Trailer;
 use towline_engine::transport::*;
 use towline_testkit::mem::MemTransport;
 
-use super::{Flaw, State};
+use super::{Flaw, IMPATIENCE, State};
 
 pub(super) async fn offer(
     inner: &Arc<MemTransport>,
@@ -137,7 +138,13 @@ impl Transfer for BrokenTransfer {
             Flaw::LanesBehindSnapshots => Some(self.state.queue.lock().await),
             _ => None,
         };
-        let sent = self.inner.as_mut().unwrap().send(chunk).await;
+        let sending = self.inner.as_mut().unwrap().send(chunk);
+        let sent = match self.flaw {
+            Flaw::GivesUpSlowLinks => timeout(IMPATIENCE, sending)
+                .await
+                .unwrap_or_else(|late| Err(TransferError::Broken { detail: late.to_string() })),
+            _ => sending.await,
+        };
         drop(queue);
         match sent {
             Err(TransferError::Broken { .. }) if self.flaw == Flaw::HidesBreaks => Ok(()),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use towline_engine::message::Batch;
-use towline_engine::transport::{DispatchError, Link, LinkClosed, LinkFeedback, Refusal};
+use towline_engine::transport::{BytesTaken, DispatchError, Link, LinkClosed, LinkFeedback, Refusal};
 
 use super::feedback::SharedFeedback;
 use super::{FrameSink, FrameSource};
@@ -31,8 +31,9 @@ pub fn link(sink: impl FrameSink + Sync, source: impl FrameSource, feedback: Lin
         heard.closed(cause);
         drop(alive);
     });
+    let taken = sink.taken();
     let stream = Stream { gone, feedback, reader: reader.abort_handle(), sink };
-    Box::new(StreamLink(Some(stream)))
+    Box::new(StreamLink { stream: Some(stream), taken })
 }
 
 /// Tells what comes back until the stream ends.
@@ -61,8 +62,11 @@ pub(super) fn ended(refused: pb::Refused) -> LinkClosed {
     LinkClosed::ByPeer { detail }
 }
 
-/// `None` once a dispatch failed or was dropped midway.
-struct StreamLink<S>(Option<Stream<S>>);
+struct StreamLink<S> {
+    /// `None` once a dispatch failed or was dropped midway.
+    stream: Option<Stream<S>>,
+    taken: BytesTaken,
+}
 
 struct Stream<S> {
     /// Resolves when the reader has ended.
@@ -83,7 +87,7 @@ impl<S> Drop for Stream<S> {
 impl<S: FrameSink + Sync> Link for StreamLink<S> {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
         // Taken out and put back at the end: if this future is dropped in between, so is the stream.
-        let mut stream = self.0.take().ok_or(DispatchError::Closed)?;
+        let mut stream = self.stream.take().ok_or(DispatchError::Closed)?;
         let frames = frames(batch).map_err(|error| match error {
             WireError::MessageTooLarge { bytes, bytes_max } => DispatchError::TooLarge { bytes, bytes_max },
             // More entries than a frame may have: no message of that kind is within the limit.
@@ -101,7 +105,11 @@ impl<S: FrameSink + Sync> Link for StreamLink<S> {
                 }
             }
         }
-        self.0 = Some(stream);
+        self.stream = Some(stream);
         Ok(())
+    }
+
+    fn taken(&self) -> BytesTaken {
+        self.taken.clone()
     }
 }

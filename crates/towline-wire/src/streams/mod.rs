@@ -21,7 +21,7 @@ mod transfer;
 use std::future::Future;
 use std::time::Duration;
 
-use towline_engine::transport::LinkClosed;
+use towline_engine::transport::{BytesTaken, LinkClosed};
 
 use crate::pb;
 
@@ -51,6 +51,12 @@ pub trait FrameSink: Send + 'static {
 
     /// Nothing more will be sent.
     fn end(&mut self);
+
+    /// Counts what flow control takes of the frames, in pieces of at most 128 KiB or so: see
+    /// [`Link::taken`](towline_engine::transport::Link::taken).
+    fn taken(&self) -> BytesTaken {
+        BytesTaken::default()
+    }
 }
 
 /// The receiving half of a stream. Dropping it tells the peer that nobody reads any more.

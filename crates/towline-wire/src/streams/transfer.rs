@@ -1,6 +1,6 @@
 //! The course of a snapshot transfer: what is said when, and what each side makes of what the other says.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::pin::pin;
 
 use async_trait::async_trait;
@@ -9,8 +9,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use towline_engine::snapshot_store::Trailer;
 use towline_engine::transport::{
-    Chunk, OfferAnswer, PROGRESS_INTERVAL, PeerSession, ProgressCell, Refusal, SinkAnswer, SnapshotOffer,
-    SnapshotReceipt, SnapshotRefusal, SnapshotSink, Transfer, TransferError, TransferProgress, Violation,
+    ACKED_BYTES_MAX, Chunk, OfferAnswer, PROGRESS_INTERVAL, PeerSession, ProgressCell, Refusal, SinkAnswer,
+    SnapshotOffer, SnapshotReceipt, SnapshotRefusal, SnapshotSink, Transfer, TransferError, TransferProgress,
+    Violation,
 };
 
 use super::link::ended;
@@ -47,9 +48,10 @@ pub async fn offer(
     };
     let progress = ProgressCell::new(offset);
     let (told, outcome) = oneshot::channel();
-    let cell = progress.clone();
+    let over = Over(progress.clone());
     let reader = tokio::spawn(async move {
-        let _ = told.send(read_outcome(&mut source, &cell).await);
+        let _ = told.send(read_outcome(&mut source, &over.0).await);
+        drop(over);
     });
     let sink = Some(Half { reader: reader.abort_handle(), sink });
     Ok(OfferAnswer::Accepted { offset, transfer: Box::new(Sending { sink, outcome, progress }) })
@@ -72,6 +74,15 @@ async fn next(source: &mut impl FrameSource, without: &str) -> Result<pb::Frame,
         Err(closed) => closed,
     };
     Err(broken(detail(closed)))
+}
+
+/// Closes a cell when the reader that keeps it current has ended, however it did.
+struct Over(ProgressCell);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Keeps `cell` current until the last word is there.
@@ -216,8 +227,31 @@ struct Receiving<'a, R> {
     ahead: Option<Option<pb::Frame>>,
     answers: &'a mpsc::Sender<pb::Frame>,
     /// What to tell of, and what was told last.
-    progress: Option<(ProgressCell, TransferProgress)>,
+    progress: Option<Telling>,
     due: Interval,
+}
+
+struct Telling {
+    cell: ProgressCell,
+    /// What was acknowledged when the telling began.
+    begun: u64,
+    told: TransferProgress,
+    /// The dialler does not read: tell when it is due, and not before.
+    stuck: bool,
+}
+
+/// Returns once so much was acknowledged that the dialler should be told before it is due. A share of what there was
+/// first, so that a sender that begins with a few bytes under way need not wait.
+async fn worth_telling(telling: Option<&Telling>) {
+    let Some(Telling { cell, begun, told, stuck: false }) = telling else { return pending().await };
+    let mut now = cell.now();
+    loop {
+        let share = now.acked.saturating_sub(*begun) / 8;
+        if now.acked > told.acked && now.acked - told.acked >= share.min(ACKED_BYTES_MAX) {
+            return;
+        }
+        now = cell.moved(now).await;
+    }
 }
 
 impl<'a, R: FrameSource> Receiving<'a, R> {
@@ -256,6 +290,7 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
             tokio::select! {
                 biased;
                 _ = self.due.tick() => self.tell(),
+                () = worth_telling(self.progress.as_ref()) => self.tell(),
                 frame = self.source.next() => {
                     self.ahead = Some(frame.map_err(|closed| violation(detail(closed)))?);
                 }
@@ -271,6 +306,7 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
                 biased;
                 _ = self.due.tick() => self.tell(),
                 done = &mut work => return Ok(done),
+                () = worth_telling(self.progress.as_ref()) => self.tell(),
                 frame = self.source.next(), if self.ahead.is_none() => {
                     self.ahead = Some(frame.map_err(|closed| violation(detail(closed)))?);
                 }
@@ -280,16 +316,19 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
 
     /// From now on the dialler is told of this.
     fn tell_of(&mut self, cell: ProgressCell) {
-        let now = cell.now();
-        self.progress = Some((cell, now));
+        let told = cell.now();
+        self.progress = Some(Telling { cell, begun: told.acked, told, stuck: false });
     }
 
     /// Never waits: what is told later says as much.
     fn tell(&mut self) {
-        let Some((cell, told)) = &mut self.progress else { return };
-        let now = cell.now();
-        if now != *told && self.answers.try_send(frame(Kind::Progress(now.into()))).is_ok() {
-            *told = now;
+        let Some(telling) = &mut self.progress else { return };
+        let now = telling.cell.now();
+        if now != telling.told {
+            telling.stuck = self.answers.try_send(frame(Kind::Progress(now.into()))).is_err();
+            if !telling.stuck {
+                telling.told = now;
+            }
         }
     }
 }

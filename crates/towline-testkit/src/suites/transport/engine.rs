@@ -322,6 +322,7 @@ impl Drop for Host {
 }
 
 /// The dialling engine's ear at one link.
+#[derive(Clone)]
 pub(super) struct Ear {
     told: watch::Receiver<Told>,
 }
