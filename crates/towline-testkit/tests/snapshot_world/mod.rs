@@ -465,9 +465,6 @@ impl World {
                 .retain(|m| keep.contains(&m.content) || pinned(m) || installing == Some(m.content));
         }
         self.messages.extend(fx.messages.drain(..));
-        for attempt in fx.cancelled.drain(..) {
-            self.transfers.retain(|t| t.key != (id, life, attempt));
-        }
         // Only a report that vanished at the door itself leaves a peer without an attempt.
         let vanished = matches!(self.faults.plant, Plant::Drops(_));
         assert!(fx.latched.is_empty() || vanished, "a peer waited for no attempt");
@@ -475,6 +472,10 @@ impl World {
         for send in fx.snapshots.drain(..) {
             let slow = self.rng.u8(0..10) == 0;
             self.transfers.push(Transfer::new((id, life, send.ticket.attempt()), send, slow));
+        }
+        // In this order, as the shard does it: an attempt may be over in the turn that begins it.
+        for attempt in fx.cancelled.drain(..) {
+            self.transfers.retain(|t| t.key != (id, life, attempt));
         }
         Some(result)
     }

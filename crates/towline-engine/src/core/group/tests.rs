@@ -1,3 +1,5 @@
+mod slow;
+
 use super::*;
 use crate::core::GroupLog;
 use crate::core::terms::RISE_MAX;

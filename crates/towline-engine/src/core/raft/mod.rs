@@ -1,6 +1,7 @@
 //! The only place that knows the types of the raft crate. An upgrade of it touches this folder.
 
 mod convert;
+mod flow;
 mod logger;
 mod storage;
 mod unreadable;
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
 
+use self::flow::Flows;
 pub use self::storage::Fetch;
 use self::storage::LogView;
 #[cfg(test)]
@@ -58,6 +60,8 @@ pub(crate) struct Replica {
     /// Whom a leader had heard of when raft last looked whether it has a quorum. Raft forgets it then, and takes everybody for
     /// silent until the next heartbeat is answered.
     heard: Vec<u64>,
+    /// What a leader may have under way to each peer.
+    flows: Flows,
     /// Ticks since a leader's heartbeats last left, those of which raft did not hear counted in.
     since_beat: usize,
 }
@@ -113,10 +117,11 @@ impl Replica {
             max_uncommitted_size: setup.uncommitted_bytes_max.max(setup.append_bytes_max),
             max_committed_size_per_ready: setup.committed_bytes_max,
         };
+        let flows = Flows::new(&setup);
         let logger = logger::logger(setup.node, setup.group);
         let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
         RawNode::new(&config, view, &logger)
-            .map(|raw| Self { raw, door: None, heard: Vec::new(), since_beat: 0 })
+            .map(|raw| Self { raw, door: None, heard: Vec::new(), flows, since_beat: 0 })
             .map_err(|e| e.to_string())
     }
 
@@ -203,6 +208,7 @@ impl Replica {
             let active = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
             self.heard = active.map(|(&id, _)| id).collect();
         }
+        self.flows.pass(1, self.raw.raft.mut_prs());
         self.raw.tick();
         if !self.is_leader() {
             self.heard.clear();
@@ -222,6 +228,7 @@ impl Replica {
     /// So many ticks were due before the next one, and raft is not to hear of them.
     pub(crate) fn skip_ticks(&mut self, ticks: u64) {
         self.since_beat = self.since_beat.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));
+        self.flows.pass(ticks, self.raw.raft.mut_prs());
     }
 
     /// Raft counts the ticks it hears of until its heartbeats are due. Those that are due by the clock are sent at once; its own
@@ -240,6 +247,12 @@ impl Replica {
     /// those (a response of somebody unknown) has no effect.
     pub(crate) fn step(&mut self, message: Message) {
         let from = message.from.as_u64();
+        if message.kind == MessageKind::AppendResponse && message.term == self.term() && self.is_leader() {
+            match message.reject {
+                true => self.flows.forget(from, self.raw.raft.mut_prs()),
+                false => self.flows.acked(from, message.index, self.raw.raft.mut_prs()),
+            }
+        }
         if let Err(error) = self.raw.step(convert::message_to_raft(message)) {
             tracing::debug!(%error, "raft ignored a message");
         }
@@ -336,6 +349,11 @@ impl Replica {
             install,
         };
         self.show_emitted(&parts);
+        if self.is_leader() {
+            self.flows.lead(self.term());
+            self.flows.sent(parts.messages.iter().chain(&parts.messages_after_write));
+            self.flows.allow(self.raw.raft.mut_prs());
+        }
         if let Some(at) = install {
             self.raw.mut_store().log.install(at);
         }
@@ -412,6 +430,7 @@ impl Replica {
 
 impl RaftReports for Replica {
     fn report_unreachable(&mut self, peer: NodeId) {
+        self.flows.forget(peer.as_u64(), self.raw.raft.mut_prs());
         match &mut self.door {
             Some(door) => door.unreachable(peer, &mut self.raw),
             None => RaftReports::report_unreachable(&mut self.raw, peer),
