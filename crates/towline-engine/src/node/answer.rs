@@ -28,11 +28,6 @@ pub(crate) fn answer<T>() -> (Answer<T>, oneshot::Receiver<T>) {
 }
 
 impl<T> Answer<T> {
-    /// Whether anybody is there to hear it.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.0.as_ref().is_some_and(|sender| !sender.is_closed())
-    }
-
     /// Gives it. Nobody may be there any more to hear it.
     pub(crate) fn send(mut self, value: T) {
         if let Some(sender) = self.0.take() {

@@ -23,17 +23,24 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    pub(super) fn push(&mut self, proposal: Arc<dyn Unanswered>) {
-        for _ in 0..DROPPED_AT_PUSH {
-            if self.line.front().is_some_and(|oldest| !oldest.is_open()) {
-                self.line.pop_front();
+    /// Gives back some that are answered, to be dropped without the lock that this is under.
+    pub(super) fn push(
+        &mut self,
+        proposal: Arc<dyn Unanswered>,
+    ) -> [Option<Arc<dyn Unanswered>>; DROPPED_AT_PUSH] {
+        let answered = std::array::from_fn(|_| {
+            if self.line.front().is_some_and(|oldest| oldest.is_open()) {
+                None
+            } else {
+                self.line.pop_front()
             }
-        }
+        });
         if self.line.len() >= SWEEP_MIN.max(2 * self.swept) {
             self.line.retain(|proposal| proposal.is_open());
             self.swept = self.line.len();
         }
         self.line.push_back(proposal);
+        answered
     }
 
     /// Takes those that wait since `before` or longer.
@@ -85,12 +92,11 @@ mod tests {
         let metrics = Arc::new(NodeMetrics::noop().group(1));
         let waiters: Vec<_> = (0..4).map(|_| ProposalWaiter::<()>::new(metrics.clone())).collect();
         let mut deadlines = Deadlines::default();
-        waiters.iter().for_each(|(waiter, _)| deadlines.push(waiter.unanswered()));
+        waiters.iter().for_each(|(waiter, _)| drop(deadlines.push(waiter.unanswered())));
         let mut waiters = waiters.into_iter();
         let (answered, _wanted) = waiters.next().unwrap();
         answered.answer(());
-        let (_abandoned, wanted) = waiters.next().unwrap();
-        drop(wanted);
+        drop(waiters.next().unwrap());
         let (late, mut wanted) = waiters.next().unwrap();
         let taken = deadlines.take_late(late.since());
         assert!(taken.iter().all(|proposal| proposal.since() <= late.since()) && !taken.is_empty());

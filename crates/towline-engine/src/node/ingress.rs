@@ -135,7 +135,7 @@ impl Ingress {
             return waiter.fail(error);
         }
         queues.proposal_bytes += command.len();
-        queues.deadlines.push(waiter.unanswered());
+        let _answered = queues.deadlines.push(waiter.unanswered());
         queues.proposals.push_back((command, waiter));
         self.schedule(queues);
     }

@@ -1,6 +1,7 @@
 //! Who waits for an answer. The core only carries them; the apply worker and the shard answer.
 
 use std::any::Any;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ pub(crate) trait Waiter: Send {
 
 /// A proposal as its deadline sees it. Whoever answers first does; later answers have no effect.
 pub(crate) trait Unanswered: Send + Sync {
-    /// Whether the caller still waits.
+    /// Whether it is not answered.
     fn is_open(&self) -> bool;
     /// When it began to wait.
     fn since(&self) -> Instant;
@@ -41,6 +42,8 @@ pub(crate) struct ProposalWaiter<R> {
 struct Slot<R> {
     /// `None` once it was given.
     answer: Mutex<Option<Answer<Result<R, ProposeError>>>>,
+    /// The same without the lock, for the one look that every proposal gets.
+    is_open: AtomicBool,
     since: Instant,
     metrics: Arc<GroupMetrics>,
 }
@@ -48,7 +51,8 @@ struct Slot<R> {
 impl<R: Send + 'static> ProposalWaiter<R> {
     pub(crate) fn new(metrics: Arc<GroupMetrics>) -> (Self, oneshot::Receiver<Result<R, ProposeError>>) {
         let (answer, answered) = answer();
-        let slot = Slot { answer: Mutex::new(Some(answer)), since: Instant::now(), metrics };
+        let (answer, is_open) = (Mutex::new(Some(answer)), AtomicBool::new(true));
+        let slot = Slot { answer, is_open, since: Instant::now(), metrics };
         (Self { slot: Arc::new(slot) }, answered)
     }
 
@@ -87,20 +91,22 @@ impl<R: Send + 'static> Waiter for ProposalWaiter<R> {
 /// A waiter that is lost tells its caller so.
 impl<R> Drop for ProposalWaiter<R> {
     fn drop(&mut self) {
-        drop(self.slot.take());
+        if self.slot.is_open.load(Ordering::Acquire) {
+            drop(self.slot.take());
+        }
     }
 }
 
 impl<R> Slot<R> {
     fn take(&self) -> Option<Answer<Result<R, ProposeError>>> {
+        self.is_open.store(false, Ordering::Release);
         self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl<R: Send + 'static> Unanswered for Slot<R> {
     fn is_open(&self) -> bool {
-        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        answer.as_ref().is_some_and(Answer::is_wanted)
+        self.is_open.load(Ordering::Acquire)
     }
 
     fn since(&self) -> Instant {
