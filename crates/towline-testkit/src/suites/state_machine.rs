@@ -6,7 +6,7 @@
 //! towline_testkit::state_machine_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` a check. A volatile machine passes too: what is said of durable ones is asked of
+//! makes a module `mine` with one `#[test]` a check. A machine that keeps files runs [`files`] too. A volatile machine passes too: what is said of durable ones is asked of
 //! those that ever claim to have something durable.
 
 #![allow(
@@ -17,6 +17,8 @@
     clippy::panic,
     missing_docs // each check is named after what it asserts
 )]
+
+pub mod files;
 
 use std::io::{self, Read, Write};
 
@@ -90,6 +92,10 @@ fn place(index: u64) -> Applied {
     if index == 0 { Applied::NONE } else { Applied { index, term: TERM } }
 }
 
+fn entry(fixture: &impl Fixture, index: u64) -> Entry {
+    Entry { index, term: TERM, data: fixture.command(index), ..Entry::default() }
+}
+
 /// A fixture, its machine while it is open, and how far it is. The command at index *n* is number *n*.
 struct Bench<F: Fixture> {
     fixture: F,
@@ -109,9 +115,7 @@ impl<F: Fixture> Bench<F> {
         let mut all = Vec::new();
         while self.at < to {
             let end = to.min(self.at + per_batch);
-            let entry =
-                |index| Entry { index, term: TERM, data: self.fixture.command(index), ..Entry::default() };
-            let entries: Vec<_> = (self.at + 1..=end).map(entry).collect();
+            let entries: Vec<_> = (self.at + 1..=end).map(|index| entry(&self.fixture, index)).collect();
             let mut replies = Replies::with_capacity(entries.len());
             self.machine.apply(ApplyBatch::new(&entries, place(end)), &mut replies).unwrap();
             assert_eq!(replies.len(), entries.len(), "one reply a command");

@@ -12,6 +12,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use towline::{Applied, codec};
+use twox_hash::XxHash3_128;
 
 use super::StoreError;
 
@@ -30,6 +31,8 @@ pub(super) struct Meta {
     pub(super) generation: u32,
     /// Keys in the live generation, expired ones that were not removed yet among them.
     pub(super) keys: u64,
+    /// The sum of [`checksum`] over those keys: what the store must hold, whatever files it has it from.
+    pub(super) checksum: u128,
 }
 
 impl Meta {
@@ -90,6 +93,18 @@ pub(super) fn record(expiry_ms: u64, value: &[u8]) -> Vec<u8> {
 pub(super) fn split(record: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     let (expiry, value) = record.split_first_chunk::<EXPIRY_BYTES>().ok_or(StoreError::Corrupt("record"))?;
     Ok((u64::from_be_bytes(*expiry), value))
+}
+
+/// One record's part in the checksum of the state. The parts are added, so their order does not matter and each write
+/// changes the sum by what it replaces and what it writes.
+pub(super) fn checksum(key: &[u8], expiry_ms: u64, value: &[u8]) -> u128 {
+    // The low half is enough of a seed.
+    XxHash3_128::oneshot_with_seed(due_checksum(key, expiry_ms) as u64, value)
+}
+
+/// The same of a [`due_key`].
+pub(super) fn due_checksum(key: &[u8], expiry_ms: u64) -> u128 {
+    XxHash3_128::oneshot_with_seed(expiry_ms, key)
 }
 
 /// Whether something that expires at `expiry_ms` (0: never) is still there at `now_ms`.

@@ -8,6 +8,7 @@ mod clock;
 mod command;
 mod cut;
 mod layout;
+mod opened;
 mod overlay;
 mod snapshot;
 mod view;
@@ -16,12 +17,11 @@ mod writeback;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace};
 use serde::{Deserialize, Serialize};
 use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
 
@@ -33,14 +33,13 @@ pub(crate) use view::{Gathered, Stored, View};
 
 use clock::Clock;
 use command::ANSWERS_BYTES_MAX;
-use layout::{META_KEY, Meta};
+use layout::Meta;
+use opened::Opened;
 use overlay::Overlay;
 use writeback::WriteBack;
 
 /// Bytes of commands that are applied again after a restart, at most; about.
 const REPLAY_BYTES_MAX: usize = 256 << 20;
-/// fjall's own memtable: only restoring a snapshot and sweeping fill it.
-const STORE_MEMTABLE_BYTES: u64 = 8 << 20;
 
 /// Memory of the store. Small by default: this is an example, and three of them share a laptop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +83,8 @@ pub(crate) enum StoreError {
     Codec(#[from] codec::CodecError),
     #[error("the {0} in the key-value store is corrupt")]
     Corrupt(&'static str),
+    #[error("the directory of the key-value store could not be read or changed")]
+    OpenFailed(#[source] io::Error),
     #[error("the snapshot could not be read")]
     Snapshot(#[from] io::Error),
     #[error("the thread that writes to the key-value store could not be started")]
@@ -111,27 +112,14 @@ pub(crate) struct KvMachine {
 }
 
 impl KvMachine {
-    /// Opens the store at `path`, or makes it.
+    /// Opens the store at `path`, or makes it. A store that is damaged is moved aside, and an empty one takes its place: the
+    /// engine then restores the state from a snapshot and the log, or refuses to start the group.
     pub(crate) fn open(path: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
         Self::open_with_clock(path, config, Clock::monotonic())
     }
 
     fn open_with_clock(path: &Path, config: &StoreConfig, clock: Clock) -> Result<Self, StoreError> {
-        make_whole(path)?;
-        let db = Database::builder(path)
-            .cache_size(config.cache_bytes)
-            .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
-            .worker_threads(config.worker_threads.max(1))
-            .max_cached_files(Some(config.files_max.max(FILES_MIN)))
-            .open()?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
-        let store = db.keyspace("kv", options)?;
-        let meta = store.get(META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
-        if let Some(next) = meta.generation.checked_add(1) {
-            snapshot::remove_from(&db, &store, next)?;
-        }
-        // A killed process may have left a restored snapshot in the page cache. And what was removed must not come back.
-        db.persist(PersistMode::SyncAll)?;
+        let Opened { db, store, meta } = opened::open(path, config)?;
         clock.observe(meta.clock_ms);
         let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
         Ok(Self {
@@ -208,23 +196,6 @@ impl KvMachine {
         self.durable = written.unwrap_or(self.durable);
         Ok(())
     }
-}
-
-/// Makes the store at `path`, if there is none, as a whole or not at all. fjall cannot open a directory that it had not
-/// finished when the process was killed.
-fn make_whole(path: &Path) -> Result<(), fjall::Error> {
-    if path.exists() {
-        return Ok(());
-    }
-    let unfinished = path.with_extension("new");
-    match fs::remove_dir_all(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    drop(Database::builder(&unfinished).worker_threads(1).open()?);
-    fs::rename(&unfinished, path)?;
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(File::open(above)?.sync_all()?)
 }
 
 impl StateMachine for KvMachine {

@@ -12,7 +12,7 @@ use fjall::Keyspace;
 
 use super::StoreError;
 use super::command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, VALUE_BYTES_MAX};
-use super::layout::{Meta, alive, data_key, due_key, expiry_of_due, key_of_due, split};
+use super::layout::{Meta, alive, checksum, data_key, due_key, expiry_of_due, key_of_due, split};
 
 /// The most that `INCR` parses: `-9223372036854775808`.
 const INTEGER_BYTES_MAX: usize = 20;
@@ -65,6 +65,23 @@ impl Value {
     pub(super) fn of_record(record: &[u8]) -> Result<Self, StoreError> {
         let (expiry_ms, bytes) = split(record)?;
         Ok(Self::new(bytes, expiry_ms))
+    }
+}
+
+/// A record that is about to be replaced.
+struct Before {
+    expiry_ms: u64,
+    checksum: u128,
+}
+
+impl Before {
+    fn new(key: &[u8], value: &Value) -> Self {
+        Self { expiry_ms: value.expiry_ms, checksum: checksum(key, value.expiry_ms, &value.bytes) }
+    }
+
+    fn of_record(key: &[u8], record: &[u8]) -> Result<Self, StoreError> {
+        let (expiry_ms, value) = split(record)?;
+        Ok(Self { expiry_ms, checksum: checksum(key, expiry_ms, value) })
     }
 }
 
@@ -137,7 +154,7 @@ impl Overlay {
             Op::Flush => {
                 let generation =
                     self.meta.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
-                self.meta = Meta { generation, keys: 0, ..self.meta };
+                self.meta = Meta { generation, keys: 0, checksum: 0, ..self.meta };
                 self.newest = Layer::new(generation);
                 self.newest_due.clear();
                 self.sealed_due.clear();
@@ -247,14 +264,14 @@ impl Overlay {
 
     fn put(&mut self, key: &[u8], value: Option<Value>) -> Result<(), StoreError> {
         let length = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.bytes.len());
-        let expiry_ms = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.expiry_ms);
-        let (is_there, due_ms) = (value.is_some(), expiry_ms(&value));
+        let due_ms = value.as_ref().map_or(0, |v| v.expiry_ms);
+        let after = value.as_ref().map(|value| Before::new(key, value));
         self.newest.bytes += length(&value);
         let before = match self.newest.slots.get_mut(key) {
             Some(slot) => {
                 let before = std::mem::replace(&mut slot.now, value);
                 self.newest.bytes = self.newest.bytes.saturating_sub(length(&before));
-                before
+                before.map(|value| Before::new(key, &value))
             }
             None => {
                 let below = self.below(key)?;
@@ -264,13 +281,9 @@ impl Overlay {
                 below
             }
         };
-        match (before.is_some(), is_there) {
-            (false, true) => self.meta.keys = self.meta.keys.saturating_add(1),
-            (true, false) => self.meta.keys = self.meta.keys.saturating_sub(1),
-            _ => {}
-        }
-        if expiry_ms(&before) != 0 {
-            let due = (expiry_ms(&before), Bytes::copy_from_slice(key));
+        self.count(before.as_ref(), after.as_ref());
+        if let Some(before) = before.filter(|before| before.expiry_ms != 0) {
+            let due = (before.expiry_ms, Bytes::copy_from_slice(key));
             self.newest_due.remove(&due);
             self.sealed_due.remove(&due);
         }
@@ -280,15 +293,26 @@ impl Overlay {
         Ok(())
     }
 
-    /// What lies below the newest layer. The bytes of a value in the store, which is about to be replaced, are left out.
-    fn below(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+    /// A record takes the place of another: what the store must hold in the end.
+    fn count(&mut self, before: Option<&Before>, after: Option<&Before>) {
+        let meta = &mut self.meta;
+        if let Some(before) = before {
+            meta.keys = meta.keys.saturating_sub(1);
+            meta.checksum = meta.checksum.wrapping_sub(before.checksum);
+        }
+        if let Some(after) = after {
+            meta.keys = meta.keys.saturating_add(1);
+            meta.checksum = meta.checksum.wrapping_add(after.checksum);
+        }
+    }
+
+    /// What lies below the newest layer.
+    fn below(&self, key: &[u8]) -> Result<Option<Before>, StoreError> {
         if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
-            return Ok(slot.now.clone());
+            return Ok(slot.now.as_ref().map(|value| Before::new(key, value)));
         }
-        match self.store.get(data_key(self.meta.generation, key))? {
-            Some(record) => Ok(Some(Value { bytes: Bytes::new(), expiry_ms: split(&record)?.0 })),
-            None => Ok(None),
-        }
+        let record = self.store.get(data_key(self.meta.generation, key))?;
+        record.map(|record| Before::of_record(key, &record)).transpose()
     }
 
     /// When the next key is due, or zero if only a sweep can tell; `None` if no key expires.
@@ -320,10 +344,16 @@ impl Overlay {
             let key = key_of_due(due);
             // What is in memory is newer, and was swept there.
             if self.recent(key).is_none() {
+                let record =
+                    self.store.get(data_key(generation, key))?.ok_or(StoreError::Corrupt("expiry"))?;
+                let before = Before::of_record(key, &record)?;
+                if before.expiry_ms != expiry_of_due(due) {
+                    return Err(StoreError::Corrupt("expiry"));
+                }
                 self.newest.bytes += SLOT_BYTES + key.len();
-                let removed = Slot { below: Some(expiry_of_due(due)), now: None };
+                let removed = Slot { below: Some(before.expiry_ms), now: None };
                 self.newest.slots.insert(Bytes::copy_from_slice(key), removed);
-                self.meta.keys = self.meta.keys.saturating_sub(1);
+                self.count(Some(&before), None);
             }
         }
         match due.last() {

@@ -10,7 +10,7 @@ use towline::{Applied, SnapshotSource};
 
 use super::command::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use super::cut::Cut;
-use super::layout::{META_KEY, Meta, data_key, due_key, record};
+use super::layout::{META_KEY, Meta, checksum, data_key, due_key, record};
 use super::overlay::Overlay;
 use super::view::Fnv;
 use super::writeback::commit;
@@ -32,7 +32,8 @@ impl SnapshotSource for Source {
         let mut out = Hashing { inner: io::BufWriter::new(out), hash: Fnv::new() };
         out.put(MAGIC)?;
         out.put(&self.cut.meta.clock_ms.to_be_bytes())?;
-        let mut keys: u64 = 0;
+        let (mut keys, mut found): (u64, u128) = (0, 0);
+        let promised = (self.cut.meta.keys, self.cut.meta.checksum);
         self.cut
             .for_each(|key, expiry_ms, value| {
                 out.put(&[1])?;
@@ -40,15 +41,27 @@ impl SnapshotSource for Source {
                 out.put(&expiry_ms.to_be_bytes())?;
                 out.put_sized(value)?;
                 keys += 1;
+                found = found.wrapping_add(checksum(key, expiry_ms, value));
                 Ok::<_, StoreError>(())
             })
             .map_err(io::Error::other)?;
+        // What was damaged here must not reach others.
+        if (keys, found) != promised {
+            return Err(io::Error::other(StoreError::Corrupt("state")));
+        }
         out.put(&[0])?;
         out.put(&keys.to_be_bytes())?;
         let hash = out.hash.0;
         out.put(&hash.to_be_bytes())?;
         out.inner.flush()
     }
+}
+
+/// What has been written of a snapshot.
+#[derive(Default)]
+struct Restored {
+    keys: u64,
+    checksum: u128,
 }
 
 struct Hashing<W> {
@@ -104,11 +117,11 @@ impl KvMachine {
             return Err(StoreError::Corrupt("start of the snapshot"));
         }
         let clock_ms = u64::from_be_bytes(body.take()?);
-        let mut keys = 0;
-        while self.restore_batch(&mut body, generation, &mut keys)? {}
+        let mut restored = Restored::default();
+        while self.restore_batch(&mut body, generation, &mut restored)? {}
         let promised = u64::from_be_bytes(body.take()?);
         let hash = body.hash.0;
-        if promised != keys || u64::from_be_bytes(body.take()?) != hash {
+        if promised != restored.keys || u64::from_be_bytes(body.take()?) != hash {
             return Err(StoreError::Corrupt("end of the snapshot"));
         }
         let meta = Meta {
@@ -116,7 +129,8 @@ impl KvMachine {
             term: applied.term,
             clock_ms: clock_ms.max(old.clock_ms),
             generation,
-            keys,
+            keys: restored.keys,
+            checksum: restored.checksum,
         };
         let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
         write.insert(&self.store, META_KEY, &meta.encode()?[..]);
@@ -134,7 +148,7 @@ impl KvMachine {
         &mut self,
         body: &mut Hashing<R>,
         generation: u32,
-        keys: &mut u64,
+        restored: &mut Restored,
     ) -> Result<bool, StoreError> {
         let mut write = self.db.batch();
         let (mut count, mut bytes) = (0, 0);
@@ -155,7 +169,8 @@ impl KvMachine {
                 write.insert(&self.store, due_key(generation, expiry_ms, &key), &b""[..]);
             }
             write.insert(&self.store, data_key(generation, &key), record(expiry_ms, &value));
-            *keys += 1;
+            restored.keys += 1;
+            restored.checksum = restored.checksum.wrapping_add(checksum(&key, expiry_ms, &value));
             count += 1;
             bytes += key.len() + value.len();
         }

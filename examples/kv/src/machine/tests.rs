@@ -1,4 +1,5 @@
 mod contract;
+mod damaged;
 mod stopped;
 
 use std::collections::BTreeMap;

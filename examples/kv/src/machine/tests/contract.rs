@@ -1,6 +1,9 @@
 //! The machine under the suite that any state machine can run.
 
+use std::path::PathBuf;
+
 use towline_testkit::suites::state_machine::Fixture;
+use towline_testkit::suites::state_machine::files::FilesFixture;
 
 use super::*;
 
@@ -48,4 +51,20 @@ impl Fixture for OnDisk {
     }
 }
 
+impl FilesFixture for OnDisk {
+    fn dir(&self) -> PathBuf {
+        self.dir.path().join("kv")
+    }
+
+    fn try_open(&mut self) -> Result<KvMachine, String> {
+        KvMachine::open(&self.dir(), &StoreConfig::default()).map_err(|error| error.to_string())
+    }
+
+    fn try_contents(&self, view: &View) -> Result<Vec<u8>, String> {
+        let seen = view.digest().map_err(|error| error.to_string())?;
+        Ok([seen.keys, seen.digest].map(u64::to_be_bytes).concat())
+    }
+}
+
 towline_testkit::state_machine_suite!(on_fjall, OnDisk::new);
+towline_testkit::state_machine_files_suite!(damaged, OnDisk::new);

@@ -1,0 +1,199 @@
+//! Opens the store, and finds out whether it holds what was written.
+//!
+//! fjall 3.1 alone does not. It starts with sequence number 0 if its journal is missing, so that point reads see the newest
+//! place and scans see nothing. It does not compare a table with the checksum that its own manifest has of it. So the
+//! whole state is read here once, and compared with the checksum that lies beside it. A store that fails is moved aside.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::layout::{
+    META_KEY, Meta, checksum, data_key, due_checksum, due_key, expiry_of_due, key_of_data, key_of_due, split,
+};
+use super::{FILES_MIN, JOURNAL_BYTES_MIN, StoreConfig, StoreError, snapshot};
+
+/// fjall's own memtable: only restoring a snapshot and sweeping fill it.
+const STORE_MEMTABLE_BYTES: u64 = 8 << 20;
+/// What fjall writes last when it makes a store.
+const VERSION_FILE: &str = "version";
+const FIRST_JOURNAL: &str = "0.jnl";
+
+pub(super) struct Opened {
+    pub(super) db: Database,
+    pub(super) store: Keyspace,
+    pub(super) meta: Meta,
+}
+
+enum Failure {
+    /// Another start may find it well.
+    Store(StoreError),
+    /// It never will be.
+    Damaged(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let damaged = match &error {
+            StoreError::Fjall(error) => is_damage(error),
+            StoreError::Codec(_) | StoreError::Corrupt(_) => true,
+            _ => false,
+        };
+        if damaged { Self::Damaged(error_text(&error)) } else { Self::Store(error) }
+    }
+}
+
+impl From<fjall::Error> for Failure {
+    fn from(error: fjall::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+fn is_damage(error: &fjall::Error) -> bool {
+    match error {
+        // In use, or written by another release: as good as it ever was.
+        fjall::Error::Locked | fjall::Error::InvalidVersion(Some(_)) => false,
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => matches!(
+            error.kind(),
+            io::ErrorKind::NotFound
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::InvalidInput
+                | io::ErrorKind::AlreadyExists
+        ),
+        _ => true,
+    }
+}
+
+fn error_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+pub(super) fn open(path: &Path, config: &StoreConfig) -> Result<Opened, StoreError> {
+    // fjall panics on some damage.
+    let opened = catch_unwind(AssertUnwindSafe(|| open_sound(path, config)));
+    let cause = match opened {
+        Ok(Ok(opened)) => return Ok(opened),
+        Ok(Err(Failure::Store(error))) => return Err(error),
+        Ok(Err(Failure::Damaged(cause))) => cause,
+        Err(_) => "opening it panicked".into(),
+    };
+    let aside = set_aside(path).map_err(StoreError::OpenFailed)?;
+    tracing::error!(cause, aside = %aside.display(), "the key-value store is damaged and is built anew");
+    open_sound(path, config).map_err(|failure| match failure {
+        Failure::Store(error) => error,
+        Failure::Damaged(_) => StoreError::Corrupt("new store"),
+    })
+}
+
+/// Moves the store out of the way, in place of what was moved there before.
+fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = path.with_extension("damaged");
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::rename(path, &aside)?;
+    sync_parent(path)?;
+    Ok(aside)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
+}
+
+fn open_sound(path: &Path, config: &StoreConfig) -> Result<Opened, Failure> {
+    make_whole(path)?;
+    prepare(path)?;
+    let db = Database::builder(path)
+        .cache_size(config.cache_bytes)
+        .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
+        .worker_threads(config.worker_threads.max(1))
+        .max_cached_files(Some(config.files_max.max(FILES_MIN)))
+        .open()?;
+    let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
+    let store = db.keyspace("kv", options)?;
+    let meta = store.get(META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
+    verify(&store, &meta)?;
+    if let Some(next) = meta.generation.checked_add(1) {
+        snapshot::remove_from(&db, &store, next)?;
+    }
+    // A killed process may have left a restored snapshot in the page cache. And what was removed must not come back.
+    db.persist(PersistMode::SyncAll)?;
+    Ok(Opened { db, store, meta })
+}
+
+/// Makes the store at `path`, if there is none, as a whole or not at all. fjall cannot open a directory that it had not
+/// finished when the process was killed.
+fn make_whole(path: &Path) -> Result<(), fjall::Error> {
+    if path.exists() {
+        return Ok(());
+    }
+    let unfinished = path.with_extension("new");
+    match fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    drop(Database::builder(&unfinished).worker_threads(1).open()?);
+    fs::rename(&unfinished, path)?;
+    Ok(sync_parent(path)?)
+}
+
+/// Looks at the directory before fjall does, which makes a new store where it finds no version, and forgets its sequence
+/// numbers where it finds no journal.
+fn prepare(path: &Path) -> Result<(), Failure> {
+    let files = fs::read_dir(path).and_then(|files| files.map(|file| Ok(file?.path())).collect());
+    let files: Vec<PathBuf> = files.map_err(StoreError::OpenFailed)?;
+    if !files.iter().any(|file| file.file_name().is_some_and(|name| name == VERSION_FILE)) {
+        return Err(Failure::Damaged(format!("its file `{VERSION_FILE}` is missing")));
+    }
+    if !files.iter().any(|file| file.extension().is_some_and(|extension| extension == "jnl")) {
+        // Little goes through the journal. Whether anything that counts was in it, the checksum tells.
+        tracing::warn!(store = %path.display(), "the journal of the key-value store is missing");
+        let journal = path.join(FIRST_JOURNAL);
+        let made =
+            File::create(&journal).and_then(|file| file.sync_all()).and_then(|()| sync_parent(&journal));
+        made.map_err(StoreError::OpenFailed)?;
+    }
+    Ok(())
+}
+
+/// Reads the whole live state. Nobody may be served from one that is not what its place says.
+fn verify(store: &Keyspace, meta: &Meta) -> Result<(), Failure> {
+    let (mut keys, mut found, mut to_expire): (u64, u128, u128) = (0, 0, 0);
+    for item in store.prefix(data_key(meta.generation, b"")) {
+        let (stored, record) = item.into_inner()?;
+        let key = key_of_data(&stored);
+        let (expiry_ms, value) = split(&record)?;
+        keys += 1;
+        found = found.wrapping_add(checksum(key, expiry_ms, value));
+        if expiry_ms != 0 {
+            to_expire = to_expire.wrapping_add(due_checksum(key, expiry_ms));
+        }
+    }
+    if (keys, found) != (meta.keys, meta.checksum) {
+        let (index, promised) = (meta.index, meta.keys);
+        return Err(Failure::Damaged(format!(
+            "it says that {index} entries are applied and that it has {promised} keys, but the {keys} keys that it has are \
+             not those"
+        )));
+    }
+    for item in store.prefix(due_key(meta.generation, 0, b"").get(..5).unwrap_or_default()) {
+        let stored = item.key()?;
+        to_expire = to_expire.wrapping_sub(due_checksum(key_of_due(&stored), expiry_of_due(&stored)));
+    }
+    if to_expire != 0 {
+        return Err(Failure::Damaged("the keys that expire are not those that are listed to".into()));
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! What becomes of a store whose files are not what was written.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+
+impl Harness {
+    /// Closes the machine, changes its files, and opens it.
+    fn reopen_after(self, change: impl FnOnce(&Path)) -> Self {
+        let Self { dir, machine, passed_ms, .. } = self;
+        drop(machine);
+        change(&dir.path().join("kv"));
+        let machine = open(&dir, &passed_ms);
+        let index = machine.durable().index;
+        Self { dir, machine, index, passed_ms }
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.dir.path().join("kv.damaged")
+    }
+}
+
+/// The tables of the machine's own keyspace; that of fjall itself has number 0.
+fn tables(store: &Path) -> Vec<PathBuf> {
+    let keyspaces = fs::read_dir(store.join("keyspaces")).unwrap().map(|file| file.unwrap().path());
+    let own = keyspaces.filter(|keyspace| !keyspace.ends_with("0"));
+    own.flat_map(|own| fs::read_dir(own.join("tables")).unwrap().map(|table| table.unwrap().path())).collect()
+}
+
+/// fjall began with sequence number 0 if its journal was gone. Point reads saw the newest place. Scans, reads of many
+/// keys, and snapshots for other nodes saw none of the state, or an old one.
+#[test]
+fn a_store_without_its_journal_shows_what_its_place_says() {
+    let mut h = Harness::new();
+    for round in 0..6_u64 {
+        for key in 0..20_u8 {
+            h.one(1, set(&[key], round.to_string().as_bytes(), Expiry::Never));
+        }
+        h.machine.flush().unwrap();
+        let (place, digest) = (h.machine.durable(), h.digest());
+        h = h.reopen_after(|store| {
+            let journals = fs::read_dir(store).unwrap().map(|file| file.unwrap().path());
+            journals
+                .filter(|file| file.extension().is_some_and(|e| e == "jnl"))
+                .for_each(|file| fs::remove_file(file).unwrap());
+        });
+        assert_eq!((h.machine.durable(), h.digest()), (place, digest), "round {round}");
+        assert_eq!(h.value(&[3]), Some(round.to_string().into_bytes()), "round {round}");
+        assert!(!h.aside().exists(), "nothing of the state was in it");
+    }
+}
+
+/// Each table is sound by itself, and fjall takes the one for the other.
+#[test]
+fn a_damaged_store_is_moved_aside_and_an_empty_one_takes_its_place() {
+    let mut h = Harness::new();
+    for round in 0..2 {
+        for key in [b"a", b"b"] {
+            h.one(1, set(key, b"v", Expiry::Never));
+            h.machine.flush().unwrap();
+        }
+        h = h.reopen_after(|store| {
+            let tables = tables(store);
+            fs::copy(tables.iter().max().unwrap(), tables.iter().min().unwrap()).unwrap();
+        });
+        assert_eq!((h.machine.durable(), h.machine.view().keys()), (Applied::NONE, 0), "round {round}");
+        assert_eq!(h.value(b"b"), None);
+        assert_eq!(tables(&h.aside()).len(), 2, "what was found is kept for a look");
+    }
+}
+
+/// A lack of permissions or descriptors passes; a store that is moved away for it would have to be sent again.
+#[test]
+fn a_store_that_is_in_use_is_refused_and_stays_where_it_is() {
+    let mut h = Harness::new();
+    h.one(1, set(b"k", b"v", Expiry::Never));
+    h.machine.flush().unwrap();
+    let refused = KvMachine::open(&h.dir.path().join("kv"), &StoreConfig::default()).err().unwrap();
+    assert!(matches!(refused, StoreError::Fjall(fjall::Error::Locked)), "{refused}");
+    assert!(!h.aside().exists());
+    assert_eq!(h.reopen().value(b"k"), Some(b"v".to_vec()));
+}
+
+/// A follower with a damaged state would hand it to others once it leads.
+#[test]
+fn a_state_that_is_not_what_was_written_is_not_made_a_snapshot() {
+    let mut h = Harness::new();
+    h.one(1, set(b"k", b"v", Expiry::Never));
+    h.machine.flush().unwrap();
+    let mut other = h.machine.store.start_ingestion().unwrap();
+    other.write(super::super::layout::data_key(0, b"k"), super::super::layout::record(0, b"w")).unwrap();
+    other.finish().unwrap();
+    let written = h.machine.snapshot().unwrap().write_to(&mut io::sink());
+    assert_eq!(written.unwrap_err().to_string(), "the state in the key-value store is corrupt");
+}
