@@ -9,6 +9,7 @@ use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::{LogBatch, LogError, LogReadError, LogStore, Recovered};
 use towline_engine::message::Entry;
+use towline_engine::node::StartError;
 use towline_engine::status::{AttemptOutcome, LastAttempt};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
 
@@ -113,4 +114,27 @@ async fn a_follower_that_needs_what_its_leader_cannot_read_is_brought_back_by_a_
     let failed = bad.failed.load(Ordering::SeqCst);
     assert!((5..=50).contains(&failed), "{failed} reads failed");
     assert_eq!(status.node, node_id(behind));
+}
+
+/// What a node applies while it runs is in memory until it is applied. Only a start reads it from the log store, and says so
+/// when that fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_cannot_read_what_it_has_to_apply_is_refused_with_the_cause() {
+    let bad = Arc::new(Bad::default());
+    let of_stores = bad.clone();
+    let plan = Plan::new(3, 1).config(config()).storage(move |node, mut storage| {
+        storage.log = Arc::new(BadBlock { log: storage.log, node, bad: of_stores.clone() });
+        storage
+    });
+    let mut cluster = plan.start().await;
+    load(&cluster, 5).await;
+    let node = cluster.leader(1).await;
+    cluster.crash(node);
+    bad.index.store(3, Ordering::SeqCst);
+    let error = cluster.try_restart(node).await.unwrap_err();
+    assert!(matches!(&error, StartError::Log { .. }), "{error:?}");
+    assert!(error.to_string().contains("a bad block"), "{error}");
+    bad.index.store(0, Ordering::SeqCst);
+    cluster.restart(node).await;
+    assert_eq!(cluster.settled(1).await.len(), 5);
 }
