@@ -1,4 +1,4 @@
-//! The file system under the log: the real one, with four rules of ours.
+//! The file system under the log: the real one, with five rules of ours.
 //!
 //! * The first failed write or sync is the last operation that reaches the disk. It is kept as the cause, everything
 //!   after it is refused, and nothing is tried again: a retried fsync can report success for pages the kernel dropped.
@@ -6,6 +6,7 @@
 //! * A `.rewrite` file is synced after each write. raft-engine syncs those once a purge, so that several records could
 //!   be in flight at a crash, and a lost one before a stored one could not be told from damage.
 //! * What is synced and deleted is told to the [list of log files](crate::log_manifest).
+//! * What opens a file has [descriptors in reserve](crate::descriptors), and waits rather than fails without one.
 //! * Tests may fail or watch each operation.
 
 use std::fmt;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
 
+use crate::descriptors::{Reserve, is_shortage};
 use crate::log_manifest::{LogManifest, sync_dir};
 
 type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
@@ -77,6 +79,7 @@ struct Shared {
     /// Set once the log is open.
     manifest: OnceLock<LogManifest>,
     hook: Option<Arc<dyn Hook>>,
+    reserve: Reserve,
 }
 
 impl Shared {
@@ -106,10 +109,12 @@ impl Shared {
     /// Replaces the list of log files. A new log file must be found by its name before the list asks for it.
     fn store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
         self.run(Op::Rename, manifest.path(), || {
-            if let Some(dir) = new.and_then(Path::parent) {
-                sync_dir(dir)?;
-            }
-            manifest.store()
+            self.reserve.run(manifest.path(), || {
+                if let Some(dir) = new.and_then(Path::parent) {
+                    sync_dir(dir)?;
+                }
+                manifest.store()
+            })
         })
     }
 
@@ -155,6 +160,11 @@ impl Disk {
         self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Holds file descriptors for the log in `dir` from now on.
+    pub(crate) fn hold_descriptors(&self, dir: &Path) {
+        self.shared.reserve.fill(dir);
+    }
+
     /// Makes a file durable as it is.
     pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
         let synced = self.shared.run(Op::Sync, path, || File::open(path)?.sync_all());
@@ -176,6 +186,16 @@ impl Disk {
         }
     }
 
+    /// raft-engine drops the number of the system's error, so the directory is asked whether descriptors are missing.
+    fn create_file(&self, path: &Path) -> io::Result<RealHandle> {
+        self.real.create(path).or_else(|error| match path.parent().map(File::open) {
+            Some(Err(shortage)) if is_shortage(&shortage) => Err(shortage),
+            // One may have become free between the two.
+            Some(Ok(_)) => self.real.create(path),
+            _ => Err(error),
+        })
+    }
+
     fn file(&self, real: RealHandle, path: &Path) -> DiskFile {
         let written = AtomicU64::new(0);
         DiskFile { real: Arc::new(real), path: path.into(), written, shared: self.shared.clone() }
@@ -189,7 +209,8 @@ impl FileSystem for Disk {
 
     fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<DiskFile> {
         let path = path.as_ref();
-        let real = self.shared.run(Op::Create, path, || self.real.create(path))?;
+        let create = || self.shared.reserve.run(path, || self.create_file(path));
+        let real = self.shared.run(Op::Create, path, create)?;
         Ok(self.file(real, path))
     }
 
@@ -252,6 +273,8 @@ impl Handle for DiskFile {
         {
             // A failure is kept, and whoever writes asks for it.
             let _ = self.shared.store_manifest(manifest, Some(&self.path));
+            // raft-engine opens the directory of a new file next, and panics if it cannot.
+            self.shared.reserve.give_up();
         }
         Ok(())
     }
@@ -268,6 +291,7 @@ pub(crate) struct DiskWriter {
 impl Write for DiskWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (real, file) = (&mut self.real, &self.file);
+        file.shared.reserve.refill();
         let written = file.shared.run(Op::Write, &file.path, || {
             file.shared.room(&file.path, bytes.len())?;
             real.write(bytes)

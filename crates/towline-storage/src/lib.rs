@@ -48,6 +48,7 @@
 
 mod codec;
 mod data_dir;
+mod descriptors;
 mod disk;
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;

@@ -98,6 +98,7 @@ impl RaftLog {
             let source = disk.take_failure().map_or(source, |f| f.source);
             LogError::Io { during: "write of the list of log files", source }
         })?;
+        disk.hold_descriptors(dir);
         let reader = Reader::start(engine.clone())
             .map_err(|source| LogError::Io { during: "start of the reading thread", source })?;
         let log = Self {

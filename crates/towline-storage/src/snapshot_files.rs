@@ -35,6 +35,7 @@ use self::names::Named;
 use self::reader::{FileReader, Pin};
 use self::writer::{FileWriter, Resumed, SYNC_BYTES};
 use crate::data_dir::{DirLock, SnapshotConfig};
+use crate::descriptors::open_in_time;
 
 /// A [`SnapshotStore`] on files in one directory. Made by [`DataDir::open`](crate::DataDir::open).
 ///
@@ -158,7 +159,7 @@ impl SnapshotStore for SnapshotFiles {
         self.shared.index().pin(meta)?;
         let pin = Pin { store: self.shared.clone(), meta: meta.clone() };
         let named = Named::complete(&meta.head, content);
-        let file = File::open(self.shared.path(&named)).map_err(|source| match source.kind() {
+        let file = open_in_time(&self.shared.path(&named)).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => SnapshotStoreError::Missing { content },
             _ => failed("open", source),
         })?;

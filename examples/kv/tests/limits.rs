@@ -68,6 +68,46 @@ fn idle_clients_of_every_port_take_no_descriptors_from_log_and_store() {
     assert!(refused > 0, "some were refused");
 }
 
+/// The same, where nothing keeps clients below the limit: it falls while the node runs.
+#[test]
+fn a_log_and_a_store_without_descriptors_wait_for_some() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let _alone = alone();
+    raise_own_limit();
+    let node = Alone::new();
+    let mut process = node.lead(&[]);
+    let mut established = node.ports.client().unwrap();
+    redis::cmd("PING").query::<()>(&mut established).unwrap();
+    let pid = process.pid();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let highest = open.filter_map(|file| file.unwrap().file_name().to_str()?.parse::<u64>().ok()).max();
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = |current| {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+        prlimit(pid, Resource::Nofile, Rlimit { current, maximum }).unwrap()
+    };
+    let before = limit(highest.map(|highest| highest + 1));
+    // There may be gaps below the highest one.
+    let idle = hoard(node.ports.redis, 500);
+    wait("all descriptors to be taken", || process.log().contains("no client can be accepted").then_some(()));
+    let filling = std::thread::spawn(move || {
+        fill(&mut established);
+        fill(&mut established);
+    });
+    let waits = || process.log().contains("waits for a file descriptor");
+    wait("the log or the store to need one", || (filling.is_finished() || waits()).then_some(()));
+    drop(idle);
+    filling.join().unwrap();
+    limit(before.current);
+    fill(&mut node.ports.client().unwrap());
+    assert!(node.ports.leads());
+    for bad in ["quarantined", "takes no further write", "panicked"] {
+        assert!(!process.log().contains(bad), "{}", process.log());
+    }
+    process.signal("TERM");
+    assert_eq!(process.wait_end().code(), Some(0), "{}", process.log());
+}
+
 #[test]
 fn the_soft_limit_of_descriptors_is_raised() {
     let _alone = alone();

@@ -10,6 +10,7 @@ mod cut;
 mod layout;
 mod opened;
 mod overlay;
+mod patience;
 mod snapshot;
 mod view;
 mod writeback;

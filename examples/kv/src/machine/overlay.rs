@@ -13,6 +13,7 @@ use fjall::Keyspace;
 use super::StoreError;
 use super::command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, VALUE_BYTES_MAX};
 use super::layout::{Meta, alive, checksum, data_key, due_key, expiry_of_due, key_of_due, split};
+use super::patience::patiently;
 
 /// The most that `INCR` parses: `-9223372036854775808`.
 const INTEGER_BYTES_MAX: usize = 20;
@@ -250,11 +251,16 @@ impl Overlay {
         Ok(Answer::Done)
     }
 
+    fn stored(&self, key: &[u8]) -> Result<Option<fjall::UserValue>, StoreError> {
+        let key = data_key(self.meta.generation, key);
+        patiently(|| Ok(self.store.get(&key)?))
+    }
+
     /// What has expired by now is absent.
     fn value(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
         let value = match self.recent(key) {
             Some(slot) => slot.now.clone(),
-            None => match self.store.get(data_key(self.meta.generation, key))? {
+            None => match self.stored(key)? {
                 Some(record) => Some(Value::of_record(&record)?),
                 None => None,
             },
@@ -311,7 +317,7 @@ impl Overlay {
         if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
             return Ok(slot.now.as_ref().map(|value| Before::new(key, value)));
         }
-        let record = self.store.get(data_key(self.meta.generation, key))?;
+        let record = self.stored(key)?;
         record.map(|record| Before::of_record(key, &record)).transpose()
     }
 
@@ -338,14 +344,15 @@ impl Overlay {
         let generation = self.meta.generation;
         let first = due_key(generation, 0, b"").max(std::mem::take(&mut self.swept));
         let end = due_key(generation, self.meta.clock_ms.saturating_add(1), b"");
-        let due = self.store.range(first..end.clone()).take(SWEEP_KEYS_MAX).map(|item| item.key());
-        let due = due.collect::<Result<Vec<_>, _>>()?;
+        let due = patiently(|| {
+            let due = self.store.range(first.clone()..end.clone()).take(SWEEP_KEYS_MAX);
+            Ok(due.map(|item| item.key()).collect::<Result<Vec<_>, _>>()?)
+        })?;
         for due in &due {
             let key = key_of_due(due);
             // What is in memory is newer, and was swept there.
             if self.recent(key).is_none() {
-                let record =
-                    self.store.get(data_key(generation, key))?.ok_or(StoreError::Corrupt("expiry"))?;
+                let record = self.stored(key)?.ok_or(StoreError::Corrupt("expiry"))?;
                 let before = Before::of_record(key, &record)?;
                 if before.expiry_ms != expiry_of_due(due) {
                     return Err(StoreError::Corrupt("expiry"));
@@ -362,9 +369,10 @@ impl Overlay {
                 self.store_due_ms = 0;
             }
             _ => {
-                let next = self.store.range(end.clone()..due_key(generation, u64::MAX, b"")).next();
-                self.store_due_ms =
-                    next.map_or(Ok(u64::MAX), |item| item.key().map(|k| expiry_of_due(&k)))?;
+                self.store_due_ms = patiently(|| {
+                    let next = self.store.range(end.clone()..due_key(generation, u64::MAX, b"")).next();
+                    Ok(next.map_or(Ok(u64::MAX), |item| item.key().map(|k| expiry_of_due(&k)))?)
+                })?;
                 self.swept = end;
             }
         }

@@ -13,6 +13,7 @@ use towline::Applied;
 use super::StoreError;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
 use super::overlay::{Layer, Overlay, Value};
+use super::patience::patiently;
 
 /// Tables that may wait for compaction. Taking one in does not wait by itself, as a write to fjall does. Below the 30 at
 /// which such a write waits without an end.
@@ -73,11 +74,11 @@ impl WriteBack {
         let (db, store, overlay) = (self.db.clone(), self.store.clone(), Arc::clone(&self.overlay));
         let dead_from = self.dead_from.take();
         let write = move || {
-            write_layer(&db, &store, &layer, meta)?;
+            patiently(|| write_layer(&db, &store, &layer, meta))?;
             let written = overlay.write().unwrap_or_else(PoisonError::into_inner).written();
             // Here, where nobody waits for it.
             drop((written, layer));
-            let dead_from = remove_dead(&db, &store, meta.generation, dead_from)?;
+            let dead_from = patiently(|| remove_dead(&db, &store, meta.generation, dead_from.clone()))?;
             Ok(Written { through: meta.applied(), dead_from })
         };
         self.running = Some(

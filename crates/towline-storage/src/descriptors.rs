@@ -1,0 +1,139 @@
+//! File descriptors for the log.
+//!
+//! The log opens files while it writes: the next log file, the list of log files, its directory. A process that has no
+//! descriptor left for that must not lose its log, so some are held in reserve and given up for it. When they are used
+//! up as well, the log waits, as it does for a slow disk.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A new log file takes one for good, the list of log files and the directory one each for a moment. The rest is for the
+/// files after that.
+const HELD: usize = 8;
+const RETRY: Duration = Duration::from_millis(20);
+const OPEN_TIME: Duration = Duration::from_secs(10);
+
+/// Whether the process or the system has no file descriptor left.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    /// Of the process, and of the system: the same numbers on all systems this runs on.
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+}
+
+/// Opens a snapshot. A lack of descriptors is waited for, though not for ever: a restore that fails ends its group, while
+/// a transfer may as well be tried again.
+pub(crate) fn open_in_time(path: &Path) -> io::Result<File> {
+    let until = Instant::now() + OPEN_TIME;
+    loop {
+        match File::open(path) {
+            Err(error) if is_shortage(&error) && Instant::now() < until => thread::sleep(RETRY),
+            done => return done,
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Reserve {
+    /// Opened again and again to hold descriptors; empty until [`fill`](Self::fill) names it.
+    dir: Mutex<PathBuf>,
+    held: Mutex<Vec<File>>,
+}
+
+impl Reserve {
+    /// Holds descriptors from now on, by opening `dir`.
+    pub(crate) fn fill(&self, dir: &Path) {
+        *lock(&self.dir) = dir.into();
+        self.refill();
+    }
+
+    /// Holds as many as there should be, if the system gives them.
+    pub(crate) fn refill(&self) {
+        let mut held = lock(&self.held);
+        if held.len() >= HELD {
+            return;
+        }
+        let dir = lock(&self.dir).clone();
+        while held.len() < HELD
+            && let Ok(file) = File::open(&dir)
+        {
+            held.push(file);
+        }
+    }
+
+    /// Does what opens files, and may be done again. Gives up held descriptors for it, then waits for others to do so.
+    pub(crate) fn run<T>(&self, path: &Path, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut waits = false;
+        loop {
+            match open() {
+                // A start fails instead.
+                Err(error) if is_shortage(&error) && !lock(&self.dir).as_os_str().is_empty() => {
+                    if lock(&self.held).pop().is_some() {
+                        continue;
+                    }
+                    if !waits {
+                        waits = true;
+                        tracing::error!(file = %path.display(), %error, "the log waits for a file descriptor");
+                    }
+                    thread::sleep(RETRY);
+                }
+                done => {
+                    if waits {
+                        tracing::info!(file = %path.display(), "the log has a file descriptor again");
+                    }
+                    return done;
+                }
+            }
+        }
+    }
+
+    /// Makes room for what the library opens by itself next, and could not do without. It is held again with the next
+    /// [`refill`](Self::refill).
+    pub(crate) fn give_up(&self) {
+        let dir = lock(&self.dir).clone();
+        // There is at least one, if not all that are held.
+        let _ = self.run(&dir, || File::open(&dir));
+        lock(&self.held).clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn shortage() -> io::Error {
+        io::Error::from_raw_os_error(24)
+    }
+
+    #[test]
+    fn what_is_held_is_given_up_first_and_then_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::default();
+        let failed = reserve.run(dir.path(), || Err::<(), _>(shortage()));
+        assert!(is_shortage(&failed.unwrap_err()), "nothing is waited for before the log is open");
+        reserve.fill(dir.path());
+        let tries = Cell::new(0);
+        let open = || {
+            tries.set(tries.get() + 1);
+            if tries.get() <= HELD + 3 { Err(shortage()) } else { Ok(lock(&reserve.held).len()) }
+        };
+        assert_eq!(reserve.run(dir.path(), open).unwrap(), 0, "all were given up");
+        reserve.refill();
+        assert_eq!(lock(&reserve.held).len(), HELD);
+        reserve.give_up();
+        assert_eq!(lock(&reserve.held).len(), 0);
+        let other = reserve.run(dir.path(), || Err::<(), _>(io::Error::from_raw_os_error(5)));
+        assert_eq!(other.unwrap_err().raw_os_error(), Some(5), "other errors are not waited for");
+    }
+}

@@ -1,0 +1,62 @@
+//! A lack of file descriptors is waited for: the store opens files again and again, and nothing is wrong with them.
+
+use std::io;
+use std::time::Duration;
+
+use super::StoreError;
+
+const RETRY: Duration = Duration::from_millis(20);
+
+fn is_shortage(error: &StoreError) -> bool {
+    /// Of the process, and of the system.
+    const NUMBERS: [i32; 2] = [24, 23];
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if number.is_some_and(|number| NUMBERS.contains(&number)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Does what leaves nothing behind if it fails, until there are file descriptors for it. For threads that apply and
+/// write; readers get the error.
+pub(super) fn patiently<T>(mut act: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut waits = false;
+    loop {
+        match act() {
+            Err(error) if is_shortage(&error) => {
+                if !waits {
+                    waits = true;
+                    tracing::error!(%error, "the key-value store waits for a file descriptor");
+                }
+                std::thread::sleep(RETRY);
+            }
+            done => {
+                if waits {
+                    tracing::info!("the key-value store has a file descriptor again");
+                }
+                return done;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lack_of_descriptors_is_waited_for() {
+        let mut tries = 0;
+        let done = patiently(|| {
+            tries += 1;
+            let error = if tries < 3 { 24 } else { 5 };
+            Err::<(), _>(StoreError::Fjall(io::Error::from_raw_os_error(error).into()))
+        });
+        assert!(done.is_err());
+        assert_eq!(tries, 3);
+    }
+}
