@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::ProgressTracker;
+use raft::{ProgressState, ProgressTracker};
 
 use super::ReplicaSetup;
 use crate::flow::Window;
@@ -15,8 +15,16 @@ use crate::message::{Message, MessageKind};
 /// Messages of one peer that are remembered; beyond it the last two count as one.
 const SENT_MAX: usize = 1_024;
 
-/// Doublings of the time between two messages beyond a window.
-const EXTRA_MAX: u32 = 6;
+/// A probe of more than this part of `append_bytes_max` is not repeated at each heartbeat: 16 KiB take one at 1 Mbit/s.
+const LARGE_PART: u64 = 16;
+
+/// How often the time between two messages beyond a window grows, to four times as much: at 1 Mbit/s two of them leave
+/// before the first acknowledgement can have come.
+const EXTRA_MAX: u32 = 4;
+
+fn is_probed(prs: &ProgressTracker, peer: u64) -> bool {
+    prs.get(peer).is_some_and(|progress| progress.state == ProgressState::Probe)
+}
 
 /// The windows of a leader.
 #[derive(Debug)]
@@ -77,8 +85,10 @@ impl Flows {
     pub(super) fn pass(&mut self, ticks: u64, prs: &mut ProgressTracker) {
         self.ticks = self.ticks.saturating_add(ticks);
         for (peer, flow) in &mut self.peers {
-            let patience = self.patience.max(flow.delay.saturating_mul(2)).saturating_mul(1 << flow.extra);
+            let patience =
+                self.patience.max(flow.delay.saturating_mul(2)).saturating_mul(1 << (2 * flow.extra));
             let held_back = flow.window.room() == 0 || flow.sent.len() >= self.inflight_max;
+            let held_back = held_back || (!flow.sent.is_empty() && is_probed(prs, *peer));
             if held_back && self.ticks.saturating_sub(flow.moved_at) > patience {
                 flow.moved_at = self.ticks;
                 flow.extra = (flow.extra + 1).min(EXTRA_MAX);
@@ -98,26 +108,28 @@ impl Flows {
         }
     }
 
-    /// Messages have left raft.
-    pub(super) fn sent<'a>(&mut self, messages: impl Iterator<Item = &'a Message>) {
-        for message in messages {
-            let Some(last) = message.entries.last() else { continue };
-            if message.kind != MessageKind::Append {
-                continue;
-            }
-            let (bytes, now) = (message.payload_bytes() as u64, self.ticks);
-            let flow = self.flow(message.to.as_u64());
-            if flow.sent.is_empty() {
-                flow.moved_at = now;
-            }
-            flow.allow_extra = false;
-            flow.window.sent(bytes, now);
-            flow.total = flow.total.saturating_add(bytes);
-            if flow.sent.len() >= SENT_MAX {
-                flow.sent.pop_back();
-            }
-            flow.sent.push_back(Sent { last: last.index, total: flow.total, at: now });
+    /// A message is about to leave raft; `false`: it is not to. Raft sends its probe again with each answer to a heartbeat,
+    /// though the first one, of up to `append_bytes_max`, may take seconds over a slow link.
+    pub(super) fn send(&mut self, message: &Message, prs: &ProgressTracker) -> bool {
+        let (Some(last), MessageKind::Append) = (message.entries.last(), message.kind) else { return true };
+        let (bytes, now, peer) = (message.payload_bytes() as u64, self.ticks, message.to.as_u64());
+        let large = self.append_bytes_max / LARGE_PART;
+        let flow = self.flow(peer);
+        let takes_long = bytes > large;
+        if takes_long && is_probed(prs, peer) && !flow.sent.is_empty() && !flow.allow_extra {
+            return false;
         }
+        if flow.sent.is_empty() {
+            flow.moved_at = now;
+        }
+        flow.allow_extra = false;
+        flow.window.sent(bytes, now);
+        flow.total = flow.total.saturating_add(bytes);
+        if flow.sent.len() >= SENT_MAX {
+            flow.sent.pop_back();
+        }
+        flow.sent.push_back(Sent { last: last.index, total: flow.total, at: now });
+        true
     }
 
     fn flow(&mut self, peer: u64) -> &mut Flow {

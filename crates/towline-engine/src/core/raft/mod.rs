@@ -337,7 +337,7 @@ impl Replica {
             meta if meta.index == 0 => None,
             meta => Some(Applied { index: meta.index, term: meta.term }),
         };
-        let parts = ReadyParts {
+        let mut parts = ReadyParts {
             number: ready.number(),
             entries: ready.take_entries().into_iter().map(convert::entry_from_raft).collect(),
             hard_state: convert::hard_state_from_raft(&self.raw.raft.hard_state()),
@@ -351,7 +351,9 @@ impl Replica {
         self.show_emitted(&parts);
         if self.is_leader() {
             self.flows.lead(self.term());
-            self.flows.sent(parts.messages.iter().chain(&parts.messages_after_write));
+            for messages in [&mut parts.messages, &mut parts.messages_after_write] {
+                messages.retain(|message| self.flows.send(message, self.raw.raft.prs()));
+            }
             self.flows.allow(self.raw.raft.mut_prs());
         }
         if let Some(at) = install {

@@ -143,3 +143,27 @@ fn a_peer_whose_acknowledgements_were_lost_is_sent_more_after_a_while() {
         assert!(ticks < 5_000, "{} of {} have arrived", slow.arrived, group.last_index());
     }
 }
+
+/// Raft sends its probe again with each answer to a heartbeat: ten times while the first one is under way.
+#[test]
+fn a_probe_that_is_under_way_over_a_slow_link_is_not_sent_at_each_heartbeat() {
+    let mut slow = Slow::new();
+    let mut group = leader(&mut slow);
+    while !slow.line.is_empty() {
+        turn(&mut group, &mut slow);
+    }
+    let command = || vec![(Bytes::from(vec![7; 900]), 0)];
+    crate::reporter::RaftReports::report_unreachable(&mut group.replica, id(3));
+    let before = slow.bytes;
+    for _ in 0..10 {
+        group.propose(command(), &mut TestEffects::default());
+    }
+    for _ in 0..8 {
+        turn(&mut group, &mut slow);
+    }
+    assert!(slow.bytes > before, "a probe was sent");
+    assert!(slow.bytes - before <= 2 * 1_000, "{} bytes", slow.bytes - before);
+    while slow.arrived < group.last_index() {
+        turn(&mut group, &mut slow);
+    }
+}
