@@ -63,10 +63,6 @@ impl Replica for GroupReplica {
         async move { group.read(Consistency::Linearizable).await.map_err(read_error) }
     }
 
-    fn now_ms(&self) -> u64 {
-        self.view.local_ms()
-    }
-
     fn local(&self) -> View {
         self.view.clone()
     }

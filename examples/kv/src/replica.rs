@@ -17,9 +17,11 @@ pub(crate) trait Replica: Clone + Send + Sync + 'static {
     /// A view that sees every write acknowledged before the call.
     fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static;
 
-    /// The time to stamp commands with.
-    fn now_ms(&self) -> u64 {
-        self.local().local_ms()
+    /// The time to stamp commands with. `None` if this replica does not lead, or has not applied all entries of earlier
+    /// leaders.
+    fn now_ms(&self) -> Option<u64> {
+        let ReplicaState { role, term, .. } = self.state();
+        if role == Role::Leader { self.local().stamp_ms(term) } else { None }
     }
 
     /// What the replica has applied, fresh or not.

@@ -18,10 +18,11 @@ pub(crate) async fn run<R: Replica>(replica: R) {
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        if replica.state().role != Role::Leader {
+        let state = replica.state();
+        if state.role != Role::Leader {
             continue;
         }
-        if let Some(command) = replica.local().tick()
+        if let Some(command) = replica.local().tick(state.term)
             && let Ok(pending) = replica.submit(command)
         {
             // A lost tick needs no retry: the next one carries a later time.

@@ -4,8 +4,10 @@
 //! time that passes on it to the latest time it applied. The leader stamps commands with its own time, and the log makes
 //! the stamp the time of all nodes.
 //!
-//! No exchange of times makes a clock fast: a follower applies a stamp after the leader made it, so the follower learns at
-//! most the leader's time. A node that was down starts from the time in its log.
+//! A key must never expire early, so no clock is ahead of the latest stamp plus the time since that stamp was made. A node
+//! that follows therefore takes over each stamp, even if its own clock is ahead: it may have run for hours before the
+//! cluster had a leader. A leader keeps its own clock while it leads, or each commit would set it back. A leader stamps
+//! nothing until it has applied every entry of earlier leaders, because those entries may hold later stamps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +20,17 @@ const NANOS_PER_MS: u64 = 1_000_000;
 pub(crate) struct Clock {
     /// Time that passed since any moment. Never goes back.
     passed: Arc<dyn Fn() -> Duration + Send + Sync>,
-    /// The time when nothing had passed, in nanoseconds. Only rises.
-    origin: Arc<AtomicU64>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The time when nothing had passed, in nanoseconds; wraps below zero.
+    origin: AtomicU64,
+    /// The term of the last applied entry.
+    applied_term: AtomicU64,
+    /// The last term in which this node stamped commands.
+    led_term: AtomicU64,
 }
 
 impl Clock {
@@ -30,7 +41,7 @@ impl Clock {
     }
 
     pub(crate) fn new(passed: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
-        Self { passed: Arc::new(passed), origin: Arc::default() }
+        Self { passed: Arc::new(passed), state: Arc::default() }
     }
 
     fn passed(&self) -> u64 {
@@ -38,13 +49,30 @@ impl Clock {
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
-        self.origin.load(Ordering::Relaxed).saturating_add(self.passed()) / NANOS_PER_MS
+        self.state.origin.load(Ordering::Acquire).wrapping_add(self.passed()) / NANOS_PER_MS
     }
 
-    /// The log says that it is `now_ms` at least.
-    pub(super) fn observe(&self, now_ms: u64) {
-        let origin = now_ms.saturating_mul(NANOS_PER_MS).saturating_sub(self.passed());
-        self.origin.fetch_max(origin, Ordering::Relaxed);
+    /// The time with which the leader of `term` stamps a command. `None` until the leader has applied an entry of its
+    /// own term, and so all entries before it.
+    pub(super) fn stamp_ms(&self, term: u64) -> Option<u64> {
+        if self.state.applied_term.load(Ordering::Acquire) != term {
+            return None;
+        }
+        self.state.led_term.store(term, Ordering::Release);
+        Some(self.now_ms())
+    }
+
+    /// Takes over the time in the log: a command was applied in `term`, at `now_ms`.
+    pub(super) fn observe(&self, now_ms: u64, term: u64) {
+        if self.state.led_term.load(Ordering::Acquire) != term || self.now_ms() < now_ms {
+            let origin = now_ms.saturating_mul(NANOS_PER_MS).wrapping_sub(self.passed());
+            self.state.origin.store(origin, Ordering::Release);
+        }
+    }
+
+    /// Everything up to an entry of `term` was applied, and observed.
+    pub(super) fn applied(&self, term: u64) {
+        self.state.applied_term.store(term, Ordering::Release);
     }
 }
 
@@ -64,22 +92,38 @@ mod tests {
     #[test]
     fn a_restarted_clock_goes_on_from_the_time_in_the_log() {
         let (clock, passed) = manual(0);
-        clock.observe(5_000);
+        clock.observe(5_000, 1);
         assert_eq!(clock.now_ms(), 5_000);
         passed.fetch_add(2_500_000, Ordering::Relaxed);
         assert_eq!(clock.now_ms(), 5_002);
-        clock.observe(4_000);
-        assert_eq!(clock.now_ms(), 5_002, "it never goes back");
+    }
+
+    /// A node that had waited an hour for the others brought its hour along when it led, and keys expired early.
+    #[test]
+    fn a_clock_that_is_ahead_follows_the_leader_and_only_a_leader_keeps_its_own() {
+        let (clock, passed) = manual(3_600_000_000_000);
+        assert_eq!(clock.stamp_ms(2), None, "entries of earlier leaders may be missing");
+        clock.observe(5_000, 1);
+        clock.applied(2);
+        assert_eq!(clock.stamp_ms(2), Some(5_000));
+        passed.fetch_add(3_000_000, Ordering::Relaxed);
+        clock.observe(5_000, 2);
+        assert_eq!(clock.stamp_ms(2), Some(5_003), "a commit takes time");
+        clock.observe(4_000, 3);
+        assert_eq!((clock.now_ms(), clock.stamp_ms(3)), (4_000, None));
     }
 
     #[derive(Debug, Clone)]
     enum Step {
         Pass(u64),
-        /// The first stamps, and all but the last see it after a while.
-        Stamp {
-            leader: usize,
-            delay: u64,
-            misses: usize,
+        /// Another node leads, in the next term.
+        Elect(usize),
+        /// The leader proposes a command that is committed.
+        Stamp,
+        /// A node applies so many entries.
+        Apply {
+            node: usize,
+            entries: usize,
         },
         Restart(usize),
     }
@@ -87,52 +131,65 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..5_000_000_u64).prop_map(Step::Pass),
-            (0..3_usize, 0..3_000_000_u64, 0..3_usize).prop_map(|(leader, delay, misses)| Step::Stamp {
-                leader,
-                delay,
-                misses
-            }),
+            (0..3_usize).prop_map(Step::Elect),
+            Just(Step::Stamp),
+            (0..3_usize, 1..4_usize).prop_map(|(node, entries)| Step::Apply { node, entries }),
             (0..3_usize).prop_map(Step::Restart),
         ]
     }
 
     proptest! {
-        /// With a clock of the day, each change of leader could add what the clocks differed by.
+        /// Whatever the clocks showed before, and whoever leads: from one entry to any later one, the time in the log moves
+        /// by no more than the time that passed.
         #[test]
-        fn no_exchange_of_times_makes_a_clock_faster_than_time(steps in prop::collection::vec(step(), 1..200)) {
-            let mut nodes = [manual(0), manual(7_000_000_123), manual(3)];
-            // Raft's log: the latest time that was agreed.
-            let (mut agreed, mut real) = (0, 0_u64);
-            nodes[1].0.observe(0);
-            let start = nodes.iter().map(|(clock, _)| clock.now_ms()).max().unwrap_or(0);
-            let mut latest = [0; 3];
+        fn the_time_in_the_log_is_never_faster_than_time(
+            steps in prop::collection::vec(step(), 1..200),
+            uptimes in prop::array::uniform3(0..10_000_000_000_000_u64),
+        ) {
+            let mut nodes = uptimes.map(manual);
+            let mut applied = [0_usize; 3];
+            let (mut real, mut term, mut leader) = (0_u64, 1, 0);
+            // Term and stamp, if it is a command; the agreed time after it; when it was proposed.
+            let mut log: Vec<(u64, Option<u64>, u64, u64)> = vec![(1, None, 0, 0)];
             for step in steps {
-                let mut pass = |nanos: u64, nodes: &[(Clock, Arc<AtomicU64>); 3]| {
-                    real += nanos;
-                    nodes.iter().for_each(|(_, passed)| { passed.fetch_add(nanos, Ordering::Relaxed); });
-                };
                 match step {
-                    Step::Pass(nanos) => pass(nanos, &nodes),
-                    Step::Stamp { leader, delay, misses } => {
-                        agreed = nodes[leader].0.now_ms().max(agreed);
-                        pass(delay, &nodes);
-                        for (at, (clock, _)) in nodes.iter().enumerate() {
-                            if at != misses {
-                                clock.observe(agreed);
-                            }
+                    Step::Pass(nanos) => {
+                        real += nanos;
+                        nodes.iter().for_each(|(_, passed)| { passed.fetch_add(nanos, Ordering::Relaxed); });
+                    }
+                    Step::Elect(node) => {
+                        (term, leader) = (term + 1, node);
+                        let agreed = log.last().map_or(0, |entry| entry.2);
+                        log.push((term, None, agreed, real));
+                    }
+                    Step::Stamp => {
+                        let Some(stamp) = nodes[leader].0.stamp_ms(term) else { continue };
+                        let before = log.iter().rfind(|entry| entry.1.is_some()).map(|entry| (entry.2, entry.3));
+                        let agreed = before.map_or(0, |before| before.0).max(stamp);
+                        if let Some((then, at)) = before {
+                            prop_assert!(agreed - then <= (real - at).div_ceil(NANOS_PER_MS), "{then} to {agreed}");
                         }
+                        log.push((term, Some(stamp), agreed, real));
                     }
-                    Step::Restart(at) => {
-                        nodes[at] = manual(0);
-                        nodes[at].0.observe(agreed);
-                        latest[at] = agreed;
+                    Step::Apply { node, entries } => {
+                        for (term, stamp, agreed, _) in log.iter().skip(applied[node]).take(entries) {
+                            if stamp.is_some() {
+                                nodes[node].0.observe(*agreed, *term);
+                            }
+                            nodes[node].0.applied(*term);
+                        }
+                        applied[node] = (applied[node] + entries).min(log.len());
                     }
-                }
-                for (at, (clock, _)) in nodes.iter().enumerate() {
-                    let now = clock.now_ms();
-                    prop_assert!(now <= start + real.div_ceil(NANOS_PER_MS), "{now} after {real} ns");
-                    prop_assert!(now >= latest[at], "node {at} went back from {} to {now}", latest[at]);
-                    latest[at] = now;
+                    Step::Restart(node) => {
+                        // It no longer leads: whoever does has another term.
+                        (term, leader) = (term + 1, (node + 1) % 3);
+                        nodes[node] = manual(0);
+                        if let Some((last, _, agreed, _)) = applied[node].checked_sub(1).and_then(|at| log.get(at)) {
+                            nodes[node].0.observe(*agreed, *last);
+                            nodes[node].0.applied(*last);
+                        }
+                        log.push((term, None, log.last().map_or(0, |entry| entry.2), real));
+                    }
                 }
             }
         }

@@ -121,7 +121,8 @@ impl KvMachine {
 
     fn open_with_clock(path: &Path, config: &StoreConfig, clock: Clock) -> Result<Self, StoreError> {
         let Opened { db, store, meta } = opened::open(path, config)?;
-        clock.observe(meta.clock_ms);
+        clock.observe(meta.clock_ms, meta.term);
+        clock.applied(meta.term);
         let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
         Ok(Self {
             write_back: WriteBack::new(db.clone(), store.clone(), Arc::clone(&overlay)),
@@ -154,7 +155,7 @@ impl KvMachine {
         let mut replay_bytes = self.replay_bytes;
         let mut overlay = self.overlay();
         let generation = overlay.meta.generation;
-        let mut answers_bytes = 0_usize;
+        let (mut answers_bytes, mut is_stamped) = (0_usize, false);
         for entry in batch.commands() {
             let mut answers = Vec::new();
             for command in command::unpack(entry.data) {
@@ -169,12 +170,16 @@ impl KvMachine {
                 }
                 answers.push(answer);
             }
+            is_stamped = true;
             replies.push(answers);
             replay_bytes = replay_bytes.saturating_add(entry.data.len());
         }
         overlay.sweep()?;
         (overlay.meta.index, overlay.meta.term) = (batch.through().index, batch.through().term);
-        self.clock.observe(overlay.meta.clock_ms);
+        if is_stamped {
+            self.clock.observe(overlay.meta.clock_ms, overlay.meta.term);
+        }
+        self.clock.applied(overlay.meta.term);
         let (flushed, bytes) = (overlay.meta.generation != generation, overlay.bytes());
         drop(overlay);
 

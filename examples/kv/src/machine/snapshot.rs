@@ -135,7 +135,8 @@ impl KvMachine {
         let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
         write.insert(&self.store, META_KEY, &meta.encode()?[..]);
         commit(&self.db, &self.store, write)?;
-        self.clock.observe(meta.clock_ms);
+        self.clock.observe(meta.clock_ms, meta.term);
+        self.clock.applied(meta.term);
         *self.overlay() = Overlay::new(self.store.clone(), meta);
         self.durable = applied;
         self.replay_bytes = 0;

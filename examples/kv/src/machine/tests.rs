@@ -58,7 +58,7 @@ impl Harness {
 
     /// What the leader does every now and then. Whether it proposed its time.
     fn tick(&mut self) -> bool {
-        let Some(command) = self.machine.view().tick() else { return false };
+        let Some(command) = self.machine.view().tick(1) else { return false };
         let command: Command<'_> = codec::decode(&command, MAX).unwrap();
         self.batch(&[command]);
         true
@@ -194,11 +194,24 @@ fn the_leader_proposes_its_time_only_while_a_key_expires() {
     assert!(h.tick(), "a restart loses no more than a second");
     let mut h = h.reopen();
     assert_eq!(h.machine.view().local_ms(), now, "this is durable, the rest comes from the log");
-    h.machine.clock.observe(now + 4_999);
+    h.machine.clock.observe(now + 4_999, 1);
     assert!(h.tick() && h.is_there(b"k"));
     h.pass(1);
     assert!(h.tick() && !h.is_there(b"k"));
     assert!(!h.tick());
+}
+
+/// A node that had run for longer than the leader jumped ahead of it when it led in turn, and keys expired early.
+#[test]
+fn a_node_that_has_run_for_longer_than_the_leader_ends_no_key_early() {
+    let mut h = Harness::new();
+    h.pass(3_600_000);
+    h.one(5_000, set(b"k", b"v", Expiry::After { ttl_ms: 10_000 }));
+    h.pass(9_999);
+    h.tick();
+    assert!(h.is_there(b"k"));
+    h.pass(1);
+    assert!(h.tick() && !h.is_there(b"k"));
 }
 
 #[test]

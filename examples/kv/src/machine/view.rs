@@ -110,15 +110,20 @@ impl View {
         self.overlay().meta.clock_ms
     }
 
-    /// The time on this node, with which a leader stamps commands.
+    /// The time on this node.
     pub(crate) fn local_ms(&self) -> u64 {
         self.clock.now_ms()
     }
 
-    /// The command that moves the time in the log, if it must move: a key is due, or there are keys that expire and it is
-    /// far behind.
-    pub(crate) fn tick(&self) -> Option<Bytes> {
-        let now_ms = self.clock.now_ms();
+    /// The time with which the leader of `term` stamps commands, once it has applied all entries of earlier leaders.
+    pub(crate) fn stamp_ms(&self, term: u64) -> Option<u64> {
+        self.clock.stamp_ms(term)
+    }
+
+    /// The command with which the leader of `term` moves the time in the log, if it must move: a key is due, or there are
+    /// keys that expire and it is far behind.
+    pub(crate) fn tick(&self, term: u64) -> Option<Bytes> {
+        let now_ms = self.clock.stamp_ms(term)?;
         let (next_due_ms, clock_ms) = {
             let overlay = self.overlay();
             (overlay.next_due_ms()?, overlay.meta.clock_ms)

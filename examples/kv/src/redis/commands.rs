@@ -69,6 +69,8 @@ pub(super) enum Read {
 #[derive(Debug)]
 pub(super) enum Keyed {
     Write { key: Bytes, command: Bytes },
+    /// A write that sets an expiry, which has no start yet.
+    Untimed { key: Bytes },
     Read { key: Option<Bytes>, read: Read },
 }
 
@@ -76,7 +78,7 @@ pub(super) enum Keyed {
 pub(super) fn keyed(
     spec: &Spec,
     args: &[Bytes],
-    now_ms: impl FnOnce() -> u64,
+    now_ms: impl FnOnce() -> Option<u64>,
     command_bytes_max: usize,
 ) -> Result<Option<Keyed>, Reply> {
     let key = args.get(1).cloned().unwrap_or_default();
@@ -89,7 +91,13 @@ pub(super) fn keyed(
     if key.len() > KEY_BYTES_MAX {
         return Err(Reply::error("ERR key exceeds maximum allowed size"));
     }
-    let command = Command { now_ms: now_ms(), op }.encode(command_bytes_max);
+    let now_ms = match (now_ms(), &op) {
+        (Some(now_ms), _) => now_ms,
+        (None, Op::Set { expiry: Expiry::After { .. }, .. }) => return Ok(Some(Keyed::Untimed { key })),
+        // The time in the log stays as it is.
+        (None, _) => 0,
+    };
+    let command = Command { now_ms, op }.encode(command_bytes_max);
     let command = command.map_err(|error| Reply::error(format!("ERR the command is {error}")))?;
     Ok(Some(Keyed::Write { key, command }))
 }

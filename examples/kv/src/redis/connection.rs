@@ -393,6 +393,13 @@ impl<R: Replica> Pipeline<R> {
                     Err(error) => Kind::Ready(Reply::of_write_error(&error, slot, members)),
                 }
             }
+            Ok(Some(Keyed::Untimed { key })) => {
+                let state = replica.state();
+                Kind::Ready(match state.role {
+                    Role::Leader => Reply::error("TRYAGAIN the leader is new, the write was not taken"),
+                    _ => members.moved(slot(&key), state.leader),
+                })
+            }
             Ok(Some(Keyed::Read { key: Some(key), read })) => {
                 let state = replica.state();
                 if state.role == Role::Leader || self.session.reads_here {

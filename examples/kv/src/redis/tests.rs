@@ -59,6 +59,10 @@ impl Replica for Fake {
         async move { Ok(view) }
     }
 
+    fn now_ms(&self) -> Option<u64> {
+        Some(self.view.local_ms())
+    }
+
     fn local(&self) -> View {
         self.view.clone()
     }
