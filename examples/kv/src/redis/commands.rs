@@ -68,10 +68,18 @@ pub(super) enum Read {
 /// Something on keys.
 #[derive(Debug)]
 pub(super) enum Keyed {
-    Write { key: Bytes, command: Bytes },
+    Write {
+        key: Bytes,
+        command: Bytes,
+    },
     /// A write that sets an expiry, which has no start yet.
-    Untimed { key: Bytes },
-    Read { key: Option<Bytes>, read: Read },
+    Untimed {
+        key: Bytes,
+    },
+    Read {
+        key: Option<Bytes>,
+        read: Read,
+    },
 }
 
 /// `None` if the command is not about keys. `now_ms` is asked for by writes only.

@@ -133,7 +133,7 @@ pub(super) async fn serve<R: Replica>(
         if line.is_done() {
             return Ok(());
         }
-        if (answered || flushed > 0) && !line.needs_input {
+        if (answered || flushed > 0) && !line.needs_input && !line.is_streaming() {
             // Replies went out, so that commands may be taken again.
             if flushed >= TURN_BYTES {
                 tokio::task::yield_now().await;
@@ -201,6 +201,12 @@ impl<R: Replica> Pipeline<R> {
             ended: false,
             closing: false,
         }
+    }
+
+    /// A read of many keys is under way. It may take long without sending a byte, so the end of the client and its
+    /// deadlines are looked at in between.
+    fn is_streaming(&self) -> bool {
+        matches!(self.waiting.front(), Some(Waiting { kind: Kind::Many(_), .. }))
     }
 
     fn is_done(&self) -> bool {

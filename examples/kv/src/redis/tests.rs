@@ -412,3 +412,17 @@ fn room_of_a_pool_is_given_in_turn_and_given_back() {
     let Ok(all) = pool.ask(1 << 40) else { panic!("both gave it back") };
     assert!(pool.is_enough(&all, 1 << 40));
 }
+
+/// A count sends nothing until it is done. With a write held behind it, the server counted on without a look at the
+/// deadline, or at whether the client was still there.
+#[tokio::test]
+async fn a_long_count_is_given_up_at_its_deadline_although_a_write_is_held_behind_it() {
+    let limits = Limits { command_bytes_max: 2 << 20, reply_timeout: Duration::from_millis(1), ..LIMITS };
+    let harness = start_with(limits).await;
+    let names = 200_000;
+    let mut input = format!("*{}\r\n$6\r\nEXISTS\r\n", names + 1);
+    input.push_str(&"$1\r\nk\r\n".repeat(names));
+    input.push_str("SET a b\r\n");
+    let said = harness.talk(input.as_bytes()).await;
+    assert_eq!((said.as_str(), harness.closed[2].load(Ordering::Relaxed)), ("", 1));
+}
