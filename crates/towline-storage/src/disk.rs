@@ -84,19 +84,30 @@ struct Shared {
 
 impl Shared {
     fn run<T>(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let done = self.attempt(op, path, act);
+        self.note(op, done)
+    }
+
+    /// An operation whose failure need not be the end.
+    fn attempt<T>(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.failed.load(Ordering::Acquire) {
             return Err(io::Error::other("an earlier disk operation failed"));
         }
-        let result = match &self.hook {
+        match &self.hook {
             None => act(),
             Some(hook) => hook.before(op, path).and_then(|()| act()).inspect(|_| hook.after(op, path)),
-        };
+        }
+    }
+
+    /// Keeps the first failure.
+    fn note<T>(&self, op: Op, result: io::Result<T>) -> io::Result<T> {
         result.map_err(|source| {
             // raft-engine looks for its own word for a full disk and then goes on in another file. It must not.
             let shown = io::Error::from(source.kind());
             let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert(Failure { during: op.as_str(), source });
-            self.failed.store(true, Ordering::Release);
+            if !self.failed.swap(true, Ordering::AcqRel) {
+                *first = Some(Failure { during: op.as_str(), source });
+            }
             shown
         })
     }
@@ -108,7 +119,12 @@ impl Shared {
 
     /// Replaces the list of log files. A new log file must be found by its name before the list asks for it.
     fn store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
-        self.run(Op::Rename, manifest.path(), || {
+        let stored = self.try_store_manifest(manifest, new);
+        self.note(Op::Rename, stored)
+    }
+
+    fn try_store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
+        self.attempt(Op::Rename, manifest.path(), || {
             self.reserve.run(manifest.path(), || {
                 if let Some(dir) = new.and_then(Path::parent) {
                     sync_dir(dir)?;
@@ -126,6 +142,10 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// See the module.
@@ -171,18 +191,32 @@ impl Disk {
         synced.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))
     }
 
+    /// Makes `bytes` the whole content of a file, durably.
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let written = self.shared.run(Op::Write, path, || std::fs::write(path, bytes));
+        written.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))?;
+        self.sync(path)
+    }
+
     /// From now on the list is kept. It is written if it says less than it could.
     pub(crate) fn keep_manifest(&self, manifest: LogManifest) -> io::Result<()> {
         // Set once: a log opens its disk once.
-        let manifest = self.shared.manifest.get_or_init(|| manifest);
-        if manifest.is_behind() { self.shared.store_manifest(manifest, None) } else { Ok(()) }
+        let _ = self.shared.manifest.get_or_init(|| manifest);
+        self.checkpoint()
     }
 
-    /// Makes the list of log files say how long the newest ones are. Nothing unsynced may be under way.
+    /// Makes the list of log files say how long the newest ones are. Nothing unsynced may be under way. Where a full disk
+    /// has no room for it, the list stays as it is: it asks for less than there is, and the log can be read.
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
-        match self.shared.manifest.get() {
-            Some(manifest) if manifest.is_behind() => self.shared.store_manifest(manifest, None),
-            _ => Ok(()),
+        let Some(manifest) = self.shared.manifest.get().filter(|manifest| manifest.is_behind()) else {
+            return Ok(());
+        };
+        match self.shared.try_store_manifest(manifest, None) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "the list of log files is not brought up to date: the disk is full");
+                Ok(())
+            }
+            stored => self.shared.note(Op::Rename, stored),
         }
     }
 
@@ -225,7 +259,14 @@ impl FileSystem for Disk {
         if let Some(manifest) = self.shared.manifest.get()
             && manifest.forget(path)
         {
-            self.shared.store_manifest(manifest, None)?;
+            match self.shared.try_store_manifest(manifest, None) {
+                // The deletion makes room, so it must not need any. Without a list the log counts as one of before there was
+                // one, until the next checkpoint.
+                Err(error) if is_full(&error) => {
+                    self.shared.run(Op::Delete, manifest.path(), || manifest.remove())?;
+                }
+                stored => self.shared.note(Op::Rename, stored)?,
+            }
         }
         self.shared.run(Op::Delete, path, || self.real.delete(path))
     }

@@ -6,7 +6,7 @@
 //! | when | what is recorded | written |
 //! | --- | --- | --- |
 //! | a new log file is synced with its header | the new file; the final length of the one before | before the first record of the new file is acknowledged |
-//! | a log file is about to be deleted | nothing about that file any more | before the deletion |
+//! | a log file is about to be deleted | nothing about that file any more | before the deletion; on a full disk the list is removed instead |
 //! | [`checkpoint`](LogManifest::checkpoint), at each purge and when the log is closed | the length of the newest files | then |
 //!
 //! So a crash at any moment leaves a manifest that asks for no more than what is durable. What it cannot find: a newest
@@ -89,6 +89,11 @@ impl LogFiles {
             .flat_map(|queue| self.of(queue).iter().map(move |(number, bytes)| (queue, number, bytes)))
     }
 
+    /// The files that hold nothing, not even a header.
+    pub(crate) fn without_header(&self) -> Vec<(Queue, u64)> {
+        self.iter().filter(|(.., bytes)| **bytes == 0).map(|(queue, &number, _)| (queue, number)).collect()
+    }
+
     pub(crate) fn insert(&mut self, queue: Queue, number: u64, bytes: u64) {
         self.of_mut(queue).insert(number, bytes);
     }
@@ -162,6 +167,17 @@ impl LogManifest {
             .map_err(|failed| failed.source)?;
         state.stored = state.now.clone();
         Ok(())
+    }
+
+    /// Removes the file, which asks for nothing then.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        state.stored = LogFiles::default();
+        sync_dir(self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

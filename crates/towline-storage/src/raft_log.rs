@@ -70,7 +70,13 @@ impl RaftLog {
     ) -> Result<Self, LogError> {
         log_bridge::install();
         let listed = LogManifest::load(manifest)?.unwrap_or_default();
-        let files = scan::verify(dir, &listed)?;
+        let mut files = scan::verify(dir, &listed)?;
+        // A crash interrupted the header of a new file. raft-engine would go on with a header of its oldest version.
+        for (queue, number) in files.without_header() {
+            disk.replace(&dir.join(queue.file_name(number)), &scan::file_header())
+                .map_err(|source| LogError::Io { during: "write of a log file's header", source })?;
+            files.insert(queue, number, scan::file_header().len() as u64);
+        }
         // A killed process may have left records in the page cache. What is read here counts as durable from now on.
         for (queue, &number, &bytes) in files.iter() {
             if bytes > listed.of(queue).get(&number).copied().unwrap_or_default() {

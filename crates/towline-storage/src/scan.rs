@@ -128,6 +128,11 @@ fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Found> {
     Ok(found.offset)
 }
 
+/// What every log file begins with.
+pub(crate) fn file_header() -> Vec<u8> {
+    [MAGIC, &FILE_VERSION.to_be_bytes(), &[0; 8]].concat()
+}
+
 fn check_file_header(bytes: &[u8]) -> Result<(), &'static str> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("the file header is damaged")?;
     match (word(rest, 0), word(rest, 8)) {

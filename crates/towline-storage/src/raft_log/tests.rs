@@ -11,6 +11,8 @@ use towline_engine::snapshot_store::ContentId;
 use super::*;
 use crate::disk::{Hook, Op};
 
+mod crashes;
+
 const GROUP: GroupId = GroupId::DEFAULT;
 const OTHER: GroupId = GroupId::new(2);
 /// The list of log files. Elsewhere it lies outside of the log's directory.
