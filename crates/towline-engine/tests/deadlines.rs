@@ -196,3 +196,15 @@ async fn a_shutdown_flushes_a_slow_state_machine_before_its_deadline() {
     assert_eq!(gate.flushes(), 1);
     assert!(gate.calls().last().unwrap().through < 5_000, "it had time for everything");
 }
+
+/// Callers say "no deadline" with the largest duration.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_without_a_deadline_waits_for_what_there_is_to_wait_for() {
+    let (alone, gate) = (Alone::start(config()).await, Arc::new(Gate::default()));
+    let group = group(&alone, 1, &gate).await;
+    group.propose("x").await.unwrap();
+    let shutdown = alone.node.shutdown(Duration::MAX);
+    let shutdown = tokio::time::timeout(DEADLINE, shutdown).await.expect("it returns");
+    assert!(shutdown.is_complete(), "{shutdown:?}");
+    assert_eq!(gate.flushes(), 1);
+}

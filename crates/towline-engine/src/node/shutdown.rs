@@ -21,6 +21,9 @@ use crate::transport::Listener;
 /// How long after its deadline a shutdown may return: what it closes and joins has this time.
 pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(2);
 
+/// A longer deadline counts as this: the clock cannot add every duration.
+const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// How long the drop of a node waits for its threads and tasks.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,7 +66,7 @@ impl Node {
     /// With a deadline of zero nothing is handed over or flushed, as in a crash. What was acknowledged is durable either
     /// way.
     pub async fn shutdown(mut self, deadline: Duration) -> ShutdownReport {
-        let began = Instant::now();
+        let (began, deadline) = (Instant::now(), deadline.min(DEADLINE_MAX));
         let until = began + deadline;
         let states = self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut report = ShutdownReport::default();
