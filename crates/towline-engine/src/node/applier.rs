@@ -85,7 +85,7 @@ enum Job {
 struct Entries {
     entries: VecDeque<Entry>,
     /// One place a command.
-    waiters: VecDeque<Option<Box<dyn Waiter>>>,
+    waiters: VecDeque<Option<Waiter>>,
     through: Applied,
 }
 
@@ -147,7 +147,7 @@ impl Worker {
         group: GroupId,
         life: u64,
         entries: Vec<Entry>,
-        waiters: Vec<Option<Box<dyn Waiter>>>,
+        waiters: Vec<Option<Waiter>>,
         through: Applied,
     ) {
         let last = self.groups.get_mut(&group).and_then(|served| served.queue.back_mut());
@@ -293,11 +293,7 @@ impl Job {
 impl Entries {
     /// The next call: at least one entry, and no more than the bounds allow.
     #[allow(clippy::type_complexity)] // the arguments of a call
-    fn take(
-        &mut self,
-        entries_max: usize,
-        bytes_max: u64,
-    ) -> (Vec<Entry>, Vec<Option<Box<dyn Waiter>>>, Applied) {
+    fn take(&mut self, entries_max: usize, bytes_max: u64) -> (Vec<Entry>, Vec<Option<Waiter>>, Applied) {
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             let first = bytes == 0;

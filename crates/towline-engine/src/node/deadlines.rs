@@ -70,16 +70,16 @@ mod tests {
 
     use super::*;
     use crate::errors::{ProposeError, UncertainCause};
-    use crate::node::waiter::{ProposalWaiter, Waiter};
+    use crate::node::waiter::Waiter;
 
     #[test]
     fn a_proposal_that_is_never_answered_does_not_keep_those_that_are() {
         let metrics = Arc::new(NodeMetrics::noop().group(1));
         let mut deadlines = Deadlines::default();
-        let (stuck, _wanted) = ProposalWaiter::<()>::new(metrics.clone());
+        let (stuck, _wanted) = Waiter::new::<()>(metrics.clone());
         deadlines.push(stuck.unanswered());
         for _ in 0..10 * SWEEP_MIN {
-            let (waiter, _wanted) = ProposalWaiter::new(metrics.clone());
+            let (waiter, _wanted) = Waiter::new::<()>(metrics.clone());
             deadlines.push(waiter.unanswered());
             waiter.answer(());
         }
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn only_what_is_late_and_not_answered_is_taken() {
         let metrics = Arc::new(NodeMetrics::noop().group(1));
-        let waiters: Vec<_> = (0..4).map(|_| ProposalWaiter::<()>::new(metrics.clone())).collect();
+        let waiters: Vec<_> = (0..4).map(|_| Waiter::new::<()>(metrics.clone())).collect();
         let mut deadlines = Deadlines::default();
         waiters.iter().for_each(|(waiter, _)| drop(deadlines.push(waiter.unanswered())));
         let mut waiters = waiters.into_iter();

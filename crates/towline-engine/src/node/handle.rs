@@ -14,7 +14,7 @@ use towline_metrics::labels::ProposalOutcome;
 use super::answer::answer;
 use super::ingress::Ingress;
 use super::mail::{Control, ShardEvent, ShardSender};
-use super::waiter::{ProposalWaiter, ReadWaiter};
+use super::waiter::{ReadWaiter, Waiter};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::state_machine::StateMachine;
@@ -106,8 +106,8 @@ impl<S: StateMachine> Group<S> {
             }
             bytes => self.shared.metrics.proposal_bytes(bytes as u64),
         }
-        let (waiter, answer) = ProposalWaiter::new(self.shared.metrics.clone());
-        self.shared.ingress.propose(command, Box::new(waiter));
+        let (waiter, answer) = Waiter::new(self.shared.metrics.clone());
+        self.shared.ingress.propose(command, waiter);
         Ok(Proposal { answer })
     }
 

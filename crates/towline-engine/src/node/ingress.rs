@@ -46,7 +46,7 @@ struct Queues {
     read_messages: VecDeque<(NodeId, Message)>,
     appends: VecDeque<(NodeId, Message)>,
     append_bytes: usize,
-    proposals: VecDeque<(Bytes, Box<dyn Waiter>)>,
+    proposals: VecDeque<(Bytes, Waiter)>,
     proposal_bytes: usize,
     /// Proposals in the order of the calls, wherever they are by now, until they are answered.
     deadlines: Deadlines,
@@ -90,7 +90,7 @@ pub(crate) enum Delivered {
 pub(crate) struct Taken {
     pub(crate) control: Vec<(NodeId, Message)>,
     pub(crate) appends: Vec<(NodeId, Message)>,
-    pub(crate) proposals: Vec<(Bytes, Box<dyn Waiter>)>,
+    pub(crate) proposals: Vec<(Bytes, Waiter)>,
     pub(crate) reads: Vec<ReadWaiter>,
 }
 
@@ -119,7 +119,7 @@ impl Ingress {
     }
 
     /// Queues a command in the order of the calls. The error goes to the waiter.
-    pub(crate) fn propose(&self, command: Bytes, waiter: Box<dyn Waiter>) {
+    pub(crate) fn propose(&self, command: Bytes, waiter: Waiter) {
         let mut queues = self.lock();
         let error = if let Some(cause) = &queues.closed {
             Some(ProposeError::Stopped { cause: cause.clone() })

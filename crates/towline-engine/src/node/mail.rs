@@ -22,7 +22,7 @@ use crate::snapshots::Made;
 use crate::status::{GroupState, GroupStatus};
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-pub(crate) type CoreGroup = Group<Box<dyn Waiter>, ReadWaiter>;
+pub(crate) type CoreGroup = Group<Waiter, ReadWaiter>;
 
 /// A write of a group, named so that a late completion is not taken for one of the group's next life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

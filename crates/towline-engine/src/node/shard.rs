@@ -37,7 +37,7 @@ use crate::reporter::{Mailbox, Report, ReportCounter as _};
 use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
 
-type CoreEffects = Effects<Box<dyn Waiter>, ReadWaiter>;
+type CoreEffects = Effects<Waiter, ReadWaiter>;
 
 /// What the shard works with.
 pub(crate) struct ShardDeps {
@@ -482,7 +482,7 @@ fn note_commit_times(tasks: &[Task], metrics: &GroupMetrics) {
 fn abandon(fx: CoreEffects, cause: &Arc<str>) {
     fail_tasks(fx.apply, cause);
     fx.readable.into_iter().for_each(|reader| reader.fail(ReadError::Stopped { cause: cause.clone() }));
-    fx.refused.into_iter().for_each(|(waiter, error): (Box<dyn Waiter>, ProposeError)| waiter.fail(error));
+    fx.refused.into_iter().for_each(|(waiter, error): (Waiter, ProposeError)| waiter.fail(error));
     fx.unread.into_iter().for_each(|(reader, error)| reader.fail(error));
 }
 

@@ -20,7 +20,7 @@ use crate::state_machine::StateMachine;
 use crate::status::Role;
 use crate::transport::Peer;
 
-type CoreStart = Recovered<Box<dyn Waiter>, ReadWaiter>;
+type CoreStart = Recovered<Waiter, ReadWaiter>;
 
 /// Calls of `status` and `transfer` of one group that wait for the shard at a time.
 const QUESTIONS_MAX: usize = 1_024;

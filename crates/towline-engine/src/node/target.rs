@@ -9,7 +9,7 @@ use std::time::Instant;
 use towline_metrics::GroupMetrics;
 
 use super::answer::contained;
-use super::waiter::{ProposalWaiter, Waiter};
+use super::waiter::Waiter;
 use crate::cause::{chain, panic_text};
 use crate::core::Apply;
 use crate::errors::{ProposeError, UncertainCause};
@@ -17,7 +17,7 @@ use crate::message::Entry;
 use crate::snapshot_store::{BodyRead, SnapshotMeta, SnapshotStore};
 use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
-pub(crate) type Task = Apply<Box<dyn Waiter>>;
+pub(crate) type Task = Apply<Waiter>;
 
 /// A state machine whose types are hidden.
 pub(crate) trait Target: Send {
@@ -27,7 +27,7 @@ pub(crate) trait Target: Send {
     fn apply(
         &mut self,
         entries: &[Entry],
-        waiters: Vec<Option<Box<dyn Waiter>>>,
+        waiters: Vec<Option<Waiter>>,
         through: Applied,
     ) -> Result<(), Arc<str>>;
     /// # Errors
@@ -57,7 +57,7 @@ impl<S: StateMachine> Target for Machine<S> {
     fn apply(
         &mut self,
         entries: &[Entry],
-        waiters: Vec<Option<Box<dyn Waiter>>>,
+        waiters: Vec<Option<Waiter>>,
         through: Applied,
     ) -> Result<(), Arc<str>> {
         let started = Instant::now();
@@ -75,7 +75,7 @@ impl<S: StateMachine> Target for Machine<S> {
                 for reply in replies.into_vec() {
                     // The waiter was made by the handle of this group, so it has this group's type.
                     let waiter = waiters.next().flatten();
-                    match waiter.and_then(|w| w.into_any().downcast::<ProposalWaiter<S::Response>>().ok()) {
+                    match waiter {
                         Some(waiter) => waiter.answer(reply),
                         None => contained(|| drop(reply)),
                     }
@@ -127,7 +127,7 @@ fn failed(fatal: Fatal) -> Arc<str> {
 }
 
 /// Answers every waiter of entries that were committed and not applied here.
-pub(super) fn fail_all(waiters: impl IntoIterator<Item = Option<Box<dyn Waiter>>>, cause: &Arc<str>) {
+pub(super) fn fail_all(waiters: impl IntoIterator<Item = Option<Waiter>>, cause: &Arc<str>) {
     for waiter in waiters.into_iter().flatten() {
         waiter.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
     }

@@ -12,17 +12,9 @@ use towline_metrics::labels::ProposalOutcome;
 use super::answer::{Answer, answer, contained};
 use crate::errors::{ProposeError, ReadError};
 
-/// Waits for a proposal. Knows what type its answer has; the core and the shard do not.
-pub(crate) trait Waiter: Send {
-    /// Answers with an error.
-    fn fail(self: Box<Self>, error: ProposeError);
-    /// When it began to wait.
-    fn since(&self) -> Instant;
-    /// For the apply worker, which knows the type.
-    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
-    /// For whoever watches over deadlines: the waiter itself may be inside a call that does not return.
-    fn unanswered(&self) -> Arc<dyn Unanswered>;
-}
+/// Waits for a proposal. The core and the shard do not know what type its answer has. Dropped, it tells its caller that there
+/// will be none.
+pub(crate) struct Waiter(Arc<dyn Unanswered>);
 
 /// A proposal as its deadline sees it. Whoever answers first does; later answers have no effect.
 pub(crate) trait Unanswered: Send + Sync {
@@ -32,13 +24,13 @@ pub(crate) trait Unanswered: Send + Sync {
     fn since(&self) -> Instant;
     /// Answers with an error, unless it is answered.
     fn fail(&self, error: ProposeError);
+    /// Tells the caller that there will be no answer, unless there was one.
+    fn lose(&self);
+    /// For the apply worker, which knows the type.
+    fn as_any(&self) -> &dyn Any;
 }
 
-/// A [`Waiter`] whose answer is an `R`.
-pub(crate) struct ProposalWaiter<R> {
-    slot: Arc<Slot<R>>,
-}
-
+/// The place of an answer that is an `R`.
 struct Slot<R> {
     /// `None` once it was given.
     answer: Mutex<Option<Answer<Result<R, ProposeError>>>>,
@@ -48,19 +40,20 @@ struct Slot<R> {
     metrics: Arc<GroupMetrics>,
 }
 
-impl<R: Send + 'static> ProposalWaiter<R> {
-    pub(crate) fn new(metrics: Arc<GroupMetrics>) -> (Self, oneshot::Receiver<Result<R, ProposeError>>) {
+impl Waiter {
+    pub(crate) fn new<R: Send + 'static>(
+        metrics: Arc<GroupMetrics>,
+    ) -> (Self, oneshot::Receiver<Result<R, ProposeError>>) {
         let (answer, answered) = answer();
         let (answer, is_open) = (Mutex::new(Some(answer)), AtomicBool::new(true));
-        let slot = Slot { answer, is_open, since: Instant::now(), metrics };
-        (Self { slot: Arc::new(slot) }, answered)
+        (Self(Arc::new(Slot { answer, is_open, since: Instant::now(), metrics })), answered)
     }
 
-    /// The state machine has applied the command. Nobody may be there any more to hear it.
-    pub(crate) fn answer(self, reply: R) {
-        let slot = &self.slot;
-        match slot.take() {
-            Some(answer) => {
+    /// The state machine has applied the command, and its answers have this type. Nobody may be there any more to hear it.
+    pub(crate) fn answer<R: Send + 'static>(self, reply: R) {
+        let slot = self.0.as_any().downcast_ref::<Slot<R>>();
+        match slot.and_then(|slot| Some((slot, slot.take()?))) {
+            Some((slot, answer)) => {
                 slot.metrics.proposals(ProposalOutcome::Committed, 1);
                 slot.metrics.proposal_time(slot.since.elapsed());
                 answer.send(Ok(reply));
@@ -68,32 +61,26 @@ impl<R: Send + 'static> ProposalWaiter<R> {
             None => contained(|| drop(reply)),
         }
     }
-}
 
-impl<R: Send + 'static> Waiter for ProposalWaiter<R> {
-    fn fail(self: Box<Self>, error: ProposeError) {
-        self.slot.fail(error);
+    /// Answers with an error.
+    pub(crate) fn fail(self, error: ProposeError) {
+        self.0.fail(error);
     }
 
-    fn since(&self) -> Instant {
-        self.slot.since
+    /// When it began to wait.
+    pub(crate) fn since(&self) -> Instant {
+        self.0.since()
     }
 
-    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
-        self
-    }
-
-    fn unanswered(&self) -> Arc<dyn Unanswered> {
-        self.slot.clone()
+    /// For whoever watches over deadlines: the waiter itself may be inside a call that does not return.
+    pub(crate) fn unanswered(&self) -> Arc<dyn Unanswered> {
+        self.0.clone()
     }
 }
 
-/// A waiter that is lost tells its caller so.
-impl<R> Drop for ProposalWaiter<R> {
+impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.slot.is_open.load(Ordering::Acquire) {
-            drop(self.slot.take());
-        }
+        self.0.lose();
     }
 }
 
@@ -125,6 +112,16 @@ impl<R: Send + 'static> Unanswered for Slot<R> {
         };
         self.metrics.proposals(outcome, 1);
         answer.send(Err(error));
+    }
+
+    fn lose(&self) {
+        if self.is_open() {
+            drop(self.take());
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
     }
 }
 
