@@ -19,8 +19,9 @@ const SENT_MAX: usize = 1_024;
 const LARGE_PART: u64 = 16;
 
 /// How often the time between two messages beyond a window grows, to four times as much: at 1 Mbit/s two of them leave
-/// before the first acknowledgement can have come.
-const EXTRA_MAX: u32 = 4;
+/// before the first acknowledgement can have come. At most 32 heartbeat intervals: that is how long a peer waits for entries
+/// whose link is well again.
+const EXTRA_MAX: u32 = 2;
 
 fn is_probed(prs: &ProgressTracker, peer: u64) -> bool {
     prs.get(peer).is_some_and(|progress| progress.state == ProgressState::Probe)
@@ -86,7 +87,7 @@ impl Flows {
         self.ticks = self.ticks.saturating_add(ticks);
         for (peer, flow) in &mut self.peers {
             let patience =
-                self.patience.max(flow.delay.saturating_mul(2)).saturating_mul(1 << (2 * flow.extra));
+                self.patience.saturating_mul(1 << (2 * flow.extra)).max(flow.delay.saturating_mul(2));
             let held_back = flow.window.room() == 0 || flow.sent.len() >= self.inflight_max;
             let held_back = held_back || (!flow.sent.is_empty() && is_probed(prs, *peer));
             if held_back && self.ticks.saturating_sub(flow.moved_at) > patience {

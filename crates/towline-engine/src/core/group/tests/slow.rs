@@ -167,3 +167,25 @@ fn a_probe_that_is_under_way_over_a_slow_link_is_not_sent_at_each_heartbeat() {
         turn(&mut group, &mut slow);
     }
 }
+
+/// The time between two messages beyond a window grew to 512 heartbeat intervals: a peer whose answers had been lost for a
+/// while got no entry for 50 s after they came again.
+#[test]
+fn after_a_long_time_without_acknowledgements_a_peer_is_sent_more_within_forty_heartbeats() {
+    let mut slow = Slow::new();
+    let mut group = leader(&mut slow);
+    let heartbeat_ticks = setup(3, Vec::new()).replica.heartbeat_ticks;
+    slow.mute = true;
+    for _ in 0..2_000 {
+        turn(&mut group, &mut slow);
+    }
+    slow.mute = false;
+    for _ in 0..10 {
+        let before = slow.bytes;
+        let wait = (1..=40 * heartbeat_ticks).find(|_| {
+            turn(&mut group, &mut slow);
+            slow.bytes > before || slow.arrived == group.last_index()
+        });
+        assert!(wait.is_some(), "{} of {} have arrived", slow.arrived, group.last_index());
+    }
+}
