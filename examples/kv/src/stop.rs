@@ -1,6 +1,7 @@
 //! Signals: what stops the program, and what it ignores.
 
 use std::io::{self, ErrorKind, Read as _};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,9 +21,19 @@ const IGNORED: &[(Signal, &str)] = &[
     (Signal::IO, "SIGIO"),
     #[cfg(target_os = "linux")]
     (Signal::POWER, "SIGPWR"),
+    #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    (Signal::STKFLT, "SIGSTKFLT"),
     // The write that exceeds the limit fails, and says so.
     (Signal::XFSZ, "SIGXFSZ"),
 ];
+
+/// Real-time signals end a process by default, too. The C library keeps the first ones.
+const REAL_TIME: RangeInclusive<i32> = match (cfg!(target_os = "linux"), cfg!(target_env = "gnu")) {
+    (true, true) => 34..=64,
+    (true, false) => 35..=64,
+    #[expect(clippy::reversed_empty_ranges, reason = "other systems may have none")]
+    (false, _) => 1..=0,
+};
 
 /// What SIGHUP does.
 pub(crate) enum Hangup {
@@ -48,12 +59,10 @@ impl Signals {
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let mut hangups = signal(SignalKind::hangup())?;
         for &(number, name) in IGNORED {
-            let mut ignored = signal(SignalKind::from_raw(number.as_raw()))?;
-            tokio::spawn(async move {
-                while ignored.recv().await.is_some() {
-                    tracing::info!(signal = name, "a signal is ignored");
-                }
-            });
+            ignore(number.as_raw(), name)?;
+        }
+        for number in REAL_TIME {
+            ignore(number, "real-time")?;
         }
         let (started, hung_up) = (Arc::clone(&is_started), stopping.clone());
         tokio::spawn(async move {
@@ -104,6 +113,16 @@ impl Signals {
     pub(crate) async fn requested(&mut self) {
         let _ = self.stop.wait_for(|stop| *stop).await;
     }
+}
+
+fn ignore(number: i32, name: &'static str) -> io::Result<()> {
+    let mut ignored = signal(SignalKind::from_raw(number))?;
+    tokio::spawn(async move {
+        while ignored.recv().await.is_some() {
+            tracing::info!(signal = name, number, "a signal is ignored");
+        }
+    });
+    Ok(())
 }
 
 /// Nothing is served before the start is over, so there is nothing to stop in order. A start that is cut off is like one

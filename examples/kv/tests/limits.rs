@@ -174,6 +174,13 @@ fn signals_that_mean_nothing_are_ignored_with_a_line() {
             process.log().contains(&format!("signal=\"SIG{name}\"")).then_some(())
         });
     }
+    for (name, logged) in [("STKFLT", "signal=\"SIGSTKFLT\""), ("34", "number=34"), ("64", "number=64")] {
+        process.signal(name);
+        wait(&format!("a line about SIG{name}"), || {
+            assert!(process.ended().is_none(), "SIG{name} ended it: {}", process.log());
+            process.log().contains(logged).then_some(())
+        });
+    }
     process.signal("PIPE");
     process.signal("CHLD");
     process.signal("WINCH");
