@@ -52,6 +52,8 @@ const TURN_BYTES: usize = 1 << 20;
 const TURN_KEYS: usize = 256;
 /// Bytes that a client must take in each `write_timeout` while replies wait for it.
 const WRITE_BYTES_MIN: usize = 64 << 10;
+/// How often a client that keeps room for long is compared with those that wait for it.
+const WANTED_INTERVAL: Duration = Duration::from_secs(1);
 
 type Barrier = Pin<Box<dyn Future<Output = Result<View, ReadError>> + Send>>;
 
@@ -155,6 +157,7 @@ pub(super) async fn serve<R: Replica>(
                 return Err(stream.take_error()?.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
             }
             cause = due(deadline) => {
+                let Some(cause) = cause else { continue };
                 line.shared.counters.closed(cause).increment(1);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, cause.as_str()));
             }
@@ -163,8 +166,8 @@ pub(super) async fn serve<R: Replica>(
     }
 }
 
-/// Never, if there is no deadline.
-async fn due(deadline: Option<(Instant, CloseCause)>) -> CloseCause {
+/// Never, if there is no deadline. None: it is time to look again.
+async fn due(deadline: Option<(Instant, Option<CloseCause>)>) -> Option<CloseCause> {
     match deadline {
         None => std::future::pending().await,
         Some((at, cause)) => {
@@ -257,8 +260,9 @@ impl<R: Replica> Pipeline<R> {
         Ok(flushed)
     }
 
-    /// When the client has had enough time for what only it can do.
-    fn deadline(&mut self) -> Option<(Instant, CloseCause)> {
+    /// When the client has had enough time for what only it can do, or when to look again whether others wait for what
+    /// this one keeps.
+    fn deadline(&mut self) -> Option<(Instant, Option<CloseCause>)> {
         let limits = &self.shared.limits;
         let is_partial = self.may_read() && !self.input.is_empty();
         self.partial_since = is_partial.then(|| self.partial_since.unwrap_or_else(Instant::now));
@@ -266,8 +270,20 @@ impl<R: Replica> Pipeline<R> {
             Some(Waiting { kind: Kind::Many(streamed), .. }) => Some(streamed.since),
             _ => None,
         };
-        let after = |since: Option<Instant>, timeout: Duration, cause| Some((since? + timeout, cause));
+        let after = |since: Option<Instant>, timeout: Duration, cause| Some((since? + timeout, Some(cause)));
+        let wanted = |room: Option<&Room>, cause| {
+            let (room, now) = (room?, Instant::now());
+            match room.due() {
+                at if at > now => Some((at, None)),
+                at if room.is_wanted() => Some((at, Some(cause))),
+                _ => Some((now + WANTED_INTERVAL, None)),
+            }
+        };
+        // A command that is whole waits for the cluster, not for its client.
+        let receiving = if is_partial { self.long.as_ref() } else { None };
         [
+            wanted(self.out.large_room(), CloseCause::Reply),
+            wanted(receiving, CloseCause::Command),
             after(self.partial_since, limits.command_timeout, CloseCause::Command),
             after(self.unread_since, limits.write_timeout, CloseCause::Write),
             after(streamed.or(self.out.large_since()), limits.reply_timeout, CloseCause::Reply),

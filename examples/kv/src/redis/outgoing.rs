@@ -26,7 +26,7 @@ pub(super) struct Outgoing {
 struct Large {
     value: Bytes,
     since: Instant,
-    _room: Option<Room>,
+    room: Option<Room>,
 }
 
 impl Outgoing {
@@ -43,6 +43,11 @@ impl Outgoing {
         self.large.as_ref().map(|large| large.since)
     }
 
+    /// What the large value that is being sent takes of a pool.
+    pub(super) fn large_room(&self) -> Option<&Room> {
+        self.large.as_ref()?.room.as_ref()
+    }
+
     /// The start of an array, whose elements follow.
     pub(super) fn array_header(&mut self, length: usize) {
         self.small.put_slice(format!("*{length}\r\n").as_bytes());
@@ -53,7 +58,7 @@ impl Outgoing {
         match reply {
             Reply::Bulk(value) if value.len() >= LARGE_BYTES_MIN => {
                 self.small.put_slice(format!("${}\r\n", value.len()).as_bytes());
-                self.large = Some(Large { value, since: Instant::now(), _room: room });
+                self.large = Some(Large { value, since: Instant::now(), room });
             }
             reply => reply.encode(resp3, &mut self.small),
         }

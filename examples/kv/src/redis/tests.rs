@@ -426,3 +426,27 @@ async fn a_long_count_is_given_up_at_its_deadline_although_a_write_is_held_behin
     let said = harness.talk(input.as_bytes()).await;
     assert_eq!((said.as_str(), harness.closed[2].load(Ordering::Relaxed)), ("", 1));
 }
+
+/// A few clients that took a large value slowly kept the room of all large values: other clients waited for as long as the
+/// write timeout for a value of 20 KB.
+#[tokio::test]
+async fn a_slow_client_may_not_keep_room_that_others_wait_for() {
+    let harness = start_with(Limits { command_bytes_max: 32 << 20, ..LIMITS }).await;
+    let large = 16 << 20;
+    let mut input = format!("*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n${large}\r\n").into_bytes();
+    input.resize(input.len() + large, b'v');
+    input.extend_from_slice(b"\r\n*3\r\n$3\r\nSET\r\n$5\r\nother\r\n$20000\r\n");
+    input.resize(input.len() + 20_000, b'v');
+    input.extend_from_slice(b"\r\n");
+    let said = harness.talk(&input).await;
+    assert_eq!(said, "+OK\r\n+OK\r\n");
+    let mut slow = TcpStream::connect(harness.at).await.unwrap();
+    slow.write_all(b"GET large\r\n").await.unwrap();
+    slow.readable().await.unwrap();
+    let asked = tokio::time::Instant::now();
+    let said = harness.talk(b"GET other\r\n").await;
+    assert_eq!(said.len(), "$20000\r\n\r\n".len() + 20_000);
+    // A minute is the write timeout of this server.
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    assert_eq!(harness.closed[2].load(Ordering::Relaxed), 1);
+}
