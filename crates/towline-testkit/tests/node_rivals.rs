@@ -143,8 +143,12 @@ async fn a_receiver_that_is_gone_for_good_gives_slot_and_file_back() {
     assert!(last.number >= number && matches!(last.outcome, AttemptOutcome::Failed(_)), "{last:?}");
     let last = cluster.attempt_ended(leader, 1, other).await;
     assert_eq!(last.outcome, AttemptOutcome::Finished);
-    let (progress, ..) = attempt(other).await;
-    assert_eq!(progress, PeerProgress::Replicate);
+    // Raft probes from the snapshot on, until an append is answered.
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while attempt(other).await.0 != PeerProgress::Replicate {
+        assert!(std::time::Instant::now() < end, "it is not replicated to: {:?}", group.status().await);
+        tokio::task::yield_now().await;
+    }
 
     // The file and the end of the log that the transfer needed are free: both are forgotten behind the next snapshot.
     let end = std::time::Instant::now() + Duration::from_secs(20);
