@@ -65,9 +65,8 @@ pub struct Config {
     pub lane_reads_max: usize,
     /// Bytes one dispatch carries at most, unless a single message is larger. Default 1 MiB.
     pub lane_batch_bytes_max: usize,
-    /// Milliseconds a dispatch waits while flow control takes no byte, before the link is given up. Default 10,000. A slow
-    /// link must take some in that time: HTTP/2 makes room by half a window, 1 MiB, which is 8 s at 1 Mbit/s. Dead links are
-    /// found by keep-alive, sooner.
+    /// Milliseconds a dispatch waits while no byte is taken, before the link is given up. Default 3,000. A slow link takes
+    /// some in that time. Dead links are found by keep-alive, sooner.
     pub lane_dispatch_timeout_ms: u64,
     /// Milliseconds one attempt to connect may take. Default 1,000.
     pub lane_connect_timeout_ms: u64,
@@ -155,7 +154,7 @@ impl Default for Config {
             lane_append_bytes_max: 32 << 20,
             lane_reads_max: 1_024,
             lane_batch_bytes_max: 1 << 20,
-            lane_dispatch_timeout_ms: 10_000,
+            lane_dispatch_timeout_ms: 3_000,
             lane_connect_timeout_ms: 1_000,
             lane_backoff_min_ms: 20,
             lane_backoff_max_ms: 400,

@@ -149,8 +149,9 @@ pub trait Link: Send {
     /// [`DispatchError`].
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError>;
 
-    /// Counts what flow control takes of the batches, also while [`dispatch`](Self::dispatch) waits. While it moves the
-    /// caller goes on waiting: the link is slow, and not stuck. A link that does not count keeps this default.
+    /// Grows with what flow control takes of the batches, also while [`dispatch`](Self::dispatch) waits. While it moves the
+    /// caller goes on waiting: the link is slow, and not stuck. Where flow control makes room in steps that take seconds over
+    /// a slow link, it grows with what the peer says it has taken, too. A link that does not count keeps this default.
     fn taken(&self) -> BytesTaken {
         BytesTaken::default()
     }

@@ -59,7 +59,7 @@ pub(crate) async fn open(
     sender.send(hello_frame(hello, purpose)).await.map_err(|_| closed("closed before the hello"))?;
     let taken = BytesTaken::default();
     let answer = call(channel, Outgoing::request(receiver, taken.clone())).await.map_err(no_answer)?;
-    let mut answers = Source::response(answer.into_body(), end);
+    let mut answers = Source::response(answer.into_body(), end, taken.clone());
     let first = answers.frame().await.map_err(|ended| match ended {
         Ended::Status(status) => no_answer(status),
         Ended::Violation(detail) => closed(&detail),

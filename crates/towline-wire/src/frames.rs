@@ -213,5 +213,6 @@ pub(crate) fn kind_name(kind: Option<&Kind>) -> &'static str {
         Some(Kind::Trailer(_)) => "a trailer",
         Some(Kind::Progress(_)) => "progress",
         Some(Kind::Outcome(_)) => "the outcome of a transfer",
+        Some(Kind::Taken(_)) => "what was taken",
     }
 }

@@ -69,6 +69,7 @@ const PROGRESS: &str = "520508ac021002";
 const PROGRESS_OF_PHASE_5: &str = "520508ac021005";
 const PROGRESS_OF_PHASE_MINUS_1: &str = "520e08ac0210ffffffffffffffffff01";
 const COMMITTED: &str = "5a0308ac02";
+const TAKEN: &str = "620308ac02";
 const NOT_TAKEN: &str = "5a0d120b080512076368756e6b2032";
 
 #[test]
@@ -190,6 +191,7 @@ fn progress_and_outcomes_keep_their_bytes() {
     let progress = TransferProgress { acked: 300, phase: TransferPhase::Verifying };
     let Kind::Progress(said) = keeps_its_bytes(Kind::Progress(progress.into()), PROGRESS) else { panic!() };
     assert_eq!(TransferProgress::from(said), progress);
+    keeps_its_bytes(Kind::Taken(pb::Taken { bytes: 300 }), TAKEN);
     let outcome = |kind| Kind::Outcome(pb::Outcome { kind: Some(kind) });
     keeps_its_bytes(outcome(pb::outcome::Kind::Commit(300)), COMMITTED);
     let refusal = SnapshotRefusal::Corrupt { detail: "chunk 2".into() };

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Bytes of one link that flow control has taken so far. Clones are the same count.
+/// Bytes of one link that were taken so far, by flow control or by its peer. Clones are the same count.
 #[derive(Debug, Clone, Default)]
 pub struct BytesTaken(Arc<AtomicU64>);
 

@@ -202,7 +202,7 @@ impl MessageType {
 /// the protocol version; new optional fields are skipped instead.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
-    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub kind: ::core::option::Option<frame::Kind>,
 }
 /// Nested message and enum types in `Frame`.
@@ -239,7 +239,17 @@ pub mod frame {
         Progress(super::Progress),
         #[prost(message, tag = "11")]
         Outcome(super::Outcome),
+        /// Listener to dialler, now and then: a sign of life, on a lane and during a transfer.
+        #[prost(message, tag = "12")]
+        Taken(super::Taken),
     }
+}
+/// What a listener has taken of its stream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Taken {
+    /// Since the start. It only grows.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {

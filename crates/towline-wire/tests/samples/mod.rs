@@ -59,5 +59,6 @@ pub(crate) fn samples() -> Vec<pb::Frame> {
         said(Kind::Answer(pb::Answer { kind: Some(pb::answer::Kind::Accepted(1)) })),
         said(Kind::Progress(progress.into())),
         said(Kind::Outcome(pb::Outcome { kind: Some(pb::outcome::Kind::Commit(9)) })),
+        said(Kind::Taken(pb::Taken { bytes: 300 })),
     ]
 }

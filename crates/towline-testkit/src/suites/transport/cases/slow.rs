@@ -26,6 +26,9 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// Between two heartbeats.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
+/// How long the count of a link may stand still while its peer receives. A dispatch is given up after twice as long.
+const STANDSTILL_MAX: Duration = Duration::from_millis(1_500);
+
 const ALIVE: &str = "a link is alive while its peer receives what it carries, however slowly";
 
 /// A host behind a slow path, and the heartbeats of a leader through it.
@@ -124,6 +127,7 @@ pub fn appends_over_a_slow_link_arrive_once(fixture: Fixture) {
         let mut appends = open(bench, &slow.host, slow.path.address(), Lane::Append).await;
         let (before, begun) = (slow.path.carried().unwrap_or_default(), Instant::now());
         let count = (BYTES / APPEND_BYTES) as u64;
+        let taken = appends.link.taken();
         let sending = tokio::spawn(async move {
             for index in 0..count {
                 appends.link.dispatch(numbered(index, APPEND_BYTES)).await.map_err(|error| chain(&error))?;
@@ -133,7 +137,13 @@ pub fn appends_over_a_slow_link_arrive_once(fixture: Fixture) {
         let engine = slow.host.engine.clone();
         let arrived = || engine.look(|log| log.count(Lane::Append) as u64 >= count);
         let mut failed = false;
+        let (mut seen, mut moved, mut standstill) = (0, Instant::now(), Duration::ZERO);
         slow.heartbeats(bench, || {
+            let now = taken.now();
+            if now != seen || sending.is_finished() {
+                (seen, moved) = (now, Instant::now());
+            }
+            standstill = standstill.max(moved.elapsed());
             failed |= sending.is_finished() && begun.elapsed() > bench.fixture.deadline();
             failed || arrived()
         })
@@ -144,6 +154,9 @@ pub fn appends_over_a_slow_link_arrive_once(fixture: Fixture) {
         let indexes = slow.host.engine.look(|log| log.indexes(Lane::Append));
         bench.equal("what arrives", &indexes, &(0..count).collect());
         bench.hold(!appends.ear.is_closed(), "the link of the appends was closed");
+        // Some links do not count.
+        let moves = seen == 0 || standstill <= STANDSTILL_MAX;
+        bench.hold(moves, format_args!("the count of what was taken stood still for {standstill:?}"));
         slow.was_worth_it(bench, before, took);
     });
 }
