@@ -38,7 +38,7 @@ const STEPS: &[Step] = &[
     Step { name: "fmt", what: "the tree is formatted", run: fmt },
     Step { name: "tidy", what: "layering, confinement, manifests, test rules", run: tidy_step },
     Step { name: "codegen", what: "generated code is what the schema makes", run: codegen_step },
-    Step { name: "sans-io", what: "no tokio under towline-engine without its driver", run: sans_io },
+    Step { name: "seams", what: "no runtime under the core, no raft under a transport", run: seams },
     Step { name: "msrv", what: "no dependency needs a newer Rust than its crate states", run: msrv_step },
     Step { name: "deny", what: "advisories, licenses, sources", run: deny },
     Step {
@@ -81,6 +81,7 @@ pub(crate) const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv"
 /// Feature sets that a consumer can pick and that no other invocation covers: crate, arguments.
 const FEATURE_SETS: &[(&str, &[&str])] = &[
     ("towline-engine", &["--lib", "--no-default-features"]),
+    ("towline-engine", &["--lib", "--no-default-features", "--features", "core"]),
     ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
     ("towline-tls", &["--all-targets", "--features", "dev-certs"]),
     ("towline-storage", &["--all-targets", "--features", "faults"]),
@@ -161,27 +162,36 @@ fn msrv_step(root: &Path) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// `core/` must build for a simulator that owns time and network: the dependency tree says whether it can.
-fn sans_io(root: &Path) -> Result<Outcome> {
-    let arguments = [
-        "tree",
-        "-p",
-        "towline-engine",
-        "--no-default-features",
-        "-e",
-        "normal",
-        "--prefix",
-        "none",
-        "--locked",
-    ];
-    let tree = captured(root, &arguments)?;
-    if !tree.lines().any(|line| line.starts_with("towline-engine ")) {
-        return Err("cargo tree does not show towline-engine: this check sees nothing".into());
+/// What must not be among the dependencies of a package: crate, its features, packages.
+const ABSENT: &[(&str, &[&str], &[&str])] = &[
+    // A simulator owns time and network.
+    ("towline-engine", &["--no-default-features", "--features", "core"], RUNTIME),
+    ("towline-engine", &["--no-default-features"], RUNTIME),
+    ("towline-engine", &["--no-default-features"], CONSENSUS),
+    // A transport needs the seams, and no build script that runs protoc.
+    ("towline-wire", &[], CONSENSUS),
+    ("towline-tls", &[], CONSENSUS),
+    ("towline-grpc", &[], CONSENSUS),
+    ("towline-quic", &[], CONSENSUS),
+    ("towline-custom-transport", &[], CONSENSUS),
+];
+const RUNTIME: &[&str] = &["tokio", "mio"];
+const CONSENSUS: &[&str] = &["raft", "raft-proto", "protobuf", "protobuf-build", "slog"];
+
+fn seams(root: &Path) -> Result<Outcome> {
+    for (package, features, absent) in ABSENT {
+        let mut arguments = vec!["tree", "-p", package, "-e", "normal,build", "--prefix", "none", "--locked"];
+        arguments.extend(*features);
+        let tree = captured(root, &arguments)?;
+        let names: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+        if !names.contains(package) {
+            return Err(format!("cargo tree does not show {package}: this check sees nothing").into());
+        }
+        if let Some(found) = names.iter().find(|name| absent.contains(name)) {
+            return Err(format!("{package} {} depends on {found}", features.join(" ")).into());
+        }
     }
-    match tree.lines().find(|line| line.starts_with("tokio ") || line.starts_with("mio ")) {
-        None => Ok(Outcome::Passed),
-        Some(line) => Err(format!("towline-engine without its driver depends on {line}").into()),
-    }
+    Ok(Outcome::Passed)
 }
 
 fn deny(root: &Path) -> Result<Outcome> {

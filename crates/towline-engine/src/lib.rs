@@ -78,6 +78,7 @@ extern crate self as towline_engine;
 #[cfg(feature = "driver")]
 pub(crate) mod cause;
 pub mod config;
+#[cfg(feature = "core")]
 pub mod core;
 pub mod errors;
 #[cfg_attr(not(feature = "driver"), allow(dead_code))]
