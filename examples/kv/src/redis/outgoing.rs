@@ -68,8 +68,14 @@ impl Outgoing {
     pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<usize> {
         let mut flushed = 0;
         while !self.is_empty() {
-            let large: &[u8] = self.large.as_ref().map_or(&[], |large| &large.value);
-            let taken = match stream.try_write_vectored(&[IoSlice::new(&self.small), IoSlice::new(large)]) {
+            // A vectored write of one slice costs the system more than a plain one.
+            let written = match &self.large {
+                None => stream.try_write(&self.small),
+                Some(large) => {
+                    stream.try_write_vectored(&[IoSlice::new(&self.small), IoSlice::new(&large.value)])
+                }
+            };
+            let taken = match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(taken) => taken,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(flushed),
