@@ -212,7 +212,7 @@ impl Cluster {
         self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.child.id()).collect()
     }
 
-    /// Moves a node's clock of the day to so many seconds from the right time, such as `+3600`. It has no effect on nodes
+    /// Moves a node's clock of the day to this number of seconds from the right time, such as `+3600`. It has no effect on nodes
     /// that were started without clocks.
     pub(crate) fn set_clock(&self, position: usize, seconds: &str) -> Result<()> {
         let written = self.data.join("clock.new");

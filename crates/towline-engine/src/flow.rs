@@ -63,7 +63,7 @@ impl Window {
         self.limit
     }
 
-    /// Bytes that may be sent now. Whoever sends a piece of more bytes than this sends it if this is not zero.
+    /// Bytes that may be sent now. A sender may send a longer piece if this is not zero.
     pub(crate) fn room(&self) -> u64 {
         self.limit.saturating_sub(self.under_way())
     }
@@ -87,7 +87,7 @@ impl Window {
         }
     }
 
-    /// So many bytes are acknowledged since the start.
+    /// Notes how many bytes are acknowledged since the start.
     pub(crate) fn acked(&mut self, total: u64, now: u64) {
         let total = total.min(self.sent);
         let bytes = total.saturating_sub(self.acked);

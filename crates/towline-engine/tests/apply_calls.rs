@@ -1,4 +1,4 @@
-//! What one call of a state machine gets, and who waits for it.
+//! What one call of a state machine gets, and how long others wait for it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod common;
@@ -25,7 +25,7 @@ async fn group(alone: &Alone, number: u64, machine: Gated) -> Group<Gated> {
     group
 }
 
-/// A machine that is held in its first call while so many commands come, of so many bytes each.
+/// A machine that is held in its first call while `commands` of `bytes` each come.
 async fn held_with(config: Config, commands: usize, bytes: usize) -> (Alone, Group<Gated>, Opened) {
     let (alone, gate) = (Alone::start(config).await, Arc::new(Gate::default()));
     let group = group(&alone, 1, Gated::new(&gate)).await;
@@ -40,7 +40,7 @@ async fn held_with(config: Config, commands: usize, bytes: usize) -> (Alone, Gro
     (alone, group, Opened(gate))
 }
 
-/// Progress that is told only at the end of all that is queued keeps proposals busy and reads waiting for as long.
+/// Progress that is reported only at the end of the whole queue keeps proposals busy and reads waiting for as long.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_applied_index_moves_with_each_call() {
     let (_alone, group, gate) = held_with(config(), 10_000, 10).await;

@@ -104,7 +104,7 @@ async fn a_proposal_in_or_behind_a_call_that_does_not_return_is_answered_at_its_
     };
     assert!(cause.contains("group 1 has been in `apply` for"), "{error}");
     let counted = |outcome: &str| alone.counter("towline_proposals_total", &format!("outcome=\"{outcome}\""));
-    // With the one that is stuck, which nobody waits for.
+    // With the one that is stuck: no caller waits for it.
     assert_eq!((counted("uncertain"), counted("committed")), (2, 0));
     gate.0.open();
     let after = group.propose("after").await.unwrap();

@@ -12,7 +12,7 @@ use towline_engine::node::{Start, StartError};
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
-/// Panics when it is asked how far it is, if it is told to.
+/// Panics in `durable`, if the flag is set.
 struct Machine(bool);
 
 impl StateMachine for Machine {

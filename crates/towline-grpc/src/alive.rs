@@ -104,7 +104,7 @@ impl AsyncRead for Alive {
             return Poll::Ready(read);
         }
         self.check(cx)?;
-        // The check may have read ahead just now; then it wakes nobody.
+        // The check may have read ahead just now; then it wakes no task.
         if self.ahead.is_empty() { Poll::Pending } else { self.poll_read(cx, buf) }
     }
 }

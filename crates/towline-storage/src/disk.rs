@@ -5,7 +5,7 @@
 //!   raft-engine would retry a full disk and panic on a failed sync, also while it is dropped.
 //! * A `.rewrite` file is synced after each write. raft-engine syncs those once a purge, so that several records could
 //!   be in flight at a crash, and a lost one before a stored one could not be told from damage.
-//! * What is synced and deleted is told to the [list of log files](crate::log_manifest).
+//! * The [list of log files](crate::log_manifest) learns what is synced and deleted.
 //! * What opens a file has [descriptors in reserve](crate::descriptors), and waits rather than fails without one.
 //! * Tests may fail or watch each operation.
 
@@ -312,7 +312,7 @@ impl Handle for DiskFile {
             && !self.shared.failed.load(Ordering::Acquire)
             && manifest.synced(&self.path, written)
         {
-            // A failure is kept, and whoever writes asks for it.
+            // A failure is kept, and the next write asks for it.
             let _ = self.shared.store_manifest(manifest, Some(&self.path));
             // raft-engine opens the directory of a new file next, and panics if it cannot.
             self.shared.reserve.give_up();

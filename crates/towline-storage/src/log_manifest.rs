@@ -138,7 +138,7 @@ impl LogManifest {
         &self.path
     }
 
-    /// So many bytes of a log file are durable. `true` if the file is new: then the manifest must be
+    /// Notes how many bytes of a log file are durable. `true` if the file is new: then the manifest must be
     /// [stored](Self::store) before anything in it is acknowledged.
     pub(crate) fn synced(&self, file: &Path, bytes: u64) -> bool {
         let Some((queue, number)) = Queue::of(file) else { return false };

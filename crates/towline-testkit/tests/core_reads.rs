@@ -84,7 +84,7 @@ fn read_under_load(sim: &mut Sim, leader: NodeId, reader: NodeId) -> Latency {
     }
 }
 
-/// Reads at the leader and at a follower, at a round trip of so many ticks.
+/// Reads at the leader and at a follower, at a round trip given in ticks.
 fn read_at_a_distance(delay: u64) {
     let round_trip = 2 * delay;
     let (mut sim, leader) = led(options(delay, 0));

@@ -225,7 +225,7 @@ fn a_node_that_is_closed_as_it_takes_a_snapshot_applies_nothing_that_was_not_com
     assert!(world.is_level(behind));
 }
 
-/// A follower that restored a snapshot gave no vote: when the leader died meanwhile, two of three voters elected nobody.
+/// A follower that restored a snapshot gave no vote: when the leader died meanwhile, two of three voters elected no leader.
 #[test]
 fn another_leader_is_elected_while_a_follower_restores_a_snapshot_for_long() {
     let (mut world, leader, behind) = left_behind();

@@ -14,7 +14,7 @@ const RETRY: Duration = Duration::from_millis(100);
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// A connection whose other side is silent is probed after this...
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// ...then so often, and is closed when none of so many probes is answered.
+/// ...then at this interval, and is closed when none of this number of probes is answered.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 

@@ -29,7 +29,7 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of the headers of a request, and of what is read ahead. The library's least is half of it.
 const BUFFER_BYTES_MAX: usize = 16 << 10;
 /// A connection takes no further request after this long, and is closed after as long again: a client that reads slowly
-/// keeps nobody out.
+/// keeps no other client out.
 const CONNECTION_TIME: Duration = Duration::from_secs(30);
 /// What reads the whole state runs one at a time.
 const DIGESTS_MAX: usize = 1;
@@ -38,7 +38,7 @@ const REFUSAL: &[u8] =
 
 /// What the port keeps to, and counts.
 pub(crate) struct Bounds {
-    /// Connections at a time; more are told so and closed.
+    /// Connections at a time; more are refused and closed.
     pub(crate) connections_max: usize,
     /// Connections past the bound.
     pub(crate) refused: Counter,

@@ -24,7 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 /// After it the outcome counts as uncertain.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
-/// One call in so many goes to any node. A follower must refuse a write and answer a read.
+/// One call in this number goes to any node. A follower must refuse a write and answer a read.
 const CALLS_PER_STRAY: u8 = 8;
 /// One call in so many asks any node how many keys there are.
 const CALLS_PER_SIZE: u8 = 8;

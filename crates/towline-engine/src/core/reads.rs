@@ -231,7 +231,7 @@ mod tests {
         reads.add("c", 100);
         assert!(reads.start_round(3, RETRY).is_none());
         assert!(reads.start_round(4, RETRY).is_some());
-        assert!(reads.start_round(5, RETRY).is_none(), "nobody waits for a first round");
+        assert!(reads.start_round(5, RETRY).is_none(), "no read waits for a first round");
     }
 
     #[test]
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!((reads.rounds.len(), reads.waiting.len()), (1, 0));
     }
 
-    /// An answer that took longer than the retry interval confirmed nobody: at a round trip of 100 ms every read failed.
+    /// An answer that took longer than the retry interval confirmed no read: at a round trip of 100 ms every read failed.
     #[test]
     fn an_answer_that_takes_longer_than_many_retries_confirms_the_reads_of_its_round() {
         let mut reads = reads();
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(reads.take_confirmed(9), Vec::<&str>::new());
         assert_eq!(reads.tick(70), ["b", "c"]);
         assert_eq!((reads.rounds.len(), reads.len()), (0, 0));
-        assert!(reads.start_round(100, RETRY).is_none(), "nobody is left to retry for");
+        assert!(reads.start_round(100, RETRY).is_none(), "no read is left to retry for");
     }
 
     #[test]

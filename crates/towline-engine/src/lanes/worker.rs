@@ -213,7 +213,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Looks whether a link moves so many times in the time it has: a link that is stuck is found at most a tenth late.
+/// How often a worker looks whether a link moves, within its timeout: a link that is stuck is found at most a tenth late.
 const LOOKS: u32 = 10;
 
 /// Waits for a dispatch, until `taken` stood still for `patience`.

@@ -283,7 +283,7 @@ impl Job {
         match self {
             Self::Entries { entries, .. } => fail_all(entries.waiters, cause),
             Self::Flush { done } => done.send(Err(cause.clone())),
-            // Nobody waits for these.
+            // No caller waits for these.
             Self::Other { .. } | Self::Remove { .. } => {}
             Self::Start { target, .. } => contained(|| drop(target)),
         }

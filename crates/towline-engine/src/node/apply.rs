@@ -61,7 +61,7 @@ impl ApplyWorker {
         self.watch.now()
     }
 
-    /// From now on entries are not applied: whoever waits for one is answered, and the worker reaches what was queued
+    /// From now on entries are not applied: their callers are answered, and the worker reaches what was queued
     /// behind them.
     pub(crate) fn give_up(&self) {
         self.stopping.store(true, Ordering::Release);

@@ -18,10 +18,10 @@ const PROBE_CALLS: u32 = 8;
 /// Weight of the past against one more call.
 const PAST_WEIGHT: f64 = 0.85;
 
-/// A call that took so many times longer or shorter than expected says that the machine has changed.
+/// A call that took this many times longer or shorter than expected says that the machine has changed.
 const CHANGE_MIN: f64 = 4.0;
 
-/// Spread of sizes, as a part of their mean, from which the cost of a call is told from the cost of its entries.
+/// Spread of sizes, as a part of their mean, above which the cost of a call can be separated from the cost of its entries.
 const SPREAD_MIN: f64 = 0.1;
 
 /// Learns what a call costs (`fixed + each * entries`) and sizes the next one by [`CALL_TIME_TARGET`].
@@ -58,7 +58,7 @@ impl CallSize {
         (self.entries_max * probe).min(CALL_ENTRIES_MAX)
     }
 
-    /// A call of so many entries took so long.
+    /// Learns from a call: its entries and how long it took.
     pub(super) fn called(&mut self, entries: usize, took: Duration) {
         let is_probe = self.limited >= PROBE_CALLS;
         self.limited = match entries >= self.entries_max && !is_probe {

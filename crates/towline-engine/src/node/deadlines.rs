@@ -103,7 +103,7 @@ mod tests {
         let error = ProposeError::Uncertain { cause: UncertainCause::Down("late".into()) };
         taken.iter().for_each(|proposal| proposal.fail(error.clone()));
         assert_eq!(wanted.try_recv().unwrap(), Err(error));
-        late.answer(()); // too late: nobody waits, nothing panics
+        late.answer(()); // too late: no caller waits, nothing panics
         assert!(deadlines.take_late(Instant::now() - Duration::from_secs(60)).is_empty());
     }
 }

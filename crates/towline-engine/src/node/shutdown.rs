@@ -93,7 +93,7 @@ impl Node {
         report
     }
 
-    /// Tells everything to stop, and gives what is to be waited for.
+    /// Stops everything, and returns what the caller must wait for.
     fn begin_end(&mut self) -> Ending {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.inner.lanes.close();

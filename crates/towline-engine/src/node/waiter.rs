@@ -16,7 +16,7 @@ use crate::errors::{ProposeError, ReadError};
 /// will be none.
 pub(crate) struct Waiter(Arc<dyn Unanswered>);
 
-/// A proposal as its deadline sees it. Whoever answers first does; later answers have no effect.
+/// A proposal as its deadline sees it. The first answer counts; later ones have no effect.
 pub(crate) trait Unanswered: Send + Sync {
     /// Whether it is not answered.
     fn is_open(&self) -> bool;
@@ -49,7 +49,7 @@ impl Waiter {
         (Self(Arc::new(Slot { answer, is_open, since: Instant::now(), metrics })), answered)
     }
 
-    /// The state machine has applied the command, and its answers have this type. Nobody may be there any more to hear it.
+    /// The state machine has applied the command, and its answers have this type. The caller may be gone.
     pub(crate) fn answer<R: Send + 'static>(self, reply: R) {
         let slot = self.0.as_any().downcast_ref::<Slot<R>>();
         match slot.and_then(|slot| Some((slot, slot.take()?))) {
@@ -72,7 +72,7 @@ impl Waiter {
         self.0.since()
     }
 
-    /// For whoever watches over deadlines: the waiter itself may be inside a call that does not return.
+    /// For the check of deadlines: the waiter itself may be inside a call that does not return.
     pub(crate) fn unanswered(&self) -> Arc<dyn Unanswered> {
         self.0.clone()
     }

@@ -103,7 +103,7 @@ impl ProgressCell {
         self.shared.closed.load(Ordering::Acquire)
     }
 
-    /// After the change: whoever looks later than this sees it.
+    /// After the change: every later look sees it.
     fn wake(&self) {
         let waiting =
             std::mem::take(&mut *self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner));
@@ -114,7 +114,7 @@ impl ProgressCell {
     pub async fn moved(&self, seen: TransferProgress) -> TransferProgress {
         poll_fn(|cx| {
             let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            // Under the lock, which whoever advances takes after the change.
+            // Under the lock, which `advance` takes after the change.
             let now = self.now();
             if now != seen || self.is_closed() {
                 return Poll::Ready(now);

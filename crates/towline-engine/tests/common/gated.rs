@@ -35,7 +35,7 @@ pub(crate) struct Call {
 }
 
 impl Gate {
-    /// From now on so many more calls pass.
+    /// Lets this number of further calls pass.
     pub(crate) fn permit(&self, calls: usize) {
         self.state.lock().unwrap().permits = Some(calls);
         self.changed.notify_all();

@@ -139,7 +139,7 @@ impl Drop for MemLink {
     }
 }
 
-/// What so many bytes take at a rate.
+/// How long `bytes` take at a rate.
 pub(crate) fn time_of(bytes: usize, rate: u64) -> Duration {
     Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)
 }

@@ -61,7 +61,7 @@ impl Distant {
         Self { cluster, _proxies: proxies }
     }
 
-    /// So many reads on a node, at a steady pace, while the leader takes writes.
+    /// A number of reads on a node, at a steady pace, while the leader takes writes.
     pub(crate) async fn read(&self, node: u64, count: usize) -> Latencies {
         let leader = self.cluster.group(self.cluster.leader(1).await, 1);
         let writes = tokio::spawn(write(leader));
@@ -105,7 +105,7 @@ async fn write(leader: Group<ListMachine>) {
 }
 
 impl Latencies {
-    /// The latency that so many percent of the reads did not exceed.
+    /// The latency that `percent` of the reads did not exceed.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         self.took[(self.took.len() - 1) * percent / 100]
     }

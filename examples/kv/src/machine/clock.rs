@@ -120,7 +120,7 @@ mod tests {
         Elect(usize),
         /// The leader proposes a command that is committed.
         Stamp,
-        /// A node applies so many entries.
+        /// A node applies this number of entries.
         Apply {
             node: usize,
             entries: usize,
@@ -139,7 +139,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the clocks showed before, and whoever leads: from one entry to any later one, the time in the log moves
+        /// Whatever the clocks showed before, and whichever node leads: from one entry to any later one, the time in the log moves
         /// by no more than the time that passed.
         #[test]
         fn the_time_in_the_log_is_never_faster_than_time(
@@ -181,7 +181,7 @@ mod tests {
                         applied[node] = (applied[node] + entries).min(log.len());
                     }
                     Step::Restart(node) => {
-                        // It no longer leads: whoever does has another term.
+                        // It no longer leads: the leader has another term.
                         (term, leader) = (term + 1, (node + 1) % 3);
                         nodes[node] = manual(0);
                         if let Some((last, _, agreed, _)) = applied[node].checked_sub(1).and_then(|at| log.get(at)) {

@@ -13,7 +13,7 @@ pub(crate) const KEY_BYTES_MAX: usize = 32 << 10;
 /// The longest value, however it came about (`APPEND` can grow one past a single command).
 pub(crate) const VALUE_BYTES_MAX: usize = 16 << 20;
 /// Bytes of old values that the answers of one batch hold. A replica that catches up applies many commands at once, and
-/// makes the answers that nobody waits for as well.
+/// makes the answers that no client waits for as well.
 pub(super) const ANSWERS_BYTES_MAX: usize = 64 << 20;
 
 /// One write. Variants and fields are only ever added at the end of [`Op`]: old logs hold the old ones.

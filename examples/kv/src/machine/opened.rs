@@ -168,7 +168,7 @@ fn prepare(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads the whole live state. Nobody may be served from one that is not what its place says.
+/// Reads the whole live state. A state that is not what its position says must not serve.
 fn verify(store: &Keyspace, meta: &Meta) -> Result<(), Failure> {
     let (mut keys, mut found, mut to_expire): (u64, u128, u128) = (0, 0, 0);
     for item in store.prefix(data_key(meta.generation, b"")) {

@@ -13,7 +13,7 @@ use super::cut::Cut;
 use super::layout::{alive, data_key};
 use super::overlay::{Overlay, Value};
 
-/// Values from this size on are told apart by where they lie, to count each once.
+/// Values from this size on are identified by their address, to count each once.
 const SHARED_BYTES_MIN: usize = 1 << 10;
 
 /// A handle on everything applied so far; clones are cheap.

@@ -273,7 +273,7 @@ impl Cluster {
         cluster
     }
 
-    /// Each node may have so many file descriptors, and no more.
+    /// The most file descriptors that each node may have.
     pub(crate) fn start_with_descriptors(nodes: usize, settings: &str, descriptors: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("settings.toml"), settings).unwrap();

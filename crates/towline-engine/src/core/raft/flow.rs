@@ -80,9 +80,9 @@ impl Flows {
         }
     }
 
-    /// So many ticks have passed. A peer that acknowledged nothing for two heartbeats, and for twice as long as it took before,
+    /// Counts `ticks` that have passed. A peer that acknowledged nothing for two heartbeats, and for twice as long as it took before,
     /// is sent one message beyond its window, less and less often. What is under way, or its answer, may be lost, and
-    /// without another message nobody would notice.
+    /// without another message neither side would notice.
     pub(super) fn pass(&mut self, ticks: u64, prs: &mut ProgressTracker) {
         self.ticks = self.ticks.saturating_add(ticks);
         for (peer, flow) in &mut self.peers {

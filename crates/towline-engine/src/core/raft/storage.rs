@@ -71,7 +71,7 @@ impl LogView {
     }
 
     /// Entries from `low` on could not be read: whom to call back, and whether the log counts as compacted there from now
-    /// on. Nobody is called back before that: raft would only ask again at once, for ever.
+    /// on. Raft is not called back before that: it would ask again at once, for ever.
     pub(super) fn not_fetched(&mut self, low: u64) -> (Vec<GetEntriesContext>, bool) {
         let now = self.attempts.get_mut().now();
         let fetches = self.fetches.get_mut();

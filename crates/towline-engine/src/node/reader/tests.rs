@@ -10,7 +10,7 @@ use crate::node::mail::ShardMail;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Keeps the queue of its reader full, and panics in every call while it is told to.
+/// Keeps the queue of its reader full, and panics in every call while a flag is set.
 #[derive(Default)]
 struct Store {
     refill: OnceLock<LogReader>,

@@ -1,4 +1,4 @@
-//! fjall's own threads end at their first error. Nobody else notices, but for the writes that wait for them.
+//! fjall's own threads end at their first error. Only the writes that wait for them notice.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;

@@ -41,7 +41,7 @@ fn group(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
     group_with_cache(1 << 20, change)
 }
 
-/// The same with so many bytes of applied entries in memory.
+/// The same with this number of bytes of applied entries in memory.
 fn group_with_cache(cache_bytes_max: usize, change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
     let entries: Vec<_> = (TRUNCATED + 1..=LAST).map(|i| entry(i, 1)).collect();
     let mut log = GroupLog::new(

@@ -1,4 +1,4 @@
-//! A slow link is alive: it delivers what it can, for as long as it takes, and nobody gives it up.
+//! A slow link is alive: it delivers what it can, for as long as it takes, and neither side gives it up.
 
 use std::time::{Duration, Instant};
 
@@ -161,7 +161,7 @@ pub fn appends_over_a_slow_link_arrive_once(fixture: Fixture) {
     });
 }
 
-/// What is under way when it dies keeps nobody waiting.
+/// What is under way when it dies keeps no caller waiting.
 pub fn a_slow_link_that_dies_is_noticed(fixture: Fixture) {
     run(fixture, "a dead link is found within its bound, whatever it had to carry", async |bench| {
         let Some(bound) = bench.can.silence_max else { return };

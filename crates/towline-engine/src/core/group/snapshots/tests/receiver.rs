@@ -124,7 +124,7 @@ fn neither_an_election_timeout_nor_a_call_to_campaign_disturbs_a_snapshot_that_i
 }
 
 /// Ticks were skipped during an install, so the lease of a leader that had died never ended: with two of three voters up
-/// nobody was elected before the restore was over.
+/// no leader was elected before the restore was over.
 #[test]
 fn a_follower_that_installs_a_snapshot_votes_once_the_lease_of_its_leader_is_over_and_not_before() {
     let mut group = group(|_| ());
