@@ -33,7 +33,9 @@ fn fill(client: &mut redis::Connection) {
 /// Connections that say nothing, as many as the port takes.
 fn hoard(port: u16, count: usize) -> Vec<TcpStream> {
     let at = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-    (0..count).map_while(|_| TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()).collect()
+    // A full queue of the listener drops the first packet of a connection. The system sends it again after one second and
+    // after three, and the node has emptied its queue by then, unless it has no descriptors left.
+    (0..count).map_while(|_| TcpStream::connect_timeout(&at, Duration::from_secs(4)).ok()).collect()
 }
 
 fn assert_well(cluster: &mut Cluster) {
