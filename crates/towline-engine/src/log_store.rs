@@ -215,8 +215,10 @@ pub enum LogError {
         /// The earlier failure.
         cause: String,
     },
-    /// What is stored is not what was written. Restore the node from a backup, or remove it from the cluster and let
-    /// an empty one join.
+    /// What is stored is not what was written: a file of the log is damaged, missing, or an older copy of itself. Put the
+    /// right file back if it was only moved. Otherwise keep this node stopped; the other members go on without it. Never
+    /// restore an older copy of the directory: it does not know the later votes of this node, so the node could vote
+    /// twice.
     #[error("log is corrupt at {place}: {detail}")]
     Corrupt {
         /// File and offset, or group and index.

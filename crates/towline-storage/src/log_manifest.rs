@@ -21,10 +21,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use towline_engine::log_store::LogError;
 
-use crate::format;
+use crate::format::{self, Damage};
 use crate::replace::replace_file;
 
 const MANIFEST_VERSION: u8 = 1;
+/// What to do about a damaged list. Without it, nothing notices that the newest log file is missing or an older copy.
+const REMEDY: &str = "if no log file was lost or exchanged, remove this file and start again: the start checks every \
+                      record of the log and writes the file anew";
 const SEQUENCE_DIGITS: usize = 16;
 
 /// One of raft-engine's two sequences of files.
@@ -125,7 +128,10 @@ impl LogManifest {
         let opened = format::open(MANIFEST_VERSION, &framed).and_then(|(_, payload)| format::decode(payload));
         opened.map(Some).map_err(|damage| LogError::Corrupt {
             place: path.display().to_string(),
-            detail: damage.to_string(),
+            detail: match damage {
+                Damage::Later { .. } => damage.to_string(),
+                _ => format!("{damage}; {REMEDY}"),
+            },
         })
     }
 

@@ -45,6 +45,21 @@ fn any_flipped_bit_names_the_file() {
 }
 
 #[test]
+fn a_damaged_list_says_what_to_do_and_a_list_of_a_later_release_may_not_be_removed() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("log-files");
+    let text = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        LogManifest::load(&path).unwrap_err().to_string()
+    };
+    let damaged = text(&golden()[1..]);
+    assert!(damaged.contains("its checksum does not match; if no log file was lost"), "{damaged}");
+    assert!(damaged.contains("remove this file and start again"), "{damaged}");
+    let later = text(&format::seal(MANIFEST_VERSION + 1, b""));
+    assert!(later.contains("written by a later release") && !later.contains("remove"), "{later}");
+}
+
+#[test]
 fn a_new_file_and_a_deletion_must_be_stored_and_a_longer_file_need_not() {
     let dir = TempDir::new().unwrap();
     let manifest = LogManifest::new(&dir.path().join("log-files"), files(), files());
