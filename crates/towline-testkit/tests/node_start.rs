@@ -21,6 +21,7 @@ use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_storage::{DataDir, DataDirError};
 use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, cluster_id, node_id, quick, until, within};
 use towline_testkit::list::{ListMachine, Trouble};
+use towline_testkit::log::AppendFault;
 use towline_testkit::mem::MemNet;
 
 const ONE: GroupId = GroupId::DEFAULT;
@@ -449,17 +450,21 @@ async fn a_node_whose_log_was_lost_is_refused_and_founds_nothing() {
 /// A crash between the steps of founding a group must not keep the node from starting again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_while_a_group_is_founded_leaves_a_node_that_starts() {
-    // After the identity, before the log.
-    let (net, disk) = (MemNet::new(), Disk::default());
-    let incarnation = Incarnation::new(1).unwrap();
-    let identity = Identity { cluster: cluster_id(), node: node_id(1), incarnation };
-    disk.identity.create(&identity).unwrap();
-    let node = builder(&net, &disk).start().await.unwrap();
-    start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
-    node.shutdown(Duration::ZERO).await;
-    // After the log, before the identity names the group: as a directory of an earlier version.
-    let disk = stored(10, 10);
-    assert!(disk.identity.groups().unwrap().is_empty());
-    assert_eq!(restart(&disk, ListMachine::new()).await.unwrap(), 10);
-    assert_eq!(disk.identity.groups().unwrap(), [ONE].into(), "recorded before the group runs");
+    for (fault, is_founded) in [(AppendFault::BeforeDurable, false), (AppendFault::AfterDurable, true)] {
+        let disk = Disk::default();
+        disk.log.fail_append(1, fault);
+        let node = builder(&MemNet::new(), &disk).start().await.unwrap();
+        let error = start(&node, ONE, Start::Bootstrap(alone())).await.unwrap_err();
+        assert!(matches!(error, StartError::Log { group: ONE, .. }), "{error}");
+        node.shutdown(Duration::ZERO).await;
+
+        let disk = disk.crash();
+        assert!(disk.identity.load().unwrap().is_some(), "the identity is written before the log");
+        assert!(disk.identity.groups().unwrap().is_empty(), "the group is listed after the log has it");
+        let node = builder(&MemNet::new(), &disk).start().await.unwrap();
+        assert_eq!(node.has_group(ONE).unwrap(), is_founded);
+        let how = if is_founded { Start::Restart } else { Start::Bootstrap(alone()) };
+        start(&node, ONE, how).await.unwrap();
+        assert_eq!(disk.identity.groups().unwrap(), [ONE].into(), "listed before the group runs");
+    }
 }
