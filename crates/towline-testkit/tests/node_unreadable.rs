@@ -84,17 +84,23 @@ async fn load(cluster: &Cluster, count: usize) {
     }
 }
 
-/// Failed reads were repeated at every heartbeat for ever, with a warning each, and the follower stayed behind.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_follower_that_needs_what_its_leader_cannot_read_is_brought_back_by_a_snapshot() {
+/// Three nodes with five entries, on logs with the same bad block, which is none yet.
+async fn start() -> (Cluster, Arc<Bad>) {
     let bad = Arc::new(Bad::default());
     let of_stores = bad.clone();
     let plan = Plan::new(3, 1).config(config()).storage(move |node, mut storage| {
         storage.log = Arc::new(BadBlock { log: storage.log, node, bad: of_stores.clone() });
         storage
     });
-    let mut cluster = plan.start().await;
+    let cluster = plan.start().await;
     load(&cluster, 5).await;
+    (cluster, bad)
+}
+
+/// Failed reads were repeated at every heartbeat for ever, with a warning each, and the follower stayed behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_needs_what_its_leader_cannot_read_is_brought_back_by_a_snapshot() {
+    let (mut cluster, bad) = start().await;
     let leader = cluster.leader(1).await;
     let behind = if leader == 1 { 2 } else { 1 };
     cluster.crash(behind);
@@ -120,14 +126,7 @@ async fn a_follower_that_needs_what_its_leader_cannot_read_is_brought_back_by_a_
 /// when that fails.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_cannot_read_what_it_has_to_apply_is_refused_with_the_cause() {
-    let bad = Arc::new(Bad::default());
-    let of_stores = bad.clone();
-    let plan = Plan::new(3, 1).config(config()).storage(move |node, mut storage| {
-        storage.log = Arc::new(BadBlock { log: storage.log, node, bad: of_stores.clone() });
-        storage
-    });
-    let mut cluster = plan.start().await;
-    load(&cluster, 5).await;
+    let (mut cluster, bad) = start().await;
     let node = cluster.leader(1).await;
     cluster.crash(node);
     bad.index.store(3, Ordering::SeqCst);

@@ -35,6 +35,17 @@ fn stop(cluster: &mut Cluster, at: usize) {
     cluster.running[at] = None;
 }
 
+/// A cluster with one round of values, and a follower that has them all and was stopped.
+fn with_stopped_follower() -> (Cluster, usize) {
+    let mut cluster = Cluster::start(3);
+    let leader = cluster.leader();
+    let follower = cluster.others(leader)[0];
+    write(&mut cluster, 0);
+    cluster.assert_equal();
+    stop(&mut cluster, follower);
+    (cluster, follower)
+}
+
 /// Every key has the value of this round, on the node itself once it leads.
 fn assert_leads_with(cluster: &mut Cluster, at: usize, round: u64) {
     let others = cluster.others(at);
@@ -90,12 +101,7 @@ fn table(data: &Path) -> PathBuf {
 #[test]
 fn a_follower_with_a_damaged_table_builds_its_state_anew() {
     let _alone = alone();
-    let mut cluster = Cluster::start(3);
-    let leader = cluster.leader();
-    let follower = cluster.others(leader)[0];
-    write(&mut cluster, 0);
-    cluster.assert_equal();
-    stop(&mut cluster, follower);
+    let (mut cluster, follower) = with_stopped_follower();
     let data = cluster.data(follower);
     let table = File::options().write(true).open(table(&data)).unwrap();
     table.set_len(table.metadata().unwrap().len() / 2).unwrap();
@@ -122,12 +128,7 @@ fn assert_refused(cluster: &Cluster, at: usize, words: &[&str]) {
 #[test]
 fn a_node_whose_log_was_lost_is_refused_until_it_is_back() {
     let _alone = alone();
-    let mut cluster = Cluster::start(3);
-    let leader = cluster.leader();
-    let follower = cluster.others(leader)[0];
-    write(&mut cluster, 0);
-    cluster.assert_equal();
-    stop(&mut cluster, follower);
+    let (mut cluster, follower) = with_stopped_follower();
     let (data, away) = (cluster.data(follower), cluster.dir.path().join("log-away"));
     fs::rename(data.join("log"), &away).unwrap();
     assert_refused(&cluster, follower, &["0000000000000001.raftlog", "the file is missing"]);

@@ -6,8 +6,8 @@
 //! towline_testkit::state_machine_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` a check. A machine that keeps files runs [`files`] too. A volatile machine passes too: what is said of durable ones is asked of
-//! those that ever claim to have something durable.
+//! makes a module `mine` with one `#[test]` a check. A machine that keeps files runs [`files`] too. A volatile machine passes
+//! too: what is said of durable ones is asked of those that ever claim to have something durable.
 
 #![allow(
     clippy::missing_panics_doc,
