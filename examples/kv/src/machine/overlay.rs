@@ -69,13 +69,13 @@ impl Value {
     }
 }
 
-/// A record that is about to be replaced.
-struct Before {
+/// What the totals of the state count of a record.
+struct Share {
     expiry_ms: u64,
     checksum: u128,
 }
 
-impl Before {
+impl Share {
     fn new(key: &[u8], value: &Value) -> Self {
         Self { expiry_ms: value.expiry_ms, checksum: checksum(key, value.expiry_ms, &value.bytes) }
     }
@@ -271,13 +271,13 @@ impl Overlay {
     fn put(&mut self, key: &[u8], value: Option<Value>) -> Result<(), StoreError> {
         let length = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.bytes.len());
         let due_ms = value.as_ref().map_or(0, |v| v.expiry_ms);
-        let after = value.as_ref().map(|value| Before::new(key, value));
+        let after = value.as_ref().map(|value| Share::new(key, value));
         self.newest.bytes += length(&value);
         let before = match self.newest.slots.get_mut(key) {
             Some(slot) => {
                 let before = std::mem::replace(&mut slot.now, value);
                 self.newest.bytes = self.newest.bytes.saturating_sub(length(&before));
-                before.map(|value| Before::new(key, &value))
+                before.map(|value| Share::new(key, &value))
             }
             None => {
                 let below = self.below(key)?;
@@ -300,7 +300,7 @@ impl Overlay {
     }
 
     /// A record takes the place of another: what the store must hold in the end.
-    fn count(&mut self, before: Option<&Before>, after: Option<&Before>) {
+    fn count(&mut self, before: Option<&Share>, after: Option<&Share>) {
         let meta = &mut self.meta;
         if let Some(before) = before {
             meta.keys = meta.keys.saturating_sub(1);
@@ -313,12 +313,12 @@ impl Overlay {
     }
 
     /// What lies below the newest layer.
-    fn below(&self, key: &[u8]) -> Result<Option<Before>, StoreError> {
+    fn below(&self, key: &[u8]) -> Result<Option<Share>, StoreError> {
         if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
-            return Ok(slot.now.as_ref().map(|value| Before::new(key, value)));
+            return Ok(slot.now.as_ref().map(|value| Share::new(key, value)));
         }
         let record = self.stored(key)?;
-        record.map(|record| Before::of_record(key, &record)).transpose()
+        record.map(|record| Share::of_record(key, &record)).transpose()
     }
 
     /// When the next key is due, or zero if only a sweep can tell; `None` if no key expires.
@@ -353,7 +353,7 @@ impl Overlay {
             // What is in memory is newer, and was swept there.
             if self.recent(key).is_none() {
                 let record = self.stored(key)?.ok_or(StoreError::Corrupt("expiry"))?;
-                let before = Before::of_record(key, &record)?;
+                let before = Share::of_record(key, &record)?;
                 if before.expiry_ms != expiry_of_due(due) {
                     return Err(StoreError::Corrupt("expiry"));
                 }
