@@ -19,7 +19,7 @@ mod writeback;
 mod tests;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use fjall::{Database, Keyspace};
@@ -86,6 +86,12 @@ pub(crate) enum StoreError {
     Corrupt(&'static str),
     #[error("the directory of the key-value store could not be read or changed")]
     OpenFailed(#[source] io::Error),
+    #[error(
+        "the key-value store at {} cannot be opened ({cause}), and no new one can take its place because its directory is \
+         a mount point; mount the volume at the data directory above it",
+        path.display()
+    )]
+    MountPoint { path: PathBuf, cause: String },
     #[error("the snapshot could not be read")]
     Snapshot(#[from] io::Error),
     #[error("the thread that writes to the key-value store could not be started")]

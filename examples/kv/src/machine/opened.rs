@@ -87,7 +87,7 @@ pub(super) fn open(path: &Path, config: &StoreConfig) -> Result<Opened, StoreErr
         Ok(Err(Failure::Damaged(cause))) => cause,
         Err(_) => "opening it panicked".into(),
     };
-    let aside = set_aside(path).map_err(StoreError::OpenFailed)?;
+    let aside = set_aside(path, &cause)?;
     tracing::error!(cause, aside = %aside.display(), "the key-value store is damaged and is built anew");
     open_sound(path, config).map_err(|failure| match failure {
         Failure::Store(error) => error,
@@ -96,15 +96,24 @@ pub(super) fn open(path: &Path, config: &StoreConfig) -> Result<Opened, StoreErr
 }
 
 /// Moves the store out of the way, in place of what was moved there before.
-fn set_aside(path: &Path) -> io::Result<PathBuf> {
+fn set_aside(path: &Path, cause: &str) -> Result<PathBuf, StoreError> {
     let aside = path.with_extension("damaged");
     match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::OpenFailed(error)),
         _ => {}
     }
-    fs::rename(path, &aside)?;
-    sync_parent(path)?;
+    fs::rename(path, &aside).map_err(|error| not_moved(path, cause, error))?;
+    sync_parent(path).map_err(StoreError::OpenFailed)?;
     Ok(aside)
+}
+
+pub(super) fn not_moved(path: &Path, cause: &str, error: io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
+            StoreError::MountPoint { path: path.into(), cause: cause.into() }
+        }
+        _ => StoreError::OpenFailed(error),
+    }
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

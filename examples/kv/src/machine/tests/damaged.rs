@@ -82,6 +82,22 @@ fn a_store_that_is_in_use_is_refused_and_stays_where_it_is() {
     assert_eq!(h.reopen().value(b"k"), Some(b"v".to_vec()));
 }
 
+/// A start on a volume that is mounted at the store itself said no more than "Device or resource busy".
+#[test]
+fn a_store_that_is_a_mount_point_is_refused_with_the_remedy() {
+    for number in [16, 18] {
+        let error = io::Error::from_raw_os_error(number);
+        let refused = opened::not_moved(Path::new("data/kv"), "its file `version` is missing", error);
+        assert_eq!(
+            refused.to_string(),
+            "the key-value store at data/kv cannot be opened (its file `version` is missing), and no new one can take its \
+             place because its directory is a mount point; mount the volume at the data directory above it"
+        );
+    }
+    let other = opened::not_moved(Path::new("data/kv"), "", io::Error::from_raw_os_error(13));
+    assert!(matches!(other, StoreError::OpenFailed(_)), "{other}");
+}
+
 /// A follower with a damaged state would hand it to others once it leads.
 #[test]
 fn a_state_that_is_not_what_was_written_is_not_made_a_snapshot() {
