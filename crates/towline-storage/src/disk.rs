@@ -185,6 +185,10 @@ impl Disk {
         self.shared.reserve.fill(dir);
     }
 
+    pub(crate) fn descriptor_waits(&self) -> u64 {
+        self.shared.reserve.waits()
+    }
+
     /// Makes a file durable as it is.
     pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
         let synced = self.shared.run(Op::Sync, path, || File::open(path)?.sync_all());

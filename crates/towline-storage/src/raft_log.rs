@@ -120,6 +120,12 @@ impl RaftLog {
         Ok(log)
     }
 
+    /// How often this log found no file descriptor and waited 20 ms for one. It waits without an end, as for a slow disk;
+    /// the counter rises as long as it does.
+    pub fn descriptor_waits(&self) -> u64 {
+        self.disk.descriptor_waits()
+    }
+
     /// Truncations are repeated first: when raft-engine moves old entries to another file and purges the one with the
     /// truncation, a restart finds those entries again. Our own record of the truncation point does not get lost.
     fn recover_spans(&self) -> Result<(), LogError> {

@@ -6,6 +6,7 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Settings;
+use crate::machine::WAITING_TABLES_MAX;
 
 /// More than a process needs here; some systems allow a number that costs memory.
 const LIMIT_MAX: u64 = 1 << 20;
@@ -15,8 +16,9 @@ const BASE: usize = 56;
 const LOG: usize = 40;
 /// Snapshots that are made, sent and received.
 const SNAPSHOTS: usize = 16;
-/// Files of the store beside those it keeps open: journals, and those of a compaction.
-const STORE: usize = 32;
+/// Files of the store beside those it keeps open. A compaction reads all tables that wait for one at the same time. The
+/// rest is for tables that come while it begins, for what it writes, for journals, and for reads of tables not kept open.
+const STORE: usize = WAITING_TABLES_MAX + 24;
 /// Connections to one peer: its lanes, before and after a reconnect, and snapshots.
 const DIALLED_PER_PEER: usize = 6;
 /// Connections of strangers that the transport lets in above its bound, to refuse them.

@@ -10,14 +10,18 @@ const REDIS_REFUSED: &str = "towline_kv_redis_refused_total";
 const REDIS_WAITS: &str = "towline_kv_redis_waits_total";
 const REDIS_CLOSED: &str = "towline_kv_redis_closed_total";
 const ACCEPT_FAILURES: &str = "towline_kv_accept_failures_total";
-
 const HTTP_REFUSED: &str = "towline_kv_http_refused_total";
+const DESCRIPTOR_WAITS: &str = "towline_kv_descriptor_waits_total";
 
-const DESCRIPTIONS: [(&str, &str); 5] = [
+const DESCRIPTIONS: [(&str, &str); 6] = [
     (REDIS_REFUSED, "Redis connections refused because as many as `connections_max` are open."),
     (REDIS_WAITS, "Redis commands and replies that waited for memory of all connections, by bound."),
     (REDIS_CLOSED, "Redis connections closed at a deadline that depends on the client, by cause."),
     (HTTP_REFUSED, "HTTP connections refused because as many as `http_connections_max` are open."),
+    (
+        DESCRIPTOR_WAITS,
+        "Pauses of 20 ms in which the log or the store waited for a file descriptor, by which of them.",
+    ),
     (ACCEPT_FAILURES, "Times that the system gave no connection of a client, by port."),
 ];
 
@@ -61,6 +65,11 @@ impl<'a> Gauges<'a> {
     pub(crate) fn http(&self, connections_max: usize) -> Bounds {
         let (refused, accept_failures) = (self.counter(HTTP_REFUSED, None), self.accept_failures("http"));
         Bounds { connections_max, refused, accept_failures }
+    }
+
+    /// `part` is the log or the store.
+    pub(crate) fn descriptor_waits(&self, part: &'static str) -> Counter {
+        self.counter(DESCRIPTOR_WAITS, Some(("part", part)))
     }
 
     fn accept_failures(&self, port: &'static str) -> Counter {

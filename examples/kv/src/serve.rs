@@ -1,7 +1,9 @@
 //! One node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use metrics::Counter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
@@ -12,11 +14,13 @@ use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
 use crate::gauges::Gauges;
 use crate::http::{self, Pages};
-use crate::machine::{KvMachine, PACK_BYTES};
+use crate::machine::{self, KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
 use crate::redis::{Member, Members, Server};
 use crate::stop::{self, Hangup, Signals};
 use crate::{Failure, descriptors, ticks, transports};
+
+const WAITS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until a signal, then stops in order.
 pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
@@ -31,6 +35,8 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     settings.store.files_max = plan.store_files;
     let dir = DataDir::open(&args.data)
         .map_err(|e| Failure::run(format!("data directory {}", args.data.display()), e))?;
+    let log = Arc::downgrade(&dir.log());
+    let log_waits = move || Some(log.upgrade()?.descriptor_waits());
     let exporter = Exporter::new();
     names::describe(exporter.recorder().as_ref());
     let metrics = NodeMetrics::new(args.id.as_u64(), Some(exporter.recorder()));
@@ -71,6 +77,11 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let pages = Pages::new(replica, exporter.clone(), node_id, cluster, args.peers.clone());
     let mut pages = tokio::spawn(http::serve(web, pages, gauges.http(plan.http)));
     let upkeep = tokio::spawn(upkeep(exporter));
+    let waits = tokio::spawn(count_waits(
+        log_waits,
+        gauges.descriptor_waits("log"),
+        gauges.descriptor_waits("store"),
+    ));
     signals.started();
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
@@ -95,6 +106,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let _ = stopping.send(true);
     pages.abort();
     upkeep.abort();
+    waits.abort();
     health.abort();
     ticks.abort();
     node.shutdown(Duration::from_millis(settings.kv.shutdown_ms)).await;
@@ -114,6 +126,16 @@ async fn upkeep(exporter: Exporter) {
         every.tick().await;
         let exporter = exporter.clone();
         let _ = tokio::task::spawn_blocking(move || exporter.upkeep()).await;
+    }
+}
+
+/// Publishes what log and store count, until the log is closed.
+async fn count_waits(log_waits: impl Fn() -> Option<u64>, of_log: Counter, of_store: Counter) {
+    let mut every = tokio::time::interval(WAITS_INTERVAL);
+    while let Some(waits) = log_waits() {
+        of_log.absolute(waits);
+        of_store.absolute(machine::descriptor_waits());
+        every.tick().await;
     }
 }
 

@@ -96,10 +96,15 @@ fn a_log_and_a_store_without_descriptors_wait_for_some() {
         fill(&mut established);
         fill(&mut established);
     });
-    let waits = || process.log().contains("waits for a file descriptor");
-    wait("the log or the store to need one", || (filling.is_finished() || waits()).then_some(()));
+    // The store opens a file for each table. The log has its reserve.
+    wait("the store to need one", || {
+        assert!(!filling.is_finished(), "filling ended without a wait: {}", process.log());
+        process.log().contains("the key-value store waits for a file descriptor").then_some(())
+    });
     drop(idle);
     filling.join().unwrap();
+    let waits = || node.ports.counter("towline_kv_descriptor_waits_total", "part=\"store\"");
+    wait("the waits to be counted", || (waits() > 0).then_some(()));
     limit(before.current);
     fill(&mut node.ports.client().unwrap());
     assert!(node.ports.leads());

@@ -30,7 +30,9 @@ pub(crate) use command::{
     Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, VALUE_BYTES_MAX, pack,
 };
 pub(crate) use overlay::parse_integer;
+pub(crate) use patience::descriptor_waits;
 pub(crate) use view::{Gathered, Stored, View};
+pub(crate) use writeback::WAITING_TABLES_MAX;
 
 use clock::Clock;
 use command::ANSWERS_BYTES_MAX;

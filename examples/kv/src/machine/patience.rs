@@ -1,11 +1,19 @@
 //! A lack of file descriptors is waited for: the store opens files again and again, and nothing is wrong with them.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::StoreError;
 
 const RETRY: Duration = Duration::from_millis(20);
+/// Of the process, as descriptors are.
+static WAITS: AtomicU64 = AtomicU64::new(0);
+
+/// How many pauses of [`RETRY`] there were.
+pub(crate) fn descriptor_waits() -> u64 {
+    WAITS.load(Ordering::Relaxed)
+}
 
 fn is_shortage(error: &StoreError) -> bool {
     /// Of the process, and of the system.
@@ -32,6 +40,7 @@ pub(super) fn patiently<T>(mut act: impl FnMut() -> Result<T, StoreError>) -> Re
                     waits = true;
                     tracing::error!(%error, "the key-value store waits for a file descriptor");
                 }
+                WAITS.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(RETRY);
             }
             done => {
@@ -50,7 +59,7 @@ mod tests {
 
     #[test]
     fn only_a_lack_of_descriptors_is_waited_for() {
-        let mut tries = 0;
+        let (before, mut tries) = (descriptor_waits(), 0);
         let done = patiently(|| {
             tries += 1;
             let error = if tries < 3 { 24 } else { 5 };
@@ -58,5 +67,6 @@ mod tests {
         });
         assert!(done.is_err());
         assert_eq!(tries, 3);
+        assert_eq!(descriptor_waits() - before, 2);
     }
 }

@@ -17,7 +17,7 @@ use super::patience::patiently;
 
 /// Tables that may wait for compaction. Taking one in does not wait by itself, as a write to fjall does. Below the 30 at
 /// which such a write waits without an end.
-const WAITING_TABLES_MAX: usize = 24;
+pub(crate) const WAITING_TABLES_MAX: usize = 24;
 /// Memtables that may wait to be flushed. Below the 4 at which a write to fjall waits without an end.
 const WAITING_MEMTABLES_MAX: usize = 2;
 const WAIT_POLL: Duration = Duration::from_millis(10);
