@@ -22,7 +22,7 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
             workspace(file, table, violations);
             continue;
         }
-        // A workspace of its own, such as the fuzz targets: it cannot inherit anything, and nobody depends on it.
+        // A workspace of its own, such as the fuzz targets: it cannot inherit anything, and no crate depends on it.
         if table.contains_key("workspace") {
             continue;
         }

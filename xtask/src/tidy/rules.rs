@@ -51,7 +51,7 @@ pub(super) const LAYERS: &[Layer] = &[
         dev: &["towline-testkit"],
         driver: true,
     },
-    // What somebody who writes a transport sees.
+    // What the author of a transport sees.
     Layer {
         name: "towline-custom-transport",
         normal: &[ENGINE, "towline-wire"],

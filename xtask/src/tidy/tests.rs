@@ -146,7 +146,7 @@ fn a_crate_without_a_layer_is_found() {
 
 #[test]
 fn a_crate_that_ci_does_not_name_is_found() {
-    // It has a layer, and is an example; as a library nobody listed it.
+    // It has a layer, and is an example; as a library it is in no list.
     let files = [
         ("crates/towline-custom-transport/Cargo.toml", library("towline-custom-transport", "")),
         ("crates/towline-custom-transport/README.md", String::new()),
