@@ -36,7 +36,7 @@ enum Outcome {
 
 const STEPS: &[Step] = &[
     Step { name: "fmt", what: "the tree is formatted", run: fmt },
-    Step { name: "tidy", what: "layering, confinement, manifests, test rules", run: tidy_step },
+    Step { name: "tidy", what: "layering, confinement, manifests, test rules, prose", run: tidy_step },
     Step { name: "codegen", what: "generated code is what the schema makes", run: codegen_step },
     Step { name: "seams", what: "no runtime under the core, no raft under a transport", run: seams },
     Step { name: "msrv", what: "no dependency needs a newer Rust than its crate states", run: msrv_step },
@@ -148,7 +148,7 @@ fn fmt(root: &Path) -> Result<Outcome> {
 }
 
 fn tidy_step(root: &Path) -> Result<Outcome> {
-    tidy::run(root)?;
+    tidy::run(root, &tidy::Options::default())?;
     Ok(Outcome::Passed)
 }
 

@@ -49,8 +49,8 @@ enum Command {
     Chaos(chaos::Options),
     /// Durable SETs of a release cluster against the disk's floor, and etcd where it is installed
     Bench(bench::Options),
-    /// Layering, confinement, manifests, test rules; also part of ci
-    Tidy,
+    /// Layering, confinement, manifests, test rules, prose; also part of ci
+    Tidy(tidy::Options),
 }
 
 fn main() -> ExitCode {
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Chaos(options) => chaos::run(&root, &options),
         Command::Bench(options) => bench::run(&root, &options),
-        Command::Tidy => tidy::run(&root),
+        Command::Tidy(options) => tidy::run(&root, &options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,5 @@
-//! Rules that the compiler does not know: who may depend on whom, where a foreign type may appear, what a test may do.
+//! Rules that the compiler does not know: who may depend on whom, where a foreign type may appear, what a test may do,
+//! which words prose does without.
 //!
 //! `check` is a function of a file tree, so that its tests plant each violation in a directory of their own and see the
 //! rule fail. The tables that say what is allowed stand in `rules`; a change to the architecture is a change there.
@@ -12,6 +13,7 @@ use crate::Result;
 mod code;
 mod lines;
 mod manifests;
+mod prose;
 mod rules;
 mod sources;
 #[cfg(test)]
@@ -37,7 +39,18 @@ impl fmt::Display for Violation {
     }
 }
 
-pub(crate) fn run(root: &Path) -> Result<()> {
+#[derive(clap::Args, Default)]
+pub(crate) struct Options {
+    /// Remove the entries of prose_todo.txt whose file is clean or gone
+    #[arg(long)]
+    shrink: bool,
+}
+
+pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+    if options.shrink {
+        let (_, violations) = check(root)?;
+        println!("tidy: {} entries removed", prose::shrink(root, &violations)?);
+    }
     let (files, violations) = check(root)?;
     for violation in &violations {
         println!("{violation}");
@@ -57,6 +70,7 @@ fn check(root: &Path) -> Result<(usize, Vec<Violation>)> {
     let mut violations = Vec::new();
     manifests::check(&tree, &mut violations);
     sources::check(&tree, &mut violations);
+    prose::check(&tree, &mut violations);
     violations.sort();
     Ok((tree.len(), violations))
 }

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 use super::code::{test_regions, without_comments_and_literals};
 use super::{Violation, check};
 
+mod prose;
+
 /// A tree that breaks no rule: one library of each kind the rules tell apart, an example, xtask.
 fn clean_tree() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
