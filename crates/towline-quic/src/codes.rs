@@ -11,7 +11,7 @@ pub(crate) const DONE: VarInt = VarInt::from_u32(0);
 pub(crate) const ABANDONED: VarInt = VarInt::from_u32(1);
 /// The listener is shutting down.
 pub(crate) const SHUTTING_DOWN: VarInt = VarInt::from_u32(2);
-/// A newer connection of the same peer took the place.
+/// A newer connection of the same peer displaced this one.
 pub(crate) const REPLACED: VarInt = VarInt::from_u32(3);
 /// No hello was accepted in time.
 pub(crate) const NO_HELLO: VarInt = VarInt::from_u32(4);

@@ -1,19 +1,19 @@
 use towline_engine::ids::IdError;
 
-/// Bytes or a message that are not of the protocol.
+/// Bytes or a message that violate the protocol.
 ///
-/// An error about one message concerns its group alone ([`Received::rejected`](crate::Received)); every other one
-/// concerns the whole stream.
+/// An error about one message affects only its group ([`Received::rejected`](crate::Received)). Every other error affects
+/// the whole stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// The bytes are no frame: garbage, another protocol, or a truncation.
+    /// The bytes are no frame: garbage, another protocol, or a truncated frame.
     #[error("malformed frame: {detail}")]
     Malformed {
         /// What is wrong.
         detail: String,
     },
-    /// A frame is longer than its kind may be.
+    /// A frame is longer than the limit for its kind.
     #[error("a frame of {bytes} bytes is above the limit of {bytes_max}")]
     FrameTooLarge {
         /// Its length.
@@ -21,7 +21,7 @@ pub enum WireError {
         /// The limit.
         bytes_max: usize,
     },
-    /// One message cannot be sent: settings of the sender allow more than a frame holds.
+    /// A message is too long to be sent: the sender's settings allow more than fits in a frame.
     #[error("a message of {bytes} bytes is above the limit of {bytes_max}")]
     MessageTooLarge {
         /// Its encoded length.
@@ -29,10 +29,10 @@ pub enum WireError {
         /// The limit.
         bytes_max: usize,
     },
-    /// A frame holds too many of something.
+    /// A frame holds more elements of one kind than the limit.
     #[error("more than {count_max} {what} in a frame")]
     TooMany {
-        /// Of what.
+        /// The kind of element, in the plural.
         what: &'static str,
         /// The limit.
         count_max: usize,
@@ -40,33 +40,33 @@ pub enum WireError {
     /// Another kind of frame was expected here.
     #[error("expected {expected}, got {got}")]
     Unexpected {
-        /// What should have come.
+        /// The expected kind.
         expected: &'static str,
-        /// What came.
+        /// The received kind.
         got: &'static str,
     },
-    /// A field that must be set is not.
+    /// A required field is missing.
     #[error("`{field}` is missing")]
     Missing {
         /// The field.
         field: &'static str,
     },
-    /// A number that names something is zero.
+    /// An identifier is zero.
     #[error("`{field}` is zero")]
     Zero {
         /// The field.
         field: &'static str,
     },
-    /// The cluster's name is not of its form.
+    /// The cluster's name is invalid.
     #[error("`cluster`: {0}")]
     Cluster(#[source] IdError),
-    /// The lane is not one this version knows.
+    /// This version does not know the lane.
     #[error("unknown lane {number}")]
     UnknownLane {
         /// Its number.
         number: i32,
     },
-    /// The message is of a kind this version does not know.
+    /// This version does not know the kind of the message.
     #[error("unknown message kind {number}")]
     UnknownKind {
         /// Its number.
@@ -78,13 +78,13 @@ pub enum WireError {
         /// The kind's name in the schema.
         kind: &'static str,
     },
-    /// An entry is of a kind this version does not know.
+    /// This version does not know the kind of an entry.
     #[error("unknown entry kind {number}")]
     UnknownEntryKind {
         /// Its number.
         number: i32,
     },
-    /// Indexes of entries leave the range of 64 bits.
+    /// The indexes of the entries exceed 64 bits.
     #[error("index {index} and {entries} entries leave the range of an index")]
     IndexOverflow {
         /// The message's index, or an entry's.
@@ -92,10 +92,10 @@ pub enum WireError {
         /// How many entries follow it.
         entries: usize,
     },
-    /// A snapshot's bytes are inside a message; they travel as a transfer.
+    /// A message contains the bytes of a snapshot; snapshots travel as transfers.
     #[error("a snapshot of {bytes} bytes inside a message")]
     InlineSnapshot {
-        /// How many bytes.
+        /// The length of the snapshot's bytes.
         bytes: usize,
     },
     /// The peer refused for a reason this version does not know.
@@ -103,7 +103,7 @@ pub enum WireError {
     UnknownRefusal {
         /// The code.
         code: i32,
-        /// What the peer says about it.
+        /// The peer's explanation.
         detail: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Frames: a batch into frames that fit, and frames back into batches.
+//! Converts batches to frames within all limits, and frames back to batches.
 
 use std::collections::HashSet;
 
@@ -52,7 +52,7 @@ impl Iterator for Frames {
 impl ExactSizeIterator for Frames {}
 
 /// Splits a batch into frames within every limit. A frame ends at [`FRAME_BYTES_TARGET`] unless one message alone is
-/// larger; the usual batch is one frame. Nothing is copied. Everything is checked before the first frame comes out.
+/// larger; most batches become one frame. No payload is copied. All messages are checked before the first frame is made.
 ///
 /// # Errors
 /// [`WireError::MessageTooLarge`] or [`WireError::TooMany`] if a message does not fit in a frame of its own.
@@ -93,16 +93,16 @@ fn batch_frame(envelopes: Vec<pb::Envelope>) -> pb::Frame {
     pb::Frame { kind: Some(Kind::Batch(pb::Batch { envelopes })) }
 }
 
-/// What a batch frame held.
+/// The messages of a batch frame.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Received {
-    /// The messages that are well-formed, in order.
+    /// The well-formed messages, in order.
     pub batch: Batch,
-    /// Those that are not. Each concerns its group alone: the lane goes on, and the sender gets a nack.
+    /// The malformed messages. Each affects only its group: the lane goes on, and the sender gets a nack.
     pub rejected: Vec<Rejected>,
 }
 
-/// A message that may not come from a peer.
+/// A message that no peer may send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
     /// Its group.
@@ -143,8 +143,8 @@ impl TryFrom<pb::Batch> for Received {
     }
 }
 
-/// One nack a group, out of what the conversion rejected and what the session did not take (which wins: it knows
-/// the group).
+/// Merges the messages that the conversion rejected and those that the session did not accept into one nack for each group.
+/// The session's cause wins, because the session knows the group.
 pub fn merge_nacks(mut taken: Vec<Nack>, rejected: &[Rejected]) -> Vec<Nack> {
     if !rejected.is_empty() {
         let mut seen: HashSet<GroupId> = taken.iter().map(|nack| nack.group).collect();
@@ -154,7 +154,7 @@ pub fn merge_nacks(mut taken: Vec<Nack>, rejected: &[Rejected]) -> Vec<Nack> {
     taken
 }
 
-/// The frame that carries `nacks`, of which the first [`NACKS_MAX`] go.
+/// The frame that carries the first [`NACKS_MAX`] of `nacks`.
 pub fn nacks_frame(nacks: impl IntoIterator<Item = Nack>) -> pb::Frame {
     let nacks = nacks.into_iter().take(NACKS_MAX).map(Into::into).collect();
     pb::Frame { kind: Some(Kind::Nacks(pb::Nacks { nacks })) }
@@ -180,7 +180,7 @@ impl From<Nack> for pb::Nack {
             NackCause::InboxFull => pb::NackCause::InboxFull,
             NackCause::UnknownGroup => pb::NackCause::UnknownGroup,
             NackCause::GroupDown => pb::NackCause::GroupDown,
-            // Also a cause this crate does not know yet: the messages were not taken, whatever the reason.
+            // Also for a cause that this crate does not know yet: the peer did not accept the messages.
             _ => pb::NackCause::Rejected,
         };
         Self { group: nack.group.as_u64(), cause: cause.into() }

@@ -71,10 +71,10 @@ pub fn refused_frame(refusal: &Refusal) -> pb::Frame {
     pb::Frame { kind: Some(Kind::Refused(refusal.into())) }
 }
 
-/// What a listener does with a dialler's first frame, before it asks [`Inbound::admit`].
+/// Checks a dialler's first frame. A listener calls it before [`Inbound::admit`].
 ///
-/// The version is looked at before every other field, so that a hello of a future version, whatever else it holds, is
-/// answered with the versions of both sides.
+/// The version is checked before every other field. A hello of a future version is therefore answered with the versions of
+/// both sides, whatever else it contains.
 ///
 /// [`Inbound::admit`]: towline_engine::transport::Inbound::admit
 ///
@@ -99,7 +99,7 @@ pub fn check_first_frame(frame: pb::Frame) -> Result<(Hello, Purpose), Refusal> 
     hello.try_into().map_err(malformed)
 }
 
-/// What a dialler does with the first frame that comes back. `to` is whom it meant to reach.
+/// Checks the first frame that a dialler gets back. `to` is the node that it meant to reach.
 ///
 /// # Errors
 /// [`ConnectError::Refused`] with the peer's reason, [`ConnectError::WrongPeer`] if another node or version answered,
@@ -180,13 +180,13 @@ impl From<&Refusal> for pb::Refused {
             Refusal::Unauthenticated { detail } => {
                 Self { detail: cut(detail.clone()), ..with(Code::Unauthenticated) }
             }
-            // Both are said by TLS itself; as a frame they would be this.
+            // TLS itself reports both; this is their form as a frame.
             Refusal::Certificate(_) | Refusal::OwnCertificate(_) => with(Code::Unauthenticated),
             Refusal::Malformed { detail } => Self { detail: cut(detail.clone()), ..with(Code::Malformed) },
             Refusal::TooManyConnections => with(Code::TooManyConnections),
             Refusal::HandshakeTimeout => with(Code::HandshakeTimeout),
             Refusal::ShuttingDown => with(Code::ShuttingDown),
-            // A reason this crate has no code for yet: its text still arrives.
+            // A refusal without a code in this version: its text still arrives.
             _ => with(Code::Unspecified),
         }
     }

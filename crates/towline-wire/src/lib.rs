@@ -1,10 +1,10 @@
-//! What Towline's transports put on the wire: the protobuf schema, its limits, its conversions to and from the engine's
-//! own types and the rules of the handshake; and, in [`streams`], what happens on each stream of a connection. A transport
-//! that uses it speaks the same protocol as every other one, and brings little but connections.
+//! The wire protocol of Towline's transports: protobuf schema, limits, conversions to and from the engine's types, and the
+//! rules of the handshake. [`streams`] implements what happens on each stream of a connection. A transport built on this
+//! crate provides connections and speaks the same protocol as every other one.
 //!
-//! It opens no connection, and outside of [`streams`] it knows neither runtime nor clock. Payloads are [`bytes::Bytes`] that move through it: a
-//! message goes from the engine's type to [`pb`] and back without a copy of what it carries. Nothing here panics on any
-//! input, and what a frame may make a receiver allocate is bounded before it is decoded ([`limits`]).
+//! This crate opens no connection. Outside of [`streams`] it knows neither a runtime nor a clock. Payloads are
+//! [`bytes::Bytes`]: converting a message between the engine's type and [`pb`] copies no payload. No input makes this crate
+//! panic. A receiver bounds what a frame may allocate before it decodes the frame ([`limits`]).
 //!
 //! ```
 //! use bytes::Bytes;
@@ -28,7 +28,7 @@
 //! # }
 //! ```
 //!
-//! The upgrade policy, the byte tables and the handshake are in `docs/wire.md`.
+//! `docs/wire.md` describes the upgrade policy, the byte tables and the handshake.
 #![forbid(unsafe_code)]
 
 mod error;

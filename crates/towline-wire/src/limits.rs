@@ -1,4 +1,4 @@
-//! What a frame may hold at most. Both ends keep these; a receiver checks them before it allocates.
+//! Limits of a frame. Both ends keep them; a receiver checks them before it allocates.
 
 /// Bytes of one encoded envelope: four commands of the default limit, sixteen windows of the default `append_bytes_max`.
 /// A larger message cannot be sent, so `append_bytes_max` and `proposal_bytes_max` must stay below it.
@@ -7,8 +7,8 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes of one encoded frame: a single largest message and its wrapping.
 pub const FRAME_BYTES_MAX: usize = MESSAGE_BYTES_MAX + (64 << 10);
 
-/// Bytes from which a batch goes on in a further frame, unless one message alone is larger. Bounds what a transport
-/// that holds a frame or two keeps in memory.
+/// Bytes of a frame after which a batch continues in the next frame, unless one message alone is larger. This bounds the
+/// memory of a transport that holds a frame or two.
 pub const FRAME_BYTES_TARGET: usize = 1 << 20;
 
 /// Bytes of a hello, a welcome or a refusal.

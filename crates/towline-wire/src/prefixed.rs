@@ -1,4 +1,4 @@
-//! Frames on a plain stream of bytes: each behind its length.
+//! Length-prefixed frames on a byte stream.
 
 use std::collections::VecDeque;
 
@@ -13,13 +13,13 @@ use crate::frames::decode_frame;
 use crate::limits::FRAME_BYTES_MAX;
 use crate::pb::{self, frame::Kind};
 
-/// What stands before a frame.
+/// The header before each frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Prefix {
-    /// Its length: four bytes in network order.
+    /// The frame's length: four bytes in network order.
     #[default]
     Length,
-    /// What gRPC has: a zero, for a message that is not compressed, and the length.
+    /// The header of gRPC: a zero byte (not compressed), then the length.
     Grpc,
 }
 
@@ -42,10 +42,10 @@ impl Prefix {
     }
 }
 
-/// A payload from so many bytes on is sent as it is; a shorter one is cheaper to copy than to send by itself.
+/// Payloads of at least this size become a piece of their own. Copying a shorter payload is cheaper than sending it alone.
 const PIECE_BYTES_MIN: usize = 16 << 10;
 
-/// A frame behind its length of four bytes: one allocation and one copy.
+/// Encodes a frame behind its four-byte length, with one allocation and one copy.
 pub fn prefixed(frame: &pb::Frame) -> Bytes {
     whole(frame, Prefix::Length)
 }
@@ -54,13 +54,13 @@ fn whole(frame: &pb::Frame, prefix: Prefix) -> Bytes {
     let length = frame.encoded_len();
     let mut bytes = BytesMut::with_capacity(prefix.bytes() + length);
     prefix.put(length, &mut bytes);
-    // It only fails for want of room, and a `BytesMut` grows.
+    // Encoding fails only without room, and a `BytesMut` grows.
     let _ = frame.encode(&mut bytes);
     bytes.freeze()
 }
 
-/// A frame behind its length, in pieces that follow each other, of which some may be empty. The payload of a large chunk
-/// of a snapshot is a piece of its own, and is not copied.
+/// Encodes a frame behind its length as consecutive pieces, some of which may be empty. The payload of a large snapshot
+/// chunk is a piece of its own and is not copied.
 pub fn pieces(frame: &pb::Frame, prefix: Prefix) -> [Bytes; 3] {
     match &frame.kind {
         Some(Kind::Chunk(chunk)) if chunk.data.len() >= PIECE_BYTES_MIN => pieces_of(chunk, prefix),
@@ -68,7 +68,7 @@ pub fn pieces(frame: &pb::Frame, prefix: Prefix) -> [Bytes; 3] {
     }
 }
 
-/// Numbers of fields, as the schema has them.
+/// Field numbers of the schema.
 const FRAME_CHUNK: u32 = 8;
 const CHUNK_OFFSET: u32 = 1;
 const CHUNK_DATA: u32 = 2;
@@ -93,18 +93,19 @@ fn pieces_of(chunk: &pb::Chunk, prefix: Prefix) -> [Bytes; 3] {
     [first.freeze(), chunk.data.clone(), behind.encode_to_vec().into()]
 }
 
-/// What is shorter is copied together rather than kept as it came: each piece that is kept costs memory of its own, which a
-/// peer that sends bytes one by one would multiply.
+/// Shorter pieces are copied into one buffer. Each piece that is kept costs memory of its own, and a peer could send
+/// bytes one by one.
 const KEPT_BYTES_MIN: usize = 256;
 
-/// The payload of a chunk from so many bytes on that was pushed as a piece of its own is taken as it is. What it keeps
-/// alive is then what the transport read it into; so large a part of it is the payload itself that this can be borne.
+/// A chunk's payload of at least this size, pushed as a piece of its own, is used without a copy. It keeps the transport's
+/// read buffer alive, of which the payload is the largest part.
 const WHOLE_BYTES_MIN: usize = 128 << 10;
 
-/// What may follow the payload of a chunk that is taken as it is: its checksum.
+/// Bytes that may follow the payload of a chunk that is not copied: its checksum.
 const BEHIND_BYTES_MAX: usize = 16;
 
-/// Offset and payload bytes of a chunk that is a whole frame of `length` bytes and whose payload begins where `first` ends.
+/// Offset and payload length of a chunk, if `first` is exactly the part of a chunk frame of `length` bytes that precedes its
+/// payload.
 fn chunk_head(first: &[u8], length: usize) -> Option<(u64, usize)> {
     let mut rest = first;
     if decode_key(&mut rest).ok()? != (FRAME_CHUNK, WireType::LengthDelimited) {
@@ -127,24 +128,24 @@ fn chunk_head(first: &[u8], length: usize) -> Option<(u64, usize)> {
     }
 }
 
-/// Makes frames out of a stream. It holds no more than was pushed since the last frame, and what it makes room for is
-/// bounded before it is.
+/// Splits a byte stream into frames. It holds only what was pushed since the last frame, and checks each length before it
+/// allocates.
 #[derive(Debug, Default)]
 pub struct Prefixed {
     prefix: Prefix,
     chunks: VecDeque<Bytes>,
-    /// Short pieces, behind all chunks.
+    /// Short pieces, after all chunks.
     tail: BytesMut,
     length: usize,
 }
 
 impl Prefixed {
-    /// Of a stream whose frames have this before them.
+    /// For a stream whose frames have this header.
     pub fn new(prefix: Prefix) -> Self {
         Self { prefix, ..Self::default() }
     }
 
-    /// Takes what came in next.
+    /// Appends the next bytes of the stream.
     pub fn push(&mut self, bytes: Bytes) {
         self.length = self.length.saturating_add(bytes.len());
         if bytes.len() < KEPT_BYTES_MIN {
@@ -155,18 +156,19 @@ impl Prefixed {
         }
     }
 
-    /// Whether nothing is left: a stream that ends otherwise was cut.
+    /// Whether no byte is left. A stream that ends with bytes left was truncated.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// The next frame, if it is whole. One that claims more than `bytes_max` is refused as soon as its length is here.
+    /// Returns the next frame, if all of it was pushed. A frame longer than `bytes_max` is refused as soon as its length is
+    /// known.
     ///
-    /// Its payloads keep its own bytes alive and nothing else: what was pushed may be a slice of something much larger. Only
-    /// the payload of a large chunk of a snapshot that was pushed in one piece is that piece, and not a copy.
+    /// The payloads of a frame are copies, because the pushed bytes may be slices of a much larger buffer. One exception:
+    /// the payload of a large snapshot chunk that was pushed as one piece is that piece.
     ///
     /// # Errors
-    /// As [`decode_frame`]. The stream is of no further use.
+    /// As [`decode_frame`]. The rest of the stream cannot be decoded.
     pub fn next_frame(&mut self, bytes_max: usize) -> Result<Option<pb::Frame>, WireError> {
         let bytes_max = bytes_max.min(FRAME_BYTES_MAX);
         let Some(length) = self.peek_length()? else { return Ok(None) };
@@ -185,7 +187,7 @@ impl Prefixed {
         Ok(Some(frame))
     }
 
-    /// Offset and payload bytes of the next frame, if it is a chunk whose payload was pushed by itself.
+    /// Offset and payload length of the next frame, if it is a chunk whose payload was pushed as a piece of its own.
     fn chunk_in_pieces(&self, length: usize) -> Option<(u64, usize)> {
         let (first, payload) = (self.chunks.front()?, self.chunks.get(1)?);
         let (offset, data) = chunk_head(first, length)?;
@@ -201,7 +203,7 @@ impl Prefixed {
         self.length -= payload.len();
         self.drop_empty();
         let mut chunk = pb::Chunk { offset, data: payload, ..pb::Chunk::default() };
-        // As if it had come in one: of a field that comes twice, the later one counts.
+        // As for a frame in one piece: of a field that occurs twice, the later one counts.
         let behind = self.take(length - first.len() - data);
         chunk.merge(behind).map_err(|e| WireError::Malformed { detail: e.to_string() })?;
         Ok(pb::Frame { kind: Some(Kind::Chunk(chunk)) })

@@ -1,4 +1,4 @@
-//! Raft's messages: the engine's types and the schema's, by value.
+//! Converts Raft's messages between the engine's types and the schema's.
 
 use towline_engine::ids::NodeId;
 use towline_engine::message::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, SnapshotRecord};
@@ -88,7 +88,7 @@ impl TryFrom<pb::Entry> for Entry {
         if entry.index == 0 {
             return Err(WireError::Zero { field: "entries.index" });
         }
-        // The index after an entry's must exist, or the next one could not be counted.
+        // The index after the entry's index must exist.
         if entry.index == u64::MAX {
             return Err(WireError::IndexOverflow { index: entry.index, entries: 1 });
         }
@@ -137,7 +137,7 @@ impl TryFrom<pb::Message> for Message {
             }
             _ => message.entries.into_iter().map(Entry::try_from).collect::<Result<_, _>>()?,
         };
-        // So that `index + entries + 1` is an index.
+        // `index + entries + 1` must be an index.
         if message.index.checked_add(entries.len() as u64).is_none_or(|last| last == u64::MAX) {
             return Err(WireError::IndexOverflow { index: message.index, entries: entries.len() });
         }

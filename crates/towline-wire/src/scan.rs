@@ -1,12 +1,12 @@
-//! Counts what a frame would make a decoder allocate, before it is decoded.
+//! Counts the elements of a frame before it is decoded, to bound what the decoder allocates.
 //!
-//! Two bytes on the wire can be an empty envelope of hundreds of bytes in memory, so a limit on the length of a frame
-//! does not bound memory; only counting does. The walk reads tags and lengths, never payloads.
+//! An empty envelope takes two bytes on the wire and hundreds of bytes in memory. A limit on the length of a frame
+//! therefore does not bound memory. The scan reads tags and lengths, but no payloads.
 
 use crate::error::WireError;
 use crate::limits::{ENTRIES_MAX, ENVELOPES_MAX, MEMBERS_MAX, NACKS_MAX};
 
-/// Refuses a frame that is malformed down to its messages or holds too many of anything.
+/// Refuses a frame that is malformed, down to its messages, or that holds more elements than a limit.
 pub(crate) fn check(frame: &[u8]) -> Result<(), WireError> {
     let mut counts = Counts::default();
     walk(frame, |number, value| match (number, value) {
@@ -118,7 +118,7 @@ fn walk(
                 take(&mut bytes, 4)?;
                 Value::Number
             }
-            // Groups are no part of proto3.
+            // proto3 has no groups.
             other => return Err(malformed(format!("wire type {other}"))),
         };
         field(key >> 3, value)?;

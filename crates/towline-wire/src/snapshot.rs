@@ -1,4 +1,4 @@
-//! What a snapshot transfer says: the engine's types and the schema's.
+//! Converts the frames of a snapshot transfer between the engine's types and the schema's.
 
 use towline_engine::ids::{GroupId, Incarnation, PeerAddr};
 use towline_engine::message::{Member, MemberTable};
@@ -14,7 +14,7 @@ use crate::handshake::cut;
 use crate::pb::{self, frame::Kind};
 use crate::raft::node;
 
-/// The frame that offers a snapshot. Nothing of the body is in it.
+/// The frame that offers a snapshot, without any of its body.
 pub fn offer_frame(offer: &SnapshotOffer) -> pb::Frame {
     let SnapshotHead { group, at, conf_state, members } = &offer.meta.head;
     let members = members.iter().map(|(id, member)| pb::Member {
@@ -38,10 +38,10 @@ pub fn offer_frame(offer: &SnapshotOffer) -> pb::Frame {
     }))
 }
 
-/// The offer in a frame. Its fields are what they should be; whether they fit together is the engine's to see.
+/// The offer in a frame. This checks each field; the engine checks whether the fields fit together.
 ///
 /// # Errors
-/// [`WireError`]: it is another kind of frame, or malformed.
+/// [`WireError`]: the frame is of another kind, or malformed.
 pub fn offer_of(frame: pb::Frame) -> Result<SnapshotOffer, WireError> {
     let offer = match frame.kind {
         Some(Kind::Offer(offer)) => offer,
@@ -157,7 +157,7 @@ impl From<&SnapshotRefusal> for pb::SnapshotRefused {
             SnapshotRefusal::Stalled { millis } => Self { ours: *millis, ..with(Code::Stalled) },
             SnapshotRefusal::Unsupported => with(Code::Unsupported),
             SnapshotRefusal::Superseded => with(Code::Superseded),
-            // A reason this crate has no code for yet: its text still arrives.
+            // A refusal without a code in this version: its text still arrives.
             _ => with(Code::Unspecified),
         }
     }
@@ -182,7 +182,7 @@ impl From<pb::SnapshotRefused> for SnapshotRefusal {
     }
 }
 
-/// The last word of a listener.
+/// The frame with which a listener ends a transfer.
 pub(crate) fn outcome_frame(outcome: &Result<SnapshotReceipt, SnapshotRefusal>) -> pb::Frame {
     use pb::outcome::Kind as Outcome;
     let kind = match outcome {

@@ -1,5 +1,5 @@
 //! A hundred thousand random and mutated frames, streams and transfers of strangers, with the memory of the process looked
-//! at before and after: no panic, nothing that stays. Alone in its file, so that nobody else's memory is measured.
+//! at before and after: no panic, nothing that stays. Alone in its file, so that no other test's memory is measured.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! From an address to sockets.
+//! Resolves a peer's address to sockets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,14 +9,14 @@ use towline_engine::transport::{ConnectError, TransportError};
 /// Why there is no socket for an address.
 #[derive(Debug)]
 pub enum Unusable {
-    /// It may not be used; why, and the way out.
+    /// The address may not be used. The text says why, and what to do.
     Forbidden(String),
     /// Its name does not resolve.
     Lookup(io::Error),
 }
 
-/// The sockets of an address, and at least one. The scheme must be `scheme`. The name is resolved here and only here, so
-/// that what was checked is what is used.
+/// Resolves an address to at least one socket address. Its scheme must be `scheme`. A transport uses the result for its
+/// checks and for the connection; resolving twice could give two results.
 ///
 /// # Errors
 /// [`Unusable`].
@@ -34,7 +34,7 @@ pub async fn resolve(address: &PeerAddr, scheme: &str) -> Result<Vec<SocketAddr>
 }
 
 impl Unusable {
-    /// What it is to somebody who dials.
+    /// Converts to the error of a dialler.
     pub fn dialling(self, address: &PeerAddr) -> ConnectError {
         let address = address.clone();
         match self {
@@ -43,7 +43,7 @@ impl Unusable {
         }
     }
 
-    /// What it is to somebody who listens.
+    /// Converts to the error of a listener.
     pub fn listening(self, address: &PeerAddr) -> TransportError {
         let address = address.clone();
         match self {

@@ -1,4 +1,4 @@
-//! A frame's way into the engine, the same for every transport.
+//! Delivers a frame of a lane to the engine.
 
 use towline_engine::message::Lane;
 use towline_engine::transport::{PeerSession, Violation};
@@ -6,11 +6,11 @@ use towline_engine::transport::{PeerSession, Violation};
 use crate::frames::{Received, batch_of, merge_nacks, nacks_frame};
 use crate::pb;
 
-/// Hands a frame that arrived on a lane to the session. Gives the frame that goes back to the dialler, if there is
-/// something to say. A message that is not well-formed costs its group a nack, not its lane the stream.
+/// Hands a frame that arrived on a lane to the session. Returns a frame of nacks for the dialler, if there are any. A
+/// malformed message gives its group a nack; the lane's stream goes on.
 ///
 /// # Errors
-/// [`Violation`]: the frame is no batch, or the session says so. The transport closes the lane.
+/// [`Violation`]: the frame is no batch, or the session rejects it. The transport closes the lane.
 pub(super) fn deliver(
     session: &dyn PeerSession,
     lane: Lane,

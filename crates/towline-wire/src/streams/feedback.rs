@@ -1,18 +1,18 @@
-//! One feedback between a link and the task that reads its answers.
+//! The feedback that a link shares with the task that reads its answers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towline_engine::transport::{LinkClosed, LinkFeedback, Nack};
 
-/// A [`LinkFeedback`] that two hold: the link, and whoever reads what comes back. Whoever ends first says why. So a link
-/// that is dropped is abandoned, even if its reader, on another thread, sees the end of the connection at that moment.
+/// A [`LinkFeedback`] held by a link and by its reader task. The first of them to end reports the cause. A dropped link
+/// therefore reports `Abandoned` even if its reader sees the end of the connection at that moment on another thread.
 #[derive(Debug, Clone)]
 pub(super) struct SharedFeedback {
     feedback: Arc<Mutex<Option<LinkFeedback>>>,
 }
 
 impl SharedFeedback {
-    /// Held by one so far; clone it for the other.
+    /// Wraps the feedback; clone the result for the second holder.
     pub(super) fn new(feedback: LinkFeedback) -> Self {
         Self { feedback: Arc::new(Mutex::new(Some(feedback))) }
     }
@@ -24,7 +24,7 @@ impl SharedFeedback {
         }
     }
 
-    /// As [`LinkFeedback::closed`], unless somebody was faster.
+    /// As [`LinkFeedback::closed`], unless the other holder already reported a cause.
     pub(super) fn closed(&self, cause: LinkClosed) {
         let feedback = self.lock().take();
         if let Some(feedback) = feedback {
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_to_end_says_why_and_nobody_else() {
+    fn only_the_first_holder_to_end_reports_the_cause() {
         let heard = Arc::new(Heard::default());
         let link = SharedFeedback::new(LinkFeedback::new(heard.clone()));
         let reader = link.clone();

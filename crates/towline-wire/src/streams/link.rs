@@ -17,11 +17,11 @@ use crate::frames::{frames, nacks_of};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::pb::{self, frame::Kind};
 
-/// How long a dispatch that failed waits for the reader to learn why, so that the link's end is told with its true cause.
+/// How long a failed dispatch waits for the reader to learn the true cause of the link's end.
 const CAUSE_WAIT: Duration = Duration::from_millis(250);
 
-/// A link on a stream whose peer said welcome. Must be called inside a tokio runtime: what comes back is read by a task,
-/// which ends with the link.
+/// Makes a link of a stream whose peer answered with a welcome. Call it inside a tokio runtime: it spawns a task that
+/// reads the answers and ends with the link.
 pub fn link(sink: impl FrameSink + Sync, source: impl FrameSource, feedback: LinkFeedback) -> Box<dyn Link> {
     let feedback = SharedFeedback::new(feedback);
     let heard = feedback.clone();
@@ -36,7 +36,7 @@ pub fn link(sink: impl FrameSink + Sync, source: impl FrameSource, feedback: Lin
     Box::new(StreamLink { stream: Some(stream), taken })
 }
 
-/// Tells what comes back until the stream ends.
+/// Passes answers to `feedback` until the stream ends. Returns why it ended.
 async fn read(mut source: impl FrameSource, feedback: &SharedFeedback) -> LinkClosed {
     loop {
         let nacks = match source.next().await {
@@ -52,7 +52,7 @@ async fn read(mut source: impl FrameSource, feedback: &SharedFeedback) -> LinkCl
     }
 }
 
-/// The last word of a listener on a stream that it had welcomed.
+/// The close cause for a refusal that a listener sends as the last frame of an accepted stream.
 pub(super) fn ended(refused: pb::Refused) -> LinkClosed {
     let detail = match Refusal::try_from(refused) {
         Ok(Refusal::Malformed { detail }) => detail,
@@ -86,7 +86,7 @@ impl<S> Drop for Stream<S> {
 #[async_trait]
 impl<S: FrameSink + Sync> Link for StreamLink<S> {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
-        // Taken out and put back at the end: if this future is dropped in between, so is the stream.
+        // Taken out here and put back at the end: dropping this future in between drops the stream.
         let mut stream = self.stream.take().ok_or(DispatchError::Closed)?;
         let frames = frames(batch).map_err(|error| match error {
             WireError::MessageTooLarge { bytes, bytes_max } => DispatchError::TooLarge { bytes, bytes_max },

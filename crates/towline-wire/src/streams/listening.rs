@@ -1,4 +1,4 @@
-//! The listening side: what its connections share, and what is known of each.
+//! The listening side: state shared by the connections of a listener, and the state of each connection.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -13,56 +13,57 @@ use towline_engine::message::Lane;
 use towline_engine::transport::{CertIdentity, Inbound, Refusal};
 
 use super::FAREWELL;
-use super::seats::{Place, Places, Seats, Standing};
+use super::slots::{ConnectionSlot, ConnectionSlots, Slots, Standing};
 
-/// Hellos of one connection that are refused until it is cut, if none was accepted.
+/// After this many refused hellos a connection with no accepted hello is closed.
 const REFUSED_MAX: usize = 8;
 
-/// How far a listener is on its way out.
+/// The phases of a listener's shutdown, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// It accepts.
+    /// The listener accepts connections.
     Open,
-    /// Streams end, with a word to the peer.
+    /// Streams end with a final frame to the peer.
     Closing,
-    /// Connections are cut.
+    /// Connections are closed.
     Closed,
 }
 
 /// Bounds on what a peer may open.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamLimits {
-    /// How long a dialler may take for its hello. A connection without one is [`Unwanted`] at twice of it.
+    /// How long a dialler may take for its hello. A connection without an accepted hello is [`Unwanted`] after twice this
+    /// time.
     pub handshake_timeout: Duration,
-    /// Connections of one peer; at the bound the oldest is [`Unwanted`]. Those that were let in and those that were not
-    /// (yet) are bounded each for themselves.
+    /// Connections of one peer; above the bound the oldest is [`Unwanted`]. Admitted and not yet admitted connections are
+    /// counted separately.
     pub connections_per_peer_max: usize,
-    /// Streams of one peer and lane; at the bound the oldest ends.
+    /// Streams of one peer and lane; above the bound the oldest ends.
     pub streams_per_lane_max: usize,
 }
 
-/// What the connections of a listener share.
+/// State shared by all connections of one listener.
 pub struct Listening {
     pub(super) inbound: Arc<dyn Inbound>,
     pub(super) limits: StreamLimits,
-    pub(super) lanes: Arc<Seats<(NodeId, Lane), oneshot::Sender<Infallible>>>,
-    peers: Arc<Places<NodeId, watch::Sender<()>>>,
+    pub(super) lanes: Arc<Slots<(NodeId, Lane), oneshot::Sender<Infallible>>>,
+    peers: Arc<ConnectionSlots<NodeId, watch::Sender<()>>>,
     phase: watch::Sender<Phase>,
 }
 
 impl Listening {
-    /// Open.
+    /// Creates a listener's shared state, in [`Phase::Open`].
     pub fn new(inbound: Arc<dyn Inbound>, limits: StreamLimits) -> Arc<Self> {
         Arc::new(Self {
             inbound,
             limits,
-            lanes: Seats::new(limits.streams_per_lane_max),
-            peers: Seats::new(limits.connections_per_peer_max),
+            lanes: Slots::new(limits.streams_per_lane_max),
+            peers: Slots::new(limits.connections_per_peer_max),
             phase: watch::Sender::new(Phase::Open),
         })
     }
 
-    /// Moves on, and never back.
+    /// Enters `phase`. Does nothing if the listener is already in a later phase.
     pub fn enter(&self, phase: Phase) {
         self.phase.send_if_modified(|now| {
             let later = phase > *now;
@@ -71,11 +72,11 @@ impl Listening {
         });
     }
 
-    /// Returns when the phase is `phase` or later.
+    /// Returns when the listener is in `phase` or a later one.
     pub fn reached(&self, phase: Phase) -> impl Future<Output = ()> + Send + 'static {
         let mut now = self.phase.subscribe();
         async move {
-            // It fails when the listener itself is gone, which is later than every phase.
+            // An error means that the listener was dropped, which is later than every phase.
             let _ = now.wait_for(|now| *now >= phase).await;
         }
     }
@@ -84,12 +85,12 @@ impl Listening {
         *self.phase.borrow() == Phase::Open
     }
 
-    /// Returns when every [`Caller`] and everybody who waits for a phase is gone.
+    /// Returns when every [`Caller`] and every future of [`reached`](Self::reached) was dropped.
     pub async fn deserted(&self) {
         self.phase.closed().await;
     }
 
-    /// The transport refused a connection: the engine is told.
+    /// Reports a connection that the transport refused to the engine.
     pub fn refused(&self, refusal: &Refusal) {
         tracing::debug!(%refusal, "connection refused");
         self.inbound.refused(refusal);
@@ -102,33 +103,33 @@ pub struct Caller {
     pub(super) surplus: bool,
     identity: OnceLock<CertIdentity>,
     heard: watch::Sender<Heard>,
-    place: Place<NodeId, watch::Sender<()>>,
+    slot: ConnectionSlot<NodeId, watch::Sender<()>>,
     kept: watch::Receiver<()>,
     _alive: watch::Receiver<Phase>,
 }
 
-/// What became of its hellos.
+/// The outcomes of a connection's hellos.
 #[derive(Debug, Clone, Copy, Default)]
 struct Heard {
     admitted: bool,
     refused: usize,
-    /// The connection has ended: what streams say of that is no news.
+    /// The connection has ended, so later errors of its streams are not reported.
     gone: bool,
 }
 
-/// Why a connection is to be cut. The engine was told where it must be.
+/// Why the transport must close a connection. Where the engine needs a report, it already has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unwanted {
     /// No hello was accepted in time.
     Late,
-    /// Newer connections of the same peer took its place.
+    /// Newer connections of the same peer took its slot.
     Replaced,
     /// Too many hellos were refused.
     Stubborn,
 }
 
 impl Unwanted {
-    /// As a refusal, for [`Caller::gone`].
+    /// The matching refusal, for [`Caller::gone`].
     pub fn refusal(self) -> Refusal {
         match self {
             Self::Late => Refusal::HandshakeTimeout,
@@ -137,11 +138,11 @@ impl Unwanted {
         }
     }
 
-    /// For whoever is cut.
+    /// The reason text that the transport sends to the peer when it closes the connection.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Late => "no hello within the handshake timeout",
-            Self::Replaced => "a newer connection of this peer took the place",
+            Self::Replaced => "a newer connection of this peer displaced this one",
             Self::Stubborn => "too many hellos were refused",
         }
     }
@@ -154,33 +155,34 @@ impl fmt::Display for Unwanted {
 }
 
 impl Caller {
-    /// Accepted. One that is `surplus` is beyond a bound of the transport, and gets `TooManyConnections` for an answer.
+    /// Registers an accepted connection. A `surplus` connection exceeds a bound of the transport; its hello is answered
+    /// with `TooManyConnections`.
     pub fn new(listening: &Arc<Listening>, surplus: bool) -> Arc<Self> {
-        // Nothing is ever sent: what counts is when the sender is dropped.
+        // The channel carries no value; the receiver waits for the drop of the sender.
         let (keeps, kept) = watch::channel(());
         Arc::new(Self {
             listening: Arc::clone(listening),
             surplus,
             identity: OnceLock::new(),
             heard: watch::Sender::default(),
-            place: Place::new(keeps),
+            slot: ConnectionSlot::new(keeps),
             kept,
             _alive: listening.phase.subscribe(),
         })
     }
 
-    /// Its certificate says who it is.
+    /// Stores the identity that the peer's certificate states, and counts the connection for that peer.
     pub fn identify(&self, identity: CertIdentity) {
-        self.place.take(&self.listening.peers, identity.node, Standing::Calling);
+        self.slot.take(&self.listening.peers, identity.node, Standing::Pending);
         let _ = self.identity.set(identity);
     }
 
-    /// Who its certificate says it is. Nobody before TLS has ended, and without TLS.
+    /// The identity that the peer's certificate states. `None` until the TLS handshake ends, and without TLS.
     pub fn identity(&self) -> Option<&CertIdentity> {
         self.identity.get()
     }
 
-    /// Whether a hello was accepted: the bounds for strangers no longer apply.
+    /// Whether a hello was accepted. The bounds for unknown peers then no longer apply.
     pub fn is_admitted(&self) -> bool {
         self.heard.borrow().admitted
     }
@@ -196,11 +198,11 @@ impl Caller {
     }
 
     pub(super) fn admit(&self, peer: NodeId) {
-        self.place.take(&self.listening.peers, peer, Standing::Admitted);
+        self.slot.take(&self.listening.peers, peer, Standing::Admitted);
         self.heard.send_modify(|heard| heard.admitted = true);
     }
 
-    /// The transport refused a hello, or what should have been one: the engine is told.
+    /// Reports to the engine that the transport refused a hello, or a frame in slot of one.
     pub fn refuse(&self, refusal: &Refusal) {
         if !self.heard.borrow().gone {
             self.refused_by_engine();
@@ -208,23 +210,23 @@ impl Caller {
         }
     }
 
-    /// The engine itself refused; it knows.
+    /// Counts a hello that the engine itself refused. The engine needs no report.
     pub(super) fn refused_by_engine(&self) {
         self.heard.send_modify(|heard| heard.refused = heard.refused.saturating_add(1));
     }
 
-    /// Returns when newer connections of the same peer took its place.
+    /// Returns when newer connections of the same peer displaced this one.
     pub(super) async fn replaced(&self) {
         let mut kept = self.kept.clone();
         while kept.changed().await.is_ok() {}
     }
 
-    /// Returns when the connection is to be cut, whatever it carries. Its streams have been told by then.
+    /// Returns when the transport must close the connection. By then its streams have sent their final frames.
     pub async fn unwanted(&self) -> Unwanted {
         let mut heard = self.heard.subscribe();
         let late = async {
             sleep(self.listening.limits.handshake_timeout * 2).await;
-            // Asked when it is due, not when the wait begins.
+            // Checked after the wait: a hello may have been accepted meanwhile.
             if self.is_admitted() {
                 std::future::pending().await
             }
@@ -232,7 +234,7 @@ impl Caller {
         let unwanted = tokio::select! {
             () = late => return Unwanted::Late,
             () = self.replaced() => {
-                // Counted whether or not it ever got as far as a hello: a bound was hit.
+                // Reported even if no hello ever came: a bound was hit.
                 self.refuse(&Refusal::TooManyConnections);
                 Unwanted::Replaced
             }
@@ -242,8 +244,8 @@ impl Caller {
         unwanted
     }
 
-    /// The connection has ended: its place is free, though its streams may live a moment longer. If no hello of it was
-    /// answered, the engine is told why.
+    /// Ends the connection and frees its slot; its streams may live a moment longer. Reports `why` to the engine if no
+    /// hello of this connection was answered.
     pub fn gone(&self, why: &Refusal) {
         let mut before = Heard::default();
         self.heard.send_modify(|heard| {
@@ -253,6 +255,6 @@ impl Caller {
         if !before.admitted && before.refused == 0 && !before.gone {
             self.listening.refused(why);
         }
-        self.place.give_up();
+        self.slot.release();
     }
 }

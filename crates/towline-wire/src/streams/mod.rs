@@ -1,12 +1,13 @@
-//! What happens on a stream, the same for every transport that has streams: links, snapshot transfers, the serving of
-//! lanes, and the bounds on what a peer may open. Needs tokio; feature `streams`, on by default.
+//! The protocol on each stream, shared by all transports that have streams: links, snapshot transfers, serving of lanes,
+//! and bounds on what a peer may open. Needs tokio; feature `streams`, on by default.
 //!
-//! A transport brings connections, and for each stream two halves: a [`FrameSink`] and a [`FrameSource`].
-//! * To dial: open a stream, say [`hello_frame`](crate::hello_frame), look at what comes back with
-//!   [`check_answer`](crate::check_answer), then [`link`] or [`offer`].
-//! * To listen: one [`Listening`] for a listener, one [`Caller`] for each connection, [`serve`] for each of its streams.
+//! A transport provides connections, and for each stream two halves: a [`FrameSink`] and a [`FrameSource`].
+//! * To dial: open a stream, send [`hello_frame`](crate::hello_frame), check the first frame that comes back with
+//!   [`check_answer`](crate::check_answer), then call [`link`] or [`offer`].
+//! * To listen: create one [`Listening`] for a listener and one [`Caller`] for each connection. Call [`serve`] for each
+//!   stream.
 //!
-//! `examples/custom-transport` is the shortest transport that does so.
+//! `examples/custom-transport` is the shortest transport that does this.
 
 mod address;
 mod deliver;
@@ -14,7 +15,7 @@ mod feedback;
 mod link;
 mod listening;
 mod rate;
-mod seats;
+mod slots;
 mod serve;
 mod transfer;
 
@@ -32,45 +33,44 @@ pub use rate::Rate;
 pub use serve::serve;
 pub use transfer::offer;
 
-/// Frames that wait to go back to a dialler: the bound of the channel that [`serve`] answers on. At the bound nacks are
-/// dropped and counted, and progress is told later; batches are read on.
+/// Frames that may wait to go back to a dialler: the capacity of the channel that [`serve`] answers on. When it is full,
+/// nacks are dropped and counted, and progress is reported later. `serve` goes on reading batches.
 pub const ANSWERS_WAITING_MAX: usize = 16;
 
-/// How long the last word to a dialler may take.
+/// The deadline for sending the final frame of a stream to a dialler.
 pub const FAREWELL: Duration = Duration::from_millis(250);
 
-/// The sending half of a stream. Dropping it without [`end`](Self::end) resets the stream: the peer must not take it for
-/// an ordinary end.
+/// The sending half of a stream. Dropping it without [`end`](Self::end) must reset the stream, so that the peer does not
+/// mistake the drop for an orderly end.
 pub trait FrameSink: Send + 'static {
-    /// Hands a frame to flow control. Need not be cancel-safe: the stream is of no further use when the future is
-    /// dropped.
+    /// Hands a frame to flow control. Need not be cancel-safe: callers discard the stream when they drop the future.
     ///
     /// # Errors
-    /// What broke.
+    /// A description of what broke.
     fn send(&mut self, frame: pb::Frame) -> impl Future<Output = Result<(), String>> + Send;
 
-    /// Nothing more will be sent.
+    /// Ends the stream in order: no frame follows.
     fn end(&mut self);
 
-    /// Counts what flow control takes of the frames, in pieces of at most 128 KiB or so: see
+    /// Counts the bytes of frames that flow control has accepted, in steps of about 128 KiB at most: see
     /// [`Link::taken`](towline_engine::transport::Link::taken).
     fn taken(&self) -> BytesTaken {
         BytesTaken::default()
     }
 }
 
-/// The receiving half of a stream. Dropping it tells the peer that nobody reads any more.
+/// The receiving half of a stream. Dropping it tells the peer that this side no longer reads.
 pub trait FrameSource: Send + 'static {
-    /// The next frame; `None` at an end in order. Cancel-safe. The first frame of a stream is at most
-    /// [`HELLO_BYTES_MAX`](crate::limits::HELLO_BYTES_MAX), which [`serve`] and [`check_answer`](crate::check_answer) hold
-    /// to be safe; a source that can refuse it sooner should.
+    /// Returns the next frame, or `None` after an orderly end. Must be cancel-safe. [`serve`] and
+    /// [`check_answer`](crate::check_answer) refuse a first frame longer than
+    /// [`HELLO_BYTES_MAX`](crate::limits::HELLO_BYTES_MAX); a source should refuse it earlier if it can.
     ///
     /// # Errors
-    /// Why there will be none, a reset included.
+    /// Why no further frame will come; a reset is an error too.
     fn next(&mut self) -> impl Future<Output = Result<Option<pb::Frame>, LinkClosed>> + Send;
 }
 
-/// What was said of an end, without who caused it.
+/// The reason text of a closed link, without the side that caused it.
 fn detail(closed: LinkClosed) -> String {
     match closed {
         LinkClosed::ByPeer { detail } | LinkClosed::Broken { detail } | LinkClosed::Violation { detail } => {

@@ -1,18 +1,18 @@
-//! Bounds how often something expensive is done for strangers.
+//! Bounds how often unknown peers can cause expensive work.
 
 use std::time::{Duration, Instant};
 
-/// So many a second, and as many at once after a pause. Time is an argument.
+/// Admits a number of events a second, and as many at once after a pause. Time is an argument.
 #[derive(Debug)]
 pub struct Rate {
     every: Duration,
     burst: Duration,
-    /// When everything admitted so far is paid for.
+    /// When the budget covers everything admitted so far.
     paid: Option<Instant>,
 }
 
 impl Rate {
-    /// At most `per_second`, and at least one.
+    /// Admits at most `per_second` events a second, and at least one.
     pub fn new(per_second: u32) -> Self {
         let every = Duration::from_secs(1) / per_second.max(1);
         Self { every, burst: Duration::from_secs(1).saturating_sub(every), paid: None }

@@ -14,9 +14,10 @@ use crate::frames::nacks_of;
 use crate::handshake::{Purpose, check_first_frame, refused_frame, welcome_frame};
 use crate::pb;
 
-/// Serves a stream from its hello to its end. What goes back goes to `answers`, a channel with room for
-/// [`ANSWERS_WAITING_MAX`](super::ANSWERS_WAITING_MAX) that the transport empties into the other half of the stream: when
-/// it ends, the stream ends in order; when the transport drops its receiver, the dialler has given the stream up.
+/// Serves a stream from its hello to its end. Frames for the dialler go to `answers`, a channel with room for
+/// [`ANSWERS_WAITING_MAX`](super::ANSWERS_WAITING_MAX) frames. The transport writes them to the other half of the stream.
+/// When the channel ends, the transport ends the stream in order. When the transport drops the receiver, `serve` takes it
+/// that the dialler gave the stream up.
 pub async fn serve(caller: Arc<Caller>, mut source: impl FrameSource, answers: mpsc::Sender<pb::Frame>) {
     let last = match handshake(&caller, &mut source).await {
         Ok((session, purpose)) => {
@@ -64,18 +65,18 @@ async fn handshake(
         .map_err(|closed| malformed(detail(closed)))?
         .ok_or_else(|| malformed("the stream ended before a hello".into()))?;
     let (hello, purpose) = check_first_frame(first)?;
-    // Not before, or the dialler would still be writing and hear of a broken stream.
+    // Not before the hello was read: a dialler that still writes would see a broken stream instead of the refusal.
     if caller.surplus {
         return Err(Refusal::TooManyConnections.into());
     }
     if !listening.is_open() {
         return Err(Refusal::ShuttingDown.into());
     }
-    // At first contact the engine may write down whom it met.
+    // `admit` may block: at first contact the engine persists the peer's incarnation.
     let admitting = Arc::clone(caller);
     let admitted =
         tokio::task::spawn_blocking(move || admitting.listening.inbound.admit(&hello, admitting.identity()));
-    // The task can only fail by a panic of the engine or the end of the runtime.
+    // The task fails only if the engine panics or the runtime ends.
     let session = admitted
         .await
         .map_err(|_| Refusal::ShuttingDown)?
@@ -83,7 +84,7 @@ async fn handshake(
     Ok((session, purpose))
 }
 
-/// Serves a stream that was welcomed until it ends. Gives what the dialler is told last, if it is still there.
+/// Serves an accepted stream until it ends. Returns the refusal to send last, if the dialler still reads.
 async fn converse(
     caller: &Caller,
     source: impl FrameSource,
@@ -92,14 +93,14 @@ async fn converse(
     purpose: Purpose,
 ) -> Option<Refusal> {
     let displaced =
-        |by: &str| Some(Refusal::Malformed { detail: format!("{by} of this peer took the place") });
+        |by: &str| Some(Refusal::Malformed { detail: format!("{by} of this peer displaced this stream") });
     let (keeps, lost) = oneshot::channel();
-    // The engine bounds transfers, and a later one of another group is no reason to end an earlier one.
-    let _seat = match purpose {
+    // Only lanes are bounded here. The engine bounds transfers, because transfers of several groups may run together.
+    let _slot = match purpose {
         Purpose::Lane(lane) => Ok(caller.listening.lanes.take((session.peer(), lane), keeps)),
         Purpose::Snapshot => Err(keeps),
     };
-    // Dropping the rest of it, a snapshot's sink for instance, is how it is told.
+    // Ending the select drops the other branch, for example a snapshot's sink, which ends the transfer.
     tokio::select! {
         biased;
         () = caller.listening.reached(Phase::Closing) => Some(Refusal::ShuttingDown),
@@ -130,8 +131,8 @@ async fn batches(
             Err(LinkClosed::Violation { detail }) => break detail,
             Ok(None) | Err(_) => return None,
         };
-        // Never waits: whoever does not read its nacks must not stop the batches of its groups. The sender finds out by
-        // Raft's own probing then.
+        // Does not wait: a dialler that does not read its nacks must not stop the batches of its groups. Without the nack
+        // the sender relies on Raft's own probing.
         if let Some(frame) = nacks
             && let Err(refused) = answers.try_send(frame)
         {

@@ -1,4 +1,4 @@
-//! The course of a snapshot transfer: what is said when, and what each side makes of what the other says.
+//! The two sides of a snapshot transfer on a stream.
 
 use std::future::{Future, pending};
 use std::pin::pin;
@@ -21,8 +21,8 @@ use crate::frames::kind_name;
 use crate::pb::{self, frame::Kind};
 use crate::snapshot::{frame, offer_frame, offer_of, outcome_frame};
 
-/// Offers a snapshot on a stream whose peer said welcome, and keeps `deciding` current until it has answered. Must be
-/// called inside a tokio runtime: what comes back is read by a task, which ends with the transfer.
+/// Offers a snapshot on a stream whose peer answered with a welcome. Updates `deciding` until the peer answers the offer.
+/// Call it inside a tokio runtime: it spawns a task that reads the peer's frames and ends with the transfer.
 ///
 /// # Errors
 /// [`TransferError::Broken`].
@@ -47,10 +47,10 @@ pub async fn offer(
         Answer::Refused(refused) => return Ok(OfferAnswer::Refused(refused.into())),
     };
     let progress = ProgressCell::new(offset);
-    let (told, outcome) = oneshot::channel();
+    let (sender, outcome) = oneshot::channel();
     let over = Over(progress.clone());
     let reader = tokio::spawn(async move {
-        let _ = told.send(read_outcome(&mut source, &over.0).await);
+        let _ = sender.send(read_outcome(&mut source, &over.0).await);
         drop(over);
     });
     let sink = Some(Half { reader: reader.abort_handle(), sink });
@@ -65,7 +65,7 @@ fn unexpected(expected: &'static str, got: Option<&Kind>) -> TransferError {
     broken(WireError::Unexpected { expected, got: kind_name(got) }.to_string())
 }
 
-/// The next frame where there must be one.
+/// The next frame, where the protocol requires one.
 async fn next(source: &mut impl FrameSource, without: &str) -> Result<pb::Frame, TransferError> {
     let closed = match source.next().await {
         Ok(Some(pb::Frame { kind: Some(Kind::Refused(refused)) })) => ended(refused),
@@ -76,7 +76,7 @@ async fn next(source: &mut impl FrameSource, without: &str) -> Result<pb::Frame,
     Err(broken(detail(closed)))
 }
 
-/// Closes a cell when the reader that keeps it current has ended, however it did.
+/// Closes a progress cell when the reader that updates it ends, for whatever reason.
 struct Over(ProgressCell);
 
 impl Drop for Over {
@@ -85,7 +85,7 @@ impl Drop for Over {
     }
 }
 
-/// Keeps `cell` current until the last word is there.
+/// Updates `cell` until the outcome arrives.
 async fn read_outcome(
     source: &mut impl FrameSource,
     cell: &ProgressCell,
@@ -105,7 +105,7 @@ async fn read_outcome(
     }
 }
 
-/// The sending half, and the reader of the other. Dropping it resets the stream both ways.
+/// The sending half, and the task that reads the other half. Dropping it resets the stream in both directions.
 struct Half<S> {
     reader: AbortHandle,
     sink: S,
@@ -117,20 +117,20 @@ impl<S> Drop for Half<S> {
     }
 }
 
-/// A transfer that was accepted.
+/// A transfer that the peer accepted.
 struct Sending<S> {
     /// `None` once a send failed or was dropped midway.
     sink: Option<Half<S>>,
-    /// What [`read_outcome`] gave.
+    /// The result of [`read_outcome`].
     outcome: oneshot::Receiver<Result<SnapshotReceipt, TransferError>>,
     progress: ProgressCell,
 }
 
-type Told = Result<Result<SnapshotReceipt, TransferError>, oneshot::error::RecvError>;
+type Received = Result<Result<SnapshotReceipt, TransferError>, oneshot::error::RecvError>;
 
-/// What was told; a reader that ended by itself told nothing.
-fn told(told: Told) -> Result<SnapshotReceipt, TransferError> {
-    told.unwrap_or_else(|_| Err(broken("the transfer was given up".into())))
+/// The outcome that the reader sent. A reader that was aborted sent none.
+fn received(outcome: Received) -> Result<SnapshotReceipt, TransferError> {
+    outcome.unwrap_or_else(|_| Err(broken("the transfer was given up".into())))
 }
 
 impl<S: FrameSink> Sending<S> {
@@ -139,13 +139,13 @@ impl<S: FrameSink> Sending<S> {
         tokio::select! {
             biased;
             early = &mut self.outcome => {
-                told(early)?;
+                received(early)?;
                 Err(broken("a receipt before the end of the body".into()))
             }
             sent = half.sink.send(frame) => match sent {
                 Ok(()) => Ok(half),
-                // The stream broke; if the peer gave a reason before, it is better than what the library says.
-                Err(detail) => match told((&mut self.outcome).await) {
+                // The stream broke. A reason that the peer gave before is better than the library's error.
+                Err(detail) => match received((&mut self.outcome).await) {
                     Err(error @ TransferError::Refused(_)) => Err(error),
                     _ => Err(broken(detail)),
                 },
@@ -165,8 +165,8 @@ impl<S: FrameSink> Transfer for Sending<S> {
     async fn finish(mut self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
         let mut half = self.say(frame(Kind::Trailer(trailer.into()))).await?;
         half.sink.end();
-        let outcome = told((&mut self.outcome).await);
-        // Until here: dropping it would reset what the peer still reads.
+        let outcome = received((&mut self.outcome).await);
+        // Kept until here: dropping it would reset a stream that the peer still reads.
         drop(half);
         outcome
     }
@@ -176,8 +176,8 @@ impl<S: FrameSink> Transfer for Sending<S> {
     }
 }
 
-/// Takes one transfer, from the offer to the last word. Gives what the dialler is told instead, if it broke the protocol
-/// or the stream broke; whatever sink there was is dropped then, and keeps what it verified.
+/// Receives one transfer, from the offer to the outcome. Returns the refusal to send instead of an outcome if the dialler
+/// broke the protocol or the stream broke. The sink is then dropped; it keeps the bytes that it verified.
 pub(super) async fn receive(
     source: impl FrameSource,
     answers: &mpsc::Sender<pb::Frame>,
@@ -198,13 +198,13 @@ async fn take(
     let first = receiving.next().await?.ok_or_else(early_end)?;
     let offer = offer_of(first).map_err(|error| violation(error.to_string()))?;
     let deciding = ProgressCell::new(0);
-    receiving.tell_of(deciding.clone());
+    receiving.report_progress_of(deciding.clone());
     let (answer, accepted) = match receiving.during(session.offer(offer, &deciding)).await? {
         Ok(SinkAnswer::Accept { offset, sink }) => (Answer::Accepted(offset), Some(sink)),
         Ok(SinkAnswer::AlreadyHave { commit }) => (Answer::AlreadyHave(commit), None),
         Err(refusal) => (Answer::Refused((&refusal).into()), None),
     };
-    let gone = |_| violation("nobody reads the answers".into());
+    let gone = |_| violation("the dialler no longer reads the answers".into());
     answers.send(frame(Kind::Answer(pb::Answer { kind: Some(answer) }))).await.map_err(gone)?;
     let Some(body) = accepted else { return Ok(()) };
     let outcome = receiving.body(body).await?;
@@ -219,35 +219,36 @@ fn early_end() -> Violation {
     violation("the stream ended before its trailer".into())
 }
 
-/// What a dialler says. While something else takes its time the next frame is read, so that a sender that is gone ends a
-/// receiver that is busy, and the sender is told how far its receiver is.
+/// The frames of a dialler. While the engine works on one frame, this reads the next one, so that a sender that is gone
+/// ends a busy receiver. It also reports the receiver's progress to the sender meanwhile.
 struct Receiving<'a, R> {
     source: R,
     /// The next frame, or the end.
     ahead: Option<Option<pb::Frame>>,
     answers: &'a mpsc::Sender<pb::Frame>,
-    /// What to tell of, and what was told last.
-    progress: Option<Telling>,
+    progress: Option<Reporting>,
     due: Interval,
 }
 
-struct Telling {
+/// The progress that is reported to the dialler.
+struct Reporting {
     cell: ProgressCell,
-    /// What was acknowledged when the telling began.
+    /// Bytes acknowledged when reporting began.
     begun: u64,
-    told: TransferProgress,
-    /// The dialler does not read: tell when it is due, and not before.
+    /// The last progress that was reported.
+    reported: TransferProgress,
+    /// The dialler does not read: report at the interval only.
     stuck: bool,
 }
 
-/// Returns once so much was acknowledged that the dialler should be told before it is due. A share of what there was
-/// first, so that a sender that begins with a few bytes under way need not wait.
-async fn worth_telling(telling: Option<&Telling>) {
-    let Some(Telling { cell, begun, told, stuck: false }) = telling else { return pending().await };
+/// Returns once enough bytes were acknowledged for a report before the interval ends: an eighth of all bytes acknowledged
+/// so far, at most [`ACKED_BYTES_MAX`]. The first reports are small, because a sender begins with a small window.
+async fn worth_reporting(reporting: Option<&Reporting>) {
+    let Some(Reporting { cell, begun, reported, stuck: false }) = reporting else { return pending().await };
     let mut now = cell.now();
     loop {
         let share = now.acked.saturating_sub(*begun) / 8;
-        if now.acked > told.acked && now.acked - told.acked >= share.min(ACKED_BYTES_MAX) {
+        if now.acked > reported.acked && now.acked - reported.acked >= share.min(ACKED_BYTES_MAX) {
             return;
         }
         now = cell.moved(now).await;
@@ -265,7 +266,7 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
         &mut self,
         mut body: Box<dyn SnapshotSink>,
     ) -> Result<Result<SnapshotReceipt, SnapshotRefusal>, Violation> {
-        self.tell_of(body.progress());
+        self.report_progress_of(body.progress());
         loop {
             match self.next().await?.ok_or_else(early_end)?.kind {
                 Some(Kind::Chunk(chunk)) => {
@@ -289,8 +290,8 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
         while self.ahead.is_none() {
             tokio::select! {
                 biased;
-                _ = self.due.tick() => self.tell(),
-                () = worth_telling(self.progress.as_ref()) => self.tell(),
+                _ = self.due.tick() => self.report(),
+                () = worth_reporting(self.progress.as_ref()) => self.report(),
                 frame = self.source.next() => {
                     self.ahead = Some(frame.map_err(|closed| violation(detail(closed)))?);
                 }
@@ -304,9 +305,9 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
         loop {
             tokio::select! {
                 biased;
-                _ = self.due.tick() => self.tell(),
+                _ = self.due.tick() => self.report(),
                 done = &mut work => return Ok(done),
-                () = worth_telling(self.progress.as_ref()) => self.tell(),
+                () = worth_reporting(self.progress.as_ref()) => self.report(),
                 frame = self.source.next(), if self.ahead.is_none() => {
                     self.ahead = Some(frame.map_err(|closed| violation(detail(closed)))?);
                 }
@@ -314,20 +315,20 @@ impl<'a, R: FrameSource> Receiving<'a, R> {
         }
     }
 
-    /// From now on the dialler is told of this.
-    fn tell_of(&mut self, cell: ProgressCell) {
-        let told = cell.now();
-        self.progress = Some(Telling { cell, begun: told.acked, told, stuck: false });
+    /// Reports the progress in `cell` to the dialler from now on.
+    fn report_progress_of(&mut self, cell: ProgressCell) {
+        let reported = cell.now();
+        self.progress = Some(Reporting { cell, begun: reported.acked, reported, stuck: false });
     }
 
-    /// Never waits: what is told later says as much.
-    fn tell(&mut self) {
-        let Some(telling) = &mut self.progress else { return };
-        let now = telling.cell.now();
-        if now != telling.told {
-            telling.stuck = self.answers.try_send(frame(Kind::Progress(now.into()))).is_err();
-            if !telling.stuck {
-                telling.told = now;
+    /// Reports progress. Does not wait for room: each later report covers this one.
+    fn report(&mut self) {
+        let Some(reporting) = &mut self.progress else { return };
+        let now = reporting.cell.now();
+        if now != reporting.reported {
+            reporting.stuck = self.answers.try_send(frame(Kind::Progress(now.into()))).is_err();
+            if !reporting.stuck {
+                reporting.reported = now;
             }
         }
     }
