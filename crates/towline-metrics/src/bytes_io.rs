@@ -1,4 +1,4 @@
-//! Readers and writers that count the bytes which moved through them, and record the total exactly once.
+//! Readers and writers that count the bytes they move and record the total exactly once.
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::labels::SnapshotOutcome;
 
-/// Takes the total of a transfer when it ends: the outcome and the payload bytes moved.
+/// Receives the total of an ended transfer: its outcome and the payload bytes moved.
 /// Called once, on the thread that finishes or drops the transfer, so it must not block or panic.
 pub trait RecordTotal: FnOnce(SnapshotOutcome, u64) + Send + 'static {}
 
@@ -29,7 +29,7 @@ impl ByteCount {
     /// The bytes moved so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        // Progress only: nobody infers the state of other memory from this number.
+        // Relaxed: the number shows progress and orders no other memory.
         self.bytes.load(Ordering::Relaxed)
     }
 
@@ -52,7 +52,7 @@ impl ByteTally {
         Self { count: ByteCount::new(), record: Some(Box::new(record)) }
     }
 
-    /// Adds bytes that moved, where no reader or writer does it.
+    /// Adds moved bytes that no reader or writer counts.
     pub fn add(&self, bytes: u64) {
         self.count.add(bytes);
     }

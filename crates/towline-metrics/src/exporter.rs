@@ -3,10 +3,10 @@
 //! One [`Exporter`] serves a whole process: every node shares its recorder and stays apart by the `node`
 //! label, and the program's own metrics may go there too.
 //!
-//! **Somebody must call for upkeep.** Between two collections each histogram keeps every sample, so its
-//! memory grows with traffic until [`Exporter::upkeep`] or [`Exporter::render`] folds the samples into
-//! buckets. [`Exporter::serve`] does so every [`UPKEEP_INTERVAL`]; who does not use `serve` calls
-//! [`upkeep`](Exporter::upkeep) that often.
+//! **Upkeep is required.** Each histogram keeps every sample until [`Exporter::upkeep`] or [`Exporter::render`]
+//! folds the samples into buckets, so its memory grows with traffic. [`Exporter::serve`] does the upkeep
+//! every [`UPKEEP_INTERVAL`]. A program that does not use `serve` must call [`upkeep`](Exporter::upkeep)
+//! that often.
 //!
 //! ```
 //! use towline_metrics::{NodeMetrics, exporter::Exporter};
@@ -59,7 +59,7 @@ const BYTES_BUCKETS: &[f64] = &[
     67_108_864.0,
 ];
 
-/// Upper bounds for every other histogram, all of which count things.
+/// Upper bounds for all other histograms, which hold counts.
 const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 4_096.0];
 
 /// Why the scrape endpoint could not be opened.
@@ -228,7 +228,7 @@ async fn upkeep_for_ever(exporter: Exporter) {
     loop {
         tokio::time::sleep(UPKEEP_INTERVAL).await;
         let exporter = exporter.clone();
-        // It walks every series, which is too long for a thread that also moves heartbeats.
+        // Upkeep walks every series, which would delay the heartbeats of this thread.
         let _ = tokio::task::spawn_blocking(move || exporter.upkeep()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted per Raft group.
+//! Metrics of each Raft group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,22 +86,22 @@ impl GroupMetrics {
         self.handles.last_index.set(float(index));
     }
 
-    /// Counts one change of leader seen by this node.
+    /// Counts one change of leader that this node saw.
     pub fn leader_changed(&self) {
         self.handles.leader_changes.increment(1);
     }
 
-    /// Counts one place of the log that could not be read several times in a row.
+    /// Counts one log position where several reads in a row failed.
     pub fn unreadable(&self) {
         self.handles.unreadable.increment(1);
     }
 
-    /// Counts one election started by this node.
+    /// Counts one election that this node started.
     pub fn campaigned(&self) {
         self.handles.campaigns.increment(1);
     }
 
-    /// Adds proposals that ended.
+    /// Adds ended proposals.
     pub fn proposals(&self, outcome: ProposalOutcome, n: u64) {
         self.handles.proposals.add(outcome, n);
     }
@@ -111,7 +111,7 @@ impl GroupMetrics {
         self.handles.proposal_bytes.increment(bytes);
     }
 
-    /// Records the time from accepting one proposal to its answer.
+    /// Records the time from accepting one proposal to answering it.
     pub fn proposal_time(&self, elapsed: Duration) {
         self.handles.proposal_seconds.record(elapsed.as_secs_f64());
     }
@@ -121,7 +121,7 @@ impl GroupMetrics {
         self.handles.commit_seconds.record(elapsed.as_secs_f64());
     }
 
-    /// Records one batch handed to the state machine: its time and its number of entries.
+    /// Records one batch of the state machine: its time and its number of entries.
     pub fn apply(&self, elapsed: Duration, entries: u64) {
         self.handles.apply_seconds.record(elapsed.as_secs_f64());
         self.handles.apply_batch_entries.record(float(entries));

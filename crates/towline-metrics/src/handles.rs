@@ -1,4 +1,4 @@
-//! Making handles: labels are put together here once, and never again while counting.
+//! Makes handles. Labels are assembled once, when a handle is made.
 
 use std::marker::PhantomData;
 
@@ -27,8 +27,8 @@ impl<'a> Registrar<'a> {
         Self { recorder: self.recorder, labels, gauges: self.gauges }
     }
 
-    /// The same, but gauges do nothing. Many owners may add to one counter; one gauge set by many shows
-    /// whoever came last, which is worse than nothing.
+    /// The same, but gauges do nothing. Several owners can add to one counter. A gauge with several owners would
+    /// show the value of the last one.
     pub(crate) fn without_gauges(self) -> Self {
         Self { gauges: false, ..self }
     }
@@ -82,7 +82,7 @@ impl<L: Closed> PerLabel<L, Counter> {
     }
 }
 
-/// Gauges and histograms hold `f64`; above 2^53 the last digits are lost, which no reader of a graph sees.
+/// Gauges and histograms hold `f64`: values above 2^53 lose their last digits, which a graph does not show.
 pub(crate) fn float(n: u64) -> f64 {
     n as f64
 }

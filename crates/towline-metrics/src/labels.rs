@@ -92,7 +92,7 @@ closed! {
 }
 
 closed! {
-    /// Which way something moved, as seen by the node that counts.
+    /// The direction of a transfer, seen from the node that counts.
     Direction {
         /// From this node to the peer.
         Sent = "sent",
@@ -102,17 +102,17 @@ closed! {
 }
 
 closed! {
-    /// Why an outgoing message was dropped before the peer could have it.
+    /// Why an outgoing message was dropped before it could reach the peer.
     DropReason {
         /// The lane's queue was at its bound in messages or bytes.
         QueueFull = "queue_full",
-        /// A newer control message of the same group and kind took its slot.
+        /// A newer control message of the same group and kind replaced it.
         Superseded = "superseded",
-        /// The lane had no link, or the link died with the message accepted.
+        /// The lane had no link, or the link ended after it accepted the message.
         LinkDown = "link_down",
         /// The transport refused the batch.
         DispatchFailed = "dispatch_failed",
-        /// Flow control did not take the batch before the dispatch deadline.
+        /// Flow control did not accept the batch before the dispatch deadline.
         DispatchTimeout = "dispatch_timeout",
         /// No address is known for the peer.
         UnknownPeer = "unknown_peer",
@@ -122,21 +122,21 @@ closed! {
 }
 
 closed! {
-    /// Why a refusal of a group's messages was not told to the peer that sent them.
+    /// Why a nack was not sent to the peer.
     NackDropReason {
-        /// As many refusals as are kept waited for the peer's next append already.
+        /// The queue of nacks that wait for the peer's next append was full.
         LateFull = "late_full",
-        /// The transport had no room for what goes back: the peer does not read it.
+        /// The transport's answer queue was full: the peer does not read its nacks.
         NoRoom = "no_room",
     }
 }
 
 closed! {
-    /// What a report told Raft.
+    /// The content of a report to Raft.
     ReportKind {
-        /// A peer could not be reached.
+        /// A peer is unreachable.
         Unreachable = "unreachable",
-        /// A snapshot arrived and was taken.
+        /// A snapshot attempt succeeded.
         SnapshotFinish = "snapshot_finish",
         /// A snapshot attempt failed.
         SnapshotFailure = "snapshot_failure",
@@ -144,17 +144,17 @@ closed! {
 }
 
 closed! {
-    /// What became of a report.
+    /// The outcome of a report.
     ReportOutcome {
-        /// Raft was told.
+        /// Raft received the report.
         Applied = "applied",
-        /// It came too late: the attempt is not live any more, or this node does not lead.
+        /// The report came too late: the attempt has ended, or this node does not lead.
         Stale = "stale",
-        /// Another of its kind about this peer and group was waiting already.
+        /// A report of the same kind about this peer and group was already waiting.
         Coalesced = "coalesced",
         /// The mailbox was closed.
         AfterClose = "after_close",
-        /// The watchdog made it up because nobody else had reported.
+        /// The watchdog made the report because none had come.
         Synthesized = "synthesized",
         /// The peer is not a member.
         UnknownPeer = "unknown_peer",
@@ -162,7 +162,7 @@ closed! {
 }
 
 closed! {
-    /// Why something that came in from the network was refused.
+    /// Why a message, hello or connection from the network was refused.
     RejectCause {
         /// The sender belongs to another cluster.
         WrongCluster = "wrong_cluster",
@@ -178,7 +178,7 @@ closed! {
         NotAllowedKind = "not_allowed_kind",
         /// A term that no correct peer sends.
         BadTerm = "bad_term",
-        /// A term further above the group's than is taken at once.
+        /// A term that exceeds the group's by more than one message may raise it.
         TermJump = "term_jump",
         /// Entries that are not contiguous or do not follow their previous index.
         BadEntries = "bad_entries",
@@ -188,15 +188,15 @@ closed! {
         StaleTerm = "stale_term",
         /// A read-index message without its context.
         EmptyReadIndex = "empty_read_index",
-        /// A read-index message that came before, or is older than one that came.
+        /// A read-index message that is a repetition, or older than one already received.
         RepeatedReadIndex = "repeated_read_index",
-        /// A request only a leader can serve.
+        /// A request that only a leader can serve.
         NotLeader = "not_leader",
         /// The group's inbox was at its bound.
         InboxFull = "inbox_full",
         /// The group is stopped or quarantined.
         GroupDown = "group_down",
-        /// The node keeps silent, its log being poisoned.
+        /// The node is silent because its log is poisoned.
         Quiet = "quiet",
         /// Bytes that do not decode.
         Malformed = "malformed",
@@ -214,7 +214,7 @@ closed! {
         CertificateExpired = "certificate_expired",
         /// The peer's certificate names no node.
         CertificateNode = "certificate_node",
-        /// The peer's certificate is of no use for another reason.
+        /// The peer's certificate is unusable for another reason.
         CertificateInvalid = "certificate_invalid",
         /// The peer refused this node's certificate.
         OwnCertificate = "own_certificate",
@@ -222,7 +222,7 @@ closed! {
         TooManyConnections = "too_many_connections",
         /// The handshake did not complete in time.
         HandshakeTimeout = "handshake_timeout",
-        /// This node is stopping, or cannot write down whom it met.
+        /// This node is stopping, or cannot persist the identity of the peer.
         ShuttingDown = "shutting_down",
     }
 }
@@ -232,13 +232,13 @@ closed! {
     ProposalOutcome {
         /// Committed and applied.
         Committed = "committed",
-        /// Never happened: this node does not lead.
+        /// Not proposed: this node does not lead.
         NotLeader = "not_leader",
-        /// Never happened: a bound was reached.
+        /// Not proposed: a bound was reached.
         Busy = "busy",
-        /// Never happened: not acceptable as it is.
+        /// Not proposed: the command is invalid.
         Rejected = "rejected",
-        /// May or may not have happened.
+        /// Unknown: the command may or may not have been applied.
         Uncertain = "uncertain",
         /// The group or the node stopped.
         Stopped = "stopped",
@@ -248,15 +248,15 @@ closed! {
 closed! {
     /// How a snapshot transfer ended.
     SnapshotOutcome {
-        /// Durable, verified and taken by the receiver's Raft.
+        /// Verified, durable and accepted by the receiver's Raft.
         Finished = "finished",
         /// The receiver did not need it.
         AlreadyHad = "already_had",
-        /// Broken on the way, not verified, or not taken.
+        /// Broken on the way, not verified, or not accepted.
         Failed = "failed",
         /// The receiver refused the offer.
         Refused = "refused",
-        /// Given up by this side, also by dropping the transfer.
+        /// Cancelled by this side, also by dropping the transfer.
         Cancelled = "cancelled",
     }
 }

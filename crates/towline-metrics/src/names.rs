@@ -7,13 +7,13 @@ use metrics::{KeyName, Recorder, Unit};
 
 use crate::labels;
 
-/// What sort of metric a name stands for.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Kind {
-    /// Only ever grows, from zero at each start of the process.
+    /// Only grows; starts at zero with the process.
     Counter,
-    /// The present value.
+    /// The current value.
     Gauge,
     /// A distribution.
     Histogram,
@@ -31,13 +31,13 @@ pub struct Metric {
     pub unit: Unit,
     /// The labels it carries besides `node`, in order.
     pub labels: &'static [&'static str],
-    /// One sentence for whoever reads the scrape.
+    /// The help text of the scrape, one or two sentences.
     pub description: &'static str,
 }
 
-/// Tells `recorder` the kind, unit and description of every metric of Towline.
+/// Describes every metric of Towline to `recorder`: kind, unit and help text.
 ///
-/// [`NodeMetrics::new`](crate::NodeMetrics::new) does this for its recorder; repeating it does no harm.
+/// [`NodeMetrics::new`](crate::NodeMetrics::new) calls this for its recorder. Further calls change nothing.
 pub fn describe(recorder: &dyn Recorder) {
     for metric in ALL {
         let name = KeyName::from_const_str(metric.name);
@@ -68,19 +68,19 @@ macro_rules! metrics_table {
 
 metrics_table! {
     MESSAGES_SENT = "towline_messages_sent_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Raft messages the link's flow control took; not proof of delivery.";
+        "Raft messages that the link's flow control accepted. This does not prove delivery.";
     MESSAGES_RECEIVED = "towline_messages_received_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Raft messages received, before any check.";
+        "Raft messages received, counted before any check.";
     MESSAGES_SUPERSEDED = "towline_received_superseded_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Received messages whose place a newer one of the same kind took before the shard looked.";
+        "Received messages that a newer one of the same kind replaced before the shard read them.";
     PAYLOAD_SENT_BYTES = "towline_payload_sent_bytes_total", Counter, Bytes, [PEER, TRANSPORT, LANE],
         "Payload bytes of the messages sent, without framing.";
     PAYLOAD_RECEIVED_BYTES = "towline_payload_received_bytes_total", Counter, Bytes, [PEER, TRANSPORT, LANE],
         "Payload bytes of the messages received, without framing.";
     BATCHES_SENT = "towline_batches_sent_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Batches of messages the link's flow control took.";
+        "Batches of messages that the link's flow control accepted.";
     MESSAGES_DROPPED = "towline_messages_dropped_total", Counter, Count, [PEER, TRANSPORT, LANE, REASON],
-        "Outgoing messages dropped before the peer could have them, by reason.";
+        "Outgoing messages dropped before they could reach the peer, by reason.";
     QUEUE_MESSAGES = "towline_queue_messages", Gauge, Count, [PEER, TRANSPORT, LANE],
         "Messages waiting in the lane's queue.";
     QUEUE_BYTES = "towline_queue_bytes", Gauge, Bytes, [PEER, TRANSPORT, LANE],
@@ -90,21 +90,21 @@ metrics_table! {
     LINK_CONNECTS = "towline_link_connects_total", Counter, Count, [PEER, TRANSPORT, LANE],
         "Links established, handshake included.";
     LINK_CONNECT_FAILURES = "towline_link_connect_failures_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Attempts to establish a link that failed.";
+        "Failed attempts to establish a link.";
     LINKS_CLOSED = "towline_links_closed_total", Counter, Count, [PEER, TRANSPORT, LANE],
         "Established links that ended, for any cause.";
     NACKS_RECEIVED = "towline_nacks_received_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Refusals of messages of one group, received from the peer.";
+        "Nacks received from the peer. A nack refuses messages of one group.";
     NACKS_SENT = "towline_nacks_sent_total", Counter, Count, [PEER, TRANSPORT, LANE],
-        "Refusals of messages of one group, sent to the peer.";
+        "Nacks sent to the peer. A nack refuses messages of one group.";
     NACKS_DROPPED = "towline_nacks_dropped_total", Counter, Count, [PEER, TRANSPORT, LANE, REASON],
-        "Refusals of messages of one group that the peer was not told, by reason.";
+        "Nacks that were not sent to the peer, by reason.";
 
     REPORTS = "towline_reports_total", Counter, Count, [PEER, KIND, OUTCOME],
-        "Reports about a peer meant for Raft, by what became of them.";
+        "Reports about a peer to Raft, by outcome.";
     SNAPSHOT_PAYLOAD_BYTES = "towline_snapshot_payload_bytes_total", Counter, Bytes,
         [PEER, TRANSPORT, DIRECTION, OUTCOME],
-        "Snapshot payload bytes moved, recorded when the transfer ends, whatever its end.";
+        "Snapshot payload bytes moved, added when a transfer ends with any outcome.";
     SNAPSHOT_TRANSFERS = "towline_snapshot_transfers_total", Counter, Count,
         [PEER, TRANSPORT, DIRECTION, OUTCOME],
         "Snapshot transfers ended, by outcome.";
@@ -122,28 +122,28 @@ metrics_table! {
     GROUP_LEADER_CHANGES = "towline_group_leader_changes_total", Counter, Count, [GROUP],
         "Times this node saw the group's leader change.";
     GROUP_UNREADABLE = "towline_group_unreadable_total", Counter, Count, [GROUP],
-        "Places of the log that could not be read several times in a row.";
+        "Log positions where several reads in a row failed.";
     CAMPAIGNS = "towline_campaigns_total", Counter, Count, [GROUP],
-        "Elections this node started.";
+        "Elections that this node started.";
     PROPOSALS = "towline_proposals_total", Counter, Count, [GROUP, OUTCOME],
-        "Proposals made on this node that ended, by outcome.";
+        "Ended proposals of this node, by outcome.";
     PROPOSAL_PAYLOAD_BYTES = "towline_proposal_payload_bytes_total", Counter, Bytes, [GROUP],
         "Payload bytes of the proposals handed to Raft.";
     READS = "towline_reads_total", Counter, Count, [GROUP, OUTCOME],
-        "Reads on this node that ended, by outcome.";
+        "Ended reads of this node, by outcome.";
     PROPOSAL_SECONDS = "towline_proposal_seconds", Histogram, Seconds, [GROUP],
-        "From accepting a proposal to its answer.";
+        "Time from accepting a proposal to answering it.";
     COMMIT_SECONDS = "towline_commit_seconds", Histogram, Seconds, [GROUP],
-        "From handing a proposal to Raft to its commit.";
+        "Time from handing a proposal to Raft to its commit.";
     APPLY_SECONDS = "towline_apply_seconds", Histogram, Seconds, [GROUP],
-        "Time the state machine took for one batch.";
+        "Time that the state machine took to apply one batch.";
     APPLY_BATCH_ENTRIES = "towline_apply_batch_entries", Histogram, Count, [GROUP],
         "Entries in one batch handed to the state machine.";
     READ_SECONDS = "towline_read_seconds", Histogram, Seconds, [GROUP],
-        "From asking for a read to its view, for reads that were served.";
+        "Time from a read request to its view, for served reads.";
 
     INBOUND_REJECTS = "towline_inbound_rejects_total", Counter, Count, [CAUSE],
-        "Things that came in from the network and were refused, by cause.";
+        "Refused messages, hellos and connections from the network, by cause.";
     LOG_WRITES = "towline_log_writes_total", Counter, Count, [],
         "Durable log writes.";
     LOG_WRITE_SECONDS = "towline_log_write_seconds", Histogram, Seconds, [],
@@ -153,15 +153,15 @@ metrics_table! {
     LOG_WRITE_BATCHES = "towline_log_write_batches", Histogram, Count, [],
         "Group batches merged into one durable log write.";
     LOG_POISONED = "towline_log_poisoned_total", Counter, Count, [],
-        "Failed log writes after which the log takes no more.";
+        "Failed log writes that poisoned the log.";
     SHARD_TURNS = "towline_shard_turns_total", Counter, Count, [],
         "Turns of the shard loop.";
     SHARD_TURN_SECONDS = "towline_shard_turn_seconds", Histogram, Seconds, [],
         "Time of one turn of the shard loop, waiting excluded.";
     TICKS_SKIPPED = "towline_ticks_skipped_total", Counter, Count, [],
-        "Ticks that were due while the shard loop was busy, and were not replayed.";
+        "Ticks skipped because the shard loop was busy. Skipped ticks are not replayed.";
     REPORTS_AFTER_CLOSE = "towline_reports_after_close_total", Counter, Count, [],
-        "Reports posted after the node had closed its mailbox.";
+        "Reports posted after the node closed its mailbox.";
     METRICS_OVERFLOW = "towline_metrics_overflow_total", Counter, Count, [TABLE],
-        "Handles asked for beyond the bound of their table; they share one series.";
+        "Handles requested beyond the bound of their table. They share one series.";
 }

@@ -1,4 +1,4 @@
-//! What is counted per node, and where the handles of its peers and groups come from.
+//! Metrics of a node, and the tables of handles for its peers and groups.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -43,7 +43,7 @@ struct Inner {
 /// Where handles are made.
 enum Source {
     Given(SharedRecorder),
-    /// Whatever `metrics` has at the moment a handle is made.
+    /// The recorder that `metrics` has installed when a handle is made.
     Ambient,
 }
 
@@ -114,8 +114,8 @@ impl NodeMetrics {
         })
     }
 
-    /// The handles for whatever concerns no single peer: one that is not known, or one past
-    /// [`PEERS_MAX`]. Peer and transport read `other`, and its gauges do nothing.
+    /// The handles for peers that are unknown or beyond [`PEERS_MAX`]. The labels of peer and transport read
+    /// `other`, and the gauges do nothing.
     #[must_use]
     pub fn other_peers(&self) -> &PeerMetrics {
         self.inner
@@ -140,7 +140,7 @@ impl NodeMetrics {
         })
     }
 
-    /// Counts one refusal of something that came in from the network.
+    /// Counts one refused message, hello or connection from the network.
     pub fn rejected(&self, cause: RejectCause) {
         self.inner.handles.rejects.add(cause, 1);
     }
@@ -154,7 +154,7 @@ impl NodeMetrics {
         handles.log_write_batches.record(float(batches));
     }
 
-    /// Counts one failed log write after which the log takes no more.
+    /// Counts one failed log write that poisoned the log.
     pub fn log_poisoned(&self) {
         self.inner.handles.log_poisoned.increment(1);
     }
@@ -165,7 +165,7 @@ impl NodeMetrics {
         self.inner.handles.shard_turn_seconds.record(elapsed.as_secs_f64());
     }
 
-    /// Adds ticks that were due and not replayed.
+    /// Adds skipped ticks.
     pub fn ticks_skipped(&self, n: u64) {
         self.inner.handles.ticks_skipped.increment(n);
     }
@@ -244,7 +244,7 @@ fn node_labels(recorder: &dyn Recorder, node: u64) -> Registrar<'_> {
     Registrar::new(recorder).with(labels::NODE, node.to_string())
 }
 
-/// A panic in a recorder leaves the map whole, so a poisoned lock is still good.
+/// A panic in a recorder leaves the map intact, so a poisoned lock is still usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! What is counted per peer, and per lane to a peer.
+//! Metrics of each peer and of each lane to a peer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ impl PeerMetrics {
     /// `node` carries the node label; `transport` and `peer` are added here.
     pub(crate) fn register(node: &Registrar<'_>, peer: &str, transport: &'static str) -> Self {
         let peer = node.with(labels::PEER, peer.to_owned());
-        // Reports do not say which transport they are about: whoever posts one often does not know.
+        // Without the transport's label: the code that posts a report often does not know the transport.
         let reports = peer
             .per(labels::KIND, |kind| kind.per(labels::OUTCOME, |outcome| outcome.counter(names::REPORTS)));
         let link = peer.with(labels::TRANSPORT, transport);
@@ -150,32 +150,32 @@ impl LaneMetrics {
         }
     }
 
-    /// Adds messages the link took.
+    /// Adds messages that the link accepted.
     pub fn messages_sent(&self, n: u64) {
         self.messages_sent.increment(n);
     }
 
-    /// Adds messages that came in, before any check.
+    /// Adds received messages, before any check.
     pub fn messages_received(&self, n: u64) {
         self.messages_received.increment(n);
     }
 
-    /// Adds messages that came in and gave way to newer ones before they were looked at.
+    /// Adds received messages that newer ones replaced before the shard read them.
     pub fn messages_superseded(&self, n: u64) {
         self.messages_superseded.increment(n);
     }
 
-    /// Adds payload bytes of messages the link took.
+    /// Adds payload bytes of messages that the link accepted.
     pub fn payload_bytes_sent(&self, bytes: u64) {
         self.payload_bytes_sent.increment(bytes);
     }
 
-    /// Adds payload bytes of messages that came in.
+    /// Adds payload bytes of received messages.
     pub fn payload_bytes_received(&self, bytes: u64) {
         self.payload_bytes_received.increment(bytes);
     }
 
-    /// Adds batches the link took.
+    /// Adds batches that the link accepted.
     pub fn batches_sent(&self, n: u64) {
         self.batches_sent.increment(n);
     }
@@ -200,7 +200,7 @@ impl LaneMetrics {
         self.queue_age_seconds.set(age.as_secs_f64());
     }
 
-    /// Counts one link established.
+    /// Counts one established link.
     pub fn connected(&self) {
         self.connects.increment(1);
     }
@@ -215,17 +215,17 @@ impl LaneMetrics {
         self.link_closed.increment(1);
     }
 
-    /// Adds refusals received.
+    /// Adds nacks received.
     pub fn nacks_received(&self, n: u64) {
         self.nacks_received.increment(n);
     }
 
-    /// Adds refusals sent.
+    /// Adds nacks sent.
     pub fn nacks_sent(&self, n: u64) {
         self.nacks_sent.increment(n);
     }
 
-    /// Adds refusals the peer was not told.
+    /// Adds nacks that were not sent to the peer.
     pub fn nacks_dropped(&self, reason: NackDropReason, n: u64) {
         self.nacks_dropped.add(reason, n);
     }

@@ -21,8 +21,8 @@ const CONNECTIONS_MAX: usize = 16;
 /// Bound on a request's line and headers; a longer one is answered with 431.
 const REQUEST_HEAD_BYTES_MAX: usize = 8 * 1024;
 
-/// A connection is cut when its request and response together take longer, so that slow clients cannot
-/// hold every place.
+/// A connection is closed when its request and response together take longer, so that slow clients cannot
+/// use up all connections.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept. The usual cause is too few file descriptors, which a retry at once
@@ -45,7 +45,7 @@ pub(super) async fn serve(listener: TcpListener, exporter: Exporter) {
         };
         let exporter = exporter.clone();
         connections.spawn(async move {
-            // A client that went away or was too slow is its own affair: there is nobody to tell.
+            // The client went away or was too slow; nothing here can act on the error.
             let _ = time::timeout(CONNECTION_DEADLINE, connection(stream, exporter)).await;
             drop(place);
         });

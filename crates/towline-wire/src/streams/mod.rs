@@ -15,8 +15,8 @@ mod feedback;
 mod link;
 mod listening;
 mod rate;
-mod slots;
 mod serve;
+mod slots;
 mod transfer;
 
 use std::future::Future;
