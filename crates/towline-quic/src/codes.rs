@@ -1,13 +1,13 @@
-//! Numbers that end streams and connections, and what an ended connection means. See docs/wire.md.
+//! Error codes of streams and connections, and the errors they become. See docs/wire.md.
 
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::{ConnectError, LinkClosed, PROTOCOL_VERSION, Refusal};
 use towline_tls::rustls_config::{Verdict, is_version_alert};
 
-/// Nothing is wrong: it is of no further use.
+/// No error: the stream or connection is no longer needed.
 pub(crate) const DONE: VarInt = VarInt::from_u32(0);
-/// A stream was given up before its end: nothing on it may be taken for whole.
+/// A stream was abandoned before its end: its data is incomplete.
 pub(crate) const ABANDONED: VarInt = VarInt::from_u32(1);
 /// The listener is shutting down.
 pub(crate) const SHUTTING_DOWN: VarInt = VarInt::from_u32(2);
@@ -15,12 +15,12 @@ pub(crate) const SHUTTING_DOWN: VarInt = VarInt::from_u32(2);
 pub(crate) const REPLACED: VarInt = VarInt::from_u32(3);
 /// No hello was accepted in time.
 pub(crate) const NO_HELLO: VarInt = VarInt::from_u32(4);
-/// The handshake proved no node. Not expected: TLS refuses first.
+/// The handshake proved no node id. Not expected: TLS refuses such a peer first.
 pub(crate) const UNAUTHENTICATED: VarInt = VarInt::from_u32(5);
 
-/// Errors of TLS are its alerts from here on.
+/// Codes from here on are TLS alerts.
 const CRYPTO_ERRORS: u64 = 0x100;
-/// QUIC's own code for a listener that does not want one more connection.
+/// QUIC's own code for a listener that refuses a connection.
 const CONNECTION_REFUSED: u64 = 0x2;
 
 /// The alert in a connection error, and whether the peer sent it.
@@ -33,7 +33,7 @@ pub(crate) fn alert(error: &ConnectionError) -> Option<(u8, bool)> {
     Some((u8::try_from(code.checked_sub(CRYPTO_ERRORS)?).ok()?, by_peer))
 }
 
-/// Leaves in the verdict what an error says about certificates.
+/// Records in the verdict what an error says about certificates.
 pub(crate) fn learn(verdict: &Verdict, error: &ConnectionError) {
     match alert(error) {
         Some((alert, true)) => verdict.learn_alert(alert),
@@ -42,7 +42,7 @@ pub(crate) fn learn(verdict: &Verdict, error: &ConnectionError) {
     }
 }
 
-/// Why a dialler got no further.
+/// The error of a dialler whose connection failed.
 pub(crate) fn connect_error(address: &PeerAddr, error: ConnectionError) -> ConnectError {
     let address = address.clone();
     let refused_version = Refusal::Version { ours: 0, theirs: PROTOCOL_VERSION };
@@ -66,7 +66,7 @@ pub(crate) fn connect_error(address: &PeerAddr, error: ConnectionError) -> Conne
     }
 }
 
-/// Why a link ended whose stream could not be read any more.
+/// The close cause of a link whose stream cannot be read.
 pub(crate) fn link_closed(error: &ReadError) -> LinkClosed {
     match error {
         ReadError::Reset(code) => LinkClosed::ByPeer { detail: format!("the stream was reset: code {code}") },
@@ -83,7 +83,7 @@ pub(crate) fn link_closed(error: &ReadError) -> LinkClosed {
     }
 }
 
-/// The connection's end behind a write that failed, if it was that.
+/// The connection error behind a failed write, if that is the cause.
 pub(crate) fn lost(error: WriteError) -> Option<ConnectionError> {
     match error {
         WriteError::ConnectionLost(error) => Some(error),

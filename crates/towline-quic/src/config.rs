@@ -14,34 +14,34 @@ pub struct QuicConfig {
     /// interval and the pauses of your machines. QUIC itself takes three probe timeouts where that is longer, about
     /// three to five round trips.
     pub idle_timeout: Duration,
-    /// How long a TLS handshake may take, and then a dialler for its hello. Default 1 s. A connection that never gets as
-    /// far as a stream is cut at twice of it.
+    /// The deadline of a TLS handshake, and of the hello that follows it. Default 1 s. A connection that never opens a
+    /// stream is closed after twice this time.
     pub handshake_timeout: Duration,
-    /// Connections accepted at once, one a peer in the usual case. Default 256. At the bound a dialler is refused with
-    /// `TooManyConnections`.
+    /// Accepted connections open at once; usually one for each peer. Default 256. At the bound the listener refuses a dialler
+    /// with `TooManyConnections`.
     pub connections_max: usize,
-    /// Connections of one peer at once. Default 2: a peer that reconnects is let in before its old connection is known to
-    /// be dead. At the bound the oldest is closed and `TooManyConnections` is counted. Those that were let in and those that were not
-    /// (yet) are bounded each for themselves, so that a caller that is refused takes no place of one that was let in.
+    /// Connections of one peer open at once. Default 2: a peer can reconnect before this node knows that its old connection
+    /// is dead. Above the bound the oldest is closed and `TooManyConnections` is counted. Admitted and not yet admitted
+    /// connections are counted separately, so that refused diallers never displace an admitted connection.
     pub connections_per_peer_max: usize,
-    /// Handshakes a second, and as many at once after a pause. Default 200: half a core's second of signatures at most.
-    /// At the bound a dialler is refused with `TooManyConnections`.
+    /// Handshakes a second, and as many at once after a pause. Default 200: their signatures take at most half of one core.
+    /// At the bound the listener refuses a dialler with `TooManyConnections`.
     pub handshakes_per_second_max: u32,
     /// Streams of one peer and lane at once. Default 2. At the bound the oldest is closed.
     pub streams_per_lane_max: usize,
     /// Streams of one connection at once: lanes and snapshot transfers. Default 16.
     pub streams_max: u32,
-    /// Bytes of one stream under way before the receiver must have taken some. Default 2 MiB. A connection's own window is
-    /// this times `streams_max`, so that a stream whose receiver is slow never takes the room of another.
+    /// The flow-control window of one stream, in bytes. Default 2 MiB. The window of a connection is this times
+    /// `streams_max`, so that a stream with a slow receiver never takes another stream's share.
     pub stream_window_bytes: u32,
 }
 
-/// What a path's round trip is taken for before it was measured: a lost first packet is sent again after about three times
-/// as much.
+/// The assumed round-trip time before the first measurement. A lost first packet is sent again after about three times
+/// this.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
-/// Bytes of handshake data that are held while some before them are missing: certificates of a long chain.
+/// Bytes of handshake data buffered out of order: room for the certificates of a long chain.
 const CRYPTO_BUFFER_BYTES: usize = 32 << 10;
-/// Bytes of all streams that a connection may send before a hello of it is accepted.
+/// Bytes that a connection may send on all its streams before one of its hellos is accepted.
 const CALLING_BYTES_MAX: u32 = 32 << 10;
 
 impl Default for QuicConfig {
@@ -61,14 +61,14 @@ impl Default for QuicConfig {
 }
 
 impl QuicConfig {
-    /// The peer opens no streams: a lane's answers come back on its own.
+    /// The peer opens no streams: a lane's answers come back on the lane's stream.
     pub(crate) fn dialling(&self) -> Arc<TransportConfig> {
         let mut transport = self.transport();
         transport.max_concurrent_bidi_streams(0_u32.into()).receive_window(self.connection_window());
         Arc::new(transport)
     }
 
-    /// Little room for bytes until a hello is accepted; then the connection gets [`connection_window`](Self::connection_window).
+    /// A small window until a hello is accepted; then the connection gets [`connection_window`](Self::connection_window).
     pub(crate) fn accepting(&self) -> Arc<TransportConfig> {
         let mut transport = self.transport();
         transport
@@ -77,7 +77,7 @@ impl QuicConfig {
         Arc::new(transport)
     }
 
-    /// Bytes of a connection under way.
+    /// The flow-control window of a connection, in bytes.
     pub(crate) fn connection_window(&self) -> VarInt {
         let window = u64::from(self.stream_window_bytes) * u64::from(self.streams_max.max(1));
         VarInt::from_u64(window).unwrap_or(VarInt::MAX)
@@ -99,7 +99,7 @@ impl QuicConfig {
     }
 }
 
-/// QUIC version 1 alone.
+/// Only QUIC version 1.
 pub(crate) fn endpoint_config() -> EndpointConfig {
     let mut endpoint = EndpointConfig::default();
     endpoint.supported_versions(vec![1]);

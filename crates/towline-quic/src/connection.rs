@@ -1,4 +1,4 @@
-//! One accepted connection, until it ends.
+//! Serves one accepted connection until it ends.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
         }
     };
     if why == Refusal::ShuttingDown {
-        // Each says its last word and waits a moment until it was heard.
+        // Each stream sends its final frame and waits a moment for its acknowledgement.
         let _ = timeout(SHUTDOWN_GRACE, async { while streams.join_next().await.is_some() {} }).await;
         connection.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
     }

@@ -1,4 +1,4 @@
-//! The dialling side's connections: one for each peer, shared by its lanes and transfers, closed with the last of them.
+//! The dialling side: one connection for each peer, shared by its lanes and transfers and closed with the last of them.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,8 +36,8 @@ impl Drop for Dialled {
 }
 
 impl Dialled {
-    /// What the end of the connection means for whoever was about to use it. With TLS 1.3 a dialler learns only here that
-    /// its certificate was refused.
+    /// Converts the end of the connection to a dialler's error. With TLS 1.3 the dialler learns only here that the peer
+    /// refused its certificate.
     pub(crate) fn error(&self, error: ConnectionError) -> ConnectError {
         codes::learn(&self.verdict, &error);
         self.verdict
@@ -45,7 +45,7 @@ impl Dialled {
             .unwrap_or_else(|| codes::connect_error(&self.address, error))
     }
 
-    /// The same where the stream's error says less.
+    /// As [`error`](Self::error); a protocol error with `detail` if the connection is still open.
     pub(crate) fn error_or(&self, error: Option<ConnectionError>, detail: &str) -> ConnectError {
         match error.or_else(|| self.connection.close_reason()) {
             Some(error) => self.error(error),
@@ -76,8 +76,8 @@ impl Dials {
         self.connection(config, tls, to).await
     }
 
-    /// The connection to a peer, for a snapshot. The runtime on which a connection is made moves the bytes of all that
-    /// share it. So it is made on that of the lanes, for this one may belong to something that stands back behind them.
+    /// The connection to a peer, for a snapshot. The runtime that makes a connection also moves the bytes of all its streams.
+    /// So this makes it on the runtime of the lanes: the caller's runtime may have a lower priority.
     pub(crate) async fn of_snapshot(
         self: &Arc<Self>,
         config: &QuicConfig,
@@ -91,12 +91,12 @@ impl Dials {
             if let Ok(dialled) = dialled.await {
                 return dialled;
             }
-            // That runtime has ended, and its lanes with it.
+            // The runtime of the lanes has ended, and the lanes with it.
         }
         self.connection(config, tls, to).await
     }
 
-    /// The connection to a peer: the one there is, or a new one. Whoever comes while it is made waits for it.
+    /// Returns the open connection to a peer, or makes one. Callers that come meanwhile wait for the same connection.
     async fn connection(
         &self,
         config: &QuicConfig,
@@ -115,7 +115,7 @@ impl Dials {
         Ok(dialled)
     }
 
-    /// Slots nobody uses go, so that there are no more than connections and attempts.
+    /// Returns the slot of a peer. Removes unused slots first: at most one stays for each connection or attempt.
     fn slot(&self, to: &Peer) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.retain(|_, slot| {
@@ -146,7 +146,7 @@ async fn dial(config: &QuicConfig, tls: &TlsConfig, to: &Peer) -> Result<Dialled
                 codes::learn(&verdict, &error);
                 let refused = verdict.dialler_error(&address, to.id);
                 let error = refused.unwrap_or_else(|| codes::connect_error(&address, error));
-                // Another address of the same name is no way around a refusal.
+                // A refusal is final: the other addresses of the same name lead to the same node.
                 if !matches!(error, ConnectError::Unreachable { .. }) {
                     return Err(error);
                 }
@@ -158,8 +158,8 @@ async fn dial(config: &QuicConfig, tls: &TlsConfig, to: &Peer) -> Result<Dialled
     Err(last.unwrap_or_else(|| unreachable("no address".into())))
 }
 
-/// A socket of its own for each connection, as TCP has it: no peer's packets wait behind another's, and it ends with its
-/// connection.
+/// Opens a socket for one connection, as TCP does. No peer's packets wait behind another peer's, and the socket closes with
+/// its connection.
 fn endpoint(to: SocketAddr) -> io::Result<Endpoint> {
     let from: SocketAddr = match (to, to.ip().is_loopback()) {
         (SocketAddr::V4(_), true) => (Ipv4Addr::LOCALHOST, 0).into(),

@@ -1,23 +1,25 @@
-//! Towline's transport over QUIC: one connection for each peer that is dialled, one long-lived bidirectional stream for
-//! each lane and one for each snapshot transfer, and priorities that send control before append before snapshot. No stream waits for another's lost packet.
+//! Towline's transport over QUIC. There is one connection for each dialled peer, with a long-lived bidirectional stream for
+//! each lane and one stream for each snapshot transfer. Stream priorities send control before append before snapshot. No
+//! stream waits for another stream's lost packet.
 //!
-//! It keeps the contract of [`towline_engine::transport`] and adds nothing to it: no queue, no retry, no decision. Flow
-//! control is QUIC's: [`Link::dispatch`] waits while the peer does not take more. A dead connection is found within
-//! [`QuicConfig::keepalive_interval`] + [`QuicConfig::idle_timeout`], also when idle.
+//! It implements the contract of [`towline_engine::transport`] and adds no queue, no retry and no decision. Flow control is
+//! QUIC's: [`Link::dispatch`] waits while the peer's window is full. A dead connection is found within
+//! [`QuicConfig::keepalive_interval`] + [`QuicConfig::idle_timeout`], also when it is idle.
 //!
-//! It always speaks mutual TLS 1.3: the connection proves which node is at either end, by
-//! [`TlsConfig`], before a byte of the protocol. The application protocol is `towline/1`,
-//! so that another version is refused by TLS itself.
+//! Connections always use mutual TLS 1.3: [`TlsConfig`] proves the node id of both ends before the first byte of the
+//! protocol. The application protocol is `towline/1`, so TLS itself refuses another version.
 //!
-//! Switched off on purpose: 0-RTT (a replayed hello would be a session), session resumption (a renewed authority counts
-//! at once), datagrams and one-way streams (nothing uses them), and connection migration: nodes have addresses in the
-//! members' table, so a connection whose packets come from elsewhere is dead and is made anew. A node behind a translator
-//! that changes its port reconnects.
+//! These features of QUIC are switched off:
+//! * 0-RTT: a replayed hello would open a session.
+//! * Session resumption: a renewed authority takes effect with the next connection.
+//! * Datagrams and one-way streams: nothing uses them.
+//! * Connection migration: a node's address stands in the table of members. If a NAT changes a node's port, the node
+//!   reconnects.
 //!
-//! Two nodes that call each other have two connections, one each way: each lane belongs to whoever sends on it.
+//! Two nodes that dial each other have two connections, one for each direction: a lane belongs to its sender.
 //!
-//! No type of quinn or rustls is visible. All calls must come from inside a tokio runtime, whose tasks then do the work;
-//! they end with the link or the listener they serve.
+//! No type of quinn or rustls is public. Call everything inside a tokio runtime. Its tasks do the work; they end with the
+//! link or the listener that they serve.
 //!
 //! ```no_run
 //! use towline_engine::transport::Transport;
@@ -60,7 +62,7 @@ use towline_wire::streams::{self, link};
 
 pub use config::QuicConfig;
 
-/// The transport of one node. Listeners are independent of it; links to the same peer share a connection.
+/// The QUIC transport of one node. Links to the same peer share a connection. Listeners are independent of the transport.
 pub struct QuicTransport {
     config: QuicConfig,
     tls: TlsConfig,
@@ -68,7 +70,7 @@ pub struct QuicTransport {
 }
 
 impl QuicTransport {
-    /// A transport with these settings, which shows and demands certificates by `tls`.
+    /// Creates a transport with these settings. `tls` holds this node's certificate and the trusted authorities.
     pub fn new(config: QuicConfig, tls: TlsConfig) -> Self {
         Self { config, tls, dials: Arc::default() }
     }

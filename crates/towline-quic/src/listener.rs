@@ -24,29 +24,29 @@ use crate::connection::serve;
 use crate::dial::SCHEME;
 use crate::runtime::Tracked;
 
-/// Handshakes under way from which on a dialler must show that its address is its own, before it costs a signature.
+/// From this many handshakes under way, a dialler must prove its address before the listener computes a signature for it.
 const UNPROVEN_MAX: usize = 16;
-/// First packets that wait to be looked at, and the bytes that may come behind them.
+/// Bounds on first packets that wait to be accepted, and on the bytes that follow them.
 const INCOMING_MAX: usize = 256;
 const INCOMING_BYTES_MAX: u64 = 16 << 10;
 const INCOMING_BYTES_TOTAL_MAX: u64 = 1 << 20;
 /// How long a shutdown waits for lanes to end in order, and again for the last packets.
 pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// What a connection is closed with then.
+/// The reason text of connections closed at shutdown.
 pub(crate) const SHUTTING_DOWN: &[u8] = b"shutting down";
 
-/// What a listener accepts with.
+/// State of the accept loop.
 struct Acceptor {
     config: QuicConfig,
     tls: TlsConfig,
     server: ServerConfig,
     listening: Arc<Listening>,
-    /// One more for each connection, and for each handshake under way.
+    /// Cloned for each connection and for each handshake under way.
     open: Arc<()>,
     handshakes: Arc<()>,
 }
 
-/// Handles of a count, besides the one that counts.
+/// The number of clones of a handle, without the original.
 fn count(counted: &Arc<()>) -> usize {
     Arc::strong_count(counted).saturating_sub(1)
 }
@@ -122,13 +122,13 @@ async fn accept(endpoint: Endpoint, acceptor: Acceptor) {
         () = in_order => {}
     }
     endpoint.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
-    // Dropping what is left of them aborts them; the library's own tasks still say goodbye.
+    // Dropping the remaining tasks aborts them; quinn's own tasks still close the connections.
     drop(connections);
     let _ = timeout(SHUTDOWN_GRACE, endpoint.wait_idle()).await;
 }
 
 impl Acceptor {
-    /// Settings of one connection: the certificates of this moment, and a verdict of its own.
+    /// Settings of one connection: the current certificates and a new verdict.
     fn server_config(&self) -> Result<(Arc<ServerConfig>, Verdict), Box<dyn std::error::Error>> {
         let (rustls, verdict) = accepting(&self.tls, &alpn())?;
         let mut server = self.server.clone();
@@ -142,7 +142,7 @@ impl Acceptor {
         rate: &mut Rate,
     ) -> Option<impl Future<Output = ()> + Send + 'static> {
         if count(&self.handshakes) >= UNPROVEN_MAX && incoming.may_retry() {
-            // It may come again at once, with a token; a forged address never gets it.
+            // The dialler may return at once with a token. A forged source address never receives the token.
             let _ = incoming.retry();
             return None;
         }
@@ -196,7 +196,7 @@ impl Listener for QuicListener {
 
     async fn shutdown(mut self: Box<Self>) {
         self.listening.enter(Phase::Closing);
-        // Ends with `None` when the library's last task is gone, and the socket with it.
+        // `None` when quinn's last task has ended and the socket is closed.
         if timeout(SHUTDOWN_GRACE, self.all_gone.recv()).await.is_err() {
             self.listening.enter(Phase::Closed);
             if timeout(SHUTDOWN_GRACE * 2, self.all_gone.recv()).await.is_err() {

@@ -1,4 +1,4 @@
-//! Knowing when a listener is really gone.
+//! A runtime wrapper that knows when a listener's socket is closed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 use tokio::sync::mpsc;
 
-/// Tokio, and a way to know when all tasks of an endpoint have ended: they own its socket.
+/// Tokio's runtime, with a signal for the end of all tasks of an endpoint. These tasks own its socket.
 #[derive(Debug)]
 pub(crate) struct Tracked {
     pub(crate) alive: mpsc::Sender<Infallible>,

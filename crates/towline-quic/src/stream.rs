@@ -15,10 +15,10 @@ use towline_wire::{Prefix, Prefixed, Purpose, WireError, check_answer, hello_fra
 use crate::codes::{self, ABANDONED};
 use crate::dial::Dialled;
 
-/// Pieces taken from the library at once; each is about a packet.
+/// Pieces read from quinn at once; each is about one packet.
 const PIECES_MAX: usize = 32;
 
-/// QUIC sends the highest first, whatever waits on the others.
+/// Stream priorities. QUIC sends data of the highest priority first.
 fn priority(purpose: Purpose) -> i32 {
     match purpose {
         Purpose::Lane(Lane::Control) => 2,
@@ -27,7 +27,7 @@ fn priority(purpose: Purpose) -> i32 {
     }
 }
 
-/// A stream whose peer has said welcome. Waits while the peer allows no more streams.
+/// Opens a stream and completes its handshake. Waits while the peer allows no more streams.
 pub(crate) async fn open(
     dialled: Arc<Dialled>,
     to: &Peer,
@@ -36,7 +36,7 @@ pub(crate) async fn open(
 ) -> Result<(Sink, Incoming, Welcome), ConnectError> {
     let (send, receive) = dialled.connection.open_bi().await.map_err(|error| dialled.error(error))?;
     let (mut send, mut receive) = (Outgoing::new(send), Incoming::new(receive));
-    // It fails only on a stream that has ended, which the next write finds out.
+    // Fails only on an ended stream, which the next write reports.
     let _ = send.stream.set_priority(priority(purpose));
     let said = send.stream.write_chunk(prefixed(&hello_frame(hello, purpose))).await;
     said.map_err(|error| dialled.error_or(codes::lost(error), "closed before the hello"))?;
@@ -52,7 +52,7 @@ pub(crate) async fn open(
     Ok((Sink { send, taken: BytesTaken::default(), _dialled: dialled }, receive, welcome))
 }
 
-/// What a dialler says.
+/// The dialler's sending half.
 pub(crate) struct Sink {
     send: Outgoing,
     taken: BytesTaken,
@@ -71,8 +71,8 @@ impl FrameSink for Sink {
         Ok(())
     }
 
-    /// Dropping it resets the stream even now: a listener that is still at it then gives up. Once the dialler knows the
-    /// outcome, the listener has read everything.
+    /// Ends the stream in order. Dropping this half afterwards still resets the stream, so that a listener that still
+    /// reads gives up. Once the dialler knows the outcome, the listener has read everything.
     fn end(&mut self) {
         let _ = self.send.stream.finish();
     }
@@ -86,11 +86,11 @@ impl FrameSink for Sink {
 pub(crate) struct Incoming {
     stream: RecvStream,
     prefixed: Prefixed,
-    /// What the next frame may have: a hello's worth until the first was there.
+    /// The limit of the next frame in bytes: that of a hello before the first frame.
     bytes_max: usize,
 }
 
-/// Why there is no further frame.
+/// Why no further frame comes.
 enum Ended {
     Violation(WireError),
     Lost(ReadError),
@@ -129,8 +129,8 @@ impl FrameSource for Incoming {
     }
 }
 
-/// The sending half. The library would *finish* a stream that is dropped, which tells the peer that all is said; so
-/// dropping this one resets it, unless [`finish`](Self::finish) said before that it is.
+/// A sending half that resets its stream when dropped, unless [`finish`](Self::finish) was called. quinn would *finish* a
+/// dropped stream, which the peer would take for its orderly end.
 struct Outgoing {
     stream: SendStream,
     finished: bool,
@@ -141,9 +141,9 @@ impl Outgoing {
         Self { stream, finished: false }
     }
 
-    /// All is said, and arrives even if this is dropped now.
+    /// Ends the stream in order. All data arrives even if this is dropped now.
     fn finish(&mut self) {
-        // It fails where the stream has ended already.
+        // Fails if the stream has already ended.
         let _ = self.stream.finish();
         self.finished = true;
     }
@@ -152,7 +152,7 @@ impl Outgoing {
 impl Drop for Outgoing {
     fn drop(&mut self) {
         if !self.finished {
-            // It fails where the stream has ended already: then there is nothing to abandon.
+            // Fails if the stream has already ended; then there is nothing to abandon.
             let _ = self.stream.reset(ABANDONED);
         }
     }
@@ -165,13 +165,13 @@ pub(crate) async fn accept(caller: Arc<Caller>, send: SendStream, receive: RecvS
     let serving = serve(caller, Incoming::new(receive), answers);
     tokio::pin!(answering, serving);
     tokio::select! {
-        // The dialler has given it up, which whoever serves learns by the end of its answers.
+        // The dialler abandoned the stream. `serve` notices it because the channel of its answers closes.
         () = &mut answering => serving.await,
         () = &mut serving => { let _ = timeout(FAREWELL, answering).await; }
     }
 }
 
-/// Writes what goes back, until all is said and heard, or nobody listens.
+/// Writes answers until the last is acknowledged, or until the dialler stops reading.
 async fn answer(mut send: Outgoing, mut waiting: mpsc::Receiver<pb::Frame>) {
     let stopped = send.stream.stopped();
     tokio::pin!(stopped);
@@ -186,6 +186,6 @@ async fn answer(mut send: Outgoing, mut waiting: mpsc::Receiver<pb::Frame>) {
         }
     }
     send.finish();
-    // Heard: the connection may be closed behind it.
+    // Wait for the acknowledgement: the connection may be closed right after.
     let _ = stopped.await;
 }

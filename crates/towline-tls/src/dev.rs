@@ -1,6 +1,6 @@
 //! An authority and node certificates for development and tests.
 //!
-//! Not for production: the authority's key lies beside the certificates, and nobody rotates anything.
+//! Not for production: the authority's key lies beside the certificates, and nothing rotates them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,39 +17,39 @@ use towline_engine::transport::BoxError;
 
 use crate::{PEM_BYTES_MAX, TlsFiles, node_uri};
 
-/// How long before now a certificate begins to be valid, for machines whose clocks are behind.
+/// Certificates are valid from this long before now, for machines whose clocks are behind.
 const BACKDATED: Duration = Duration::from_secs(3600);
 /// How long certificates are valid.
 const VALID: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const AUTHORITY: &str = "Towline development authority";
 
-/// Development certificates could not be made.
+/// Why development certificates could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DevCertsError {
     /// A file could not be read or written.
     #[error("{}", path.display())]
     File {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// One of a certificate and its key is there and the other is not, so neither can be used nor made.
+    /// Only one of a certificate and its key exists. It cannot be used without the other, and is not overwritten.
     #[error("{} is there, but {} is not: remove the first, or bring back the second", present.display(), missing.display())]
     Half {
-        /// What is there.
+        /// The existing file.
         present: PathBuf,
-        /// What is not.
+        /// The missing file.
         missing: PathBuf,
     },
-    /// The library refused. Likely a key file that holds something else.
+    /// The certificate library failed. Likely a key file with other contents.
     #[error("{what}")]
     Make {
-        /// What was being made.
+        /// What the call was making.
         what: String,
-        /// What the library said.
+        /// The library's error.
         #[source]
         source: BoxError,
     },
@@ -58,9 +58,9 @@ pub enum DevCertsError {
 /// What [`write()`] did with a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
-    /// It is new.
+    /// The file is new.
     Created(PathBuf),
-    /// It was there before and is untouched.
+    /// The file existed and is unchanged.
     Kept(PathBuf),
 }
 
@@ -106,8 +106,7 @@ impl DevAuthority {
         self.issue_for(&[node_uri(node)], from..=from + VALID)
     }
 
-    /// A new certificate with any URI names, valid from and to these times since the beginning of 1970. For tests of what
-    /// is refused.
+    /// A new certificate with any URI names, valid between two times since the beginning of 1970. For tests of refusals.
     ///
     /// # Errors
     /// [`DevCertsError::Make`], also if a name is not ASCII.
@@ -132,7 +131,7 @@ impl DevAuthority {
         Ok(DevCert { cert, key: key.serialize_pem() })
     }
 
-    /// The authority of a directory, and whether it is new there. Its key is `ca.key`.
+    /// Loads or makes the authority of a directory; its key is `ca.key`. Returns whether the authority is new.
     fn open(dir: &Path, written: &mut Vec<Written>) -> Result<Self, DevCertsError> {
         let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
         if !both(&cert, &key)? {
@@ -144,16 +143,16 @@ impl DevAuthority {
         }
         let pem = read(&key)?;
         let pair = KeyPair::from_pem(&pem).map_err(|e| make(&key.display().to_string(), e))?;
-        // Its parameters never change, so it signs as the one that made the certificate.
+        // The parameters never change, so the loaded authority signs like the one that made the certificate.
         let authority = Self { cert: read(&cert)?, issuer: Issuer::new(authority_params(), pair) };
         written.extend([Written::Kept(cert), Written::Kept(key)]);
         Ok(authority)
     }
 }
 
-/// Writes an authority (`ca.pem`, `ca.key`) and, for nodes 1 to `nodes`, `node-N.pem` and `node-N.key` into `dir`, which is
-/// made if it is not there. Keys have mode 0600 from the moment they exist. What is there already is kept, so that a
-/// further call with more nodes adds them. Says what it did with each file, in that order. Blocks.
+/// Writes an authority (`ca.pem`, `ca.key`) and, for nodes 1 to `nodes`, `node-N.pem` and `node-N.key` into `dir`. Makes
+/// `dir` if it is missing. Keys have mode 0600 from the moment they exist. Existing files stay, so a later call with more
+/// nodes adds them. Returns what it did with each file, in this order. Blocks.
 ///
 /// # Errors
 /// [`DevCertsError`]; files written before it stay.
@@ -200,7 +199,7 @@ fn make(what: &str, source: rcgen::Error) -> DevCertsError {
     DevCertsError::Make { what: what.into(), source: source.into() }
 }
 
-/// Whether both are there, or neither.
+/// Whether both files exist. An error if only one does.
 fn both(cert: &Path, key: &Path) -> Result<bool, DevCertsError> {
     let there =
         |path: &Path| path.try_exists().map_err(|source| DevCertsError::File { path: path.into(), source });
@@ -222,7 +221,7 @@ fn read(path: &Path) -> Result<String, DevCertsError> {
     Ok(text)
 }
 
-/// Never replaces a file; a secret one is nobody else's from its first moment.
+/// Writes a new file and never replaces one. A secret file has mode 0600 from the moment it exists.
 fn create(path: &Path, text: &str, secret: bool) -> Result<(), DevCertsError> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

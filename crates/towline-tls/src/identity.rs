@@ -4,7 +4,7 @@ use towline_engine::ids::NodeId;
 use towline_engine::transport::CertRefusal;
 use webpki::EndEntityCert;
 
-/// What a URI name that names a node begins with; its id follows in decimal.
+/// The prefix of a URI name that names a node; the id follows in decimal.
 pub const NODE_URI_PREFIX: &str = "towline://node/";
 
 /// The URI name of a node's certificate.
@@ -21,7 +21,7 @@ pub(crate) fn node_of(cert: &EndEntityCert<'_>) -> Result<NodeId, CertRefusal> {
     }
 }
 
-/// Only the one way of writing an id that [`node_uri`] has, so that two names never mean the same node.
+/// Accepts only the form that [`node_uri`] writes, so that two names never mean the same node.
 fn parse(uri: &str) -> Option<NodeId> {
     let id = NodeId::new(uri.strip_prefix(NODE_URI_PREFIX)?.parse().ok()?)?;
     (node_uri(id) == uri).then_some(id)

@@ -1,12 +1,12 @@
 //! Node identity and mutual TLS for Towline's transports.
 //!
-//! A node's certificate carries its id as a URI name of the subject alternative names: `towline://node/7`, in decimal,
-//! exactly one of them; other URIs beside it are ignored, host names too. Trust is one set of authorities, the same for
-//! both directions. TLS 1.3 only, with ring, and without session resumption: each connection proves itself anew, so what
-//! was renewed or replaced counts from the next connection on.
+//! A node's certificate carries its id as a URI name among the subject alternative names: `towline://node/7`, in decimal,
+//! exactly once. Other URIs and host names are ignored. One set of authorities is trusted in both directions. Connections
+//! use TLS 1.3 with ring, without session resumption: each connection authenticates both sides anew, so renewed
+//! certificates take effect with the next connection.
 //!
-//! It deliberately knows no revocation lists (who is a member is the engine's question, asked after the handshake), opens
-//! no connection, and shows no type of rustls except in [`rustls_config`], which only transports use.
+//! This crate knows no revocation lists: the engine checks membership after the handshake. It opens no connection. No type
+//! of rustls is public except in [`rustls_config`], which only transports use.
 //!
 //! ```no_run
 //! use towline_tls::{TlsConfig, TlsFiles};
@@ -45,19 +45,19 @@ use material::Material;
 /// Bytes of one PEM file at most.
 pub const PEM_BYTES_MAX: u64 = 1 << 20;
 
-/// Where a node's identity lies, as PEM.
+/// The PEM files of a node's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities that are trusted. Several while one replaces another.
+    /// The trusted authorities. Several while one replaces another.
     pub ca: PathBuf,
-    /// The node's certificate, then those between it and an authority, if any.
+    /// The node's certificate, followed by its intermediate certificates, if any.
     pub cert: PathBuf,
     /// The private key of the node's certificate: PKCS #8, SEC 1 or PKCS #1.
     pub key: PathBuf,
 }
 
 impl TlsFiles {
-    /// The names that development certificates have: `ca.pem`, `node-N.pem`, `node-N.key`.
+    /// The file names of development certificates: `ca.pem`, `node-N.pem`, `node-N.key`.
     pub fn in_dir(dir: &Path, node: NodeId) -> Self {
         Self {
             ca: dir.join("ca.pem"),
@@ -67,7 +67,7 @@ impl TlsFiles {
     }
 }
 
-/// A node's identity and whom it trusts. Clones are the same one: a [`reload`](Self::reload) counts for all.
+/// A node's identity and its trusted authorities. Clones share them: a [`reload`](Self::reload) affects all clones.
 #[derive(Clone)]
 pub struct TlsConfig {
     shared: Arc<Shared>,
@@ -83,14 +83,14 @@ impl TlsConfig {
     /// Reads the files. Blocks.
     ///
     /// # Errors
-    /// [`TlsError`] names the file. A certificate that is expired or that none of the authorities has signed is taken with
-    /// a warning: peers may trust other authorities and have other clocks, and they decide.
+    /// [`TlsError`] names the file. A certificate that is expired, or that none of the authorities has signed, is accepted
+    /// with a warning in the log: peers decide, and they may trust other authorities and have other clocks.
     pub fn from_files(files: TlsFiles) -> Result<Self, TlsError> {
         let material = read(&files)?;
         Ok(Self::new(material, Some(files)))
     }
 
-    /// The same from bytes in PEM. It cannot be reloaded.
+    /// As [`from_files`](Self::from_files), from PEM bytes. Such an identity cannot be reloaded.
     ///
     /// # Errors
     /// [`TlsError`].
@@ -108,12 +108,11 @@ impl TlsConfig {
         self.shared.node
     }
 
-    /// Reads the same files again. Connections made from now on use what they hold; those that exist are not touched.
-    /// Blocks.
+    /// Reads the files again. New connections use their contents; existing connections go on unchanged. Blocks.
     ///
     /// # Errors
-    /// [`TlsError`]; what was there before stays in use. [`TlsError::NotFromFiles`] if it was made from bytes,
-    /// [`TlsError::OtherNode`] if the certificate is now of another node.
+    /// [`TlsError`]; the old identity then stays in use. [`TlsError::NotFromFiles`] if this identity was made from bytes;
+    /// [`TlsError::OtherNode`] if the files now name another node.
     pub fn reload(&self) -> Result<(), TlsError> {
         let files = self.shared.files.as_ref().ok_or(TlsError::NotFromFiles)?;
         let reloaded = read(files).and_then(|material| {

@@ -46,7 +46,7 @@ impl Material {
         let key = provider.key_provider.load_private_key(key);
         let key = key.map_err(|_| wrong_key("of a kind that is not supported".into()))?;
         let certified = CertifiedKey::new(chain, key);
-        // With ring every key shows its public half, so a key that cannot be compared is none of ours either.
+        // ring gives the public half of every key, so a key without one is not this certificate's.
         certified.keys_match().map_err(|_| wrong_key("not that of the certificate".into()))?;
 
         let material = Self { node, key: Arc::new(certified), anchors, provider };
@@ -54,8 +54,8 @@ impl Material {
         Ok(material)
     }
 
-    /// Peers decide with their own authorities and clocks; but if even ours say no, somebody should know why nobody
-    /// connects.
+    /// Warns if this node's own authorities or clock reject its certificate. Peers decide by their own, but will likely
+    /// reject it too.
     fn warn_if_worthless(&self) {
         let Some((end_entity, between)) = self.key.cert.split_first() else { return };
         for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {

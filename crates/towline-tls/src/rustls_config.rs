@@ -1,10 +1,10 @@
-//! For transports only: rustls settings of single connections. Users of Towline need nothing of it.
+//! rustls settings of single connections, for transports. Users of Towline do not need this module.
 //!
-//! Each connection gets settings of its own ([`accepting`], [`dialling`]), made of the identity as it is at that moment,
-//! and a [`Verdict`], where the verifier leaves what it found. So a refusal reaches the transport by type, whatever the
-//! library in between makes of the error. They are cheap to make: all that is large is shared.
+//! [`accepting`] and [`dialling`] make the settings of one connection from the current identity, and a [`Verdict`] in which
+//! the verifier records its result. The transport therefore gets a typed refusal, whatever a library in between makes of
+//! the error. Making settings is cheap, because connections share all large parts.
 //!
-//! A refusal reaches the other side as a TLS alert; [`refusal_of_alert`] says which one it was.
+//! The other side receives a refusal as a TLS alert; [`refusal_of_alert`] converts it back.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -24,10 +24,10 @@ use webpki::KeyUsage;
 use crate::verifier::{Verifier, verify};
 use crate::{TlsConfig, TlsError};
 
-/// What application protocols of this family begin with; the version of the protocol follows.
+/// The prefix of Towline's application protocols; the protocol version follows.
 pub const ALPN_PREFIX: &str = "towline/";
 
-/// The name a dialler hands to a library that asks for one. It is neither sent nor checked: nodes are known by id.
+/// The host name for libraries that require one. It is neither sent nor checked: certificates name nodes by id.
 pub const SERVER_NAME: &str = "node.invalid";
 
 /// The application protocol of this build: `towline/1`.
@@ -35,7 +35,7 @@ pub fn alpn() -> Vec<u8> {
     format!("{ALPN_PREFIX}{PROTOCOL_VERSION}").into_bytes()
 }
 
-/// What one handshake found. Clones are the same one.
+/// The result of one handshake. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Verdict {
     own: NodeId,
@@ -70,7 +70,7 @@ impl Verdict {
         self.lock().by_peer.clone()
     }
 
-    /// What the listener of a connection tells the engine about a handshake that failed.
+    /// The refusal that a listener reports to the engine for a failed handshake.
     pub fn listener_refusal(&self) -> Option<Refusal> {
         let found = self.lock();
         let version = |theirs| Refusal::Version { ours: PROTOCOL_VERSION, theirs };
@@ -80,7 +80,7 @@ impl Verdict {
             .or_else(|| found.other_version.map(version))
     }
 
-    /// What the dialler tells the engine about a connection that failed because of a certificate.
+    /// The dialler's error for a connection that failed because of a certificate.
     pub fn dialler_error(&self, address: &PeerAddr, to: NodeId) -> Option<ConnectError> {
         let found = self.lock();
         match (&found.refusal, &found.by_peer) {
@@ -97,7 +97,7 @@ impl Verdict {
         }
     }
 
-    /// Looks whether an error of a library comes from TLS, and remembers what it says about a certificate.
+    /// Records what a library's error says about a certificate, if the error comes from TLS.
     pub fn learn(&self, error: &(dyn StdError + 'static)) {
         match tls_error(error) {
             Some(rustls::Error::NoCertificatesPresented) => self.refuse(CertRefusal::Missing),
@@ -150,7 +150,7 @@ pub fn refusal_of_alert(alert: u8, own: NodeId) -> Option<CertRefusal> {
     })
 }
 
-/// Whether the peer said by this alert that it speaks another version of the protocol.
+/// Whether this alert means that the peer speaks another version of the protocol.
 pub fn is_version_alert(alert: u8) -> bool {
     alert == u8::from(AlertDescription::NoApplicationProtocol)
 }
@@ -161,7 +161,7 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
         if let Some(found) = error.downcast_ref() {
             return Some(found);
         }
-        // What an I/O error wraps is not its `source()`: that is the source of what it wraps.
+        // `source()` of an I/O error is the source of the wrapped error, not the wrapped error itself.
         next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             Some(inner) => Some(inner),
             None => error.source(),
@@ -231,18 +231,18 @@ pub fn check_dialler(tls: &TlsConfig, end_entity: &[u8], between: &[&[u8]]) -> R
 struct Certificate {
     key: Arc<CertifiedKey>,
     verdict: Verdict,
-    /// Whether the application protocol tells versions.
+    /// Whether the application protocol names the protocol version.
     versions: bool,
 }
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // Asked before the library compares application protocols: the place to learn which version was offered.
+        // rustls calls this before it compares application protocols, so the offered versions are visible here.
         if self.versions {
             let version =
                 |name: &[u8]| std::str::from_utf8(name).ok()?.strip_prefix(ALPN_PREFIX)?.parse::<u32>().ok();
             let offered: Vec<u32> = hello.alpn().into_iter().flatten().filter_map(version).collect();
-            // One that offers ours among others is not refused for its version.
+            // A dialler that offers this version among others is not refused for its version.
             let refused = !offered.contains(&PROTOCOL_VERSION);
             self.verdict.lock().other_version = offered.into_iter().max().filter(|_| refused);
         }

@@ -19,15 +19,15 @@ use crate::identity::node_of;
 use crate::material::Material;
 use crate::rustls_config::Verdict;
 
-/// The verifier of one connection: it leaves what it found in the verdict.
+/// The certificate verifier of one connection. It records its result in the verdict.
 pub(crate) struct Verifier {
     pub(crate) material: Arc<Material>,
-    /// Who must answer, for a dialler.
+    /// The node that a dialler expects.
     pub(crate) expected: Option<NodeId>,
     pub(crate) verdict: Verdict,
 }
 
-/// Path and time, then the node.
+/// Checks certification path and time, then the node id.
 pub(crate) fn verify(
     material: &Material,
     end_entity: &CertificateDer<'_>,
@@ -45,7 +45,7 @@ pub(crate) fn verify(
 fn refusal(error: &webpki::Error) -> CertRefusal {
     use webpki::Error as E;
     match error {
-        // A bad signature here: an authority of the same name with another key.
+        // A bad signature here means an authority of the same name with another key.
         E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertRefusal::UnknownAuthority,
         E::CertExpired { .. } => CertRefusal::Expired,
         E::CertNotValidYet { .. } => CertRefusal::NotYetValid,
@@ -202,7 +202,7 @@ mod tests {
     use rustls::pki_types::pem::PemObject as _;
     use towline_engine::transport::CertRefusal;
 
-    /// Whatever a peer sends instead of its certificate: a refusal, and never the node's name on other bytes.
+    /// Mutated certificates are refused, and never verified as the node's.
     #[test]
     fn certificates_with_changed_bytes_are_refused_and_never_panic() {
         let authority = DevAuthority::new().unwrap();

@@ -1,5 +1,5 @@
 //! Certificates and handshakes of strangers, random and mutated, with the memory of the process looked at before and after.
-//! One test, so that nobody else's memory is measured.
+//! One test, so that no other test's memory is measured.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -24,7 +24,7 @@ pub use towline_engine::status::{
 pub use towline_engine::storage::Storage;
 pub use towline_engine::transport::{TransferPhase, Transport, TransportError};
 
-/// The seams, for whoever implements a transport or a log.
+/// The seams, for authors of transports, logs and snapshot stores.
 pub use towline_engine as engine;
 /// Names, handles and the exporter of what the engine counts.
 pub use towline_metrics as metrics;
