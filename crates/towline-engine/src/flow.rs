@@ -1,47 +1,46 @@
-//! How many bytes may be under way to a peer: what it drains in a stated time.
+//! Bounds the unacknowledged bytes to a peer by what its link delivers in a stated time.
 //!
-//! Where more is under way than a link drains, nothing is gained: it waits in buffers, delays what comes behind it, and is
-//! sent again when the link breaks. So a sender keeps a [`Window`]. It begins small, doubles each round trip while what
-//! was sent is acknowledged soon, and shrinks when an acknowledgement takes too long. Pure: time is a number, in whatever
-//! unit its user counts.
+//! Sending more than the link delivers gains nothing: the bytes wait in buffers, delay later messages, and are sent again
+//! when the link breaks. A sender therefore keeps a [`Window`]. The window starts small, doubles each round trip while
+//! acknowledgements come soon, and shrinks when one takes too long. Pure: time is a number in the caller's unit.
 
 use std::collections::VecDeque;
 
-/// Pieces whose time is remembered; beyond it the last two count as one.
+/// The most pieces with a recorded send time; above it the last two count as one piece.
 const PIECES_MAX: usize = 128;
 
-/// Bytes under way to one peer, and how many there may be.
+/// The unacknowledged bytes to one peer, and their bound.
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
-    /// Never less may be under way than one piece beyond this.
+    /// The smallest size of the window.
     floor: u64,
     max: u64,
-    /// How long an acknowledgement should take at most.
+    /// The longest time that an acknowledgement should take.
     delay_max: u64,
     limit: u64,
     /// Since the start.
     sent: u64,
     acked: u64,
-    /// The window was full when this was sent: only what was needed makes it grow. A link that carries little says nothing
-    /// about how much it could.
+    /// The window was full when this piece was sent. Only such pieces make the window grow: a lightly used link does not show
+    /// its capacity.
     full_through: u64,
     pieces: VecDeque<Piece>,
-    /// No further cut before this time: what was sent before the last one is as late.
+    /// The window does not shrink again before this time: pieces sent before the last cut are late as well.
     cut_until: u64,
 }
 
-/// Something that was sent and is not acknowledged.
+/// A piece that was sent and is not acknowledged yet.
 #[derive(Debug, Clone)]
 struct Piece {
-    /// Bytes sent since the start, with this.
+    /// Bytes sent since the start, including this piece.
     end: u64,
     at: u64,
-    /// Bytes under way then, with this.
+    /// Unacknowledged bytes at that time, including this piece.
     under_way: u64,
 }
 
 impl Window {
-    /// Lets between `floor` and `max` bytes be under way, so that each is acknowledged within `delay_max`.
+    /// Creates a window of `floor` to `max` bytes that aims at acknowledgements within `delay_max`.
     pub(crate) fn new(floor: u64, max: u64, delay_max: u64) -> Self {
         let (floor, delay_max) = (floor.max(1), delay_max.max(1));
         let max = max.max(floor);
@@ -58,22 +57,22 @@ impl Window {
         }
     }
 
-    /// How many bytes may be under way.
+    /// The size of the window in bytes.
     pub(crate) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Bytes that may be sent now. A sender may send a longer piece if this is not zero.
+    /// Bytes that may be sent now. If this is not zero, a sender may send a longer piece.
     pub(crate) fn room(&self) -> u64 {
         self.limit.saturating_sub(self.under_way())
     }
 
-    /// Bytes that were sent and are not acknowledged.
+    /// The unacknowledged bytes.
     pub(crate) fn under_way(&self) -> u64 {
         self.sent.saturating_sub(self.acked)
     }
 
-    /// Bytes are sent.
+    /// Records sent bytes.
     pub(crate) fn sent(&mut self, bytes: u64, now: u64) {
         self.sent = self.sent.saturating_add(bytes);
         if self.room() == 0 {
@@ -87,7 +86,7 @@ impl Window {
         }
     }
 
-    /// Notes how many bytes are acknowledged since the start.
+    /// Records the number of bytes acknowledged since the start.
     pub(crate) fn acked(&mut self, total: u64, now: u64) {
         let total = total.min(self.sent);
         let bytes = total.saturating_sub(self.acked);
@@ -104,7 +103,7 @@ impl Window {
                 self.limit = self.limit.saturating_add(bytes).min(self.max);
             }
         } else if delay > self.delay_max && now >= self.cut_until {
-            // What it drains in three quarters of the time.
+            // What the link delivers in three quarters of the time.
             let drained = u128::from(under_way) * u128::from(self.delay_max) * 3 / (u128::from(delay) * 4);
             let drained = u64::try_from(drained).unwrap_or(u64::MAX);
             self.limit = drained.min(self.limit).max(self.floor);

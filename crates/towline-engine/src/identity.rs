@@ -1,4 +1,4 @@
-//! Who a data directory belongs to, and whom it has met.
+//! The seam of a node's identity: its ids, its groups, and the incarnations of its peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 
-/// Written once, when a node is bootstrapped or joins; an empty directory never becomes a voter by itself.
+/// The identity of a data directory. Written once, when a node is bootstrapped or joins: an empty directory never becomes
+/// a voter by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// The cluster.
@@ -20,76 +21,76 @@ pub struct Identity {
 
 /// Keeps the [`Identity`] of this node and the incarnations of its peers. Blocking, small.
 pub trait IdentityStore: Send + Sync + 'static {
-    /// Who this directory belongs to; `None` if it is new.
+    /// Returns the identity of this directory; `None` if the directory is new.
     ///
     /// # Errors
     /// [`IdentityError::Corrupt`] names the file.
     fn load(&self) -> Result<Option<Identity>, IdentityError>;
 
-    /// Writes the identity, durable when it returns.
+    /// Writes the identity. It is durable when this returns.
     ///
     /// # Errors
-    /// [`IdentityError::Exists`] if there is one already.
+    /// [`IdentityError::Exists`] if the directory has an identity.
     fn create(&self, identity: &Identity) -> Result<(), IdentityError>;
 
-    /// The groups that were founded or joined here. A node whose log has fewer must not start: it forgot its votes.
+    /// Returns the groups that were founded or joined here. A node whose log has fewer must not start: it lost its votes.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
     fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError>;
 
-    /// Records a group that was founded or joined here, durable when it returns. Called once the log has the group
-    /// durably, and before the group runs. Changes nothing if the group is recorded already.
+    /// Records a group that was founded or joined here. The record is durable when this returns. The engine calls it when
+    /// the group's log is durable and before the group runs. Recording a group again changes nothing.
     ///
     /// # Errors
     /// [`IdentityError::Absent`] before [`create`](Self::create); [`IdentityError::Io`].
     fn add_group(&self, group: GroupId) -> Result<(), IdentityError>;
 
-    /// The last incarnation seen of each peer.
+    /// Returns the last known incarnation of each peer.
     ///
     /// # Errors
     /// As for [`load`](Self::load).
     fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError>;
 
-    /// Remembers a peer's incarnation, durable when it returns.
+    /// Records a peer's incarnation. The record is durable when this returns.
     ///
     /// # Errors
     /// [`IdentityError::Io`].
     fn remember(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), IdentityError>;
 }
 
-/// The identity could not be read or written.
+/// Why the identity could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
     /// The disk failed.
     #[error("identity file {file}: {during} failed")]
     Io {
-        /// Which file.
+        /// The file.
         file: String,
-        /// What was being done.
+        /// The step that failed.
         during: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The file is not what was written, or of a later version.
+    /// The file is damaged or has a later version.
     #[error("identity file {file} cannot be read: {detail}")]
     Corrupt {
-        /// Which file.
+        /// The file.
         file: String,
         /// What is wrong.
         detail: String,
     },
-    /// The directory has no identity that a group could be recorded in.
+    /// The directory has no identity, so no group can be recorded.
     #[error("this data directory has no identity")]
     Absent,
-    /// The directory has an identity already.
+    /// The directory already has an identity.
     #[error("this data directory already belongs to node {node} of cluster `{cluster}`")]
     Exists {
-        /// Whose it is.
+        /// The node of the existing identity.
         node: NodeId,
-        /// Of which cluster.
+        /// The cluster of the existing identity.
         cluster: ClusterId,
     },
 }

@@ -1,4 +1,4 @@
-//! Names of things: nodes, groups, clusters, incarnations, and the addresses of peers.
+//! Ids of nodes, groups, clusters and incarnations, and the addresses of peers.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// The id of a node, unique in its cluster for ever: an id is never given to another machine or an emptied disk.
+/// The id of a node. It is unique in its cluster for ever: never give an id to another machine or to an emptied disk.
 ///
-/// Never zero, because Raft uses zero for "nobody".
+/// Never zero, because Raft uses zero for "no node".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(NonZeroU64);
 
 impl NodeId {
-    /// The id `raw`, or `None` for zero.
+    /// Creates an id; `None` for zero.
     pub const fn new(raw: u64) -> Option<Self> {
         match NonZeroU64::new(raw) {
             Some(id) => Some(Self(id)),
@@ -49,21 +49,21 @@ impl FromStr for NodeId {
     }
 }
 
-/// The id of a Raft group. A node hosts many; one group is the common case and is [`GroupId::DEFAULT`].
+/// The id of a Raft group. A node may host many groups; a service with one group uses [`GroupId::DEFAULT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GroupId(u64);
 
 impl GroupId {
-    /// The group of a cluster that has only one.
+    /// The group of a cluster with a single group.
     pub const DEFAULT: Self = Self(1);
 
-    /// The group with the number `raw`. Every number is a valid group.
+    /// Creates an id. Every number is valid.
     pub const fn new(raw: u64) -> Self {
         Self(raw)
     }
 
-    /// The number of the group.
+    /// The id as a number.
     pub const fn as_u64(self) -> u64 {
         self.0
     }
@@ -133,16 +133,16 @@ impl From<ClusterId> for String {
     }
 }
 
-/// A random number that is made together with a data directory and dies with it.
+/// A random number that identifies one data directory of a node.
 ///
-/// The handshake carries it and peers remember it, so that a node whose disk was emptied cannot come back under
-/// its old id and vote a second time.
+/// The handshake carries it and peers remember it. A node whose disk was emptied has another incarnation, so it cannot
+/// return under its old id and vote a second time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(NonZeroU64);
 
 impl Incarnation {
-    /// The incarnation `raw`, or `None` for zero.
+    /// Creates an incarnation; `None` for zero.
     pub const fn new(raw: u64) -> Option<Self> {
         match NonZeroU64::new(raw) {
             Some(n) => Some(Self(n)),
@@ -162,7 +162,7 @@ impl fmt::Display for Incarnation {
     }
 }
 
-/// Where a peer listens: `scheme://host:port`. The scheme picks the registered transport.
+/// The address on which a peer listens: `scheme://host:port`. The scheme selects the registered transport.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PeerAddr {
@@ -234,26 +234,26 @@ impl From<PeerAddr> for String {
     }
 }
 
-/// A name that is not of its form.
+/// Why a text is no valid id or address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
     /// A node id is a whole number from 1.
-    #[error("`{given}` is no node id: a whole number from 1 is expected")]
+    #[error("invalid node id `{given}`: expected a whole number from 1")]
     Node {
-        /// What was given.
+        /// The text.
         given: String,
     },
     /// See [`ClusterId`] for the form.
-    #[error("`{given}` is no cluster name: 1 to 64 letters, digits, `-`, `_` or `.` are expected")]
+    #[error("invalid cluster name `{given}`: expected 1 to 64 letters, digits, `-`, `_` or `.`")]
     Cluster {
-        /// What was given, cut to its first characters.
+        /// The text, cut to its first characters.
         given: String,
     },
     /// See [`PeerAddr`] for the form.
-    #[error("`{given}` is no address: `scheme://host:port` is expected, such as `grpc://127.0.0.1:7001`")]
+    #[error("invalid address `{given}`: expected `scheme://host:port`, such as `grpc://127.0.0.1:7001`")]
     Address {
-        /// What was given, cut to its first characters.
+        /// The text, cut to its first characters.
         given: String,
     },
 }

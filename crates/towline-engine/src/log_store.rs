@@ -1,4 +1,4 @@
-//! The durable log.
+//! The seam of the durable log.
 
 use std::io;
 use std::ops::Range;
@@ -8,36 +8,36 @@ use crate::message::{ConfState, Entry, HardState, MemberTable};
 use crate::snapshot_store::ContentId;
 use crate::state_machine::Applied;
 
-/// Where the logs of all groups of a node are kept. Blocking; knows no runtime.
+/// Stores the logs of all groups of a node. Blocking; knows no runtime.
 ///
-/// [`append`](Self::append) is called by one thread at a time. Everything else may be called from any thread at any
-/// time, also while an append runs; the shard thread itself never calls it after start.
+/// One thread at a time calls [`append`](Self::append). Any thread may call the other methods at any time, also while an
+/// append runs. The shard thread calls none of them after the start.
 ///
-/// The conformance suite in `towline-testkit` holds every sentence here.
+/// The conformance suite in `towline-testkit` tests every sentence here.
 pub trait LogStore: Send + Sync + 'static {
-    /// What is stored of a group: everything needed to start it again, without its entries. A group never written
-    /// gives [`Recovered::default`].
+    /// Returns what a group needs to start again, without its entries. A group that was never written gives
+    /// [`Recovered::default`].
     ///
     /// # Errors
-    /// [`LogError::Corrupt`] names the place. Nothing is repaired here that an acknowledged write could be part of.
+    /// [`LogError::Corrupt`] names the damaged place. The store repairs nothing that may belong to an acknowledged write.
     fn recover(&self, group: GroupId) -> Result<Recovered, LogError>;
 
-    /// Writes a batch for any number of groups. `Ok` means durable, and atomic for all groups in it: after a crash
-    /// either everything of the batch is there or nothing.
+    /// Writes a batch for any number of groups. `Ok` means that the batch is durable. The batch is atomic over all its
+    /// groups: after a crash either all of it is stored or nothing.
     ///
-    /// Entries that overlap what is stored replace it from their first index on. The batch is left empty on `Ok`, so
-    /// that its buffers can be used again.
+    /// Entries replace stored ones from their first index on. `Ok` leaves the batch empty, so that the caller can reuse its
+    /// buffers.
     ///
     /// # Errors
-    /// Any error poisons the store: whether the batch is durable is unknown, so every later append answers
-    /// [`LogError::Poisoned`] and nothing is tried again (a retried fsync can report success for lost pages).
+    /// Any error poisons the store, because it leaves unknown whether the batch is durable. Every later append returns
+    /// [`LogError::Poisoned`]. The store retries nothing: a retried fsync can report success for lost pages.
     fn append(&self, batch: &mut LogBatch) -> Result<(), LogError>;
 
-    /// Appends the entries of `range` to `out`, from its start on, as many as fit in `bytes_max` payload bytes but at
-    /// least one. An empty range appends nothing.
+    /// Appends the entries of `range` to `out`, in order, as many as fit in `bytes_max` payload bytes but at least one. An
+    /// empty range appends nothing.
     ///
     /// # Errors
-    /// [`LogReadError::Compacted`] or [`LogReadError::Beyond`] if the range is not all there.
+    /// [`LogReadError::Compacted`] or [`LogReadError::Beyond`] if a part of the range is not stored.
     fn entries(
         &self,
         group: GroupId,
@@ -46,59 +46,61 @@ pub trait LogStore: Send + Sync + 'static {
         out: &mut Vec<Entry>,
     ) -> Result<(), LogReadError>;
 
-    /// The term of the entry at `index`. The place just before the first entry is known too (the truncation point).
+    /// Returns the term of the entry at `index`, or of the truncation point just before the first entry.
     ///
     /// # Errors
-    /// [`LogReadError::Compacted`] or [`LogReadError::Beyond`] outside of that.
+    /// [`LogReadError::Compacted`] or [`LogReadError::Beyond`] for any other index.
     fn term(&self, group: GroupId, index: u64) -> Result<u64, LogReadError>;
 
-    /// Forgets the entries up to and including `through`. Past the last entry it forgets all of them and remembers
-    /// the place. Never undone; need not be durable when it returns.
+    /// Removes the entries up to and including `through`, which becomes the truncation point. A `through` past the last
+    /// entry removes all of them. A smaller `through` changes nothing: the truncation point never moves back. The removal need
+    /// not be durable when this returns, so a crash may undo it.
     ///
     /// # Errors
     /// [`LogError::Poisoned`] after a failed write.
     fn compact(&self, group: GroupId, through: u64) -> Result<(), LogError>;
 
-    /// Gives space of forgotten entries back, and names the groups whose old entries keep the most of it: they want a
-    /// compaction, which the engine's truncation floor may refuse. Call it about every ten seconds; it may take long.
+    /// Frees the disk space of removed entries. Returns the groups whose old entries hold the most space; the engine then
+    /// compacts their logs, if their truncation floor allows it. The engine calls this about every ten seconds. It may take
+    /// long.
     ///
     /// # Errors
     /// As for [`append`](Self::append).
     fn purge(&self) -> Result<Vec<GroupId>, LogError>;
 
-    /// Every group that has anything stored.
+    /// Returns every group that has stored data.
     ///
     /// # Errors
     /// As for [`recover`](Self::recover).
     fn groups(&self) -> Result<Vec<GroupId>, LogError>;
 
-    /// Forgets a group entirely; durable when it returns.
+    /// Removes all data of a group. The removal is durable when this returns.
     ///
     /// # Errors
     /// As for [`append`](Self::append).
     fn remove(&self, group: GroupId) -> Result<(), LogError>;
 }
 
-/// What a [`LogStore`] knows of a group.
+/// The stored state of a group, without its entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recovered {
-    /// Term, vote and commit. `None`: never written.
+    /// Term, vote and commit index. `None` if they were never written.
     pub hard_state: Option<HardState>,
-    /// The membership, and the index of the entry that made it (zero for the initial one). `None`: the group was
-    /// never started here.
+    /// The membership, and the index of the entry that made it (zero for the initial one). `None` if the group never
+    /// started here.
     pub conf: Option<ConfRecord>,
-    /// The truncation point: entries up to here are gone; [`Applied::NONE`] while the log is whole.
+    /// The truncation point: entries up to here were removed. [`Applied::NONE`] while the log has all entries.
     pub truncated: Applied,
     /// The index of the last entry; `truncated.index` if there is none.
     pub last_index: u64,
-    /// A snapshot that was being installed: the state machine must be restored from it before the group starts.
+    /// An unfinished install: the state machine must be restored from this snapshot before the group starts.
     pub installing: Option<ContentId>,
 }
 
-/// A membership and where in the log it stands. Stored before the state machine's applied index may pass `index`.
+/// A membership and its position in the log. It is stored before the state machine's applied index passes `index`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfRecord {
-    /// Ids by role.
+    /// The ids of the members, by role.
     pub conf_state: ConfState,
     /// The index of the entry that made it; zero for the membership a cluster was bootstrapped with.
     pub index: u64,
@@ -106,10 +108,10 @@ pub struct ConfRecord {
     pub members: MemberTable,
 }
 
-/// What one durable write carries, for any number of groups.
+/// One durable write for any number of groups.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogBatch {
-    /// One part a group; no group twice.
+    /// At most one write for each group.
     pub writes: Vec<GroupWrite>,
 }
 
@@ -119,13 +121,13 @@ impl LogBatch {
         self.writes.is_empty()
     }
 
-    /// Bytes of payload of all entries.
+    /// Payload bytes of all entries.
     pub fn payload_bytes(&self) -> usize {
         self.writes.iter().flat_map(|w| &w.entries).map(Entry::payload_bytes).sum()
     }
 
-    /// Adds a later write, so that the batch has the effect of both in turn. A second write to a group is merged into
-    /// the first: entries it overwrites are dropped, states are replaced, an install forgets what came before.
+    /// Adds a later write, so that the batch has the effect of both in turn. A second write to a group is merged into the
+    /// first: it drops overwritten entries and replaces states, and an install drops everything before it.
     pub fn merge(&mut self, later: GroupWrite) {
         match self.writes.iter_mut().find(|w| w.group == later.group) {
             Some(earlier) => earlier.append(later),
@@ -134,14 +136,14 @@ impl LogBatch {
     }
 }
 
-/// What is written of one group.
+/// The part of a batch for one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupWrite {
     /// The group.
     pub group: GroupId,
-    /// Written first: forget the whole log and stand at this snapshot instead.
+    /// Applied first: replaces the whole log by this snapshot's position.
     pub install: Option<Install>,
-    /// Entries, contiguous. They replace what is stored from their first index on.
+    /// Contiguous entries. They replace stored ones from their first index on.
     pub entries: Vec<Entry>,
     /// Term, vote and commit, if they changed.
     pub hard_state: Option<HardState>,
@@ -152,7 +154,7 @@ pub struct GroupWrite {
 }
 
 impl GroupWrite {
-    /// An empty write.
+    /// Creates an empty write.
     pub fn new(group: GroupId) -> Self {
         Self { group, install: None, entries: Vec::new(), hard_state: None, conf: None, installed: false }
     }
@@ -166,7 +168,7 @@ impl GroupWrite {
             && !self.installed
     }
 
-    /// Makes this write have the effect of itself followed by `later`.
+    /// Merges `later` into this write, as if both were applied in turn.
     pub fn append(&mut self, later: GroupWrite) {
         if later.install.is_some() {
             self.install = later.install;
@@ -186,26 +188,26 @@ impl GroupWrite {
     }
 }
 
-/// A received snapshot takes the place of the log.
+/// Replaces the log by a received snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Install {
-    /// The place in the log the snapshot stands for: the new truncation point.
+    /// The snapshot's position in the log: the new truncation point.
     pub at: Applied,
-    /// The verified, durable file; kept until [`GroupWrite::installed`].
+    /// The verified, durable snapshot file. The engine keeps it until [`GroupWrite::installed`].
     pub installing: ContentId,
 }
 
-/// The log could not be written or opened.
+/// Why the log could not be written or opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
-    /// The disk failed. The store is poisoned: whether the last write is durable is unknown. Restart the process once
-    /// the disk is well.
+    /// The disk failed. The store is poisoned, because it is unknown whether the last write is durable. Repair the disk, then
+    /// restart the process.
     #[error("log write failed during {during}")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         during: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -226,8 +228,8 @@ pub enum LogError {
         /// What is wrong there.
         detail: String,
     },
-    /// The caller broke the contract: a gap between entries, two writes of a group in one batch. A bug; nothing was
-    /// written.
+    /// The caller broke the contract, with a gap between entries or two writes of a group in one batch. This is a bug.
+    /// Nothing was written.
     #[error("invalid write to group {group}: {detail}")]
     Invalid {
         /// The group.
@@ -237,32 +239,32 @@ pub enum LogError {
     },
 }
 
-/// Entries could not be read.
+/// Why entries could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogReadError {
-    /// Below the first entry.
+    /// The index is below the first entry.
     #[error("entry {index} was compacted; the first is {first}")]
     Compacted {
-        /// What was asked for.
+        /// The requested index.
         index: u64,
-        /// The first entry there is.
+        /// The index of the first stored entry.
         first: u64,
     },
-    /// Past the last entry.
+    /// The index is past the last entry.
     #[error("entry {index} is beyond the last, {last}")]
     Beyond {
-        /// What was asked for.
+        /// The requested index.
         index: u64,
-        /// The last entry there is.
+        /// The index of the last stored entry.
         last: u64,
     },
-    /// The disk failed, or what is stored is not what was written.
+    /// The disk failed, or the stored data is damaged.
     #[error("log read failed: {detail}")]
     Io {
-        /// What happened.
+        /// A description of the failure.
         detail: String,
-        /// What the system said, if it did.
+        /// The system's error, if there is one.
         #[source]
         source: Option<io::Error>,
     },

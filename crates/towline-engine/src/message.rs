@@ -1,7 +1,7 @@
 //! Messages, entries and the states of a group, as plain data. Payloads are [`Bytes`] and are never copied here.
 //!
-//! Field for field these are the messages of the `raft` crate, so that both ends of a conversion stay trivial, but
-//! no type of that crate is visible: an upgrade of it must not break whoever implements a transport or a log.
+//! The fields are those of the `raft` crate's messages, which keeps conversions trivial. No type of that crate is public
+//! here: upgrading it must not break implementations of transports and logs.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{GroupId, Incarnation, NodeId, PeerAddr};
 
-/// What an entry of the log is.
+/// The kind of a log entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum EntryKind {
-    /// A command of the state machine, or empty (a new leader's first entry).
+    /// A command of the state machine, or empty (the first entry of a new leader).
     #[default]
     Normal,
     /// A change of one member.
@@ -25,29 +25,29 @@ pub enum EntryKind {
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Entry {
-    /// What it is.
+    /// Its kind.
     pub kind: EntryKind,
-    /// The term in which a leader made it.
+    /// The term of the leader that made it.
     pub term: u64,
-    /// Its place in the log, from 1, without gaps.
+    /// Its log index: from 1, without gaps.
     pub index: u64,
     /// The command.
     pub data: Bytes,
-    /// Travels with the command; the engine uses it for its own proposals.
+    /// Opaque bytes beside the command; the engine uses them to recognise its own proposals.
     pub context: Bytes,
 }
 
 impl Entry {
-    /// Bytes of payload: what memory and queue bounds count.
+    /// Payload bytes, as the bounds of memory and queues count them.
     pub fn payload_bytes(&self) -> usize {
         self.data.len() + self.context.len()
     }
 }
 
-/// What a message is. Only kinds that may cross the network exist here.
+/// The kind of a message. Only kinds that may cross the network exist here.
 ///
-/// Proposals and transfer requests are not among them: a follower of raft 0.7 forwards both, keeping the original
-/// sender, so the engine refuses them where they are made and no peer may send them.
+/// Proposals and transfer requests are missing on purpose. A follower of raft 0.7 forwards both under the original sender,
+/// so the engine refuses them where they are made, and no peer may send them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names are Raft's own
 pub enum MessageKind {
@@ -82,7 +82,7 @@ impl MessageKind {
         Self::ReadIndexResponse,
     ];
 
-    /// The lane that carries this kind, or `None` for a snapshot, which travels as a transfer of its own.
+    /// The lane that carries this kind. `None` for a snapshot, which travels as a separate transfer.
     pub fn lane(self) -> Option<Lane> {
         match self {
             Self::Append | Self::AppendResponse => Some(Lane::Append),
@@ -97,7 +97,7 @@ impl MessageKind {
 /// The meaning of each field depends on the kind, exactly as in Raft.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// What it is.
+    /// Its kind.
     pub kind: MessageKind,
     /// The receiver.
     pub to: NodeId,
@@ -109,19 +109,19 @@ pub struct Message {
     pub log_term: u64,
     /// An index of the log.
     pub index: u64,
-    /// Entries, contiguous from `index + 1` in an append.
+    /// Entries; in an append they are contiguous from `index + 1` on.
     pub entries: Vec<Entry>,
     /// The sender's commit index.
     pub commit: u64,
     /// The term of the entry at `commit`, in votes.
     pub commit_term: u64,
-    /// Raft's record of a snapshot; its bytes travel apart.
+    /// Raft's metadata of a snapshot; the snapshot's bytes travel as a transfer.
     pub snapshot: Option<SnapshotRecord>,
-    /// The index a follower asks a snapshot for, or zero.
+    /// The index for which a follower requests a snapshot, or zero.
     pub request_snapshot: u64,
-    /// A refusal.
+    /// Whether the message is a rejection.
     pub reject: bool,
-    /// Where the refusing log and the sender's may still agree.
+    /// The index up to which the rejecting log and the sender's log may agree.
     pub reject_hint: u64,
     /// Opaque bytes: the round of a read barrier, or the kind of a campaign.
     pub context: Bytes,
@@ -151,13 +151,13 @@ impl Message {
         }
     }
 
-    /// Bytes of payload: commands, contexts and opaque bytes; what the byte counters on both ends count.
+    /// Payload bytes: commands, contexts and opaque bytes. The byte counters of sender and receiver count these.
     pub fn payload_bytes(&self) -> usize {
         self.entries.iter().map(Entry::payload_bytes).sum::<usize>() + self.context.len()
     }
 }
 
-/// What Raft knows of a snapshot: the place in the log it stands for, and the membership there.
+/// Raft's metadata of a snapshot: its log position and the membership there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SnapshotRecord {
     /// The last index the snapshot covers.
@@ -168,10 +168,10 @@ pub struct SnapshotRecord {
     pub conf_state: ConfState,
 }
 
-/// The part of Raft's state that must be durable before any answer leaves.
+/// The part of Raft's state that must be durable before the node answers a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HardState {
-    /// The newest term seen.
+    /// The current term.
     pub term: u64,
     /// The node voted for in that term.
     pub vote: Option<NodeId>,
@@ -179,18 +179,18 @@ pub struct HardState {
     pub commit: u64,
 }
 
-/// The membership of a group as Raft sees it: ids only.
+/// The membership of a group as Raft sees it, without addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ConfState {
-    /// Who votes.
+    /// The voters.
     pub voters: Vec<NodeId>,
-    /// Who receives the log without voting.
+    /// Members that receive the log and do not vote.
     pub learners: Vec<NodeId>,
-    /// Who voted before a joint change; empty outside one.
+    /// The voters before a joint change; empty outside of a joint configuration.
     pub voters_outgoing: Vec<NodeId>,
-    /// Who becomes a learner when the joint change ends.
+    /// Voters that become learners when the joint configuration ends.
     pub learners_next: Vec<NodeId>,
-    /// Whether the joint change ends by itself.
+    /// Whether the joint configuration ends by itself.
     pub auto_leave: bool,
 }
 
@@ -203,32 +203,32 @@ impl ConfState {
     }
 }
 
-/// What the engine knows of a member beside its id; Raft's own [`ConfState`] has ids only.
+/// Address and incarnation of a member. Raft's own [`ConfState`] has only ids.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: PeerAddr,
-    /// The incarnation it joined with, where the membership change named it.
+    /// The incarnation with which it joined, if the membership change named it.
     pub incarnation: Option<Incarnation>,
 }
 
-/// All members by id.
+/// All members, by node id.
 pub type MemberTable = BTreeMap<NodeId, Member>;
 
-/// A stream between two nodes that keeps its own order and its own flow control.
+/// An ordered stream between two nodes with its own flow control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// Heartbeats, votes, read barriers: small, never waits behind another lane.
+    /// Heartbeats, votes and read barriers: small messages that never wait behind another lane.
     Control,
     /// Appends and their answers.
     Append,
 }
 
 impl Lane {
-    /// Both.
+    /// Both lanes.
     pub const ALL: [Self; 2] = [Self::Control, Self::Append];
 
-    /// `control` or `append`.
+    /// The name: `control` or `append`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Control => "control",
@@ -246,7 +246,7 @@ pub struct Envelope {
     pub message: Message,
 }
 
-/// What one dispatch carries: messages of one lane to one peer, in order.
+/// The messages of one dispatch: one lane to one peer, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Batch {
     /// The messages, in order.
@@ -254,7 +254,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Bytes of payload of all messages.
+    /// Payload bytes of all messages.
     pub fn payload_bytes(&self) -> usize {
         self.envelopes.iter().map(|e| e.message.payload_bytes()).sum()
     }

@@ -1,4 +1,4 @@
-//! Snapshot files: durable before they are offered, verified before they are restored.
+//! The seam of snapshot files: durable before they are offered, verified before they are restored.
 
 use std::fmt;
 use std::io;
@@ -26,46 +26,45 @@ impl fmt::Display for ContentId {
     }
 }
 
-/// What is known of a snapshot before a byte of it is written.
+/// The description of a snapshot that is known before its body is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotHead {
     /// The group.
     pub group: GroupId,
-    /// The last place in the log it covers.
+    /// The last log position that the snapshot covers.
     pub at: Applied,
     /// The membership at that index.
     pub conf_state: ConfState,
-    /// Addresses and incarnations of those members: a joiner learns its peers from here.
+    /// Addresses and incarnations of these members. A joining node learns its peers from here.
     pub members: MemberTable,
 }
 
-/// What a complete snapshot is, apart from its bytes.
+/// The description of a complete snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotMeta {
-    /// Place and membership.
+    /// Log position and membership.
     pub head: SnapshotHead,
     /// Length of the body in bytes.
     pub length: u64,
-    /// Names the bytes.
+    /// The id of head and body.
     pub content: ContentId,
 }
 
 /// Computes a [`ContentId`]: XXH3 of 128 bits, seed 0, over the head in a fixed form, then the body.
 ///
-/// It finds damage, and tells one snapshot from another; it does not resist somebody who makes bytes for a digest. Who
-/// can send a snapshot can replace the state anyway, and is authenticated; a digest that resists (BLAKE3) took a fifth of
-/// a second a GiB, an eighth of all that a transfer costs both sides.
+/// The digest finds damage and tells snapshots apart. It is not cryptographic, because a sender of snapshots is
+/// authenticated and can replace the state anyway. BLAKE3 took 0.2 s for a GiB, an eighth of the total cost of a transfer.
 #[derive(Clone)]
 pub struct ContentHasher {
     hasher: XxHash3_128,
     length: u64,
 }
 
-/// Says what the digest is of, and in which form; another form needs another text.
+/// Names the format of the digest's input. A change of the format needs another text.
 const CONTENT_CONTEXT: &[u8] = b"towline snapshot 1\0";
 
 impl ContentHasher {
-    /// Starts with the head.
+    /// Starts a digest with the head.
     pub fn new(head: &SnapshotHead) -> Self {
         let mut hasher = XxHash3_128::new();
         hasher.write(CONTENT_CONTEXT);
@@ -90,7 +89,7 @@ impl ContentHasher {
         Self { hasher, length: 0 }
     }
 
-    /// Goes on with the next bytes of the body.
+    /// Adds the next bytes of the body.
     pub fn update(&mut self, bytes: &[u8]) {
         self.hasher.write(bytes);
         self.length += bytes.len() as u64;
@@ -101,7 +100,7 @@ impl ContentHasher {
         self.length
     }
 
-    /// Length and digest of what went in.
+    /// Returns the length of the body and the digest.
     pub fn finish(&self) -> Trailer {
         Trailer { length: self.length, content: ContentId(self.hasher.finish_128().to_be_bytes()) }
     }
@@ -113,26 +112,25 @@ impl fmt::Debug for ContentHasher {
     }
 }
 
-/// Bytes that a store reads again at most before it tells of it, and asks whether to go on.
+/// While a store verifies a partial file, it calls `goes_on` at least once for each of this many bytes.
 pub const REREAD_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Where snapshot files are kept. A file is durable before it is offered to anybody. Blocking; knows no runtime; any
-/// thread may call.
+/// Stores snapshot files. A file is durable before the engine offers it to a peer. Blocking; knows no runtime. Any thread
+/// may call any method.
 ///
-/// The conformance suite in `towline-testkit` holds every sentence here.
+/// The conformance suite in `towline-testkit` tests every sentence here.
 pub trait SnapshotStore: Send + Sync + 'static {
-    /// The complete snapshots of a group, that with the highest index first; of those, that with the highest term. There
-    /// are as many as [`retain`](Self::retain) was asked to keep, and those that came since. Not each of them need be of
-    /// the history that the log goes on with: one may have been received and then not installed.
+    /// Returns the complete snapshots of a group, the highest index first, then the highest term. These are the snapshots that
+    /// the last [`retain`](Self::retain) kept, and later ones. Some may not match the local log: a snapshot may have been
+    /// received and not installed.
     ///
-    /// A file that is damaged is left out, so that it hides no other; [`find`](Self::find) names it. Only headers and
-    /// lengths are looked at, not every byte.
+    /// Damaged files are left out; [`find`](Self::find) reports them. The store checks only headers and lengths here.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Io`].
     fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError>;
 
-    /// The first of [`complete`](Self::complete).
+    /// Returns the first of [`complete`](Self::complete).
     ///
     /// # Errors
     /// As for `complete`.
@@ -140,26 +138,27 @@ pub trait SnapshotStore: Send + Sync + 'static {
         Ok(self.complete(group)?.into_iter().next())
     }
 
-    /// A complete snapshot by its content, such as one that a peer offers again.
+    /// Returns a complete snapshot by its content id, for example one that a peer offers again. The store checks only headers
+    /// and lengths here.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Corrupt`] if it is damaged, with the name of the file. Only headers and lengths are looked
-    /// at.
+    /// [`SnapshotStoreError::Corrupt`] names a damaged file.
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError>;
 
-    /// Starts a file for a snapshot of this node's own state. Nothing is visible to [`complete`](Self::complete) before
+    /// Starts a file for a snapshot of this node's state. [`complete`](Self::complete) does not return it before
     /// [`SnapshotWriter::commit`].
     ///
     /// # Errors
     /// [`SnapshotStoreError::Io`], such as a full disk; [`SnapshotStoreError::NoRoom`].
     fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
-    /// Starts, or goes on with, a file for a snapshot that a peer sends. If a broken transfer of the same content left a
-    /// prefix behind, its checksums are checked again and [`SnapshotWriter::verified`] says where to go on. One writer a
-    /// content at a time.
+    /// Starts or resumes a file for a snapshot that a peer sends. If a broken transfer of the same content left a partial
+    /// file, the store verifies its checksums again, and [`SnapshotWriter::verified`] returns the offset to resume from. There
+    /// is at most one writer for a content id.
     ///
-    /// To read much again takes long. Meanwhile `goes_on` is told how many bytes of the body hold so far, at least once
-    /// for each [`REREAD_BYTES_MAX`]. If it says no, the store stops there; what was left stays as it is for a later call.
+    /// Verifying a large partial file takes long. Meanwhile the store passes the number of verified bytes to `goes_on`, at
+    /// least once for each [`REREAD_BYTES_MAX`]. If `goes_on` returns `false`, the store stops; the partial file stays
+    /// unchanged for a later call.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Busy`] while another writer of the same content is open; [`SnapshotStoreError::Stopped`];
@@ -170,7 +169,7 @@ pub trait SnapshotStore: Send + Sync + 'static {
         goes_on: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
-    /// The same, however long it takes.
+    /// As [`receive_while`](Self::receive_while), without a way to stop.
     ///
     /// # Errors
     /// As for [`receive_while`](Self::receive_while).
@@ -178,57 +177,57 @@ pub trait SnapshotStore: Send + Sync + 'static {
         self.receive_while(meta, &mut |_| true)
     }
 
-    /// Reads the body of a complete snapshot from `offset` on. The file stays, whatever [`retain`](Self::retain) says,
-    /// until the reader is dropped.
+    /// Opens the body of a complete snapshot for reading from `offset` on. [`retain`](Self::retain) does not remove the file
+    /// before the reader is dropped.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Missing`] if there is no such snapshot.
     fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError>;
 
-    /// Removes every file of the group, complete or left behind by a broken transfer, that is not in `keep`, not open
-    /// for reading and not being written. A file that is open goes when its last reader is dropped.
+    /// Removes every complete and partial file of the group that is not in `keep`, not open for reading and not being
+    /// written. An open file is removed when its last reader is dropped.
     ///
     /// # Errors
     /// [`SnapshotStoreError::Io`].
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError>;
 }
 
-/// Bytes of a body with their checksum.
+/// A part of a snapshot's body with its checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BodyPart {
     /// The bytes.
     pub bytes: Bytes,
-    /// The crc32c of these bytes and nothing else: what a [`Chunk`](crate::transport::Chunk) carries.
+    /// The crc32c of these bytes alone, as a [`Chunk`](crate::transport::Chunk) carries it.
     pub crc32c: u32,
 }
 
-/// Reads the body of a complete snapshot, part by part and in order. [`BodyRead`] makes an [`io::Read`] of it.
+/// Reads the body of a complete snapshot, part by part and in order. [`BodyRead`] converts it to an [`io::Read`].
 ///
-/// A store checks what it reads anyway; a part comes with its checksum so that nobody has to go over the bytes again to
-/// send them.
+/// The store verifies each part while it reads. Each part carries its checksum, so that sending it needs no second pass
+/// over the bytes.
 pub trait SnapshotReader: Send {
-    /// The next part: at least one byte and at most `bytes_max`, which is taken for one if it is zero. `None` at the end,
-    /// and ever after. A store may give less than asked, such as up to where its next checksum begins; each of its parts
-    /// is memory of its own that lives as long as somebody holds it.
+    /// Returns the next part, of at least one byte and at most `bytes_max` (zero counts as one). Returns `None` at the end
+    /// and from then on. A store may return fewer bytes than `bytes_max`, for example up to its next checksum. Each part owns
+    /// or shares its memory, which is freed with the last clone of its bytes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] where a checksum does not hold, after all that comes before the damage. After an
-    /// error every call fails.
+    /// [`io::ErrorKind::InvalidData`] at a wrong checksum, after all parts before the damage. After an error every call
+    /// fails.
     fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>>;
 }
 
 /// A [`SnapshotReader`] as an [`io::Read`], for a state machine that restores itself.
 pub struct BodyRead {
     reader: Box<dyn SnapshotReader>,
-    /// What was not read yet of the last part.
+    /// The unread rest of the last part.
     part: Bytes,
 }
 
-/// Bytes that [`BodyRead`] holds at most.
+/// The most bytes that [`BodyRead`] holds.
 const BODY_READ_BYTES: usize = 256 << 10;
 
 impl BodyRead {
-    /// From where the reader is.
+    /// Starts at the reader's position.
     pub fn new(reader: Box<dyn SnapshotReader>) -> Self {
         Self { reader, part: Bytes::new() }
     }
@@ -255,16 +254,16 @@ impl io::Read for BodyRead {
     }
 }
 
-/// A snapshot file that is being written. `write` takes bytes of the body in order; what it took is in the file at the
-/// latest after `flush`. Dropping a writer of [`SnapshotStore::receive`] keeps the verified prefix for a later resume,
-/// within the store's bound; dropping one of [`SnapshotStore::create`] removes the file.
+/// Writes a snapshot file. `write` takes the bytes of the body in order; `flush` puts all of them into the file. Dropping a
+/// writer of [`SnapshotStore::receive`] keeps the verified prefix for a resume, within the store's bound. Dropping a writer
+/// of [`SnapshotStore::create`] removes the file.
 pub trait SnapshotWriter: io::Write + Send {
-    /// Takes the next bytes of the body if `crc32c` is their checksum. A store that keeps checksums of its own goes over
-    /// the bytes once for both.
+    /// Writes the next bytes of the body if `crc32c` is their checksum. A store with checksums in its files can compute both
+    /// in one pass.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if it is not: nothing was taken, and the writer is as it was before. Otherwise as
-    /// for `write_all`: the writer is of no use any more.
+    /// [`io::ErrorKind::InvalidData`] if the checksum is wrong; the writer is then unchanged. Other errors are those of
+    /// `write_all`; the writer is then unusable.
     fn write_part(&mut self, bytes: &[u8], crc32c: u32) -> io::Result<()> {
         if crc32c::crc32c(bytes) != crc32c {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not hold"));
@@ -272,20 +271,20 @@ pub trait SnapshotWriter: io::Write + Send {
         self.write_all(bytes)
     }
 
-    /// Bytes of the body that a resume would not ask for again.
+    /// The length of the verified prefix: a resume starts here.
     fn verified(&self) -> u64;
 
-    /// Checks length and digest against `expected` (there is none for a file of this node's own) without making
-    /// anything durable: the part of ending a file that costs no disk write.
+    /// Checks length and digest against `expected` (`None` for a file of this node's own state). This step writes nothing to
+    /// the disk and makes nothing durable.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Corrupt`] if the bytes are not what they should be: drop or discard the writer.
+    /// [`SnapshotStoreError::Corrupt`] if length or digest differ. Drop or discard the writer then.
     fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError>;
 
-    /// Makes a file that was verified durable (file, rename, directory) and visible.
+    /// Makes a verified file durable (file, rename, directory) and visible.
     ///
     /// # Errors
-    /// [`SnapshotStoreError::Corrupt`] if [`verify`](Self::verify) was not called or failed: the file is gone then.
+    /// [`SnapshotStoreError::Corrupt`] if [`verify`](Self::verify) was not called or failed; the file is then removed.
     /// [`SnapshotStoreError::Io`].
     fn commit(self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError>;
 
@@ -293,7 +292,7 @@ pub trait SnapshotWriter: io::Write + Send {
     fn discard(self: Box<Self>);
 }
 
-/// Ends a snapshot: what must have arrived.
+/// The end of a snapshot: the length and digest that must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Trailer {
     /// Length of the body in bytes.
@@ -302,56 +301,56 @@ pub struct Trailer {
     pub content: ContentId,
 }
 
-/// A snapshot file could not be read or written.
+/// Why a snapshot file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotStoreError {
     /// The disk failed or is full. The attempt fails; the node goes on.
     #[error("snapshot file: {during} failed")]
     Io {
-        /// What was being done.
+        /// The step that failed.
         during: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It would take disk space that is kept for the log. The attempt fails; the node goes on.
+    /// The file would take disk space that is reserved for the log. The attempt fails; the node goes on.
     #[error(
         "no room for a snapshot: {wanted_bytes} bytes are wanted, {free_bytes} are free, and {reserve_bytes} of these are kept \
          for the log"
     )]
     NoRoom {
-        /// What the file would take next.
+        /// The bytes that the file would take next.
         wanted_bytes: u64,
-        /// What the file system has.
+        /// The free bytes of the file system.
         free_bytes: u64,
-        /// What snapshots leave alone.
+        /// The reserve for the log, in bytes.
         reserve_bytes: u64,
     },
-    /// The bytes are not what they should be.
+    /// The file's contents are damaged.
     #[error("snapshot {content} is corrupt: {detail}")]
     Corrupt {
-        /// Which snapshot.
+        /// The snapshot's id.
         content: ContentId,
         /// What is wrong.
         detail: String,
     },
-    /// The same content is being written already.
-    #[error("snapshot {content} is being written by somebody else")]
+    /// Another writer of the same content is open.
+    #[error("snapshot {content} has another writer")]
     Busy {
-        /// Which snapshot.
+        /// The snapshot's id.
         content: ContentId,
     },
-    /// It was told to stop before it had read again what is here of the snapshot.
-    #[error("snapshot {content} was not read to its end")]
+    /// The caller stopped the verification of a partial file.
+    #[error("the verification of snapshot {content} was stopped")]
     Stopped {
-        /// Which snapshot.
+        /// The snapshot's id.
         content: ContentId,
     },
-    /// There is no such snapshot.
-    #[error("snapshot {content} is not here")]
+    /// The store has no such snapshot.
+    #[error("there is no snapshot {content}")]
     Missing {
-        /// Which snapshot.
+        /// The snapshot's id.
         content: ContentId,
     },
 }

@@ -1,4 +1,4 @@
-//! What a user replicates.
+//! The state machine that a user replicates.
 
 use std::fmt;
 use std::io;
@@ -10,86 +10,89 @@ use crate::snapshot_store::SnapshotMeta;
 
 /// A deterministic state machine: the same commands in the same order give the same state on every node.
 ///
-/// It is called from an apply worker thread, one call at a time, and may block: no heartbeat waits for it. An
-/// `Err(Fatal)` or a panic takes this group, and only this group, out of service (quarantine) on this node.
+/// An apply worker thread calls it, one call at a time. Calls may block: no heartbeat waits for them. `Err(Fatal)` or a
+/// panic quarantines this group on this node; the node's other groups go on.
 ///
-/// The conformance suite in `towline-testkit` holds what a test can see of the sentences here.
+/// The conformance suite in `towline-testkit` tests what a test can observe of the sentences here.
 pub trait StateMachine: Send + 'static {
-    /// What a command answers to its proposer. A business failure ("insufficient funds") is a response too.
+    /// The reply to a command's proposer. A business failure ("insufficient funds") is a reply too.
     type Response: Send + 'static;
 
-    /// What readers query after a read barrier: a handle that sees every command applied so far.
+    /// A handle for readers. After a read barrier it shows every command applied so far.
     type View: Clone + Send + Sync + 'static;
 
-    /// A handle for readers. Called once when the group starts; it must see what later [`apply`](Self::apply) calls do.
+    /// Makes a handle for readers. Called once, when the group starts. The handle must show the effect of later
+    /// [`apply`](Self::apply) calls.
     fn view(&self) -> Self::View;
 
-    /// The newest place in the log whose effect would survive a power loss now; [`Applied::NONE`] if the state is
-    /// volatile. After a restart the engine applies from the next index on.
+    /// The newest log position whose effect would survive a power loss now; [`Applied::NONE`] if the state is volatile. After
+    /// a restart the engine applies from the next index on.
     fn durable(&self) -> Applied;
 
     /// Applies commands in order and pushes exactly one reply for each, in the same order.
     ///
     /// A durable state machine stores [`ApplyBatch::through`] atomically with the data, so that no command is applied
-    /// twice. Must not look at clocks, random numbers or anything that differs between nodes.
+    /// twice. `apply` must not use clocks, random numbers or anything else that differs between nodes.
     ///
     /// # Errors
-    /// [`Fatal`] if the state can no longer be trusted. Too few or too many replies are treated the same.
+    /// [`Fatal`] if the state can no longer be trusted. Too few or too many replies have the same effect.
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Self::Response>) -> Result<(), Fatal>;
 
-    /// Makes everything applied durable and says how far that is. Called before the log is truncated and at shutdown.
+    /// Makes everything applied so far durable and returns its log position. The engine calls this before it truncates the
+    /// log, and at shutdown.
     ///
     /// # Errors
-    /// [`Fatal`] if that failed; it is not tried again.
+    /// [`Fatal`] if that failed. The engine does not retry.
     fn flush(&mut self) -> Result<Applied, Fatal> {
         Ok(self.durable())
     }
 
-    /// A consistent view of the state as of the last applied command. Cheap: it is written out on another thread.
+    /// Takes a consistent view of the state after the last applied command. Must be cheap; another thread writes the view
+    /// out.
     ///
     /// # Errors
     /// [`Fatal`] if the state cannot be read.
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal>;
 
-    /// Replaces the whole state by `body`, all or nothing across a crash, and durable (together with its place,
-    /// `meta.head.at`) when it returns.
+    /// Replaces the whole state by `body`. The replacement is atomic across a crash. It is durable when this returns,
+    /// together with its log position `meta.head.at`.
     ///
     /// # Errors
-    /// [`Fatal`] if `body` is not a state of this machine or could not be stored.
+    /// [`Fatal`] if `body` is no state of this machine, or could not be stored.
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal>;
 }
 
-/// Writes a consistent state out; made by [`StateMachine::snapshot`].
+/// A consistent view of the state, made by [`StateMachine::snapshot`] and written out later.
 pub trait SnapshotSource: Send {
-    /// Writes the state. Runs once, on a thread of its own, while the state machine goes on.
+    /// Writes the state to `out`. Runs once, on a separate thread, while the state machine goes on.
     ///
     /// # Errors
-    /// Whatever `out` returned, or an error of its own; the snapshot is then given up and counted.
+    /// An error of `out` or of the source. The engine then gives the snapshot up and counts it.
     fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()>;
 }
 
-/// A small state, as bytes.
+/// A small state that was already serialised.
 impl SnapshotSource for Vec<u8> {
     fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
         out.write_all(&self)
     }
 }
 
-/// A place in the log: an index and the term of the entry there.
+/// A log position: an index and the term of the entry there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Applied {
-    /// The index; zero for nothing.
+    /// The index; zero before the first entry.
     pub index: u64,
     /// The term of the entry at `index`.
     pub term: u64,
 }
 
 impl Applied {
-    /// Before the first entry.
+    /// The position before the first entry.
     pub const NONE: Self = Self { index: 0, term: 0 };
 }
 
-/// Committed entries that were not applied yet.
+/// Committed entries to apply, in order.
 #[derive(Debug, Clone, Copy)]
 pub struct ApplyBatch<'a> {
     entries: &'a [Entry],
@@ -97,13 +100,13 @@ pub struct ApplyBatch<'a> {
 }
 
 impl<'a> ApplyBatch<'a> {
-    /// A batch of committed entries, contiguous, that ends at `through`. The engine makes these; it is public so that
-    /// state machines can be tested without one.
+    /// Creates a batch of contiguous committed entries that ends at `through`. The engine makes batches; this is public for
+    /// tests of state machines.
     pub fn new(entries: &'a [Entry], through: Applied) -> Self {
         Self { entries, through }
     }
 
-    /// The commands, in order. Entries that carry none (a new leader's first entry, membership changes) are left out.
+    /// The commands, in order. Entries without a command (a new leader's first entry, membership changes) are left out.
     pub fn commands(&self) -> impl Iterator<Item = Command<'a>> + use<'a> {
         self.entries.iter().filter(|e| is_command(e)).map(|e| Command {
             index: e.index,
@@ -112,23 +115,23 @@ impl<'a> ApplyBatch<'a> {
         })
     }
 
-    /// How many commands there are: so many replies are expected.
+    /// The number of commands, which is also the number of expected replies.
     pub fn len(&self) -> usize {
         self.entries.iter().filter(|e| is_command(e)).count()
     }
 
-    /// Whether the batch only moves [`through`](Self::through).
+    /// Whether the batch has no command and only moves [`through`](Self::through).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The place in the log that is reached once this batch is applied. It may lie past the last command.
+    /// The log position reached by applying this batch. It may lie past the last command.
     pub fn through(&self) -> Applied {
         self.through
     }
 }
 
-/// An entry is a command if it is normal and not empty; proposals of zero bytes are refused for this reason.
+/// Whether an entry is a command: normal and not empty. The engine therefore refuses empty proposals.
 pub(crate) fn is_command(entry: &Entry) -> bool {
     entry.kind == crate::message::EntryKind::Normal && !entry.data.is_empty()
 }
@@ -136,7 +139,7 @@ pub(crate) fn is_command(entry: &Entry) -> bool {
 /// One command.
 #[derive(Debug, Clone, Copy)]
 pub struct Command<'a> {
-    /// Its place in the log.
+    /// Its log index.
     pub index: u64,
     /// The term of its entry.
     pub term: u64,
@@ -144,29 +147,29 @@ pub struct Command<'a> {
     pub data: &'a Bytes,
 }
 
-/// Where [`StateMachine::apply`] puts its replies, one a command, in order.
+/// Collects the replies of [`StateMachine::apply`]: one for each command, in order.
 #[derive(Debug)]
 pub struct Replies<R> {
     replies: Vec<R>,
 }
 
 impl<R> Replies<R> {
-    /// Room for the replies of `commands` commands.
+    /// Creates an empty list with room for `commands` replies.
     pub fn with_capacity(commands: usize) -> Self {
         Self { replies: Vec::with_capacity(commands) }
     }
 
-    /// The reply to the next command.
+    /// Adds the reply to the next command.
     pub fn push(&mut self, reply: R) {
         self.replies.push(reply);
     }
 
-    /// How many replies there are so far.
+    /// The number of replies so far.
     pub fn len(&self) -> usize {
         self.replies.len()
     }
 
-    /// Whether there is none yet.
+    /// Whether there is no reply yet.
     pub fn is_empty(&self) -> bool {
         self.replies.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What a group tells about itself.
+//! The state and status of a group, as its handle returns them.
 
 use std::sync::Arc;
 
@@ -8,26 +8,26 @@ use crate::ids::{GroupId, NodeId};
 use crate::reporter::{SnapshotFailure, SnapshotStatus};
 use crate::transport::TransferPhase;
 
-/// What this node is in a group.
+/// The role of this node in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Follows a leader, or waits for one.
+    /// It follows a leader, or waits for one.
     Follower,
-    /// Asks for votes, or asks whether it would get them.
+    /// It asks for votes or pre-votes.
     Candidate,
-    /// Leads.
+    /// It leads.
     Leader,
     /// Out of service on this node: quarantined, or stopped. It neither ticks nor votes.
     Down,
 }
 
-/// The newest state of a group; cheap to look at.
+/// The newest state of a group. Reading it is cheap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GroupState {
-    /// What this node is.
+    /// The role of this node.
     pub role: Role,
-    /// Who leads, as far as this node knows.
+    /// The leader, as far as this node knows.
     pub leader: Option<NodeId>,
     /// Raft's term.
     pub term: u64,
@@ -39,7 +39,7 @@ pub struct GroupState {
     pub down: Option<Arc<str>>,
 }
 
-/// A closer look at a group, taken on its shard.
+/// The detailed status of a group, collected on its shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GroupStatus {
     /// The group.
@@ -48,7 +48,7 @@ pub struct GroupStatus {
     pub node: NodeId,
     /// The newest state.
     pub state: GroupState,
-    /// The index of the first entry that is kept.
+    /// The index of the first entry in the log.
     pub first_index: u64,
     /// The index of the last entry.
     pub last_index: u64,
@@ -56,73 +56,74 @@ pub struct GroupStatus {
     pub unapplied_bytes: usize,
     /// The index of the newest snapshot on disk; zero for none.
     pub snapshot_index: u64,
-    /// What a leader knows of its peers; empty on other nodes.
+    /// The progress of each peer; empty unless this node leads.
     pub peers: Vec<PeerStatus>,
 }
 
-/// What a leader knows of a peer.
+/// A leader's view of a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PeerStatus {
     /// The peer.
     pub id: NodeId,
-    /// How the leader sends to it.
+    /// How the leader replicates to it.
     pub progress: PeerProgress,
-    /// The highest index known to be in its log.
+    /// The highest index known to match the leader's log.
     pub matched: u64,
     /// The next index to send.
     pub next: u64,
-    /// Whether it was heard of lately: within the last election timeout or, at most, the last two.
+    /// Whether the leader heard from it within the last one to two election timeouts.
     pub recent_active: bool,
-    /// The index of a snapshot under way to it, or zero.
+    /// The index of the snapshot that is being sent to it, or zero.
     pub pending_snapshot: u64,
     /// Ticks since `progress` last changed.
     pub progress_age_ticks: u64,
-    /// The live attempt to send it a snapshot.
+    /// The current attempt to send it a snapshot.
     pub attempt: Option<AttemptStatus>,
-    /// The attempt before.
+    /// The previous attempt.
     pub last_attempt: Option<LastAttempt>,
     /// Ticks until another attempt may begin.
     pub backoff_ticks: u64,
 }
 
-/// A snapshot under way.
+/// The current attempt to send a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct AttemptStatus {
-    /// Counts up with each attempt of this node, whatever the group.
+    /// The attempt's number; it grows with each attempt of this node, over all groups.
     pub number: u64,
     /// The snapshot's index.
     pub index: u64,
     /// Its length in payload bytes.
     pub bytes: u64,
-    /// Where the receiver wanted it to begin.
+    /// The offset in the body at which the receiver asked the transfer to begin.
     pub offset: u64,
     /// Payload bytes handed to the transport in this attempt.
     pub sent: u64,
-    /// Payload bytes the receiver has, those before `offset` included. Stands while it verifies, syncs and steps.
+    /// Payload bytes that the receiver has, including those before `offset`. Does not grow while the receiver verifies and
+    /// syncs the file, and while its Raft takes the snapshot.
     pub acked: u64,
-    /// What the receiver does, as far as it has said anything. Verifying with nothing sent: it reads again what it has,
-    /// before it answers the offer, and acknowledges that.
+    /// The phase that the receiver last reported. `Verifying` before the first sent byte means that the receiver verifies its
+    /// partial file before it answers the offer.
     pub phase: Option<TransferPhase>,
 }
 
-/// How an attempt ended.
+/// An ended attempt to send a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct LastAttempt {
-    /// Its number.
+    /// The attempt's number.
     pub number: u64,
-    /// How.
+    /// Its outcome.
     pub outcome: AttemptOutcome,
 }
 
-/// How an attempt to send a snapshot ended.
+/// The outcome of an attempt to send a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AttemptOutcome {
-    /// The peer has it.
+    /// The peer has the snapshot.
     Finished,
-    /// It does not, for this cause.
+    /// The attempt failed for this cause.
     Failed(SnapshotFailure),
-    /// The leadership it belonged to is over, or the peer is no member any more: nobody is to be told.
+    /// The term of leadership ended, or the peer is no longer a member. Raft gets no report.
     Void,
 }
 
@@ -135,15 +136,15 @@ impl From<SnapshotStatus> for AttemptOutcome {
     }
 }
 
-/// How a leader sends to a peer.
+/// How a leader replicates to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PeerProgress {
-    /// One message at a time. A peer that has caught up stays here until the next write, so this alone says nothing
-    /// about its health.
+    /// One message at a time. A peer that is up to date stays in this state until the next write, so the state alone is no
+    /// sign of a fault.
     Probe,
     /// A stream of appends.
     Replicate,
-    /// Nothing but heartbeats, until the outcome of a snapshot is known.
+    /// Only heartbeats, until the outcome of a snapshot is known.
     Snapshot,
 }

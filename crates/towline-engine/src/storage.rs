@@ -1,4 +1,4 @@
-//! What a node is given to keep things in.
+//! The stores that a node is started with.
 
 use std::sync::Arc;
 
@@ -6,13 +6,13 @@ use crate::identity::IdentityStore;
 use crate::log_store::LogStore;
 use crate::snapshot_store::SnapshotStore;
 
-/// Where a node keeps what must survive.
+/// The durable stores of a node.
 #[derive(Clone)]
 pub struct Storage {
     /// The logs of all groups.
     pub log: Arc<dyn LogStore>,
     /// Snapshot files.
     pub snapshots: Arc<dyn SnapshotStore>,
-    /// Who the node is, and whom it has met.
+    /// The node's identity and the incarnations of its peers.
     pub identity: Arc<dyn IdentityStore>,
 }

@@ -127,7 +127,7 @@ impl FromStr for HostPort {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let bad = || format!("`{s}` is no address: `host:port` is expected, such as 127.0.0.1:6001");
+        let bad = || format!("invalid address `{s}`: expected `host:port`, such as 127.0.0.1:6001");
         let (host, port) = s.rsplit_once(':').ok_or_else(bad)?;
         let port = port.parse().map_err(|_| bad())?;
         if host.is_empty() {

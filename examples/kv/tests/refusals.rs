@@ -91,17 +91,17 @@ fn wrong_arguments_are_told() {
     assert_refused(program().args(["cluster", "--nodes", "0"]), USAGE, &["--nodes", "1..=9"]);
     assert_refused(node.bootstrap().arg("--nope"), USAGE, &["unexpected argument '--nope'"]);
     assert_refused(node.bootstrap().arg("--join"), USAGE, &["cannot be used with"]);
-    assert_refused(program().args(["serve", "--id", "0"]), USAGE, &["`0` is no node id"]);
+    assert_refused(program().args(["serve", "--id", "0"]), USAGE, &["invalid node id `0`"]);
     let mut no_peer = node.ports.serve(1, &node.data());
     assert_refused(no_peer.arg("--bootstrap"), USAGE, &["--peer"]);
     for (peer, says) in [
         ("1", "`1` has no `=`"),
         ("1=grpc://127.0.0.1:7101", "has no Redis address"),
-        ("0=grpc://127.0.0.1:7101,127.0.0.1:7001", "`0` is no node id"),
-        ("x=grpc://127.0.0.1:7101,127.0.0.1:7001", "`x` is no node id"),
-        ("1=127.0.0.1:7101,127.0.0.1:7001", "`127.0.0.1:7101` is no address"),
-        ("1=grpc://127.0.0.1:7101,127.0.0.1", "`127.0.0.1` is no address"),
-        ("1=grpc://127.0.0.1:7101,127.0.0.1:70000", "`127.0.0.1:70000` is no address"),
+        ("0=grpc://127.0.0.1:7101,127.0.0.1:7001", "invalid node id `0`"),
+        ("x=grpc://127.0.0.1:7101,127.0.0.1:7001", "invalid node id `x`"),
+        ("1=127.0.0.1:7101,127.0.0.1:7001", "invalid address `127.0.0.1:7101`"),
+        ("1=grpc://127.0.0.1:7101,127.0.0.1", "invalid address `127.0.0.1`"),
+        ("1=grpc://127.0.0.1:7101,127.0.0.1:70000", "invalid address `127.0.0.1:70000`"),
     ] {
         let form = "`ID=grpc://HOST:PORT,REDIS_HOST:PORT` is expected";
         assert_refused(node.bootstrap().args(["--peer", peer]), USAGE, &["--peer", says, form]);
