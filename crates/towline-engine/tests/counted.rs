@@ -3,48 +3,18 @@
 
 mod common;
 
-use std::io;
-
-use common::{Alone, address, id, wait};
+use common::{Alone, Machine, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
 use towline_engine::node::Start;
-use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::transport::Refusal;
-
-/// Counts commands.
-struct Machine;
-
-impl StateMachine for Machine {
-    type Response = ();
-    type View = ();
-
-    fn view(&self) {}
-
-    fn durable(&self) -> Applied {
-        Applied::NONE
-    }
-
-    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {
-        batch.commands().for_each(|_| replies.push(()));
-        Ok(())
-    }
-
-    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        Err(Fatal::new("no snapshots"))
-    }
-
-    fn restore(&mut self, _meta: &SnapshotMeta, _body: &mut dyn io::Read) -> Result<(), Fatal> {
-        Err(Fatal::new("no snapshots"))
-    }
-}
 
 async fn follower() -> Alone {
     let alone = Alone::start(Config::default()).await;
     let members = (1..=3).map(|peer| (id(peer), address(peer))).collect();
-    alone.node.group(GroupId::DEFAULT, Machine).start(Start::Bootstrap(members)).await.unwrap();
+    let group = alone.node.group(GroupId::DEFAULT, Machine::default());
+    group.start(Start::Bootstrap(members)).await.unwrap();
     alone
 }
 

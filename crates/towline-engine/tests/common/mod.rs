@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests; each file uses its part
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -17,7 +18,7 @@ use towline_engine::node::Node;
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
 };
-use towline_engine::state_machine::Applied;
+use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::storage::Storage;
 use towline_engine::transport::*;
 use towline_metrics::NodeMetrics;
@@ -110,6 +111,38 @@ pub(crate) fn counter(exporter: &Exporter, name: &str, label: &str) -> u64 {
 
 pub(crate) fn address(peer: u64) -> PeerAddr {
     PeerAddr::new(&format!("nowhere://peer:{peer}")).unwrap()
+}
+
+/// A state machine that keeps nothing.
+#[derive(Default)]
+pub(crate) struct Machine {
+    /// `durable` panics.
+    pub(crate) panics: bool,
+}
+
+impl StateMachine for Machine {
+    type Response = ();
+    type View = ();
+
+    fn view(&self) {}
+
+    fn durable(&self) -> Applied {
+        assert!(!self.panics, "no such index");
+        Applied::NONE
+    }
+
+    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {
+        batch.commands().for_each(|_| replies.push(()));
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
+        Err(Fatal::new("no snapshots"))
+    }
+
+    fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
+        io::copy(body, &mut io::sink()).map(|_| ()).map_err(|error| Fatal::new(error.to_string()))
+    }
 }
 
 /// Keeps the last state of each group; entries stay in the engine's own memory.

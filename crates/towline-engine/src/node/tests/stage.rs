@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::common::{Alone, DEADLINE, Deaf, Ids, Log, address, id, wait};
+use super::common::{Alone, DEADLINE, Deaf, Ids, Log, Machine, address, id, wait};
 use crate::config::Config;
 use crate::identity::{Identity, IdentityStore as _};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
@@ -19,7 +19,7 @@ use crate::message::{
 use crate::node::{Group, Start};
 use crate::reporter::SnapshotAttempt;
 use crate::snapshot_store::*;
-use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use crate::state_machine::Applied;
 use crate::status::{PeerStatus, Role};
 use crate::storage::Storage;
 use crate::transport::*;
@@ -75,7 +75,8 @@ impl Stage {
     pub(super) async fn lead(&mut self, count: u64) {
         for group in (1..=count).map(GroupId::new) {
             self.script.have(group, [2, 3]);
-            self.groups.push(self.alone.node.group(group, Machine).start(Start::Restart).await.unwrap());
+            let group = self.alone.node.group(group, Machine::default());
+            self.groups.push(group.start(Start::Restart).await.unwrap());
         }
         for group in &self.groups {
             wait("leadership", || (group.state().role == Role::Leader).then_some(())).await;
@@ -320,33 +321,6 @@ impl SnapshotReader for Body {
         let bytes = std::mem::take(&mut self.0);
         let crc32c = crc32c::crc32c(&bytes);
         Ok(Some(BodyPart { bytes, crc32c }).filter(|part| !part.bytes.is_empty()))
-    }
-}
-
-/// Keeps nothing.
-pub(super) struct Machine;
-
-impl StateMachine for Machine {
-    type Response = ();
-    type View = ();
-
-    fn view(&self) {}
-
-    fn durable(&self) -> Applied {
-        Applied::NONE
-    }
-
-    fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {
-        batch.commands().for_each(|_| replies.push(()));
-        Ok(())
-    }
-
-    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        Err(Fatal::new("no snapshots"))
-    }
-
-    fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
-        io::copy(body, &mut io::sink()).map(|_| ()).map_err(|error| Fatal::new(error.to_string()))
     }
 }
 
