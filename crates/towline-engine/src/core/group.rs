@@ -348,6 +348,7 @@ impl<W, R> Group<W, R> {
         if !write.is_empty() {
             fx.write = Some((self.writes, write));
         }
+        fx.messages.append(&mut self.replica.questions());
         self.keep_house(fx);
         self.give_up_lost(fx);
         // A read keeps its deadline until the state machine has come to its index.

@@ -3,6 +3,10 @@
 //! Raft bounds the messages under way and not the time that they take: its window of 64 messages of 256 KiB takes half a
 //! minute at 4 Mbit/s, and each heartbeat's answer lets one more go. So a [`Window`] of each peer says how many messages
 //! raft may send, and raft's own window is set to that. What is not sent needs no queue and is never sent twice.
+//!
+//! What is under way, or its acknowledgement, may be lost without a report. So a peer that answers a heartbeat while raft may
+//! not send to it gets a [question](Flows::questions): an append without entries behind those under way. Its answer says
+//! whether they arrived, and costs a slow link next to nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -15,14 +19,6 @@ use crate::message::{Message, MessageKind};
 /// Messages of one peer that are remembered; beyond it the last two count as one.
 const SENT_MAX: usize = 1_024;
 
-/// A probe of more than this part of `append_bytes_max` is not repeated at each heartbeat: 16 KiB take one at 1 Mbit/s.
-const LARGE_PART: u64 = 16;
-
-/// How often the time between two messages beyond a window grows, to four times as much: at 1 Mbit/s two of them leave
-/// before the first acknowledgement can have come. At most 32 heartbeat intervals: that is how long a peer waits for entries
-/// whose link is well again.
-const EXTRA_MAX: u32 = 2;
-
 fn is_probed(prs: &ProgressTracker, peer: u64) -> bool {
     prs.get(peer).is_some_and(|progress| progress.state == ProgressState::Probe)
 }
@@ -34,8 +30,8 @@ pub(super) struct Flows {
     inflight_max: usize,
     /// In ticks: how long an acknowledgement should take at most.
     delay_max: u64,
-    /// In ticks: when a peer that acknowledges nothing, and never did so late, is sent a message beyond its window.
-    patience: u64,
+    /// In ticks: a peer is asked again after this time, or twice what its last acknowledgement took.
+    pause: u64,
     ticks: u64,
     /// The term these windows are of.
     term: u64,
@@ -48,14 +44,12 @@ struct Flow {
     /// Messages under way.
     sent: VecDeque<Sent>,
     total: u64,
-    /// When the last acknowledgement came, or the first message was sent after a pause, or one was allowed beyond the window.
-    moved_at: u64,
     /// How long the last acknowledgement took.
     delay: u64,
-    /// Messages allowed beyond the window since then.
-    extra: u32,
-    /// One more of them may go.
-    allow_extra: bool,
+    /// The peer has answered a heartbeat since the last append or question.
+    is_heard: bool,
+    /// The index and the tick of the last question, if no append was sent after it.
+    asked: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -73,32 +67,16 @@ impl Flows {
             append_bytes_max: setup.append_bytes_max,
             inflight_max: setup.append_inflight_max,
             delay_max: (setup.election_ticks_min as u64).saturating_mul(2),
-            patience: (setup.heartbeat_ticks as u64).saturating_mul(2),
+            pause: setup.heartbeat_ticks as u64,
             ticks: 0,
             term: 0,
             peers: BTreeMap::new(),
         }
     }
 
-    /// Counts `ticks` that have passed. A peer that acknowledged nothing for two heartbeats, and for twice as long as it took before,
-    /// is sent one message beyond its window, less and less often. What is under way, or its answer, may be lost, and
-    /// without another message neither side would notice.
-    pub(super) fn pass(&mut self, ticks: u64, prs: &mut ProgressTracker) {
+    /// Counts `ticks` that have passed.
+    pub(super) fn pass(&mut self, ticks: u64) {
         self.ticks = self.ticks.saturating_add(ticks);
-        for (peer, flow) in &mut self.peers {
-            let patience =
-                self.patience.saturating_mul(1 << (2 * flow.extra)).max(flow.delay.saturating_mul(2));
-            let held_back = flow.window.room() == 0 || flow.sent.len() >= self.inflight_max;
-            let held_back = held_back || (!flow.sent.is_empty() && is_probed(prs, *peer));
-            if held_back && self.ticks.saturating_sub(flow.moved_at) > patience {
-                flow.moved_at = self.ticks;
-                flow.extra = (flow.extra + 1).min(EXTRA_MAX);
-                flow.allow_extra = true;
-                if let Some(progress) = prs.get_mut(*peer) {
-                    progress.ins.set_cap(1);
-                }
-            }
-        }
     }
 
     /// Raft leads in `term`: a leader of another term knows nothing of what its peers drain.
@@ -109,21 +87,16 @@ impl Flows {
         }
     }
 
-    /// A message is about to leave raft; `false`: it is not to. Raft sends its probe again with each answer to a heartbeat,
+    /// A message is about to leave raft; `false`: it must not. Raft sends its probe again with each answer to a heartbeat,
     /// though the first one, of up to `append_bytes_max`, may take seconds over a slow link.
     pub(super) fn send(&mut self, message: &Message, prs: &ProgressTracker) -> bool {
         let (Some(last), MessageKind::Append) = (message.entries.last(), message.kind) else { return true };
         let (bytes, now, peer) = (message.payload_bytes() as u64, self.ticks, message.to.as_u64());
-        let large = self.append_bytes_max / LARGE_PART;
         let flow = self.flow(peer);
-        let takes_long = bytes > large;
-        if takes_long && is_probed(prs, peer) && !flow.sent.is_empty() && !flow.allow_extra {
+        if is_probed(prs, peer) && !flow.sent.is_empty() {
             return false;
         }
-        if flow.sent.is_empty() {
-            flow.moved_at = now;
-        }
-        flow.allow_extra = false;
+        (flow.is_heard, flow.asked) = (false, None);
         flow.window.sent(bytes, now);
         flow.total = flow.total.saturating_add(bytes);
         if flow.sent.len() >= SENT_MAX {
@@ -135,30 +108,36 @@ impl Flows {
 
     fn flow(&mut self, peer: u64) -> &mut Flow {
         let max = self.append_bytes_max.saturating_mul(self.inflight_max as u64);
-        let (floor, delay_max, moved_at) = (self.append_bytes_max, self.delay_max, self.ticks);
+        let (floor, delay_max) = (self.append_bytes_max, self.delay_max);
         self.peers.entry(peer).or_insert_with(|| {
             let window = Window::new(floor, max, delay_max);
-            let sent = VecDeque::new();
-            Flow { window, sent, total: 0, moved_at, delay: 0, extra: 0, allow_extra: false }
+            Flow { window, sent: VecDeque::new(), total: 0, delay: 0, is_heard: false, asked: None }
         })
     }
 
     /// A peer has everything up to `index`. Must be called before raft sees it, which may send more at once.
-    pub(super) fn acked(&mut self, peer: u64, index: u64, prs: &mut ProgressTracker) {
+    ///
+    /// `true`: what was under way is lost. The peer has taken a question behind it, and does not have it.
+    pub(super) fn acked(&mut self, peer: u64, index: u64, prs: &mut ProgressTracker) -> bool {
         let now = self.ticks;
-        let Some(flow) = self.peers.get_mut(&peer) else { return };
+        let Some(flow) = self.peers.get_mut(&peer) else { return false };
         let mut acked = None;
         while flow.sent.front().is_some_and(|sent| sent.last <= index) {
             acked = flow.sent.pop_front();
         }
-        let Some(Sent { total, at, .. }) = acked else { return };
+        if flow.asked.is_some_and(|(asked, _)| asked == index) && !flow.sent.is_empty() {
+            self.forget(peer, prs);
+            return true;
+        }
+        let Some(Sent { total, at, .. }) = acked else { return false };
         flow.window.acked(total, now);
-        (flow.moved_at, flow.delay, flow.extra) = (now, now.saturating_sub(at), 0);
+        flow.delay = now.saturating_sub(at);
         let messages = self.allowed(peer);
         if let Some(progress) = prs.get_mut(peer) {
             // What raft has sent since it was last allowed counts.
             progress.ins.set_cap(messages);
         }
+        false
     }
 
     /// What is under way to a peer is lost, or refused.
@@ -171,13 +150,44 @@ impl Flows {
         }
     }
 
+    /// A peer has answered a heartbeat: its link works.
+    pub(super) fn heard(&mut self, peer: u64) {
+        if let Some(flow) = self.peers.get_mut(&peer) {
+            flow.is_heard = true;
+        }
+    }
+
+    /// Peers to be asked now, with the last index before what raft sends next: each answered a heartbeat while raft could not
+    /// send to it. Called when all that raft sent has left, so that a question comes after it.
+    pub(super) fn questions(&mut self, prs: &ProgressTracker) -> Vec<(u64, u64)> {
+        let mut questions = Vec::new();
+        for (&peer, flow) in &mut self.peers {
+            if !std::mem::take(&mut flow.is_heard) || flow.sent.is_empty() {
+                continue;
+            }
+            let Some(progress) = prs.get(peer) else { continue };
+            let held_back = match progress.state {
+                ProgressState::Probe => true,
+                ProgressState::Replicate => progress.ins.full(),
+                ProgressState::Snapshot => false,
+            };
+            let pause = self.pause.max(flow.delay.saturating_mul(2));
+            let waits = flow.asked.is_some_and(|(_, at)| self.ticks < at.saturating_add(pause));
+            if held_back && !waits {
+                let index = progress.next_idx.saturating_sub(1);
+                flow.asked = Some((index, self.ticks));
+                questions.push((peer, index));
+            }
+        }
+        questions
+    }
+
     /// Messages that raft may send to a peer before it is asked again.
     fn allowed(&self, peer: u64) -> usize {
         let flow = self.peers.get(&peer);
         let room = flow.map_or(self.append_bytes_max, |flow| flow.window.room());
         let by_bytes = usize::try_from(room.div_ceil(self.append_bytes_max.max(1))).unwrap_or(usize::MAX);
-        let messages = by_bytes.min(self.inflight_max.saturating_sub(flow.map_or(0, |flow| flow.sent.len())));
-        messages.max(flow.map_or(0, |flow| usize::from(flow.allow_extra)))
+        by_bytes.min(self.inflight_max.saturating_sub(flow.map_or(0, |flow| flow.sent.len())))
     }
 
     /// Lets raft send to each peer as much as has room. Called when what it sent before is accounted for.

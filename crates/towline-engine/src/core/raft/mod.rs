@@ -208,7 +208,7 @@ impl Replica {
             let active = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
             self.heard = active.map(|(&id, _)| id).collect();
         }
-        self.flows.pass(1, self.raw.raft.mut_prs());
+        self.flows.pass(1);
         self.raw.tick();
         if !self.is_leader() {
             self.heard.clear();
@@ -228,7 +228,7 @@ impl Replica {
     /// So many ticks were due before the next one, and raft is not to hear of them.
     pub(crate) fn skip_ticks(&mut self, ticks: u64) {
         self.since_beat = self.since_beat.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));
-        self.flows.pass(ticks, self.raw.raft.mut_prs());
+        self.flows.pass(ticks);
     }
 
     /// Raft counts the ticks it hears of until its heartbeats are due. Those that are due by the clock are sent at once; its own
@@ -247,14 +247,29 @@ impl Replica {
     /// those (a response of somebody unknown) has no effect.
     pub(crate) fn step(&mut self, message: Message) {
         let from = message.from.as_u64();
-        if message.kind == MessageKind::AppendResponse && message.term == self.term() && self.is_leader() {
-            match message.reject {
-                true => self.flows.forget(from, self.raw.raft.mut_prs()),
-                false => self.flows.acked(from, message.index, self.raw.raft.mut_prs()),
+        let answers_leader = message.term == self.term() && self.is_leader();
+        let mut is_lost = false;
+        match (message.kind, message.reject) {
+            (MessageKind::AppendResponse, true) if answers_leader => {
+                self.flows.forget(from, self.raw.raft.mut_prs());
             }
+            (MessageKind::AppendResponse, false) if answers_leader => {
+                is_lost = self.flows.acked(from, message.index, self.raw.raft.mut_prs());
+            }
+            (MessageKind::HeartbeatResponse, _) if answers_leader => self.heard(from),
+            _ => {}
         }
         if let Err(error) = self.raw.step(convert::message_to_raft(message)) {
             tracing::debug!(%error, "raft ignored a message");
+        }
+        if is_lost
+            && self.is_leader()
+            && let Some(progress) = self.raw.raft.mut_prs().get_mut(from)
+            && progress.state == ProgressState::Probe
+        {
+            // Raft knew what the answer says, and waits for another heartbeat.
+            progress.resume();
+            self.raw.raft.send_append(from);
         }
         // After a stale reject raft may want to send what the peer is known to have; a snapshot would be the answer, and
         // its ack could not end it.
@@ -262,6 +277,17 @@ impl Replica {
             && progress.next_idx <= progress.matched
         {
             progress.next_idx = progress.matched + 1;
+        }
+    }
+
+    /// A peer has answered a heartbeat.
+    fn heard(&mut self, peer: u64) {
+        let first = self.log().first_index();
+        if self.raw.raft.prs().get(peer).is_some_and(|progress| progress.next_idx < first) {
+            // Whatever is under way, only a snapshot leads on: raft sends it as soon as it may send.
+            self.flows.forget(peer, self.raw.raft.mut_prs());
+        } else {
+            self.flows.heard(peer);
         }
     }
 
@@ -364,6 +390,20 @@ impl Replica {
         Some(parts)
     }
 
+    /// Appends without entries to peers that answer heartbeats while raft may send them nothing; see [`Flows::questions`].
+    pub(crate) fn questions(&mut self) -> Vec<Message> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let raft = &self.raw.raft;
+        let question = |(peer, index): (u64, u64)| -> Option<Message> {
+            let log_term = raft.raft_log.term(index).ok()?;
+            let append = Message::new(MessageKind::Append, NodeId::new(raft.id)?, NodeId::new(peer)?);
+            Some(Message { term: raft.term, index, log_term, commit: raft.raft_log.committed, ..append })
+        };
+        self.flows.questions(raft.prs()).into_iter().filter_map(question).collect()
+    }
+
     fn show_emitted(&mut self, parts: &ReadyParts) {
         let Some(door) = &mut self.door else { return };
         for message in parts.messages.iter().chain(&parts.messages_after_write) {
@@ -440,6 +480,8 @@ impl RaftReports for Replica {
     }
 
     fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
+        // What was sent before the snapshot says nothing about what raft sends after it.
+        self.flows.forget(peer.as_u64(), self.raw.raft.mut_prs());
         match &mut self.door {
             Some(door) => door.snapshot(peer, status, &mut self.raw),
             None => RaftReports::report_snapshot(&mut self.raw, peer, status),
