@@ -257,6 +257,44 @@ async fn leadership_is_not_handed_to_the_dead_nor_to_strangers() {
     cluster.acked(1, "goes on").await;
 }
 
+/// A transfer needs nothing of the state machines: stuck ones neither hold it up nor keep its error back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
+    let cluster = Cluster::start(3, 1).await;
+    let mut holds = Vec::new();
+    for node in cluster.nodes() {
+        holds.push(cluster.group(node, 1).read(Consistency::Local).await.unwrap().hold());
+    }
+    let leader = cluster.leader(1).await;
+    drop(cluster.group(leader, 1).submit("stuck").unwrap());
+    until("every machine is stuck", || holds.iter().all(|hold| hold.wait_held(Duration::ZERO))).await;
+    let end = Instant::now() + DEADLINE;
+    loop {
+        assert!(Instant::now() < end, "leadership does not move");
+        let leader = cluster.leader(1).await;
+        match within(cluster.group(leader, 1).transfer(node_id(other(leader)))).await {
+            Ok(()) => break,
+            Err(
+                TransferLeaderError::NotReady { .. }
+                | TransferLeaderError::NotLeader { .. }
+                | TransferLeaderError::Timeout { .. },
+            ) => tokio::task::yield_now().await,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    let leader = cluster.leader(1).await;
+    let target = node_id(other(leader));
+    cluster.net.cut(node_id(leader), target);
+    let error = within(cluster.group(leader, 1).transfer(target)).await.unwrap_err();
+    assert!(
+        matches!(error, TransferLeaderError::NotReady { .. } | TransferLeaderError::Timeout { .. }),
+        "{error:?}"
+    );
+    cluster.net.heal_all();
+    drop(holds);
+    cluster.acked(1, "goes on").await;
+}
+
 /// Case 46.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_overload_is_refused_and_what_is_admitted_stays_quick() {

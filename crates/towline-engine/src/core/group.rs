@@ -286,6 +286,12 @@ impl<W, R> Group<W, R> {
         Ok(())
     }
 
+    /// Whether a transfer that [`transfer`](Self::transfer) began is under way. Raft ends it when the target takes over, and
+    /// gives it up after the shortest election timeout.
+    pub fn is_transferring(&self) -> bool {
+        self.replica.transferring()
+    }
+
     /// Everything up to write `number` is durable.
     pub fn written(&mut self, number: u64, fx: &mut Effects<W, R>) {
         debug_assert!(number <= self.writes, "write {number} was never made");

@@ -55,6 +55,7 @@ pub(crate) enum Control {
     Transfer {
         group: GroupId,
         target: Option<NodeId>,
+        /// Answered when the transfer has ended.
         answer: Answer<Result<(), TransferLeaderError>>,
         /// `None` for the node's own, at shutdown.
         room: Option<OwnedSemaphorePermit>,

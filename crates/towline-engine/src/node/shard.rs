@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::answer::contained;
+use super::answer::{Answer, contained};
 use super::apply::ApplyWorker;
 use super::clock::Ticks;
 use super::counters::Counters;
@@ -60,7 +60,14 @@ struct Running {
     state: watch::Sender<GroupState>,
     apply: ApplyWorker,
     metrics: Arc<GroupMetrics>,
+    /// A transfer of leadership that is under way.
+    transfer: Option<Transfer>,
     dirty: bool,
+}
+
+struct Transfer {
+    target: NodeId,
+    answer: Answer<Result<(), TransferLeaderError>>,
 }
 
 struct Shard {
@@ -215,16 +222,7 @@ impl Shard {
             }
             Control::Transfer { group, target, answer, room } => {
                 drop(room);
-                let mut result =
-                    Err(TransferLeaderError::Stopped { cause: "the group is not running".into() });
-                self.with(group, None, |running, _| {
-                    let target = target.or_else(|| best_successor(&running.group.status()));
-                    result = match target {
-                        Some(target) => running.group.transfer(target),
-                        None => Err(TransferLeaderError::NotLeader { hint: running.group.state().leader }),
-                    };
-                });
-                answer.send(result);
+                self.transfer(group, target, answer);
             }
             Control::Offered { from, offer, answer } => {
                 let group = offer.meta.head.group;
@@ -258,9 +256,36 @@ impl Shard {
         }
     }
 
+    fn transfer(
+        &mut self,
+        group: GroupId,
+        target: Option<NodeId>,
+        answer: Answer<Result<(), TransferLeaderError>>,
+    ) {
+        let mut asked = Some(answer);
+        let mut result = Err(TransferLeaderError::Stopped { cause: "the group is not running".into() });
+        self.with(group, None, |running, _| {
+            // Raft may have ended the last one in this turn.
+            running.settle_transfer();
+            let target = target.or_else(|| best_successor(&running.group.status()));
+            result = match target {
+                Some(target) => running.group.transfer(target),
+                None => Err(TransferLeaderError::NotLeader { hint: running.group.state().leader }),
+            };
+            if result.is_ok() {
+                running.transfer =
+                    target.zip(asked.take()).map(|(target, answer)| Transfer { target, answer });
+            }
+        });
+        if let Some(answer) = asked {
+            answer.send(result);
+        }
+    }
+
     fn start_group(&mut self, start: StartGroup) {
         let StartGroup { id, life, group, ingress, state, apply, metrics, started } = start;
-        self.groups.insert(id, Running { life, group, ingress, state, apply, metrics, dirty: true });
+        let running = Running { life, group, ingress, state, apply, metrics, transfer: None, dirty: true };
+        self.groups.insert(id, running);
         started.send(());
         // What came for it before this turn was announced when there was nobody to take it.
         self.take_ingress(id);
@@ -345,6 +370,7 @@ impl Shard {
                 running.dirty = false;
                 running.ingress.set_reads_held(running.group.reads_waiting());
                 contained(|| running.publish());
+                running.settle_transfer();
             }
         }
         if !self.writes.is_empty() {
@@ -513,6 +539,19 @@ impl Running {
                 format!("the log ends at {last}, is committed up to {commit} and applied up to {applied}")
                     .into()
             }
+        }
+    }
+
+    /// Answers whoever waits for a transfer, once raft has ended it: `Ok` if this node does not lead any more.
+    fn settle_transfer(&mut self) {
+        if self.group.is_transferring() {
+            return;
+        }
+        if let Some(Transfer { target, answer }) = self.transfer.take() {
+            answer.send(match self.group.state().role {
+                Role::Leader => Err(TransferLeaderError::Timeout { target }),
+                _ => Ok(()),
+            });
         }
     }
 

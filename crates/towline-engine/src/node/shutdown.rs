@@ -111,23 +111,19 @@ impl Node {
 }
 
 impl Inner {
-    /// Asks every leader to hand over, and waits for all of them together.
+    /// Asks every leader to hand over, and waits until each has, or raft has given it up.
     async fn hand_over(&self, states: &States, until: Instant) {
         let leaders = states.iter().filter(|(_, state)| state.borrow().role == Role::Leader);
-        let ask = |(group, state): (&GroupId, &watch::Receiver<GroupState>)| {
+        let ask = |(group, _): (&GroupId, &watch::Receiver<GroupState>)| {
             let (answer, answered) = answer();
             let control = Control::Transfer { group: *group, target: None, answer, room: None };
             self.shard.post(ShardEvent::Control(control));
-            (*group, state.clone(), answered)
+            (*group, answered)
         };
         let asked: Vec<_> = leaders.map(ask).collect();
-        for (group, mut state, answered) in asked {
-            match timeout_at(until.into(), answered).await {
-                Ok(Ok(Ok(()))) => {
-                    let _ = timeout_at(until.into(), state.wait_for(|s| s.role != Role::Leader)).await;
-                }
-                Ok(Ok(Err(error))) => tracing::debug!(%group, %error, "leadership is not handed over"),
-                Ok(Err(_)) | Err(_) => {}
+        for (group, answered) in asked {
+            if let Ok(Ok(Err(error))) = timeout_at(until.into(), answered).await {
+                tracing::debug!(%group, %error, "leadership is not handed over");
             }
         }
     }
