@@ -9,6 +9,16 @@ use serde::{Deserialize, Serialize};
 /// ([`MESSAGE_BYTES_MAX`](crate::transport::MESSAGE_BYTES_MAX)).
 pub const PAYLOAD_BYTES_MAX: u64 = crate::transport::MESSAGE_BYTES_MAX as u64 / 2 - (64 << 10);
 
+/// The upper bound of every setting in milliseconds, and of `tick_ms * election_ticks_max`: one year. The clock of a machine
+/// cannot add every number.
+pub const TIME_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1_000;
+
+/// The upper bound of `append_inflight_max`: raft reserves memory for as many messages, for each peer of each group.
+pub const APPEND_INFLIGHT_MAX: usize = 65_536;
+
+/// The upper bound of `apply_workers` and `network_workers`.
+pub const WORKERS_MAX: usize = 1_024;
+
 /// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
 ///
 /// A bound that is hit is a counter, an error the caller sees, or a report to Raft; never a silent loss.
@@ -229,18 +239,32 @@ impl Config {
         ] {
             at_least(field, value, 1)?;
         }
-        for (field, value) in [
-            ("append_bytes_max", self.append_bytes_max),
-            ("proposal_bytes_max", self.proposal_bytes_max as u64),
+        for (field, value, max) in [
+            ("append_bytes_max", self.append_bytes_max, PAYLOAD_BYTES_MAX),
+            ("proposal_bytes_max", self.proposal_bytes_max as u64, PAYLOAD_BYTES_MAX),
+            (
+                "snapshot_chunk_bytes",
+                self.snapshot_chunk_bytes as u64,
+                crate::transport::CHUNK_BYTES_MAX as u64,
+            ),
+            ("append_inflight_max", self.append_inflight_max as u64, APPEND_INFLIGHT_MAX as u64),
+            ("apply_workers", self.apply_workers as u64, WORKERS_MAX as u64),
+            ("network_workers", self.network_workers as u64, WORKERS_MAX as u64),
+            ("tick_ms", self.tick_ms, TIME_MS_MAX),
+            ("proposal_timeout_ms", self.proposal_timeout_ms, TIME_MS_MAX),
+            ("read_timeout_ms", self.read_timeout_ms, TIME_MS_MAX),
+            ("lane_dispatch_timeout_ms", self.lane_dispatch_timeout_ms, TIME_MS_MAX),
+            ("lane_connect_timeout_ms", self.lane_connect_timeout_ms, TIME_MS_MAX),
+            ("lane_backoff_min_ms", self.lane_backoff_min_ms, TIME_MS_MAX),
+            ("lane_backoff_max_ms", self.lane_backoff_max_ms, TIME_MS_MAX),
+            ("snapshot_offer_timeout_ms", self.snapshot_offer_timeout_ms, TIME_MS_MAX),
+            ("snapshot_progress_timeout_ms", self.snapshot_progress_timeout_ms, TIME_MS_MAX),
+            ("snapshot_phase_timeout_ms", self.snapshot_phase_timeout_ms, TIME_MS_MAX),
+            ("snapshot_backoff_max_ms", self.snapshot_backoff_max_ms, TIME_MS_MAX),
         ] {
-            if value > PAYLOAD_BYTES_MAX {
-                return Err(invalid(field, value, format!("at most {PAYLOAD_BYTES_MAX}")));
+            if value > max {
+                return Err(invalid(field, value, format!("at most {max}")));
             }
-        }
-        let chunk_max = crate::transport::CHUNK_BYTES_MAX;
-        if self.snapshot_chunk_bytes > chunk_max {
-            let form = format!("at most {chunk_max}");
-            return Err(invalid("snapshot_chunk_bytes", self.snapshot_chunk_bytes, form));
         }
         self.validate_relations()?;
         Ok(ValidConfig { config: self })
@@ -255,6 +279,10 @@ impl Config {
         }
         if self.election_ticks_max <= self.election_ticks_min {
             let form = format!("more than election_ticks_min, {}", self.election_ticks_min);
+            return Err(invalid("election_ticks_max", self.election_ticks_max, form));
+        }
+        if self.tick_ms.saturating_mul(self.election_ticks_max.into()) > TIME_MS_MAX {
+            let form = format!("at most {} with this tick_ms", TIME_MS_MAX / self.tick_ms);
             return Err(invalid("election_ticks_max", self.election_ticks_max, form));
         }
         let window =

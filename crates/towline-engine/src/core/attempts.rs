@@ -159,7 +159,7 @@ impl Attempts {
         peer.wanted = true;
         if let Some(kept) = &mut peer.kept {
             // Raft asks for those that answer its heartbeats.
-            kept.until = self.now + self.policy.wait_ticks_max;
+            kept.until = self.now.saturating_add(self.policy.wait_ticks_max);
         }
         let kept = peer.kept.as_ref().filter(|kept| kept.resume && fits(&&kept.meta));
         let (meta, log_bytes) = match kept {
@@ -216,7 +216,7 @@ impl Attempts {
             SnapshotStatus::Finish => Some(false),
             SnapshotStatus::Failure(cause) => leaves_a_part(cause).then_some(true),
         };
-        let until = self.now + self.policy.wait_ticks_max;
+        let until = self.now.saturating_add(self.policy.wait_ticks_max);
         peer.kept = resume.map(|resume| Kept { meta, resume, log_bytes, matched: 0, until });
         let wait = match status {
             SnapshotStatus::Finish => {
@@ -230,7 +230,7 @@ impl Attempts {
                 wait + self.rng.u64(0..=wait / 4)
             }
         };
-        peer.not_before = self.now + wait;
+        peer.not_before = self.now.saturating_add(wait);
         peer.wanted = true;
         peer.last = Some(LastAttempt { number: attempt.number, outcome: AttemptOutcome::from(status) });
         true
@@ -249,7 +249,7 @@ impl Attempts {
     pub(super) fn fail_unowned(&mut self, to: NodeId) {
         let peer = self.peers.entry(to).or_default();
         peer.failures = peer.failures.saturating_add(1);
-        peer.not_before = self.now + self.policy.wait(peer.failures, SnapshotFailure::Lost);
+        peer.not_before = self.now.saturating_add(self.policy.wait(peer.failures, SnapshotFailure::Lost));
         peer.wanted = true;
         let outcome = AttemptOutcome::Failed(SnapshotFailure::Lost);
         peer.last = Some(LastAttempt { number: peer.last.map_or(0, |last| last.number), outcome });
@@ -310,7 +310,7 @@ impl Attempts {
             let Some(kept) = &mut peer.kept else { continue };
             let matched = matched(id);
             if matched != kept.matched {
-                (kept.matched, kept.until) = (matched, self.now + self.policy.wait_ticks_max);
+                (kept.matched, kept.until) = (matched, self.now.saturating_add(self.policy.wait_ticks_max));
             }
             kept.resume &= kept.matched < kept.meta.head.at.index;
             let has_all = !kept.resume && kept.matched >= target;

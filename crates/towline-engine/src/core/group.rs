@@ -252,7 +252,7 @@ impl<W, R> Group<W, R> {
 
     /// A read that must see every command acknowledged before now.
     pub fn read(&mut self, reader: R) {
-        self.reads.add(reader, self.ticks + self.read_timeout_ticks);
+        self.reads.add(reader, self.ticks.saturating_add(self.read_timeout_ticks));
     }
 
     /// Reads that are not answered yet.
