@@ -153,10 +153,10 @@ impl<W, R> Group<W, R> {
             self.replica.ping();
         }
         let applied = self.replica.log().applied();
-        for (reader, index) in self.reads.take_not_applied(self.ticks) {
+        for (reader, index) in self.reads.take_unapplied(self.ticks) {
             fx.unread.push((reader, ReadError::NotApplied { index, applied, call: None }));
         }
-        for reader in self.reads.tick(self.ticks) {
+        for reader in self.reads.take_unconfirmed(self.ticks) {
             let error =
                 if self.replica.leader().is_none() { ReadError::NoLeader } else { ReadError::Timeout };
             fx.unread.push((reader, error));

@@ -28,7 +28,7 @@ pub(super) struct Reads<R> {
     waiting: VecDeque<Reader<R>>,
     /// In the order of their numbers.
     rounds: VecDeque<Round<R>>,
-    /// Confirmed at an index that is not handed to the state machine yet.
+    /// Confirmed at an index that is not applied yet.
     confirmed: VecDeque<(u64, Vec<Reader<R>>)>,
 }
 
@@ -113,36 +113,30 @@ impl<R> Reads<R> {
         }
     }
 
-    /// Reads that may be answered once everything up to `handed` is applied.
-    pub(super) fn take_confirmed(&mut self, handed: u64) -> Vec<R> {
+    /// Takes the confirmed reads that need nothing past `applied`, the index of the last applied entry.
+    pub(super) fn take_confirmed(&mut self, applied: u64) -> Vec<R> {
         let mut ready = Vec::new();
-        while self.confirmed.front().is_some_and(|&(index, _)| index <= handed) {
+        while self.confirmed.front().is_some_and(|&(index, _)| index <= applied) {
             let confirmed = self.confirmed.pop_front().into_iter().flat_map(|(_, readers)| readers);
             ready.extend(confirmed.map(|r| r.reader));
         }
         ready
     }
 
-    /// Removes the readers whose deadline has come, wherever they wait.
-    pub(super) fn tick(&mut self, now_tick: u64) -> Vec<R> {
+    /// Takes the reads past their deadline that no round has confirmed.
+    pub(super) fn take_unconfirmed(&mut self, now_tick: u64) -> Vec<R> {
         let mut late = Vec::new();
         for round in &mut self.rounds {
             take_late(&mut round.readers, now_tick, &mut late);
         }
         self.rounds.retain(|round| !round.readers.is_empty());
         take_late(&mut self.waiting, now_tick, &mut late);
-        // The entries a confirmed read waits for may never come to a node that was cut off meanwhile.
-        for (_, readers) in &mut self.confirmed {
-            let over = readers.partition_point(|r| r.deadline_tick <= now_tick);
-            late.extend(readers.drain(..over).map(|r| r.reader));
-        }
-        self.confirmed.retain(|(_, readers)| !readers.is_empty());
         late
     }
 
-    /// Readers past their deadline that are confirmed at an index the state machine has not come to. Before
-    /// [`tick`](Self::tick), which takes them without their index.
-    pub(super) fn take_not_applied(&mut self, now_tick: u64) -> Vec<(R, u64)> {
+    /// Takes the reads past their deadline that are confirmed at an index that is not applied, with that index. A node that
+    /// was cut off may never get the entries up to it.
+    pub(super) fn take_unapplied(&mut self, now_tick: u64) -> Vec<(R, u64)> {
         let mut late = Vec::new();
         for (index, readers) in &mut self.confirmed {
             let over = readers.partition_point(|r| r.deadline_tick <= now_tick);
@@ -259,7 +253,7 @@ mod tests {
         reads.add("a", 100);
         let first = reads.start_round(0, RETRY).unwrap();
         for tick in 1..=50 {
-            assert!(reads.tick(tick).is_empty());
+            assert!(reads.take_unconfirmed(tick).is_empty());
             assert_eq!(reads.start_round(tick, RETRY).is_some(), tick % RETRY == 0, "tick {tick}");
         }
         reads.add("b", 100);
@@ -290,12 +284,12 @@ mod tests {
         reads.add("b", 60);
         reads.start_round(0, RETRY).unwrap();
         reads.add("c", 70);
-        assert_eq!(reads.tick(49), Vec::<&str>::new());
-        assert_eq!(reads.tick(50), ["a"]);
+        assert_eq!(reads.take_unconfirmed(49), Vec::<&str>::new());
+        assert_eq!(reads.take_unconfirmed(50), ["a"]);
         assert_eq!((reads.rounds.len(), reads.len()), (1, 2));
         reads.confirm(&first, 5);
         assert_eq!(reads.take_confirmed(9), Vec::<&str>::new());
-        assert_eq!(reads.tick(70), ["b", "c"]);
+        assert_eq!(reads.take_unconfirmed(70), ["b", "c"]);
         assert_eq!((reads.rounds.len(), reads.len()), (0, 0));
         assert!(reads.start_round(100, RETRY).is_none(), "no read is left to retry for");
     }
@@ -307,7 +301,8 @@ mod tests {
         reads.add("b", 100);
         let round = reads.start_round(0, RETRY).unwrap();
         reads.confirm(&round, 7);
-        assert_eq!(reads.tick(50), ["a"]);
+        assert_eq!(reads.take_unconfirmed(50), Vec::<&str>::new());
+        assert_eq!(reads.take_unapplied(50), [("a", 7)]);
         assert_eq!((reads.take_confirmed(6), reads.len()), (vec![], 1));
         assert_eq!(reads.take_confirmed(7), ["b"]);
     }
