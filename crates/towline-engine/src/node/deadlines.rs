@@ -81,7 +81,7 @@ mod tests {
         for _ in 0..10 * SWEEP_MIN {
             let (waiter, _wanted) = Waiter::new::<()>(metrics.clone());
             deadlines.push(waiter.unanswered());
-            waiter.answer(());
+            waiter.answer((), Instant::now());
         }
         assert!(deadlines.line.len() <= SWEEP_MIN + 1, "{}", deadlines.line.len());
         assert_eq!(deadlines.take_late(Instant::now()).len(), 1);
@@ -95,7 +95,7 @@ mod tests {
         waiters.iter().for_each(|(waiter, _)| drop(deadlines.push(waiter.unanswered())));
         let mut waiters = waiters.into_iter();
         let (answered, _wanted) = waiters.next().unwrap();
-        answered.answer(());
+        answered.answer((), Instant::now());
         drop(waiters.next().unwrap());
         let (late, mut wanted) = waiters.next().unwrap();
         let taken = deadlines.take_late(late.since());
@@ -103,7 +103,7 @@ mod tests {
         let error = ProposeError::Uncertain { cause: UncertainCause::Down("late".into()) };
         taken.iter().for_each(|proposal| proposal.fail(error.clone()));
         assert_eq!(wanted.try_recv().unwrap(), Err(error));
-        late.answer(()); // too late: no caller waits, nothing panics
+        late.answer((), Instant::now()); // too late: no caller waits, nothing panics
         assert!(deadlines.take_late(Instant::now() - Duration::from_secs(60)).is_empty());
     }
 }

@@ -223,8 +223,8 @@ impl Ingress {
         }
     }
 
-    /// Takes proposals that wait since `before` or longer. They are to be answered; whoever has them meanwhile finds
-    /// them answered.
+    /// Takes the unanswered proposals that were made at `before` or earlier. The caller must answer them. The queue, the core
+    /// or the apply worker may still hold their waiters: a later answer has no effect.
     pub(crate) fn take_late(&self, before: Instant) -> Vec<Arc<dyn Unanswered>> {
         self.lock().deadlines.take_late(before)
     }

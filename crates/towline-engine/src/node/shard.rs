@@ -498,9 +498,11 @@ impl Shard {
 }
 
 fn note_commit_times(tasks: &[Task], metrics: &GroupMetrics) {
+    let now = Instant::now();
     for task in tasks {
         if let Apply::Entries { waiters, .. } = task {
-            waiters.iter().flatten().for_each(|w| metrics.commit_time(w.since().elapsed()));
+            let age = |waiter: &Waiter| now.saturating_duration_since(waiter.since());
+            waiters.iter().flatten().for_each(|waiter| metrics.commit_time(age(waiter)));
         }
     }
 }

@@ -68,7 +68,8 @@ impl<S: StateMachine> Target for Machine<S> {
             given if given == commands => Ok(()),
             given => Err(format!("state machine gave {given} replies to {commands} commands").into()),
         });
-        self.metrics.apply(started.elapsed(), commands as u64);
+        let now = Instant::now();
+        self.metrics.apply(now.saturating_duration_since(started), commands as u64);
         match &result {
             Ok(()) => {
                 let mut waiters = waiters.into_iter();
@@ -76,7 +77,7 @@ impl<S: StateMachine> Target for Machine<S> {
                     // The waiter was made by the handle of this group, so it has this group's type.
                     let waiter = waiters.next().flatten();
                     match waiter {
-                        Some(waiter) => waiter.answer(reply),
+                        Some(waiter) => waiter.answer(reply, now),
                         None => contained(|| drop(reply)),
                     }
                 }

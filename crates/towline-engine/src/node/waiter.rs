@@ -49,13 +49,13 @@ impl Waiter {
         (Self(Arc::new(Slot { answer, is_open, since: Instant::now(), metrics })), answered)
     }
 
-    /// The state machine has applied the command, and its answers have this type. The caller may be gone.
-    pub(crate) fn answer<R: Send + 'static>(self, reply: R) {
+    /// The state machine has applied the command by `now`, and its answers have this type. The caller may be gone.
+    pub(crate) fn answer<R: Send + 'static>(self, reply: R, now: Instant) {
         let slot = self.0.as_any().downcast_ref::<Slot<R>>();
         match slot.and_then(|slot| Some((slot, slot.take()?))) {
             Some((slot, answer)) => {
                 slot.metrics.proposals(ProposalOutcome::Committed, 1);
-                slot.metrics.proposal_time(slot.since.elapsed());
+                slot.metrics.proposal_time(now.saturating_duration_since(slot.since));
                 answer.send(Ok(reply));
             }
             None => contained(|| drop(reply)),
