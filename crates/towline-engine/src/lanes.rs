@@ -1,38 +1,31 @@
-//! The sending side: what stands between Raft and a thin [`Transport`](crate::transport::Transport).
+//! The lanes: the sending side between Raft and a [`Transport`](crate::transport::Transport).
 //!
-//! Every peer has two lanes, each with its own queue, worker and link, so that a heartbeat never waits behind an
-//! append. [`policy`] holds what can be decided without a clock or a thread: queues, conflation, batches, backoff. The
-//! rest (feature `driver`) moves bytes: it connects, dispatches, notices dead links and tells the truth about them to the
+//! Every peer has two lanes. Each lane has its own queue, worker and link, so that a heartbeat never waits behind an
+//! append. [`policy`] holds the decisions that need no clock and no thread: queues, conflation, batches and backoff. The
+//! rest (feature `driver`) moves bytes: it connects, dispatches, detects dead links, and reports them to the
 //! [`Reporter`](crate::reporter::Reporter).
 //!
 //! Invariants:
 //! * [`Lanes::send`] never blocks on the network and never grows a queue past its bound.
-//! * A message that is not handed to a link is counted, with the reason.
-//! * A lost append is reported to Raft; a lost control message never is, because the next tick repeats it.
-//! * One dead link is one report, whatever number of calls found it dead.
+//! * A message that no link accepted is counted, with the reason.
+//! * A lost append is reported to Raft. A lost control message is not: the next tick repeats it.
+//! * One dead link gives one report, even if several calls detect it.
 
 pub(crate) mod policy;
 
 #[cfg(feature = "driver")]
-mod counter;
+mod deps;
 #[cfg(feature = "driver")]
 mod handle;
 #[cfg(feature = "driver")]
-mod link;
-#[cfg(feature = "driver")]
 mod queue;
-#[cfg(feature = "driver")]
-mod settings;
 #[cfg(feature = "driver")]
 mod worker;
 
 #[cfg(feature = "driver")]
-#[allow(unused_imports)] // until the node uses them
 pub(crate) use {
-    counter::{LaneCounter, LaneCounters},
-    handle::{Lanes, LanesDeps},
-    link::PeerGate,
-    settings::LaneSettings,
+    deps::{LaneCounter, LaneCounters, LaneSettings, LanesDeps, PeerGate},
+    handle::Lanes,
 };
 
 #[cfg(test)]

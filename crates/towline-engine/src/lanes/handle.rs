@@ -1,38 +1,18 @@
-//! The lanes of a node: which peers there are, and the way in for messages.
+//! The handle to all lanes of a node: sets peers and queues messages.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tokio::runtime::Handle;
-
-use super::counter::LaneCounters;
-use super::link::PeerGate;
+use super::deps::{LaneSettings, LanesDeps};
 use super::policy::DropReason;
-use super::queue::{Clock, LaneQueue, Sent};
-use super::settings::LaneSettings;
-use super::worker::{Running, Worker};
+use super::queue::{Clock, LaneQueue, PushOutcome};
+use super::worker::{Worker, WorkerHandle};
 use crate::ids::{GroupId, NodeId};
 use crate::message::{Envelope, Lane};
-use crate::reporter::{Reporter, Scope, UnreachableCause};
-use crate::transport::{Hello, Peer, Transport};
+use crate::reporter::{Scope, UnreachableCause};
+use crate::transport::Peer;
 
-/// What the lanes work with.
-pub(crate) struct LanesDeps {
-    /// Hears of lost appends.
-    pub(crate) reporter: Arc<dyn Reporter>,
-    /// Asked before the first message on every link.
-    pub(crate) gate: Arc<dyn PeerGate>,
-    /// Makes the counters of each lane.
-    pub(crate) counters: Arc<dyn LaneCounters>,
-    /// By the scheme of the addresses they serve.
-    pub(crate) transports: BTreeMap<String, Arc<dyn Transport>>,
-    /// Where the workers run.
-    pub(crate) runtime: Handle,
-    /// What to say to a peer first.
-    pub(crate) hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
-}
-
-/// The lanes to all peers. Clones are the same lanes.
+/// The lanes to all peers. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Lanes {
     inner: Arc<Inner>,
@@ -42,9 +22,9 @@ struct Inner {
     settings: LaneSettings,
     deps: LanesDeps,
     clock: Clock,
-    /// What the sending thread reads: replaced as a whole, so that a burst holds no lock.
+    /// Read by the sending thread. Replaced as a whole, so that a burst holds no lock.
     routes: RwLock<Arc<Routes>>,
-    /// Serialises changes, and keeps the workers.
+    /// The workers. Its lock serialises changes of peers.
     workers: Mutex<Workers>,
 }
 
@@ -63,20 +43,21 @@ struct PeerLanes {
 #[derive(Default)]
 struct Workers {
     closed: bool,
-    by_peer: BTreeMap<NodeId, (Peer, Vec<Running>)>,
-    /// Told to stop, perhaps not done with it.
-    stopping: Vec<Running>,
+    by_peer: BTreeMap<NodeId, (Peer, Vec<WorkerHandle>)>,
+    /// Workers that are stopping.
+    stopping: Vec<WorkerHandle>,
 }
 
 impl Lanes {
-    /// Lanes to nobody yet.
+    /// Creates lanes without a peer.
     pub(crate) fn new(settings: LaneSettings, deps: LanesDeps) -> Self {
         let (routes, workers) = (RwLock::default(), Mutex::default());
         Self { inner: Arc::new(Inner { settings, deps, clock: Clock::start(), routes, workers }) }
     }
 
-    /// Connects to a peer, and keeps trying. With another address than before the lanes start anew; what waited for the
-    /// old address is dropped and reported. The same address again changes nothing.
+    /// Adds a peer, or changes its address. The lanes connect, and reconnect until the peer is removed. After a change of
+    /// address the lanes start anew; messages queued for the old address are dropped and reported. The same address again
+    /// changes nothing.
     pub(crate) fn set_peer(&self, peer: Peer) {
         let mut workers = self.workers();
         if workers.closed || workers.by_peer.get(&peer.id).is_some_and(|(known, _)| *known == peer) {
@@ -95,16 +76,16 @@ impl Lanes {
         workers.by_peer.insert(peer.id, (peer, running.unwrap_or_default()));
     }
 
-    /// The peer has just called this node and was let in: its lanes need not wait for their next attempt to connect.
-    pub(crate) fn peer_called(&self, peer: NodeId) {
+    /// The peer has connected to this node and was admitted, so its lanes reconnect without waiting for their backoff.
+    pub(crate) fn notify_peer_connected(&self, peer: NodeId) {
         let routes = Arc::clone(&self.inner.routes.read().unwrap_or_else(PoisonError::into_inner));
         if let Some(lanes) = routes.peers.get(&peer) {
-            lanes.control.peer_called();
-            lanes.append.peer_called();
+            lanes.control.notify_peer_connected();
+            lanes.append.notify_peer_connected();
         }
     }
 
-    /// Lets go of a peer: what waits for it is dropped, and so is what comes for it later.
+    /// Removes a peer. Queued and later messages for it are dropped.
     #[allow(dead_code)] // its caller, a change of membership, comes later; the tests hold it
     pub(crate) fn remove_peer(&self, peer: NodeId) {
         let mut workers = self.workers();
@@ -112,14 +93,14 @@ impl Lanes {
         workers.retire(peer, old, DropReason::UnknownPeer);
     }
 
-    /// Queues one message for the node it is to.
+    /// Queues one message for its receiver.
     #[cfg(test)]
     pub(crate) fn send(&self, envelope: Envelope) {
         self.send_many([envelope]);
     }
 
-    /// Queues messages, each for the node it is to, in order. Never blocks; what does not fit is dropped, counted and,
-    /// on the append lane, reported. Each worker is woken once.
+    /// Queues messages in order, each for its receiver. Never blocks: a message that does not fit is dropped and counted, and
+    /// on the append lane reported. Wakes each worker once.
     pub(crate) fn send_many(&self, envelopes: impl IntoIterator<Item = Envelope>) {
         let routes = Arc::clone(&self.inner.routes.read().unwrap_or_else(PoisonError::into_inner));
         let mut burst = Burst::new(&self.inner, &routes);
@@ -129,7 +110,7 @@ impl Lanes {
         burst.end();
     }
 
-    /// Stops taking messages, drops what waits, and returns when every worker has ended.
+    /// Refuses further messages, drops the queued ones, and returns when every worker has ended.
     pub(crate) async fn shutdown(&self) {
         self.close();
         let ending = std::mem::take(&mut self.workers().stopping);
@@ -164,21 +145,21 @@ impl Lanes {
 
 impl Workers {
     fn retire(&mut self, peer: NodeId, lanes: Option<PeerLanes>, reason: DropReason) {
-        // First the queues, so that a batch which the worker gives up is counted with the reason.
+        // The queues first: a batch that a worker abandons is then counted with this reason.
         if let Some(lanes) = lanes {
             lanes.control.end(reason);
             lanes.append.end(reason);
         }
         self.stopping.retain(|running| !running.is_finished());
         if let Some((_, running)) = self.by_peer.remove(&peer) {
-            running.iter().for_each(Running::stop);
+            running.iter().for_each(WorkerHandle::stop);
             self.stopping.extend(running);
         }
     }
 }
 
 impl Inner {
-    fn start(&self, peer: &Peer) -> Option<(PeerLanes, Vec<Running>)> {
+    fn start(&self, peer: &Peer) -> Option<(PeerLanes, Vec<WorkerHandle>)> {
         let transport = self.deps.transports.get(peer.address.scheme())?;
         let [control, append] = [Lane::Control, Lane::Append].map(|lane| {
             let counter = self.deps.counters.lane(peer.id, peer.address.scheme(), lane);
@@ -201,14 +182,14 @@ impl Inner {
     }
 }
 
-/// One call of the sending thread: wakes and reports once for what belongs together.
+/// One call of the sending thread. Wakes each worker once and merges equal reports.
 struct Burst<'a> {
     inner: &'a Inner,
     routes: &'a Routes,
     now_ms: u64,
-    /// The lanes it touched, and whether their worker is to be woken: at most two a peer.
+    /// The lanes with new messages, and whether to wake their workers. At most two for each peer.
     touched: Vec<(&'a LaneQueue, bool)>,
-    /// The last report: a run of drops of one group is reported once.
+    /// The last report: consecutive drops of one group are reported once.
     reported: Option<(NodeId, GroupId, UnreachableCause)>,
 }
 
@@ -220,7 +201,7 @@ impl<'a> Burst<'a> {
     fn push(&mut self, envelope: Envelope) {
         let (peer, group) = (envelope.message.to, envelope.group);
         let Some(lane) = envelope.message.kind.lane() else {
-            // A snapshot has a ticket, which reports; here it could only be lost.
+            // A snapshot travels with a ticket that reports its outcome. A lane would lose it.
             debug_assert!(false, "a snapshot was sent to a lane");
             return self.inner.deps.counters.unrouted(peer, Lane::Append, DropReason::UnknownPeer);
         };
@@ -237,9 +218,9 @@ impl<'a> Burst<'a> {
             Lane::Append => &lanes.append,
         };
         match queue.push(envelope, self.now_ms) {
-            Sent::Queued { wake } => self.touch(queue, wake),
-            Sent::Dropped(cause) => self.report(peer, lane, group, cause),
-            Sent::Gone => {}
+            PushOutcome::Queued { wake } => self.touch(queue, wake),
+            PushOutcome::Dropped(cause) => self.report(peer, lane, group, cause),
+            PushOutcome::Gone => {}
         }
     }
 

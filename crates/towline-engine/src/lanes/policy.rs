@@ -1,5 +1,5 @@
-//! What the lanes decide: pure data structures. Time is an argument (milliseconds since some start), and so is
-//! randomness; without feature `driver` this is all there is of the lanes.
+//! The decisions of the lanes, as pure data structures. Time (milliseconds since some start) and randomness are arguments.
+//! Without the feature `driver` the lanes consist of this module alone.
 
 mod append;
 mod backoff;
@@ -16,17 +16,17 @@ pub(crate) use {
 
 use crate::message::{Batch, Envelope};
 
-/// What a message costs beside its payload, in the bounds of queues and batches: its fixed fields, in memory and in a
-/// frame. A constant on purpose: what an entry costs beside its payload is already part of the size that Raft bounds,
-/// and a full window of appends must fit in a lane that was sized for it.
+/// The cost of a message beside its payload, in the bounds of queues and batches: its fixed fields in memory and in a
+/// frame. A constant, because Raft's own bound already includes the overhead of each entry, and because a full window of
+/// appends must fit in a lane sized for it.
 pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 128;
 
-/// What a message counts for in the bounds of queues and batches.
+/// The cost of a message in the bounds of queues and batches.
 pub(crate) fn cost(envelope: &Envelope) -> usize {
     envelope.message.payload_bytes().saturating_add(MESSAGE_OVERHEAD_BYTES)
 }
 
-/// How much a queue holds, and how long its oldest message has waited.
+/// The contents of a queue, and the age of its oldest message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Depth {
     /// Messages.
@@ -37,27 +37,27 @@ pub(crate) struct Depth {
     pub(crate) age_ms: u64,
 }
 
-/// Why a message was not sent, or was sent in vain as far as we know.
+/// Why a message was not sent, or was probably lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum DropReason {
     /// The queue was at its bound.
     QueueFull,
-    /// A newer message of its kind and group took its place.
+    /// A newer message of the same kind and group replaced it.
     Superseded,
-    /// There was no link, or it died while the message waited or was being dispatched.
+    /// There was no link, or the link ended while the message waited or was being dispatched.
     LinkDown,
     /// The link refused the batch, or the transport panicked over it.
     DispatchFailed,
-    /// The link did not take the batch in time.
+    /// The link did not accept the batch in time.
     DispatchTimeout,
-    /// No such peer, or no transport for its address.
+    /// There is no such peer, or no transport for its address.
     UnknownPeer,
     /// The lanes are shut down.
     Shutdown,
 }
 
-/// A batch under construction: takes messages while they fit. The first always fits, because a message that is larger
-/// than a batch may be has to go some day.
+/// A batch under construction: takes messages while they fit. The first message always fits, because a message larger
+/// than the bound must be sent as well.
 struct BatchBuilder {
     batch: Batch,
     bytes: usize,

@@ -1,4 +1,4 @@
-//! What a lane's senders and its worker share: the queue, and whether there is a link.
+//! The state that a lane's senders and its worker share: the queue and the state of the link.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,14 +6,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::counter::LaneCounter;
+use super::deps::{LaneCounter, LaneSettings};
 use super::policy::{AppendQueue, ControlQueue, DropReason, Pushed};
-use super::settings::LaneSettings;
 use crate::ids::NodeId;
 use crate::message::{Batch, Envelope, Lane};
 use crate::reporter::{Reporter, Scope, UnreachableCause};
 
-/// Milliseconds since the lanes were made: the policy's notion of time.
+/// Counts milliseconds since the lanes were created: the time of [`policy`](super::policy).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     start: Instant,
@@ -29,7 +28,7 @@ impl Clock {
     }
 }
 
-/// One lane to one peer, as its senders see it.
+/// The queue of one lane to one peer.
 pub(crate) struct LaneQueue {
     pub(crate) peer: NodeId,
     pub(crate) lane: Lane,
@@ -37,19 +36,19 @@ pub(crate) struct LaneQueue {
     pub(crate) reporter: Arc<dyn Reporter>,
     clock: Clock,
     state: Mutex<State>,
-    /// There is something to dispatch.
+    /// Notified when the queue is no longer empty.
     filled: Notify,
-    /// The peer called this node, so it is there.
-    called: Notify,
+    /// Notified when the peer connects to this node.
+    peer_connected: Notify,
 }
 
 struct State {
     line: Line,
     phase: Phase,
-    /// Whether a batch was handed to the present link: then its death may have lost something.
+    /// Whether the current link has got a batch. If so, the end of the link may lose messages.
     used: bool,
-    /// Whether Raft knows that the peer is not reachable on this lane: an incident is told once.
-    told: bool,
+    /// Whether Raft knows that the peer is not reachable on this lane: an incident is reported once.
+    reported: bool,
 }
 
 enum Line {
@@ -61,18 +60,18 @@ enum Line {
 enum Phase {
     Down,
     Up,
-    /// No more links: whatever comes is dropped for this reason.
+    /// No more links. Messages are dropped for this reason.
     Ended(DropReason),
 }
 
-/// What became of a message that was pushed, as far as its sender has to act.
+/// The outcome of a push, as far as the sender must act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sent {
-    /// It waits for the worker, which is to be woken if `wake`.
+pub(crate) enum PushOutcome {
+    /// The message is queued. The sender wakes the worker if `wake`.
     Queued { wake: bool },
-    /// It was dropped and counted. For an append, Raft is to hear of it.
+    /// The message was dropped and counted. The sender reports a dropped append to Raft.
     Dropped(UnreachableCause),
-    /// It was dropped and counted, and that is all.
+    /// The message was dropped and counted. There is nothing to report.
     Gone,
 }
 
@@ -91,67 +90,67 @@ impl LaneQueue {
                 Line::Append(AppendQueue::new(settings.append_messages_max, settings.append_bytes_max))
             }
         };
-        let state = Mutex::new(State { line, phase: Phase::Down, used: false, told: false });
-        let (filled, called) = (Notify::new(), Notify::new());
-        Self { peer, lane, counter, reporter, clock, state, filled, called }
+        let state = Mutex::new(State { line, phase: Phase::Down, used: false, reported: false });
+        let (filled, peer_connected) = (Notify::new(), Notify::new());
+        Self { peer, lane, counter, reporter, clock, state, filled, peer_connected }
     }
 
-    // Every state between two statements below is a valid one, so a poisoned lock is no reason to stop sending.
+    // Every intermediate state is valid, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The peer called this node: a worker that pauses before its next attempt to connect need not.
-    pub(crate) fn peer_called(&self) {
-        self.called.notify_one();
+    /// Records that the peer connected to this node, which ends the worker's pause between attempts.
+    pub(crate) fn notify_peer_connected(&self) {
+        self.peer_connected.notify_one();
     }
 
     /// Waits for a call of the peer, or returns at once if there was one since this was asked last.
-    pub(crate) async fn called(&self) {
-        self.called.notified().await;
+    pub(crate) async fn peer_connected(&self) {
+        self.peer_connected.notified().await;
     }
 
-    /// Queues or drops a message, and counts a drop. Wakes nobody and reports nothing: the sender does, once a burst.
-    pub(crate) fn push(&self, envelope: Envelope, now_ms: u64) -> Sent {
+    /// Queues or drops a message, and counts a drop. The sender wakes the worker and reports drops once for each burst.
+    pub(crate) fn push(&self, envelope: Envelope, now_ms: u64) -> PushOutcome {
         let mut state = self.lock();
         let State { line, phase, .. } = &mut *state;
         match (line, *phase) {
             (_, Phase::Ended(reason)) => {
                 self.counter.dropped(reason, 1);
-                // After a restart the new lane's incident is not ours to tell, but this message was lost here.
+                // The lane was replaced by one for another address. This message was still lost here.
                 if reason == DropReason::LinkDown {
-                    Sent::Dropped(UnreachableCause::LinkLost)
+                    PushOutcome::Dropped(UnreachableCause::LinkLost)
                 } else {
-                    Sent::Gone
+                    PushOutcome::Gone
                 }
             }
             (Line::Append(_), Phase::Down) => {
                 self.counter.dropped(DropReason::LinkDown, 1);
-                Sent::Dropped(UnreachableCause::LinkLost)
+                PushOutcome::Dropped(UnreachableCause::LinkLost)
             }
             (Line::Append(queue), Phase::Up) => {
                 let wake = queue.is_empty();
                 match queue.push(envelope, now_ms) {
-                    Ok(()) => Sent::Queued { wake },
+                    Ok(()) => PushOutcome::Queued { wake },
                     Err(_) => {
                         self.counter.dropped(DropReason::QueueFull, 1);
-                        Sent::Dropped(UnreachableCause::QueueFull)
+                        PushOutcome::Dropped(UnreachableCause::QueueFull)
                     }
                 }
             }
             (Line::Control(queue), Phase::Down | Phase::Up) => {
                 let wake = queue.is_empty();
                 match queue.push(envelope, now_ms) {
-                    Pushed::Queued => return Sent::Queued { wake },
+                    Pushed::Queued => return PushOutcome::Queued { wake },
                     Pushed::Superseded => self.counter.dropped(DropReason::Superseded, 1),
                     Pushed::ReadsFull(_) => self.counter.dropped(DropReason::QueueFull, 1),
                 }
-                Sent::Gone
+                PushOutcome::Gone
             }
         }
     }
 
-    /// After a burst: shows the depth, and wakes the worker if `wake`.
+    /// Ends a burst: updates the depth, and wakes the worker if `wake`.
     pub(crate) fn settle(&self, wake: bool, now_ms: u64) {
         self.show_depth(&self.lock(), now_ms);
         if wake {
@@ -166,7 +165,7 @@ impl LaneQueue {
         });
     }
 
-    /// The next batch for the link, which counts as used from here on.
+    /// Takes the next batch for the link.
     pub(crate) fn take(&self, bytes_max: usize) -> Option<Batch> {
         let mut state = self.lock();
         if state.phase != Phase::Up {
@@ -181,12 +180,12 @@ impl LaneQueue {
         Some(batch)
     }
 
-    /// Waits until something was pushed. Cancel-safe.
+    /// Waits until a message was queued. Cancel-safe.
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;
     }
 
-    /// A link was made. Control messages older than `age_max` are dropped: they say nothing true any more.
+    /// Records a new link. Drops control messages older than `age_max`, which are outdated.
     pub(crate) fn link_up(&self, age_max: Duration) {
         let mut state = self.lock();
         if state.phase != Phase::Down {
@@ -194,7 +193,7 @@ impl LaneQueue {
         }
         state.phase = Phase::Up;
         state.used = false;
-        state.told = false;
+        state.reported = false;
         let now_ms = self.clock.now_ms();
         if let Line::Control(queue) = &mut state.line {
             let age_max_ms = u64::try_from(age_max.as_millis()).unwrap_or(u64::MAX);
@@ -204,32 +203,32 @@ impl LaneQueue {
         self.counter.connected();
     }
 
-    /// The link is gone. The control queue stays and goes on conflating; appends are dropped, and Raft hears of it if
-    /// the link had lost anything.
+    /// Records the end of the link. The control queue stays and goes on conflating. Appends are dropped, and reported to Raft
+    /// if messages may be lost.
     pub(crate) fn link_down(&self) {
         let mut state = self.lock();
         if state.phase == Phase::Up {
             state.phase = Phase::Down;
         }
         self.counter.closed();
-        let tell = self.lose(&mut state, DropReason::LinkDown);
+        let report = self.lose(&mut state, DropReason::LinkDown);
         drop(state);
-        self.tell(tell, UnreachableCause::LinkLost);
+        self.report(report, UnreachableCause::LinkLost);
     }
 
-    /// No link could be made.
+    /// Records a failed attempt to connect.
     pub(crate) fn connect_failed(&self) {
         self.counter.connect_failed();
         let mut state = self.lock();
-        let tell = self.lane == Lane::Append
+        let report = self.lane == Lane::Append
             && state.phase == Phase::Down
-            && !std::mem::replace(&mut state.told, true);
+            && !std::mem::replace(&mut state.reported, true);
         drop(state);
-        self.tell(tell, UnreachableCause::ConnectFailed);
+        self.report(report, UnreachableCause::ConnectFailed);
     }
 
-    /// Nothing is sent any more, for this reason; what waits is dropped. Raft hears of it only when the peer stays
-    /// ([`DropReason::LinkDown`]: the lane is made anew for another address).
+    /// Ends the lane for this reason, and drops its queue. Raft gets a report only if the peer stays
+    /// ([`DropReason::LinkDown`]: a new lane with another address follows).
     pub(crate) fn end(&self, reason: DropReason) {
         let mut state = self.lock();
         if matches!(state.phase, Phase::Ended(_)) {
@@ -239,12 +238,12 @@ impl LaneQueue {
         if let Line::Control(queue) = &mut state.line {
             self.count_dropped(reason, queue.clear());
         }
-        let tell = self.lose(&mut state, reason) && reason == DropReason::LinkDown;
+        let report = self.lose(&mut state, reason) && reason == DropReason::LinkDown;
         drop(state);
-        self.tell(tell, UnreachableCause::LinkLost);
+        self.report(report, UnreachableCause::LinkLost);
     }
 
-    /// The reason for which a batch is lost whose dispatch did not end.
+    /// The reason for a batch whose dispatch was abandoned.
     pub(crate) fn loss(&self) -> DropReason {
         match self.lock().phase {
             Phase::Ended(reason) => reason,
@@ -252,7 +251,7 @@ impl LaneQueue {
         }
     }
 
-    /// Gives up what was handed to the link and the appends that wait for it; says whether Raft has to hear of it.
+    /// Drops the queued appends. Returns whether to report lost messages to Raft.
     fn lose(&self, state: &mut State, reason: DropReason) -> bool {
         let used = std::mem::take(&mut state.used);
         let waiting = match &mut state.line {
@@ -262,7 +261,7 @@ impl LaneQueue {
         self.count_dropped(reason, waiting);
         self.show_depth(state, self.clock.now_ms());
         let lost = self.lane == Lane::Append && (used || waiting > 0);
-        lost && !std::mem::replace(&mut state.told, true)
+        lost && !std::mem::replace(&mut state.reported, true)
     }
 
     fn count_dropped(&self, reason: DropReason, messages: usize) {
@@ -271,9 +270,9 @@ impl LaneQueue {
         }
     }
 
-    // Without the lock: what a reporter wakes must not wait for a lane.
-    fn tell(&self, tell: bool, cause: UnreachableCause) {
-        if tell {
+    // Called without the lock: the task that a report wakes must not wait for a lane.
+    fn report(&self, report: bool, cause: UnreachableCause) {
+        if report {
             self.reporter.report_unreachable(self.peer, Scope::Node, cause);
         }
     }

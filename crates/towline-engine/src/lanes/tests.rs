@@ -172,9 +172,9 @@ async fn a_peer_that_calls_is_called_back_at_once() {
         // Just behind a failed attempt, long after the waits have reached their cap.
         tokio::time::sleep(Duration::from_secs(5)).await; // not synchronisation: moves the paused clock
         script.until(|w| w.connect_failed > failed).await;
-        lanes.peer_called(node(3));
+        lanes.notify_peer_connected(node(3));
         let (failed, start) = (script.with(|w| w.connect_failed), Instant::now());
-        lanes.peer_called(node(2));
+        lanes.notify_peer_connected(node(2));
         script.until(|w| w.connect_failed >= failed + 2).await;
         assert!(start.elapsed() <= Duration::from_millis(2), "{:?}", start.elapsed());
     }
@@ -195,7 +195,7 @@ async fn a_peer_that_calls_all_the_time_is_not_called_all_the_time() {
         for _ in 0..20_000 {
             tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: moves the paused clock
             if calls {
-                lanes.peer_called(node(2));
+                lanes.notify_peer_connected(node(2));
             }
         }
         script.with(|w| w.attempts)

@@ -1,29 +1,34 @@
-//! The worker of one lane: keeps a link, and dispatches to it what waits.
+//! The worker of one lane: it keeps a link to the peer and dispatches the lane's queue to it.
 
+use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::Instrument as _;
 
-use super::link::{Closed, Either, PeerGate, feedback, race};
+use super::deps::{LaneSettings, PeerGate};
 use super::policy::{Backoff, DropReason};
 use super::queue::LaneQueue;
-use super::settings::LaneSettings;
 use crate::cause::chain;
-use crate::message::Batch;
-use crate::transport::{BytesTaken, Hello, Link, LinkClosed, Peer, Transport};
+use crate::message::{Batch, Lane};
+use crate::reporter::{Scope, UnreachableCause};
+use crate::transport::{
+    BytesTaken, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, Peer, Transport,
+};
 
-/// Attempts to connect that fail in a row before somebody is told: by then a peer that starts beside this node is there.
-const MISSES_TOLD: u32 = 5;
+/// After this many failed attempts in a row the worker logs a warning. A peer that starts together with this node answers
+/// earlier.
+const MISSES_LOGGED: u32 = 5;
 
-/// Everything a worker needs.
+/// A worker that was not started yet.
 pub(crate) struct Worker {
     pub(crate) peer: Peer,
     pub(crate) queue: Arc<LaneQueue>,
@@ -34,56 +39,56 @@ pub(crate) struct Worker {
     pub(crate) runtime: Handle,
 }
 
-/// A worker that runs. Dropping it does not stop it.
-pub(crate) struct Running {
+/// A handle to a running worker. Dropping it does not stop the worker.
+pub(crate) struct WorkerHandle {
     stop: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
-impl Running {
-    /// Lets the worker end; what it is about to dispatch is given up.
+impl WorkerHandle {
+    /// Stops the worker; it abandons a dispatch under way.
     pub(crate) fn stop(&self) {
         self.stop.notify_one();
     }
 
-    /// Whether it has ended.
+    /// Whether the worker has ended.
     pub(crate) fn is_finished(&self) -> bool {
         self.task.is_finished()
     }
 
-    /// Waits for its end.
+    /// Waits until the worker has ended.
     pub(crate) async fn join(self) {
-        // A worker that panicked has ended too.
+        // An error means that the worker panicked, so it has ended too.
         let _ = self.task.await;
     }
 }
 
-/// How a session, from the attempt to connect to the end of the link, ended.
+/// How a session ended. A session lasts from the attempt to connect to the end of the link.
 #[derive(Debug)]
-enum Ended {
-    /// There never was a link.
+enum SessionEnd {
+    /// No link was established.
     NotConnected,
-    /// There was one; with how well it did.
+    /// The link ended. `healthy` resets the backoff.
     Lost { healthy: bool },
 }
 
 impl Worker {
-    /// Starts it.
-    pub(crate) fn spawn(self) -> Running {
+    /// Starts the worker on its runtime.
+    pub(crate) fn spawn(self) -> WorkerHandle {
         let stop = Arc::new(Notify::new());
         let runtime = self.runtime.clone();
         let span = tracing::info_span!("lane", node = %self.hello.from, peer = %self.peer.id, lane = self.queue.lane.as_str());
         let task = runtime.spawn(Arc::new(self).run(Arc::clone(&stop)).instrument(span));
-        Running { stop, task }
+        WorkerHandle { stop, task }
     }
 
     async fn run(self: Arc<Self>, stop: Arc<Notify>) {
         let mut rng = fastrand::Rng::new();
         let mut backoff = Backoff::new(self.settings.backoff_min, self.settings.backoff_max);
         let misses = Arc::new(AtomicU32::new(0));
-        let mut heeded = None;
+        let mut early_retry = None;
         loop {
-            // A task of its own, so that a panic in a transport ends this link and nothing else.
+            // A separate task: a panic in a transport ends only this link.
             let mut session =
                 self.runtime.spawn(Arc::clone(&self).session(Arc::clone(&misses)).in_current_span());
             let ended = match race(stop.notified(), &mut session).await {
@@ -94,48 +99,49 @@ impl Worker {
                 }
                 Either::Second(ended) => ended,
             };
-            if let Ended::Lost { healthy: true } = self.settle(ended) {
+            if let SessionEnd::Lost { healthy: true } = self.settle(ended) {
                 backoff.reset();
             }
             if let Either::First(()) =
-                race(stop.notified(), self.pause(backoff.next(&mut rng), &mut heeded)).await
+                race(stop.notified(), self.pause(backoff.next(&mut rng), &mut early_retry)).await
             {
                 return;
             }
         }
     }
 
-    /// Waits before the next attempt. A call of the peer says that it is there, and ends the wait: at most once in
-    /// `backoff_max`, so that two nodes that break each other's links do not call each other without a pause.
-    async fn pause(&self, pause: Duration, heeded: &mut Option<Instant>) {
-        if heeded.is_some_and(|at| at.elapsed() < self.settings.backoff_max) {
+    /// Waits before the next attempt. A connection from the peer ends the wait, because the peer is then reachable. This
+    /// happens at most once in `backoff_max`: otherwise two nodes that break each other's links would reconnect without a
+    /// pause.
+    async fn pause(&self, pause: Duration, early_retry: &mut Option<Instant>) {
+        if early_retry.is_some_and(|at| at.elapsed() < self.settings.backoff_max) {
             return sleep(pause).await;
         }
-        if let Either::First(()) = race(self.queue.called(), sleep(pause)).await {
-            *heeded = Some(Instant::now());
+        if let Either::First(()) = race(self.queue.peer_connected(), sleep(pause)).await {
+            *early_retry = Some(Instant::now());
         }
     }
 
-    fn settle(&self, ended: Result<Ended, tokio::task::JoinError>) -> Ended {
+    fn settle(&self, ended: Result<SessionEnd, tokio::task::JoinError>) -> SessionEnd {
         ended.unwrap_or_else(|error| {
             tracing::error!(peer = %self.peer.id, lane = self.queue.lane.as_str(), %error, "a transport panicked");
-            Ended::NotConnected
+            SessionEnd::NotConnected
         })
     }
 
-    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> Ended {
+    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> SessionEnd {
         let (peer, lane) = (self.peer.id, self.queue.lane.as_str());
         let mut attempt = Attempt { queue: &self.queue, up: false };
         let (link, closed) = match self.connect().await {
             Ok(connected) => connected,
             Err(detail) => {
                 tracing::debug!(%peer, lane, detail, "no link");
-                // Once an incident: who named a wrong address must see it, and a peer that is down must not fill a disk.
-                if misses.fetch_add(1, Ordering::Relaxed) + 1 == MISSES_TOLD {
+                // Once an incident: an operator must see a wrong address, but a peer that is down must not fill the disk.
+                if misses.fetch_add(1, Ordering::Relaxed) + 1 == MISSES_LOGGED {
                     let address = &self.peer.address;
                     tracing::warn!(%peer, %address, lane, detail, "a peer cannot be reached");
                 }
-                return Ended::NotConnected;
+                return SessionEnd::NotConnected;
             }
         };
         attempt.up = true;
@@ -147,8 +153,8 @@ impl Worker {
         let end = pump.run().await;
         let accepted = pump.accepted;
         tracing::debug!(%peer, lane, ?end, "link lost");
-        // A peer that lets us in only to close is not healthy; one that keeps an idle link is.
-        Ended::Lost { healthy: accepted || since.elapsed() >= self.settings.backoff_max }
+        // A peer that accepts a link and closes it at once is not healthy. A peer that keeps an idle link is.
+        SessionEnd::Lost { healthy: accepted || since.elapsed() >= self.settings.backoff_max }
     }
 
     async fn connect(&self) -> Result<(Box<dyn Link>, Closed), String> {
@@ -164,7 +170,7 @@ impl Worker {
         if welcome.node != self.peer.id {
             return Err(format!("node {} answered instead", welcome.node));
         }
-        // No deadline: it cannot be cancelled, and starting it again beside itself would only pile up.
+        // Without a deadline: the call cannot be cancelled, and repeated calls would pile up.
         let gate = Arc::clone(&self.gate);
         match self.runtime.spawn_blocking(move || gate.welcome(&welcome)).await {
             Ok(Ok(())) => Ok((connected.link, closed)),
@@ -174,7 +180,7 @@ impl Worker {
     }
 }
 
-/// Tells the queue how a session ended on every way out of it: returned, aborted, panicked.
+/// Reports the end of a session to the queue, whether it returned, was aborted or panicked.
 struct Attempt<'a> {
     queue: &'a LaneQueue,
     up: bool,
@@ -189,7 +195,7 @@ impl Drop for Attempt<'_> {
     }
 }
 
-/// Counts a batch as lost unless its dispatch came to an end.
+/// Counts a batch as lost unless its dispatch ended.
 struct InFlight<'a> {
     queue: &'a LaneQueue,
     messages: usize,
@@ -213,10 +219,11 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// How often a worker looks whether a link moves, within its timeout: a link that is stuck is found at most a tenth late.
-const LOOKS: u32 = 10;
+/// How often a worker checks a link's progress within its timeout. A stuck link is found at most a tenth of the timeout
+/// late.
+const CHECKS: u32 = 10;
 
-/// Waits for a dispatch, until `taken` stood still for `patience`.
+/// Waits for a dispatch. Gives up when `taken` has not changed for `patience`.
 async fn while_moving<T>(
     patience: Duration,
     taken: &BytesTaken,
@@ -225,7 +232,7 @@ async fn while_moving<T>(
     let mut dispatch = pin!(dispatch);
     let (mut seen, mut since) = (taken.now(), Instant::now());
     loop {
-        let until = (Instant::now() + patience / LOOKS).min(since + patience);
+        let until = (Instant::now() + patience / CHECKS).min(since + patience);
         let elapsed = match timeout_at(until, &mut dispatch).await {
             Ok(done) => return Ok(done),
             Err(elapsed) => elapsed,
@@ -300,4 +307,58 @@ impl Pump<'_> {
             }
         }
     }
+}
+
+/// Completes when the link's transport reports the end of the link.
+type Closed = oneshot::Receiver<LinkClosed>;
+
+/// Receives the events of one link. Nacks go to Raft at once. The end of the link goes to the worker, which alone decides
+/// what to report.
+struct LinkObserver {
+    queue: Arc<LaneQueue>,
+    closed: Mutex<Option<oneshot::Sender<LinkClosed>>>,
+}
+
+/// Makes the feedback for one attempt to connect.
+fn feedback(queue: &Arc<LaneQueue>) -> (LinkFeedback, Closed) {
+    let (sender, closed) = oneshot::channel();
+    let observer = LinkObserver { queue: Arc::clone(queue), closed: Mutex::new(Some(sender)) };
+    (LinkFeedback::new(Arc::new(observer)), closed)
+}
+
+impl LinkEvents for LinkObserver {
+    fn nack(&self, nack: Nack) {
+        let queue = &self.queue;
+        queue.counter.nack();
+        tracing::debug!(peer = %queue.peer, group = %nack.group, cause = ?nack.cause, "messages refused by the peer");
+        if queue.lane == Lane::Append {
+            queue.reporter.report_unreachable(queue.peer, Scope::Group(nack.group), UnreachableCause::Nack);
+        }
+    }
+
+    fn closed(&self, cause: LinkClosed) {
+        let sender = self.closed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            // Fails if the worker has dropped the link already.
+            let _ = sender.send(cause);
+        }
+    }
+}
+
+/// The output of the future that ended first.
+enum Either<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Runs two futures until one ends, and drops the other. If both are ready, the first wins.
+async fn race<A: Future, B: Future>(first: A, second: B) -> Either<A::Output, B::Output> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    poll_fn(|cx| {
+        if let Poll::Ready(out) = first.as_mut().poll(cx) {
+            return Poll::Ready(Either::First(out));
+        }
+        second.as_mut().poll(cx).map(Either::Second)
+    })
+    .await
 }

@@ -184,7 +184,7 @@ pub(crate) struct Door {
 impl Inbound for Door {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
         let welcome = self.peers.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
-        self.lanes.peer_called(hello.from);
+        self.lanes.notify_peer_connected(hello.from);
         let metrics = self.peers.counters.inbound(hello.from, self.scheme);
         Ok(Arc::new(Session { peers: self.peers.clone(), peer: hello.from, welcome, metrics }))
     }

@@ -6,11 +6,11 @@ use super::{BatchBuilder, Depth, cost};
 use crate::ids::GroupId;
 use crate::message::{Batch, Envelope};
 
-/// The queue is at its bound: here is the message back.
+/// The queue is full. Contains the message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full(pub(crate) Envelope);
 
-/// What was in a queue that was emptied.
+/// The contents of a cleared queue.
 #[derive(Debug, PartialEq, Eq, Default)]
 pub(crate) struct Dropped {
     /// Messages.
@@ -19,10 +19,10 @@ pub(crate) struct Dropped {
     pub(crate) groups: BTreeSet<GroupId>,
 }
 
-/// Appends and their answers that wait for a link, in order; bounded in messages and in bytes.
+/// Queues appends and their answers in order, bounded in messages and in bytes.
 ///
-/// A single message larger than the bound in bytes is taken when it is alone. Raft would send it again and again, so
-/// to refuse it for ever would cut its peer off.
+/// An empty queue accepts a message larger than the bound in bytes. Raft would resend a refused one without end, and its
+/// peer would make no progress.
 #[derive(Debug)]
 pub(crate) struct AppendQueue {
     line: VecDeque<(Envelope, u64)>,
@@ -32,16 +32,16 @@ pub(crate) struct AppendQueue {
 }
 
 impl AppendQueue {
-    /// An empty queue.
+    /// Creates an empty queue.
     pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
         Self { line: VecDeque::new(), bytes: 0, messages_max, bytes_max }
     }
 
-    /// Puts a message at the end.
+    /// Appends a message.
     ///
     /// # Errors
     /// [`Full`] at either bound.
-    // By value: a box would allocate exactly when the queue is overloaded.
+    // By value: a box would allocate just when the queue is overloaded.
     #[allow(clippy::result_large_err)]
     pub(crate) fn push(&mut self, envelope: Envelope, now_ms: u64) -> Result<(), Full> {
         let bytes = self.bytes.saturating_add(cost(&envelope));
@@ -54,7 +54,7 @@ impl AppendQueue {
         Ok(())
     }
 
-    /// Takes what fits in `bytes_max`, or one message that does not; `None` if there is nothing.
+    /// Takes the messages that fit in `bytes_max`, and at least one. `None` if the queue is empty.
     pub(crate) fn take_batch(&mut self, bytes_max: usize) -> Option<Batch> {
         let mut builder = BatchBuilder::new(bytes_max);
         while self.line.front().is_some_and(|(envelope, _)| builder.fits(envelope))
@@ -66,14 +66,14 @@ impl AppendQueue {
         (!builder.batch.envelopes.is_empty()).then_some(builder.batch)
     }
 
-    /// Empties the queue and says what was in it.
+    /// Clears the queue. Returns its contents.
     pub(crate) fn drop_all(&mut self) -> Dropped {
         self.bytes = 0;
         let messages = self.line.len();
         Dropped { messages, groups: self.line.drain(..).map(|(envelope, _)| envelope.group).collect() }
     }
 
-    /// How much waits.
+    /// The depth of the queue.
     pub(crate) fn depth(&self, now_ms: u64) -> Depth {
         let oldest = self.line.front().map(|(_, at_ms)| *at_ms);
         Depth {
@@ -83,7 +83,7 @@ impl AppendQueue {
         }
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.line.is_empty()
     }

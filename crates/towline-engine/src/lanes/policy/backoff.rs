@@ -1,9 +1,9 @@
-//! How long to wait before the next attempt to connect.
+//! The wait before the next attempt to connect.
 
 use std::time::Duration;
 
-/// Jittered exponential backoff. Each wait is drawn from the upper half of a range whose end doubles up to a cap, so
-/// that peers that lost the same node do not come back in step.
+/// Jittered exponential backoff. Each wait is drawn from the upper half of a range whose end doubles up to a cap. Peers that
+/// lost the same node therefore do not reconnect in step.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     min: Duration,
@@ -12,7 +12,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Waits from `min` up to `max`.
+    /// Creates a backoff from `min` up to `max`.
     pub(crate) fn new(min: Duration, max: Duration) -> Self {
         Self { min, max, ceiling: min.saturating_mul(2) }
     }
@@ -25,7 +25,7 @@ impl Backoff {
         floor + (ceiling - floor).mul_f64(rng.f64())
     }
 
-    /// The peer is well again: the next wait is a short one.
+    /// Resets the backoff: the next wait is the shortest.
     pub(crate) fn reset(&mut self) {
         self.ceiling = self.min.saturating_mul(2);
     }

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// One slot per key: a newer value takes the older one's slot, and with it its place in the order, so that a key that
-/// is renewed again and again still has its turn. Bounded by the number of keys.
+/// A queue with one slot for each key. A newer value takes the slot of the older one and keeps its position, so that a key
+/// that is renewed often still has its turn. The number of keys bounds the queue.
 #[derive(Debug)]
 pub(crate) struct ConflatingQueue<K, T> {
     slots: VecDeque<(K, T)>,
-    /// The place of each key's slot, counted from the first slot there ever was.
+    /// The position of each key's slot, counted from the first slot ever.
     places: BTreeMap<K, u64>,
-    /// Slots that were taken from the front: what turns a place into an index.
+    /// The number of slots taken from the front. Position minus this is the index.
     taken: u64,
 }
 
@@ -20,13 +20,13 @@ impl<K, T> Default for ConflatingQueue<K, T> {
 }
 
 impl<K: Ord + Copy, T> ConflatingQueue<K, T> {
-    /// Puts a value in; gives back the one it supersedes.
+    /// Adds a value. Returns the value that it supersedes.
     #[cfg(test)]
     pub(crate) fn push(&mut self, key: K, value: T) -> Option<T> {
         self.push_with(key, value, |_, _| {})
     }
 
-    /// Like [`push`](Self::push); `merge(older, newer)` may save something of a value that is superseded.
+    /// As [`push`](Self::push). `merge(older, newer)` may keep a part of the superseded value.
     pub(crate) fn push_with(&mut self, key: K, mut value: T, merge: impl FnOnce(&T, &mut T)) -> Option<T> {
         let slot = self.places.get(&key).and_then(|place| {
             let index = usize::try_from(place - self.taken).ok()?;
@@ -45,12 +45,12 @@ impl<K: Ord + Copy, T> ConflatingQueue<K, T> {
         }
     }
 
-    /// The value that is next.
+    /// The next value.
     pub(crate) fn front(&self) -> Option<&T> {
         self.slots.front().map(|(_, value)| value)
     }
 
-    /// Takes the value that is next.
+    /// Takes the next value.
     pub(crate) fn pop(&mut self) -> Option<T> {
         let (key, value) = self.slots.pop_front()?;
         self.places.remove(&key);
@@ -65,7 +65,7 @@ impl<K: Ord + Copy, T> ConflatingQueue<K, T> {
         self.taken = 0;
     }
 
-    /// Keeps only what `keep` accepts; gives back how many went.
+    /// Keeps only the values that `keep` accepts. Returns the number of removed ones.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) -> usize {
         let before = self.slots.len();
         self.slots.retain(|(_, value)| keep(value));
@@ -79,12 +79,12 @@ impl<K: Ord + Copy, T> ConflatingQueue<K, T> {
         self.slots.iter().map(|(_, value)| value)
     }
 
-    /// How many keys have a value.
+    /// The number of keys with a value.
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }
 
-    /// Whether there is nothing to take.
+    /// Whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }

@@ -6,22 +6,22 @@ use super::{BatchBuilder, ConflatingQueue, Depth, cost};
 use crate::ids::GroupId;
 use crate::message::{Batch, Envelope, Message, MessageKind};
 
-/// Saves the read round of a heartbeat, or of a heartbeat's answer, that a newer one supersedes.
+/// Keeps the read round of a heartbeat, or of its answer, that a newer message supersedes.
 ///
-/// The context of a heartbeat names the newest read barrier that waits for a quorum, and raft 0.7 confirms with it
-/// every barrier before it (`ReadOnly::advance`), so a newer context may replace an older one. A newer heartbeat
-/// *without* a context (the leader has none pending, or the driver asked for a plain one) must not erase the round that
-/// was to travel: an older context then moves into the newer message. That is sound both ways:
+/// The context of a heartbeat names the newest read barrier that waits for a quorum. raft 0.7 confirms with it every
+/// barrier before it (`ReadOnly::advance`), so a newer context may replace an older one. A newer heartbeat *without* a
+/// context must not erase the round of the older one. The older context then moves into the newer message. This is sound
+/// in both directions:
 ///
-/// * A heartbeat: of the same term, so of the same leader. The answer to the newer message is given later than the
-///   round began, and says what the answer to the older one would have said: at that time no newer term was known.
-///   A lease that counts from when the round was sent only gets shorter by it, never longer.
-/// * An answer: the follower did answer the round in this term. That it answers again in the same term takes nothing back.
+/// * A heartbeat: the same term means the same leader. The follower answers the newer message after the round began, and
+///   the answer states what the older one would have stated: the follower knew no newer term at that time. A lease
+///   counted from the start of the round can only become shorter.
+/// * An answer: the follower did answer the round in this term. A second answer in the same term withdraws nothing.
 ///
-/// In another term the round is void: a leader forgets its barriers when its term ends. It is not carried over.
+/// A round of another term is not kept: a leader drops its barriers when its term ends.
 ///
-/// What conflation can cost: rounds of which each reaches another minority are confirmed by none. As raft puts the
-/// newest pending context in every heartbeat, the first one that reaches a quorum confirms them all.
+/// The cost of conflation: if each of several rounds reaches another minority, none of them is confirmed. raft puts the
+/// newest pending context into every heartbeat, so the first heartbeat that reaches a quorum confirms them all.
 pub(crate) fn keep_round(older: &Message, newer: &mut Message) {
     let beats = matches!(newer.kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse);
     if beats && older.kind == newer.kind && older.term == newer.term && newer.context.is_empty() {
@@ -29,21 +29,21 @@ pub(crate) fn keep_round(older: &Message, newer: &mut Message) {
     }
 }
 
-/// What became of a message that was pushed.
+/// The outcome of a push.
 // By value: a box would allocate exactly when the queue is overloaded.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
-    /// It waits.
+    /// The message is queued.
     Queued,
-    /// It waits in the place of an older one, which is gone.
+    /// The message is queued and replaced an older one.
     Superseded,
-    /// Too many messages of read barriers wait: this one was not taken.
+    /// Too many messages of read barriers wait. Contains the refused message.
     ReadsFull(Envelope),
 }
 
-/// Control messages that wait for a link: one slot per (group, kind), and a short line for the messages of read
-/// barriers. Those are never conflated: one heartbeat's answer can release several of them to the same peer at once.
+/// Queues control messages: one slot for each group and kind, and a short queue for the messages of read barriers. Those
+/// are never conflated: one heartbeat's answer can release several of them to the same peer.
 #[derive(Debug)]
 pub(crate) struct ControlQueue {
     slots: ConflatingQueue<(GroupId, MessageKind), (Envelope, u64)>,
@@ -53,12 +53,12 @@ pub(crate) struct ControlQueue {
 }
 
 impl ControlQueue {
-    /// An empty queue that holds at most `reads_max` messages of read barriers.
+    /// Creates an empty queue for at most `reads_max` messages of read barriers.
     pub(crate) fn new(reads_max: usize) -> Self {
         Self { slots: ConflatingQueue::default(), reads: VecDeque::new(), reads_max, bytes: 0 }
     }
 
-    /// Puts a message in.
+    /// Adds a message.
     pub(crate) fn push(&mut self, envelope: Envelope, now_ms: u64) -> Pushed {
         let kind = envelope.message.kind;
         if matches!(kind, MessageKind::ReadIndex | MessageKind::ReadIndexResponse) {
@@ -86,9 +86,9 @@ impl ControlQueue {
         }
     }
 
-    /// Takes what fits in `bytes_max`, or one message that does not; `None` if there is nothing.
+    /// Takes the messages that fit in `bytes_max`, and at least one. `None` if the queue is empty.
     ///
-    /// The slots go first, because an election hangs on them; but one read goes with every batch, so that a node with
+    /// The slots go first, because elections depend on them. Each batch also takes at least one read, so that a node with
     /// very many groups serves reads too.
     pub(crate) fn take_batch(&mut self, bytes_max: usize) -> Option<Batch> {
         let reserved = self.reads.front().map_or(0, |(envelope, _)| cost(envelope));
@@ -108,8 +108,8 @@ impl ControlQueue {
         (!builder.batch.envelopes.is_empty()).then_some(builder.batch)
     }
 
-    /// Drops what was pushed before `since_ms`; gives back how many. Called when a link comes back: what a peer missed
-    /// for an election timeout says nothing true any more.
+    /// Drops the messages pushed before `since_ms` and returns their number. Called for a new link: control messages older
+    /// than an election timeout are outdated.
     pub(crate) fn expire(&mut self, since_ms: u64) -> usize {
         let before = self.reads.len();
         self.reads.retain(|(_, at_ms)| *at_ms >= since_ms);
@@ -118,7 +118,7 @@ impl ControlQueue {
         expired
     }
 
-    /// Drops everything; gives back how many.
+    /// Clears the queue. Returns the number of dropped messages.
     pub(crate) fn clear(&mut self) -> usize {
         let dropped = self.slots.len() + self.reads.len();
         self.slots = ConflatingQueue::default();
@@ -127,7 +127,7 @@ impl ControlQueue {
         dropped
     }
 
-    /// How much waits. The age is that of what is next: a slot is as old as its newest value.
+    /// The depth of the queue. Its age is that of the next message; a slot is as old as its newest value.
     pub(crate) fn depth(&self, now_ms: u64) -> Depth {
         let next = [self.slots.front(), self.reads.front()].into_iter().flatten().map(|(_, at_ms)| *at_ms);
         Depth {
@@ -137,7 +137,7 @@ impl ControlQueue {
         }
     }
 
-    /// Whether nothing waits.
+    /// Whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty() && self.reads.is_empty()
     }
