@@ -221,7 +221,10 @@ pub enum LogError {
     /// right file back if it was only moved. Otherwise keep this node stopped; the other members go on without it. Never
     /// restore an older copy of the directory: it does not know the later votes of this node, so the node could vote
     /// twice.
-    #[error("log is corrupt at {place}: {detail}")]
+    #[error(
+        "log is corrupt at {place}: {detail}; put the right file back if it was only moved, otherwise keep this node \
+         stopped: with an older copy of its directory it could vote twice"
+    )]
     Corrupt {
         /// File and offset, or group and index.
         place: String,
