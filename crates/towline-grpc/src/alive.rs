@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::config::GrpcConfig;
+use crate::connection::Watch;
 
 /// How long the library waits for an answer to its own keep-alive: so long that it never decides.
 pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(3600);
@@ -27,9 +28,11 @@ pub(crate) const KEEPALIVE_GAVE_UP: &str = "keep-alive: the peer did not answer 
 /// only receives sends some forty bytes each keep-alive interval.
 const AHEAD_BYTES_MAX: usize = 4 << 10;
 
-/// A socket that fails once its peer was silent for too long.
+/// A socket that fails once its peer was silent for too long, or once its [`Watch`] says so.
 pub(crate) struct Alive {
     socket: TcpStream,
+    /// Of an accepted connection.
+    watch: Option<Watch>,
     silence_max: Duration,
     /// When the last byte came. `None`: any silence passes.
     heard: Option<Instant>,
@@ -40,11 +43,11 @@ pub(crate) struct Alive {
 }
 
 impl Alive {
-    /// Lets any silence pass until [`judge`](Self::judge).
-    pub(crate) fn new(socket: TcpStream, config: &GrpcConfig) -> Self {
+    /// Lets any silence pass until [`judge`](Self::judge), or until `watch` has admitted the peer.
+    pub(crate) fn new(socket: TcpStream, watch: Option<Watch>, config: &GrpcConfig) -> Self {
         let silence_max = config.keepalive_interval.saturating_add(config.keepalive_timeout);
         let due = Box::pin(sleep_until(Instant::now()));
-        Self { socket, silence_max, heard: None, due, dead: false, ahead: Vec::new() }
+        Self { socket, watch, silence_max, heard: None, due, dead: false, ahead: Vec::new() }
     }
 
     /// From now on the peer must send something in time.
@@ -52,8 +55,19 @@ impl Alive {
         self.heard.get_or_insert_with(Instant::now);
     }
 
-    /// Fails once the peer was silent for too long, and wakes the task then.
+    /// Fails once the watch has cut the connection.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if let Some(watch) = &mut self.watch
+            && watch.admits(cx)?
+        {
+            self.judge();
+        }
+        Ok(())
+    }
+
+    /// Fails once the connection is cut or the peer was silent for too long, and wakes the task then.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.watch(cx)?;
         while !self.dead
             && let Some(heard) = self.heard
             && self.due.as_mut().poll(cx).is_ready()
@@ -89,6 +103,7 @@ impl AsyncRead for Alive {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.watch(cx)?;
         if !self.ahead.is_empty() {
             let given = self.ahead.len().min(buf.remaining());
             buf.put_slice(self.ahead.get(..given).unwrap_or_default());
@@ -98,7 +113,11 @@ impl AsyncRead for Alive {
         // Before the check: bytes that wait in the socket are a sign of life, however late they are read.
         let before = buf.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.socket).poll_read(cx, buf) {
-            if buf.filled().len() > before && self.heard.is_some() {
+            let bytes = buf.filled().len().saturating_sub(before);
+            if let Some(watch) = &mut self.watch {
+                watch.received(bytes)?;
+            }
+            if bytes > 0 && self.heard.is_some() {
                 self.heard = Some(Instant::now());
             }
             return Poll::Ready(read);

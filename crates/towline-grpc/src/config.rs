@@ -1,5 +1,8 @@
 use std::time::Duration;
 
+/// The longest keep-alive: no process runs that long, and hyper can add it to the time of now.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// Settings of a [`GrpcTransport`](crate::GrpcTransport). The defaults are meant for production with the engine's own
 /// defaults (an election timeout of 1 s at least).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +51,17 @@ impl Default for GrpcConfig {
             stream_window_bytes: 2 << 20,
             connection_window_bytes: 4 << 20,
             allow_plaintext_off_loopback: false,
+        }
+    }
+}
+
+impl GrpcConfig {
+    /// The same settings, with a keep-alive of [`KEEPALIVE_MAX`] at most.
+    pub(crate) fn bounded(self) -> Self {
+        Self {
+            keepalive_interval: self.keepalive_interval.min(KEEPALIVE_MAX),
+            keepalive_timeout: self.keepalive_timeout.min(KEEPALIVE_MAX),
+            ..self
         }
     }
 }

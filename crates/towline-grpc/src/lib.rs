@@ -60,14 +60,14 @@ impl GrpcTransport {
     /// A transport with these settings, in plain text.
     pub fn new(config: GrpcConfig) -> Self {
         let security = address::Security::new(None, config.allow_plaintext_off_loopback);
-        Self { config, security }
+        Self { config: config.bounded(), security }
     }
 
     /// A transport with mutual TLS 1.3: each side proves by its certificate which node it is, before a byte of the
     /// protocol. It neither accepts plain text nor speaks it.
     pub fn with_tls(config: GrpcConfig, tls: TlsConfig) -> Self {
         let security = address::Security::new(Some(tls), false);
-        Self { config, security }
+        Self { config: config.bounded(), security }
     }
 }
 

@@ -18,12 +18,12 @@ use tonic::transport::Server;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::{Inbound, Listener, Refusal, TransportError};
 use towline_tls::TlsConfig;
-use towline_wire::streams::{Listening, Phase, Rate, StreamLimits};
+use towline_wire::streams::{Caller, Listening, Phase, Rate, StreamLimits};
 
 use crate::address::Security;
 use crate::alive::{ANSWER_WAIT, Alive};
 use crate::config::GrpcConfig;
-use crate::connection::Watched;
+use crate::connection::Watch;
 use crate::secured::Accepted;
 use crate::stream::Streams;
 
@@ -170,9 +170,9 @@ impl Incoming {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }
-        let socket = Alive::new(socket, &self.config);
-        let watched = Watched::new(socket, &self.listening, surplus.is_some(), counted);
-        Accepted::new(watched, self.tls.as_ref())
+        let caller = Caller::new(&self.listening, surplus.is_some());
+        let watch = Watch::new(&caller, &self.listening, counted);
+        Accepted::new(Alive::new(socket, Some(watch), &self.config), caller, self.tls.as_ref())
             .inspect_err(|error| tracing::error!(%error, "no connection can be accepted"))
             .ok()
     }

@@ -21,7 +21,6 @@ use towline_wire::streams::Caller;
 
 use crate::alive::Alive;
 use crate::config::GrpcConfig;
-use crate::connection::Watched;
 
 /// What gRPC speaks inside TLS.
 const ALPN: &[u8] = b"h2";
@@ -42,16 +41,19 @@ pub(crate) struct Accepted {
 
 enum State {
     Open(Box<dyn Stream>),
-    Shaking(Box<FallibleAccept<Watched>>, Verdict),
+    Shaking(Box<FallibleAccept<Alive>>, Verdict),
     /// The handshake failed. What the dialler still sends is read until it has seen why and closes, because a socket that
     /// is closed with something unread takes the reason back. The bounds of strangers hold.
-    Refused(Watched),
+    Refused(Alive),
     Gone,
 }
 
 impl Accepted {
-    pub(crate) fn new(socket: Watched, tls: Option<&TlsConfig>) -> Result<Self, TlsError> {
-        let caller = socket.connect_info();
+    pub(crate) fn new(
+        socket: Alive,
+        caller: Arc<Caller>,
+        tls: Option<&TlsConfig>,
+    ) -> Result<Self, TlsError> {
         let state = match tls {
             None => State::Open(Box::new(socket)),
             Some(tls) => {
@@ -65,7 +67,7 @@ impl Accepted {
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<&mut Box<dyn Stream>>> {
         if let State::Shaking(shaking, verdict) = &mut self.state {
-            let shaken: Result<server::TlsStream<Watched>, _> = ready!(pin!(shaking).poll(cx));
+            let shaken: Result<server::TlsStream<Alive>, _> = ready!(pin!(shaking).poll(cx));
             match shaken {
                 Ok(stream) => {
                     if let Some(identity) = verdict.identity() {
@@ -193,7 +195,7 @@ pub(crate) async fn dial(
     let stream = TcpStream::connect(socket).await.map_err(failed)?;
     // Without it the peer only waits longer; the connection works.
     let _ = stream.set_nodelay(true);
-    let mut stream = Alive::new(stream, config);
+    let mut stream = Alive::new(stream, None, config);
     let end = WireEnd::default();
     let Some(tls) = tls else {
         stream.judge();

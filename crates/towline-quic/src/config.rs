@@ -3,6 +3,9 @@ use std::time::Duration;
 
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 
+/// The longest keep-alive: no process runs that long, and quinn can add it to the time of now.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
 /// Settings of a [`QuicTransport`](crate::QuicTransport). The defaults are meant for production with the engine's own
 /// defaults (an election timeout of 1 s at least). Give all nodes the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +90,7 @@ impl QuicConfig {
         let mut transport = TransportConfig::default();
         transport
             .max_idle_timeout(Some(IdleTimeout::try_from(self.idle_timeout).unwrap_or(VarInt::MAX.into())))
-            .keep_alive_interval(Some(self.keepalive_interval))
+            .keep_alive_interval(Some(self.keepalive_interval.min(KEEPALIVE_MAX)))
             .max_concurrent_uni_streams(0_u32.into())
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)

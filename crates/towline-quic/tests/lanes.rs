@@ -41,6 +41,25 @@ async fn batches_arrive_in_order_and_equal_and_the_engine_learns_who_sent_them()
     }
 }
 
+/// The keep-alive was added to the time of now, which panicked.
+#[tokio::test]
+async fn the_longest_times_mean_never() {
+    let never = QuicConfig {
+        keepalive_interval: Duration::MAX,
+        idle_timeout: Duration::MAX,
+        handshake_timeout: Duration::MAX,
+        ..config()
+    };
+    let (fake, mut seen) = accepting();
+    let listener = listen(never.clone(), fake).await;
+    let (mut link, ear) = link(&dialler(never), listener.local_addr(), Lane::Append).await;
+    for index in 0..3 {
+        within(link.dispatch(batch(index, 100))).await.unwrap();
+        assert_eq!(within(seen.delivered.recv()).await.unwrap(), (Lane::Append, batch(index, 100)));
+    }
+    assert_eq!(ear.closed_times(), 0);
+}
+
 #[tokio::test]
 async fn a_batch_of_many_frames_arrives_whole_and_in_order() {
     let (fake, mut seen) = accepting();

@@ -225,7 +225,7 @@ impl Caller {
     pub async fn unwanted(&self) -> Unwanted {
         let mut heard = self.heard.subscribe();
         let late = async {
-            sleep(self.listening.limits.handshake_timeout * 2).await;
+            sleep(self.listening.limits.handshake_timeout.saturating_mul(2)).await;
             // Checked after the wait: a hello may have been accepted meanwhile.
             if self.is_admitted() {
                 std::future::pending().await
