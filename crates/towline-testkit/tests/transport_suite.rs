@@ -26,10 +26,15 @@ use towline_testkit::transport_suite;
 use towline_tls::TlsConfig;
 use towline_tls::dev::DevAuthority;
 
-#[derive(Default)]
 struct InMemory {
     net: MemNet,
     hosts: AtomicU64,
+}
+
+impl InMemory {
+    fn new() -> Self {
+        Self { net: MemNet::with_keepalive(Duration::from_millis(600)), hosts: AtomicU64::default() }
+    }
 }
 
 /// Breaks what node 1 has to node 2, which is who the suite lets talk over a path.
@@ -54,8 +59,8 @@ impl TransportFixture for InMemory {
             link_bytes_max: (LINK_BATCHES_MAX + 2) * MESSAGE_BYTES_MAX,
             transfer_bytes_max: (TRANSFER_CHUNKS_MAX + 2) * CHUNK_BYTES_MAX,
             connections_max: LISTENER_LINKS_MAX,
-            // A link in memory has no keep-alive.
-            silence_max: None,
+            // Keep-alive, and what a loaded machine adds.
+            silence_max: Some(Duration::from_secs(3)),
             ..Capabilities::default()
         }
     }
@@ -87,9 +92,13 @@ impl Path for Nodes {
         self.net.fault(node(1), node(2), Fault::Rate(bytes_per_s));
         true
     }
+
+    fn carried(&self) -> Option<u64> {
+        Some(self.net.carried(node(1), node(2)))
+    }
 }
 
-transport_suite!(in_memory, InMemory::default);
+transport_suite!(in_memory, InMemory::new);
 
 struct Grpc;
 

@@ -156,10 +156,11 @@ struct Receiver {
 impl Receiver {
     async fn run(mut self, back: &Back) {
         let mut end = self.wire.end.subscribe();
-        let wire = self.wire.clone();
+        let (wire, net) = (self.wire.clone(), self.net.clone());
         tokio::select! {
             biased;
             _ = end.wait_for(Option::is_some) => {}
+            () = net.silence(&wire) => wire.close(LinkClosed::Broken { detail: "keep-alive: no answer".into() }),
             cause = self.receive(back) => wire.close(cause),
         }
     }
@@ -197,6 +198,7 @@ impl Receiver {
                 Some(Fault::Rate(rate)) => sleep(time_of(batch.payload_bytes(), rate)).await,
                 _ => {}
             }
+            self.net.carry(&self.wire, batch.payload_bytes());
             match self.session.deliver(self.lane, batch) {
                 Ok(nacks) => {
                     if let Some(here) = back.upgrade()

@@ -21,11 +21,13 @@ mod listener;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::transport::{
@@ -71,6 +73,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// Changes with every change of the faults.
     changed: watch::Sender<u64>,
+    /// How long a link lives without a sign of its peer; `None`: for ever.
+    silence_max: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +84,8 @@ struct State {
     dead: BTreeSet<NodeId>,
     wires: Vec<Weak<Wire>>,
     ports: u16,
+    /// Bytes of payload that have arrived from one node at another.
+    carried: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 /// What both ends of a link know of it.
@@ -106,7 +112,7 @@ impl Wire {
 
 impl Default for MemNet {
     fn default() -> Self {
-        Self { shared: Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(0) }) }
+        Self::with(None)
     }
 }
 
@@ -114,6 +120,17 @@ impl MemNet {
     /// A network without nodes and without faults.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same with a keep-alive: a link breaks after `silence_max` in which [`Fault::Swallow`] or [`Fault::Stall`], in
+    /// either direction, let no answer through.
+    pub fn with_keepalive(silence_max: Duration) -> Self {
+        Self::with(Some(silence_max))
+    }
+
+    fn with(silence_max: Option<Duration>) -> Self {
+        let (state, changed) = (Mutex::default(), watch::Sender::new(0));
+        Self { shared: Arc::new(Shared { state, changed, silence_max }) }
     }
 
     /// A transport on this network.
@@ -161,6 +178,11 @@ impl MemNet {
         self.shared.change(|state| state.dead.remove(&node));
     }
 
+    /// Bytes of payload, of messages and of snapshots, that have arrived from one node at another.
+    pub fn carried(&self, from: NodeId, to: NodeId) -> u64 {
+        self.shared.lock().carried.get(&(from, to)).copied().unwrap_or_default()
+    }
+
     /// How many links from one node to another are up, without transfers of snapshots.
     pub fn links(&self, from: NodeId, to: NodeId) -> usize {
         let wires = self.shared.lock().wires.clone();
@@ -192,6 +214,27 @@ impl Shared {
         match state.dead.contains(&from) || state.dead.contains(&to) {
             true => Some(Fault::Cut),
             false => state.faults.get(&(from, to)).copied(),
+        }
+    }
+
+    /// Counts what has arrived.
+    pub(crate) fn carry(&self, wire: &Wire, bytes: usize) {
+        *self.lock().carried.entry((wire.from, wire.to)).or_default() += bytes as u64;
+    }
+
+    /// Ends once no answer to a keep-alive has come through for too long.
+    pub(crate) async fn silence(&self, wire: &Wire) {
+        let Some(silence_max) = self.silence_max else { return pending().await };
+        let (mut changed, mut since) = (self.watch(), None);
+        loop {
+            changed.borrow_and_update();
+            let faults = [self.wrong(wire.from, wire.to), self.wrong(wire.to, wire.from)];
+            let is_silent = faults.iter().any(|fault| matches!(fault, Some(Fault::Swallow | Fault::Stall)));
+            since = is_silent.then(|| since.unwrap_or_else(Instant::now));
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = sleep_until(since.unwrap_or_else(Instant::now) + silence_max), if is_silent => return,
+            }
         }
     }
 

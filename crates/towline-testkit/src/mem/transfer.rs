@@ -173,7 +173,7 @@ impl Receiver {
         answered: oneshot::Sender<Answered>,
     ) -> Outcome {
         let mut end = self.wire.end.subscribe();
-        let wire = self.wire.clone();
+        let (wire, net) = (self.wire.clone(), self.net.clone());
         let outcome = tokio::select! {
             biased;
             end = end.wait_for(Option::is_some) => {
@@ -182,6 +182,7 @@ impl Receiver {
                     _ => "given up",
                 }))
             }
+            () = net.silence(&wire) => Err(broken("keep-alive: no answer")),
             outcome = self.receive(session, offer, answered) => outcome,
         };
         wire.close(LinkClosed::ByPeer { detail: "the transfer is over".into() });
@@ -260,20 +261,21 @@ impl Receiver {
                 item = self.items.recv() => item,
             };
             let Some(item) = item else { return Err(broken("reset by the sender")) };
-            match fault {
-                Some(Fault::Swallow) => swallowed = true,
-                Some(Fault::Delay(time)) => {
-                    sleep(time).await;
-                    return Ok(item);
-                }
-                Some(Fault::Rate(rate)) => {
-                    if let Item::Chunk(chunk) = &item {
-                        sleep(time_of(chunk.data.len(), rate)).await;
-                    }
-                    return Ok(item);
-                }
-                _ => return Ok(item),
+            if fault == Some(Fault::Swallow) {
+                swallowed = true;
+                continue;
             }
+            let bytes = match &item {
+                Item::Chunk(chunk) => chunk.data.len(),
+                Item::End(_) => 0,
+            };
+            match fault {
+                Some(Fault::Delay(time)) => sleep(time).await,
+                Some(Fault::Rate(rate)) => sleep(time_of(bytes, rate)).await,
+                _ => {}
+            }
+            self.net.carry(&self.wire, bytes);
+            return Ok(item);
         }
     }
 }
