@@ -4,9 +4,14 @@
 //! descriptor left for that must not lose its log, so some are held in reserve and given up for it. When they are used
 //! up as well, the log waits without an end, as it does for a slow disk, and counts its waits.
 //!
-//! One gap is left. raft-engine opens the directory of a new log file by itself, and panics if it cannot; then the log is
-//! poisoned. The reserve is given up right before that, in the last call that raft-engine makes here, so the gap is open
-//! for microseconds. Other threads must take all of the reserve within them.
+//! One call is out of reach: raft-engine opens the directory of a new log file by itself, and panics if it cannot. The
+//! reserve is given up right before that, in the last call that raft-engine makes here. Other threads can still take all
+//! of it first. What the log does then depends on who needed the file:
+//!
+//! * A write. Nothing of the batch is written yet, and raft-engine goes on with the file before. The log encodes the batch
+//!   again and repeats the write.
+//! * A purge. raft-engine may have taken the deletions of groups out of memory to move them, and the panic loses those. A
+//!   further purge could remove the files that still have them, so there is none until the log is opened again.
 
 use std::fs::File;
 use std::io;
@@ -22,12 +27,17 @@ const HELD: usize = 8;
 const RETRY: Duration = Duration::from_millis(20);
 const OPEN_TIME: Duration = Duration::from_secs(10);
 
+/// `EMFILE` of the process and `ENFILE` of the system: the same numbers on all systems this runs on.
+const SHORTAGES: [i32; 2] = [24, 23];
+
 /// Whether the process or the system has no file descriptor left.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
-    /// Of the process, and of the system: the same numbers on all systems this runs on.
-    const EMFILE: i32 = 24;
-    const ENFILE: i32 = 23;
-    matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
+    error.raw_os_error().is_some_and(|number| SHORTAGES.contains(&number))
+}
+
+/// Whether a panic of raft-engine shows such an error.
+pub(crate) fn is_shortage_panic(text: &str) -> bool {
+    SHORTAGES.iter().any(|number| text.contains(&format!("Os {{ code: {number},")))
 }
 
 /// Opens a snapshot. A lack of descriptors is waited for, though not for ever: a restore that fails ends its group, while
@@ -104,6 +114,13 @@ impl Reserve {
         self.waits.load(Ordering::Relaxed)
     }
 
+    /// The library found none, although the reserve was given up for it.
+    pub(crate) fn lost(&self) {
+        tracing::warn!("file descriptors held for the log were taken by other threads");
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(RETRY);
+    }
+
     /// Makes room for what the library opens by itself next, and could not do without. It is held again with the next
     /// [`refill`](Self::refill).
     pub(crate) fn give_up(&self) {
@@ -126,6 +143,16 @@ mod tests {
 
     fn shortage() -> io::Error {
         io::Error::from_raw_os_error(24)
+    }
+
+    #[test]
+    fn a_panic_for_want_of_a_descriptor_is_told_from_others() {
+        let panic_of = |number| {
+            let failed = Err::<(), _>(io::Error::from_raw_os_error(number));
+            crate::reader::panic_text(&*std::panic::catch_unwind(|| failed.unwrap()).unwrap_err())
+        };
+        assert!(is_shortage_panic(&panic_of(24)) && is_shortage_panic(&panic_of(23)));
+        assert!(!is_shortage_panic(&panic_of(5)) && !is_shortage_panic("code 24"));
     }
 
     #[test]

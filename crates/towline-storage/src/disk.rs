@@ -18,8 +18,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
 
-use crate::descriptors::{Reserve, is_shortage};
+use crate::descriptors::{Reserve, is_shortage, is_shortage_panic};
 use crate::log_manifest::{LogManifest, sync_dir};
+use crate::scan::FILE_HEADER_BYTES;
 
 type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
 type RealReader = <DefaultFileSystem as FileSystem>::Reader;
@@ -189,6 +190,16 @@ impl Disk {
         self.shared.reserve.waits()
     }
 
+    /// Whether raft-engine panicked because it could not open the directory of a new log file, and nothing else failed.
+    /// Pauses, so that it may be tried again.
+    pub(crate) fn lost_descriptors(&self, panic: &str) -> bool {
+        let lost = !self.failed() && is_shortage_panic(panic);
+        if lost {
+            self.shared.reserve.lost();
+        }
+        lost
+    }
+
     /// Makes a file durable as it is.
     pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
         let synced = self.shared.run(Op::Sync, path, || File::open(path)?.sync_all());
@@ -311,13 +322,15 @@ impl Handle for DiskFile {
     fn sync(&self) -> io::Result<()> {
         let written = self.written.load(Ordering::Acquire);
         self.shared.run_quietly(Op::Sync, &self.path, || self.real.sync())?;
-        if let Some(manifest) = self.shared.manifest.get()
-            && written > 0
-            && !self.shared.failed.load(Ordering::Acquire)
-            && manifest.synced(&self.path, written)
-        {
+        let Some(manifest) = self.shared.manifest.get() else { return Ok(()) };
+        if written == 0 || self.shared.failed.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if manifest.synced(&self.path, written) {
             // A failure is kept, and the next write asks for it.
             let _ = self.shared.store_manifest(manifest, Some(&self.path));
+        }
+        if written == FILE_HEADER_BYTES as u64 {
             // raft-engine opens the directory of a new file next, and panics if it cannot.
             self.shared.reserve.give_up();
         }

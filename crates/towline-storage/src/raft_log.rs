@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use raft_engine::{Command, Engine, ReadableSize, RecoveryMode, Version};
@@ -41,6 +42,8 @@ pub struct RaftLog {
     /// Held by whoever writes, so that at most one record is unsynced at any time: see [`scan`].
     writing: Mutex<()>,
     poisoned: Mutex<Option<String>>,
+    /// A purge was lost half way: see [`descriptors`](crate::descriptors).
+    purge_lost: AtomicBool,
     spans: RwLock<HashMap<GroupId, Span>>,
     /// Dropped last: the directory stays locked while the log is open.
     _lock: Option<Arc<DirLock>>,
@@ -113,6 +116,7 @@ impl RaftLog {
             disk,
             writing: Mutex::new(()),
             poisoned: Mutex::new(None),
+            purge_lost: AtomicBool::new(false),
             spans: RwLock::default(),
             _lock: lock,
         };
@@ -131,17 +135,20 @@ impl RaftLog {
     fn recover_spans(&self) -> Result<(), LogError> {
         let engine = self.engine()?;
         let mut spans = HashMap::new();
-        let mut again = raft_engine::LogBatch::default();
+        let mut again = Vec::new();
         for raw in engine.raft_groups() {
             let truncated =
                 self.stored(raw, record::TRUNCATED_KEY, record::decode_truncated)?.unwrap_or_default();
             if engine.first_index(raw).is_some_and(|first| first <= truncated.index) {
-                again.add_command(raw, Command::Compact { index: truncated.index.saturating_add(1) });
+                again.push((raw, truncated.index.saturating_add(1)));
             }
             spans.insert(GroupId::new(raw), Span { truncated, last: truncated.index });
         }
         let _writing = lock(&self.writing);
-        self.commit(&mut again, "truncation at open")?;
+        self.commit("truncation at open", |out| {
+            again.iter().for_each(|&(raw, index)| out.add_command(raw, Command::Compact { index }));
+            Ok(())
+        })?;
         for (group, span) in &mut spans {
             let raw = group.as_u64();
             let Some(first) = engine.first_index(raw) else { continue };
@@ -186,11 +193,23 @@ impl RaftLog {
         }
     }
 
-    /// Makes a batch durable; the caller holds `writing`.
-    fn commit(&self, batch: &mut raft_engine::LogBatch, during: &'static str) -> Result<(), LogError> {
+    /// Makes a batch durable; the caller holds `writing`. `fill` is called again where the write must be repeated: see
+    /// [`descriptors`](crate::descriptors).
+    fn commit(
+        &self,
+        during: &'static str,
+        mut fill: impl FnMut(&mut raft_engine::LogBatch) -> Result<(), LogError>,
+    ) -> Result<(), LogError> {
         let engine = self.engine()?;
-        let outcome = catch_unwind(AssertUnwindSafe(|| engine.write(batch, true)));
-        self.judge(outcome.map_err(|p| panic_text(&*p)), during).map(drop)
+        loop {
+            let mut batch = raft_engine::LogBatch::default();
+            fill(&mut batch)?;
+            let outcome = catch_unwind(AssertUnwindSafe(|| engine.write(&mut batch, true)));
+            match outcome.map_err(|p| panic_text(&*p)) {
+                Err(panic) if self.disk.lost_descriptors(&panic) => {}
+                outcome => return self.judge(outcome, during).map(drop),
+            }
+        }
     }
 
     /// An operation counts only if no part of it, nor of any before it, failed on the disk.
@@ -354,19 +373,21 @@ impl LogStore for RaftLog {
     fn append(&self, batch: &mut LogBatch) -> Result<(), LogError> {
         let _writing = lock(&self.writing);
         self.healthy()?;
-        let mut out = raft_engine::LogBatch::default();
         let mut seen = HashSet::with_capacity(batch.writes.len());
-        let mut moved = Vec::with_capacity(batch.writes.len());
         for part in &batch.writes {
             if !seen.insert(part.group) {
                 let detail = "the batch has two writes of this group".into();
                 return Err(LogError::Invalid { group: part.group, detail });
             }
-            if !part.is_empty() {
-                moved.push((part.group, self.encode(part, &mut out)?));
-            }
         }
-        self.commit(&mut out, "append")?;
+        let mut moved = Vec::with_capacity(batch.writes.len());
+        self.commit("append", |out| {
+            moved.clear();
+            for part in batch.writes.iter().filter(|part| !part.is_empty()) {
+                moved.push((part.group, self.encode(part, out)?));
+            }
+            Ok(())
+        })?;
         write(&self.spans).extend(moved);
         batch.writes.clear();
         Ok(())
@@ -426,23 +447,32 @@ impl LogStore for RaftLog {
             detail: e.to_string(),
         })?;
         let truncated = Applied { index: through, term };
-        let mut out = raft_engine::LogBatch::default();
-        if through >= span.last {
-            self.forget(group, truncated, &mut out)?;
-        } else {
+        // Synced although it need not be: a second unsynced record would spoil what `scan` relies on.
+        self.commit("compaction", |out| {
+            if through >= span.last {
+                return self.forget(group, truncated, out);
+            }
             out.add_command(group.as_u64(), Command::Compact { index: next });
             out.put(group.as_u64(), record::TRUNCATED_KEY.to_vec(), record::encode_truncated(truncated))
-                .map_err(|e| LogError::Invalid { group, detail: e.to_string() })?;
-        }
-        // Synced although it need not be: a second unsynced record would spoil what `scan` relies on.
-        self.commit(&mut out, "compaction")?;
+                .map_err(|e| LogError::Invalid { group, detail: e.to_string() })
+        })?;
         write(&self.spans).insert(group, Span { truncated, last: span.last.max(through) });
         Ok(())
     }
 
     fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         self.healthy()?;
+        if self.purge_lost.load(Ordering::Relaxed) {
+            tracing::error!("no log file is removed for want of a file descriptor earlier; restart this node");
+            return Ok(Vec::new());
+        }
         let outcome = self.reader.run(RaftEngine::purge_expired_files);
+        if let Err(panic) = &outcome
+            && self.disk.lost_descriptors(panic)
+        {
+            self.purge_lost.store(true, Ordering::Relaxed);
+            return Ok(Vec::new());
+        }
         let groups = self.judge(outcome, "purge")?;
         {
             // No write is under way: what was written is synced.
@@ -465,9 +495,10 @@ impl LogStore for RaftLog {
         if self.span(group).is_none() {
             return Ok(());
         }
-        let mut out = raft_engine::LogBatch::default();
-        out.add_command(group.as_u64(), Command::Clean);
-        self.commit(&mut out, "removal")?;
+        self.commit("removal", |out| {
+            out.add_command(group.as_u64(), Command::Clean);
+            Ok(())
+        })?;
         write(&self.spans).remove(&group);
         Ok(())
     }

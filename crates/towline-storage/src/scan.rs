@@ -22,7 +22,7 @@ use crate::log_manifest::{LogFiles, Queue};
 
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
 /// Magic, version, alignment.
-const FILE_HEADER_BYTES: usize = MAGIC.len() + 8 + 8;
+pub(crate) const FILE_HEADER_BYTES: usize = MAGIC.len() + 8 + 8;
 const FILE_VERSION: u64 = 2;
 const RECORD_HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
