@@ -20,7 +20,7 @@ const INTEGER_BYTES_MAX: usize = 20;
 /// Expired keys that one batch removes at most, of those in memory and of those in the store.
 pub(super) const SWEEP_KEYS_MAX: usize = 512;
 /// What a slot takes beside the bytes of key and value, roughly.
-const SLOT_BYTES: usize = 160;
+const SLOT_BYTES: usize = 176;
 
 pub(super) struct Overlay {
     store: Keyspace,
@@ -50,6 +50,8 @@ pub(super) struct Slot {
     pub(super) below: Option<u64>,
     /// `None`: removed.
     pub(super) now: Option<Value>,
+    /// Of the record with that value, so that the next write of the key need not read the value again.
+    checksum: u128,
 }
 
 #[derive(Clone)]
@@ -78,6 +80,10 @@ struct Share {
 impl Share {
     fn new(key: &[u8], value: &Value) -> Self {
         Self { expiry_ms: value.expiry_ms, checksum: checksum(key, value.expiry_ms, &value.bytes) }
+    }
+
+    fn of_slot(value: Option<&Value>, checksum: u128) -> Option<Self> {
+        value.map(|value| Self { expiry_ms: value.expiry_ms, checksum })
     }
 
     fn of_record(key: &[u8], record: &[u8]) -> Result<Self, StoreError> {
@@ -272,16 +278,17 @@ impl Overlay {
         let length = |value: &Option<Value>| value.as_ref().map_or(0, |v| v.bytes.len());
         let due_ms = value.as_ref().map_or(0, |v| v.expiry_ms);
         let after = value.as_ref().map(|value| Share::new(key, value));
+        let checksum = after.as_ref().map_or(0, |after| after.checksum);
         self.newest.bytes += length(&value);
         let before = match self.newest.slots.get_mut(key) {
             Some(slot) => {
                 let before = std::mem::replace(&mut slot.now, value);
                 self.newest.bytes = self.newest.bytes.saturating_sub(length(&before));
-                before.map(|value| Share::new(key, &value))
+                Share::of_slot(before.as_ref(), std::mem::replace(&mut slot.checksum, checksum))
             }
             None => {
                 let below = self.below(key)?;
-                let slot = Slot { below: below.as_ref().map(|v| v.expiry_ms), now: value };
+                let slot = Slot { below: below.as_ref().map(|v| v.expiry_ms), now: value, checksum };
                 self.newest.bytes += SLOT_BYTES + key.len();
                 self.newest.slots.insert(Bytes::copy_from_slice(key), slot);
                 below
@@ -315,7 +322,7 @@ impl Overlay {
     /// What lies below the newest layer.
     fn below(&self, key: &[u8]) -> Result<Option<Share>, StoreError> {
         if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
-            return Ok(slot.now.as_ref().map(|value| Share::new(key, value)));
+            return Ok(Share::of_slot(slot.now.as_ref(), slot.checksum));
         }
         let record = self.stored(key)?;
         record.map(|record| Share::of_record(key, &record)).transpose()
@@ -358,7 +365,7 @@ impl Overlay {
                     return Err(StoreError::Corrupt("expiry"));
                 }
                 self.newest.bytes += SLOT_BYTES + key.len();
-                let removed = Slot { below: Some(before.expiry_ms), now: None };
+                let removed = Slot { below: Some(before.expiry_ms), now: None, checksum: 0 };
                 self.newest.slots.insert(Bytes::copy_from_slice(key), removed);
                 self.count(Some(&before), None);
             }
