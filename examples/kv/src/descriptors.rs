@@ -19,6 +19,9 @@ const SNAPSHOTS: usize = 16;
 /// Files of the store beside those it keeps open. A compaction reads all tables that wait for one at the same time. The
 /// rest is for tables that come while it begins, for what it writes, for journals, and for reads of tables not kept open.
 const STORE: usize = WAITING_TABLES_MAX + 24;
+/// Files of each further worker of the store. Its compaction reads one table at a time of each of two levels, writes one,
+/// and records the new version.
+const WORKER: usize = 8;
 /// Connections to one peer: its lanes, before and after a reconnect, and snapshots.
 const DIALLED_PER_PEER: usize = 6;
 /// Connections of strangers that the transport lets in above its bound, to refuse them.
@@ -44,7 +47,9 @@ impl Plan {
     /// For `members` nodes, with `limit` descriptors. What `settings` ask for is an upper bound.
     fn new(limit: usize, members: usize, settings: &Settings, peers_max: usize) -> Self {
         let others = members.saturating_sub(1);
-        let fixed = BASE + LOG + SNAPSHOTS + STORE + SURPLUS_OF_PEERS + others * DIALLED_PER_PEER;
+        let workers = settings.store.worker_threads.saturating_sub(1);
+        let store = STORE + workers * WORKER;
+        let fixed = BASE + LOG + SNAPSHOTS + store + SURPLUS_OF_PEERS + others * DIALLED_PER_PEER;
         let left = limit.saturating_sub(fixed);
         let store_files = settings.store.files_max.min((left / 4).max(STORE_FILES_MIN));
         let peers = peers_max.min((left / 8).max(PEERS_MIN.max(others * DIALLED_PER_PEER)));
@@ -107,5 +112,11 @@ mod tests {
         let plenty = Plan::new(65_536, 3, &settings, 256);
         assert_eq!((plenty.redis, plenty.peers), (settings.kv.connections_max, 256));
         assert_eq!(Plan::new(0, 3, &settings, 256).redis, REDIS_MIN, "it starts all the same");
+        let mut workers = settings;
+        let before = Plan::new(1_024, 3, &workers, 256);
+        workers.store.worker_threads += 20;
+        let after = Plan::new(1_024, 3, &workers, 256);
+        let total = |plan: Plan| plan.redis + plan.http + plan.peers + plan.store_files;
+        assert_eq!(total(before) - total(after), 20 * WORKER, "each worker of the store opens files");
     }
 }
