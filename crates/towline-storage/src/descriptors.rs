@@ -13,6 +13,7 @@
 //! * A purge. raft-engine may have taken the deletions of groups out of memory to move them, and the panic loses those. A
 //!   further purge could remove the files that still have them, so there is none until the log is opened again.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,8 @@ pub(crate) struct Reserve {
     /// Opened again and again to hold descriptors; empty until [`fill`](Self::fill) names it.
     dir: Mutex<PathBuf>,
     held: Mutex<Vec<File>>,
+    /// The new log files for which it is given up now.
+    given_up: Mutex<BTreeSet<PathBuf>>,
     waits: AtomicU64,
 }
 
@@ -65,11 +68,17 @@ impl Reserve {
     /// Holds descriptors from now on, by opening `dir`.
     pub(crate) fn fill(&self, dir: &Path) {
         *lock(&self.dir) = dir.into();
-        self.refill();
+        self.refill(dir);
     }
 
-    /// Holds as many as there should be, if the system gives them.
-    pub(crate) fn refill(&self) {
+    /// Holds as many as there should be, if the system gives them. Called before each write of `file`. The reserve is
+    /// not taken back while the library needs it for another file.
+    pub(crate) fn refill(&self, file: &Path) {
+        let mut given_up = lock(&self.given_up);
+        given_up.remove(file);
+        if !given_up.is_empty() {
+            return;
+        }
         let mut held = lock(&self.held);
         if held.len() >= HELD {
             return;
@@ -114,16 +123,23 @@ impl Reserve {
         self.waits.load(Ordering::Relaxed)
     }
 
+    /// The library is done with what it was given up for, or will not do it.
+    pub(crate) fn take_back(&self) {
+        lock(&self.given_up).clear();
+    }
+
     /// The library found none, although the reserve was given up for it.
     pub(crate) fn lost(&self) {
         tracing::warn!("file descriptors held for the log were taken by other threads");
+        self.take_back();
         self.waits.fetch_add(1, Ordering::Relaxed);
         thread::sleep(RETRY);
     }
 
-    /// Makes room for what the library opens by itself next, and could not do without. It is held again with the next
-    /// [`refill`](Self::refill).
-    pub(crate) fn give_up(&self) {
+    /// Makes room for what the library opens by itself next to finish the new log file `file`, and could not do without. It
+    /// is held again with the next write of that file, or the next one after [`take_back`](Self::take_back).
+    pub(crate) fn give_up(&self, file: &Path) {
+        lock(&self.given_up).insert(file.into());
         let dir = lock(&self.dir).clone();
         // There is at least one, if not all that are held.
         let _ = self.run(&dir, || File::open(&dir));
@@ -148,8 +164,8 @@ mod tests {
     #[test]
     fn a_panic_for_want_of_a_descriptor_is_told_from_others() {
         let panic_of = |number| {
-            let failed = Err::<(), _>(io::Error::from_raw_os_error(number));
-            crate::reader::panic_text(&*std::panic::catch_unwind(|| failed.unwrap()).unwrap_err())
+            let fails = || Err::<(), _>(io::Error::from_raw_os_error(number)).unwrap();
+            crate::reader::panic_text(&*std::panic::catch_unwind(fails).unwrap_err())
         };
         assert!(is_shortage_panic(&panic_of(24)) && is_shortage_panic(&panic_of(23)));
         assert!(!is_shortage_panic(&panic_of(5)) && !is_shortage_panic("code 24"));
@@ -169,10 +185,18 @@ mod tests {
         };
         assert_eq!(reserve.run(dir.path(), open).unwrap(), 0, "all were given up");
         assert_eq!(reserve.waits(), 3, "only what is not held is waited for");
-        reserve.refill();
+        let (new, other) = (Path::new("new"), Path::new("other"));
+        reserve.refill(other);
         assert_eq!(lock(&reserve.held).len(), HELD);
-        reserve.give_up();
-        assert_eq!(lock(&reserve.held).len(), 0);
+        reserve.give_up(new);
+        reserve.refill(other);
+        assert_eq!(lock(&reserve.held).len(), 0, "the library has not opened what it needs yet");
+        reserve.refill(new);
+        assert_eq!(lock(&reserve.held).len(), HELD);
+        reserve.give_up(new);
+        reserve.lost();
+        reserve.refill(other);
+        assert_eq!(lock(&reserve.held).len(), HELD, "it is given up again with the next attempt");
         let other = reserve.run(dir.path(), || Err::<(), _>(io::Error::from_raw_os_error(5)));
         assert_eq!(other.unwrap_err().raw_os_error(), Some(5), "other errors are not waited for");
     }

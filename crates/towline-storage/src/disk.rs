@@ -200,6 +200,11 @@ impl Disk {
         lost
     }
 
+    /// No purge is under way any more.
+    pub(crate) fn purged(&self) {
+        self.shared.reserve.take_back();
+    }
+
     /// Makes a file durable as it is.
     pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
         let synced = self.shared.run(Op::Sync, path, || File::open(path)?.sync_all());
@@ -332,7 +337,7 @@ impl Handle for DiskFile {
         }
         if written == FILE_HEADER_BYTES as u64 {
             // raft-engine opens the directory of a new file next, and panics if it cannot.
-            self.shared.reserve.give_up();
+            self.shared.reserve.give_up(&self.path);
         }
         Ok(())
     }
@@ -349,7 +354,7 @@ pub(crate) struct DiskWriter {
 impl Write for DiskWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (real, file) = (&mut self.real, &self.file);
-        file.shared.reserve.refill();
+        file.shared.reserve.refill(&file.path);
         let written = file.shared.run(Op::Write, &file.path, || {
             file.shared.room(&file.path, bytes.len())?;
             real.write(bytes)

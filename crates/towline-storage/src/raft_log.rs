@@ -467,6 +467,8 @@ impl LogStore for RaftLog {
             return Ok(Vec::new());
         }
         let outcome = self.reader.run(RaftEngine::purge_expired_files);
+        // It may have begun a file and written nothing to it.
+        self.disk.purged();
         if let Err(panic) = &outcome
             && self.disk.lost_descriptors(panic)
         {

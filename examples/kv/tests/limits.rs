@@ -22,7 +22,7 @@ const VALUE_BYTES: usize = 900_000;
 
 /// A client that is let in, and waits for as long as a busy machine takes.
 fn client(ports: &Ports) -> redis::Connection {
-    let mut client = wait("a client to be let in", || {
+    let client = wait("a client to be let in", || {
         let mut client = ports.client()?;
         redis::cmd("PING").query::<()>(&mut client).is_ok().then_some(client)
     });
