@@ -39,7 +39,7 @@ const REAL_TIME: RangeInclusive<i32> = match (cfg!(target_os = "linux"), cfg!(ta
 pub(crate) enum Hangup {
     /// Reads certificates again, if there are some.
     Reloads(Option<TlsConfig>),
-    /// Stops: the terminal is gone.
+    /// Stops: the terminal is gone. If the process was started with SIGHUP ignored, SIGHUP stays ignored.
     Stops,
 }
 
@@ -57,32 +57,15 @@ impl Signals {
         let is_started = Arc::new(AtomicBool::new(false));
         let (mut interrupts, mut terminations) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let mut hangups = signal(SignalKind::hangup())?;
         for &(number, name) in IGNORED {
             ignore(number.as_raw(), name)?;
         }
         for number in REAL_TIME {
             ignore(number, "real-time")?;
         }
-        let (started, hung_up) = (Arc::clone(&is_started), stopping.clone());
-        tokio::spawn(async move {
-            while hangups.recv().await.is_some() {
-                match &hangup {
-                    Hangup::Reloads(Some(tls)) => {
-                        let tls = tls.clone();
-                        // It says itself how that went; a failure changes nothing.
-                        let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
-                    }
-                    Hangup::Reloads(None) => {
-                        tracing::info!(
-                            signal = "SIGHUP",
-                            "a signal is ignored: there are no certificates to read again"
-                        );
-                    }
-                    Hangup::Stops => stop_or_end(&started, &hung_up, "SIGHUP"),
-                }
-            }
-        });
+        if !(matches!(hangup, Hangup::Stops) && hangup_is_ignored()) {
+            hear_hangups(hangup, Arc::clone(&is_started), stopping.clone())?;
+        }
         let started = Arc::clone(&is_started);
         tokio::spawn(async move {
             let mut interrupted = false;
@@ -113,6 +96,41 @@ impl Signals {
     pub(crate) async fn requested(&mut self) {
         let _ = self.stop.wait_for(|stop| *stop).await;
     }
+}
+
+fn hear_hangups(
+    hangup: Hangup,
+    is_started: Arc<AtomicBool>,
+    stopping: watch::Sender<bool>,
+) -> io::Result<()> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            match &hangup {
+                Hangup::Reloads(Some(tls)) => {
+                    let tls = tls.clone();
+                    // It says itself how that went; a failure changes nothing.
+                    let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
+                }
+                Hangup::Reloads(None) => {
+                    tracing::info!(
+                        signal = "SIGHUP",
+                        "a signal is ignored: there are no certificates to read again"
+                    );
+                }
+                Hangup::Stops => stop_or_end(&is_started, &stopping, "SIGHUP"),
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Whether the process was started with SIGHUP ignored, as `nohup` does. Only Linux tells; elsewhere the answer is no.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (Signal::HUP.as_raw() - 1)) != 0
 }
 
 fn ignore(number: i32, name: &'static str) -> io::Result<()> {

@@ -417,10 +417,16 @@ struct Supervised {
 
 impl Supervised {
     fn start(dir: &tempfile::TempDir) -> Self {
+        Self::start_after("true", dir)
+    }
+
+    /// `setup` is a command of the shell that starts it.
+    fn start_after(setup: &str, dir: &tempfile::TempDir) -> Self {
         let base = free_ports(&[1, 2, 3, 101, 102, 103, 201, 202, 203]);
         let mut command = program();
         command.args(["cluster", "--nodes", "3", "--base-port", &base.to_string(), "--data"]);
-        let process = Process::start(command.arg(dir.path().join("data")), &dir.path().join("log"));
+        let mut command = common::after(setup, command.arg(dir.path().join("data")));
+        let process = Process::start(&mut command, &dir.path().join("log"));
         let ports = (1..=3).map(|id| Ports {
             scheme: "grpc",
             redis: base + id,
@@ -460,6 +466,30 @@ fn the_supervisor_ends_its_children_when_interrupted() {
     supervised.process.signal("INT");
     assert_eq!(supervised.process.wait_end().code(), Some(0), "{}", supervised.process.log());
     supervised.assert_nobody_left();
+}
+
+/// `cluster` under `nohup` stopped its nodes when its terminal was closed.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_supervisor_stops_at_a_hangup_unless_it_was_started_with_hangups_ignored() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let mut supervised = Supervised::start(&dir);
+    supervised.process.signal("HUP");
+    assert_eq!(supervised.process.wait_end().code(), Some(0), "{}", supervised.process.log());
+    supervised.assert_nobody_left();
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut supervised = Supervised::start_after("trap '' HUP", &dir);
+    supervised.process.signal("HUP");
+    supervised.process.signal("USR1");
+    wait("a line about SIGUSR1", || supervised.process.log().contains("SIGUSR1").then_some(()));
+    assert!(supervised.process.ended().is_none(), "{}", supervised.process.log());
+    supervised.process.signal("TERM");
+    assert_eq!(supervised.process.wait_end().code(), Some(0), "{}", supervised.process.log());
+    supervised.assert_nobody_left();
+    let log = supervised.process.log();
+    assert!(!log.contains("stopping already"), "SIGHUP had stopped it: {log}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{Cluster, DEADLINE, Ports, Process, SETTINGS, alone, limited, wait};
+use common::{Cluster, DEADLINE, Ports, Process, SETTINGS, after, alone, settings, wait};
 
 /// Values that fill a log file of 64 MiB, and the memory of the store twice.
 const VALUES: usize = 90;
@@ -144,7 +144,7 @@ fn the_soft_limit_of_descriptors_is_raised() {
     let ports = Ports::free();
     let mut command = ports.serve(1, &dir.path().join("data"));
     command.args(["--bootstrap", "--peer", &ports.peer(1)]);
-    let mut process = Process::start(&mut limited(&command, "-S -n 64"), &dir.path().join("log"));
+    let mut process = Process::start(&mut after("ulimit -S -n 64", &command), &dir.path().join("log"));
     wait("the node to lead", || {
         assert!(process.ended().is_none(), "{}", process.log());
         ports.leads().then_some(())

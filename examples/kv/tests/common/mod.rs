@@ -24,6 +24,12 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
 pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Elections are quicker than by default, so that the tests are.
 pub(crate) const SETTINGS: &str = "[engine]\nelection_ticks_min = 60\nelection_ticks_max = 120\n";
+
+/// [`SETTINGS`] and `more` of the section for the server.
+pub(crate) fn settings(more: &str) -> String {
+    format!("{SETTINGS}[kv]\n{more}\n")
+}
+
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One cluster at a time: their election timeouts are measured.
@@ -66,10 +72,10 @@ pub(crate) fn program() -> Command {
     command
 }
 
-/// The same command, under a limit that the shell's `ulimit` sets.
-pub(crate) fn limited(command: &Command, limit: &str) -> Command {
+/// The same command, with what the shell command `setup` has a process inherit, such as a limit.
+pub(crate) fn after(setup: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
-    shell.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\""));
+    shell.arg("-c").arg(format!("{setup} && exec \"$0\" \"$@\""));
     shell.arg(command.get_program()).args(command.get_args());
     shell.env_remove("RUST_LOG").stdin(Stdio::null());
     shell
@@ -336,7 +342,7 @@ impl Cluster {
         let log = self.dir.path().join(format!("node-{}.log", at + 1));
         let mut command = self.command(at);
         if let Some(descriptors) = self.descriptors {
-            command = limited(&command, &format!("-n {descriptors}"));
+            command = after(&format!("ulimit -n {descriptors}"), &command);
         }
         self.running[at] = Some(Process::start(&mut command, &log));
     }
