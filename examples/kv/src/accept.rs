@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 /// The pause after the system gave no connection, such as for want of file descriptors: the clients wait in its queue.
 const RETRY: Duration = Duration::from_millis(100);
-/// A shortage is logged once in this time.
+/// A warning that each client may cause is logged once in this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// A connection whose other side is silent is probed after this...
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -24,13 +24,32 @@ pub(crate) struct Acceptor {
     /// Whose connections these are, for the log.
     whose: &'static str,
     failures: Counter,
-    warned: Option<Instant>,
+    warning: Throttle,
+}
+
+/// Lets one line into the log per [`WARNING_INTERVAL`], and counts the others.
+#[derive(Default)]
+pub(crate) struct Throttle {
+    logged: Option<Instant>,
+    left_out: u64,
+}
+
+impl Throttle {
+    /// The number of lines that were left out since the last one. `None`: leave this line out, too.
+    pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.logged.is_some_and(|logged| now < logged + WARNING_INTERVAL) {
+            self.left_out += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
 }
 
 impl Acceptor {
     /// `failures` counts the times that the system gave no connection.
     pub(crate) fn new(listener: TcpListener, whose: &'static str, failures: Counter) -> Self {
-        Self { listener, whose, failures, warned: None }
+        Self { listener, whose, failures, warning: Throttle::default() }
     }
 
     /// The next connection, with keep-alive, so that the end of the client's machine is noticed. Dropping the future
@@ -49,9 +68,9 @@ impl Acceptor {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     self.failures.increment(1);
-                    if self.warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL) {
-                        self.warned = Some(Instant::now());
-                        tracing::warn!(%error, whose = self.whose, "no client can be accepted for now");
+                    if let Some(left_out) = self.warning.pass(Instant::now()) {
+                        let whose = self.whose;
+                        tracing::warn!(%error, whose, left_out, "no client can be accepted for now");
                     }
                     sleep(RETRY).await;
                 }
@@ -66,4 +85,21 @@ fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_per_interval_is_logged_and_tells_how_many_were_left_out() {
+        let (mut throttle, start) = (Throttle::default(), Instant::now());
+        assert_eq!(throttle.pass(start), Some(0));
+        for _ in 0..1_000 {
+            assert_eq!(throttle.pass(start + WARNING_INTERVAL / 2), None);
+        }
+        assert_eq!(throttle.pass(start + WARNING_INTERVAL), Some(1_000));
+        assert_eq!(throttle.pass(start + WARNING_INTERVAL), None);
+        assert_eq!(throttle.pass(start + 2 * WARNING_INTERVAL), Some(1));
+    }
 }

@@ -63,8 +63,8 @@ impl Replica for GroupReplica {
         async move { group.read(Consistency::Linearizable).await.map_err(read_error) }
     }
 
-    fn local(&self) -> View {
-        self.view.clone()
+    fn local(&self) -> &View {
+        &self.view
     }
 
     fn state(&self) -> ReplicaState {

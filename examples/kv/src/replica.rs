@@ -25,7 +25,7 @@ pub(crate) trait Replica: Clone + Send + Sync + 'static {
     }
 
     /// What the replica has applied, fresh or not.
-    fn local(&self) -> View;
+    fn local(&self) -> &View;
 
     /// Cheap.
     fn state(&self) -> ReplicaState;

@@ -13,13 +13,9 @@ mod common;
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Cluster, DEADLINE, Ports, SETTINGS, alone, wait};
-
-fn settings(more: &str) -> String {
-    format!("{SETTINGS}[kv]\n{more}\n")
-}
+use common::{Cluster, DEADLINE, Ports, alone, settings, wait};
 
 /// A command as clients send it.
 fn command(args: &[&str]) -> Vec<u8> {
@@ -246,4 +242,79 @@ fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
     // Who says nothing may stay.
     idle.write_all(b"PING\r\n").unwrap();
     idle.read_exact(&mut [0; 7]).unwrap();
+}
+
+/// Timeouts that no test waits for, and `more`.
+fn patient(more: &str) -> String {
+    let timeouts = "command_timeout_ms = 600000\nwrite_timeout_ms = 600000\nreply_timeout_ms = 600000";
+    settings(&format!("{timeouts}\n{more}"))
+}
+
+/// A client that did not read its reply kept the values of the reply for as long as the reply timeout. Other clients waited
+/// for room for theirs.
+#[test]
+fn a_client_that_does_not_read_loses_kept_values_that_another_client_waits_for() {
+    let _alone = alone();
+    // Half of it is for kept values: room for 18 of them.
+    let cluster = Cluster::start_with(1, &patient("reply_bytes_max = 33554432"));
+    let ports = cluster.ports[0];
+    let keys: Vec<String> = (0..18).map(|key| key.to_string()).collect();
+    keys.iter().for_each(|key| set(&ports, key, 900_000));
+    let mut unread = BufReader::new(ports.socket());
+    let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
+    unread.get_mut().write_all(&command(&words)).unwrap();
+    // The reply begins once its values are kept.
+    assert_eq!(line(&mut unread), "*18");
+    let mut reader = BufReader::new(ports.socket());
+    reader.get_mut().write_all(&command(&["MGET", "0", "1"])).unwrap();
+    read_values(&mut reader, 2, 900_000);
+    assert_eq!(ports.counter("towline_kv_redis_closed_total", "\"reply_timeout\""), 1);
+    assert!(ports.counter("towline_kv_redis_waits_total", "\"reply_bytes_max\"") > 0);
+    assert!(is_closed(unread.get_mut()));
+}
+
+/// Clients that read nothing sent a part of a long command behind many reads. They kept the room of all long commands for as
+/// long as the write timeout.
+#[test]
+fn clients_that_do_not_read_lose_rooms_for_long_commands_that_another_client_waits_for() {
+    let _alone = alone();
+    let cluster = Cluster::start_with(1, &patient("long_commands_max = 2"));
+    let ports = cluster.ports[0];
+    set(&ports, "v", 900_000);
+    let mut input = command(&["SET", "k", "1"]);
+    input.extend(command(&["GET", "v"]).repeat(40));
+    input.extend_from_slice(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$900000\r\n");
+    input.resize(input.len() + 100_000, b'v');
+    let mut unread = Vec::new();
+    // A client whose replies come before the server has read its long command gets no room.
+    wait("all rooms to be taken", || {
+        let mut stream = ports.socket();
+        send_until_refused(&mut stream, &input);
+        unread.push(stream);
+        (ports.counter("towline_kv_redis_waits_total", "\"long_commands_max\"") > 0).then_some(())
+    });
+    let mut reader = BufReader::new(ports.socket());
+    reader.get_mut().write_all(&command(&["SET", "k", &"v".repeat(900_000)])).unwrap();
+    assert_eq!(line(&mut reader), "+OK");
+    assert!(ports.counter("towline_kv_redis_closed_total", "\"reply_timeout\"") > 0);
+}
+
+/// Each refused client was a line in the log.
+#[test]
+fn refused_clients_do_not_fill_the_log() {
+    let _alone = alone();
+    let started = Instant::now();
+    let mut cluster = Cluster::start_with(1, &settings("connections_max = 1"));
+    let ports = cluster.ports[0];
+    let _only = wait("the only place", || {
+        let mut stream = ports.socket();
+        is_answered(&mut stream).then_some(stream)
+    });
+    (0..500).for_each(|_| drop(ports.socket()));
+    let refused = || ports.counter("towline_kv_redis_refused_total", "");
+    wait("refusals", || (refused() >= 500).then_some(()));
+    let log = cluster.process(0).log();
+    let lines = log.lines().filter(|line| line.contains("too many Redis clients")).count() as u64;
+    let most = 1 + started.elapsed().as_secs() / 10;
+    assert!((1..=most).contains(&lines), "{lines} lines: {log}");
 }

@@ -6,6 +6,7 @@ mod connection;
 mod decode;
 mod health;
 mod outgoing;
+mod pipeline;
 mod pool;
 mod reply;
 mod server;

@@ -44,8 +44,8 @@ impl Outgoing {
     }
 
     /// What the large value that is being sent takes of a pool.
-    pub(super) fn large_room(&self) -> Option<&Room> {
-        self.large.as_ref()?.room.as_ref()
+    pub(super) fn large_room(&mut self) -> Option<&mut Room> {
+        self.large.as_mut()?.room.as_mut()
     }
 
     /// The start of an array, whose elements follow.

@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 /// What one permit stands for.
 const UNIT_BYTES: usize = 1 << 10;
-/// How long a client may keep room that others wait for: this, and the time of its bytes at this rate.
-const WANTED_GRACE: Duration = Duration::from_secs(2);
-const WANTED_BYTES_PER_MS: usize = 8 << 10;
+/// A client that keeps room which others wait for must be this fast...
+const BYTES_PER_SECOND_MIN: u64 = 8 << 20;
+/// ...and may fall behind by this.
+const BEHIND_MAX: Duration = Duration::from_secs(2);
 /// Fewer than a semaphore holds on any system.
 const UNITS_MAX: u32 = u32::MAX >> 4;
 
@@ -31,7 +32,7 @@ pub(super) struct Pool {
 /// Bytes of a pool; dropping it gives them back.
 pub(super) struct Room {
     permit: OwnedSemaphorePermit,
-    since: Instant,
+    due: Instant,
     queue_length: Arc<AtomicUsize>,
 }
 
@@ -39,6 +40,13 @@ pub(super) struct Room {
 pub(super) struct Queued {
     place: Place,
     permit: Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>,
+}
+
+/// What one connection wants of a pool: a place in its queue, then room.
+#[derive(Default)]
+pub(super) struct Claim {
+    queued: Option<Queued>,
+    granted: Option<Room>,
 }
 
 /// Counts one place in the queue for as long as it lives.
@@ -87,17 +95,64 @@ impl Pool {
 
 impl Room {
     fn new(permit: OwnedSemaphorePermit, queue_length: &Arc<AtomicUsize>) -> Self {
-        Self { permit, since: Instant::now(), queue_length: Arc::clone(queue_length) }
+        let due = Instant::now() + BEHIND_MAX;
+        Self { permit, due, queue_length: Arc::clone(queue_length) }
     }
 
-    /// When a client has had it for as long as it may if others wait for it.
+    /// When the client has had it for as long as it may if others wait for it.
     pub(super) fn due(&self) -> Instant {
-        let millis = self.permit.num_permits() * UNIT_BYTES / WANTED_BYTES_PER_MS;
-        self.since + WANTED_GRACE + Duration::from_millis(millis as u64)
+        self.due
+    }
+
+    /// From now on the connection waits for its client.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.due = now + BEHIND_MAX;
+    }
+
+    /// The client took, or sent, some bytes.
+    pub(super) fn moved(&mut self, bytes: usize, now: Instant) {
+        let earned = Duration::from_nanos(bytes as u64 * 1_000_000_000 / BYTES_PER_SECOND_MIN);
+        self.due = (self.due + earned).min(now + BEHIND_MAX);
     }
 
     pub(super) fn is_wanted(&self) -> bool {
         self.queue_length.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Claim {
+    /// Room for `bytes`, if it was granted or there is some. Otherwise this queues for it.
+    pub(super) fn take(&mut self, pool: &Pool, bytes: usize) -> Option<Room> {
+        if let Some(room) = self.granted.take()
+            && pool.is_enough(&room, bytes)
+        {
+            return Some(room);
+        }
+        if self.queued.is_none() {
+            match pool.ask(bytes) {
+                Ok(room) => return Some(room),
+                Err(queued) => self.queued = Some(queued),
+            }
+        }
+        None
+    }
+
+    /// Ready while there is no place in a queue. True if room was granted for it now.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(queued) = &mut self.queued else { return Poll::Ready(false) };
+        self.granted = ready!(queued.poll(cx));
+        self.queued = None;
+        Poll::Ready(true)
+    }
+
+    /// [`take`](Self::take), and waits for it.
+    pub(super) fn poll_for(&mut self, pool: &Pool, bytes: usize, cx: &mut Context<'_>) -> Poll<Room> {
+        loop {
+            if let Some(room) = self.take(pool, bytes) {
+                return Poll::Ready(room);
+            }
+            ready!(self.poll(cx));
+        }
     }
 }
 

@@ -10,8 +10,10 @@ use metrics::Counter;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 
-use crate::accept::Acceptor;
+use crate::accept::{Acceptor, Throttle};
 use crate::replica::Replica;
 
 use super::cluster::Members;
@@ -144,21 +146,30 @@ impl Server {
         let failures = shared.counters.accept_failures.clone();
         let mut acceptor = Acceptor::new(self.listener, "Redis", failures);
         let room = Arc::new(Semaphore::new(limits.connections_max));
+        let mut warning = Throttle::default();
+        // Dropping the set at the end ends the connections.
+        let mut connections = JoinSet::new();
         for id in 1_u64.. {
-            let (mut stream, from) = tokio::select! {
-                accepted = acceptor.next() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return,
+            let (mut stream, from) = loop {
+                tokio::select! {
+                    accepted = acceptor.next() => break accepted,
+                    Some(_) = connections.join_next() => {}
+                    _ = stop.wait_for(|stop| *stop) => return,
+                }
             };
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
                 shared.counters.refused.increment(1);
-                tracing::warn!(%from, connections_max = limits.connections_max, "too many Redis clients");
+                if let Some(left_out) = warning.pass(Instant::now()) {
+                    let connections_max = limits.connections_max;
+                    tracing::warn!(%from, connections_max, left_out, "too many Redis clients");
+                }
                 // It fits in the socket's buffer, so this does not wait.
                 let _ = stream.write_all(b"-ERR max number of clients reached\r\n").await;
                 continue;
             };
-            let (shared, stop) = (Arc::clone(&shared), stop.clone());
-            tokio::spawn(async move {
-                if let Err(error) = connection::serve(stream, id, shared, stop).await {
+            let shared = Arc::clone(&shared);
+            connections.spawn(async move {
+                if let Err(error) = connection::serve(stream, id, shared).await {
                     tracing::debug!(%from, %error, "a Redis connection ended");
                 }
                 drop(permit);

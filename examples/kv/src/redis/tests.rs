@@ -63,8 +63,8 @@ impl Replica for Fake {
         Some(self.view.local_ms())
     }
 
-    fn local(&self) -> View {
-        self.view.clone()
+    fn local(&self) -> &View {
+        &self.view
     }
 
     fn state(&self) -> ReplicaState {
@@ -166,7 +166,7 @@ async fn replies_come_in_order_and_reads_see_the_writes_before_them() {
     let mut input = String::new();
     let mut expected = String::new();
     // More than may wait at once.
-    for i in 0..connection::PENDING_MAX {
+    for i in 0..pipeline::PENDING_MAX {
         input += &format!("SET k {i}\r\nGET k\r\nPING\r\nSTRLEN k\r\n");
         let value = i.to_string();
         expected += &format!("+OK\r\n${}\r\n{value}\r\n+PONG\r\n:{}\r\n", value.len(), value.len());
@@ -411,6 +411,28 @@ fn room_of_a_pool_is_given_in_turn_and_given_back() {
     // More than there is in all is the whole.
     let Ok(all) = pool.ask(1 << 40) else { panic!("both gave it back") };
     assert!(pool.is_enough(&all, 1 << 40));
+}
+
+#[test]
+fn a_client_is_behind_once_it_moved_less_than_the_least_rate_for_two_seconds() {
+    let Ok(mut room) = pool::Pool::new(1 << 10, metrics::Counter::noop()).ask(1) else {
+        panic!("there is room")
+    };
+    let start = tokio::time::Instant::now();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    room.renew(start);
+    assert_eq!(room.due(), after(2));
+    // 8 MiB a second keep it where it is.
+    for second in 1..10 {
+        room.moved(8 << 20, after(second));
+        assert_eq!(room.due(), after(second + 2));
+    }
+    // Being faster earns nothing for later, and being slower loses what it had.
+    room.moved(1 << 30, after(10));
+    assert_eq!(room.due(), after(12));
+    room.moved(4 << 20, after(11));
+    room.moved(4 << 20, after(12));
+    assert_eq!(room.due(), after(13));
 }
 
 /// A count sends nothing until it is done. With a write held behind it, the server counted on without a look at the
