@@ -1,15 +1,11 @@
 //! What one call of a state machine gets, and how long others wait for it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-mod common;
-#[path = "common/gated.rs"]
-mod gated;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Alone, DEADLINE, address, id, wait};
-use gated::{Gate, Gated, Opened};
+use crate::common::gated::{Gate, Gated, Opened};
+use crate::common::{Alone, DEADLINE, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Group, Start};

@@ -2,8 +2,6 @@
 //! threads of a node serve other callers and other groups, so it must end nothing but itself.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-mod common;
-
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -11,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
-use common::{Alone, DEADLINE, address, id, wait};
+use crate::common::{Alone, DEADLINE, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::errors::ProposeError;
 use towline_engine::ids::GroupId;

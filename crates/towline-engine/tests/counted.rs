@@ -1,9 +1,7 @@
 //! What a node counts of the messages that come in, read from its scrape.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-mod common;
-
-use common::{Alone, Machine, address, id, wait};
+use crate::common::{Alone, Machine, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};

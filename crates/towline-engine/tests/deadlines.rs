@@ -1,15 +1,11 @@
 //! Callers behind a call of the state machine that does not return.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-mod common;
-#[path = "common/gated.rs"]
-mod gated;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Alone, DEADLINE, address, id, wait};
-use gated::{Gate, Gated, Opened};
+use crate::common::gated::{Gate, Gated, Opened};
+use crate::common::{Alone, DEADLINE, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError, ReadError, UncertainCause};
 use towline_engine::ids::GroupId;

@@ -1,11 +1,9 @@
 //! The largest value of every setting: it is refused by name, or a node runs with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Alone, DEADLINE, Machine, address, id};
+use crate::common::{Alone, DEADLINE, Machine, address, id};
 use serde::Deserialize;
 use serde::de::IntoDeserializer as _;
 use serde::de::value::{Error, MapDeserializer};

@@ -1,9 +1,7 @@
 //! Code of a user that panics while a group starts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-mod common;
-
-use common::{Alone, DEADLINE, Machine, address, id};
+use crate::common::{Alone, DEADLINE, Machine, address, id};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Start, StartError};

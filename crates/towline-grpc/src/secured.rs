@@ -49,11 +49,7 @@ enum State {
 }
 
 impl Accepted {
-    pub(crate) fn new(
-        socket: Alive,
-        caller: Arc<Caller>,
-        tls: Option<&TlsConfig>,
-    ) -> Result<Self, TlsError> {
+    pub(crate) fn new(socket: Alive, caller: Arc<Caller>, tls: Option<&TlsConfig>) -> Result<Self, TlsError> {
         let state = match tls {
             None => State::Open(Box::new(socket)),
             Some(tls) => {

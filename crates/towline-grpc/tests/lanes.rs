@@ -7,15 +7,13 @@
     clippy::print_stdout
 )]
 
-mod common;
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{

@@ -7,11 +7,9 @@
     clippy::print_stdout
 )]
 
-mod common;
-
 use std::time::Instant;
 
-use common::*;
+use crate::common::*;
 use towline_engine::message::{Batch, Lane};
 use towline_grpc::GrpcConfig;
 

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may stop at once")]
 
-mod common;
-
 use std::time::Duration;
 
-use common::Memory;
+use crate::common::Memory;
 use towline_metrics::labels::*;
 use towline_metrics::{CountingReader, GROUPS_MAX, NodeMetrics, PEERS_MAX};
 

@@ -2,11 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may stop at once")]
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::Memory;
+use crate::common::Memory;
 use metrics::Unit;
 use towline_metrics::NodeMetrics;
 use towline_metrics::labels::{self, *};

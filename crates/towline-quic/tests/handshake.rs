@@ -7,12 +7,10 @@
     clippy::print_stdout
 )] // helpers of tests
 
-mod common;
-
 use std::time::Duration;
 
-use common::raw;
-use common::*;
+use crate::common::raw;
+use crate::common::*;
 use tokio::net::UdpSocket;
 use towline_engine::ids::PeerAddr;
 use towline_engine::message::Lane;

@@ -7,11 +7,9 @@
     clippy::print_stdout
 )] // helpers of tests
 
-mod common;
-
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::*;
+use crate::common::*;
 use towline_engine::message::Lane;
 use towline_engine::transport::{CertRefusal, ConnectError, Refusal, Transport};
 use towline_quic::{QuicConfig, QuicTransport};

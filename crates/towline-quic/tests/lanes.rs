@@ -7,12 +7,10 @@
     clippy::print_stdout
 )] // helpers of tests
 
-mod common;
-
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::*;
+use crate::common::*;
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{

@@ -1,9 +1,7 @@
 //! Which runtime does the work of a connection.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use tokio::runtime::{Builder, Runtime};
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Lane, Message, MessageKind};

@@ -463,7 +463,9 @@ impl LogStore for RaftLog {
     fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         self.healthy()?;
         if self.purge_lost.load(Ordering::Relaxed) {
-            tracing::error!("no log file is removed for want of a file descriptor earlier; restart this node");
+            tracing::error!(
+                "no log file is removed for want of a file descriptor earlier; restart this node"
+            );
             return Ok(Vec::new());
         }
         let outcome = self.reader.run(RaftEngine::purge_expired_files);

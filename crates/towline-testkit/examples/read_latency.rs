@@ -6,6 +6,8 @@
 
 #[path = "../tests/common/distance.rs"]
 mod distance;
+#[path = "../tests/common/ports.rs"]
+mod ports;
 
 use std::time::Duration;
 

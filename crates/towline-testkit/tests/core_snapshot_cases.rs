@@ -1,10 +1,7 @@
 //! Single cases of snapshots in simulated clusters of cores, each with its control.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
-#[path = "snapshot_world/mod.rs"]
-mod snapshot_world;
-
-use snapshot_world::{Plant, World};
+use crate::snapshot_world::{Plant, World};
 use towline_engine::ids::NodeId;
 use towline_engine::message::MessageKind;
 use towline_engine::status::PeerProgress;

@@ -10,13 +10,10 @@
     clippy::print_stderr // a failing seed is named
 )]
 
-#[path = "snapshot_world/mod.rs"]
-mod snapshot_world;
-
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use snapshot_world::{Arrow, Faults, Plant, World};
+use crate::snapshot_world::{Arrow, Faults, Plant, World};
 
 const CASES: u64 = 150;
 const STEPS: usize = 3_000;

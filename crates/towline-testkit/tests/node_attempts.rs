@@ -8,13 +8,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::Counts;
-use common::bench::{BYTES, Bench, TRANSFERS, config};
-use common::offers::Oddity;
+use crate::common::Counts;
+use crate::common::bench::{BYTES, Bench, TRANSFERS, config};
+use crate::common::offers::Oddity;
 use towline_engine::config::Config;
 use towline_engine::message::Lane;
 use towline_engine::reporter::SnapshotFailure;

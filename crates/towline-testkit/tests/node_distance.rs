@@ -1,12 +1,9 @@
 //! Linearizable reads on nodes that are far apart.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
-#[path = "common/distance.rs"]
-mod distance;
-
 use std::time::Duration;
 
-use distance::Distant;
+use crate::common::distance::Distant;
 
 /// One heartbeat interval.
 const ROUND_TRIP: Duration = Duration::from_millis(100);

@@ -1,13 +1,11 @@
 //! What fails alone: a disk, a state machine, a peer, a link, a group's memory. The rest goes on.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::common::Counts;
 use bytes::Bytes;
-use common::Counts;
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError};
 use towline_engine::ids::GroupId;

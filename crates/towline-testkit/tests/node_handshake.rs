@@ -1,12 +1,10 @@
 //! Who may talk to a node, in memory and over gRPC: everybody else is refused by name, counted, and changes nothing.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::Counts;
+use crate::common::Counts;
 use towline_engine::identity::IdentityStore;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Entry, Envelope, Lane, Message, MessageKind};

@@ -10,12 +10,10 @@
     clippy::print_stdout
 )] // helpers of tests
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::bench::{Bench, TRANSFERS, load};
-use common::offers::{Oddity, Offered};
+use crate::common::bench::{Bench, TRANSFERS, load};
+use crate::common::offers::{Oddity, Offered};
 use towline_engine::config::Config;
 use towline_engine::message::Lane;
 use towline_engine::reporter::SnapshotFailure;
@@ -55,7 +53,7 @@ fn config() -> Config {
         lane_backoff_max_ms: RECALL_MS,
         snapshot_backoff_max_ms: BACKOFF_MAX.as_millis() as u64,
         snapshot_bytes_per_second: 1_000_000,
-        ..common::bench::config()
+        ..crate::common::bench::config()
     }
 }
 

@@ -9,16 +9,14 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::common::Counts;
+use crate::common::bench::{BYTES, TRANSFERS};
+use crate::common::ports::free_port;
 use bytes::Bytes;
-use common::Counts;
-use common::bench::{BYTES, TRANSFERS};
-use common::ports::free_port;
 use tempfile::TempDir;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, PeerAddr};

@@ -8,13 +8,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::sync::Arc;
 
+use crate::common::Counts;
+use crate::common::bench::TRANSFERS;
 use bytes::Bytes;
-use common::Counts;
-use common::bench::TRANSFERS;
 use towline_engine::config::Config;
 use towline_engine::identity::IdentityStore;
 use towline_engine::ids::GroupId;

@@ -8,13 +8,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::sync::Arc;
 
-use common::Counts;
-use common::bench::{BYTES, TRANSFERS};
-use common::ports::free_port;
+use crate::common::Counts;
+use crate::common::bench::{BYTES, TRANSFERS};
+use crate::common::ports::free_port;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::Transport;

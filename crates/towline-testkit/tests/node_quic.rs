@@ -7,12 +7,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::ports::free_port;
+use crate::common::ports::free_port;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::status::AttemptOutcome;

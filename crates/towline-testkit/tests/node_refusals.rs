@@ -8,16 +8,14 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-mod wires;
-
 use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::common::Counts;
+use crate::wires::{AUTHORITY, Bounds, First, Heard, Recording, Refusals, Wire, identity, of_node};
 use bytes::Bytes;
-use common::Counts;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use towline_engine::message::{Lane, Message, MessageKind};
 use towline_engine::node::{Group, Node, Start};
@@ -31,7 +29,6 @@ use towline_testkit::cluster::{Disk, cluster_id, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
 use towline_tls::dev::{DevAuthority, DevCert};
 use towline_tls::{TlsConfig, node_uri};
-use wires::{AUTHORITY, Bounds, First, Heard, Recording, Refusals, Wire, identity, of_node};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

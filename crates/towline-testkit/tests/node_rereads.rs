@@ -7,11 +7,9 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::Duration;
 
-use common::bench::{Bench, TRANSFERS, config};
+use crate::common::bench::{Bench, TRANSFERS, config};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::reporter::SnapshotFailure;

@@ -8,11 +8,9 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::bench::{Bench, TRANSFERS, config};
+use crate::common::bench::{Bench, TRANSFERS, config};
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};

@@ -7,13 +7,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::bench::{Bench, TRANSFERS, config, load};
+use crate::common::offers::Oddity;
 use bytes::Bytes;
-use common::bench::{Bench, TRANSFERS, config, load};
-use common::offers::Oddity;
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::reporter::SnapshotFailure;

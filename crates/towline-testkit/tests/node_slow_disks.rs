@@ -8,13 +8,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::bench::{Bench, TRANSFERS, config};
+use crate::common::bench::{Bench, TRANSFERS, config};
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::reporter::SnapshotFailure;

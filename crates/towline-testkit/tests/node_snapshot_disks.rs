@@ -7,12 +7,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::Duration;
 
-use common::Counts;
-use common::bench::{BYTES, Bench, TRANSFERS, config, load};
+use crate::common::Counts;
+use crate::common::bench::{BYTES, Bench, TRANSFERS, config, load};
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;

@@ -7,12 +7,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::Counts;
-use common::bench::{Bench, TRANSFERS, config, load};
+use crate::common::Counts;
+use crate::common::bench::{Bench, TRANSFERS, config, load};
 use towline_engine::config::Config;
 use towline_engine::errors::{ReadError, TransferLeaderError};
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, until, within};

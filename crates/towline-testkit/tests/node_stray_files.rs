@@ -13,13 +13,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::common::Counts;
 use bytes::Bytes;
-use common::Counts;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::{LogStore, Recovered};

@@ -8,8 +8,6 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod common;
-
 use std::time::{Duration, Instant};
 
 use towline_engine::config::Config;
@@ -20,7 +18,7 @@ use towline_testkit::cluster::{DEADLINE, node_id, quick};
 use towline_testkit::fault::{Direction, SnapshotFaults};
 use towline_testkit::snapshots::SnapshotOp;
 
-use common::bench::{Bench, TRANSFERS, config};
+use crate::common::bench::{Bench, TRANSFERS, config};
 
 /// Chunks that one side has counted and the other has not: in the sender's hand, on the way, before the disk.
 const BETWEEN_BYTES: u64 = 16 * (16 << 10);

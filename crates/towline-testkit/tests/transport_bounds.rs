@@ -8,11 +8,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod wires;
-
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::wires::{AUTHORITY, Bounds, First, Wire, of_node};
 use async_trait::async_trait;
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
@@ -22,7 +21,6 @@ use towline_engine::transport::{
     SnapshotRefusal, Violation, Welcome,
 };
 use towline_testkit::cluster::{cluster_id, node_id, until, within};
-use wires::{AUTHORITY, Bounds, First, Wire, of_node};
 
 /// Lets everybody in whose certificate is that of its hello.
 #[derive(Default)]

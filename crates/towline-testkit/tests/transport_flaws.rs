@@ -8,12 +8,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-mod flaws;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use flaws::{Flaw, Flawed};
+use crate::flaws::{Flaw, Flawed};
 use towline_testkit::suites::transport::{self as suite, TransportFixture};
 
 /// Runs a case over a broken transport; it must fail, and by a check of its own.

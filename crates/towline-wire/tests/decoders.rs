@@ -7,15 +7,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[path = "../../../fuzz/src/decoders.rs"]
-#[allow(unreachable_pub)] // a crate of its own under cargo-fuzz
-mod decoders;
-
-mod samples;
-
+use crate::fuzz;
+use crate::samples::samples;
 use proptest::prelude::*;
 use prost::Message as _;
-use samples::samples;
 use towline_wire::{pb, prefixed};
 
 /// Frames in some order, one of them mutated, as they are on a stream.
@@ -55,12 +50,12 @@ fn mutants() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn every_sample_is_understood() {
     for sample in samples() {
-        decoders::frame(&sample.encode_to_vec());
+        fuzz::frame(&sample.encode_to_vec());
     }
     let transfer: Vec<_> = samples().iter().skip(6).take(3).flat_map(prefixed).collect();
-    decoders::listener(&transfer);
+    fuzz::listener(&transfer);
     let answers: Vec<_> = samples().iter().skip(9).flat_map(prefixed).collect();
-    decoders::dialler(&answers);
+    fuzz::dialler(&answers);
 }
 
 proptest! {
@@ -68,23 +63,23 @@ proptest! {
 
     #[test]
     fn random_bytes_are_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        decoders::frame(&bytes);
-        decoders::stream(&bytes);
-        decoders::listener(&bytes);
-        decoders::dialler(&bytes);
+        fuzz::frame(&bytes);
+        fuzz::stream(&bytes);
+        fuzz::listener(&bytes);
+        fuzz::dialler(&bytes);
     }
 
     #[test]
     fn mutated_frames_are_no_harm(bytes in mutants()) {
-        decoders::frame(&bytes);
-        decoders::listener(&bytes);
-        decoders::dialler(&bytes);
+        fuzz::frame(&bytes);
+        fuzz::listener(&bytes);
+        fuzz::dialler(&bytes);
     }
 
     #[test]
     fn mutated_streams_are_no_harm(bytes in streams(), piece in any::<u8>()) {
-        decoders::stream(&[&[piece][..], &bytes[..]].concat());
-        decoders::listener(&bytes);
-        decoders::dialler(&bytes);
+        fuzz::stream(&[&[piece][..], &bytes[..]].concat());
+        fuzz::listener(&bytes);
+        fuzz::dialler(&bytes);
     }
 }

@@ -7,9 +7,6 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // what other tests use
-mod common;
-
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -18,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{
+use crate::common::{
     Cluster, DEADLINE, ELECTION_TIMEOUT, Ports, Process, alone, free_ports, is_alive, program, wait,
 };
 use redis::{Connection, RedisResult, Value};
@@ -453,7 +450,7 @@ impl Supervised {
 impl Drop for Supervised {
     fn drop(&mut self) {
         for pid in self.children.iter().filter(|pid| is_alive(**pid)) {
-            common::signal(*pid, "KILL");
+            crate::common::signal(*pid, "KILL");
         }
     }
 }
@@ -497,7 +494,7 @@ fn the_supervisor_says_when_a_child_died() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let mut supervised = Supervised::start(&dir);
-    common::signal(supervised.children[1], "KILL");
+    crate::common::signal(supervised.children[1], "KILL");
     assert_eq!(supervised.process.wait_end().code(), Some(1), "{}", supervised.process.log());
     let log = supervised.process.log();
     assert!(log.contains("error: node 2 ended: signal: 9"), "{log}");

@@ -8,13 +8,10 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // other tests need more
-mod common;
-
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use common::{Cluster, Process, alone};
+use crate::common::{Cluster, Process, alone};
 
 const KEYS: u64 = 200;
 
@@ -49,7 +46,7 @@ fn with_stopped_follower() -> (Cluster, usize) {
 /// Every key has the value of this round, on the node itself once it leads.
 fn assert_leads_with(cluster: &mut Cluster, at: usize, round: u64) {
     let others = cluster.others(at);
-    common::wait("the node to lead", || {
+    crate::common::wait("the node to lead", || {
         if cluster.ports[at].leads() {
             return Some(());
         }

@@ -1,12 +1,9 @@
 //! Keys that expire, on processes of the real program.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // tests
 
-#[allow(dead_code)] // not all of it is needed here
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Cluster, alone, wait};
+use crate::common::{Cluster, alone, wait};
 
 fn get(client: &mut redis::Connection, key: &str) -> redis::RedisResult<Option<String>> {
     redis::cmd("GET").arg(key).query(client)

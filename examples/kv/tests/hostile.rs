@@ -8,14 +8,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // not each test program needs all of it
-mod common;
-
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, DEADLINE, Ports, alone, settings, wait};
+use crate::common::{Cluster, DEADLINE, Ports, alone, settings, wait};
 
 /// A command as clients send it.
 fn command(args: &[&str]) -> Vec<u8> {

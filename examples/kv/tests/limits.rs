@@ -7,14 +7,11 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // not each test program needs all of it
-mod common;
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use common::{Cluster, DEADLINE, Ports, Process, SETTINGS, after, alone, settings, wait};
+use crate::common::{Cluster, DEADLINE, Ports, Process, SETTINGS, after, alone, settings, wait};
 
 /// Values that fill a log file of 64 MiB, and the memory of the store twice.
 const VALUES: usize = 90;

@@ -8,12 +8,9 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // not all of it is needed here
-mod common;
-
 use std::fs;
 
-use common::{Cluster, SETTINGS, alone, wait};
+use crate::common::{Cluster, SETTINGS, alone, wait};
 
 const SCHEMES: [&str; 3] = ["quic", "grpc", "quic"];
 /// The one that is reached over gRPC.

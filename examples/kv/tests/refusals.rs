@@ -7,15 +7,12 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // clusters are not started here
-mod common;
-
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Ports, Process, program, run, wait};
+use crate::common::{Ports, Process, program, run, wait};
 
 /// Wrong use.
 const USAGE: i32 = 2;

@@ -8,12 +8,9 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // not all of it is needed here
-mod common;
-
 use std::time::Instant;
 
-use common::{Cluster, SETTINGS, alone, wait};
+use crate::common::{Cluster, SETTINGS, alone, wait};
 use serde_json::Value;
 
 /// Bytes of a value, and how many are written while the follower is away.

@@ -7,12 +7,9 @@
     clippy::print_stderr
 )] // helpers of tests
 
-#[allow(dead_code)] // not all of it is needed here
-mod common;
-
 use std::fs;
 
-use common::{Cluster, Ports, alone, program, run, wait};
+use crate::common::{Cluster, Ports, alone, program, run, wait};
 
 fn survives_its_leader(mut cluster: Cluster) {
     let leader = cluster.leader();
@@ -122,11 +119,11 @@ fn one_command_runs_a_cluster_over_quic() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let offsets: Vec<u16> = [0, 100, 200].iter().flat_map(|base| (1..=3).map(move |id| base + id)).collect();
-    let first = common::free_ports(&offsets);
+    let first = crate::common::free_ports(&offsets);
     let mut command = program();
     command.args(["cluster", "--transport", "quic", "--base-port", &first.to_string(), "--data"]);
     command.arg(dir.path().join("data"));
-    let mut supervisor = common::Process::start(&mut command, &dir.path().join("log"));
+    let mut supervisor = crate::common::Process::start(&mut command, &dir.path().join("log"));
     let nodes: Vec<Ports> = (1..=3)
         .map(|id| Ports { scheme: "quic", redis: first + id, raft: first + 100 + id, http: first + 200 + id })
         .collect();

@@ -33,6 +33,7 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
         layering(file, table, name, &packages, violations);
         shared_versions(file, table, violations);
         metadata(file, table, tree, violations);
+        test_files(file, table, tree, violations);
     }
 
     // What a configuration or a script passes to the compiler counts as much as a profile.
@@ -151,6 +152,37 @@ fn listed(file: &File, name: &str, violations: &mut Vec<Violation>) {
     };
     if !members.contains(&name) {
         violations.push(at(file, "ci-lists", format!("{name} is not among {list} of xtask/src/ci.rs")));
+    }
+}
+
+/// Where cargo does not find test files by itself, each is a target or a module of one: any other would never run.
+fn test_files(file: &File, table: &Table, tree: &[File], violations: &mut Vec<Violation>) {
+    if table.get("package").and_then(|package| package.get("autotests")).and_then(Value::as_bool)
+        != Some(false)
+    {
+        return;
+    }
+    let targets = table.get("test").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let targets: Vec<&str> = targets.iter().filter_map(|target| target.get("name")?.as_str()).collect();
+    let directory = format!("{}tests/", file.path.trim_end_matches("Cargo.toml"));
+    let tests: Vec<(&str, &File)> = tree
+        .iter()
+        .filter_map(|test| Some((test.path.strip_prefix(&directory)?.strip_suffix(".rs")?, test)))
+        .filter(|(name, _)| !name.contains('/'))
+        .collect();
+    for (name, test) in &tests {
+        let module = format!("mod {name};");
+        let runs = targets.contains(name)
+            || tests.iter().any(|(root, root_file)| {
+                targets.contains(root) && root_file.text.lines().any(|line| line == module)
+            });
+        if !runs {
+            violations.push(at(
+                test,
+                "test-files",
+                format!("never runs: write `{module}` in {directory}main.rs"),
+            ));
+        }
     }
 }
 

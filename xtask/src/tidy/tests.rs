@@ -354,6 +354,26 @@ fn a_file_that_is_too_long_is_found_unless_generated() {
 }
 
 #[test]
+fn a_test_file_that_never_runs_is_found() {
+    let manifest = library("towline-wire", "prost.workspace = true").replacen(
+        "[package.metadata",
+        "autotests = false\n[package.metadata",
+        1,
+    );
+    let manifest = format!("{manifest}[[test]]\nname = \"main\"\n[[test]]\nname = \"memory\"\n");
+    let mut files = vec![
+        ("crates/towline-wire/Cargo.toml", manifest.as_str()),
+        ("crates/towline-wire/tests/main.rs", "mod frames;\n"),
+        ("crates/towline-wire/tests/frames.rs", ""),
+        ("crates/towline-wire/tests/memory.rs", ""),
+        ("crates/towline-wire/tests/common/mod.rs", ""),
+    ];
+    assert_eq!(planted(&files), []);
+    files.push(("crates/towline-wire/tests/golden.rs", ""));
+    assert_one(&files, "test-files", "crates/towline-wire/tests/golden.rs");
+}
+
+#[test]
 fn an_ignored_test_is_found() {
     for code in [
         "#[test]\n#[ignore]\nfn f() {}\n",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
-use crate::common::DEADLINE;
+use super::DEADLINE;
 
 /// What a test sees of a machine, and holds it with. Open at first.
 #[derive(Default)]

@@ -1,6 +1,8 @@
 //! A node of one process on doubles: a log in memory, no snapshots, and a transport that goes nowhere.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests; each file uses its part
 
+pub(crate) mod gated;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;

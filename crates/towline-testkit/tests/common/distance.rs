@@ -11,8 +11,7 @@ use towline_testkit::cluster::{Cluster, Plan, node_id};
 use towline_testkit::list::ListMachine;
 use towline_testkit::proxy::{Direction, Flow, TcpProxy};
 
-#[path = "ports.rs"]
-mod ports;
+use super::ports::free_port;
 
 /// Between two reads of one run. They do not wait for each other.
 const READ_INTERVAL: Duration = Duration::from_millis(10);
@@ -40,7 +39,7 @@ impl Distant {
     pub(crate) async fn start(round_trip: Duration) -> Self {
         let (mut ports, mut proxies) = (Vec::new(), Vec::new());
         for _ in 0..3 {
-            let port = ports::free_port();
+            let port = free_port();
             let proxy = TcpProxy::to(port).await.unwrap();
             for direction in Direction::ALL {
                 proxy.set(direction, Flow { delay: round_trip / 2, ..Flow::default() });

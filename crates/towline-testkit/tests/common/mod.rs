@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod bench;
+pub(crate) mod distance;
 pub(crate) mod offers;
 pub(crate) mod ports;
 

@@ -51,13 +51,14 @@ pub(crate) fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T
 }
 
 /// A first port such that nobody listens at it plus each of `offsets`. Below those the system gives to outgoing
-/// connections, so that none is taken before its process binds it.
+/// connections, so that none is taken before its process binds it. Tests of other packages run at the same time: those of
+/// towline-testkit use 10,000 to 20,000.
 pub(crate) fn free_ports(offsets: &[u16]) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 1_000).unwrap() * 19;
     let span = offsets.iter().max().unwrap() + 1;
     for _ in 0..1_000 {
-        let port = 10_000 + (start + NEXT.fetch_add(span, Ordering::Relaxed)) % 20_000;
+        let port = 20_000 + (start + NEXT.fetch_add(span, Ordering::Relaxed) % 10_000) % 10_000;
         if offsets.iter().all(|offset| TcpListener::bind(("127.0.0.1", port + offset)).is_ok()) {
             return port;
         }
