@@ -154,6 +154,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::panic::AssertUnwindSafe;
 
     use super::*;
 
@@ -162,10 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_for_want_of_a_descriptor_is_told_from_others() {
+    fn a_panic_without_descriptors_is_recognised() {
         let panic_of = |number| {
-            let fails = || Err::<(), _>(io::Error::from_raw_os_error(number)).unwrap();
-            crate::reader::panic_text(&*std::panic::catch_unwind(fails).unwrap_err())
+            let failed: io::Result<()> =
+                [io::Error::from_raw_os_error(number)].into_iter().map(Err).collect();
+            crate::reader::panic_text(&*std::panic::catch_unwind(AssertUnwindSafe(|| failed.unwrap())).unwrap_err())
         };
         assert!(is_shortage_panic(&panic_of(24)) && is_shortage_panic(&panic_of(23)));
         assert!(!is_shortage_panic(&panic_of(5)) && !is_shortage_panic("code 24"));

@@ -422,7 +422,7 @@ impl Supervised {
         let base = free_ports(&[1, 2, 3, 101, 102, 103, 201, 202, 203]);
         let mut command = program();
         command.args(["cluster", "--nodes", "3", "--base-port", &base.to_string(), "--data"]);
-        let mut command = common::after(setup, command.arg(dir.path().join("data")));
+        let mut command = crate::common::after(setup, command.arg(dir.path().join("data")));
         let process = Process::start(&mut command, &dir.path().join("log"));
         let ports = (1..=3).map(|id| Ports {
             scheme: "grpc",

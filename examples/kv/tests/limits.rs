@@ -11,7 +11,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::common::{Cluster, DEADLINE, Ports, Process, SETTINGS, after, alone, settings, wait};
+use crate::common::{Cluster, DEADLINE, Ports, Process, SETTINGS, after, alone, wait};
 
 /// Values that fill a log file of 64 MiB, and the memory of the store twice.
 const VALUES: usize = 90;
@@ -87,9 +87,10 @@ fn idle_clients_of_every_port_take_no_descriptors_from_log_and_store() {
     }
 }
 
-/// The same, where nothing keeps clients below the limit: it falls while the node runs.
+/// The same, where nothing keeps clients below the limit: it falls while the node runs. A test of towline-storage does it
+/// to the log.
 #[test]
-fn a_log_and_a_store_without_descriptors_wait_for_some() {
+fn a_store_without_descriptors_waits_for_some() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
     let _alone = alone();
     raise_own_limit();
@@ -112,7 +113,7 @@ fn a_log_and_a_store_without_descriptors_wait_for_some() {
         fill(&mut established);
         fill(&mut established);
     });
-    // The store opens a file for each table. The log has its reserve.
+    // The store opens a file for each table.
     wait("the store to need one", || {
         let ended = filling.is_finished();
         let waits = process.log().contains("the key-value store waits for a file descriptor");
@@ -218,6 +219,7 @@ fn signals_that_mean_nothing_are_ignored_with_a_line() {
 #[test]
 fn a_signal_while_the_node_starts_ends_it_and_the_next_start_works() {
     let _alone = alone();
+    let mut early = 0;
     // Each comes a little later in the start.
     for (number, name) in ["TERM", "INT"].into_iter().cycle().take(10).enumerate() {
         let node = Alone::new();
@@ -227,9 +229,11 @@ fn a_signal_while_the_node_starts_ends_it_and_the_next_start_works() {
         std::thread::sleep(later); // not synchronisation: another moment of the start each time
         process.signal(name);
         assert_eq!(process.wait_end().code(), Some(0), "SIG{name}: {}", process.log());
+        early += usize::from(process.log().contains("ended while starting"));
         // It starts again from whatever there is.
         drop(node.lead(&[]));
     }
+    assert!(early > 0, "no signal ended a start at once");
 }
 
 #[test]

@@ -174,7 +174,7 @@ pub enum SnapshotRefusal {
 }
 
 impl SnapshotRefusal {
-    /// Whether the same offer would be refused again, however soon: only somebody's action changes that.
+    /// Whether the receiver will refuse the same offer again until an operator changes something.
     pub fn is_lasting(&self) -> bool {
         matches!(self, Self::TooLarge { .. } | Self::WrongNode | Self::Unsupported)
     }

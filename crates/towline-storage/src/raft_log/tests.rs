@@ -562,9 +562,11 @@ fn a_damaged_record_of_a_group_names_the_group() {
     let conf = ConfRecord { index: 4, ..ConfRecord::default() };
     log.append(&mut LogBatch { writes: vec![GroupWrite { conf: Some(conf), ..GroupWrite::new(OTHER) }] })
         .unwrap();
-    let mut bad = raft_engine::LogBatch::default();
-    bad.put(OTHER.as_u64(), record::CONF_KEY.to_vec(), b"nonsense".to_vec()).unwrap();
-    log.commit(&mut bad, "test").unwrap();
+    log.commit("test", |out| {
+        out.put(OTHER.as_u64(), record::CONF_KEY.to_vec(), b"nonsense".to_vec()).unwrap();
+        Ok(())
+    })
+    .unwrap();
     let refused = log.recover(OTHER).unwrap_err();
     assert!(
         matches!(&refused, LogError::Corrupt { place, .. } if place == "group 2, record `c`"),

@@ -23,7 +23,7 @@ struct Slow {
     waiting_max: usize,
     /// Acknowledgements are lost while this is set.
     mute: bool,
-    /// Appends are lost while this is set, and nobody reports it.
+    /// Appends are lost without a report while this is set.
     broken: bool,
     /// Appends that came after a lost one.
     gaps: usize,
