@@ -154,7 +154,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::panic::AssertUnwindSafe;
 
     use super::*;
 
@@ -164,10 +163,12 @@ mod tests {
 
     #[test]
     fn a_panic_without_descriptors_is_recognised() {
+        fn failed(number: i32) -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(number))
+        }
         let panic_of = |number| {
-            let failed: io::Result<()> =
-                [io::Error::from_raw_os_error(number)].into_iter().map(Err).collect();
-            crate::reader::panic_text(&*std::panic::catch_unwind(AssertUnwindSafe(|| failed.unwrap())).unwrap_err())
+            let panic = std::panic::catch_unwind(|| failed(number).unwrap()).unwrap_err();
+            crate::reader::panic_text(&*panic)
         };
         assert!(is_shortage_panic(&panic_of(24)) && is_shortage_panic(&panic_of(23)));
         assert!(!is_shortage_panic(&panic_of(5)) && !is_shortage_panic("code 24"));

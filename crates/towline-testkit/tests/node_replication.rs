@@ -8,7 +8,7 @@ use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError, ReadError, TransferLeaderError};
 use towline_engine::node::{Consistency, Group};
-use towline_engine::status::Role;
+use towline_engine::status::{GroupState, Role};
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
 
@@ -261,6 +261,7 @@ async fn leadership_is_not_handed_to_the_dead_nor_to_strangers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
     let cluster = Cluster::start(3, 1).await;
+    cluster.acked(1, "before").await;
     let mut holds = Vec::new();
     for node in cluster.nodes() {
         holds.push(cluster.group(node, 1).read(Consistency::Local).await.unwrap().hold());
@@ -269,30 +270,40 @@ async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
     drop(cluster.group(leader, 1).submit("stuck").unwrap());
     until("every machine is stuck", || holds.iter().all(|hold| hold.wait_held(Duration::ZERO))).await;
     let end = Instant::now() + DEADLINE;
-    loop {
-        assert!(Instant::now() < end, "leadership does not move");
-        let leader = cluster.leader(1).await;
-        match within(cluster.group(leader, 1).transfer(node_id(other(leader)))).await {
-            Ok(()) => break,
-            Err(
-                TransferLeaderError::NotReady { .. }
-                | TransferLeaderError::NotLeader { .. }
-                | TransferLeaderError::Timeout { .. },
-            ) => tokio::task::yield_now().await,
-            Err(error) => panic!("{error:?}"),
-        }
+    while let Err(error) = hand_over(&cluster, |_| {}).await {
+        assert!(Instant::now() < end, "leadership does not move: {error:?}");
     }
-    let leader = cluster.leader(1).await;
-    let target = node_id(other(leader));
-    cluster.net.cut(node_id(leader), target);
-    let error = within(cluster.group(leader, 1).transfer(target)).await.unwrap_err();
-    assert!(
-        matches!(error, TransferLeaderError::NotReady { .. } | TransferLeaderError::Timeout { .. }),
-        "{error:?}"
-    );
+    let isolate = |target: u64| {
+        for node in cluster.nodes().into_iter().filter(|node| *node != target).map(node_id) {
+            cluster.net.cut(node, node_id(target));
+            cluster.net.cut(node_id(target), node);
+        }
+    };
+    let error = hand_over(&cluster, isolate).await.unwrap_err();
+    let (TransferLeaderError::NotReady { .. } | TransferLeaderError::Timeout { .. }) = error else {
+        panic!("{error:?}")
+    };
     cluster.net.heal_all();
     drop(holds);
     cluster.acked(1, "goes on").await;
+}
+
+/// Hands leadership to another node, after `before` was done to that node. No state machine has to move for it.
+async fn hand_over(cluster: &Cluster, before: impl Fn(u64)) -> Result<(), TransferLeaderError> {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        assert!(Instant::now() < end, "no leader takes the request");
+        let leads = |(_, state): &(u64, GroupState)| state.role == Role::Leader;
+        if let Some((leader, _)) = cluster.states(1).into_iter().find(leads) {
+            before(other(leader));
+            let ended = within(cluster.group(leader, 1).transfer(node_id(other(leader)))).await;
+            if !matches!(ended, Err(TransferLeaderError::NotLeader { .. })) {
+                return ended;
+            }
+            cluster.net.heal_all();
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// Case 46.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// How long anything that must happen may take on a machine that is busy with other work.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// The longest election timeout that [`SETTINGS`] allows.
 pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Elections are quicker than by default, so that the tests are.
@@ -190,11 +190,15 @@ impl Ports {
         command
     }
 
-    /// Body and status code of a page.
+    /// Status code and body of a page.
     pub(crate) fn page(&self, path: &str) -> Option<(u16, String)> {
+        self.page_within(path, Duration::from_secs(5))
+    }
+
+    fn page_within(&self, path: &str, read_timeout: Duration) -> Option<(u16, String)> {
         let address = SocketAddr::from(([127, 0, 0, 1], self.http));
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        stream.set_read_timeout(Some(read_timeout)).ok()?;
         stream
             .write_all(
                 format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
@@ -220,9 +224,10 @@ impl Ports {
         self.page("/healthz").is_some_and(|(code, _)| code == 200)
     }
 
-    /// Index and digest of what is applied.
+    /// Index and digest of what is applied. The node reads its whole state for it.
     pub(crate) fn digest(&self) -> Option<(u64, String)> {
-        let digest = self.json("/digest")?;
+        let (_, body) = self.page_within("/digest", DEADLINE)?;
+        let digest: Value = serde_json::from_str(&body).ok()?;
         Some((digest["applied"].as_u64()?, digest["digest"].as_str()?.to_owned()))
     }
 
