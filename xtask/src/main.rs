@@ -17,6 +17,7 @@ mod clock;
 mod cluster;
 mod codegen;
 mod demo;
+mod deny;
 mod etcd;
 mod linear;
 mod load;

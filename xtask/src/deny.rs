@@ -1,0 +1,110 @@
+//! cargo-deny against deny.toml: licenses, bans, sources, yanked versions, and advisories where their database can be had.
+//!
+//! A mirror of the database needs no option here: git's `url.<mirror>.insteadOf` names it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Result, ci};
+
+const FETCH_DEADLINE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Where cargo-deny gets advisories unless its configuration says otherwise.
+const DATABASE: &str = "https://github.com/RustSec/advisory-db";
+
+/// cargo-deny looks for yanked versions only beside advisories, and takes no database without any.
+const PLACEHOLDER: &str = "\
+```toml
+[advisory]
+id = \"RUSTSEC-2000-0001\"
+package = \"no-such-package\"
+date = \"2000-01-01\"
+
+[versions]
+patched = []
+```
+
+# A placeholder
+";
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Checked {
+    All,
+    AllButAdvisories,
+}
+
+pub(crate) fn run(root: &Path) -> Result<Checked> {
+    ci::cargo(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"], &[])?;
+    let mut fetch = ci::command(root, &["deny", "fetch", "db"]);
+    fetch.env("GIT_TERMINAL_PROMPT", "0");
+    if finishes(fetch.stdin(Stdio::null()).spawn()?, FETCH_DEADLINE)? {
+        ci::cargo(root, &["deny", "--all-features", "check", "advisories"], &[])?;
+        return Ok(Checked::All);
+    }
+    println!("the advisory database cannot be fetched: yanked versions are checked, advisories are not");
+    yanked(root)?;
+    Ok(Checked::AllButAdvisories)
+}
+
+/// Whether a process ends well before the deadline.
+fn finishes(mut process: Child, deadline: Duration) -> Result<bool> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = process.try_wait()? {
+            return Ok(status.success());
+        }
+        if started.elapsed() > deadline {
+            process.kill()?;
+            process.wait()?;
+            return Ok(false);
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// The check of advisories against a database that knows none of our dependencies, under the same configuration.
+fn yanked(root: &Path) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let database = directory.path().join("placeholder");
+    let entry = database.join("crates/no-such-package");
+    fs::create_dir_all(&entry)?;
+    fs::write(entry.join("RUSTSEC-2000-0001.md"), PLACEHOLDER)?;
+    for arguments in [
+        &["init", "--quiet", "--initial-branch", "main"][..],
+        &["add", "--all"],
+        &[
+            "-c",
+            "user.name=ci",
+            "-c",
+            "user.email=ci@localhost",
+            "commit",
+            "--quiet",
+            "--message",
+            "Placeholder",
+        ],
+    ] {
+        let status = Command::new("git").current_dir(&database).args(arguments).status()?;
+        if !status.success() {
+            return Err(format!("`git {}` ended with {status}", arguments.join(" ")).into());
+        }
+    }
+    // The clone of the placeholder must not lie where cargo-deny keeps the true database.
+    let section = "[advisories]\n";
+    let text = fs::read_to_string(root.join("deny.toml"))?;
+    let place = directory.path().join("databases");
+    let text = text.replacen(section, &format!("{section}db-path = {place:?}\n"), 1);
+    let config = directory.path().join("deny.toml");
+    fs::write(&config, text)?;
+    let config = config.to_str().ok_or("the temporary directory has no UTF-8 name")?;
+    // Each exception of deny.toml would be named as not needed.
+    let check = ["deny", "--log-level", "error", "--all-features", "--config", config, "check", "advisories"];
+    let instead = format!("url.{}.insteadOf", database.display());
+    ci::cargo(
+        root,
+        &[&check[..], &["--allow", "advisory-not-detected", "--allow", "unknown-advisory"]].concat(),
+        &[("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", &instead), ("GIT_CONFIG_VALUE_0", DATABASE)],
+    )
+}
