@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, chaos, clients, clock, codegen, demo, deny, msrv, redis_benchmark, tidy};
+use crate::{Result, chaos, clients, clock, codegen, demo, deny, msrv, redis_benchmark, suites, tidy};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -318,7 +318,7 @@ fn demo_step(root: &Path) -> Result<Outcome> {
 }
 
 fn test(root: &Path) -> Result<Outcome> {
-    cargo(root, &["test", "--locked", "--workspace", "--no-fail-fast"], &[])?;
+    suites::run(root)?;
     Ok(Outcome::Passed)
 }
 
@@ -341,9 +341,20 @@ pub(crate) fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)
     }
 }
 
-/// Runs cargo and gives what it printed.
+/// Runs cargo and gives what it printed; an error has what it said about it.
 pub(crate) fn captured(root: &Path, arguments: &[&str]) -> Result<String> {
-    let output = command(root, arguments).stdin(Stdio::null()).output()?;
+    output(command(root, arguments), arguments)
+}
+
+/// Runs cargo with its messages on ours, and gives what it printed.
+pub(crate) fn captured_stdout(root: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = command(root, arguments);
+    command.stderr(Stdio::inherit());
+    output(command, arguments)
+}
+
+fn output(mut command: Command, arguments: &[&str]) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(format!("`cargo {}` ended with {}: {said}", arguments.join(" "), output.status).into());

@@ -25,6 +25,7 @@ mod msrv;
 mod proxy;
 mod redis_benchmark;
 mod resp;
+mod suites;
 mod svg;
 mod tidy;
 mod watch;

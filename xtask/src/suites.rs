@@ -1,0 +1,220 @@
+//! The tests of the workspace: cargo builds every test binary, then two programs run at a time, doctests among them.
+//!
+//! `cargo test` runs one binary after another, and most tests wait for elections and deadlines while a core idles.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Result, ci};
+
+/// Binaries that run at the same time.
+const SIDE_BY_SIDE: usize = 2;
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The longest first, so that none of them is left to run by itself at the end: package, target.
+const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "main")];
+
+/// These compare speeds, or count what fits into a time, so they run by themselves at the end.
+const ALONE: &[(&str, &str)] = &[("towline-quic", "throughput"), ("towline-engine", "main")];
+
+#[derive(Debug, PartialEq, Eq)]
+struct Binary {
+    package: String,
+    target: String,
+    /// A library or program has unit tests, and may share its name with a test target.
+    kind: String,
+    executable: PathBuf,
+    /// Where tests run, as under cargo.
+    directory: PathBuf,
+}
+
+impl Binary {
+    /// Its place in a list of packages and targets. Only integration tests are listed.
+    fn rank(&self, list: &[(&str, &str)]) -> Option<usize> {
+        let listed = |(package, target): &(&str, &str)| *package == self.package && *target == self.target;
+        list.iter().position(listed).filter(|_| self.kind == "test")
+    }
+
+    fn job(&self) -> Job {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        Job { title: format!("{} {} {}", self.package, self.kind, self.target), command }
+    }
+}
+
+/// A program that runs tests.
+struct Job {
+    title: String,
+    command: Command,
+}
+
+struct Running {
+    title: String,
+    process: Child,
+    started: Instant,
+    log: PathBuf,
+}
+
+impl Drop for Running {
+    /// Without an effect on a process that has ended.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[derive(Default)]
+struct Totals {
+    jobs: usize,
+    passed: usize,
+    failed: Vec<String>,
+}
+
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let build =
+        ["test", "--locked", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"];
+    println!("$ cargo {}", build.join(" "));
+    let mut binaries = binaries(&ci::captured_stdout(root, &build)?)?;
+    for (package, target) in FIRST.iter().chain(ALONE) {
+        if !binaries.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
+            return Err(
+                format!("{package} has no test target {target}: correct the lists in suites.rs").into()
+            );
+        }
+    }
+    let alone: Vec<Binary> = binaries.extract_if(.., |binary| binary.rank(ALONE).is_some()).collect();
+    binaries.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
+
+    let doctests = ci::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
+    let doctests = Job { title: "doctests".to_owned(), command: doctests };
+    let jobs = binaries.iter().map(Binary::job).chain([doctests]).collect();
+
+    let (logs, started, mut totals) = (tempfile::tempdir()?, Instant::now(), Totals::default());
+    run_all(jobs, SIDE_BY_SIDE, logs.path(), &mut totals)?;
+    run_all(alone.iter().map(Binary::job).collect(), 1, logs.path(), &mut totals)?;
+    let Totals { jobs, passed, failed } = totals;
+    println!("{passed} tests of {jobs} programs passed in {:.1} s", started.elapsed().as_secs_f64());
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
+}
+
+/// The test binaries among the messages of cargo.
+fn binaries(messages: &str) -> Result<Vec<Binary>> {
+    let mut found = Vec::new();
+    for line in messages.lines() {
+        let message: Value = serde_json::from_str(line)?;
+        let text = |pointer| message.pointer(pointer).and_then(Value::as_str);
+        let tests = message.pointer("/profile/test").and_then(Value::as_bool) == Some(true);
+        let (Some(executable), true) = (text("/executable"), tests) else { continue };
+        let manifest = Path::new(text("/manifest_path").ok_or("an artifact without a manifest")?);
+        let directory = manifest.parent().ok_or("a manifest without a directory")?;
+        // `path+file:///…/towline-wire#0.1.0`, or `…/wire#towline-wire@0.1.0` where the directory has another name.
+        let id = text("/package_id").ok_or("an artifact without a package")?;
+        let (path, version) = id.rsplit_once('#').ok_or("a package without a version")?;
+        let package = match version.split_once('@') {
+            Some((name, _)) => name,
+            None => path.rsplit('/').next().unwrap_or(path),
+        };
+        found.push(Binary {
+            package: package.to_owned(),
+            target: text("/target/name").ok_or("a target without a name")?.to_owned(),
+            kind: text("/target/kind/0").ok_or("a target without a kind")?.to_owned(),
+            executable: executable.into(),
+            directory: directory.to_owned(),
+        });
+    }
+    Ok(found)
+}
+
+/// Runs all of them, at most `width` at a time; prints what each of them said when it has ended.
+fn run_all(jobs: Vec<Job>, width: usize, logs: &Path, totals: &mut Totals) -> Result<()> {
+    let mut waiting = jobs.into_iter();
+    let mut running: Vec<Running> = Vec::new();
+    loop {
+        while running.len() < width {
+            let Some(job) = waiting.next() else { break };
+            let log = logs.join(totals.jobs.to_string());
+            totals.jobs += 1;
+            running.push(start(job, log)?);
+        }
+        if running.is_empty() {
+            return Ok(());
+        }
+        let mut still = Vec::new();
+        for mut one in running {
+            let Some(status) = one.process.try_wait()? else {
+                still.push(one);
+                continue;
+            };
+            let said = String::from_utf8_lossy(&std::fs::read(&one.log)?).into_owned();
+            let seconds = one.started.elapsed().as_secs_f64();
+            println!("--- {}: {seconds:.1} s, {status}\n{}", one.title, said.trim());
+            let passed = passed(&said);
+            totals.passed += passed.unwrap_or(0);
+            if !status.success() || passed.is_none() {
+                totals.failed.push(one.title.clone());
+            }
+        }
+        running = still;
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+fn start(Job { title, mut command }: Job, log: PathBuf) -> Result<Running> {
+    let file = std::fs::File::create(&log)?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let process = command.spawn().map_err(|error| format!("{title}: {error}"))?;
+    Ok(Running { title, process, started: Instant::now(), log })
+}
+
+/// How many tests passed, by the lines at the end of each suite. A test that exits its process leaves no such line.
+fn passed(said: &str) -> Option<usize> {
+    let results = said.lines().filter_map(|line| line.strip_prefix("test result: "));
+    let counts = results.map(|line| line.split_once(" passed")?.0.rsplit(' ').next()?.parse::<usize>().ok());
+    let counts = counts.collect::<Option<Vec<usize>>>()?;
+    (!counts.is_empty()).then(|| counts.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(name: &str) -> Job {
+        Job { title: name.to_owned(), command: Command::new(name) }
+    }
+
+    #[test]
+    fn test_binaries_are_found_in_the_messages_of_cargo() {
+        let line = r#"{"reason":"compiler-artifact","package_id":"path+file:///r/examples/kv#towline-kv@0.1.0","manifest_path":"/r/examples/kv/Cargo.toml","target":{"kind":["test"],"name":"main"},"profile":{"test":true},"executable":"/t/main-1"}"#;
+        let found = binaries(&format!(
+            "{line}\n{}\n{}\n{{\"reason\":\"build-finished\",\"success\":true}}\n",
+            line.replace("kv#towline-kv@", "towline-wire#").replace("\"test\"]", "\"lib\"]"),
+            line.replace("true", "false"),
+        ))
+        .unwrap();
+        let titles: Vec<String> = found.iter().map(|binary| binary.job().title).collect();
+        assert_eq!(titles, ["towline-kv test main", "towline-wire lib main"]);
+        assert_eq!(found[0].rank(FIRST), Some(0));
+        assert_eq!(found[1].rank(FIRST), None);
+        assert_eq!(found[0].directory, Path::new("/r/examples/kv"));
+    }
+
+    #[test]
+    fn passed_tests_are_counted() {
+        assert_eq!(passed("test a ... ok\n\ntest result: ok. 12 passed; 0 failed; 0 ignored\n"), Some(12));
+        assert_eq!(passed("test result: FAILED. 3 passed; 1 failed; 0 ignored\n"), Some(3));
+        assert_eq!(passed("test result: ok. 2 passed; 0\n\ntest result: ok. 3 passed; 0\n"), Some(5));
+        assert_eq!(passed("test a ... "), None);
+    }
+
+    #[test]
+    fn a_binary_fails_by_its_status_or_without_a_result() {
+        let (logs, mut totals) = (tempfile::tempdir().unwrap(), Totals::default());
+        run_all(vec![program("false"), program("true")], 2, logs.path(), &mut totals).unwrap();
+        totals.failed.sort();
+        assert_eq!(totals.failed, ["false", "true"]);
+        assert_eq!((totals.jobs, totals.passed), (2, 0));
+    }
+}
