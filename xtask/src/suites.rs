@@ -94,6 +94,16 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
     let (logs, started, mut totals) = (tempfile::tempdir()?, Instant::now(), Totals::default());
     run_all(jobs, SIDE_BY_SIDE, logs.path(), &mut totals)?;
+    // A test must pass on a machine of its own. Beside another program it may miss a deadline.
+    let disturbed = std::mem::take(&mut totals.failed);
+    let again: Vec<Job> =
+        binaries.iter().map(Binary::job).filter(|job| disturbed.contains(&job.title)).collect();
+    for job in &again {
+        println!("--- {} failed beside another program and runs again by itself", job.title);
+    }
+    totals.failed =
+        disturbed.into_iter().filter(|title| again.iter().all(|job| job.title != *title)).collect();
+    run_all(again, 1, logs.path(), &mut totals)?;
     run_all(alone.iter().map(Binary::job).collect(), 1, logs.path(), &mut totals)?;
     let Totals { jobs, passed, failed } = totals;
     println!("{passed} tests of {jobs} programs passed in {:.1} s", started.elapsed().as_secs_f64());
