@@ -250,7 +250,9 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     stops.cluster.restart(stops.behind).await;
     stops.midway().await;
     stops.cluster.stop(stops.leader, Duration::ZERO).await;
-    assert_eq!(lines.ended("sent", "cancelled").await.text("cause"), "the node was shut down");
+    let line = lines.ended("sent", "cancelled").await;
+    // Without time for the stop, either the transfer or its runtime ends first.
+    assert!(["the node was shut down", "the runtime has ended"].contains(&line.text("cause")), "{line:?}");
     drop(stops);
 
     lines.lines.lock().unwrap().clear();
