@@ -98,7 +98,7 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     screen.say(format!("three nodes on loopback over {over}, {} writers, seed {seed}", options.writers));
     let mut flags = rescue::settings(data, options.megabytes)?;
     if options.lose_reports {
-        screen.say("control run: reports about snapshots are lost, and nobody looks after them".into());
+        screen.say("control run: reports about snapshots are lost, those of the watchdog too".into());
         flags.push("--lose-reports".into());
     }
     // A connection that stalls is one that a proxy stops; QUIC has one for all, and is not stalled.

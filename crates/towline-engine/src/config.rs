@@ -128,11 +128,6 @@ pub struct Config {
     /// The longest wait after a failed attempt, in milliseconds; the first is one heartbeat, and it doubles. Default
     /// 10,000.
     pub snapshot_backoff_max_ms: u64,
-    /// Reports about snapshots are thrown away and nobody looks after them: what happens to those who forget them. For
-    /// control experiments only; not read from files.
-    #[serde(skip)]
-    #[doc(hidden)]
-    pub control_lose_reports: bool,
     /// Raft groups on this node. Default 1,024.
     pub groups_max: usize,
     /// Threads that apply committed entries. Default 1. A group always uses the same one.
@@ -184,7 +179,6 @@ impl Default for Config {
             snapshot_progress_timeout_ms: 10_000,
             snapshot_phase_timeout_ms: 300_000,
             snapshot_backoff_max_ms: 10_000,
-            control_lose_reports: false,
             groups_max: 1_024,
             apply_workers: 1,
             network_workers: 2,

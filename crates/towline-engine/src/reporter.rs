@@ -1,15 +1,23 @@
 //! Telling Raft the truth about the wire.
 //!
-//! A leader that sent a snapshot to a peer sends it nothing but heartbeats until somebody reports how the snapshot
-//! ended; there is no timer. So a report must never be forgotten, never be lost, and never be applied to another
-//! attempt than its own. Three types see to that:
+//! A leader that sent a snapshot to a peer sends it nothing but heartbeats until it hears how the snapshot ended; there
+//! is no timer. So a report must never be forgotten, never be lost, and never be applied to another attempt than its own.
+//! Three types see to that:
 //!
 //! * [`SnapshotTicket`]: the obligation to report. It is consumed by [`finish`](SnapshotTicket::finish) or
 //!   [`fail`](SnapshotTicket::fail); dropping it on any path reports a failure.
 //! * [`Reporter`]: where workers post. [`Mailbox`] implements it with one cell a (group, peer): bounded by the number
 //!   of peers, so it cannot overflow and never has to block or to drop the outcome of a snapshot.
-//! * [`RaftReports`]: what Raft is told, whoever found it out: the mailbox, or the watchdog. The raft crate's node
-//!   implements it; a test that counts places a [`RaftDoor`] before it.
+//! * [`SnapshotAttempt`]: what a report is about. A report of another attempt than the live one is stale.
+//!
+//! **One owner.** The core alone knows which attempt is live, and orders what follows: the shard arms an attempt in the
+//! mailbox and makes its ticket, or disarms it. **One way.** Every report goes through the reporter and the mailbox to the
+//! core, which ends the attempt and tells Raft in one step. **One watchdog.** A type cannot prevent that a ticket is leaked.
+//! So at each tick the core asks about every live attempt: does anybody hold its ticket, or does its outcome wait in the
+//! mailbox? If neither, the watchdog reports the attempt as [`Lost`](SnapshotFailure::Lost).
+//!
+//! A test that wants to see reports, or to lose them, places a [`Reporter`] in front of the node's own
+//! (`NodeBuilder::reporter`).
 
 mod mailbox;
 
@@ -28,31 +36,6 @@ pub trait Reporter: Send + Sync + 'static {
 
     /// How a snapshot ended. Counted as stale, and nothing else, unless `attempt` is the live one.
     fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus);
-}
-
-/// The loop side: reports that passed the fence. Implemented by the raft crate's node and by recording doubles.
-pub trait RaftReports {
-    /// Messages to the peer were lost.
-    fn report_unreachable(&mut self, peer: NodeId);
-    /// The snapshot to the peer ended.
-    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus);
-}
-
-/// Stands between a group and its Raft in tests: sees each snapshot that Raft emits, in any term and whatever becomes of it,
-/// and each report on its last step, which it passes on as it pleases.
-pub trait RaftDoor: Send {
-    /// Raft emitted a `MsgSnapshot`.
-    fn emitted(&mut self, peer: NodeId, term: u64, index: u64);
-
-    /// A report on its way to Raft.
-    fn unreachable(&mut self, peer: NodeId, raft: &mut dyn RaftReports) {
-        raft.report_unreachable(peer);
-    }
-
-    /// A report on its way to Raft.
-    fn snapshot(&mut self, peer: NodeId, status: SnapshotStatus, raft: &mut dyn RaftReports) {
-        raft.report_snapshot(peer, status);
-    }
 }
 
 /// Whom an unreachable report concerns.
@@ -138,7 +121,7 @@ pub enum SnapshotFailure {
     Storage,
     /// The log grew too much while the transfer kept it from being truncated.
     PinTooLarge,
-    /// Nobody reported: Raft waited for a snapshot that no attempt stood for. Synthesized by the watchdog.
+    /// Its ticket was leaked, or its report lost. The watchdog reports this in its place.
     Lost,
 }
 

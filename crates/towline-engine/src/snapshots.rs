@@ -19,8 +19,6 @@ use std::time::Duration;
 pub(crate) use self::keeper::{Keeper, Made, Making};
 pub(crate) use self::priority::step_back;
 pub(crate) use self::receive::{GroupDoor, Receives, ReceivesDeps};
-#[cfg(test)]
-pub(crate) use self::send::Leak;
 pub(crate) use self::send::{Sends, SendsDeps};
 use crate::config::ValidConfig;
 

@@ -20,8 +20,7 @@ use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
 };
 use towline_engine::reporter::{
-    RaftDoor, RaftReports, Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
-    UnreachableCause,
+    Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket, UnreachableCause,
 };
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
@@ -390,7 +389,7 @@ impl LinkEvents for Heard {
 
 assert_obj_safe!(LogStore, IdentityStore, SnapshotStore, SnapshotWriter, SnapshotSource);
 assert_obj_safe!(Transport, Link, Transfer, Listener, Inbound, PeerSession, SnapshotSink, LinkEvents);
-assert_obj_safe!(Reporter, RaftReports, RaftDoor);
+assert_obj_safe!(Reporter);
 
 assert_impl_all!(Node: Send, Sync);
 assert_impl_all!(NodeBuilder: Send);

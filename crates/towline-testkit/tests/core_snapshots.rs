@@ -1,6 +1,7 @@
 //! Case 12: whatever happens to transfers, tickets, nodes and the network, each snapshot that Raft emits is reported to
-//! Raft exactly once, or its leadership or its node is over. Both are counted at Raft. Whole clusters of cores under random faults; `TOWLINE_SIM_SEED` replays
-//! one seed, `TOWLINE_SIM_CASES` runs more.
+//! Raft exactly once, or its leadership or its node is over. Whole clusters of cores run under random faults. After each
+//! input the world checks Raft's own state: no Raft waits for an attempt that is over. `TOWLINE_SIM_SEED` replays one seed,
+//! `TOWLINE_SIM_CASES` runs more.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -66,9 +67,9 @@ fn every_snapshot_that_raft_emits_gets_exactly_one_report_under_random_faults_an
     }
 }
 
-/// The books are worth something: they notice one report too many, and one too few as long as nobody looks after it.
+/// The control of the books: they find a report that is entered twice, and one that is lost while no watchdog runs.
 #[test]
-fn a_report_that_is_doubled_or_dropped_at_the_door_of_raft_is_found() {
+fn the_books_find_a_report_that_is_doubled_or_lost() {
     let found = |seed: u64, plant: Plant, watchdog: bool| {
         let faults = Faults { transfer_lost_permille: 300, watchdog, plant, ..Faults::snapshots_only() };
         let mut world = World::new(seed, faults);
@@ -84,9 +85,9 @@ fn a_report_that_is_doubled_or_dropped_at_the_door_of_raft_is_found() {
     let runs = |plant, watchdog| (0..20).map(|seed| found(seed, plant, watchdog)).collect::<Vec<_>>();
     let wrong = |runs: &[(bool, usize)]| runs.iter().filter(|(wrong, _)| *wrong).count();
     assert!(wrong(&runs(Plant::Doubles(300), true)) > 10);
-    assert!(wrong(&runs(Plant::Drops(300), false)) > 10);
+    assert!(wrong(&runs(Plant::Drops(600), false)) > 10);
     assert_eq!(wrong(&runs(Plant::Nothing, true)), 0);
-    // Whoever would wait for a dropped one is seen to in the same turn, so that these runs converge.
+    // The watchdog makes up for lost ones, those of its own too, so that these runs converge.
     let made_up: usize = runs(Plant::Drops(300), true).iter().map(|(_, made_up)| made_up).sum();
     assert!(made_up > 20, "{made_up}");
 }
@@ -112,9 +113,9 @@ fn once_all_is_well_a_peer_that_needs_a_snapshot_is_sent_one_within_two_heartbea
 
 static SENT: AtomicUsize = AtomicUsize::new(0);
 
-/// The control: who throws reports away, and looks after nobody, latches followers.
+/// The control: without any report, also of the watchdog, followers are latched.
 #[test]
-fn without_reports_and_watchdog_followers_are_latched() {
+fn without_reports_followers_are_latched() {
     let latched = (0..30).filter(|&seed| {
         let mut world = World::new(
             seed,

@@ -13,6 +13,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::bench::{Bench, TRANSFERS, load};
+use crate::common::lost;
 use crate::common::offers::{Oddity, Offered};
 use towline_engine::config::Config;
 use towline_engine::message::Lane;
@@ -391,7 +392,7 @@ async fn a_fault_that_is_not_healed_is_found() {
 /// The control: nothing but a report ends the wait of a peer whose attempt failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_reports_no_attempt_follows_the_first() {
-    let plan = Plan::new(3, 1).config(Config { control_lose_reports: true, ..config() });
+    let plan = Plan::new(3, 1).config(config()).customise(lost::outcomes);
     let mut bench = Bench::with(plan).await;
     let fault = Sent(cut_at(20));
     fault.prepare(&bench);

@@ -14,6 +14,8 @@ use towline_engine::log_store::LogStore;
 use towline_engine::status::{AttemptOutcome, PeerProgress, PeerStatus};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
 
+use crate::common::lost;
+
 /// A snapshot every 40 entries, of which hardly any stay.
 fn config() -> Config {
     Config {
@@ -60,7 +62,11 @@ fn follower_of(leader: u64) -> u64 {
 
 /// A follower goes down, misses more than the log keeps, and comes back.
 async fn left_behind(config: Config, bytes: usize) -> (Cluster, u64, u64) {
-    let mut cluster = Plan::new(3, 1).config(config).start().await;
+    left_behind_in(Plan::new(3, 1).config(config), bytes).await
+}
+
+async fn left_behind_in(plan: Plan, bytes: usize) -> (Cluster, u64, u64) {
+    let mut cluster = plan.start().await;
     let leader = cluster.leader(1).await;
     let behind = follower_of(leader);
     let applied = cluster.group(behind, 1).state().applied;
@@ -196,11 +202,11 @@ async fn a_receiver_that_dies_midway_is_sent_the_snapshot_again_when_it_is_back(
     assert!(cluster.settled(1).await.len() >= 65);
 }
 
-/// The control: a leader whose reports get lost, and on which nobody looks after them, never serves the follower again.
+/// The control: a leader whose reports get lost, those of its watchdog too, never serves the follower again.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_lost_reports_the_follower_is_latched() {
-    let (mut cluster, leader, behind) =
-        left_behind(Config { control_lose_reports: true, ..slow() }, 20_000).await;
+    let plan = Plan::new(3, 1).config(slow()).customise(lost::outcomes);
+    let (mut cluster, leader, behind) = left_behind_in(plan, 20_000).await;
     cluster.restart(behind).await;
     let (first, _) = midway(&cluster, leader, behind).await;
     cluster.crash(behind);

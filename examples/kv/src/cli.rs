@@ -64,7 +64,7 @@ pub(crate) struct Serve {
     /// Settings in TOML: tables `engine`, `store` and `kv`.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
-    /// Throws reports about snapshots away: what becomes of those who forget them. For the demo's control run.
+    /// Loses reports about snapshots, as a service does that forgets to report. For the demo's control run.
     #[arg(long, hide = true)]
     pub(crate) lose_reports: bool,
     /// Stops when its standard input ends: so a node that `cluster` started notices that its parent is gone.

@@ -9,6 +9,7 @@ mod config;
 mod descriptors;
 mod gauges;
 mod http;
+mod lost;
 mod machine;
 mod node;
 mod redis;

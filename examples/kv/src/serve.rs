@@ -14,6 +14,7 @@ use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
 use crate::gauges::Gauges;
 use crate::http::{self, Pages};
+use crate::lost::LosesOutcomes;
 use crate::machine::{self, KvMachine, PACK_BYTES};
 use crate::node::GroupReplica;
 use crate::redis::{Member, Members, Server};
@@ -25,7 +26,6 @@ const WAITS_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs until a signal, then stops in order.
 pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let mut settings = Settings::load(args.config.as_deref()).map_err(Failure::Usage)?;
-    settings.engine.control_lose_reports = args.lose_reports;
     check_peers(&args)?;
     let tls = transports::identity(args.tls.as_deref(), args.id)?;
     let mut signals = Signals::listen(Hangup::Reloads(tls.clone()))
@@ -50,6 +50,9 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     builder = transports::add(builder, &args, tls.as_ref(), plan.peers)?;
     for peer in &args.peers {
         builder = builder.peer_address(peer.id, peer.raft.clone());
+    }
+    if args.lose_reports {
+        builder = builder.reporter(|own| Arc::new(LosesOutcomes(own)));
     }
     let redis = Server::bind(&args.redis.to_string())
         .await

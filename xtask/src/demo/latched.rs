@@ -1,4 +1,4 @@
-//! The control: reports are lost and nobody looks after them, and one cut is enough to latch the follower for good.
+//! The control: reports are lost, those of the watchdog too, and one cut is enough to latch the follower for good.
 
 use std::time::{Duration, Instant};
 

@@ -1,12 +1,14 @@
 //! Attempts to send snapshots: who may be sent one now, which attempt is the live one, and when to try again.
 //!
+//! Whether an attempt is live is known here and nowhere else. It is live from the moment Raft was given a snapshot until
+//! Raft was told how that ended, or forgot it; there is never more than one a peer. What others keep follows from the
+//! effects of the group: the mailbox takes a report while an attempt is armed, and a transfer holds its ticket.
+//!
 //! Raft asks for a snapshot inside its own steps, at every heartbeat response while it gets none, so every answer here is
-//! O(log peers). An attempt is live from the moment Raft was given a snapshot until it was told how that ended; there is
-//! never more than one a peer. Time is a number of ticks.
+//! O(log peers). Time is a number of ticks.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::fmt;
 
 use crate::ids::{GroupId, NodeId};
 use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotStatus};
@@ -19,46 +21,35 @@ const LASTING_REFUSAL_FACTOR: u64 = 16;
 /// How often the wait doubles at most.
 const DOUBLINGS_MAX: u32 = 16;
 
-/// The transfers a node sends at a time, counted for all its groups. Cloning shares the count.
-#[derive(Debug, Clone)]
-pub struct SendSlots {
-    taken: Arc<AtomicUsize>,
-    most: usize,
-    /// Numbers attempts across all groups and their lives, so that a late report never names somebody else's.
-    attempts: Arc<AtomicU64>,
+/// What a node may still begin to send, counted for all its groups. The driver lends it to a group for each input
+/// ([`Group::lend`](super::Group::lend)) and takes back what the group left.
+///
+/// A group takes a slot when Raft is given a snapshot. It gives the slot back only if the snapshot never leaves. From the
+/// moment it leaves, the driver counts the transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendBudget {
+    /// Transfers that may begin now.
+    pub slots: usize,
+    /// Attempts so far. They number the attempts of all groups and of all their runs, so that a late report never names
+    /// another attempt.
+    pub attempts: u64,
 }
 
-impl SendSlots {
-    /// So many at a time.
-    pub fn new(most: usize) -> Self {
-        Self { taken: Arc::default(), most, attempts: Arc::default() }
-    }
-
-    /// Whether one is free.
-    pub fn any_free(&self) -> bool {
-        self.taken.load(Ordering::Acquire) < self.most
-    }
-
-    fn next_number(&self) -> u64 {
-        self.attempts.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    pub(crate) fn take(&self) -> Option<SendSlot> {
-        let more = |taken: usize| (taken < self.most).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
-        Some(SendSlot { taken: self.taken.clone() })
-    }
+/// Why an attempt ends without a report to Raft: Raft has forgotten it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VoidCause {
+    /// Raft forgets what it sent when its leadership ends.
+    LeadershipOver,
+    /// Raft forgets a peer that is removed.
+    NotMember,
 }
 
-/// The right to send one snapshot; dropping it gives it back.
-#[derive(Debug)]
-pub struct SendSlot {
-    taken: Arc<AtomicUsize>,
-}
-
-impl Drop for SendSlot {
-    fn drop(&mut self) {
-        self.taken.fetch_sub(1, Ordering::AcqRel);
+impl fmt::Display for VoidCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeadershipOver => "the leadership it belonged to is over",
+            Self::NotMember => "the peer is no member any more",
+        })
     }
 }
 
@@ -76,7 +67,8 @@ pub struct RetryPolicy {
 pub(super) struct Attempts {
     group: GroupId,
     policy: RetryPolicy,
-    slots: SendSlots,
+    /// What is left of the last loan.
+    pub(super) budget: SendBudget,
     rng: fastrand::Rng,
     now: u64,
     available: Option<SnapshotMeta>,
@@ -104,8 +96,6 @@ struct Live {
     /// The leader's term; zero until the message has left.
     term: u64,
     meta: SnapshotMeta,
-    /// Until the message that Raft made of it leaves.
-    slot: Option<SendSlot>,
     /// Bytes the log had grown to when it began.
     log_bytes: u64,
 }
@@ -125,25 +115,21 @@ struct Kept {
     until: u64,
 }
 
-/// A snapshot on its way out: what was given to Raft, and with it the right to send.
-#[derive(Debug)]
-pub(super) struct Emitted {
-    pub(super) attempt: SnapshotAttempt,
-    pub(super) meta: SnapshotMeta,
-    pub(super) slot: SendSlot,
-}
-
 impl Attempts {
     pub(super) fn new(
         group: GroupId,
         policy: RetryPolicy,
-        slots: SendSlots,
         available: Option<SnapshotMeta>,
         seed: u64,
     ) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        let peers = BTreeMap::new();
-        Self { group, policy, slots, rng, now: 0, available, missing: false, peers }
+        let (budget, peers) = (SendBudget { slots: 0, attempts: 0 }, BTreeMap::new());
+        Self { group, policy, budget, rng, now: 0, available, missing: false, peers }
+    }
+
+    /// Attempts that took a slot and whose message has not left.
+    pub(super) fn unsent(&self) -> usize {
+        self.live().filter(|(_, live)| live.term == 0).count()
     }
 
     /// Ticks so far.
@@ -172,24 +158,30 @@ impl Attempts {
                 (meta.clone(), log_bytes)
             }
         };
-        if peer.live.is_some() || self.now < peer.not_before {
+        if peer.live.is_some() || self.now < peer.not_before || self.budget.slots == 0 {
             return None;
         }
-        let slot = self.slots.take()?;
+        self.budget.slots -= 1;
+        self.budget.attempts += 1;
         peer.wanted = false;
         peer.kept = None;
-        let number = self.slots.next_number();
-        let live = peer.live.insert(Live { number, term: 0, meta, slot: Some(slot), log_bytes });
+        let live = peer.live.insert(Live { number: self.budget.attempts, term: 0, meta, log_bytes });
         Some(&live.meta)
     }
 
-    /// The message Raft made of an admitted snapshot is about to leave. `None` if its attempt was voided meanwhile.
-    pub(super) fn emit(&mut self, to: NodeId, term: u64, index: u64) -> Option<Emitted> {
+    /// The message Raft made of an admitted snapshot is about to leave: which attempt it is, and what it sends. `None` if
+    /// the attempt was voided meanwhile.
+    pub(super) fn emit(
+        &mut self,
+        to: NodeId,
+        term: u64,
+        index: u64,
+    ) -> Option<(SnapshotAttempt, SnapshotMeta)> {
         let group = self.group;
-        let live = self.peers.get_mut(&to)?.live.as_mut().filter(|live| live.meta.head.at.index == index)?;
-        let slot = live.slot.take()?;
+        let unsent = |live: &&mut Live| live.term == 0 && live.meta.head.at.index == index;
+        let live = self.peers.get_mut(&to)?.live.as_mut().filter(unsent)?;
         live.term = term;
-        Some(Emitted { attempt: live.attempt(group, to), meta: live.meta.clone(), slot })
+        Some((live.attempt(group, to), live.meta.clone()))
     }
 
     /// An attempt ended. `false`: it is not the live one, and nothing changed.
@@ -236,42 +228,25 @@ impl Attempts {
         true
     }
 
-    /// Loses an attempt, as no code of this crate does: what the watchdog is there for.
-    #[cfg(test)]
-    pub(super) fn lose(&mut self, attempt: SnapshotAttempt) {
-        let group = self.group;
-        if let Some(peer) = self.peers.get_mut(&attempt.peer) {
-            peer.live.take_if(|live| live.attempt(group, attempt.peer) == attempt);
-        }
-    }
-
-    /// Raft waited for a snapshot to `to` that no attempt stood for.
-    pub(super) fn fail_unowned(&mut self, to: NodeId) {
-        let peer = self.peers.entry(to).or_default();
-        peer.failures = peer.failures.saturating_add(1);
-        peer.not_before = self.now.saturating_add(self.policy.wait(peer.failures, SnapshotFailure::Lost));
-        peer.wanted = true;
-        let outcome = AttemptOutcome::Failed(SnapshotFailure::Lost);
-        peer.last = Some(LastAttempt { number: peer.last.map_or(0, |last| last.number), outcome });
-    }
-
     /// Ends every attempt that is not of a leader in `term` (`None`: this node does not lead) or whose peer is no member.
+    /// Those whose message has not left have the term zero.
     pub(super) fn void_stale(
         &mut self,
         term: Option<u64>,
         is_member: impl Fn(NodeId) -> bool,
-    ) -> Vec<SnapshotAttempt> {
+    ) -> Vec<(SnapshotAttempt, VoidCause)> {
         let group = self.group;
         let mut voided = Vec::new();
         for (&id, peer) in &mut self.peers {
-            let stale = |live: &mut Live| {
-                term.is_none_or(|term| live.term != 0 && live.term != term) || !is_member(id)
-            };
+            let of_term = |live: &Live| term.is_some_and(|term| live.term == 0 || live.term == term);
             peer.kept.take_if(|_| term.is_none() || !is_member(id));
-            if let Some(live) = peer.live.take_if(stale) {
-                voided.push(live.attempt(group, id));
-                peer.last = Some(LastAttempt { number: live.number, outcome: AttemptOutcome::Void });
+            let Some(live) = peer.live.take_if(|live| !of_term(live) || !is_member(id)) else { continue };
+            if live.term == 0 {
+                self.budget.slots += 1;
             }
+            let cause = if of_term(&live) { VoidCause::NotMember } else { VoidCause::LeadershipOver };
+            voided.push((live.attempt(group, id), cause));
+            peer.last = Some(LastAttempt { number: live.number, outcome: AttemptOutcome::Void });
         }
         if term.is_none() {
             // Waits belong to the one who leads: the next leader starts afresh, and so does this node if it is that.
@@ -287,10 +262,10 @@ impl Attempts {
         self.peers.values().any(|peer| peer.kept.is_some())
     }
 
-    /// Attempts during which the log grew by more than `bytes_max`: their pins are too dear.
+    /// Attempts under way during which the log grew by more than `bytes_max`.
     pub(super) fn overdue(&self, log_bytes: u64, bytes_max: u64) -> Vec<SnapshotAttempt> {
         self.live()
-            .filter(|(_, live)| log_bytes - live.log_bytes > bytes_max)
+            .filter(|(_, live)| live.term != 0 && log_bytes - live.log_bytes > bytes_max)
             .map(|(id, l)| l.attempt(self.group, id))
             .collect()
     }
@@ -336,10 +311,6 @@ impl Attempts {
         self.live().filter(|(_, live)| live.term != 0).map(|(id, live)| live.attempt(self.group, id))
     }
 
-    pub(super) fn is_live(&self, to: NodeId) -> bool {
-        self.peers.get(&to).is_some_and(|peer| peer.live.is_some())
-    }
-
     fn kept(&self) -> impl Iterator<Item = &Kept> {
         self.peers.values().filter_map(|peer| peer.kept.as_ref())
     }
@@ -379,7 +350,7 @@ impl Attempts {
     /// A tick passed. `true`: somebody who was told to wait could be served now; ask Raft again by a ping.
     pub(super) fn tick(&mut self) -> bool {
         self.now += 1;
-        if !self.slots.any_free() {
+        if self.budget.slots == 0 {
             return false;
         }
         let mut due = false;

@@ -3,7 +3,9 @@
 //! It knows no clock (a tick is an input), no thread, no socket and no runtime. Whoever drives it must
 //! * hand each [`Effects::write`] to the log in order and say [`Group::written`] once it is durable;
 //! * hand [`Effects::apply`] to the state machine in order and say [`Group::applied`];
-//! * send [`Effects::messages`]; those that must wait for a write come out of `written` itself.
+//! * send [`Effects::messages`]; those that must wait for a write come out of `written` itself;
+//! * carry [`Effects::attempts`] out, [lend](Group::lend) the group what it may send, [take](Group::take_report) every report
+//!   to it, and [watch](Group::watch) at each tick that none is missing.
 
 use std::collections::VecDeque;
 
@@ -12,9 +14,10 @@ use bytes::Bytes;
 mod effects;
 mod snapshots;
 
-pub use self::effects::{Apply, Effects, Unreadable};
+pub use self::effects::{Apply, AttemptEffect, Effects, Unreadable};
 use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
+use super::attempts::SendBudget;
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
@@ -24,7 +27,6 @@ use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
-use crate::reporter::RaftDoor;
 use crate::snapshot_store::SnapshotMeta;
 use crate::state_machine::Applied;
 use crate::status::{GroupState, GroupStatus};
@@ -124,9 +126,14 @@ impl<W, R> Group<W, R> {
         })
     }
 
-    /// Places something between this group and its Raft: for tests that count there.
-    pub fn set_door(&mut self, door: Box<dyn RaftDoor>) {
-        self.replica.set_door(door);
+    /// What the node may begin to send from now on. Without a loan a group sends no snapshots.
+    pub fn lend(&mut self, budget: SendBudget) {
+        self.replica.lend(budget);
+    }
+
+    /// What is left of the last loan.
+    pub fn budget(&self) -> SendBudget {
+        self.replica.budget()
     }
 
     /// So many ticks were due before the next one, and nobody could call [`tick`](Self::tick). They are not replayed: an

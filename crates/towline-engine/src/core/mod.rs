@@ -1,7 +1,8 @@
 //! The core: one Raft group as a pure state machine.
 //!
-//! What is absent here, and stays absent: clocks, threads, sockets, runtimes, files, random numbers. Time is the number
-//! of ticks, randomness and identity are arguments, and everything that happens is an effect the driver carries out.
+//! What is absent here, and stays absent: clocks, threads, locks, atomics, wakers, sockets, runtimes, files, random numbers.
+//! Time is the number of ticks; randomness, identity and the budget of transfers are arguments; everything that happens is
+//! an effect the driver carries out.
 //!
 //! One exception is not ours to remove: the raft crate draws election timeouts itself, from the range it is given. A
 //! range of one value makes a group deterministic, which is how the simulator runs it.
@@ -15,9 +16,10 @@ mod raft;
 mod reads;
 mod terms;
 
-pub use self::attempts::{RetryPolicy, SendSlot, SendSlots};
+pub use self::attempts::{RetryPolicy, SendBudget, VoidCause};
 pub use self::group::{
-    Apply, Effects, Group, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup, Unreadable,
+    Apply, AttemptEffect, Effects, Group, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend,
+    SnapshotSetup, Unreadable,
 };
 pub use self::inbound::Reject;
 pub use self::log::GroupLog;

@@ -19,15 +19,17 @@ use super::writer::Writer;
 use super::{Inner, Node};
 use crate::cause::panic_text;
 use crate::config::{Config, ConfigError};
-use crate::core::SendSlots;
 use crate::identity::{IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::{LaneSettings, Lanes, LanesDeps};
 use crate::log_store::LogStore;
-use crate::reporter::Mailbox;
+use crate::reporter::{Mailbox, Reporter};
 use crate::snapshots::{Keeper, Receives, ReceivesDeps, Sends, SendsDeps, TransferSettings};
 use crate::storage::Storage;
 use crate::transport::{Hello, Transport, TransportError};
+
+/// Makes the reporter that everybody reports to out of the node's own.
+type WrapReporter = Box<dyn FnOnce(Arc<dyn Reporter>) -> Arc<dyn Reporter> + Send>;
 
 /// Describes a node; [`start`](Self::start) runs it.
 #[must_use = "nothing happens before `start`"]
@@ -41,6 +43,7 @@ pub struct NodeBuilder {
     addresses: BTreeMap<NodeId, PeerAddr>,
     metrics: Option<NodeMetrics>,
     runtime: Option<Handle>,
+    reporter: Option<WrapReporter>,
 }
 
 impl NodeBuilder {
@@ -55,6 +58,7 @@ impl NodeBuilder {
             addresses: BTreeMap::new(),
             metrics: None,
             runtime: None,
+            reporter: None,
         }
     }
 
@@ -103,6 +107,17 @@ impl NodeBuilder {
         self
     }
 
+    /// Places a reporter in front of the node's own, which `wrap` is given: lanes, tickets and the watchdog report to what
+    /// `wrap` returns. A report that is not passed on is lost, and a peer may then wait for ever. For tests, and for
+    /// experiments that show what lost reports do.
+    pub fn reporter(
+        mut self,
+        wrap: impl FnOnce(Arc<dyn Reporter>) -> Arc<dyn Reporter> + Send + 'static,
+    ) -> Self {
+        self.reporter = Some(Box::new(wrap));
+        self
+    }
+
     /// Starts the threads and listens. No group runs yet.
     ///
     /// # Errors
@@ -148,6 +163,10 @@ impl NodeBuilder {
         )?;
         let peers = Arc::new(peers);
         let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));
+        let reporter: Arc<dyn Reporter> = match self.reporter {
+            Some(wrap) => wrap(mailbox.clone()),
+            None => mailbox.clone(),
+        };
         let hello_of = peers.clone();
         let transports = self.diallers.iter().chain(self.transports.iter().map(|(transport, _)| transport));
         let transports: BTreeMap<_, _> = transports.map(|t| (t.scheme().to_owned(), t.clone())).collect();
@@ -162,7 +181,7 @@ impl NodeBuilder {
             tally: sent(counters.clone()),
         });
         let deps = LanesDeps {
-            reporter: mailbox.clone(),
+            reporter: reporter.clone(),
             gate: peers.clone(),
             counters: counters.clone(),
             transports,
@@ -189,7 +208,8 @@ impl NodeBuilder {
         let shard_deps = ShardDeps {
             node: self.id,
             config: config.clone(),
-            mailbox: mailbox.clone(),
+            mailbox,
+            reporter,
             lanes: lanes.clone(),
             writer: writer.clone(),
             reader: reader.clone(),
@@ -199,7 +219,6 @@ impl NodeBuilder {
             counters: counters.clone(),
         };
         threads.push(shard::start(mail, shard_deps).map_err(io)?);
-        let slots = SendSlots::new(config.snapshot_sends_max);
         let inner = Inner {
             id: self.id,
             config,
@@ -208,12 +227,10 @@ impl NodeBuilder {
             registry,
             shard: sender,
             scheduled,
-            mailbox,
             lanes,
             snapshots: storage.snapshots,
             sends,
             keeper,
-            slots,
             writer,
             reader,
             appliers,

@@ -1,5 +1,6 @@
 //! The mail of the shard: what the other threads and the callers tell it, and the way to it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -90,6 +91,8 @@ pub(crate) struct StartGroup {
     pub(crate) id: GroupId,
     pub(crate) life: u64,
     pub(crate) group: CoreGroup,
+    /// The other members.
+    pub(crate) peers: BTreeSet<NodeId>,
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) state: watch::Sender<GroupState>,
     pub(crate) apply: ApplyWorker,

@@ -49,11 +49,9 @@ use self::reader::LogReader;
 use self::runtimes::Runtimes;
 use self::writer::Writer;
 use crate::config::ValidConfig;
-use crate::core::SendSlots;
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
 use crate::log_store::LogStore;
-use crate::reporter::Mailbox;
 use crate::snapshot_store::SnapshotStore;
 use crate::snapshots::{Keeper, Sends};
 use crate::state_machine::StateMachine;
@@ -81,12 +79,10 @@ struct Inner {
     registry: Registry,
     shard: ShardSender,
     scheduled: Arc<ingress::Scheduled>,
-    mailbox: Arc<Mailbox>,
     lanes: Lanes,
     snapshots: Arc<dyn SnapshotStore>,
     sends: Sends,
     keeper: Keeper,
-    slots: SendSlots,
     writer: Writer,
     reader: LogReader,
     appliers: Vec<ApplyWorker>,

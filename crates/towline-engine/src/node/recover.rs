@@ -7,11 +7,10 @@ use super::snapshots::policy;
 use super::target::{Target, restore};
 use super::writer::describe;
 use crate::config::ValidConfig;
-use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SendSlots, SnapshotSetup};
+use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
 use crate::message::{Entry, EntryKind, HardState};
-use crate::reporter::Mailbox;
 use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
 use crate::state_machine::Applied;
 
@@ -22,8 +21,6 @@ const READ_BYTES_MAX: usize = 4 << 20;
 pub(crate) struct Recovery<'a> {
     pub(crate) store: &'a dyn LogStore,
     pub(crate) snapshots: &'a dyn SnapshotStore,
-    pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) slots: SendSlots,
     pub(crate) group: GroupId,
     pub(crate) node: NodeId,
     pub(crate) config: &'a ValidConfig,
@@ -85,8 +82,6 @@ impl Recovery<'_> {
             unapplied_bytes_max: config.unapplied_bytes_max,
             conf: conf.clone(),
             snapshots: SnapshotSetup {
-                mailbox: self.mailbox.clone(),
-                slots: self.slots.clone(),
                 available: self.available(&recovered),
                 policy: policy(config),
                 seed: fastrand::u64(..),

@@ -27,13 +27,16 @@ use super::waiter::{ReadWaiter, Waiter};
 use super::writer::Writer;
 use crate::cause::panic_text;
 use crate::config::ValidConfig;
-use crate::core::{Apply, Effects, Unreadable};
+use crate::core::{Apply, AttemptEffect, Effects, SendBudget, Unreadable};
 use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
 use crate::message::Envelope;
-use crate::reporter::{Mailbox, Report, ReportCounter as _};
+use crate::reporter::{
+    Mailbox, Report, ReportCounter as _, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus,
+    SnapshotTicket,
+};
 use crate::snapshots::{Keeper, Made, Sends};
 use crate::status::{GroupState, GroupStatus, Role};
 
@@ -44,6 +47,8 @@ pub(crate) struct ShardDeps {
     pub(crate) node: NodeId,
     pub(crate) config: ValidConfig,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// Where everybody reports: the mailbox, or what stands in front of it.
+    pub(crate) reporter: Arc<dyn Reporter>,
     pub(crate) lanes: Lanes,
     pub(crate) writer: Writer,
     pub(crate) reader: LogReader,
@@ -73,6 +78,8 @@ struct Transfer {
 struct Shard {
     deps: ShardDeps,
     groups: BTreeMap<GroupId, Running>,
+    /// Lent to each group in turn.
+    budget: SendBudget,
     fx: CoreEffects,
     writes: Vec<(WriteId, GroupWrite)>,
     envelopes: Vec<Envelope>,
@@ -86,6 +93,7 @@ pub(crate) fn start(mail: ShardMail, deps: ShardDeps) -> std::io::Result<JoinHan
         let span = tracing::info_span!("shard", node = deps.node.as_u64());
         let _entered = span.enter();
         let shard = Shard {
+            budget: SendBudget { slots: deps.config.snapshot_sends_max, attempts: 0 },
             deps,
             groups: BTreeMap::new(),
             fx: Effects::default(),
@@ -185,23 +193,29 @@ impl Shard {
         match report {
             Report::Unreachable { group, peer, cause } => {
                 tracing::debug!(%group, %peer, ?cause, "messages were lost");
-                self.carry_report(group, peer, report, ReportKind::Unreachable);
+                let told = self.carry_report(group, report);
+                let outcome = if told { ReportOutcome::Applied } else { ReportOutcome::Stale };
+                self.deps.counters.count(peer, ReportKind::Unreachable, outcome, 1);
             }
-            Report::Snapshot { .. } if self.deps.config.control_lose_reports => {}
-            Report::Snapshot { attempt, status } => {
-                self.carry_report(attempt.group, attempt.peer, report, status.kind());
+            Report::Snapshot { attempt: SnapshotAttempt { group, peer, .. }, status } => {
+                let outcome = match self.carry_report(group, report) {
+                    false => ReportOutcome::Stale,
+                    true if status == SnapshotStatus::Failure(SnapshotFailure::Lost) => {
+                        tracing::warn!(%group, %peer, "raft waited for a snapshot that nobody would have reported on");
+                        ReportOutcome::Synthesized
+                    }
+                    true => ReportOutcome::Applied,
+                };
+                self.deps.counters.count(peer, status.kind(), outcome, 1);
             }
         }
     }
 
-    fn carry_report(&mut self, group: GroupId, peer: NodeId, report: Report, kind: ReportKind) {
-        let mut outcome = ReportOutcome::Stale;
-        self.with(group, None, |running, _| {
-            if running.group.take_report(report) {
-                outcome = ReportOutcome::Applied;
-            }
-        });
-        self.deps.counters.count(peer, kind, outcome, 1);
+    /// Whether Raft was told.
+    fn carry_report(&mut self, group: GroupId, report: Report) -> bool {
+        let mut told = false;
+        self.with(group, None, |running, _| told = running.group.take_report(report));
+        told
     }
 
     fn take_control(&mut self, control: Control) {
@@ -283,7 +297,8 @@ impl Shard {
     }
 
     fn start_group(&mut self, start: StartGroup) {
-        let StartGroup { id, life, group, ingress, state, apply, metrics, started } = start;
+        let StartGroup { id, life, group, peers, ingress, state, apply, metrics, started } = start;
+        peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
         let running = Running { life, group, ingress, state, apply, metrics, transfer: None, dirty: true };
         self.groups.insert(id, running);
         started.send(());
@@ -314,18 +329,21 @@ impl Shard {
 
     /// One tick, however many were missed: replaying them would let an election time out in one go.
     fn tick(&mut self, missed: u64) {
-        #[cfg(test)]
-        self.deps.sends.ticked();
         if missed > 0 {
             self.deps.metrics.ticks_skipped(missed);
         }
+        let (mailbox, sends) = (self.deps.mailbox.clone(), self.deps.sends.clone());
+        // In this order: a task reports before it leaves the list.
+        let is_owed = |attempt: &SnapshotAttempt| sends.is_running(attempt) || mailbox.has_outcome(*attempt);
+        let unsent: usize = self.groups.values().map(|running| running.group.unsent_attempts()).sum();
+        self.budget.slots = self.deps.config.snapshot_sends_max.saturating_sub(unsent + sends.count());
         let groups: Vec<_> = self.groups.keys().copied().collect();
         for group in groups {
             self.with(group, None, |running, fx| {
                 running.group.skip_ticks(missed);
                 running.group.tick(fx);
+                running.group.watch(is_owed, fx);
             });
-            self.disown_leaked(group);
             self.answer_late(group);
         }
     }
@@ -343,21 +361,6 @@ impl Shard {
         for proposal in late {
             let cause = UncertainCause::Timeout { after_ms, cause: cause.clone() };
             proposal.fail(ProposeError::Uncertain { cause });
-        }
-    }
-
-    /// An attempt on which nobody works and nobody reported: its ticket was leaked, which no type can prevent.
-    fn disown_leaked(&mut self, group: GroupId) {
-        if self.deps.config.control_lose_reports {
-            return;
-        }
-        let Some(running) = self.groups.get(&group) else { return };
-        let live = running.group.live_attempts();
-        for attempt in live {
-            // In this order: a task reports before it leaves the list.
-            if !self.deps.sends.is_running(&attempt) && !self.deps.mailbox.has_outcome(attempt) {
-                self.with(group, None, |running, fx| running.group.disown(attempt, fx));
-            }
         }
     }
 
@@ -388,6 +391,7 @@ impl Shard {
             return;
         };
         running.dirty = true;
+        running.group.lend(self.budget);
         let fx = &mut self.fx;
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(running, fx))) {
             let cause = format!("the group panicked: {}", panic_text(panic.as_ref()));
@@ -396,6 +400,7 @@ impl Shard {
             abandon(fx, &cause.as_str().into());
             return self.quarantine(id, &cause.into());
         }
+        self.budget = running.group.budget();
         self.carry_out(id);
     }
 
@@ -425,23 +430,7 @@ impl Shard {
             running.metrics.unreadable();
             tracing::warn!(group = %id, index, cause, "a part of the log cannot be read: peers that need it get a snapshot");
         }
-        for send in fx.snapshots.drain(..) {
-            self.deps.sends.start(send);
-        }
-        for attempt in fx.cancelled.drain(..) {
-            // The core posts the outcome itself of one that kept too much of the log.
-            let cause = match self.deps.mailbox.has_outcome(attempt) {
-                true => "the log grew by snapshot_pin_bytes_max meanwhile",
-                false => "the leadership it belonged to is over, or the peer is no member any more",
-            };
-            self.deps.sends.cancel(&attempt, &cause.into());
-        }
-        for peer in fx.latched.drain(..) {
-            #[cfg(test)]
-            self.deps.sends.made_up(peer);
-            tracing::warn!(group = %id, %peer, "raft waited for a snapshot that nobody would have reported on");
-            self.deps.counters.count(peer, ReportKind::SnapshotFailure, ReportOutcome::Synthesized, 1);
-        }
+        fx.attempts.drain(..).for_each(|effect| self.deps.carry_out(effect));
         if let Some(through) = fx.compact.take() {
             self.deps.reader.compact(id, through);
         }
@@ -470,10 +459,7 @@ impl Shard {
         let Some(mut running) = self.groups.remove(&group) else { return };
         running.ingress.close(cause);
         let attempts = catch_unwind(AssertUnwindSafe(|| running.group.live_attempts())).unwrap_or_default();
-        for attempt in attempts {
-            self.deps.mailbox.disarm(group, attempt.peer);
-            self.deps.sends.cancel(&attempt, cause);
-        }
+        attempts.iter().for_each(|attempt| self.deps.disarm(attempt, cause));
         let mut fx = CoreEffects::default();
         // The group may be in any state after a panic; whoever waits in it is told by the drop of its waiter then.
         if catch_unwind(AssertUnwindSafe(|| running.group.dissolve(cause, &mut fx))).is_ok() {
@@ -494,6 +480,29 @@ impl Shard {
         });
         // It wakes whoever still waits in it or follows its state.
         contained(|| drop(running));
+    }
+}
+
+impl ShardDeps {
+    fn carry_out(&self, effect: AttemptEffect) {
+        match effect {
+            AttemptEffect::Arm(send) => {
+                self.mailbox.arm(send.attempt);
+                let ticket = SnapshotTicket::new(send.attempt, self.reporter.clone());
+                self.sends.start(*send, ticket);
+            }
+            AttemptEffect::Settle { attempt, cause } => {
+                self.reporter.report_snapshot(attempt, SnapshotStatus::Failure(cause));
+                // An attempt that is lost has no transfer: the only other cause is the log that it keeps.
+                self.sends.cancel(&attempt, &"the log grew by snapshot_pin_bytes_max meanwhile".into());
+            }
+            AttemptEffect::Disarm { attempt, cause } => self.disarm(&attempt, &cause.to_string().into()),
+        }
+    }
+
+    fn disarm(&self, attempt: &SnapshotAttempt, cause: &Arc<str>) {
+        self.mailbox.disarm(attempt.group, attempt.peer);
+        self.sends.cancel(attempt, cause);
     }
 }
 

@@ -88,6 +88,5 @@ pub(crate) fn policy(config: &ValidConfig) -> SnapshotPolicy {
             wait_ticks_min: config.heartbeat_ticks.into(),
             wait_ticks_max: config.snapshot_backoff_max_ms.div_ceil(config.tick_ms),
         },
-        watchdog: !config.control_lose_reports,
     }
 }

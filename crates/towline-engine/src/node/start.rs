@@ -83,11 +83,12 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let apply = node.applier(group).clone();
         apply.start_group(group, life, target);
         let (started, running) = answer();
-        node.meet(group, &conf);
+        let peers = node.meet(group, &conf);
         let start = StartGroup {
             id: group,
             life,
             group: core,
+            peers,
             ingress: ingress.clone(),
             state,
             apply,
@@ -204,8 +205,6 @@ impl Inner {
         let recovery = Recovery {
             store: &*self.store,
             snapshots: &*self.snapshots,
-            mailbox: self.mailbox.clone(),
-            slots: self.slots.clone(),
             group,
             node: self.id,
             config: &self.config,
@@ -216,12 +215,11 @@ impl Inner {
         Ok((start, target))
     }
 
-    /// Lets the members of a group in, and calls them.
-    fn meet(&self, group: GroupId, conf: &ConfRecord) {
+    /// Lets the other members of a group in, and calls them.
+    fn meet(&self, group: GroupId, conf: &ConfRecord) -> BTreeSet<NodeId> {
         let others: BTreeSet<_> = conf.members.keys().copied().filter(|id| *id != self.id).collect();
         self.peers.set_members(group, others.clone());
-        for id in others {
-            self.mailbox.register(group, id);
+        for &id in &others {
             let address = self.addresses.get(&id).or_else(|| conf.members.get(&id).map(|m| &m.address));
             if let Some(address) = address {
                 let peer = Peer { id, address: address.clone() };
@@ -229,5 +227,6 @@ impl Inner {
                 self.lanes.set_peer(peer);
             }
         }
+        others
     }
 }

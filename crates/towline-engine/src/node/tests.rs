@@ -5,5 +5,6 @@ mod common;
 mod leaks;
 mod pauses;
 mod reports;
+mod seams;
 mod stage;
 mod stops;

@@ -9,15 +9,16 @@ use towline_metrics::labels::{ReportKind, ReportOutcome};
 use super::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use crate::ids::{GroupId, NodeId};
 
-/// The [`Reporter`] of a node: one cell for each (group, peer) that the core registered, and one wake-up.
+/// The [`Reporter`] of a node: one cell for each (group, peer) that the shard registered, and one wake-up.
 ///
 /// A cell holds at most two reports: that messages were lost, and how the live attempt ended. A second one of the same
 /// finds its place taken and is counted as coalesced, so nothing here grows with the number of posts, and the outcome of an
 /// attempt gives way to nothing. The one lock is held for a walk over the groups of a peer by a post, and over all cells by a
 /// drain; nothing that is not of this module runs under it.
 ///
-/// The core [arms](Self::arm) the attempt that is live; the shard [drains](Self::drain); workers post through
-/// [`Reporter`]. Every report is counted once: here if it ends here, else by whoever drained it.
+/// The shard owns it: it [arms](Self::arm) and [disarms](Self::disarm) attempts as the effects of the core say, and
+/// [drains](Self::drain). Workers post through [`Reporter`]. Every report is counted once: here if it ends here, else by
+/// the shard.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -33,7 +34,7 @@ use crate::ids::{GroupId, NodeId};
 /// mailbox.arm(attempt);
 ///
 /// let ticket = SnapshotTicket::new(attempt, mailbox.clone());
-/// drop(ticket); // whoever had it is gone: cancelled, panicked, forgot
+/// drop(ticket); // its holder is gone: cancelled, panicked, forgot
 ///
 /// let mut reports = Vec::new();
 /// mailbox.drain(&mut reports);

@@ -39,38 +39,6 @@ fn a_dropped_ticket_reports_a_failure() {
     assert_eq!(Posted::of(drop), [SnapshotStatus::Failure(SnapshotFailure::Abandoned)]);
 }
 
-/// Records what Raft would be told.
-#[derive(Default)]
-struct Told(Vec<(NodeId, Option<SnapshotStatus>)>);
-
-impl RaftReports for Told {
-    fn report_unreachable(&mut self, peer: NodeId) {
-        self.0.push((peer, None));
-    }
-
-    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
-        self.0.push((peer, Some(status)));
-    }
-}
-
-/// Looks at snapshots only.
-struct Ajar;
-
-impl RaftDoor for Ajar {
-    fn emitted(&mut self, _: NodeId, _: u64, _: u64) {}
-}
-
-#[test]
-fn a_door_that_says_nothing_of_reports_passes_them_on_as_they_are() {
-    let (second, third) = (NodeId::new(2).unwrap(), NodeId::new(3).unwrap());
-    let (mut door, mut told): (Box<dyn RaftDoor>, _) = (Box::new(Ajar), Told::default());
-    let failure = SnapshotStatus::Failure(SnapshotFailure::Timeout);
-    door.unreachable(second, &mut told);
-    door.snapshot(third, SnapshotStatus::Finish, &mut told);
-    door.snapshot(second, failure, &mut told);
-    assert_eq!(told.0, [(second, None), (third, Some(SnapshotStatus::Finish)), (second, Some(failure))]);
-}
-
 /// Whoever listens to the log panics, as standard error does once it is closed.
 struct Panics;
 

@@ -16,7 +16,7 @@ use super::pace::{RateLimit, Room, StallWatch, Stalled};
 use crate::cause::chain;
 use crate::core::SnapshotSend;
 use crate::ids::NodeId;
-use crate::reporter::{SnapshotAttempt, SnapshotFailure};
+use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotTicket};
 use crate::snapshot_store::{BodyPart, SnapshotMeta, SnapshotStore, Trailer};
 use crate::status::AttemptStatus;
 use crate::transport::{
@@ -59,27 +59,6 @@ struct State {
     closed: bool,
     peers: BTreeMap<NodeId, Peer>,
     running: BTreeMap<SnapshotAttempt, Arc<Running>>,
-    /// Loses so many tickets, as no code of this crate does: what the watchdog is there for.
-    #[cfg(test)]
-    to_leak: u64,
-    #[cfg(test)]
-    leaks: Vec<Leak>,
-    #[cfg(test)]
-    at_tick: Option<AtTick>,
-}
-
-/// What the thread of the shard is to do.
-#[cfg(test)]
-struct AtTick(Box<dyn FnOnce() + Send>);
-
-/// A ticket that was lost.
-#[cfg(test)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Leak {
-    pub(crate) attempt: SnapshotAttempt,
-    /// Of the shard, from the leak until it was made up for.
-    pub(crate) ticks: u64,
-    pub(crate) made_up: bool,
 }
 
 /// What others may see of a transfer, and do to it.
@@ -114,10 +93,8 @@ impl Sends {
     }
 
     /// Starts a transfer. Whatever happens to it, its ticket reports and its books are closed.
-    pub(crate) fn start(&self, send: SnapshotSend) {
-        #[cfg(test)]
-        let Some(send) = self.unless_leaked(send) else { return };
-        let attempt = send.ticket.attempt();
+    pub(crate) fn start(&self, send: SnapshotSend, ticket: SnapshotTicket) {
+        let attempt = send.attempt;
         let account = self.inner.open_account(attempt, &send.meta);
         let running = Arc::new(Running::default());
         let listed = {
@@ -134,57 +111,19 @@ impl Sends {
         let (node, number) = (inner.deps.node.as_u64(), attempt.number);
         let span = tracing::info_span!("snapshot", node, group = %attempt.group, peer = %attempt.peer, attempt = number);
         let task = async move {
-            // Dropped last, after the ticket: an attempt is listed for as long as somebody may still report on it.
+            // Dropped last, after the ticket: an attempt is listed for as long as its ticket is held.
             let _listed = listed;
-            inner.run(send, peer, &running, account).await;
+            inner.run(send, ticket, peer, &running, account).await;
         };
         self.inner.deps.runtime.spawn(task.instrument(span));
     }
 
-    #[cfg(test)]
-    pub(crate) fn leak_next(&self, tickets: u64) {
-        self.lock().to_leak = tickets;
+    /// The transfers that run, also those that were cancelled and have not ended yet.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().running.len()
     }
 
-    #[cfg(test)]
-    pub(crate) fn leaks(&self) -> Vec<Leak> {
-        self.lock().leaks.clone()
-    }
-
-    /// The shard begins a tick.
-    #[cfg(test)]
-    pub(crate) fn ticked(&self) {
-        self.lock().leaks.iter_mut().filter(|leak| !leak.made_up).for_each(|leak| leak.ticks += 1);
-        let act = self.lock().at_tick.take();
-        if let Some(AtTick(act)) = act {
-            act();
-        }
-    }
-
-    /// The thread of the shard does this at its next tick, where nothing contains a panic.
-    #[cfg(test)]
-    pub(crate) fn at_tick(&self, act: impl FnOnce() + Send + 'static) {
-        self.lock().at_tick = Some(AtTick(Box::new(act)));
-    }
-
-    /// The watchdog told Raft of an attempt to this peer.
-    #[cfg(test)]
-    pub(crate) fn made_up(&self, peer: NodeId) {
-        let of_peer = |leak: &&mut Leak| leak.attempt.peer == peer;
-        self.lock().leaks.iter_mut().filter(of_peer).for_each(|leak| leak.made_up = true);
-    }
-
-    #[cfg(test)]
-    fn unless_leaked(&self, send: SnapshotSend) -> Option<SnapshotSend> {
-        let mut state = self.lock();
-        let Some(left) = state.to_leak.checked_sub(1) else { return Some(send) };
-        state.to_leak = left;
-        state.leaks.push(Leak { attempt: send.ticket.attempt(), ticks: 0, made_up: false });
-        std::mem::forget(send.ticket);
-        None
-    }
-
-    /// Whether somebody works on the attempt.
+    /// Whether the transfer of the attempt runs. As long as it does it holds the ticket.
     pub(crate) fn is_running(&self, attempt: &SnapshotAttempt) -> bool {
         self.lock().running.contains_key(attempt)
     }
@@ -318,16 +257,21 @@ impl Inner {
         account
     }
 
-    async fn run(&self, send: SnapshotSend, peer: Option<Peer>, running: &Running, mut account: Account) {
-        // The order of the fields' drops, when the task is dropped, does not matter: each does its own duty.
-        let SnapshotSend { ticket, message, meta, slot } = send;
-        let offer = SnapshotOffer { message, meta, attempt: ticket.attempt().number };
+    async fn run(
+        &self,
+        send: SnapshotSend,
+        ticket: SnapshotTicket,
+        peer: Option<Peer>,
+        running: &Running,
+        mut account: Account,
+    ) {
+        let SnapshotSend { attempt, message, meta } = send;
+        let offer = SnapshotOffer { message, meta, attempt: attempt.number };
         let result = tokio::select! {
             biased;
             cause = running.cancelled() => Err(SendError::Cancelled(cause)),
             result = self.transfer(peer, offer, running, &mut account) => result,
         };
-        drop(slot);
         match result {
             Ok(Sent::Finished) => {
                 account.end(SnapshotOutcome::Finished, "");

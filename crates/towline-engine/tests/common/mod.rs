@@ -16,7 +16,7 @@ use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
 use towline_engine::message::{Entry, Lane};
-use towline_engine::node::Node;
+use towline_engine::node::{Node, NodeBuilder};
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
 };
@@ -60,25 +60,25 @@ impl Alone {
             identity: Arc::new(Ids::default()),
         };
         let inbound = Arc::default();
-        Self::over(config, storage, Arc::new(Nowhere(Arc::clone(&inbound))), inbound).await
+        Self::over(config, storage, Arc::new(Nowhere(Arc::clone(&inbound))), inbound, |builder, _| builder)
+            .await
     }
 
-    /// The same on what is stored already, over a transport of the scheme `nowhere` that fills `inbound`.
+    /// The same on what is stored already, over a transport of the scheme `nowhere` that fills `inbound`, after `change`.
     pub(crate) async fn over(
         config: Config,
         storage: Storage,
         transport: Arc<dyn Transport>,
         inbound: Arc<OnceLock<Arc<dyn Inbound>>>,
+        change: impl FnOnce(NodeBuilder, &Exporter) -> NodeBuilder,
     ) -> Self {
         let exporter = Exporter::new();
-        let node = Node::builder(id(1), ClusterId::new("c").unwrap())
+        let builder = Node::builder(id(1), ClusterId::new("c").unwrap())
             .config(config)
             .storage(storage)
             .metrics(NodeMetrics::new(1, Some(exporter.recorder())))
-            .transport(transport, "nowhere://here:1".parse().unwrap())
-            .start()
-            .await
-            .unwrap();
+            .transport(transport, "nowhere://here:1".parse().unwrap());
+        let node = change(builder, &exporter).start().await.unwrap();
         Self { node, exporter, inbound }
     }
 

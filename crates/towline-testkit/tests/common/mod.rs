@@ -5,6 +5,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod distance;
+pub(crate) mod lost;
 pub(crate) mod offers;
 pub(crate) mod ports;
 

@@ -1,57 +1,57 @@
-//! What Raft emitted and what Raft was told, counted at Raft itself: behind every fence, queue and watchdog of the engine.
+//! What Raft emitted and what Raft was told, counted where the core says so. The world checks the core's word against Raft's
+//! own state of each peer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use towline_engine::ids::NodeId;
-use towline_engine::reporter::{RaftDoor, RaftReports, SnapshotStatus};
+use towline_engine::reporter::{Mailbox, Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 
 /// One life of one node.
 pub(crate) type Life = (NodeId, u64);
 
-/// What the door itself does wrong, in parts of a thousand of the reports: for tests of the books.
+/// What is done wrong on purpose, in parts of a thousand of the reports: for tests of the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plant {
     Nothing,
+    /// Reports about snapshots are lost before the mailbox, those of the watchdog too.
     Drops(u32),
+    /// Reports that Raft was told are entered twice.
     Doubles(u32),
 }
 
-#[derive(Debug)]
-pub(crate) enum Passed {
-    Emitted { peer: NodeId, term: u64 },
-    Told { peer: NodeId, finished: bool },
-}
+impl Plant {
+    fn drops(self) -> u32 {
+        if let Self::Drops(permille) = self { permille } else { 0 }
+    }
 
-/// The way out of a Raft and the way in.
-pub(crate) struct Door {
-    passed: Arc<Mutex<Vec<Passed>>>,
-    plant: Plant,
-    rng: fastrand::Rng,
-}
-
-impl Door {
-    pub(crate) fn new(passed: Arc<Mutex<Vec<Passed>>>, plant: Plant, seed: u64) -> Self {
-        Self { passed, plant, rng: fastrand::Rng::with_seed(seed) }
+    pub(crate) fn doubles(self) -> u32 {
+        if let Self::Doubles(permille) = self { permille } else { 0 }
     }
 }
 
-impl RaftDoor for Door {
-    fn emitted(&mut self, peer: NodeId, term: u64, _index: u64) {
-        self.passed.lock().unwrap().push(Passed::Emitted { peer, term });
+/// Where the tickets of a node report, and its watchdog.
+pub(crate) struct Lossy {
+    mailbox: Arc<Mailbox>,
+    lost_permille: u32,
+    rng: Mutex<fastrand::Rng>,
+}
+
+impl Lossy {
+    pub(crate) fn new(mailbox: Arc<Mailbox>, plant: Plant, lose_all: bool, seed: u64) -> Self {
+        let lost_permille = if lose_all { 1_000 } else { plant.drops() };
+        Self { mailbox, lost_permille, rng: Mutex::new(fastrand::Rng::with_seed(seed)) }
+    }
+}
+
+impl Reporter for Lossy {
+    fn report_unreachable(&self, peer: NodeId, scope: Scope, cause: UnreachableCause) {
+        self.mailbox.report_unreachable(peer, scope, cause);
     }
 
-    fn snapshot(&mut self, peer: NodeId, status: SnapshotStatus, raft: &mut dyn RaftReports) {
-        let hit = self.rng.u32(0..1000);
-        let times = match self.plant {
-            Plant::Drops(permille) if hit < permille => 0,
-            Plant::Doubles(permille) if hit < permille => 2,
-            _ => 1,
-        };
-        for _ in 0..times {
-            let finished = status == SnapshotStatus::Finish;
-            self.passed.lock().unwrap().push(Passed::Told { peer, finished });
-            raft.report_snapshot(peer, status);
+    fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
+        if self.rng.lock().unwrap().u32(0..1000) >= self.lost_permille {
+            self.mailbox.report_snapshot(attempt, status);
         }
     }
 }
@@ -71,27 +71,25 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    /// What passed the door of a node, which leads now in this term, or not at all.
-    pub(crate) fn enter(&mut self, of: Life, passed: Vec<Passed>, leads: Option<u64>) {
-        for passed in passed {
-            match passed {
-                Passed::Emitted { peer, term } => {
-                    self.emitted += 1;
-                    if self.open.insert((of, peer), term).is_some_and(|before| before == term) {
-                        self.wrong.push(format!("{of:?} was not told of one to {peer} before the next"));
-                    }
-                }
-                Passed::Told { peer, finished } => {
-                    self.told += 1;
-                    self.finished += usize::from(finished);
-                    if self.open.remove(&(of, peer)).is_none() {
-                        self.wrong.push(format!("{of:?} was told of one to {peer} once too often"));
-                    }
-                }
-            }
+    pub(crate) fn emitted(&mut self, of: Life, peer: NodeId, term: u64) {
+        self.emitted += 1;
+        if self.open.insert((of, peer), term).is_some_and(|before| before == term) {
+            self.wrong.push(format!("{of:?} was not told of one to {peer} before the next"));
         }
+    }
+
+    pub(crate) fn told(&mut self, of: Life, peer: NodeId, finished: bool) {
+        self.told += 1;
+        self.finished += usize::from(finished);
+        if self.open.remove(&(of, peer)).is_none() {
+            self.wrong.push(format!("{of:?} was told of one to {peer} once too often"));
+        }
+    }
+
+    /// The node leads now in this term, or not at all.
+    pub(crate) fn leads(&mut self, of: Life, term: Option<u64>) {
         let before = self.open.len();
-        self.open.retain(|(leader, _), term| *leader != of || leads == Some(*term));
+        self.open.retain(|(leader, _), in_term| *leader != of || term == Some(*in_term));
         self.out_of_office += before - self.open.len();
     }
 

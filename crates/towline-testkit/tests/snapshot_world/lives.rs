@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use towline_engine::core::{
-    Group, GroupLog, GroupSetup, ReplicaSetup, RetryPolicy, SendSlots, SnapshotPolicy, SnapshotSetup,
+    Group, GroupLog, GroupSetup, ReplicaSetup, RetryPolicy, SnapshotPolicy, SnapshotSetup,
 };
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
@@ -13,8 +13,8 @@ use towline_engine::message::HardState;
 use towline_engine::reporter::Mailbox;
 use towline_engine::state_machine::Applied;
 
-use super::books::Door;
-use super::{Arrow, HEARTBEAT, Up, World, note_applied};
+use super::books::Lossy;
+use super::{Arrow, Faults, HEARTBEAT, Up, World, note_applied};
 
 /// Steps between the beginning of an orderly shutdown, with which a leader hands over, and its end.
 const SHUTDOWN_STEPS: usize = 40;
@@ -52,14 +52,7 @@ impl World {
         );
         let hard_state = HardState { commit, ..disk.hard_state };
         let timeout = self.rng.usize(10..20);
-        let mailbox = Arc::new(Mailbox::new(Waker::noop().clone(), Arc::new(())));
-        let snapshots = SnapshotSetup {
-            mailbox: mailbox.clone(),
-            slots: SendSlots::new(2),
-            available,
-            policy: self.policy(),
-            seed: self.seed ^ life,
-        };
+        let snapshots = SnapshotSetup { available, policy: self.policy(), seed: self.seed ^ life };
         let mut origin = [0; 16];
         origin[..8].copy_from_slice(&life.to_be_bytes());
         let group = Group::new(GroupSetup {
@@ -86,11 +79,12 @@ impl World {
             conf: ConfRecord { conf_state: self.conf.clone(), ..ConfRecord::default() },
             snapshots,
         });
-        let mut group = group.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
-        let passed = Arc::default();
-        group.set_door(Box::new(Door::new(Arc::clone(&passed), self.faults.plant, self.seed ^ life)));
+        let group = group.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
+        let mailbox = Arc::new(Mailbox::new(Waker::noop().clone(), Arc::new(())));
+        let Faults { plant, lose_reports, .. } = self.faults;
+        let reporter = Arc::new(Lossy::new(mailbox.clone(), plant, lose_reports, self.seed ^ life));
         let (writes, applies) = (VecDeque::new(), VecDeque::new());
-        let up = Up { group, mailbox, life, passed, writes, applies };
+        let up = Up { group, mailbox, reporter, life, writes, applies };
         self.nodes.get_mut(&id).unwrap().up = Some(up);
     }
 
@@ -102,7 +96,6 @@ impl World {
             // The limit on pins would find a leaked ticket too, as soon as the log has grown enough.
             pin_bytes_max: if self.faults.watchdog { 8 << 10 } else { u64::MAX },
             retry: RetryPolicy { wait_ticks_min: HEARTBEAT as u64, wait_ticks_max: 40 },
-            watchdog: self.faults.watchdog && !self.faults.lose_reports,
         }
     }
 

@@ -1,5 +1,5 @@
 //! A cluster of cores whose snapshots travel, with everything that can happen to them. It keeps books of what Raft emitted
-//! and of what Raft was told.
+//! and of what Raft was told, and checks after each input that Raft waits for no attempt that is over.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
@@ -10,19 +10,22 @@ mod script;
 mod transfers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use towline_engine::core::{Apply, Effects, Group};
+use towline_engine::core::{Apply, AttemptEffect, Effects, Group, SendBudget};
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::GroupWrite;
 use towline_engine::message::{ConfState, Message};
-use towline_engine::reporter::{Mailbox, Report, SnapshotAttempt, UnreachableCause};
+use towline_engine::reporter::{
+    Mailbox, Report, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
+    UnreachableCause,
+};
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::Applied;
-use towline_engine::status::{PeerProgress, Role};
+use towline_engine::status::{PeerProgress, PeerStatus, Role};
 
 pub(crate) use books::Plant;
-use books::{Books, Passed};
+use books::{Books, Lossy};
 use disk::{Disk, meta_at};
 use script::Twists;
 use transfers::Transfer;
@@ -30,6 +33,8 @@ use transfers::Transfer;
 /// Of those worlds that have one.
 pub(crate) const LEARNER: u64 = 4;
 const HEARTBEAT: usize = 2;
+/// Transfers that a node sends at a time.
+const SLOTS: usize = 2;
 const SETTLE_ROUNDS_MAX: usize = 1_000;
 const CONVERGE_STEPS_MAX: usize = 40_000;
 
@@ -127,9 +132,8 @@ type Fx = Effects<u64, u64>;
 struct Up {
     group: Core,
     mailbox: Arc<Mailbox>,
+    reporter: Arc<Lossy>,
     life: u64,
-    /// What passed the door of its Raft.
-    passed: Arc<Mutex<Vec<Passed>>>,
     writes: VecDeque<(u64, GroupWrite)>,
     applies: VecDeque<Apply<u64>>,
 }
@@ -322,7 +326,7 @@ impl World {
         self.apply(id);
         self.take_reports(id);
         if tick {
-            self.disown_leaked(id);
+            self.watch(id);
         }
         self.with(id, |group, fx| {
             if tick {
@@ -406,30 +410,39 @@ impl World {
         let Some(up) = self.nodes.get_mut(&id).and_then(|node| node.up.as_mut()) else { return };
         let mut reports = Vec::new();
         up.mailbox.drain(&mut reports);
+        let life = up.life;
         for report in reports {
-            if !self.faults.lose_reports {
-                self.with(id, |group, _| group.take_report(report));
+            let told = self.with(id, |group, _| group.take_report(report)).unwrap_or_default();
+            let Report::Snapshot { attempt: SnapshotAttempt { peer, .. }, status } = report else { continue };
+            if !told {
+                continue;
             }
+            let seen = self.peers(id).into_iter().find(|seen| seen.id == peer);
+            assert!(seen.is_some_and(|seen| seen.progress != PeerProgress::Snapshot), "Raft was not told");
+            self.synthesized += usize::from(status == SnapshotStatus::Failure(SnapshotFailure::Lost));
+            for _ in 0..1 + usize::from(self.chance(self.faults.plant.doubles())) {
+                self.books.told((id, life), peer, status == SnapshotStatus::Finish);
+            }
+            assert_eq!(self.with(id, |group, _| group.take_report(report)), Some(false), "it is told once");
         }
     }
 
     /// As the shard does it at every tick.
-    fn disown_leaked(&mut self, id: NodeId) {
-        if self.faults.lose_reports || !self.faults.watchdog {
-            return;
-        }
-        let Some(up) = self.nodes.get_mut(&id).and_then(|node| node.up.as_mut()) else { return };
-        let works =
-            |attempt: &SnapshotAttempt| self.transfers.iter().any(|t| t.key == (id, up.life, *attempt));
-        let mut leaked = up.group.live_attempts();
-        leaked.retain(|attempt| !works(attempt) && !up.mailbox.has_outcome(*attempt));
-        for attempt in leaked {
-            let made_up = self.with(id, |group, fx| {
-                group.disown(attempt, fx);
-                std::mem::take(&mut fx.latched).len()
-            });
-            self.synthesized += made_up.unwrap_or_default();
-        }
+    fn watch(&mut self, id: NodeId) {
+        let Some(up) = self.nodes[&id].up.as_ref().filter(|_| self.faults.watchdog) else { return };
+        let (mailbox, life) = (up.mailbox.clone(), up.life);
+        let held: BTreeSet<_> = self.transfers.iter().map(|transfer| transfer.key).collect();
+        self.with(id, |group, fx| {
+            let is_owed = |attempt: &SnapshotAttempt| {
+                held.contains(&(id, life, *attempt)) || mailbox.has_outcome(*attempt)
+            };
+            group.watch(is_owed, fx);
+        });
+    }
+
+    /// What the Raft of a leader knows of its peers.
+    fn peers(&self, id: NodeId) -> Vec<PeerStatus> {
+        self.nodes[&id].up.as_ref().map(|up| up.group.status().peers).unwrap_or_default()
     }
 
     /// Runs something on the group of a node that is up and carries its effects out.
@@ -437,10 +450,14 @@ impl World {
         let mut fx = Fx::default();
         let node = self.nodes.get_mut(&id)?;
         let up = node.up.as_mut()?;
+        let sending = self.transfers.iter().filter(|t| (t.key.0, t.key.1) == (id, up.life)).count();
+        let slots = SLOTS.saturating_sub(sending + up.group.unsent_attempts());
+        up.group.lend(SendBudget { slots, ..up.group.budget() });
         let result = run(&mut up.group, &mut fx);
-        let state = up.group.state();
-        let leads = (state.role == Role::Leader).then_some(state.term);
-        self.books.enter((id, up.life), std::mem::take(&mut *up.passed.lock().unwrap()), leads);
+        for peer in up.group.status().peers {
+            let waits = peer.progress == PeerProgress::Snapshot;
+            assert!(!waits || peer.attempt.is_some(), "Raft waits for no attempt: {peer:?}");
+        }
         assert!(fx.fatal.is_none(), "node {id}: {:?}", fx.fatal);
         up.writes.extend(fx.write.take());
         up.applies.extend(fx.apply.drain(..));
@@ -465,18 +482,28 @@ impl World {
                 .retain(|m| keep.contains(&m.content) || pinned(m) || installing == Some(m.content));
         }
         self.messages.extend(fx.messages.drain(..));
-        // Only a report that vanished at the door itself leaves a peer without an attempt.
-        let vanished = matches!(self.faults.plant, Plant::Drops(_));
-        assert!(fx.latched.is_empty() || vanished, "a peer waited for no attempt");
-        self.synthesized += fx.latched.len();
-        for send in fx.snapshots.drain(..) {
-            let slow = self.rng.u8(0..10) == 0;
-            self.transfers.push(Transfer::new((id, life, send.ticket.attempt()), send, slow));
+        // In order, as the shard does it: an attempt may be over in the turn that begins it.
+        for effect in fx.attempts.drain(..) {
+            match effect {
+                AttemptEffect::Arm(send) => {
+                    let (attempt, slow) = (send.attempt, self.rng.u8(0..10) == 0);
+                    self.books.emitted((id, life), attempt.peer, attempt.term);
+                    up.mailbox.arm(attempt);
+                    let ticket = SnapshotTicket::new(attempt, up.reporter.clone());
+                    self.transfers.push(Transfer::new((id, life, attempt), *send, ticket, slow));
+                }
+                AttemptEffect::Settle { attempt, cause } => {
+                    up.reporter.report_snapshot(attempt, SnapshotStatus::Failure(cause));
+                    self.transfers.retain(|t| t.key != (id, life, attempt));
+                }
+                AttemptEffect::Disarm { attempt, .. } => {
+                    up.mailbox.disarm(attempt.group, attempt.peer);
+                    self.transfers.retain(|t| t.key != (id, life, attempt));
+                }
+            }
         }
-        // In this order, as the shard does it: an attempt may be over in the turn that begins it.
-        for attempt in fx.cancelled.drain(..) {
-            self.transfers.retain(|t| t.key != (id, life, attempt));
-        }
+        let state = up.group.state();
+        self.books.leads((id, life), (state.role == Role::Leader).then_some(state.term));
         Some(result)
     }
 

@@ -138,7 +138,6 @@ impl World {
         let send = transfer.send.take().unwrap();
         let (sender, to) = (transfer.key.0, transfer.key.2.peer);
         send.ticket.fail(SnapshotFailure::PinTooLarge);
-        drop(send.slot);
         meanwhile(self);
         self.nodes.get_mut(&to).unwrap().disk.add(send.meta.clone());
         assert!(self.hand_over(sender, to, send.message, send.meta));

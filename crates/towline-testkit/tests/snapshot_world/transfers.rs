@@ -3,7 +3,7 @@
 use towline_engine::core::{OfferVerdict, SnapshotSend};
 use towline_engine::ids::NodeId;
 use towline_engine::message::Message;
-use towline_engine::reporter::{SnapshotAttempt, SnapshotFailure};
+use towline_engine::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotTicket};
 use towline_engine::snapshot_store::{ContentId, SnapshotMeta};
 use towline_engine::transport::SnapshotOffer;
 
@@ -22,9 +22,16 @@ enum Stage {
     Answer(bool),
 }
 
+/// What the task of a transfer holds.
+pub(super) struct Send {
+    pub(super) ticket: SnapshotTicket,
+    pub(super) message: Message,
+    pub(super) meta: SnapshotMeta,
+}
+
 pub(super) struct Transfer {
     pub(super) key: Key,
-    pub(super) send: Option<SnapshotSend>,
+    pub(super) send: Option<Send>,
     stage: Stage,
     receiver_life: u64,
     /// The report is late: it comes when nobody waits for it any more, or just slowly.
@@ -39,8 +46,10 @@ fn take_one(left: &mut usize) -> bool {
 }
 
 impl Transfer {
-    pub(super) fn new(key: Key, send: SnapshotSend, slow: bool) -> Self {
-        Self { key, send: Some(send), stage: Stage::Offer, receiver_life: 0, slow }
+    pub(super) fn new(key: Key, send: SnapshotSend, ticket: SnapshotTicket, slow: bool) -> Self {
+        let SnapshotSend { message, meta, .. } = send;
+        let send = Some(Send { ticket, message, meta });
+        Self { key, send, stage: Stage::Offer, receiver_life: 0, slow }
     }
 }
 
@@ -59,7 +68,7 @@ impl World {
             return self.transfers.push(transfer); // nobody has noticed yet
         }
         if leaked {
-            let SnapshotSend { ticket, .. } = transfer.send.take().unwrap();
+            let Send { ticket, .. } = transfer.send.take().unwrap();
             return std::mem::forget(ticket);
         }
         if lost {

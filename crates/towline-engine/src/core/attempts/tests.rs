@@ -16,14 +16,21 @@ fn meta(index: u64) -> SnapshotMeta {
     SnapshotMeta { head, length: 100, content: ContentId([index as u8; 16]) }
 }
 
-fn attempts(slots: &SendSlots, available: Option<u64>) -> Attempts {
+fn attempts(slots: usize, available: Option<u64>) -> Attempts {
     let policy = RetryPolicy { wait_ticks_min: HEARTBEAT, wait_ticks_max: 1_000 };
-    Attempts::new(GroupId::DEFAULT, policy, slots.clone(), available.map(meta), 7)
+    let mut attempts = Attempts::new(GroupId::DEFAULT, policy, available.map(meta), 7);
+    attempts.budget = SendBudget { slots, attempts: 0 };
+    attempts
 }
 
-fn begin(attempts: &mut Attempts, to: u64) -> Option<Emitted> {
+fn begin(attempts: &mut Attempts, to: u64) -> Option<(SnapshotAttempt, SnapshotMeta)> {
     let index = attempts.admit(id(to), 5, 0)?.head.at.index;
     attempts.emit(id(to), 3, index)
+}
+
+/// The transfer of an attempt that was sent has ended.
+fn free_a_slot(attempts: &mut Attempts) {
+    attempts.budget.slots += 1;
 }
 
 fn fail(attempts: &mut Attempts, attempt: SnapshotAttempt, cause: SnapshotFailure) {
@@ -37,19 +44,18 @@ fn wait(attempts: &mut Attempts) -> u64 {
 
 #[test]
 fn there_is_one_attempt_a_peer_and_no_more_than_there_are_slots() {
-    let slots = SendSlots::new(2);
-    let mut attempts = attempts(&slots, Some(9));
-    let first = begin(&mut attempts, 2).unwrap();
+    let mut attempts = attempts(2, Some(9));
+    begin(&mut attempts, 2).unwrap();
     assert!(begin(&mut attempts, 2).is_none(), "one is under way");
-    let _second = begin(&mut attempts, 3).unwrap();
+    begin(&mut attempts, 3).unwrap();
     assert!(attempts.admit(id(1), 5, 0).is_none(), "no slot is free");
-    drop(first.slot);
+    free_a_slot(&mut attempts);
     assert!(attempts.admit(id(1), 5, 0).is_some());
 }
 
 #[test]
 fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
-    let mut attempts = attempts(&SendSlots::new(2), Some(9));
+    let mut attempts = attempts(2, Some(9));
     assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
     assert!(attempts.is_missing());
     assert!(attempts.admit(id(4), 5, 0).is_none(), "its membership does not name the peer");
@@ -63,7 +69,7 @@ fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
 /// It was due again at once, and all peers were pinged in every tick.
 #[test]
 fn who_needs_another_snapshot_than_there_is_is_due_once_there_is_one() {
-    let mut attempts = attempts(&SendSlots::new(2), Some(9));
+    let mut attempts = attempts(2, Some(9));
     for _ in 0..100 {
         assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
         assert!(!attempts.tick());
@@ -75,26 +81,27 @@ fn who_needs_another_snapshot_than_there_is_is_due_once_there_is_one() {
 
 #[test]
 fn only_the_live_attempt_can_be_settled() {
-    let mut attempts = attempts(&SendSlots::new(4), Some(9));
-    let first = begin(&mut attempts, 2).unwrap().attempt;
+    let mut attempts = attempts(4, Some(9));
+    let first = begin(&mut attempts, 2).unwrap().0;
     let forged = SnapshotAttempt { term: first.term + 1, ..first };
     assert!(!attempts.settle(forged, SnapshotStatus::Finish, HEARTBEAT));
     fail(&mut attempts, first, SnapshotFailure::Transfer);
     assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it is over");
     wait(&mut attempts);
-    let second = begin(&mut attempts, 2).unwrap().attempt;
+    let second = begin(&mut attempts, 2).unwrap().0;
     assert_ne!(first.number, second.number);
     assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it is another's turn");
-    assert!(attempts.is_live(id(2)));
+    assert_eq!(attempts.live_attempts().collect::<Vec<_>>(), [second]);
 }
 
 #[test]
 fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_bounded() {
-    let mut attempts = attempts(&SendSlots::new(1), Some(9));
+    let mut attempts = attempts(1, Some(9));
     let mut waits = Vec::new();
     for _ in 0..12 {
-        let attempt = begin(&mut attempts, 2).unwrap().attempt;
+        let attempt = begin(&mut attempts, 2).unwrap().0;
         fail(&mut attempts, attempt, SnapshotFailure::Transfer);
+        free_a_slot(&mut attempts);
         assert!(begin(&mut attempts, 2).is_none(), "not before the wait is over");
         waits.push(wait(&mut attempts));
     }
@@ -104,41 +111,54 @@ fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_boun
         assert!((least..=least + least / 4).contains(&waited), "wait {n} was {waited} in {waits:?}");
     }
     assert!(waits.iter().enumerate().any(|(n, &waited)| waited > bound(n as u32)), "some jitter: {waits:?}");
-    let attempt = begin(&mut attempts, 2).unwrap().attempt;
+    let attempt = begin(&mut attempts, 2).unwrap().0;
     assert!(attempts.settle(attempt, SnapshotStatus::Finish, HEARTBEAT));
+    free_a_slot(&mut attempts);
     assert_eq!(wait(&mut attempts), HEARTBEAT, "a success forgets the failures");
 }
 
 #[test]
 fn a_refusal_that_does_not_pass_by_itself_waits_much_longer() {
-    let mut attempts = attempts(&SendSlots::new(1), Some(9));
-    let attempt = begin(&mut attempts, 2).unwrap().attempt;
+    let mut attempts = attempts(1, Some(9));
+    let attempt = begin(&mut attempts, 2).unwrap().0;
     fail(&mut attempts, attempt, SnapshotFailure::Refused { lasting: true });
+    free_a_slot(&mut attempts);
     assert!(wait(&mut attempts) >= HEARTBEAT * LASTING_REFUSAL_FACTOR);
 }
 
 #[test]
 fn stepping_down_voids_attempts_before_and_after_their_message_left() {
-    let slots = SendSlots::new(2);
-    let mut attempts = attempts(&slots, Some(9));
-    let emitted = begin(&mut attempts, 2).unwrap();
+    let mut attempts = attempts(2, Some(9));
+    let (sent, _) = begin(&mut attempts, 2).unwrap();
     assert!(attempts.admit(id(3), 5, 0).is_some());
+    assert_eq!((attempts.unsent(), attempts.budget.slots), (1, 0));
     assert!(attempts.void_stale(Some(3), |_| true).is_empty(), "the leader still leads");
+    let unsent = SnapshotAttempt { peer: id(3), term: 0, number: 2, ..sent };
     let voided = attempts.void_stale(None, |_| true);
-    assert_eq!(voided.len(), 2);
+    assert_eq!(voided, [sent, unsent].map(|attempt| (attempt, VoidCause::LeadershipOver)));
     assert!(attempts.emit(id(3), 3, 9).is_none(), "what was voided does not leave");
-    assert!(!attempts.settle(emitted.attempt, SnapshotStatus::Finish, HEARTBEAT));
-    drop(emitted);
-    assert!(slots.any_free());
+    assert!(!attempts.settle(sent, SnapshotStatus::Finish, HEARTBEAT));
+    assert_eq!((attempts.unsent(), attempts.budget.slots), (0, 1), "the transfer of the other may still run");
+}
+
+#[test]
+fn a_peer_that_is_no_member_voids_its_attempt_alone() {
+    let mut attempts = attempts(2, Some(9));
+    let (removed, _) = begin(&mut attempts, 2).unwrap();
+    let (stays, _) = begin(&mut attempts, 3).unwrap();
+    let voided = attempts.void_stale(Some(3), |peer| peer != id(2));
+    assert_eq!(voided, [(removed, VoidCause::NotMember)]);
+    assert_eq!(attempts.live_attempts().collect::<Vec<_>>(), [stays]);
 }
 
 #[test]
 fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_or_it_is_too_dear() {
     let broken = || {
-        let mut attempts = attempts(&SendSlots::new(2), Some(9));
-        let attempt = begin(&mut attempts, 2).unwrap().attempt;
+        let mut attempts = attempts(2, Some(9));
+        let attempt = begin(&mut attempts, 2).unwrap().0;
         attempts.make_available(meta(20));
         fail(&mut attempts, attempt, SnapshotFailure::Transfer);
+        free_a_slot(&mut attempts);
         attempts
     };
     let mut again = broken();
@@ -147,6 +167,8 @@ fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_
     wait(&mut again);
     assert_eq!(again.admit(id(3), 5, 900), Some(&meta(20)), "for the one peer only");
     assert_eq!(again.admit(id(2), 5, 900), Some(&meta(9)));
+    assert_eq!(again.overdue(1_001, 1_000), [], "it has not left, so nothing can be reported of it");
+    again.emit(id(2), 3, 9).unwrap();
     let overdue: Vec<_> = again.overdue(1_001, 1_000).iter().map(|attempt| attempt.peer).collect();
     assert_eq!(overdue, [id(2)], "its price counts from the first attempt on");
 
@@ -154,7 +176,7 @@ fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_
     assert_eq!(dear.follow(18, 1_001, 1_000, |_| 0), [id(2)]);
     assert_eq!((dear.pinned(), dear.contents().count()), (None, 1));
     wait(&mut dear);
-    assert_eq!(begin(&mut dear, 2).unwrap().meta, meta(20));
+    assert_eq!(begin(&mut dear, 2).unwrap().1, meta(20));
 
     let mut had = broken();
     assert_eq!(had.follow(18, 0, 1_000, |_| 12), [], "it has the snapshot, and needs the log behind it");
@@ -182,9 +204,9 @@ fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_
 
 #[test]
 fn an_attempt_pins_the_log_and_a_pin_has_a_price_limit() {
-    let mut attempts = attempts(&SendSlots::new(2), Some(9));
+    let mut attempts = attempts(2, Some(9));
     assert_eq!(attempts.pinned(), None);
-    let attempt = begin(&mut attempts, 2).unwrap().attempt;
+    let attempt = begin(&mut attempts, 2).unwrap().0;
     attempts.make_available(meta(20));
     assert_eq!(attempts.pinned(), Some(9));
     assert_eq!(attempts.contents().collect::<Vec<_>>(), [meta(20).content, meta(9).content]);

@@ -1,12 +1,12 @@
 //! What a group wants done: its outputs.
 
 use super::snapshots::SnapshotSend;
+use crate::core::attempts::VoidCause;
 use crate::core::raft::Fetch;
 use crate::errors::{ProposeError, ReadError};
-use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, Message};
-use crate::reporter::SnapshotAttempt;
+use crate::reporter::{SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::{ContentId, SnapshotMeta};
 use crate::state_machine::Applied;
 
@@ -29,18 +29,36 @@ pub struct Effects<W, R> {
     pub fetches: Vec<Fetch>,
     /// Places of the log that count as compacted, because the log store failed to read them several times in a row.
     pub unreadable: Vec<Unreadable>,
-    /// Snapshots to be sent.
-    pub snapshots: Vec<SnapshotSend>,
-    /// Transfers that are of no use any more.
-    pub cancelled: Vec<SnapshotAttempt>,
-    /// Peers that would have waited for ever; the group has seen to it. Never happens unless something is wrong.
-    pub latched: Vec<NodeId>,
+    /// What becomes of attempts to send snapshots, in order: an attempt may be over in the turn that begins it.
+    pub attempts: Vec<AttemptEffect>,
     /// The log store may forget the entries up to here.
     pub compact: Option<u64>,
     /// The snapshots that are still of use; all others of the group may go.
     pub retain: Option<Vec<ContentId>>,
     /// The group cannot go on on this node.
     pub fatal: Option<String>,
+}
+
+/// What becomes of an attempt to send a snapshot, and why.
+#[derive(Debug)]
+pub enum AttemptEffect {
+    /// It is live, and its message leaves: to be armed in the mailbox, given a ticket, and sent.
+    Arm(Box<SnapshotSend>),
+    /// It failed, and no ticket says so. To be reported like the outcome of a ticket; a transfer that still runs is of no
+    /// use.
+    Settle {
+        /// Which one.
+        attempt: SnapshotAttempt,
+        /// What to report.
+        cause: SnapshotFailure,
+    },
+    /// Raft has forgotten it: to be disarmed in the mailbox. Its transfer is of no use.
+    Disarm {
+        /// Which one.
+        attempt: SnapshotAttempt,
+        /// Why Raft has forgotten it.
+        cause: VoidCause,
+    },
 }
 
 /// A place of the log that could not be read.
@@ -87,9 +105,7 @@ impl<W, R> Default for Effects<W, R> {
             unread: Vec::new(),
             fetches: Vec::new(),
             unreadable: Vec::new(),
-            snapshots: Vec::new(),
-            cancelled: Vec::new(),
-            latched: Vec::new(),
+            attempts: Vec::new(),
             compact: None,
             retain: None,
             fatal: None,

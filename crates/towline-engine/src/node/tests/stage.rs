@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
+use towline_metrics::NodeMetrics;
 
 use super::common::{Alone, DEADLINE, Deaf, Ids, Log, Machine, address, id, wait};
+use super::seams::{ActingRecorder, Acts, Losses, Lossy};
 use crate::config::Config;
 use crate::identity::{Identity, IdentityStore as _};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
@@ -17,7 +19,7 @@ use crate::message::{
     Batch, ConfState, Envelope, HardState, Lane, Member, MemberTable, Message, MessageKind,
 };
 use crate::node::{Group, Start};
-use crate::reporter::SnapshotAttempt;
+use crate::reporter::{Reporter, SnapshotAttempt};
 use crate::snapshot_store::*;
 use crate::state_machine::Applied;
 use crate::status::{PeerStatus, Role};
@@ -38,6 +40,10 @@ pub(super) struct Stage {
     pub(super) alone: Alone,
     pub(super) groups: Vec<Group<Machine>>,
     pub(super) script: Arc<Script>,
+    pub(super) acts: Acts,
+    pub(super) losses: Losses,
+    /// The node's own.
+    pub(super) reporter: Arc<dyn Reporter>,
 }
 
 /// What the peers are played by.
@@ -67,8 +73,21 @@ impl Stage {
             beats: watch::Sender::new(0),
         });
         let storage = Storage { log: Arc::new(log), snapshots: Arc::new(Files), identity: Arc::new(ids) };
-        let alone = Alone::over(config, storage, Arc::new(Played(script.clone())), inbound).await;
-        Self { alone, groups: Vec::new(), script }
+        let (acts, losses) = (Acts::default(), Losses::none(script.beats.subscribe()));
+        let own = Arc::new(OnceLock::new());
+        let (acting, lossy, given) = (acts.clone(), losses.clone(), own.clone());
+        let transport = Arc::new(Played(script.clone()));
+        let alone = Alone::over(config, storage, transport, inbound, |builder, exporter| {
+            let recorder = ActingRecorder { inner: exporter.recorder(), acts: acting };
+            let wrap = move |inner: Arc<dyn Reporter>| -> Arc<dyn Reporter> {
+                let _ = given.set(inner.clone());
+                Arc::new(Lossy { inner, losses: lossy })
+            };
+            builder.metrics(NodeMetrics::new(1, Some(Arc::new(recorder)))).reporter(wrap)
+        });
+        let alone = alone.await;
+        let reporter = own.get().expect("the node has one").clone();
+        Self { alone, groups: Vec::new(), script, acts, losses, reporter }
     }
 
     /// Starts groups, up to [`GROUPS_MAX`], and waits until the node leads them.
@@ -129,7 +148,7 @@ impl Stage {
     /// The thread of the shard panics, and ends.
     pub(super) async fn panic_shard(&self) {
         let node = &self.alone.node;
-        node.inner.sends.at_tick(|| panic!("the shard panics, as it was told"));
+        self.acts.after_turn(|| panic!("the shard panics, as it was told"));
         let is_over = |thread: &std::thread::JoinHandle<()>| {
             thread.thread().name() == Some("towline-shard") && thread.is_finished()
         };
@@ -321,45 +340,5 @@ impl SnapshotReader for Body {
         let bytes = std::mem::take(&mut self.0);
         let crc32c = crc32c::crc32c(&bytes);
         Ok(Some(BodyPart { bytes, crc32c }).filter(|part| !part.bytes.is_empty()))
-    }
-}
-
-/// Holds the shard's thread, in a tick, until it is dropped.
-pub(super) struct Held(Arc<Gate>);
-
-#[derive(Default)]
-struct Gate {
-    /// Whether a thread is in it, and whether it is open.
-    state: Mutex<(bool, bool)>,
-    changed: Condvar,
-}
-
-impl Gate {
-    fn pass(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.0 = true;
-        self.changed.notify_all();
-        drop(self.changed.wait_while(state, |(_, open)| !*open));
-    }
-}
-
-impl Held {
-    /// From its next tick on.
-    pub(super) fn shard(stage: &Stage) -> Self {
-        let gate = Arc::new(Gate::default());
-        let held = gate.clone();
-        stage.alone.node.inner.sends.at_tick(move || held.pass());
-        let state = gate.state.lock().unwrap();
-        let (state, late) = gate.changed.wait_timeout_while(state, DEADLINE, |(held, _)| !*held).unwrap();
-        assert!(!late.timed_out(), "nobody came to be held");
-        drop(state);
-        Self(gate)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-        self.0.changed.notify_all();
     }
 }

@@ -15,7 +15,7 @@ async fn hand_overs_that_stall_take_half_the_deadline_together_and_leave_time_to
     let config = Config { election_ticks_min: 300, election_ticks_max: 400, ..Config::default() };
     let mut stage = Stage::node(config).await;
     stage.lead(GROUPS_MAX).await;
-    let Stage { alone, groups, script: _script } = stage;
+    let Stage { alone, groups, script: _script, .. } = stage;
     let (began, deadline) = (Instant::now(), Duration::from_secs(2));
     let shutdown = tokio::time::timeout(DEADLINE, alone.node.shutdown(deadline)).await.expect("it goes down");
     let took = began.elapsed();

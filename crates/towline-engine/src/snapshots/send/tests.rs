@@ -6,10 +6,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Duration, Instant};
 
 use super::*;
-use crate::core::SendSlots;
 use crate::ids::{ClusterId, GroupId, Incarnation, PeerAddr};
 use crate::message::{ConfState, Lane, MemberTable, Message, MessageKind};
-use crate::reporter::{Reporter, Scope, SnapshotStatus, SnapshotTicket, UnreachableCause};
+use crate::reporter::{Reporter, Scope, SnapshotStatus, UnreachableCause};
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotReader, SnapshotStoreError, SnapshotWriter};
 use crate::state_machine::Applied;
 use crate::transport::{
@@ -156,7 +155,6 @@ fn meta(head: SnapshotHead) -> SnapshotMeta {
 struct Bench {
     runtime: Runtime,
     sends: Sends,
-    slots: SendSlots,
     seen: Arc<Seen>,
 }
 
@@ -201,15 +199,15 @@ fn bench_with(takes: bool, bytes_per_second: u64) -> Bench {
     for peer in [2, 3] {
         sends.set_peer(Peer { id: id(peer), address: "mem://b:1".parse().unwrap() });
     }
-    Bench { runtime, sends, slots: SendSlots::new(2), seen }
+    Bench { runtime, sends, seen }
 }
 
 impl Bench {
-    fn attempt(&self) -> (SnapshotAttempt, SnapshotSend) {
-        self.attempt_to(2)
+    fn start(&self) -> SnapshotAttempt {
+        self.start_to(2)
     }
 
-    fn attempt_to(&self, peer: u64) -> (SnapshotAttempt, SnapshotSend) {
+    fn start_to(&self, peer: u64) -> SnapshotAttempt {
         let attempt =
             SnapshotAttempt { group: GroupId::DEFAULT, peer: id(peer), term: 3, index: 7, number: peer };
         let head = SnapshotHead {
@@ -218,31 +216,25 @@ impl Bench {
             conf_state: ConfState::default(),
             members: MemberTable::new(),
         };
-        let send = SnapshotSend {
-            ticket: SnapshotTicket::new(attempt, self.seen.clone()),
-            message: Message::new(MessageKind::Snapshot, id(1), attempt.peer),
-            meta: meta(head),
-            slot: self.slots.take().expect("a slot"),
-        };
-        (attempt, send)
+        let message = Message::new(MessageKind::Snapshot, id(1), attempt.peer);
+        let send = SnapshotSend { attempt, message, meta: meta(head) };
+        self.sends.start(send, SnapshotTicket::new(attempt, self.seen.clone()));
+        attempt
     }
 
     /// One report and one record, and nothing is left.
     fn assert_cancelled(&self) {
         let abandoned = SnapshotStatus::Failure(SnapshotFailure::Abandoned);
         assert_eq!(self.seen.ended(), (vec![abandoned], vec![(SnapshotOutcome::Cancelled, 0)]));
-        let slots = [self.slots.take(), self.slots.take()];
-        assert!(slots.iter().all(Option::is_some), "its slot is free");
-        assert!(self.sends.lock().running.is_empty());
+        assert_eq!(self.sends.count(), 0, "its slot is free");
     }
 
     /// How long transfers to these peers take that begin together.
     fn time(&self, peers: &[u64]) -> Duration {
-        let sends: Vec<_> = peers.iter().map(|&peer| self.attempt_to(peer)).collect();
         self.runtime.block_on(async {
             let begun = Instant::now();
-            let attempts: Vec<_> = sends.iter().map(|(attempt, _)| *attempt).collect();
-            sends.into_iter().for_each(|(_, send)| self.sends.start(send));
+            let attempts: Vec<_> = peers.iter().map(|&peer| self.start_to(peer)).collect();
+            assert_eq!(self.sends.count(), peers.len());
             while attempts.iter().any(|attempt| self.sends.is_running(attempt)) {
                 tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: the clock is the test's own
             }
@@ -256,7 +248,7 @@ impl Bench {
 fn a_transfer_that_comes_when_the_node_stops_is_in_the_books() {
     let bench = bench();
     bench.sends.close();
-    bench.sends.start(bench.attempt().1);
+    bench.start();
     bench.assert_cancelled();
 }
 
@@ -264,8 +256,7 @@ fn a_transfer_that_comes_when_the_node_stops_is_in_the_books() {
 #[test]
 fn a_transfer_that_is_cancelled_before_it_begins_is_in_the_books_and_offers_nothing() {
     let bench = bench();
-    let (attempt, send) = bench.attempt();
-    bench.sends.start(send);
+    let attempt = bench.start();
     bench.sends.cancel(&attempt, &"of no use".into());
     bench.runtime.block_on(async {
         while bench.sends.is_running(&attempt) {
@@ -279,7 +270,7 @@ fn a_transfer_that_is_cancelled_before_it_begins_is_in_the_books_and_offers_noth
 #[test]
 fn a_transfer_whose_runtime_ends_before_it_begins_is_in_the_books() {
     let mut bench = bench();
-    bench.sends.start(bench.attempt().1);
+    bench.start();
     bench.runtime = Builder::new_current_thread().build().unwrap();
     bench.assert_cancelled();
 }
@@ -287,8 +278,7 @@ fn a_transfer_whose_runtime_ends_before_it_begins_is_in_the_books() {
 #[test]
 fn a_transfer_that_is_cancelled_while_it_waits_is_in_the_books() {
     let bench = bench();
-    let (attempt, send) = bench.attempt();
-    bench.sends.start(send);
+    let attempt = bench.start();
     bench.runtime.block_on(async {
         while bench.seen.offers.load(Ordering::Relaxed) == 0 {
             tokio::task::yield_now().await;

@@ -177,7 +177,7 @@ fn a_probe_that_was_lost_without_a_report_is_sent_again_within_two_heartbeats() 
             turn(&mut group, &mut slow);
         }
         slow.broken = true;
-        crate::reporter::RaftReports::report_unreachable(&mut group.replica, id(3));
+        group.replica.report_unreachable(id(3));
         group.propose(vec![(Bytes::from(vec![7; 900]), 0)], &mut TestEffects::default());
         for _ in 0..heals_after {
             turn(&mut group, &mut slow);
@@ -210,7 +210,7 @@ fn a_probe_that_is_under_way_over_a_slow_link_is_not_sent_at_each_heartbeat() {
         turn(&mut group, &mut slow);
     }
     let command = || vec![(Bytes::from(vec![7; 900]), 0)];
-    crate::reporter::RaftReports::report_unreachable(&mut group.replica, id(3));
+    group.replica.report_unreachable(id(3));
     let before = slow.bytes;
     for _ in 0..10 {
         group.propose(command(), &mut TestEffects::default());

@@ -52,7 +52,7 @@ fn the_attempt_after_one_that_broke_offers_the_same_snapshot_though_there_is_a_n
     drop(again.slot);
     drain(&mut group);
     turn(&mut group, &mut fx);
-    assert_eq!((fx.compact, fx.retain), (Some(LAST), Some(vec![meta(LAST, 1).content])));
+    assert_eq!((fx.compact, fx.retain.take()), (Some(LAST), Some(vec![meta(LAST, 1).content])));
     let mut fx = heartbeats(&mut group, 40);
     assert_eq!(take(&mut fx).meta, meta(LAST, 1));
 }

@@ -18,10 +18,9 @@ fn between_heartbeats(group: &mut TestGroup) {
     turn(group, &mut TestEffects::default());
 }
 
-/// Node 2 waits for what `change` takes away and `cause` gives back: it is pinged in the next tick, and its answer gets it the
+/// Node 2 waits for what the group lacks and `cause` gives: it is pinged in the next tick, and its answer gets it the
 /// snapshot.
-fn assert_pinged(change: impl FnOnce(&mut SnapshotSetup), cause: impl FnOnce(&mut TestGroup)) {
-    let mut group = leader(change);
+fn assert_pinged(mut group: TestGroup, cause: impl FnOnce(&mut TestGroup)) {
     assert!(heartbeats(&mut group, 5).snapshots.is_empty(), "it has to wait");
     between_heartbeats(&mut group);
     assert_eq!(beats(&mut group), 0, "the control: nothing has changed");
@@ -34,9 +33,8 @@ fn assert_pinged(change: impl FnOnce(&mut SnapshotSetup), cause: impl FnOnce(&mu
 
 #[test]
 fn a_peer_is_pinged_when_a_slot_came_free() {
-    let slots = SendSlots::new(1);
-    let taken = slots.take().unwrap();
-    assert_pinged(|setup| setup.slots = slots, |_| drop(taken));
+    let without = TestGroup { slots: 0, ..group(|_| ()) };
+    assert_pinged(lead(without, 0), |group| group.slots = 1);
 }
 
 #[test]
@@ -44,7 +42,7 @@ fn a_peer_is_pinged_when_a_file_appeared() {
     let made = |group: &mut TestGroup| {
         group.snapshot_made(Some((meta(LAST, 1), Applied::NONE)));
     };
-    assert_pinged(|setup| setup.available = None, made);
+    assert_pinged(leader(|setup| setup.available = None), made);
 }
 
 #[test]

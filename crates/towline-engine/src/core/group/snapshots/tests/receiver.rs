@@ -59,7 +59,7 @@ fn a_group_that_is_closed_before_a_received_snapshot_is_in_a_write_does_not_writ
     assert_eq!(group.unwritten_hard_state(), None, "entries 13 and 14 are not committed");
     let mut fx = TestEffects::default();
     group.poll(&mut fx);
-    let write = fx.write.unwrap().1;
+    let write = fx.write.take().unwrap().1;
     assert_eq!((write.install.map(|i| i.at.index), write.hard_state.map(|h| h.commit)), (Some(50), Some(50)));
     assert_eq!(group.unwritten_hard_state(), None, "it is in a write");
 }
@@ -136,7 +136,7 @@ fn a_follower_that_installs_a_snapshot_votes_once_the_lease_of_its_leader_is_ove
         let ask = Message { term, index: 50, log_term: 3, ..Message::new(kind, id(3), id(1)) };
         group.step(id(3), ask).unwrap();
         turn(group, &mut fx);
-        fx.messages.into_iter().map(|m| (m.kind, m.reject)).collect::<Vec<_>>()
+        fx.messages.iter().map(|m| (m.kind, m.reject)).collect::<Vec<_>>()
     };
     // The leader lives: its heartbeats keep the lease up for many election timeouts.
     for _ in 0..100 {
