@@ -310,12 +310,11 @@ fn raft_types_in_a_unit_test_pass_and_after_it_are_found() {
 }
 
 #[test]
-fn a_clock_a_thread_or_a_runtime_in_the_core_is_found() {
-    for place in [
-        "crates/towline-engine/src/core/group.rs",
-        "crates/towline-engine/src/core.rs",
-        "crates/towline-engine/src/lanes/policy.rs",
-        "crates/towline-engine/src/lanes/policy/backoff.rs",
+fn a_clock_a_thread_or_a_runtime_in_the_core_or_the_policy_is_found() {
+    for (place, rule) in [
+        ("crates/towline-engine/src/core/group.rs", "pure"),
+        ("crates/towline-engine/src/lanes/policy.rs", "sans-io"),
+        ("crates/towline-engine/src/lanes/policy/backoff.rs", "sans-io"),
     ] {
         for code in [
             "use tokio::sync::mpsc;\n",
@@ -324,11 +323,32 @@ fn a_clock_a_thread_or_a_runtime_in_the_core_is_found() {
             "use std::thread;\n",
             "use std::net::SocketAddr;\n",
         ] {
-            assert_one(&[(place, code)], "sans-io", place);
+            assert_one(&[(place, code)], rule, place);
         }
-        assert_eq!(planted(&[(place, "//! Knows no tokio.\nuse std::time::{Duration, Instant};\n")]), []);
+        assert_eq!(planted(&[(place, "//! Knows no tokio.\nuse std::time::Duration;\n")]), []);
     }
+    let argument = "use std::time::{Duration, Instant};\n";
+    assert_eq!(planted(&[("crates/towline-engine/src/lanes/policy.rs", argument)]), []);
     assert_eq!(planted(&[("crates/towline-engine/src/lanes/worker.rs", "use tokio::sync::mpsc;\n")]), []);
+}
+
+#[test]
+fn what_is_shared_with_another_thread_is_found_in_the_core_and_may_stand_in_its_tests() {
+    let place = "crates/towline-engine/src/core/attempts.rs";
+    for code in [
+        "use std::sync::{Arc, Mutex};\n",
+        "fn f() { let _ = std::sync::RwLock::new(1); }\n",
+        "use std::sync::atomic::{AtomicU64, Ordering};\n",
+        "struct S { taken: std::sync::Arc<AtomicUsize> }\n",
+        "fn f() -> std::task::Waker { std::task::Waker::noop().clone() }\n",
+        "use std::time::{Duration, Instant};\n",
+        "use crate::reporter::{Mailbox, Report};\n",
+    ] {
+        assert_one(&[(place, code)], "pure", place);
+        assert_eq!(planted(&[("crates/towline-engine/src/core/attempts/tests.rs", code)]), [], "{code}");
+        assert_eq!(planted(&[("crates/towline-engine/src/reporter/mailbox.rs", code)]), [], "{code}");
+    }
+    assert_eq!(planted(&[(place, "use std::sync::Arc;\n")]), [], "text that is only read");
 }
 
 #[test]
