@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The upper bound of `append_bytes_max` and `proposal_bytes_max`, in bytes: a message may carry one more entry than
+/// The ceiling of a command, in bytes: 2,031,616, just under 2 MiB. No setting admits a larger one.
+///
+/// It is the upper bound of `proposal_bytes_max` and of `append_bytes_max`. A message may carry one more entry than
 /// `append_bytes_max` says, and must fit in what every transport carries
 /// ([`MESSAGE_BYTES_MAX`](crate::transport::MESSAGE_BYTES_MAX)).
-pub const PAYLOAD_BYTES_MAX: u64 = crate::transport::MESSAGE_BYTES_MAX as u64 / 2 - (64 << 10);
+pub const COMMAND_BYTES_MAX: u64 = crate::transport::MESSAGE_BYTES_MAX as u64 / 2 - (64 << 10);
 
 /// The upper bound of every setting in milliseconds, and of `tick_ms * election_ticks_max`: one year. The clock of a machine
 /// cannot add every number.
@@ -48,7 +50,7 @@ pub struct Config {
     /// Payload bytes of one call of a state machine, unless a single entry is larger. Default 16 MiB. A call has at most
     /// 4,096 entries, and fewer if the state machine takes long: about as many as it applies in 50 ms.
     pub committed_bytes_max: u64,
-    /// Bytes of one command. Default 1 MiB. Larger proposals are rejected.
+    /// Bytes of one command. Default 1 MiB; at most [`COMMAND_BYTES_MAX`]. Larger proposals are rejected.
     pub proposal_bytes_max: usize,
     /// Milliseconds until a proposal that is not applied is answered `Uncertain`. Default 10,000. The command goes on.
     pub proposal_timeout_ms: u64,
@@ -234,8 +236,8 @@ impl Config {
             at_least(field, value, 1)?;
         }
         for (field, value, max) in [
-            ("append_bytes_max", self.append_bytes_max, PAYLOAD_BYTES_MAX),
-            ("proposal_bytes_max", self.proposal_bytes_max as u64, PAYLOAD_BYTES_MAX),
+            ("append_bytes_max", self.append_bytes_max, COMMAND_BYTES_MAX),
+            ("proposal_bytes_max", self.proposal_bytes_max as u64, COMMAND_BYTES_MAX),
             (
                 "snapshot_chunk_bytes",
                 self.snapshot_chunk_bytes as u64,

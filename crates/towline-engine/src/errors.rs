@@ -1,8 +1,9 @@
-//! What a caller of a group is told when a proposal, a read or a transfer of leadership did not go through.
+//! The errors of a group's calls: proposals, reads, status, and leadership.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::ids::NodeId;
+use crate::ids::{GroupId, NodeId, PeerAddr};
 
 /// A proposal was not answered by the state machine. [`outcome`](Self::outcome) says whether it may still have an effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -12,7 +13,7 @@ pub enum ProposeError {
     #[error("not the leader{}", Hint(.hint))]
     NotLeader {
         /// Who leads, as far as this node knows.
-        hint: Option<NodeId>,
+        hint: Option<LeaderHint>,
     },
     /// A queue is full, or leadership is being handed over. Try again a little later.
     #[error("busy: too much is waiting to be applied, or leadership is being handed over")]
@@ -39,7 +40,7 @@ pub enum ProposeError {
     #[error("superseded by another leader; the command was not applied{}", Hint(.hint))]
     Superseded {
         /// Who leads, as far as this node knows.
-        hint: Option<NodeId>,
+        hint: Option<LeaderHint>,
     },
     /// The group or the node does not run any more; the command was not appended.
     #[error("stopped: {cause}")]
@@ -99,12 +100,29 @@ impl std::fmt::Display for Because<'_> {
     }
 }
 
-struct Hint<'a>(&'a Option<NodeId>);
+/// The node that leads a group, as far as the node that was asked knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaderHint {
+    /// Its id.
+    pub node: NodeId,
+    /// Where its peers call it: what [`NodeBuilder::peer_address`](crate::node::NodeBuilder::peer_address) says, else
+    /// the address in the member list. `None` if neither names it.
+    pub address: Option<PeerAddr>,
+}
+
+impl From<NodeId> for LeaderHint {
+    fn from(node: NodeId) -> Self {
+        Self { node, address: None }
+    }
+}
+
+struct Hint<'a>(&'a Option<LeaderHint>);
 
 impl std::fmt::Display for Hint<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Some(id) => write!(f, "; node {id} is"),
+            Some(LeaderHint { node, address: Some(address) }) => write!(f, "; node {node} at {address} is"),
+            Some(LeaderHint { node, address: None }) => write!(f, "; node {node} is"),
             None => f.write_str("; no leader is known"),
         }
     }
@@ -141,6 +159,68 @@ pub enum ReadError {
     },
 }
 
+/// [`Group::wait_leader`](crate::node::Group::wait_leader) cannot name a leader. Waiting has no effect on the group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitLeaderError {
+    /// No leader was known in time. Likely, no majority of the voters runs, or the nodes cannot reach each other.
+    #[error(
+        "no leader of group {group} was known within {waited:?}; check that a majority of its voters runs and is connected"
+    )]
+    NoLeader {
+        /// The group.
+        group: GroupId,
+        /// How long the caller waited.
+        waited: Duration,
+    },
+    /// The group or the node does not run any more.
+    #[error("group {group} has stopped on this node: {cause}")]
+    Stopped {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        cause: Arc<str>,
+    },
+    /// The future was polled outside of a tokio runtime, or in one without timers. Nothing was waited for.
+    #[error(
+        "the future must be polled in a tokio runtime that has timers; build it with `enable_time` or `enable_all`"
+    )]
+    NoRuntime,
+}
+
+/// [`Group::status`](crate::node::Group::status) has no answer. Asking has no effect on the group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StatusError {
+    /// Too many calls wait for the shard thread. Try again a little later.
+    #[error("busy: {waiting_max} calls of `status` and `transfer` wait for group {group}; try again later")]
+    Busy {
+        /// The group.
+        group: GroupId,
+        /// The limit.
+        waiting_max: usize,
+    },
+    /// The group or the node does not run any more.
+    #[error("group {group} has stopped on this node: {cause}")]
+    Stopped {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        cause: Arc<str>,
+    },
+}
+
+/// [`Group::stop`](crate::node::Group::stop) could not flush the state machine. The group has stopped on this node.
+/// Nothing acknowledged is lost: the next start applies from the log what the state machine did not make durable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("group {group} has stopped on this node, but its state machine was not flushed: {cause}")]
+pub struct StopError {
+    /// The group.
+    pub group: GroupId,
+    /// Why it was not flushed.
+    pub cause: Arc<str>,
+}
+
 /// Leadership was not handed over. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -149,7 +229,7 @@ pub enum TransferLeaderError {
     #[error("not the leader{}", Hint(.hint))]
     NotLeader {
         /// Who leads, as far as this node knows.
-        hint: Option<NodeId>,
+        hint: Option<LeaderHint>,
     },
     /// The target is no voter of this group, or is this node.
     #[error("node {target} is not another voter of this group")]
@@ -180,4 +260,9 @@ pub enum TransferLeaderError {
         /// Why.
         cause: Arc<str>,
     },
+    /// The future was polled outside of a tokio runtime, or in one without timers. The leader was not asked.
+    #[error(
+        "the future must be polled in a tokio runtime that has timers; build it with `enable_time` or `enable_all`"
+    )]
+    NoRuntime,
 }

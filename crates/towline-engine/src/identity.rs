@@ -33,6 +33,15 @@ pub trait IdentityStore: Send + Sync + 'static {
     /// [`IdentityError::Exists`] if the directory has an identity.
     fn create(&self, identity: &Identity) -> Result<(), IdentityError>;
 
+    /// Whether `Start::auto` may found groups here: the storage was made for a new node, by an explicit act, and is not
+    /// an emptied disk. It stays true when groups were founded. The default is `false`.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    fn may_found(&self) -> Result<bool, IdentityError> {
+        Ok(false)
+    }
+
     /// Returns the groups that were founded or joined here. A node whose log has fewer must not start: it lost its votes.
     ///
     /// # Errors

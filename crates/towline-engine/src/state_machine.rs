@@ -1,6 +1,7 @@
 //! The state machine that a user replicates.
 
-use std::fmt;
+use std::array::TryFromSliceError;
+use std::error::Error;
 use std::io;
 
 use bytes::Bytes;
@@ -181,38 +182,52 @@ impl<R> Replies<R> {
 }
 
 /// The state of a group can no longer be trusted on this node. The group is quarantined here; others go on.
+///
+/// `?` converts an [`io::Error`], the error of a slice that became an array, and a boxed error. An application makes
+/// `?` convert its own error type by one line: `impl From<MyError> for Fatal`, with [`Fatal::new`]. Every other error
+/// is converted by `map_err(Fatal::new)`.
+#[derive(Debug, thiserror::Error)]
+#[error("state machine failed")]
 pub struct Fatal {
-    cause: Box<dyn std::error::Error + Send + Sync>,
+    source: Box<dyn Error + Send + Sync>,
 }
 
 impl Fatal {
-    /// With its cause.
-    pub fn new(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { cause: cause.into() }
+    /// With its cause, which [`source`](Error::source) gives back.
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { source: cause.into() }
     }
 }
 
-impl fmt::Debug for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Fatal").field(&self.cause).finish()
-    }
-}
-
-impl fmt::Display for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "state machine failed: {}", self.cause)
-    }
-}
-
-// Not `std::error::Error` itself, so that every error converts into it with `?`.
-impl<E: std::error::Error + Send + Sync + 'static> From<E> for Fatal {
-    fn from(cause: E) -> Self {
+impl From<io::Error> for Fatal {
+    fn from(cause: io::Error) -> Self {
         Self::new(cause)
     }
 }
 
-impl AsRef<dyn std::error::Error + Send + Sync + 'static> for Fatal {
-    fn as_ref(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
-        self.cause.as_ref()
+impl From<TryFromSliceError> for Fatal {
+    fn from(cause: TryFromSliceError) -> Self {
+        Self::new(cause)
+    }
+}
+
+impl From<Box<dyn Error + Send + Sync>> for Fatal {
+    fn from(source: Box<dyn Error + Send + Sync>) -> Self {
+        Self { source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fatal_error_keeps_its_cause_as_its_source() {
+        let cause = |fatal: Fatal| fatal.source().map(ToString::to_string);
+        assert_eq!(cause(io::Error::other("bad block").into()).as_deref(), Some("bad block"));
+        assert_eq!(cause(Fatal::new("told to")).as_deref(), Some("told to"));
+        let fatal = Fatal::from(io::Error::from_raw_os_error(5));
+        let kept = fatal.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+        assert_eq!(kept.and_then(io::Error::raw_os_error), Some(5));
     }
 }

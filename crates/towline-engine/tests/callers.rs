@@ -12,7 +12,7 @@ use std::task::{Context, Wake, Waker};
 
 use crate::common::{Alone, DEADLINE, address, id, wait};
 use towline_engine::config::Config;
-use towline_engine::errors::ProposeError;
+use towline_engine::errors::{ProposeError, ReadError, StatusError, WaitLeaderError};
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Consistency, Group, Start};
 use towline_engine::snapshot_store::SnapshotMeta;
@@ -169,4 +169,26 @@ async fn callers_that_panic_while_their_group_goes_down_end_no_other_group() {
     assert!(matches!(one.propose("x").await.unwrap_err(), ProposeError::Stopped { .. }));
     serves(&other).await;
     tokio::time::timeout(DEADLINE, alone.node.shutdown(DEADLINE)).await.expect("the node stops");
+}
+
+/// The node and its other groups go on, and the group starts again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_is_stopped_ends_typed_and_may_be_started_again() {
+    let (alone, one, other) = two_groups().await;
+    let copy = one.clone();
+    one.stop().await.unwrap();
+    assert_eq!(one.stop().await, Ok(()), "it has stopped already");
+    let cause: Arc<str> = "the group was stopped on this node".into();
+    let group = GroupId::new(1);
+    assert_eq!(copy.propose("four").await.err(), Some(ProposeError::Stopped { cause: cause.clone() }));
+    assert_eq!(copy.status().await, Err(StatusError::Stopped { group, cause: cause.clone() }));
+    let waited = copy.wait_leader(DEADLINE).await;
+    assert_eq!(waited, Err(WaitLeaderError::Stopped { group, cause }));
+    assert!(matches!(copy.read(Consistency::Linearizable).await, Err(ReadError::Stopped { .. })));
+    serves(&other).await;
+
+    let again = alone.node.group(group, Machine::default()).start(Start::Restart).await.unwrap();
+    again.wait_leader(DEADLINE).await.unwrap();
+    copy.stop().await.unwrap();
+    serves(&again).await;
 }

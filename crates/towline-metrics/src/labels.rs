@@ -295,12 +295,20 @@ pub enum GroupRole {
     PreCandidate,
     /// 4: the group panicked or its log is poisoned; it keeps silent.
     Quarantined,
+    /// 5: it was stopped on this node, or the node was shut down.
+    Stopped,
 }
 
 impl GroupRole {
     /// Every role, in the order of its code.
-    pub const ALL: &[Self] =
-        &[Self::Follower, Self::Candidate, Self::Leader, Self::PreCandidate, Self::Quarantined];
+    pub const ALL: &[Self] = &[
+        Self::Follower,
+        Self::Candidate,
+        Self::Leader,
+        Self::PreCandidate,
+        Self::Quarantined,
+        Self::Stopped,
+    ];
 
     /// The number the gauge shows.
     #[must_use]
@@ -311,6 +319,7 @@ impl GroupRole {
             Self::Leader => 2,
             Self::PreCandidate => 3,
             Self::Quarantined => 4,
+            Self::Stopped => 5,
         }
     }
 }

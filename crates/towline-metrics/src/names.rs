@@ -112,7 +112,7 @@ metrics_table! {
     GROUP_TERM = "towline_group_term", Gauge, Count, [GROUP],
         "The group's term on this node.";
     GROUP_ROLE = "towline_group_role", Gauge, Count, [GROUP],
-        "0 follower, 1 candidate, 2 leader, 3 pre-candidate, 4 quarantined.";
+        "0 follower, 1 candidate, 2 leader, 3 pre-candidate, 4 quarantined, 5 stopped.";
     GROUP_COMMIT_INDEX = "towline_group_commit_index", Gauge, Count, [GROUP],
         "Highest index known to be committed.";
     GROUP_APPLIED_INDEX = "towline_group_applied_index", Gauge, Count, [GROUP],

@@ -1,9 +1,10 @@
 //! The directory of a node.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fs4::fs_std::FileExt;
 use towline_engine::identity::{IdentityError, IdentityStore};
@@ -15,6 +16,8 @@ use crate::snapshot_files::FileOps;
 use crate::{IdentityFile, RaftLog, SnapshotFiles};
 
 const LOCK_FILE: &str = "LOCK";
+/// What a directory has that is or was a node's.
+const PARTS: [&str; 5] = ["identity", "peers", LOG_DIR, LOG_FILES_FILE, SNAPSHOT_DIR];
 const LOG_DIR: &str = "log";
 const LOG_FILES_FILE: &str = "log-files";
 const SNAPSHOT_DIR: &str = "snapshots";
@@ -83,6 +86,7 @@ impl Default for SnapshotConfig {
 ///
 /// ```text
 /// LOCK         held while any part is in use
+/// founding     there if the directory was made for a new node
 /// identity     who this directory belongs to
 /// peers        the incarnations of the nodes it has met
 /// log/         the entries and states of all groups
@@ -113,7 +117,25 @@ impl DataDir {
     /// # Errors
     /// See [`DataDirError`].
     pub fn open_with(path: &Path, config: DataDirConfig) -> Result<Self, DataDirError> {
-        Self::open_on(path, config, Disk::new(), FileOps::default())
+        Self::open_on(path, config, false, Disk::new(), FileOps::default())
+    }
+
+    /// Makes the directory of a new node at `path` and opens it, with default settings. This is the explicit act that
+    /// lets [`Start::auto`](towline_engine::node::Start::auto) found groups here; [`open`](Self::open) it from the
+    /// second start on. The directory may be there already, without the files of a node.
+    ///
+    /// # Errors
+    /// [`DataDirError::NotNew`] if a node's files are there; see [`DataDirError`] for the others.
+    pub fn create(path: &Path) -> Result<Self, DataDirError> {
+        Self::create_with(path, DataDirConfig::default())
+    }
+
+    /// Makes the directory of a new node, as [`create`](Self::create) does.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub fn create_with(path: &Path, config: DataDirConfig) -> Result<Self, DataDirError> {
+        Self::open_on(path, config, true, Disk::new(), FileOps::default())
     }
 
     /// Opens the directory at `path` on a disk that fails, or is full, as planned, for tests.
@@ -127,13 +149,25 @@ impl DataDir {
         faults: &crate::faults::DiskFaults,
     ) -> Result<Self, DataDirError> {
         let disk = Disk::with_hook(Some(Arc::new(faults.clone())));
-        Self::open_on(path, config, disk, FileOps::with_hook(Arc::new(faults.for_snapshots())))
+        Self::open_on(path, config, false, disk, FileOps::with_hook(Arc::new(faults.for_snapshots())))
     }
 
-    fn open_on(path: &Path, config: DataDirConfig, disk: Disk, ops: FileOps) -> Result<Self, DataDirError> {
+    fn open_on(
+        path: &Path,
+        config: DataDirConfig,
+        is_new: bool,
+        disk: Disk,
+        ops: FileOps,
+    ) -> Result<Self, DataDirError> {
         make_dir(path)?;
         let lock = Arc::new(DirLock::take(path)?);
         let identity = IdentityFile::new(path, Some(lock.clone()));
+        if is_new {
+            if let Some(part) = PARTS.into_iter().find(|part| path.join(part).exists()) {
+                return Err(DataDirError::NotNew { path: path.into(), part });
+            }
+            identity.allow_founding().map_err(DataDirError::Identity)?;
+        }
         // Damage shows now, not when a peer calls.
         identity.load().map_err(DataDirError::Identity)?;
         identity.seen().map_err(DataDirError::Identity)?;
@@ -173,12 +207,32 @@ impl DataDir {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataDirError {
-    /// Another process, or another node of this one, has it open. Stop that first; a lock that is left over from a
-    /// killed process does not exist.
-    #[error("data directory {} is locked by another process", path.display())]
+    /// Another process has it open. A process that was killed leaves no lock behind.
+    #[error("data directory {} is locked by another process; stop that process first", path.display())]
     Locked {
         /// The directory.
         path: PathBuf,
+    },
+    /// This process has it open already.
+    #[error(
+        "data directory {} is open in this process already; shut down the node that uses it, and drop what was taken \
+         out of it",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// [`DataDir::create`] found a node's files. Nothing was changed. Open the directory with [`DataDir::open`].
+    #[error(
+        "data directory {} is not new: it has `{part}`; open it as that of an existing node, or name another directory",
+        path.display()
+    )]
+    NotNew {
+        /// The directory.
+        path: PathBuf,
+        /// The first file or directory of a node there.
+        part: &'static str,
     },
     /// It could not be made or read.
     #[error("data directory {}: {during} failed", path.display())]
@@ -203,26 +257,41 @@ pub enum DataDirError {
     Identity(#[source] IdentityError),
 }
 
+/// The lock files that this process has locked: the system does not say who holds a lock.
+static HELD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
 /// Keeps the directory locked; the system lets go of it when the process ends, however it does.
 #[derive(Debug)]
 pub(crate) struct DirLock {
-    _file: File,
+    file: File,
+    /// Its entry in [`HELD`].
+    held: PathBuf,
 }
 
 impl DirLock {
     fn take(path: &Path) -> Result<Self, DataDirError> {
         let failed = |source| DataDirError::Io { path: path.into(), during: "lock", source };
-        let file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path.join(LOCK_FILE))
-            .map_err(failed)?;
-        match FileExt::try_lock_exclusive(&file) {
-            Ok(true) => Ok(Self { _file: file }),
-            Ok(false) => Err(DataDirError::Locked { path: path.into() }),
-            Err(source) => Err(failed(source)),
+        let name = path.join(LOCK_FILE);
+        let file = File::options().write(true).create(true).truncate(false).open(&name).map_err(failed)?;
+        let held = fs::canonicalize(name).map_err(failed)?;
+        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        match FileExt::try_lock_exclusive(&file).map_err(failed)? {
+            true => {
+                all.insert(held.clone());
+                Ok(Self { file, held })
+            }
+            false if all.contains(&held) => Err(DataDirError::InUse { path: path.into() }),
+            false => Err(DataDirError::Locked { path: path.into() }),
         }
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        let mut all = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+        all.remove(&self.held);
+        // Under the mutex: a lock that is held and not listed would look like another process.
+        let _ = FileExt::unlock(&self.file);
     }
 }
 

@@ -20,10 +20,13 @@ use crate::replace::{ReplaceError, replace_file};
 
 const IDENTITY_FILE: &str = "identity";
 const PEERS_FILE: &str = "peers";
+/// There if the directory was made for a new node; empty.
+const FOUNDING_FILE: &str = "founding";
 const IDENTITY_VERSION: u8 = 2;
 /// Without groups.
 const IDENTITY_VERSION_1: u8 = 1;
 const PEERS_VERSION: u8 = 1;
+const FOUNDING_VERSION: u8 = 1;
 
 /// An [`IdentityStore`] on two files. Made by [`DataDir::open`](crate::DataDir::open).
 #[derive(Debug)]
@@ -37,6 +40,11 @@ pub struct IdentityFile {
 impl IdentityFile {
     pub(crate) fn new(dir: &Path, lock: Option<Arc<DirLock>>) -> Self {
         Self { dir: dir.into(), replacing: Mutex::new(()), _lock: lock }
+    }
+
+    /// From now on [`may_found`](IdentityStore::may_found) is true.
+    pub(crate) fn allow_founding(&self) -> Result<(), IdentityError> {
+        self.replace(FOUNDING_FILE, FOUNDING_VERSION, &())
     }
 
     fn read<T>(
@@ -81,6 +89,10 @@ impl IdentityStore for IdentityFile {
             return Err(IdentityError::Exists { node: there.node, cluster: there.cluster });
         }
         self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, BTreeSet::<GroupId>::new()))
+    }
+
+    fn may_found(&self) -> Result<bool, IdentityError> {
+        Ok(self.read(FOUNDING_FILE, FOUNDING_VERSION, |_, payload| format::decode::<()>(payload))?.is_some())
     }
 
     fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {

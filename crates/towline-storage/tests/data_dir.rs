@@ -55,7 +55,7 @@ fn a_missing_directory_is_made_and_keeps_what_is_written() {
 #[test]
 fn it_stays_locked_until_every_part_is_dropped() {
     let root = tempfile::tempdir().unwrap();
-    let locked = || matches!(DataDir::open(root.path()), Err(DataDirError::Locked { .. }));
+    let locked = || matches!(DataDir::open(root.path()), Err(DataDirError::InUse { .. }));
     let dir = DataDir::open(root.path()).unwrap();
     assert!(locked());
     let (log, identity, snapshots) = (dir.log(), dir.identity(), dir.snapshots());
@@ -70,6 +70,40 @@ fn it_stays_locked_until_every_part_is_dropped() {
     assert!(locked(), "a file is being written");
     drop(writer);
     assert!(!locked());
+}
+
+/// The error said "another process" to a program that had opened the directory itself.
+#[test]
+fn the_error_says_whether_another_process_has_the_lock() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = DataDir::open(root.path()).unwrap();
+    let same = DataDir::open(&root.path().join("log/..")).unwrap_err();
+    assert!(matches!(same, DataDirError::InUse { .. }), "{same}");
+    drop(dir);
+    // The system locks open files: a lock that `DataDir` did not take is like one of another process.
+    let foreign = std::fs::File::open(root.path().join("LOCK")).unwrap();
+    assert!(fs4::fs_std::FileExt::try_lock_exclusive(&foreign).unwrap());
+    let other = DataDir::open(root.path()).unwrap_err();
+    assert!(matches!(other, DataDirError::Locked { .. }), "{other}");
+    drop(foreign);
+    DataDir::open(root.path()).unwrap();
+}
+
+#[test]
+fn only_a_directory_made_for_a_new_node_may_found_groups_and_keeps_that() {
+    let root = tempfile::tempdir().unwrap();
+    let may_found = |dir: DataDir| dir.identity().may_found().unwrap();
+    let (new, other) = (root.path().join("new"), root.path().join("other"));
+    assert!(!may_found(DataDir::open(&other).unwrap()));
+    assert!(may_found(DataDir::create(&new).unwrap()));
+    assert!(may_found(DataDir::open(&new).unwrap()), "a crash before the founding loses nothing");
+    for used in [&new, &other] {
+        let refused = DataDir::create(used).unwrap_err();
+        assert!(matches!(refused, DataDirError::NotNew { part: "log", .. }), "{refused}");
+    }
+    assert!(!may_found(DataDir::open(&other).unwrap()), "a refused `create` changes nothing");
+    std::fs::create_dir_all(root.path().join("volume/lost+found")).unwrap();
+    assert!(may_found(DataDir::create(&root.path().join("volume")).unwrap()));
 }
 
 #[test]

@@ -89,8 +89,8 @@ fn a_follower_names_the_leader_and_the_leader_takes_the_command() {
     else {
         panic!("{:?}", sim.history().proposal(command))
     };
-    assert_eq!(hint, leader);
-    let command = sim.propose(hint).unwrap();
+    assert_eq!(hint.node, leader);
+    let command = sim.propose(hint.node).unwrap();
     sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
 }
 

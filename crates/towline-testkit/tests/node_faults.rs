@@ -330,7 +330,7 @@ async fn a_single_voter_acknowledges_only_what_is_durable() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
     let causes = [
-        (Trouble::Panic, "state machine panicked: told to panic"),
+        (Trouble::Panic, "state machine panicked in `apply`: told to panic"),
         (Trouble::Fatal, "state machine failed: told to fail"),
         (Trouble::FewReplies, "state machine gave 0 replies to 1 commands"),
     ];

@@ -76,9 +76,9 @@ async fn a_follower_names_the_leader_and_that_one_serves() {
     let follower = cluster.group(other(leader), 1);
     within(follower.wait_leader(DEADLINE)).await.unwrap();
     let error = follower.propose("x").await.unwrap_err();
-    let ProposeError::NotLeader { hint: Some(hint) } = error else { panic!("{error:?}") };
+    let ProposeError::NotLeader { hint: Some(hint) } = &error else { panic!("{error:?}") };
     assert_eq!(error.outcome(), Outcome::NeverHappened);
-    assert!(cluster.group(hint.as_u64(), 1).propose("x").await.is_ok());
+    assert!(cluster.group(hint.node.as_u64(), 1).propose("x").await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

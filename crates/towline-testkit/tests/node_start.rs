@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
+use std::error::Error;
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use towline_engine::log_store::{ConfRecord, GroupWrite, LogBatch, LogStore};
 use towline_engine::message::{ConfState, Entry, HardState, Member};
 use towline_engine::node::{Consistency, Node, NodeBuilder, Start, StartError};
 use towline_engine::snapshot_store::SnapshotHead;
-use towline_engine::state_machine::Applied;
+use towline_engine::state_machine::{Applied, Fatal};
 use towline_engine::storage::Storage;
 use towline_engine::transport::{Transport, TransportError};
 use towline_grpc::{GrpcConfig, GrpcTransport};
@@ -207,7 +208,7 @@ async fn every_end_of_a_node_gives_directory_and_port_back_at_once() {
         let node = on_disk(dir.path(), &at).await.unwrap();
         let how = if round == 0 { Start::Bootstrap(members.clone()) } else { Start::Restart };
         let group = node.group(ONE, ListMachine::new()).start(how).await.unwrap();
-        assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::Locked { .. })));
+        assert!(matches!(DataDir::open(dir.path()), Err(DataDirError::InUse { .. })));
         match round % 3 {
             0 => assert!(node.shutdown(Duration::from_secs(5)).await.is_complete()),
             1 => assert!(node.shutdown(Duration::ZERO).await.is_complete()),
@@ -391,8 +392,10 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     );
     assert_eq!(restart(&compacted, at(5, 1)).await.unwrap(), 5);
     let failing = ListMachine::new().failing("3", Trouble::Fatal);
+    let error = restart(&stored(10, 10), failing).await.unwrap_err();
+    let fatal = error.source().unwrap().downcast_ref::<Fatal>().unwrap();
     assert_eq!(
-        text(stored(10, 10), failing).await,
+        format!("{error}: {fatal}: {}", fatal.source().unwrap()),
         "group 1 cannot start: state machine failed: told to fail"
     );
 }
@@ -447,6 +450,28 @@ async fn a_node_whose_log_was_lost_is_refused_and_founds_nothing() {
     assert!(matches!(error, StartError::GroupLost { group } if group == two), "{error}");
 }
 
+/// The same call at each start. A founder whose disk was lost must not found the group anew: it could vote twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_automatic_start_founds_only_storage_that_was_made_for_a_new_node() {
+    let (net, disk) = (MemNet::new(), Disk::default());
+    let auto = async |disk: &Disk| {
+        let node = builder(&net, disk).start().await.unwrap();
+        let started = start(&node, ONE, Start::auto(alone())).await;
+        node.shutdown(Duration::ZERO).await;
+        started
+    };
+    let error = auto(&disk).await.unwrap_err();
+    assert!(matches!(error, StartError::NothingStored { group: ONE }), "{error}");
+    assert!(disk.identity.load().unwrap().is_none(), "nothing was founded");
+    disk.identity.allow_founding();
+    auto(&disk).await.unwrap();
+    let founded = disk.identity.load().unwrap();
+    auto(&disk).await.unwrap();
+    assert_eq!(disk.identity.load().unwrap(), founded, "the second start goes on with what is stored");
+    let error = auto(&Disk::default()).await.unwrap_err();
+    assert!(matches!(error, StartError::NothingStored { group: ONE }), "{error}");
+}
+
 /// A crash between the steps of founding a group must not keep the node from starting again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_while_a_group_is_founded_leaves_a_node_that_starts() {
@@ -456,6 +481,9 @@ async fn a_crash_while_a_group_is_founded_leaves_a_node_that_starts() {
         let node = builder(&MemNet::new(), &disk).start().await.unwrap();
         let error = start(&node, ONE, Start::Bootstrap(alone())).await.unwrap_err();
         assert!(matches!(error, StartError::Log { group: ONE, .. }), "{error}");
+        let disk_error =
+            error.source().and_then(Error::source).and_then(|cause| cause.downcast_ref::<io::Error>());
+        assert!(disk_error.is_some(), "{error:?}");
         node.shutdown(Duration::ZERO).await;
 
         let disk = disk.crash();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::common::Counts;
 use crate::common::bench::{Bench, TRANSFERS, config, load};
 use towline_engine::config::Config;
-use towline_engine::errors::{ReadError, TransferLeaderError};
+use towline_engine::errors::{StatusError, TransferLeaderError};
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, until, within};
 use towline_testkit::snapshots::SnapshotOp;
 
@@ -24,7 +24,7 @@ async fn a_handle_that_outlives_its_node_is_told_that_it_has_stopped() {
     let group = cluster.group(1, 1);
     cluster.stop(1, Duration::from_secs(5)).await;
     let status = within(group.status()).await;
-    assert!(matches!(status, Err(ReadError::Stopped { .. })), "{status:?}");
+    assert!(matches!(status, Err(StatusError::Stopped { .. })), "{status:?}");
     let transferred = within(group.transfer(node_id(2))).await;
     assert!(matches!(transferred, Err(TransferLeaderError::Stopped { .. })), "{transferred:?}");
 }

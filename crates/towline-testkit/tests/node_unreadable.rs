@@ -132,7 +132,8 @@ async fn a_start_that_cannot_read_what_it_has_to_apply_is_refused_with_the_cause
     bad.index.store(3, Ordering::SeqCst);
     let error = cluster.try_restart(node).await.unwrap_err();
     assert!(matches!(&error, StartError::Log { .. }), "{error:?}");
-    assert!(error.to_string().contains("a bad block"), "{error}");
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    assert!(cause.as_ref().is_some_and(|cause| cause.contains("a bad block")), "{error}: {cause:?}");
     bad.index.store(0, Ordering::SeqCst);
     cluster.restart(node).await;
     assert_eq!(cluster.settled(1).await.len(), 5);

@@ -129,6 +129,12 @@ pub enum CodecError {
     },
 }
 
+impl From<CodecError> for towline_engine::state_machine::Fatal {
+    fn from(cause: CodecError) -> Self {
+        Self::new(cause)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,8 +4,11 @@
 #[cfg(feature = "codec")]
 pub mod codec;
 
-pub use towline_engine::config::{Config, ConfigError};
-pub use towline_engine::errors::{Outcome, ProposeError, ReadError, TransferLeaderError, UncertainCause};
+pub use towline_engine::config::{COMMAND_BYTES_MAX, Config, ConfigError};
+pub use towline_engine::errors::{
+    LeaderHint, Outcome, ProposeError, ReadError, StatusError, StopError, TransferLeaderError,
+    UncertainCause, WaitLeaderError,
+};
 pub use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 pub use towline_engine::ids::{ClusterId, GroupId, IdError, Incarnation, NodeId, PeerAddr};
 pub use towline_engine::log_store::{LogError, LogReadError, LogStore};
@@ -28,6 +31,9 @@ pub use towline_engine::transport::{TransferPhase, Transport, TransportError};
 pub use towline_engine as engine;
 /// Names, handles and the exporter of what the engine counts.
 pub use towline_metrics as metrics;
+
+#[cfg(feature = "prometheus")]
+pub use towline_metrics::exporter::Exporter;
 
 #[cfg(feature = "grpc")]
 pub use towline_grpc::{GrpcConfig, GrpcTransport};

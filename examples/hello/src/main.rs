@@ -1,99 +1,70 @@
-//! A replicated counter: three nodes in this process, real gRPC on loopback, real storage. One of them is killed and
-//! brought back.
+//! A replicated counter: three nodes in this process, real gRPC, real storage. One is stopped and brought back.
 #![allow(clippy::print_stdout, clippy::indexing_slicing)] // a program that talks to a person
 
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::{error::Error, io::Read, sync::Arc, time::Duration};
 
 use towline::*;
 
-/// What is replicated: a number. It is kept in memory only, so a restart applies the log again from its beginning.
+/// In memory only: a restart applies the log again from its beginning.
 #[derive(Default)]
-struct Counter {
-    value: Arc<AtomicU64>,
-}
+struct Counter(Arc<AtomicU64>);
 
 impl StateMachine for Counter {
     type Response = u64;
     type View = Arc<AtomicU64>;
-
     fn view(&self) -> Arc<AtomicU64> {
-        self.value.clone()
+        self.0.clone()
     }
-
     fn durable(&self) -> Applied {
         Applied::NONE
     }
-
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
         for command in batch.commands() {
             let step = u64::from_be_bytes(command.data.as_ref().try_into()?);
-            replies.push(self.value.fetch_add(step, Ordering::SeqCst) + step);
+            replies.push(self.0.fetch_add(step, SeqCst) + step);
         }
         Ok(())
     }
-
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        struct Value(u64);
-        impl SnapshotSource for Value {
-            fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
-                out.write_all(&self.0.to_be_bytes())
-            }
-        }
-        Ok(Box::new(Value(self.value.load(Ordering::SeqCst))))
+        Ok(Box::new(self.0.load(SeqCst).to_be_bytes().to_vec()))
     }
-
-    fn restore(&mut self, _meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
+    fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn Read) -> Result<(), Fatal> {
         let mut value = [0; 8];
         body.read_exact(&mut value)?;
-        self.value.store(u64::from_be_bytes(value), Ordering::SeqCst);
+        self.0.store(u64::from_be_bytes(value), SeqCst);
         Ok(())
     }
 }
 
-type Error = Box<dyn std::error::Error>;
+type Running = (Node, Group<Counter>);
 
-async fn run(id: u64, peers: &[(NodeId, PeerAddr)], dir: &Path) -> Result<(Node, Group<Counter>), Error> {
-    let (id, address) = peers.iter().find(|(peer, _)| peer.as_u64() == id).cloned().ok_or("no such node")?;
-    let node = Node::builder(id, ClusterId::new("hello")?)
-        .storage(DataDir::open(&dir.join(id.to_string()))?)
-        .transport(Arc::new(GrpcTransport::new(GrpcConfig::default())), address)
-        .start()
-        .await?;
-    let stored = node.has_group(GroupId::DEFAULT)?;
-    let start = if stored { Start::Restart } else { Start::Bootstrap(peers.to_vec()) };
-    let group = node.group(GroupId::DEFAULT, Counter::default()).start(start).await?;
+async fn run(peer: usize, peers: &[(NodeId, PeerAddr)], dir: DataDir) -> Result<Running, Box<dyn Error>> {
+    let ((id, address), grpc) = (peers[peer].clone(), GrpcTransport::new(GrpcConfig::default()));
+    let builder = Node::builder(id, "hello".parse()?).storage(dir).transport(Arc::new(grpc), address);
+    let node = builder.start().await?;
+    let group = node.group(GroupId::DEFAULT, Counter::default()).start(Start::auto(peers)).await?;
     Ok((node, group))
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
-    let dir = tempfile::tempdir()?;
-    let mut peers = Vec::new();
+async fn main() -> Result<(), Box<dyn Error>> {
+    let (root, mut peers, mut nodes) = (tempfile::tempdir()?, Vec::new(), Vec::new());
     for id in 1..=3 {
         let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://{free}").parse()?));
     }
-    let mut nodes = Vec::new();
-    for id in 1..=3 {
-        nodes.push(run(id, &peers, dir.path()).await?);
+    let dir = |peer: usize| root.path().join(peer.to_string());
+    for peer in 0..3 {
+        nodes.push(run(peer, &peers, DataDir::create(&dir(peer))?).await?);
     }
-    let leader = nodes[0].1.wait_leader(Duration::from_secs(10)).await?.as_u64() as usize;
-    let counter = nodes[leader - 1].1.clone();
-    println!("node {leader} leads; the counter is {}", counter.propose(1u64.to_be_bytes().to_vec()).await?);
-
-    let follower = leader % 3 + 1;
-    nodes.remove(follower - 1).0.shutdown(Duration::ZERO).await;
-    println!(
-        "node {follower} is down; the counter is {}",
-        counter.propose(41u64.to_be_bytes().to_vec()).await?
-    );
-
-    let back = run(follower as u64, &peers, dir.path()).await?;
-    let seen = back.1.read(Consistency::Linearizable).await?.load(Ordering::SeqCst);
-    println!("node {follower} is back and reads {seen}");
+    let leader = nodes[0].1.wait_leader(Duration::from_secs(10)).await?.as_u64() as usize - 1;
+    let (counter, behind) = (nodes[leader].1.clone(), (leader + 1) % 3);
+    println!("the counter is {}", counter.propose(1_u64.to_be_bytes().to_vec()).await?);
+    nodes.remove(behind).0.shutdown(Duration::ZERO).await;
+    println!("a node is down; the counter is {}", counter.propose(41_u64.to_be_bytes().to_vec()).await?);
+    let (_node, group) = run(behind, &peers, DataDir::open(&dir(behind))?).await?;
+    let seen = group.read(Consistency::Linearizable).await?.load(SeqCst);
+    println!("the node is back and reads {seen}");
     if seen == 42 { Ok(()) } else { Err("a command is missing".into()) }
 }

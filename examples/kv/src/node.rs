@@ -28,7 +28,7 @@ impl GroupReplica {
 pub(crate) fn write_error(error: ProposeError) -> WriteError {
     match error {
         ProposeError::NotLeader { hint } | ProposeError::Superseded { hint } => {
-            WriteError::NotLeader { hint: hint.map(NodeId::as_u64) }
+            WriteError::NotLeader { hint: hint.map(|leader| leader.node.as_u64()) }
         }
         ProposeError::Busy => WriteError::Busy,
         ProposeError::TooLarge { bytes, bytes_max } => WriteError::TooLarge { bytes, bytes_max },

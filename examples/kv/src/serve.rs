@@ -7,7 +7,6 @@ use metrics::Counter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
-use towline::metrics::{NodeMetrics, names};
 use towline::{DataDir, GroupId, Node, Start, StateMachine};
 
 use crate::cli::{PeerSpec, Serve};
@@ -38,15 +37,13 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let log = Arc::downgrade(&dir.log());
     let log_waits = move || Some(log.upgrade()?.descriptor_waits());
     let exporter = Exporter::new();
-    names::describe(exporter.recorder().as_ref());
-    let metrics = NodeMetrics::new(args.id.as_u64(), Some(exporter.recorder()));
     let recorder = exporter.recorder();
     let gauges = Gauges::new(recorder.as_ref(), args.id.as_u64());
     let counters = gauges.redis();
     let mut builder = Node::builder(args.id, args.cluster.clone())
         .config(settings.engine.clone())
         .storage(dir)
-        .metrics(metrics);
+        .prometheus(&exporter);
     builder = transports::add(builder, &args, tls.as_ref(), plan.peers)?;
     for peer in &args.peers {
         builder = builder.peer_address(peer.id, peer.raft.clone());

@@ -23,7 +23,7 @@ use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
 use super::reads::{PeerRounds, Reads};
 use super::terms::{Rise, TermRises};
-use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
+use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
@@ -227,8 +227,9 @@ impl<W, R> Group<W, R> {
             return;
         }
         if !self.replica.is_leader() {
-            let hint = self.replica.leader();
-            fx.refused.extend(proposals.into_iter().map(|(_, w)| (w, ProposeError::NotLeader { hint })));
+            let hint = self.replica.leader().map(LeaderHint::from);
+            let refused = |(_, w)| (w, ProposeError::NotLeader { hint: hint.clone() });
+            fx.refused.extend(proposals.into_iter().map(refused));
             return;
         }
         self.give_up_lost(fx);
@@ -273,7 +274,7 @@ impl<W, R> Group<W, R> {
     /// [`TransferLeaderError`] if that cannot go well; raft itself would say nothing.
     pub fn transfer(&mut self, target: NodeId) -> Result<(), TransferLeaderError> {
         if !self.replica.is_leader() {
-            return Err(TransferLeaderError::NotLeader { hint: self.replica.leader() });
+            return Err(TransferLeaderError::NotLeader { hint: self.replica.leader().map(LeaderHint::from) });
         }
         if target == self.me || !self.replica.is_voter(target) {
             return Err(TransferLeaderError::NotVoter { target });
@@ -430,8 +431,9 @@ impl<W, R> Group<W, R> {
         }
         self.handed = Applied { index: last.index, term: last.term };
         let matched = self.proposals.committed(&entries);
-        let hint = self.replica.leader();
-        fx.refused.extend(matched.superseded.into_iter().map(|w| (w, ProposeError::Superseded { hint })));
+        let hint = self.replica.leader().map(LeaderHint::from);
+        let refused = |w| (w, ProposeError::Superseded { hint: hint.clone() });
+        fx.refused.extend(matched.superseded.into_iter().map(refused));
         fx.apply.push(Apply::Entries { entries, waiters: matched.waiters, through: self.handed });
     }
 

@@ -13,8 +13,9 @@ use super::apply::{ApplyWorker, Work};
 use super::call_size::CallSize;
 use super::call_watch::CallWatch;
 use super::mail::{ShardEvent, ShardSender};
-use super::target::{Target, Task, fail_all, restore};
+use super::target::{Cause, Target, Task, fail_all, restore};
 use super::waiter::Waiter;
+use crate::cause::chain;
 use crate::core::Apply;
 use crate::ids::GroupId;
 use crate::message::Entry;
@@ -200,7 +201,10 @@ impl Turn<'_> {
                 }
             }
             Job::Flush { done } => done.send(match running {
-                Some(running) => self.watch.run(group, "flush", || running.target.flush()),
+                Some(running) => {
+                    let flushed = self.watch.run(group, "flush", || running.target.flush());
+                    flushed.map_err(|cause| chain(&*cause).into())
+                }
                 None => Err(not_running()),
             }),
             job if self.stopping.load(Ordering::Acquire) => job.fail(&stopped()),
@@ -225,7 +229,7 @@ impl Turn<'_> {
     }
 
     /// One call of the state machine.
-    fn apply(&self, running: &mut Running, waiting: &mut Entries) -> Result<Option<u64>, Arc<str>> {
+    fn apply(&self, running: &mut Running, waiting: &mut Entries) -> Result<Option<u64>, Cause> {
         let (entries, waiters, through) = waiting.take(running.size.entries_max(), self.deps.call_bytes_max);
         let started = Instant::now();
         let target = &mut running.target;
@@ -234,7 +238,7 @@ impl Turn<'_> {
         Ok(Some(through.index))
     }
 
-    fn other(&self, running: &mut Running, task: Task) -> Result<Option<u64>, Arc<str>> {
+    fn other(&self, running: &mut Running, task: Task) -> Result<Option<u64>, Cause> {
         let (target, group) = (running.target.as_mut(), self.group);
         match task {
             Apply::Entries { .. } => Ok(None), // queued in a job of their own
@@ -252,12 +256,13 @@ impl Turn<'_> {
     }
 
     /// Tells the shard of each call that it is done: what waits for the applied index goes on.
-    fn settle(&self, life: u64, result: Result<Option<u64>, Arc<str>>, served: &mut Served) {
+    fn settle(&self, life: u64, result: Result<Option<u64>, Cause>, served: &mut Served) {
         let group = self.group;
         match result {
             Ok(Some(index)) => self.deps.shard.post(ShardEvent::Applied { group, life, index }),
             Ok(None) => {}
             Err(cause) => {
+                let cause: Arc<str> = chain(&*cause).into();
                 let_go(served.running.take());
                 self.deps.shard.post(ShardEvent::ApplyFailed { group, life, cause: cause.clone() });
                 let of_life = |job: &Job| job.life() == Some(life);

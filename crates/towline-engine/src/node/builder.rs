@@ -1,10 +1,15 @@
 //! Describing and starting a node.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::panic::catch_unwind;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::JoinError;
 use towline_metrics::NodeMetrics;
 
 use super::applier::{self, ApplierDeps};
@@ -24,6 +29,7 @@ use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::{LaneSettings, Lanes, LanesDeps};
 use crate::log_store::LogStore;
 use crate::reporter::{Mailbox, Reporter};
+use crate::snapshot_store::SnapshotStoreError;
 use crate::snapshots::{Keeper, Receives, ReceivesDeps, Sends, SendsDeps, TransferSettings};
 use crate::storage::Storage;
 use crate::transport::{Hello, Transport, TransportError};
@@ -100,6 +106,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Counts into the recorder of `exporter`, with the names described there and the label `node` of this node.
+    #[cfg(feature = "prometheus")]
+    pub fn prometheus(self, exporter: &towline_metrics::exporter::Exporter) -> Self {
+        let metrics = NodeMetrics::new(self.id.as_u64(), Some(exporter.recorder()));
+        self.metrics(metrics)
+    }
+
     /// Moves bytes, snapshots too, on the caller's runtime instead of two of the node's own. Work that blocks that runtime
     /// then delays heartbeats, and snapshots have the priority of everything else.
     pub fn runtime(mut self, runtime: Handle) -> Self {
@@ -128,6 +141,7 @@ impl NodeBuilder {
         if self.transports.is_empty() {
             return Err(StartError::Incomplete { missing: "transport" });
         }
+        self.runtime.as_ref().map_or(Ok(()), check_timers)?;
         check_identity(self.id, &self.cluster, &*storage.identity)?;
         check_groups(&*storage.identity, &*storage.log)?;
         let started = Runtimes::start(&config, self.runtime);
@@ -251,12 +265,20 @@ impl NodeBuilder {
         for (transport, at) in self.transports {
             let (lanes, scheme) = (node.inner.lanes.clone(), transport.scheme());
             let door = Arc::new(Door { peers: peers.clone(), lanes, scheme });
+            let during = format!("while it began to listen on {at}");
             let listening = runtime.spawn(async move { transport.listen(&at, door).await });
-            let listener = listening.await.map_err(StartError::ended)??;
+            let listener = listening.await.map_err(|error| StartError::ended(&during, error))??;
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
         }
         Ok(node)
     }
+}
+
+/// A runtime without timers would panic in a task of the node, later.
+fn check_timers(runtime: &Handle) -> Result<(), StartError> {
+    let _entered = runtime.enter();
+    let sleep = catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO)));
+    sleep.map_err(|panic| StartError::panicked("while it looked for timers", panic))
 }
 
 fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) -> Result<(), StartError> {
@@ -275,9 +297,7 @@ fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) ->
 /// does not know of, in the groups it still has too.
 fn check_groups(identity: &dyn IdentityStore, log: &dyn LogStore) -> Result<(), StartError> {
     for group in identity.groups()? {
-        let stored = log
-            .recover(group)
-            .map_err(|error| StartError::Log { group, cause: super::writer::describe(&error).into() })?;
+        let stored = log.recover(group).map_err(|error| StartError::log(group, error))?;
         if stored.conf.is_none() {
             return Err(StartError::GroupLost { group });
         }
@@ -328,15 +348,28 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The log could not be read or written.
-    #[error("log of group {group}: {cause}")]
+    #[error("the log of group {group} cannot be used")]
     Log {
         /// The group.
         group: GroupId,
-        /// What happened, with the place.
-        cause: Arc<str>,
+        /// What happened, with the place: a [`LogError`](crate::log_store::LogError), a
+        /// [`LogReadError`](crate::log_store::LogReadError), or what the log writer said.
+        source: Box<dyn Error + Send + Sync>,
     },
-    /// There is nothing to restart. Bootstrap the group, if that is what you mean.
-    #[error("nothing is stored of group {group}: an empty directory starts only by an explicit bootstrap")]
+    /// The snapshots of the group could not be listed.
+    #[error("the snapshots of group {group} cannot be listed")]
+    Snapshots {
+        /// The group.
+        group: GroupId,
+        /// What happened.
+        source: SnapshotStoreError,
+    },
+    /// There is nothing to restart, and the storage was not made for a new node. Nothing was founded.
+    #[error(
+        "nothing is stored of group {group}, and an empty directory founds it only when told to: found a new group by \
+         `Start::Bootstrap`, or by `Start::auto` on a directory made by `DataDir::create`; if this node had the group, its \
+         disk was lost and another node must take its place"
+    )]
     NothingStored {
         /// The group.
         group: GroupId,
@@ -393,17 +426,28 @@ pub enum StartError {
         /// What does not fit.
         detail: String,
     },
-    /// The state machine failed while committed entries were applied to it.
-    #[error("group {group} cannot start: {cause}")]
+    /// The state machine failed or panicked: in `view` or `durable`, while it was restored from a snapshot, or while
+    /// committed entries were applied to it. The group does not run. Start it again with a state machine opened anew.
+    #[error("group {group} cannot start")]
     StateMachine {
         /// The group.
         group: GroupId,
-        /// What it said.
-        cause: Arc<str>,
+        /// What it said: a [`Fatal`](crate::state_machine::Fatal), or the call that panicked with the words of the panic.
+        source: Box<dyn Error + Send + Sync>,
     },
-    /// A store, a transport or a state machine panicked. What ran of the start has ended.
-    #[error("the start panicked: {cause}")]
+    /// The runtime that [`NodeBuilder::runtime`] was given cannot run this node. Build it with `enable_all`.
+    #[error(
+        "the runtime given to `NodeBuilder::runtime` cannot run this node; build it with `enable_all`: {detail}"
+    )]
+    Runtime {
+        /// What is missing, in the words of tokio.
+        detail: String,
+    },
+    /// A store or a transport panicked. What ran of the start has ended.
+    #[error("the start panicked {during}: {cause}")]
     Panicked {
+        /// What was being done.
+        during: String,
         /// What the panic said.
         cause: String,
     },
@@ -413,15 +457,25 @@ pub enum StartError {
 }
 
 impl StartError {
+    pub(super) fn log(group: GroupId, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Log { group, source: source.into() }
+    }
+
     /// A part of a start that ran on its own and gave no result.
-    pub(super) fn ended(error: tokio::task::JoinError) -> Self {
+    pub(super) fn ended(during: &str, error: JoinError) -> Self {
         match error.try_into_panic() {
-            Ok(panic) => {
-                let cause = panic_text(panic.as_ref()).to_owned();
-                std::mem::forget(panic); // its drop may panic again
-                Self::Panicked { cause }
-            }
+            Ok(panic) => Self::panicked(during, panic),
             Err(_) => Self::Stopped,
+        }
+    }
+
+    fn panicked(during: &str, panic: Box<dyn Any + Send>) -> Self {
+        let cause = panic_text(panic.as_ref()).to_owned();
+        std::mem::forget(panic); // its drop may panic again
+        // Tokio has no other way to say, and to ask it for, what a runtime lacks.
+        match cause.contains("Call `enable_") {
+            true => Self::Runtime { detail: cause },
+            false => Self::Panicked { during: during.to_owned(), cause },
         }
     }
 }

@@ -1,24 +1,32 @@
 //! What a user holds of a group.
 
 use std::future::Future;
+use std::panic::catch_unwind;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::time::Sleep;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
+use super::Inner;
 use super::answer::answer;
 use super::ingress::Ingress;
 use super::mail::{Control, ShardEvent, ShardSender};
 use super::waiter::{ReadWaiter, Waiter};
-use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
+use crate::errors::{
+    ProposeError, ReadError, StatusError, StopError, TransferLeaderError, UncertainCause, WaitLeaderError,
+};
 use crate::ids::{GroupId, NodeId};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, GroupStatus, Role};
+
+/// Calls of `status` and `transfer` of one group that wait for the shard at a time.
+pub(super) const QUESTIONS_MAX: usize = 1_024;
 
 /// A running group on this node. Clones are the same group; they may be used from any thread or task.
 ///
@@ -29,7 +37,10 @@ pub struct Group<S: StateMachine> {
 
 pub(crate) struct Shared<S: StateMachine> {
     pub(crate) id: GroupId,
+    pub(crate) life: u64,
     pub(crate) node: NodeId,
+    /// A handle keeps neither the node nor its storage.
+    pub(super) inner: Weak<Inner>,
     pub(crate) view: S::View,
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) shard: ShardSender,
@@ -139,19 +150,20 @@ impl<S: StateMachine> Group<S> {
     /// Waits until a leader is known, and says who.
     ///
     /// # Errors
-    /// [`ReadError::NoLeader`] when `deadline` has passed, [`ReadError::Stopped`] if the group goes down.
-    pub async fn wait_leader(&self, deadline: Duration) -> Result<NodeId, ReadError> {
+    /// [`WaitLeaderError`]: [`NoLeader`](WaitLeaderError::NoLeader) when `deadline` has passed.
+    pub async fn wait_leader(&self, deadline: Duration) -> Result<NodeId, WaitLeaderError> {
+        let group = self.shared.id;
+        let stopped = |cause| WaitLeaderError::Stopped { group, cause };
+        let timer = timer(deadline).ok_or(WaitLeaderError::NoRuntime)?;
         let mut state = self.watch();
         let known = state.wait_for(|state| state.leader.is_some() || state.role == Role::Down);
-        match tokio::time::timeout(deadline, known).await {
-            Ok(Ok(state)) => match (state.leader, &state.down) {
-                (Some(leader), _) => Ok(leader),
-                (None, down) => {
-                    Err(ReadError::Stopped { cause: down.clone().unwrap_or_else(|| "stopped".into()) })
-                }
+        tokio::select! {
+            biased;
+            known = known => match known {
+                Ok(state) => state.leader.ok_or_else(|| stopped(down_cause(&state))),
+                Err(_) => Err(stopped(self.down_cause())),
             },
-            Ok(Err(_)) => Err(ReadError::Stopped { cause: self.down_cause() }),
-            Err(_) => Err(ReadError::NoLeader),
+            () = timer => Err(WaitLeaderError::NoLeader { group, waited: deadline }),
         }
     }
 
@@ -164,6 +176,7 @@ impl<S: StateMachine> Group<S> {
         let stopped = || TransferLeaderError::Stopped { cause: self.down_cause() };
         let room =
             self.shared.questions.clone().try_acquire_owned().map_err(|_| TransferLeaderError::Busy)?;
+        let timer = timer(self.shared.transfer_timeout).ok_or(TransferLeaderError::NoRuntime)?;
         let (answer, answered) = answer();
         let control =
             Control::Transfer { group: self.shared.id, target: Some(target), answer, room: Some(room) };
@@ -176,19 +189,43 @@ impl<S: StateMachine> Group<S> {
                 Ok(_) | Err(_) => Err(stopped()),
             }
         };
-        let transferred = tokio::time::timeout(self.shared.transfer_timeout, transfer).await;
-        transferred.unwrap_or(Err(TransferLeaderError::Timeout { target }))
+        tokio::select! {
+            biased;
+            transferred = transfer => transferred,
+            () = timer => Err(TransferLeaderError::Timeout { target }),
+        }
     }
 
     /// A closer look, taken on the shard.
     ///
     /// # Errors
-    /// [`ReadError::Busy`] if very many ask at once, [`ReadError::Stopped`] if the group does not run any more.
-    pub async fn status(&self) -> Result<GroupStatus, ReadError> {
-        let room = self.shared.questions.clone().try_acquire_owned().map_err(|_| ReadError::Busy)?;
+    /// [`StatusError`].
+    pub async fn status(&self) -> Result<GroupStatus, StatusError> {
+        let group = self.shared.id;
+        let room = self.shared.questions.clone().try_acquire_owned();
+        let room = room.map_err(|_| StatusError::Busy { group, waiting_max: QUESTIONS_MAX })?;
         let (answer, answered) = answer();
-        self.shared.shard.post(ShardEvent::Control(Control::Status { group: self.shared.id, answer, room }));
-        answered.await.map_err(|_| ReadError::Stopped { cause: self.down_cause() })
+        self.shared.shard.post(ShardEvent::Control(Control::Status { group, answer, room }));
+        answered.await.map_err(|_| StatusError::Stopped { group, cause: self.down_cause() })
+    }
+
+    /// Stops the group on this node: flushes its state machine, takes the group out of service, and lets go of the state
+    /// machine before it returns. The node and its other groups go on, and [`Start::Restart`](super::Start::Restart)
+    /// starts the group again, with a state machine opened anew.
+    ///
+    /// All handles of the group then answer `Stopped`; commands that are under way end as
+    /// [`Uncertain`](ProposeError::Uncertain). A leader hands nothing over: [`transfer`](Self::transfer) first, or the
+    /// others miss a leader for an election timeout. If the group has stopped already, nothing happens. If this future
+    /// is dropped early, the group may stop or run on; call it again.
+    ///
+    /// # Errors
+    /// [`StopError`]: the group has stopped all the same.
+    pub async fn stop(&self) -> Result<(), StopError> {
+        let shared = &self.shared;
+        match shared.inner.upgrade() {
+            Some(node) => node.stop_group(shared.id, shared.life, &shared.ingress, &shared.state).await,
+            None => Ok(()),
+        }
     }
 
     fn rejected(&self, error: ProposeError) -> ProposeError {
@@ -197,8 +234,19 @@ impl<S: StateMachine> Group<S> {
     }
 
     fn down_cause(&self) -> Arc<str> {
-        self.state().down.unwrap_or_else(|| "the node has stopped".into())
+        down_cause(&self.shared.state.borrow())
     }
+}
+
+fn down_cause(state: &GroupState) -> Arc<str> {
+    state.down.clone().unwrap_or_else(|| "the node has stopped".into())
+}
+
+/// A timer of the runtime that polls this; `None` if there is no runtime, or it has no timers.
+fn timer(after: Duration) -> Option<Sleep> {
+    tokio::runtime::Handle::try_current().ok()?;
+    // Tokio panics in a runtime without timers, and a caller cannot ask it.
+    catch_unwind(|| tokio::time::sleep(after)).ok()
 }
 
 /// The answer to a command that is on its way. Dropping it abandons the answer, not the command.

@@ -1,6 +1,6 @@
 //! The mail of the shard: what the other threads and the callers tell it, and the way to it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
@@ -15,7 +15,7 @@ use super::ingress::{Ingress, Scheduled};
 use super::waiter::{ReadWaiter, Waiter};
 use crate::core::{Group, OfferVerdict};
 use crate::errors::TransferLeaderError;
-use crate::ids::{GroupId, NodeId};
+use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::log_store::GroupWrite;
 use crate::message::{Entry, Message};
 use crate::snapshot_store::SnapshotMeta;
@@ -80,6 +80,8 @@ pub(crate) enum Control {
     /// Takes a group out of service; answers with a last write if its hard state is not all durable.
     Close {
         group: GroupId,
+        /// Of this life only, or of whichever runs.
+        life: Option<u64>,
         cause: Arc<str>,
         answer: Answer<Option<GroupWrite>>,
     },
@@ -97,6 +99,7 @@ pub(crate) struct StartGroup {
     pub(crate) state: watch::Sender<GroupState>,
     pub(crate) apply: ApplyWorker,
     pub(crate) metrics: Arc<GroupMetrics>,
+    pub(crate) addresses: BTreeMap<NodeId, PeerAddr>,
     pub(crate) started: Answer<()>,
 }
 

@@ -117,9 +117,7 @@ impl Node {
     /// # Errors
     /// [`StartError::Log`] if the log cannot say.
     pub fn has_group(&self, group: GroupId) -> Result<bool, StartError> {
-        let recovered = self.inner.store.recover(group);
-        let recovered =
-            recovered.map_err(|error| StartError::Log { group, cause: writer::describe(&error).into() })?;
+        let recovered = self.inner.store.recover(group).map_err(|error| StartError::log(group, error))?;
         Ok(recovered.conf.is_some())
     }
 

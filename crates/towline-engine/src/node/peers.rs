@@ -81,6 +81,11 @@ impl Peers {
         self.lock().identity.clone()
     }
 
+    /// Whether the storage was made for a new node.
+    pub(crate) fn may_found(&self) -> Result<bool, IdentityError> {
+        self.store.may_found()
+    }
+
     /// Makes the identity of a new directory, with a fresh incarnation; an existing one stays.
     pub(crate) fn found(&self) -> Result<(), IdentityError> {
         let mut known = self.lock();

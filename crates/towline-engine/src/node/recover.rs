@@ -1,11 +1,8 @@
 //! From what is stored to a group that can run. Blocking.
 
-use std::sync::Arc;
-
 use super::StartError;
 use super::snapshots::policy;
-use super::target::{Target, restore};
-use super::writer::describe;
+use super::target::{Cause, Target, restore};
 use crate::config::ValidConfig;
 use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 use crate::ids::{GroupId, NodeId};
@@ -44,10 +41,7 @@ impl Recovery<'_> {
     /// [`StartError`] if nothing is stored, or what is stored does not fit together or to the state machine.
     pub(crate) fn run<W, R>(&self, target: &mut dyn Target) -> Result<Start<W, R>, StartError> {
         let group = self.group;
-        let recovered = self
-            .store
-            .recover(group)
-            .map_err(|error| StartError::Log { group, cause: describe(&error).into() })?;
+        let recovered = self.store.recover(group).map_err(|error| StartError::log(group, error))?;
         let conf = recovered.conf.clone().ok_or(StartError::NothingStored { group })?;
         let durable = self.restore(&recovered, target)?;
         let hard_state = self.check(&recovered, &conf, durable)?;
@@ -100,7 +94,7 @@ impl Recovery<'_> {
     /// The newest snapshot that the log vouches for. The others are of no use here and go with the next removal.
     fn newest(&self, stored: &Recovered) -> Result<Option<SnapshotMeta>, StartError> {
         let complete = self.snapshots.complete(self.group);
-        for meta in complete.map_err(|error| self.mismatch(error.to_string()))? {
+        for meta in complete.map_err(|source| StartError::Snapshots { group: self.group, source })? {
             if self.vouched_for(stored, meta.head.at)? {
                 return Ok(Some(meta));
             }
@@ -117,7 +111,7 @@ impl Recovery<'_> {
         if !(stored.truncated.index..=stored.last_index).contains(&at.index) {
             return Ok(false);
         }
-        let term = self.store.term(self.group, at.index).map_err(|error| self.unread(&error))?;
+        let term = self.store.term(self.group, at.index).map_err(|error| self.unread(error))?;
         Ok(term == at.term)
     }
 
@@ -125,7 +119,8 @@ impl Recovery<'_> {
     /// the first entry of the log (its installation was interrupted, it is volatile, or its files were lost), or it is of
     /// another history.
     fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<Applied, StartError> {
-        let (durable, truncated) = (target.durable(), stored.truncated);
+        let durable = target.durable().map_err(|source| self.failed(source))?;
+        let truncated = stored.truncated;
         let Some(why) = self.disagreement(stored, durable)? else { return Ok(durable) };
         let meta = self.newest(stored)?.ok_or_else(|| {
             let remedy = match truncated.index {
@@ -138,8 +133,7 @@ impl Recovery<'_> {
             let (group, snapshot) = (self.group, meta.head.at.index);
             tracing::warn!(%group, why, snapshot, "the state machine does not go with the log and is restored");
         }
-        restore(self.snapshots, target, &meta)
-            .map_err(|cause| StartError::StateMachine { group: self.group, cause })?;
+        restore(self.snapshots, target, &meta).map_err(|source| self.failed(source))?;
         Ok(meta.head.at)
     }
 
@@ -157,7 +151,7 @@ impl Recovery<'_> {
         if durable.index == 0 || durable.index > committed.min(stored.last_index) {
             return Ok(None);
         }
-        let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(&error))?;
+        let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
         Ok((term != durable.term).then(|| other_history(durable, term)))
     }
 
@@ -190,7 +184,7 @@ impl Recovery<'_> {
             )));
         }
         if durable.index > 0 {
-            let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(&error))?;
+            let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
             if term != durable.term {
                 return Err(self.mismatch(other_history(durable, term)));
             }
@@ -215,14 +209,12 @@ impl Recovery<'_> {
             let mut entries = Vec::new();
             self.store
                 .entries(self.group, at.index + 1..commit + 1, READ_BYTES_MAX, &mut entries)
-                .map_err(|error| self.unread(&error))?;
+                .map_err(|error| self.unread(error))?;
             let open = entries.iter().position(|e| e.kind != EntryKind::Normal && e.index > conf_index);
             entries.truncate(open.unwrap_or(entries.len()));
             let Some(last) = entries.last() else { break };
             let through = Applied { index: last.index, term: last.term };
-            target
-                .apply(&entries, Vec::new(), through)
-                .map_err(|cause| StartError::StateMachine { group: self.group, cause })?;
+            target.apply(&entries, Vec::new(), through).map_err(|source| self.failed(source))?;
             at = through;
             if open.is_some() {
                 break;
@@ -241,7 +233,7 @@ impl Recovery<'_> {
             let before = entries.len();
             self.store
                 .entries(self.group, next..high, READ_BYTES_MAX, &mut entries)
-                .map_err(|error| self.unread(&error))?;
+                .map_err(|error| self.unread(error))?;
             if entries.len() == before {
                 return Err(self.mismatch(format!("entry {next} is missing")));
             }
@@ -250,7 +242,7 @@ impl Recovery<'_> {
 
     /// The terms of the log as runs. Terms only rise, so the end of a run is found by halving.
     fn terms(&self, first: u64, last: u64) -> Result<Vec<(u64, u64)>, StartError> {
-        let term = |index| self.store.term(self.group, index).map_err(|error| self.unread(&error));
+        let term = |index| self.store.term(self.group, index).map_err(|error| self.unread(error));
         let (mut runs, mut start) = (Vec::new(), first);
         while start <= last {
             let of_run = term(start)?;
@@ -269,8 +261,12 @@ impl Recovery<'_> {
         StartError::Mismatch { group: self.group, detail }
     }
 
-    fn unread(&self, error: &LogReadError) -> StartError {
-        StartError::Log { group: self.group, cause: Arc::from(error.to_string()) }
+    fn unread(&self, error: LogReadError) -> StartError {
+        StartError::log(self.group, error)
+    }
+
+    fn failed(&self, source: Cause) -> StartError {
+        StartError::StateMachine { group: self.group, source }
     }
 }
 

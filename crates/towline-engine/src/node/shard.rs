@@ -28,8 +28,8 @@ use super::writer::Writer;
 use crate::cause::panic_text;
 use crate::config::ValidConfig;
 use crate::core::{Apply, AttemptEffect, Effects, SendBudget, Unreadable};
-use crate::errors::{ProposeError, ReadError, TransferLeaderError, UncertainCause};
-use crate::ids::{GroupId, NodeId};
+use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
+use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
 use crate::message::Envelope;
@@ -67,6 +67,8 @@ struct Running {
     metrics: Arc<GroupMetrics>,
     /// A transfer of leadership that is under way.
     transfer: Option<Transfer>,
+    /// Of the members, for hints.
+    addresses: BTreeMap<NodeId, PeerAddr>,
     dirty: bool,
 }
 
@@ -153,7 +155,7 @@ impl Shard {
         }
         let cause: Arc<str> = "the node has stopped".into();
         let groups: Vec<_> = self.groups.keys().copied().collect();
-        groups.into_iter().for_each(|group| self.retire(group, &cause));
+        groups.into_iter().for_each(|group| self.retire(group, &cause, GroupRole::Stopped));
     }
 
     /// Completions of the log come first of all; what callers ask is kept for its place in the turn.
@@ -258,12 +260,13 @@ impl Shard {
                 }
             }
             Control::Squeeze { group } => self.with(group, None, |running, _| running.group.squeeze()),
-            Control::Close { group, cause, answer } => {
-                let last = self.groups.get(&group).and_then(|running| {
-                    let hard_state = running.group.unwritten_hard_state()?;
-                    Some(GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) })
-                });
-                self.retire(group, &cause);
+            Control::Close { group, life, cause, answer } => {
+                let of_life = |running: &&Running| life.is_none_or(|life| running.life == life);
+                let Some(running) = self.groups.get(&group).filter(of_life) else { return answer.send(None) };
+                let hard_state = running.group.unwritten_hard_state();
+                let last = hard_state
+                    .map(|hard_state| GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) });
+                self.retire(group, &cause, GroupRole::Stopped);
                 answer.send(last);
             }
             Control::Stop => self.stopping = true,
@@ -284,8 +287,13 @@ impl Shard {
             let target = target.or_else(|| best_successor(&running.group.status()));
             result = match target {
                 Some(target) => running.group.transfer(target),
-                None => Err(TransferLeaderError::NotLeader { hint: running.group.state().leader }),
+                None => Err(TransferLeaderError::NotLeader {
+                    hint: running.group.state().leader.map(LeaderHint::from),
+                }),
             };
+            if let Err(TransferLeaderError::NotLeader { hint }) = &mut result {
+                running.locate(hint);
+            }
             if result.is_ok() {
                 running.transfer =
                     target.zip(asked.take()).map(|(target, answer)| Transfer { target, answer });
@@ -297,9 +305,11 @@ impl Shard {
     }
 
     fn start_group(&mut self, start: StartGroup) {
-        let StartGroup { id, life, group, peers, ingress, state, apply, metrics, started } = start;
+        let StartGroup { id, life, group, peers, ingress, state, apply, metrics, addresses, started } = start;
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
-        let running = Running { life, group, ingress, state, apply, metrics, transfer: None, dirty: true };
+        let transfer = None;
+        let running =
+            Running { life, group, ingress, state, apply, metrics, transfer, addresses, dirty: true };
         self.groups.insert(id, running);
         started.send(());
         // What came for it before this turn was announced when there was nobody to take it.
@@ -417,7 +427,10 @@ impl Shard {
             running.apply.apply(id, running.life, tasks);
         }
         fx.readable.drain(..).for_each(ReadWaiter::answer);
-        for (waiter, error) in fx.refused.drain(..) {
+        for (waiter, mut error) in fx.refused.drain(..) {
+            if let ProposeError::NotLeader { hint } | ProposeError::Superseded { hint } = &mut error {
+                running.locate(hint);
+            }
             waiter.fail(error);
         }
         for (reader, error) in fx.unread.drain(..) {
@@ -445,17 +458,17 @@ impl Shard {
     /// Takes one group out of service, and says so loudly.
     fn quarantine(&mut self, group: GroupId, cause: &Arc<str>) {
         tracing::error!(%group, %cause, "the group is quarantined on this node");
-        self.retire(group, cause);
+        self.retire(group, cause, GroupRole::Quarantined);
     }
 
     /// A node whose log cannot be written must not go on as if it could: a leader that kept its heartbeats up would keep
     /// its office without ever committing again. No tick, no heartbeat, no vote.
     fn go_silent(&mut self, cause: &Arc<str>) {
         let groups: Vec<_> = self.groups.keys().copied().collect();
-        groups.into_iter().for_each(|group| self.retire(group, cause));
+        groups.into_iter().for_each(|group| self.retire(group, cause, GroupRole::Quarantined));
     }
 
-    fn retire(&mut self, group: GroupId, cause: &Arc<str>) {
+    fn retire(&mut self, group: GroupId, cause: &Arc<str>, role: GroupRole) {
         let Some(mut running) = self.groups.remove(&group) else { return };
         running.ingress.close(cause);
         let attempts = catch_unwind(AssertUnwindSafe(|| running.group.live_attempts())).unwrap_or_default();
@@ -470,7 +483,7 @@ impl Shard {
             proposal.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
         }
         running.apply.remove_group(group, running.life);
-        running.metrics.role(GroupRole::Quarantined);
+        running.metrics.role(role);
         contained(|| {
             running.state.send_modify(|state| {
                 state.role = Role::Down;
@@ -537,6 +550,12 @@ impl Running {
                 ReadError::NotApplied { index, applied, call }
             }
             error => error,
+        }
+    }
+
+    fn locate(&self, hint: &mut Option<LeaderHint>) {
+        if let Some(hint) = hint {
+            hint.address = self.addresses.get(&hint.node).cloned();
         }
     }
 

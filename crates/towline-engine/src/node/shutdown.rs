@@ -13,6 +13,7 @@ use super::apply::ApplyWorker;
 use super::mail::{Control, ShardEvent};
 use super::runtimes::Runtimes;
 use super::{Inner, Node};
+use crate::cause::chain;
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::GroupWrite;
 use crate::status::{GroupState, Role};
@@ -165,7 +166,7 @@ impl Inner {
         let cause: Arc<str> = "the node was shut down".into();
         let close = |group: &GroupId| {
             let (answer, answered) = answer();
-            let control = Control::Close { group: *group, cause: cause.clone(), answer };
+            let control = Control::Close { group: *group, life: None, cause: cause.clone(), answer };
             self.shard.post(ShardEvent::Control(control));
             (*group, answered)
         };
@@ -182,7 +183,7 @@ impl Inner {
         for (group, written) in writing {
             let error: Arc<str> = match timeout_at(until.into(), written).await {
                 Ok(Ok(Ok(()))) => continue,
-                Ok(Ok(Err(error))) => error,
+                Ok(Ok(Err(error))) => chain(&*error).into(),
                 Ok(Err(_)) => "the log writer has stopped".into(),
                 Err(_) => "the log writer did not answer in time".into(),
             };

@@ -1,29 +1,28 @@
 //! Starting a group.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
 use super::answer::answer;
-use super::handle::{Group, Shared};
+use super::handle::{Group, QUESTIONS_MAX, Shared};
 use super::ingress::Ingress;
 use super::mail::{Control, ShardEvent, StartGroup};
 use super::recover::{Recovery, Start as Recovered};
-use super::target::{Machine, Target};
+use super::target::{Machine, Target, caught};
 use super::waiter::{ReadWaiter, Waiter};
+use super::writer::WriteFailure;
 use super::{Inner, Node, StartError};
+use crate::errors::StopError;
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{ConfState, HardState, Member, MemberTable};
 use crate::state_machine::StateMachine;
-use crate::status::Role;
+use crate::status::{GroupState, Role};
 use crate::transport::Peer;
 
 type CoreStart = Recovered<Waiter, ReadWaiter>;
-
-/// Calls of `status` and `transfer` of one group that wait for the shard at a time.
-const QUESTIONS_MAX: usize = 1_024;
 
 /// How a group comes to life on a node. An empty directory never becomes a voter by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +33,20 @@ pub enum Start {
     Join,
     /// Goes on with what is stored.
     Restart,
+    /// See [`Start::auto`].
+    Auto(Vec<(NodeId, PeerAddr)>),
+}
+
+impl Start {
+    /// The common case, the same at the first start and at every later one: goes on with what is stored of the group.
+    ///
+    /// If nothing is stored, the group is founded with the voters `founders`, but only on storage that was made for a
+    /// new node ([`IdentityStore::may_found`](crate::identity::IdentityStore::may_found); for a directory,
+    /// `DataDir::create` says so). Elsewhere the start fails with [`StartError::NothingStored`]: a node whose disk was
+    /// lost must not vote a second time.
+    pub fn auto(founders: impl Into<Vec<(NodeId, PeerAddr)>>) -> Self {
+        Self::Auto(founders.into())
+    }
 }
 
 /// A group to be started.
@@ -57,8 +70,10 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
     pub async fn start(self, start: Start) -> Result<Group<S>, StartError> {
         let (node, group) = (&self.node.inner, self.id);
         let _reserved = node.reserve(group)?;
+        let view = caught("view", || Ok(self.machine.view()));
+        let view = view.map_err(|source| StartError::StateMachine { group, source })?;
         // Whatever an earlier life of this group still has in the queue must be written before its log is read.
-        let log_error = |cause| StartError::Log { group, cause };
+        let log_error = |failure: WriteFailure| StartError::log(group, failure);
         node.writer.barrier(None).await.map_err(log_error)?;
         let founding = node.clone().blocking(move |node| node.prepare(group, start)).await?;
         let quiet_ticks = if founding.is_some() { 0 } else { u64::from(node.config.election_ticks_min) };
@@ -68,7 +83,6 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         // The log has the group, and it has not voted yet: from now on a log without it is a lost one.
         node.clone().blocking(move |node| Ok(node.peers.add_group(group)?)).await?;
         let metrics = Arc::new(node.metrics.group(group.as_u64()));
-        let view = self.machine.view();
         let target: Box<dyn Target> = Box::new(Machine { machine: self.machine, metrics: metrics.clone() });
         let (start, target) =
             node.clone().blocking(move |node| node.recover(group, quiet_ticks, target)).await?;
@@ -83,7 +97,8 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let apply = node.applier(group).clone();
         apply.start_group(group, life, target);
         let (started, running) = answer();
-        let peers = node.meet(group, &conf);
+        let addresses = node.addresses_of(&conf);
+        let peers = node.meet(group, &conf, &addresses);
         let start = StartGroup {
             id: group,
             life,
@@ -93,6 +108,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             state,
             apply,
             metrics: metrics.clone(),
+            addresses,
             started,
         };
         node.shard.post(ShardEvent::Control(Control::Start(Box::new(start))));
@@ -102,7 +118,9 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         running.await.map_err(|_| StartError::Stopped)?;
         Ok(Group::new(Shared {
             id: group,
+            life,
             node: node.id,
+            inner: Arc::downgrade(node),
             view,
             ingress,
             shard: node.shard.clone(),
@@ -128,6 +146,39 @@ impl Drop for Reserved {
 }
 
 impl Inner {
+    /// Takes one life of a group out of service, if it still runs.
+    pub(super) async fn stop_group(
+        &self,
+        group: GroupId,
+        life: u64,
+        ingress: &Arc<Ingress>,
+        state: &watch::Receiver<GroupState>,
+    ) -> Result<(), StopError> {
+        if state.borrow().role == Role::Down {
+            return Ok(());
+        }
+        let lost = |_| Err("the apply worker has stopped".into());
+        let flushed = self.applier(group).flush(group).await.unwrap_or_else(lost);
+        let (answer, answered) = answer();
+        let cause = "the group was stopped on this node".into();
+        self.shard.post(ShardEvent::Control(Control::Close { group, life: Some(life), cause, answer }));
+        if let Ok(Some(last)) = answered.await {
+            // The last commit index only: without it the next start applies less before it runs.
+            let _ = self.writer.barrier(Some(last)).await;
+        }
+        // Behind the removal of the state machine in the worker's queue.
+        let _ = self.applier(group).flush(group).await;
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        if states.get(&group).is_some_and(|newest| newest.same_channel(state)) {
+            states.remove(&group);
+        }
+        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
+        if registry.get(&group).is_some_and(|newest| Arc::ptr_eq(newest, ingress)) {
+            registry.remove(&group);
+        }
+        flushed.map(drop).map_err(|cause| StopError { group, cause })
+    }
+
     /// Keeps every other start of the group out: two lives of one group at a time could vote twice.
     fn reserve(self: &Arc<Self>, group: GroupId) -> Result<Reserved, StartError> {
         let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,24 +200,28 @@ impl Inner {
         run: impl FnOnce(&Self) -> Result<T, StartError> + Send + 'static,
     ) -> Result<T, StartError> {
         let runtime = self.runtime.clone();
-        runtime.spawn_blocking(move || run(&self)).await.map_err(StartError::ended)?
+        let ran = runtime.spawn_blocking(move || run(&self)).await;
+        ran.map_err(|error| StartError::ended("in a store of the node", error))?
     }
 
     /// Checks that the act fits what is stored; gives the first write of a new group.
     fn prepare(&self, group: GroupId, start: Start) -> Result<Option<GroupWrite>, StartError> {
-        let stored = self
-            .store
-            .recover(group)
-            .map_err(|error| StartError::Log { group, cause: super::writer::describe(&error).into() })?;
-        match (start, stored.conf.is_some()) {
-            (Start::Join, _) => Err(StartError::JoinRefused),
-            (Start::Restart, false) => Err(StartError::NothingStored { group }),
-            (Start::Restart, true) => match self.peers.identity() {
+        let stored = self.store.recover(group).map_err(|error| StartError::log(group, error))?;
+        let is_stored = stored.conf.is_some();
+        let founders = match start {
+            Start::Join => return Err(StartError::JoinRefused),
+            Start::Bootstrap(founders) => Some(founders),
+            Start::Auto(founders) if !is_stored && self.peers.may_found()? => Some(founders),
+            Start::Auto(_) | Start::Restart => None,
+        };
+        match (founders, is_stored) {
+            (None, false) => Err(StartError::NothingStored { group }),
+            (None, true) => match self.peers.identity() {
                 Some(_) => Ok(None),
                 None => Err(StartError::NoIdentity { group }),
             },
-            (Start::Bootstrap(_), true) => Err(StartError::AlreadyBootstrapped { group }),
-            (Start::Bootstrap(members), false) => {
+            (Some(_), true) => Err(StartError::AlreadyBootstrapped { group }),
+            (Some(members), false) => {
                 let conf = self.founding_members(members)?;
                 // The identity first: a group without one would never start, one without a group can be bootstrapped.
                 self.peers.found()?;
@@ -215,13 +270,23 @@ impl Inner {
         Ok((start, target))
     }
 
-    /// Lets the other members of a group in, and calls them.
-    fn meet(&self, group: GroupId, conf: &ConfRecord) -> BTreeSet<NodeId> {
+    /// The addresses of the members of a group.
+    fn addresses_of(&self, conf: &ConfRecord) -> BTreeMap<NodeId, PeerAddr> {
+        let given = |id, member: &Member| self.addresses.get(id).unwrap_or(&member.address).clone();
+        conf.members.iter().map(|(id, member)| (*id, given(id, member))).collect()
+    }
+
+    /// Admits the other members of a group, and connects to them.
+    fn meet(
+        &self,
+        group: GroupId,
+        conf: &ConfRecord,
+        addresses: &BTreeMap<NodeId, PeerAddr>,
+    ) -> BTreeSet<NodeId> {
         let others: BTreeSet<_> = conf.members.keys().copied().filter(|id| *id != self.id).collect();
         self.peers.set_members(group, others.clone());
         for &id in &others {
-            let address = self.addresses.get(&id).or_else(|| conf.members.get(&id).map(|m| &m.address));
-            if let Some(address) = address {
+            if let Some(address) = addresses.get(&id) {
                 let peer = Peer { id, address: address.clone() };
                 self.sends.set_peer(peer.clone());
                 self.lanes.set_peer(peer);

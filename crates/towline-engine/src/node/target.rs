@@ -19,9 +19,14 @@ use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, 
 
 pub(crate) type Task = Apply<Waiter>;
 
+/// Why a group cannot go on.
+pub(crate) type Cause = Box<dyn Error + Send + Sync>;
+
 /// A state machine whose types are hidden.
 pub(crate) trait Target: Send {
-    fn durable(&self) -> Applied;
+    /// # Errors
+    /// As for `apply`.
+    fn durable(&self) -> Result<Applied, Cause>;
     /// # Errors
     /// Why the group cannot go on; every waiter is answered either way.
     fn apply(
@@ -29,18 +34,18 @@ pub(crate) trait Target: Send {
         entries: &[Entry],
         waiters: Vec<Option<Waiter>>,
         through: Applied,
-    ) -> Result<(), Arc<str>>;
+    ) -> Result<(), Cause>;
     /// # Errors
     /// As for `apply`.
-    fn flush(&mut self) -> Result<Applied, Arc<str>>;
+    fn flush(&mut self) -> Result<Applied, Cause>;
     /// Makes durable what is applied, and gives how far that is with a view of the state.
     ///
     /// # Errors
     /// As for `apply`.
-    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Arc<str>>;
+    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Cause>;
     /// # Errors
     /// As for `apply`.
-    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>>;
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Cause>;
 }
 
 /// The [`Target`] around a user's machine.
@@ -50,8 +55,8 @@ pub(crate) struct Machine<S> {
 }
 
 impl<S: StateMachine> Target for Machine<S> {
-    fn durable(&self) -> Applied {
-        self.machine.durable()
+    fn durable(&self) -> Result<Applied, Cause> {
+        caught("durable", || Ok(self.machine.durable()))
     }
 
     fn apply(
@@ -59,15 +64,16 @@ impl<S: StateMachine> Target for Machine<S> {
         entries: &[Entry],
         waiters: Vec<Option<Waiter>>,
         through: Applied,
-    ) -> Result<(), Arc<str>> {
+    ) -> Result<(), Cause> {
         let started = Instant::now();
         let batch = ApplyBatch::new(entries, through);
         let commands = batch.len();
         let mut replies = Replies::with_capacity(commands);
-        let result = caught(|| self.machine.apply(batch, &mut replies)).and_then(|()| match replies.len() {
-            given if given == commands => Ok(()),
-            given => Err(format!("state machine gave {given} replies to {commands} commands").into()),
-        });
+        let result =
+            caught("apply", || self.machine.apply(batch, &mut replies)).and_then(|()| match replies.len() {
+                given if given == commands => Ok(()),
+                given => Err(format!("state machine gave {given} replies to {commands} commands").into()),
+            });
         let now = Instant::now();
         self.metrics.apply(now.saturating_duration_since(started), commands as u64);
         match &result {
@@ -83,26 +89,24 @@ impl<S: StateMachine> Target for Machine<S> {
                 }
             }
             Err(cause) => {
-                fail_all(waiters, cause);
+                fail_all(waiters, &chain(&**cause).into());
                 replies.into_vec().into_iter().for_each(|reply| contained(|| drop(reply)));
             }
         }
         result
     }
 
-    fn flush(&mut self) -> Result<Applied, Arc<str>> {
-        caught(|| self.machine.flush())
+    fn flush(&mut self) -> Result<Applied, Cause> {
+        caught("flush", || self.machine.flush())
     }
 
-    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Arc<str>> {
-        caught(|| Ok((self.machine.flush()?, self.machine.snapshot()?)))
+    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Cause> {
+        Ok((self.flush()?, caught("snapshot", || self.machine.snapshot())?))
     }
 
-    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Arc<str>> {
-        let durable = caught(|| {
-            self.machine.restore(meta, body)?;
-            Ok(self.machine.durable())
-        })?;
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Cause> {
+        caught("restore", || self.machine.restore(meta, body))?;
+        let durable = self.durable()?;
         if durable != Applied::NONE && durable != meta.head.at {
             return Err(
                 format!("state machine was restored to {:?} but is at {durable:?}", meta.head.at).into()
@@ -112,19 +116,16 @@ impl<S: StateMachine> Target for Machine<S> {
     }
 }
 
-fn caught<T>(run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Arc<str>> {
-    match catch_unwind(AssertUnwindSafe(|| run().map_err(failed))) {
-        Ok(result) => result,
+/// Calls the state machine. A panic is an error that names the call.
+pub(super) fn caught<T>(call: &str, run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Cause> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(result) => Ok(result?),
         Err(panic) => {
-            let cause = format!("state machine panicked: {}", panic_text(panic.as_ref())).into();
+            let cause = format!("state machine panicked in `{call}`: {}", panic_text(panic.as_ref())).into();
             std::mem::forget(panic); // its drop may panic again
             Err(cause)
         }
     }
-}
-
-fn failed(fatal: Fatal) -> Arc<str> {
-    format!("state machine failed: {}", chain(fatal.as_ref())).into()
 }
 
 /// Answers every waiter of entries that were committed and not applied here.
@@ -142,7 +143,7 @@ pub(crate) fn restore(
     store: &dyn SnapshotStore,
     target: &mut dyn Target,
     meta: &SnapshotMeta,
-) -> Result<(), Arc<str>> {
+) -> Result<(), Cause> {
     // The state machine's panics are caught where it is called; these are the store's.
     match catch_unwind(AssertUnwindSafe(|| restore_from(store, target, meta))) {
         Ok(result) => result,
@@ -158,13 +159,12 @@ fn restore_from(
     store: &dyn SnapshotStore,
     target: &mut dyn Target,
     meta: &SnapshotMeta,
-) -> Result<(), Arc<str>> {
+) -> Result<(), Cause> {
     let started = Instant::now();
-    let unread = |error: &dyn Error| -> Arc<str> { format!("snapshot to restore: {}", chain(error)).into() };
-    let mut body = BodyRead::new(store.open(meta, 0).map_err(|error| unread(&error))?);
+    let mut body = BodyRead::new(store.open(meta, 0).map_err(|error| Unread(error.into()))?);
     target.restore(meta, &mut body)?;
     // A body that the machine did not read to its end may be another's.
-    let rest = io::copy(&mut body, &mut io::sink()).map_err(|error| unread(&error))?;
+    let rest = io::copy(&mut body, &mut io::sink()).map_err(|error| Unread(error.into()))?;
     if rest > 0 {
         return Err(format!("state machine left {rest} of {} bytes of the snapshot", meta.length).into());
     }
@@ -173,6 +173,11 @@ fn restore_from(
     tracing::info!(%group, index, bytes = meta.length, seconds, "state restored from a snapshot");
     Ok(())
 }
+
+/// The snapshot that the state machine is to be restored from was not read.
+#[derive(Debug, thiserror::Error)]
+#[error("snapshot to restore")]
+struct Unread(#[source] Cause);
 
 /// Answers everybody in tasks that will not be done.
 pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {

@@ -1,6 +1,7 @@
 //! The log writer: one thread, the only one that appends. It writes together whatever queued while its last write ran,
 //! so that one fsync serves all groups and all turns of the shard that came meanwhile.
 
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,17 +13,19 @@ use towline_metrics::NodeMetrics;
 
 use super::answer::{Answer, answer};
 use super::mail::{ShardEvent, ShardSender, WriteId};
-pub(crate) use crate::cause::chain as describe;
-use crate::cause::panic_text;
+use crate::cause::{chain, panic_text};
 use crate::log_store::{GroupWrite, LogBatch, LogStore};
 
 /// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
 const MERGE_BYTES_MAX: usize = 16 << 20;
 
+/// Why the log cannot be written; the same for everybody who waits for a write.
+pub(crate) type WriteFailure = Arc<dyn Error + Send + Sync>;
+
 enum Work {
     Write(Vec<(WriteId, GroupWrite)>),
     /// A write somebody waits for; also a barrier: everything before it is durable when it is answered.
-    Waited(Option<Box<GroupWrite>>, Answer<Result<(), Arc<str>>>),
+    Waited(Option<Box<GroupWrite>>, Answer<Result<(), WriteFailure>>),
     Stop,
 }
 
@@ -55,12 +58,12 @@ impl Writer {
     ///
     /// # Errors
     /// Why the log cannot be written.
-    pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), Arc<str>> {
-        self.queue(write).await.unwrap_or_else(|_| Err("the log writer has stopped".into()))
+    pub(crate) async fn barrier(&self, write: Option<GroupWrite>) -> Result<(), WriteFailure> {
+        self.queue(write).await.unwrap_or_else(|_| Err(failure("the log writer has stopped")))
     }
 
     /// As [`barrier`](Self::barrier); queued at once, whether or not anybody waits.
-    pub(crate) fn queue(&self, write: Option<GroupWrite>) -> oneshot::Receiver<Result<(), Arc<str>>> {
+    pub(crate) fn queue(&self, write: Option<GroupWrite>) -> oneshot::Receiver<Result<(), WriteFailure>> {
         let (done, written) = answer();
         let _ = self.work.send(Work::Waited(write.map(Box::new), done));
         written
@@ -75,14 +78,14 @@ struct WriterThread {
     store: Arc<dyn LogStore>,
     shard: ShardSender,
     metrics: NodeMetrics,
-    poisoned: Option<Arc<str>>,
+    poisoned: Option<WriteFailure>,
 }
 
 #[derive(Default)]
 struct Merged {
     batch: LogBatch,
     writes: Vec<WriteId>,
-    waiting: Vec<Answer<Result<(), Arc<str>>>>,
+    waiting: Vec<Answer<Result<(), WriteFailure>>>,
     parts: u64,
     bytes: usize,
     stop: bool,
@@ -129,8 +132,9 @@ impl WriterThread {
             Ok(()) => self.shard.post(ShardEvent::Written(writes)),
             Err(cause) if self.poisoned.is_none() => {
                 self.metrics.log_poisoned();
-                tracing::error!(%cause, "the log is poisoned: this node goes silent");
                 self.poisoned = Some(cause.clone());
+                let cause: Arc<str> = chain(&*cause).into();
+                tracing::error!(%cause, "the log is poisoned: this node goes silent");
                 self.shard.post(ShardEvent::LogPoisoned(cause));
             }
             Err(_) => {}
@@ -138,17 +142,22 @@ impl WriterThread {
         (merged.parts, merged.bytes) = (0, 0);
     }
 
-    fn append(&self, batch: &mut LogBatch) -> Result<(), Arc<str>> {
+    fn append(&self, batch: &mut LogBatch) -> Result<(), WriteFailure> {
         // A store may panic when its disk fails; that is a failed write like any other.
         match catch_unwind(AssertUnwindSafe(|| self.store.append(batch))) {
-            Ok(result) => result.map_err(|error| describe(&error).into()),
+            Ok(result) => result.map_err(|error| Arc::new(error) as WriteFailure),
             Err(panic) => {
                 let cause = format!("the log store panicked during a write: {}", panic_text(panic.as_ref()));
                 std::mem::forget(panic); // its drop may panic again
-                Err(cause.into())
+                Err(failure(cause))
             }
         }
     }
+}
+
+fn failure(text: impl Into<Box<dyn Error + Send + Sync>>) -> WriteFailure {
+    let cause: Box<dyn Error + Send + Sync> = text.into();
+    cause.into()
 }
 
 impl Merged {

@@ -118,18 +118,20 @@ pub(crate) fn address(peer: u64) -> PeerAddr {
 /// A state machine that keeps nothing.
 #[derive(Default)]
 pub(crate) struct Machine {
-    /// `durable` panics.
-    pub(crate) panics: bool,
+    /// The call that panics.
+    pub(crate) panics_in: &'static str,
 }
 
 impl StateMachine for Machine {
     type Response = ();
     type View = ();
 
-    fn view(&self) {}
+    fn view(&self) {
+        assert!(self.panics_in != "view", "no such index");
+    }
 
     fn durable(&self) -> Applied {
-        assert!(!self.panics, "no such index");
+        assert!(self.panics_in != "durable", "no such index");
         Applied::NONE
     }
 

@@ -15,12 +15,18 @@ struct State {
     identity: Option<Identity>,
     groups: BTreeSet<GroupId>,
     seen: BTreeMap<NodeId, Incarnation>,
+    may_found: bool,
 }
 
 impl MemIdentity {
     /// One that belongs to nobody yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// From now on `Start::auto` may found groups here, as on a directory made by `DataDir::create`.
+    pub fn allow_founding(&self) {
+        self.lock().may_found = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -40,6 +46,10 @@ impl IdentityStore for MemIdentity {
         }
         state.identity = Some(identity.clone());
         Ok(())
+    }
+
+    fn may_found(&self) -> Result<bool, IdentityError> {
+        Ok(self.lock().may_found)
     }
 
     fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {

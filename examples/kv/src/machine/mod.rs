@@ -107,6 +107,12 @@ pub(crate) enum StoreError {
     Stopped,
 }
 
+impl From<StoreError> for Fatal {
+    fn from(error: StoreError) -> Self {
+        Self::new(error)
+    }
+}
+
 /// The state machine.
 pub(crate) struct KvMachine {
     db: Database,

@@ -127,10 +127,7 @@ fn a_lowered_limit_of_proposals_does_not_bind_what_is_in_the_log() {
     let command = Command { now_ms: 1, op: set(b"large", &value, Expiry::Never) };
     let mut data = Vec::new();
     pack(&mut data, &command.encode(4 * MAX).unwrap());
-    assert!(
-        data.len() as u64 > towline::engine::config::PAYLOAD_BYTES_MAX,
-        "no node may propose a larger one"
-    );
+    assert!(data.len() as u64 > towline::COMMAND_BYTES_MAX, "no node may propose a larger one");
     let entry = Entry { index: 1, term: 1, data: data.into(), ..Entry::default() };
     let mut replies = Replies::with_capacity(1);
     let batch = ApplyBatch::new(std::slice::from_ref(&entry), Applied { index: 1, term: 1 });
