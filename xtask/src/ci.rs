@@ -84,6 +84,7 @@ pub(crate) const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv"
 const FEATURE_SETS: &[(&str, &[&str])] = &[
     ("towline-engine", &["--lib", "--no-default-features"]),
     ("towline-engine", &["--lib", "--no-default-features", "--features", "core"]),
+    ("towline-engine", &["--lib", "--features", "prometheus"]),
     ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
     ("towline-tls", &["--all-targets", "--features", "dev-certs"]),
     ("towline-storage", &["--all-targets", "--features", "faults"]),

@@ -471,7 +471,8 @@ fn the_supervisor_ends_its_children_when_interrupted() {
 fn the_supervisor_stops_at_a_hangup_unless_it_was_started_with_hangups_ignored() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
-    let mut supervised = Supervised::start(&dir);
+    // These tests may themselves run with hangups ignored.
+    let mut supervised = Supervised::start_after("exec env --default-signal=HUP \"$0\" \"$@\"; true", &dir);
     supervised.process.signal("HUP");
     assert_eq!(supervised.process.wait_end().code(), Some(0), "{}", supervised.process.log());
     supervised.assert_nobody_left();

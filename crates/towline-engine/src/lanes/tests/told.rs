@@ -9,7 +9,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use super::{Does, KEY, Script, peer};
 use crate::config::Config;
 
-/// Counts warnings of this thread, on which everything here runs.
+/// Counts the warnings of this thread, which runs everything here.
 #[derive(Clone, Default)]
 struct Warnings(Arc<AtomicUsize>);
 
@@ -36,6 +36,8 @@ impl Subscriber for Warnings {
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_not_reached_is_told_once_an_incident() {
     let warnings = Warnings::default();
+    // With a single subscriber, tracing lets the first thread that comes to a line decide whether the line is ever shown.
+    let _second = tracing::Dispatch::new(Warnings::default());
     let _guard = tracing::subscriber::set_default(warnings.clone());
     let told = || warnings.0.load(Ordering::Relaxed);
     let script = Script::default();

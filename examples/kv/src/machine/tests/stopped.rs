@@ -55,5 +55,6 @@ fn a_store_whose_compaction_failed_fails_the_machine_with_its_cause() {
         let _ = done.send(write_layers(&mut machine, 3..=LAYERS));
     });
     let error = failed.recv_timeout(DEADLINE).expect("an answer").unwrap_err();
-    assert!(error.to_string().contains("the key-value store has stopped"), "{error:?}");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains("the key-value store has stopped"), "{error:?}");
 }
