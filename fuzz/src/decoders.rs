@@ -12,9 +12,8 @@ use prost::Message as _;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
-use towline_engine::message::{Batch, ConfState, Lane, MemberTable, Message, MessageKind};
+use towline_engine::message::{Batch, ConfState, Lane, LogId, MemberTable, Message, MessageKind};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     CertIdentity, Chunk, Hello, Inbound, LinkClosed, Nack, OfferAnswer, PROTOCOL_VERSION, PeerSession,
     ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal, SnapshotSink,
@@ -157,7 +156,7 @@ fn hello() -> Hello {
 fn an_offer() -> SnapshotOffer {
     let head = SnapshotHead {
         group: GroupId::DEFAULT,
-        at: Applied { index: 1, term: 1 },
+        at: LogId { index: 1, term: 1 },
         conf_state: ConfState::default(),
         members: MemberTable::new(),
     };

@@ -19,14 +19,14 @@
 //! use towline_engine::ids::{GroupId, NodeId};
 //! use towline_engine::log_store::ConfRecord;
 //! use towline_engine::message::{ConfState, HardState};
-//! use towline_engine::state_machine::Applied;
+//! use towline_engine::message::LogId;
 //!
 //! # fn main() -> Result<(), String> {
 //! let node = NodeId::new(1).ok_or("zero")?;
 //! let replica = ReplicaSetup {
 //!     node,
 //!     group: GroupId::DEFAULT,
-//!     log: GroupLog::new(Applied::NONE, Vec::new(), 0, Vec::new(), 0, 1 << 20),
+//!     log: GroupLog::new(LogId::NONE, Vec::new(), 0, Vec::new(), 0, 1 << 20),
 //!     hard_state: HardState::default(),
 //!     conf_state: ConfState { voters: vec![node], ..ConfState::default() },
 //!     heartbeat_ticks: 1,

@@ -4,9 +4,8 @@ use std::io;
 use std::ops::Range;
 
 use crate::ids::GroupId;
-use crate::message::{ConfState, Entry, HardState, MemberTable};
+use crate::message::{ConfState, Entry, HardState, LogId, MemberTable};
 use crate::snapshot_store::ContentId;
-use crate::state_machine::Applied;
 
 /// Stores the logs of all groups of a node. Blocking; knows no runtime.
 ///
@@ -89,8 +88,8 @@ pub struct Recovered {
     /// The membership, and the index of the entry that made it (zero for the initial one). `None` if the group never
     /// started here.
     pub conf: Option<ConfRecord>,
-    /// The truncation point: entries up to here were removed. [`Applied::NONE`] while the log has all entries.
-    pub truncated: Applied,
+    /// The truncation point: entries up to here were removed. [`LogId::NONE`] while the log has all entries.
+    pub truncated: LogId,
     /// The index of the last entry; `truncated.index` if there is none.
     pub last_index: u64,
     /// An unfinished install: the state machine must be restored from this snapshot before the group starts.
@@ -192,7 +191,7 @@ impl GroupWrite {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Install {
     /// The snapshot's position in the log: the new truncation point.
-    pub at: Applied,
+    pub at: LogId,
     /// The verified, durable snapshot file. The engine keeps it until [`GroupWrite::installed`].
     pub installing: ContentId,
 }
@@ -306,7 +305,7 @@ mod tests {
     fn an_install_forgets_what_was_merged_before_it() {
         let mut batch = LogBatch::default();
         batch.merge(write(entries(1..6, 1)));
-        let install = Install { at: Applied { index: 9, term: 2 }, installing: ContentId([7; 16]) };
+        let install = Install { at: LogId { index: 9, term: 2 }, installing: ContentId([7; 16]) };
         batch.merge(GroupWrite {
             install: Some(install.clone()),
             entries: entries(10..11, 2),

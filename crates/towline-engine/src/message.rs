@@ -168,6 +168,20 @@ pub struct SnapshotRecord {
     pub conf_state: ConfState,
 }
 
+/// A log position: an index and the term of the entry there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct LogId {
+    /// The index; zero before the first entry.
+    pub index: u64,
+    /// The term of the entry at `index`.
+    pub term: u64,
+}
+
+impl LogId {
+    /// The position before the first entry.
+    pub const NONE: Self = Self { index: 0, term: 0 };
+}
+
 /// The part of Raft's state that must be durable before the node answers a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HardState {

@@ -7,8 +7,7 @@ use bytes::{Buf, Bytes};
 use twox_hash::XxHash3_128;
 
 use crate::ids::{GroupId, Incarnation};
-use crate::message::{ConfState, MemberTable};
-use crate::state_machine::Applied;
+use crate::message::{ConfState, LogId, MemberTable};
 
 /// Names a snapshot's bytes: a digest over header and body. Equal ids mean equal bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +31,7 @@ pub struct SnapshotHead {
     /// The group.
     pub group: GroupId,
     /// The last log position that the snapshot covers.
-    pub at: Applied,
+    pub at: LogId,
     /// The membership at that index.
     pub conf_state: ConfState,
     /// Addresses and incarnations of these members. A joining node learns its peers from here.
@@ -362,7 +361,7 @@ mod tests {
     fn head() -> SnapshotHead {
         SnapshotHead {
             group: GroupId::DEFAULT,
-            at: Applied { index: 7, term: 2 },
+            at: LogId { index: 7, term: 2 },
             conf_state: ConfState::default(),
             members: MemberTable::new(),
         }
@@ -377,7 +376,7 @@ mod tests {
         };
         assert_eq!(digest(&head(), &[b"ab", b"c"]), digest(&head(), &[b"abc"]));
         assert_ne!(digest(&head(), &[b"abc"]).content, digest(&head(), &[b"abd"]).content);
-        let later = SnapshotHead { at: Applied { index: 8, term: 2 }, ..head() };
+        let later = SnapshotHead { at: LogId { index: 8, term: 2 }, ..head() };
         assert_ne!(digest(&head(), &[b"abc"]).content, digest(&later, &[b"abc"]).content);
         assert_eq!(digest(&head(), &[b"abc"]).length, 3);
     }

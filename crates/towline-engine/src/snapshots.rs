@@ -4,22 +4,22 @@
 //! Every way out of a transfer records its payload bytes and logs one line, on both sides, so that the totals of sender
 //! and receiver can be compared: if they differ the wire lost something, if they are equal the format is wrong.
 
-mod account;
-mod keeper;
+mod incoming_file;
 mod pace;
 mod priority;
 mod receive;
-mod seats;
+mod receive_slots;
 mod send;
-mod spool;
 mod storing;
+mod transfer_record;
+mod worker;
 
 use std::time::Duration;
 
-pub(crate) use self::keeper::{Keeper, Made, Making};
 pub(crate) use self::priority::step_back;
-pub(crate) use self::receive::{GroupDoor, Receives, ReceivesDeps};
+pub(crate) use self::receive::{Receives, ReceivesDeps, SnapshotGroups};
 pub(crate) use self::send::{Sends, SendsDeps};
+pub(crate) use self::worker::{Made, Making, SnapshotWorker};
 use crate::config::ValidConfig;
 
 /// The bounds and times of transfers. See [`Config`](crate::config::Config) for each.

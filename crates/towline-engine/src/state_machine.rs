@@ -6,7 +6,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use crate::message::Entry;
+use crate::message::{Entry, LogId};
 use crate::snapshot_store::SnapshotMeta;
 
 /// A deterministic state machine: the same commands in the same order give the same state on every node.
@@ -26,9 +26,9 @@ pub trait StateMachine: Send + 'static {
     /// [`apply`](Self::apply) calls.
     fn view(&self) -> Self::View;
 
-    /// The newest log position whose effect would survive a power loss now; [`Applied::NONE`] if the state is volatile. After
+    /// The newest log position whose effect would survive a power loss now; [`LogId::NONE`] if the state is volatile. After
     /// a restart the engine applies from the next index on.
-    fn durable(&self) -> Applied;
+    fn durable(&self) -> LogId;
 
     /// Applies commands in order and pushes exactly one reply for each, in the same order.
     ///
@@ -44,7 +44,7 @@ pub trait StateMachine: Send + 'static {
     ///
     /// # Errors
     /// [`Fatal`] if that failed. The engine does not retry.
-    fn flush(&mut self) -> Result<Applied, Fatal> {
+    fn flush(&mut self) -> Result<LogId, Fatal> {
         Ok(self.durable())
     }
 
@@ -79,31 +79,17 @@ impl SnapshotSource for Vec<u8> {
     }
 }
 
-/// A log position: an index and the term of the entry there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Applied {
-    /// The index; zero before the first entry.
-    pub index: u64,
-    /// The term of the entry at `index`.
-    pub term: u64,
-}
-
-impl Applied {
-    /// The position before the first entry.
-    pub const NONE: Self = Self { index: 0, term: 0 };
-}
-
 /// Committed entries to apply, in order.
 #[derive(Debug, Clone, Copy)]
 pub struct ApplyBatch<'a> {
     entries: &'a [Entry],
-    through: Applied,
+    through: LogId,
 }
 
 impl<'a> ApplyBatch<'a> {
     /// Creates a batch of contiguous committed entries that ends at `through`. The engine makes batches; this is public for
     /// tests of state machines.
-    pub fn new(entries: &'a [Entry], through: Applied) -> Self {
+    pub fn new(entries: &'a [Entry], through: LogId) -> Self {
         Self { entries, through }
     }
 
@@ -127,7 +113,7 @@ impl<'a> ApplyBatch<'a> {
     }
 
     /// The log position reached by applying this batch. It may lie past the last command.
-    pub fn through(&self) -> Applied {
+    pub fn through(&self) -> LogId {
         self.through
     }
 }

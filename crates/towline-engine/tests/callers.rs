@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
 
-use crate::common::{Alone, DEADLINE, address, id, wait};
+use crate::common::{Alone, DEADLINE, Log, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::errors::{ProposeError, ReadError, StatusError, WaitLeaderError};
 use towline_engine::ids::GroupId;
-use towline_engine::node::{Consistency, Group, Start};
+use towline_engine::log_store::LogStore as _;
+use towline_engine::message::LogId;
+use towline_engine::node::{Consistency, Group, Start, StartError};
 use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::status::Role;
 
 /// Answers each command with its length; the answer to `drop` panics when it is dropped, and so does the machine of a
@@ -50,8 +52,8 @@ impl StateMachine for Machine {
 
     fn view(&self) {}
 
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Reply>) -> Result<(), Fatal> {
@@ -191,4 +193,56 @@ async fn a_group_that_is_stopped_ends_typed_and_may_be_started_again() {
     again.wait_leader(DEADLINE).await.unwrap();
     copy.stop().await.unwrap();
     serves(&again).await;
+}
+
+/// A stop wrote its last commit index when its future was polled again. By then the next generation could have voted in a
+/// newer term, and the old hard state replaced that vote.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_is_polled_late_leaves_the_term_of_the_next_generation() {
+    let log = Arc::new(Log::default());
+    let config = Config { election_ticks_min: 50, election_ticks_max: 80, ..Config::default() };
+    let alone = Alone::start_on(log.clone(), config).await;
+    let (group, members) = (GroupId::new(1), Start::Bootstrap(vec![(id(1), address(1))]));
+    let mut running = alone.node.group(group, Machine::default()).start(members).await.unwrap();
+    for _ in 0..3 {
+        running.wait_leader(DEADLINE).await.unwrap();
+        running.propose("four").await.unwrap();
+        let stopped = running.clone();
+        let mut stop = Box::pin(stopped.stop());
+        let has_ended = wait("the end of the group", || {
+            let is_down = stopped.state().role == Role::Down;
+            let polled = (!is_down).then(|| stop.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            let has_ended = polled.is_some_and(|polled| polled.is_ready());
+            (is_down || has_ended).then_some(has_ended)
+        })
+        .await;
+        running = alone.node.group(group, Machine::default()).start(Start::Restart).await.unwrap();
+        running.wait_leader(DEADLINE).await.unwrap();
+        // Committed, so the term is durable.
+        running.propose("four").await.unwrap();
+        let term = running.status().await.unwrap().state.term;
+        if !has_ended {
+            stop.await.unwrap();
+        }
+        let stored = log.recover(group).unwrap().hard_state.unwrap();
+        assert!(stored.term >= term, "term {} is stored, but the group is in term {term}", stored.term);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_after_a_quarantine_frees_the_place_of_the_group() {
+    let config = Config { groups_max: 1, ..Config::default() };
+    let alone = Alone::start(config).await;
+    let start = |group| {
+        let members = Start::Bootstrap(vec![(id(1), address(1))]);
+        alone.node.group(GroupId::new(group), Machine::default()).start(members)
+    };
+    let one = start(1).await.unwrap();
+    one.wait_leader(DEADLINE).await.unwrap();
+    drop(one.submit("fail").unwrap());
+    wait("the quarantine", || (one.state().role == Role::Down).then_some(())).await;
+    let Err(refused) = start(2).await else { panic!("no place is free") };
+    assert!(matches!(refused, StartError::TooManyGroups { groups_max: 1 }), "{refused}");
+    one.stop().await.unwrap();
+    start(2).await.unwrap();
 }

@@ -15,7 +15,7 @@ use static_assertions::{assert_impl_all, assert_not_impl_any, assert_obj_safe};
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{LogBatch, LogError, LogReadError, LogStore, Recovered};
-use towline_engine::message::{Batch, Entry, Lane};
+use towline_engine::message::{Batch, Entry, Lane, LogId};
 use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, Start, StartError,
 };
@@ -26,7 +26,7 @@ use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
     Trailer,
 };
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::storage::Storage;
 use towline_engine::transport::*;
 
@@ -40,8 +40,8 @@ impl StateMachine for Machine {
         Arc::default()
     }
 
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
@@ -450,7 +450,7 @@ fn a_ticket_reports_once_also_when_dropped() {
 #[test]
 fn a_batch_can_be_made_by_hand() {
     let entries = [Entry { index: 3, term: 2, data: "ab".into(), ..Entry::default() }, Entry::default()];
-    let batch = ApplyBatch::new(&entries, Applied { index: 3, term: 2 });
+    let batch = ApplyBatch::new(&entries, LogId { index: 3, term: 2 });
     let mut replies = Replies::with_capacity(batch.len());
     Machine.apply(batch, &mut replies).unwrap();
     assert_eq!(replies.into_vec(), [7]);

@@ -4,14 +4,13 @@
 use crate::common::*;
 use tokio::runtime::{Builder, Runtime};
 use towline_engine::ids::GroupId;
-use towline_engine::message::{Lane, Message, MessageKind};
+use towline_engine::message::{Lane, LogId, Message, MessageKind};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{OfferAnswer, ProgressCell, SnapshotOffer, Transport};
 use towline_quic::QuicConfig;
 
 fn offer() -> SnapshotOffer {
-    let at = Applied { index: 1, term: 1 };
+    let at = LogId { index: 1, term: 1 };
     let head = SnapshotHead {
         group: GroupId::new(1),
         at,

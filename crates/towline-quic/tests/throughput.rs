@@ -107,7 +107,7 @@ async fn transfer() -> f64 {
     let listener = listening.listen(&at, Arc::new(Counts(Arc::clone(&taken)))).await.unwrap();
     let head = SnapshotHead {
         group: towline_engine::ids::GroupId::new(1),
-        at: towline_engine::state_machine::Applied { index: 1, term: 1 },
+        at: towline_engine::message::LogId { index: 1, term: 1 },
         conf_state: Default::default(),
         members: Default::default(),
     };

@@ -10,9 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use towline_engine::ids::GroupId;
-use towline_engine::message::{ConfState, MemberTable};
+use towline_engine::message::{ConfState, LogId, MemberTable};
 use towline_engine::snapshot_store::{SnapshotHead, SnapshotStore};
-use towline_engine::state_machine::Applied;
 use towline_storage::DataDir;
 
 const PART_BYTES: usize = 1024 * 1024;
@@ -50,7 +49,7 @@ fn measure(root: &Path, parts: usize, rounds: u64) -> Result<(), Box<dyn Error>>
 
         let head = SnapshotHead {
             group: GroupId::DEFAULT,
-            at: Applied { index: round + 1, term: 1 },
+            at: LogId { index: round + 1, term: 1 },
             conf_state: ConfState::default(),
             members: MemberTable::new(),
         };

@@ -125,7 +125,9 @@ impl DataDir {
     /// second start on. The directory may be there already, without the files of a node.
     ///
     /// # Errors
-    /// [`DataDirError::NotNew`] if a node's files are there; see [`DataDirError`] for the others.
+    /// [`DataDirError::NotNew`] if a node's files are there; see [`DataDirError`] for the others. After an interruption, call
+    /// `create` again; `NotNew` then means that the directory can be opened. Do not call `create` at every start: on an
+    /// emptied disk it would found the node a second time.
     pub fn create(path: &Path) -> Result<Self, DataDirError> {
         Self::create_with(path, DataDirConfig::default())
     }

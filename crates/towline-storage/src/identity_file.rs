@@ -44,7 +44,7 @@ impl IdentityFile {
 
     /// From now on [`may_found`](IdentityStore::may_found) is true.
     pub(crate) fn allow_founding(&self) -> Result<(), IdentityError> {
-        self.replace(FOUNDING_FILE, FOUNDING_VERSION, &())
+        self.replace(FOUNDING_FILE, FOUNDING_VERSION, &None::<Incarnation>)
     }
 
     fn read<T>(
@@ -88,11 +88,23 @@ impl IdentityStore for IdentityFile {
         if let Some(there) = self.load()? {
             return Err(IdentityError::Exists { node: there.node, cluster: there.cluster });
         }
-        self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, BTreeSet::<GroupId>::new()))
+        self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, BTreeSet::<GroupId>::new()))?;
+        // From now on the permission belongs to this identity: if the identity gets lost, no other one is founded here.
+        if self.may_found()? {
+            self.replace(FOUNDING_FILE, FOUNDING_VERSION, &Some(identity.incarnation))?;
+        }
+        Ok(())
     }
 
     fn may_found(&self) -> Result<bool, IdentityError> {
-        Ok(self.read(FOUNDING_FILE, FOUNDING_VERSION, |_, payload| format::decode::<()>(payload))?.is_some())
+        let founding = self.read(FOUNDING_FILE, FOUNDING_VERSION, |_, payload| {
+            format::decode::<Option<Incarnation>>(payload)
+        })?;
+        Ok(match founding {
+            None => false,
+            Some(None) => true,
+            Some(Some(by)) => self.load()?.is_some_and(|identity| identity.incarnation == by),
+        })
     }
 
     fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {

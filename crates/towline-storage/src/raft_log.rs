@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use raft_engine::{Command, Engine, ReadableSize, RecoveryMode, Version};
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
-use towline_engine::message::Entry;
-use towline_engine::state_machine::Applied;
+use towline_engine::message::{Entry, LogId};
 
 use crate::codec::{self, Stored};
 use crate::data_dir::{DirLock, LogConfig};
@@ -52,7 +51,7 @@ pub struct RaftLog {
 /// Which entries of a group there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Span {
-    truncated: Applied,
+    truncated: LogId,
     last: u64,
 }
 
@@ -281,7 +280,7 @@ impl RaftLog {
     /// By `Clean`, for two reasons. Without one raft-engine finds a hole before what follows. And only `Clean` is still
     /// known after a purge: without one, entries that were overwritten before the log became empty come back from the
     /// file they were moved to. It takes the records too, so they are written again.
-    fn forget(&self, group: GroupId, at: Applied, out: &mut raft_engine::LogBatch) -> Result<(), LogError> {
+    fn forget(&self, group: GroupId, at: LogId, out: &mut raft_engine::LogBatch) -> Result<(), LogError> {
         let (raw, engine) = (group.as_u64(), self.engine()?);
         let put = |out: &mut raft_engine::LogBatch, key: &[u8], value| {
             out.put(raw, key.to_vec(), value).map_err(|e| LogError::Invalid { group, detail: e.to_string() })
@@ -446,7 +445,7 @@ impl LogStore for RaftLog {
             place: format!("group {group}, index {known}"),
             detail: e.to_string(),
         })?;
-        let truncated = Applied { index: through, term };
+        let truncated = LogId { index: through, term };
         // Synced although it need not be: a second unsynced record would spoil what `scan` relies on.
         self.commit("compaction", |out| {
             if through >= span.last {

@@ -4,9 +4,8 @@
 
 use towline_engine::ids::NodeId;
 use towline_engine::log_store::ConfRecord;
-use towline_engine::message::{ConfState, HardState, MemberTable};
+use towline_engine::message::{ConfState, HardState, LogId, MemberTable};
 use towline_engine::snapshot_store::ContentId;
-use towline_engine::state_machine::Applied;
 
 use crate::format::{self, Damage};
 
@@ -33,14 +32,14 @@ pub(crate) fn decode_hard_state(framed: &[u8]) -> Result<HardState, Damage> {
 }
 
 /// `index | term`, each u64 little endian.
-pub(crate) fn encode_truncated(at: Applied) -> Vec<u8> {
+pub(crate) fn encode_truncated(at: LogId) -> Vec<u8> {
     format::seal(TRUNCATED_VERSION, &words([at.index, at.term]))
 }
 
-pub(crate) fn decode_truncated(framed: &[u8]) -> Result<Applied, Damage> {
+pub(crate) fn decode_truncated(framed: &[u8]) -> Result<LogId, Damage> {
     let (_, payload) = format::open(TRUNCATED_VERSION, framed)?;
     let [index, term] = read_words(payload)?;
-    Ok(Applied { index, term })
+    Ok(LogId { index, term })
 }
 
 /// The 16 bytes of the id, or none once there is nothing to install any more.

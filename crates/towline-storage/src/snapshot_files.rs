@@ -238,7 +238,7 @@ impl Shared {
         &self,
         path: &Path,
         group: GroupId,
-        at: towline_engine::state_machine::Applied,
+        at: towline_engine::message::LogId,
         content: ContentId,
     ) -> Result<SnapshotMeta, String> {
         let told = layout::read_meta(path).map_err(|e| e.to_string()).and_then(|meta| {

@@ -10,9 +10,8 @@
 use towline_engine::identity::{Identity, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
 use towline_engine::log_store::{GroupWrite, LogBatch, LogStore};
-use towline_engine::message::{ConfState, Entry, MemberTable};
+use towline_engine::message::{ConfState, Entry, LogId, MemberTable};
 use towline_engine::snapshot_store::{SnapshotHead, SnapshotStore};
-use towline_engine::state_machine::Applied;
 use towline_storage::{DataDir, DataDirError};
 
 #[allow(clippy::unwrap_used)] // a fixture
@@ -27,7 +26,7 @@ fn identity() -> Identity {
 fn head() -> SnapshotHead {
     SnapshotHead {
         group: GroupId::DEFAULT,
-        at: Applied { index: 1, term: 1 },
+        at: LogId { index: 1, term: 1 },
         conf_state: ConfState::default(),
         members: MemberTable::new(),
     }
@@ -97,6 +96,14 @@ fn only_a_directory_made_for_a_new_node_may_found_groups_and_keeps_that() {
     assert!(!may_found(DataDir::open(&other).unwrap()));
     assert!(may_found(DataDir::create(&new).unwrap()));
     assert!(may_found(DataDir::open(&new).unwrap()), "a crash before the founding loses nothing");
+    let founded = root.path().join("founded");
+    DataDir::create(&founded).unwrap().identity().create(&identity()).unwrap();
+    assert!(may_found(DataDir::open(&founded).unwrap()), "its other groups are founded here too");
+    std::fs::remove_file(founded.join("identity")).unwrap();
+    assert!(!may_found(DataDir::open(&founded).unwrap()), "a node that lost its identity is no new node");
+    let other_identity = Identity { incarnation: Incarnation::new(10).unwrap(), ..identity() };
+    DataDir::open(&founded).unwrap().identity().create(&other_identity).unwrap();
+    assert!(!may_found(DataDir::open(&founded).unwrap()), "the permission was that of another identity");
     for used in [&new, &other] {
         let refused = DataDir::create(used).unwrap_err();
         assert!(matches!(refused, DataDirError::NotNew { part: "log", .. }), "{refused}");

@@ -7,8 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
 pub use disk::{ListDisk, Replacing, RestoreCut};
 
@@ -27,7 +28,7 @@ pub enum Trouble {
 #[derive(Debug)]
 pub struct ListMachine {
     list: List,
-    durable: Applied,
+    durable: LogId,
     trouble: Option<(Bytes, Trouble)>,
     time: Duration,
     disk: Option<ListDisk>,
@@ -48,7 +49,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     commands: Vec<Bytes>,
-    applied: Applied,
+    applied: LogId,
     holds: usize,
     held: bool,
     flushes: usize,
@@ -63,7 +64,7 @@ impl Default for ListMachine {
 impl ListMachine {
     /// An empty one that does everything right.
     pub fn new() -> Self {
-        let (list, durable) = (List::default(), Applied::NONE);
+        let (list, durable) = (List::default(), LogId::NONE);
         Self { list, durable, trouble: None, time: Duration::ZERO, disk: None }
     }
 
@@ -83,7 +84,7 @@ impl ListMachine {
 
     /// Claims to have stored everything up to this place, until it restores a snapshot.
     #[must_use]
-    pub fn durable_at(mut self, durable: Applied) -> Self {
+    pub fn durable_at(mut self, durable: LogId) -> Self {
         self.durable = durable;
         self
     }
@@ -126,7 +127,7 @@ impl List {
     }
 
     /// The place in the log it has reached.
-    pub fn applied(&self) -> Applied {
+    pub fn applied(&self) -> LogId {
         self.lock().applied
     }
 
@@ -187,7 +188,7 @@ impl StateMachine for ListMachine {
         self.list()
     }
 
-    fn durable(&self) -> Applied {
+    fn durable(&self) -> LogId {
         self.disk.as_ref().map_or(self.durable, ListDisk::at)
     }
 
@@ -217,7 +218,7 @@ impl StateMachine for ListMachine {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<Applied, Fatal> {
+    fn flush(&mut self) -> Result<LogId, Fatal> {
         self.list.lock().flushes += 1;
         Ok(self.durable())
     }
@@ -240,7 +241,7 @@ impl StateMachine for ListMachine {
         }
         if let Some(disk) = &self.disk {
             disk.replace(&commands, meta.head.at)?;
-        } else if self.durable != Applied::NONE {
+        } else if self.durable != LogId::NONE {
             self.durable = meta.head.at;
         }
         let mut state = self.list.lock();

@@ -20,9 +20,10 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, PeerAddr};
+use towline_engine::message::LogId;
 use towline_engine::node::Consistency;
 use towline_engine::snapshot_store::{ContentHasher, SnapshotMeta, SnapshotStore, Trailer};
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::status::{AttemptOutcome, LastAttempt};
 use towline_engine::storage::Storage;
 use towline_grpc::{GrpcConfig, GrpcTransport};
@@ -73,8 +74,8 @@ impl StateMachine for Noise {
         self.state.clone()
     }
 
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {

@@ -16,9 +16,8 @@ use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::identity::IdentityStore;
 use towline_engine::ids::GroupId;
-use towline_engine::message::{ConfState, MemberTable, Message, MessageKind, SnapshotRecord};
+use towline_engine::message::{ConfState, LogId, MemberTable, Message, MessageKind, SnapshotRecord};
 use towline_engine::snapshot_store::{ContentHasher, ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::*;
 use towline_testkit::cluster::{Cluster, Plan, cluster_id, node_id, quick, until, within};
 
@@ -78,7 +77,7 @@ impl Bench {
 fn honest(length: usize) -> (Bytes, SnapshotOffer) {
     let body: Bytes = (0..length).map(|n| (n / 7) as u8).collect::<Vec<_>>().into();
     let conf_state = ConfState { voters: [node_id(1), node_id(2)].into(), ..ConfState::default() };
-    let at = Applied { index: 1_000, term: 9 };
+    let at = LogId { index: 1_000, term: 9 };
     let head = SnapshotHead {
         group: GroupId::DEFAULT,
         at,

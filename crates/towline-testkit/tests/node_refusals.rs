@@ -17,10 +17,9 @@ use crate::common::Counts;
 use crate::wires::{AUTHORITY, Bounds, First, Heard, Recording, Refusals, Wire, identity, of_node};
 use bytes::Bytes;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
-use towline_engine::message::{Lane, Message, MessageKind};
+use towline_engine::message::{Lane, LogId, Message, MessageKind};
 use towline_engine::node::{Group, Node, Start};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     CertRefusal, ConnectError, Hello, LinkClosed, LinkEvents, LinkFeedback, Nack, OfferAnswer,
     PROTOCOL_VERSION, Peer, ProgressCell, Refusal, SnapshotOffer, TransferError, Transport,
@@ -74,7 +73,7 @@ fn hello() -> Hello {
 fn offer() -> SnapshotOffer {
     let head = SnapshotHead {
         group: GroupId::DEFAULT,
-        at: Applied { index: 9, term: 2 },
+        at: LogId { index: 9, term: 2 },
         conf_state: Default::default(),
         members: Default::default(),
     };

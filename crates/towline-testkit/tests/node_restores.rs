@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::ids::NodeId;
-use towline_engine::state_machine::Applied;
+use towline_engine::message::LogId;
 use towline_engine::status::Role;
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until};
 use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
@@ -121,7 +121,7 @@ async fn cut_at_every_step(replacing: Replacing) {
                 bench.cluster.acked(1, format!("{}", bench.loaded)).await;
                 bench.cluster.stop(bench.behind, Duration::ZERO).await;
             }
-            lost += usize::from(bench.disk().at() == Applied::NONE);
+            lost += usize::from(bench.disk().at() == LogId::NONE);
             bench.comes_back(&old, &what).await;
         }
     }

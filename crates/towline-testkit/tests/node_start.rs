@@ -12,10 +12,10 @@ use towline_engine::errors::{Outcome, ProposeError};
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{ConfRecord, GroupWrite, LogBatch, LogStore};
-use towline_engine::message::{ConfState, Entry, HardState, Member};
+use towline_engine::message::{ConfState, Entry, HardState, LogId, Member};
 use towline_engine::node::{Consistency, Node, NodeBuilder, Start, StartError};
 use towline_engine::snapshot_store::SnapshotHead;
-use towline_engine::state_machine::{Applied, Fatal};
+use towline_engine::state_machine::Fatal;
 use towline_engine::storage::Storage;
 use towline_engine::transport::{Transport, TransportError};
 use towline_grpc::{GrpcConfig, GrpcTransport};
@@ -355,7 +355,7 @@ async fn restart(disk: &Disk, machine: ListMachine) -> Result<usize, StartError>
 /// Case 38.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
-    let at = |index, term| ListMachine::new().durable_at(Applied { index, term });
+    let at = |index, term| ListMachine::new().durable_at(LogId { index, term });
     // The whole log is applied again to a volatile machine; only the rest to one that stored more than the commit index.
     assert_eq!(restart(&stored(10, 4), ListMachine::new()).await.unwrap(), 10);
     assert_eq!(restart(&stored(10, 4), at(8, 2)).await.unwrap(), 2);
@@ -401,7 +401,7 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
 }
 
 /// A snapshot of the commands up to an index of [`stored`].
-fn snapshot(disk: &Disk, at: Applied) {
+fn snapshot(disk: &Disk, at: LogId) {
     let head = SnapshotHead { group: ONE, at, conf_state: ConfState::default(), members: BTreeMap::new() };
     let store = disk.storage().snapshots;
     let mut writer = store.create(&head).unwrap();
@@ -420,11 +420,11 @@ fn snapshot(disk: &Disk, at: Applied) {
 async fn a_state_machine_of_another_history_is_restored_from_a_snapshot() {
     for (index, term) in [(8, 1), (5, 7)] {
         let disk = stored(10, 10);
-        snapshot(&disk, Applied { index: 5, term: 1 });
+        snapshot(&disk, LogId { index: 5, term: 1 });
         if index == 5 {
             disk.log.compact(ONE, 5).unwrap();
         }
-        let machine = ListMachine::new().durable_at(Applied { index, term });
+        let machine = ListMachine::new().durable_at(LogId { index, term });
         assert_eq!(restart(&disk, machine).await.unwrap(), 10, "machine at {index} of term {term}");
     }
 }

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::{LogStore, Recovered};
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore};
-use towline_engine::state_machine::Applied;
 use towline_engine::storage::Storage;
 use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, node_id, quick, until, within};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotGate, SnapshotOp};
@@ -209,7 +209,7 @@ async fn a_file_the_log_does_not_know_does_not_take_the_place_of_the_nodes_own()
     bench.forgets(1).await;
     bench.cluster.crash(1);
     let (own, snapshots) = (bench.newest(1).unwrap(), bench.cluster.disks[&1].snapshots.clone());
-    let beyond = SnapshotHead { at: Applied { index: 10_000, term: 99 }, ..own.head.clone() };
+    let beyond = SnapshotHead { at: LogId { index: 10_000, term: 99 }, ..own.head.clone() };
     let mut stray = snapshots.create(&beyond).unwrap();
     stray.verify(None).unwrap();
     let stray = stray.commit().unwrap();

@@ -75,7 +75,7 @@ impl Line {
 
 impl Subscriber for Lines {
     fn enabled(&self, of: &Metadata<'_>) -> bool {
-        of.is_event() && of.target() == "towline_engine::snapshots::account"
+        of.is_event() && of.target() == "towline_engine::snapshots::transfer_record"
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

@@ -11,8 +11,9 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_testkit::list::{List, ListDisk, ListMachine};
 use towline_testkit::state_machine_suite;
 use towline_testkit::suites::state_machine::{self as suite, Fixture};
@@ -80,13 +81,13 @@ enum Flaw {
     HidesWriteErrors,
 }
 
-type Stored = Arc<Mutex<(Vec<u8>, Applied)>>;
+type Stored = Arc<Mutex<(Vec<u8>, LogId)>>;
 
 /// One byte a command; it stores when flushed.
 struct Flawed {
     flaw: Flaw,
     state: Arc<Mutex<Vec<u8>>>,
-    applied: Applied,
+    applied: LogId,
     /// Commands that were answered since the start of the state.
     answered: u64,
     disk: Stored,
@@ -124,7 +125,7 @@ impl StateMachine for Flawed {
         }
     }
 
-    fn durable(&self) -> Applied {
+    fn durable(&self) -> LogId {
         if self.flaw == Flaw::ClaimsWhatIsNotStored { self.applied } else { self.disk.lock().unwrap().1 }
     }
 
@@ -146,9 +147,9 @@ impl StateMachine for Flawed {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<Applied, Fatal> {
+    fn flush(&mut self) -> Result<LogId, Fatal> {
         if self.flaw == Flaw::FlushStopsShort {
-            let short = Applied { index: self.applied.index.saturating_sub(1), ..self.applied };
+            let short = LogId { index: self.applied.index.saturating_sub(1), ..self.applied };
             let (state, before) = (self.state.lock().unwrap(), self.disk.lock().unwrap().1);
             let kept = state[..state.len().saturating_sub(1)].to_vec();
             *self.disk.lock().unwrap() = (kept, short.max(before));

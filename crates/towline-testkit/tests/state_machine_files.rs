@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_testkit::suites::state_machine::Fixture;
 use towline_testkit::suites::state_machine::files::{self as suite, FilesFixture};
 use towline_testkit::{state_machine_files_suite, state_machine_suite};
@@ -37,19 +38,14 @@ struct Halved {
     flaw: Flaw,
     dir: PathBuf,
     state: Arc<Mutex<Vec<u8>>>,
-    applied: Applied,
-    durable: Applied,
+    applied: LogId,
+    durable: LogId,
 }
 
 impl Halved {
     fn open(flaw: Flaw, dir: &Path) -> Result<Self, String> {
-        let mut machine = Self {
-            flaw,
-            dir: dir.into(),
-            state: Arc::default(),
-            applied: Applied::NONE,
-            durable: Applied::NONE,
-        };
+        let mut machine =
+            Self { flaw, dir: dir.into(), state: Arc::default(), applied: LogId::NONE, durable: LogId::NONE };
         let current = match fs::read(dir.join("current")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(machine),
             current => current.map_err(|error| error.to_string())?,
@@ -57,7 +53,7 @@ impl Halved {
         let at = open_sealed(b"current", &current).ok_or("`current` is damaged")?;
         let (index, term) = at.split_first_chunk().ok_or("`current` is damaged")?;
         let term = u64::from_be_bytes(term.try_into().map_err(|_| "`current` is damaged")?);
-        machine.applied = Applied { index: u64::from_be_bytes(*index), term };
+        machine.applied = LogId { index: u64::from_be_bytes(*index), term };
         machine.durable = machine.applied;
         let halves = HALVES.map(|half| machine.read(half));
         let halves = match halves {
@@ -136,7 +132,7 @@ impl StateMachine for Halved {
         self.state.clone()
     }
 
-    fn durable(&self) -> Applied {
+    fn durable(&self) -> LogId {
         self.durable
     }
 
@@ -150,7 +146,7 @@ impl StateMachine for Halved {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<Applied, Fatal> {
+    fn flush(&mut self) -> Result<LogId, Fatal> {
         self.store()?;
         Ok(self.durable)
     }

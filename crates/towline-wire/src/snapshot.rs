@@ -1,9 +1,8 @@
 //! Converts the frames of a snapshot transfer between the engine's types and the schema's.
 
 use towline_engine::ids::{GroupId, Incarnation, PeerAddr};
-use towline_engine::message::{Member, MemberTable};
+use towline_engine::message::{LogId, Member, MemberTable};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     Chunk, SnapshotOffer, SnapshotReceipt, SnapshotRefusal, TransferPhase, TransferProgress,
 };
@@ -59,7 +58,7 @@ pub fn offer_of(frame: pb::Frame) -> Result<SnapshotOffer, WireError> {
     }
     let head = SnapshotHead {
         group: GroupId::new(head.group),
-        at: Applied { index: head.index, term: head.term },
+        at: LogId { index: head.index, term: head.term },
         conf_state: head.conf_state.unwrap_or_default().try_into()?,
         members,
     };

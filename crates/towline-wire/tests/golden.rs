@@ -13,10 +13,9 @@ use bytes::Bytes;
 use prost::Message as _;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use towline_engine::message::{
-    Batch, ConfState, Entry, EntryKind, Envelope, Lane, Member, Message, MessageKind, SnapshotRecord,
+    Batch, ConfState, Entry, EntryKind, Envelope, Lane, LogId, Member, Message, MessageKind, SnapshotRecord,
 };
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     Chunk, Hello, Nack, NackCause, PROTOCOL_VERSION, ProgressCell, Refusal, SnapshotOffer, SnapshotRefusal,
     TransferPhase, TransferProgress, Welcome,
@@ -143,7 +142,7 @@ fn an_offer_keeps_its_bytes() {
     let not_met = Member { address: "quic://b:2".parse().unwrap(), incarnation: None };
     let head = SnapshotHead {
         group: GroupId::new(3),
-        at: Applied { index: 300, term: 4 },
+        at: LogId { index: 300, term: 4 },
         conf_state,
         members: [(node(1), met), (node(2), not_met)].into(),
     };

@@ -22,8 +22,8 @@ impl StateMachine for Count {
         self.0.clone()
     }
 
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {

@@ -12,15 +12,14 @@ pub use towline_engine::errors::{
 pub use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 pub use towline_engine::ids::{ClusterId, GroupId, IdError, Incarnation, NodeId, PeerAddr};
 pub use towline_engine::log_store::{LogError, LogReadError, LogStore};
+pub use towline_engine::message::LogId;
 pub use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, SHUTDOWN_MARGIN, ShutdownReport, Start,
     StartError,
 };
 pub use towline_engine::reporter::SnapshotFailure;
 pub use towline_engine::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
-pub use towline_engine::state_machine::{
-    Applied, ApplyBatch, Command, Fatal, Replies, SnapshotSource, StateMachine,
-};
+pub use towline_engine::state_machine::{ApplyBatch, Command, Fatal, Replies, SnapshotSource, StateMachine};
 pub use towline_engine::status::{
     AttemptOutcome, AttemptStatus, GroupState, GroupStatus, LastAttempt, PeerProgress, PeerStatus, Role,
 };

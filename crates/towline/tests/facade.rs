@@ -21,8 +21,8 @@ impl StateMachine for Sum {
         self.0.clone()
     }
 
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {

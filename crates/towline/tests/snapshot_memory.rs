@@ -29,7 +29,7 @@ impl StateMachine for Hoard {
 
     fn view(&self) {}
 
-    fn durable(&self) -> Applied {
+    fn durable(&self) -> LogId {
         self.0.durable()
     }
 

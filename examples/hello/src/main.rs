@@ -16,8 +16,8 @@ impl StateMachine for Counter {
     fn view(&self) -> Arc<AtomicU64> {
         self.0.clone()
     }
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
         for command in batch.commands() {

@@ -26,9 +26,8 @@ use super::terms::{Rise, TermRises};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
-use crate::message::{Entry, EntryKind, HardState, Message, MessageKind};
+use crate::message::{Entry, EntryKind, HardState, LogId, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
-use crate::state_machine::Applied;
 use crate::status::{GroupState, GroupStatus};
 
 /// How far behind the target of a transfer may be, in entries: it has to catch up while proposals stand still.
@@ -74,7 +73,7 @@ pub struct Group<W, R> {
     hard_state_ready: HardState,
     term_rises: TermRises,
     /// Highest index given out to be applied.
-    handed: Applied,
+    handed: LogId,
     ticks: u64,
     quiet_ticks: u64,
     read_timeout_ticks: u64,
@@ -100,7 +99,7 @@ impl<W, R> Group<W, R> {
     pub fn new(setup: GroupSetup) -> Result<Self, String> {
         let (id, me, hard_state) = (setup.replica.group, setup.replica.node, setup.replica.hard_state);
         let applied = setup.replica.log.applied();
-        let handed = Applied { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
+        let handed = LogId { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
         let attempts = setup.snapshots.attempts(id);
         Ok(Self {
             id,
@@ -429,7 +428,7 @@ impl<W, R> Group<W, R> {
             ));
             return;
         }
-        self.handed = Applied { index: last.index, term: last.term };
+        self.handed = LogId { index: last.index, term: last.term };
         let matched = self.proposals.committed(&entries);
         let hint = self.replica.leader().map(LeaderHint::from);
         let refused = |w| (w, ProposeError::Superseded { hint: hint.clone() });

@@ -6,8 +6,7 @@
 
 use std::collections::VecDeque;
 
-use crate::message::Entry;
-use crate::state_machine::Applied;
+use crate::message::{Entry, LogId};
 
 /// Memory that an entry costs beside its payload; bounds count it, so that a million empty entries are not free.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
@@ -21,7 +20,7 @@ pub(crate) fn cost(entry: &Entry) -> usize {
 #[derive(Debug)]
 pub struct GroupLog {
     /// Entries up to here are gone.
-    truncated: Applied,
+    truncated: LogId,
     /// Terms of all entries after `truncated`, as (first index of a run, term).
     terms: VecDeque<(u64, u64)>,
     last_index: u64,
@@ -31,7 +30,7 @@ pub struct GroupLog {
     unapplied_bytes: usize,
     applied_bytes: usize,
     cache_bytes_max: usize,
-    /// Cost of everything that was ever appended in this life: differences of it tell how much the log grew.
+    /// Cost of everything that was ever appended in this generation: differences of it tell how much the log grew.
     bytes_appended: u64,
 }
 
@@ -51,7 +50,7 @@ pub(crate) enum Lookup {
 impl GroupLog {
     /// A log as recovered: `terms` of all entries after `truncated`, `tail` the entries after `applied`.
     pub fn new(
-        truncated: Applied,
+        truncated: LogId,
         terms: Vec<(u64, u64)>,
         last_index: u64,
         tail: Vec<Entry>,
@@ -148,7 +147,7 @@ impl GroupLog {
     }
 
     /// A received snapshot takes the place of everything. What was applied stays so until the state machine has it.
-    pub(crate) fn install(&mut self, at: Applied) {
+    pub(crate) fn install(&mut self, at: LogId) {
         self.truncated = at;
         self.terms.clear();
         self.last_index = at.index;
@@ -171,10 +170,10 @@ impl GroupLog {
         } else if let Some(first) = self.terms.front_mut() {
             first.0 = first.0.max(through + 1);
         }
-        self.truncated = Applied { index: through, term };
+        self.truncated = LogId { index: through, term };
     }
 
-    /// Cost of everything that was ever appended in this life.
+    /// Cost of everything that was ever appended in this generation.
     pub(crate) fn bytes_appended(&self) -> u64 {
         self.bytes_appended
     }
@@ -216,7 +215,7 @@ mod tests {
     }
 
     fn log(cache_bytes_max: usize) -> GroupLog {
-        GroupLog::new(Applied::NONE, Vec::new(), 0, Vec::new(), 0, cache_bytes_max)
+        GroupLog::new(LogId::NONE, Vec::new(), 0, Vec::new(), 0, cache_bytes_max)
     }
 
     fn indices(lookup: Lookup) -> Vec<u64> {
@@ -289,7 +288,7 @@ mod tests {
         let mut log = log(1 << 20);
         log.append(&[entry(1, 1), entry(2, 1)]);
         log.applied_to(1);
-        log.install(Applied { index: 10, term: 3 });
+        log.install(LogId { index: 10, term: 3 });
         log.append(&[entry(11, 3)]);
         assert_eq!((log.first_index(), log.last_index(), log.term(10), log.term(2)), (11, 11, Some(3), None));
         log.applied_to(10);
@@ -300,7 +299,7 @@ mod tests {
     #[test]
     fn a_recovered_log_knows_the_terms_below_its_cache() {
         let tail = vec![entry(7, 4)];
-        let log = GroupLog::new(Applied { index: 2, term: 1 }, vec![(3, 1), (5, 4)], 7, tail, 6, 0);
+        let log = GroupLog::new(LogId { index: 2, term: 1 }, vec![(3, 1), (5, 4)], 7, tail, 6, 0);
         let terms: Vec<_> = (1..=8).map(|i| log.term(i)).collect();
         assert_eq!(terms, [None, Some(1), Some(1), Some(1), Some(4), Some(4), Some(4), None]);
         assert_eq!(log.entries(3, 8, 1000), Lookup::Cold);

@@ -8,26 +8,25 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::answer::{Answer, contained};
 use super::apply::{ApplyWorker, Work};
 use super::call_size::CallSize;
 use super::call_watch::CallWatch;
-use super::mail::{ShardEvent, ShardSender};
+use super::inbox::{ShardEvent, ShardSender};
 use super::target::{Cause, Target, Task, fail_all, restore};
-use super::waiter::Waiter;
+use super::waiter::{Answer, Waiter, contained};
 use crate::cause::chain;
 use crate::core::Apply;
 use crate::ids::GroupId;
-use crate::message::Entry;
+use crate::message::{Entry, LogId};
 use crate::snapshot_store::{SnapshotHead, SnapshotStore};
-use crate::snapshots::{Keeper, Making};
-use crate::state_machine::{Applied, is_command};
+use crate::snapshots::{Making, SnapshotWorker};
+use crate::state_machine::is_command;
 
 /// What a worker works with.
 pub(crate) struct ApplierDeps {
     pub(crate) shard: ShardSender,
     pub(crate) store: Arc<dyn SnapshotStore>,
-    pub(crate) keeper: Keeper,
+    pub(crate) worker: SnapshotWorker,
     /// Payload bytes of one call, unless a single entry is larger.
     pub(crate) call_bytes_max: u64,
 }
@@ -69,17 +68,17 @@ struct Served {
 }
 
 struct Running {
-    life: u64,
+    generation: u64,
     target: Box<dyn Target>,
     size: CallSize,
 }
 
 enum Job {
-    Start { life: u64, target: Box<dyn Target> },
-    Entries { life: u64, entries: Entries },
-    Other { life: u64, task: Task },
-    Flush { done: Answer<Result<Applied, Arc<str>>> },
-    Remove { life: u64 },
+    Start { generation: u64, target: Box<dyn Target> },
+    Entries { generation: u64, entries: Entries },
+    Other { generation: u64, task: Task },
+    Flush { done: Answer<Result<LogId, Arc<str>>> },
+    Remove { generation: u64 },
 }
 
 /// Committed entries that wait: neighbours are one, because a state machine pays for each call.
@@ -87,7 +86,7 @@ struct Entries {
     entries: VecDeque<Entry>,
     /// One place a command.
     waiters: VecDeque<Option<Waiter>>,
-    through: Applied,
+    through: LogId,
 }
 
 impl Worker {
@@ -117,19 +116,19 @@ impl Worker {
     /// Queues work; says whether the thread is to end.
     fn take(&mut self, work: Work) -> bool {
         match work {
-            Work::Start { group, life, target } => self.queue(group, Job::Start { life, target }),
-            Work::Apply { group, life, tasks } => {
+            Work::Start { group, generation, target } => self.queue(group, Job::Start { generation, target }),
+            Work::Apply { group, generation, tasks } => {
                 for task in tasks {
                     match task {
                         Apply::Entries { entries, waiters, through } => {
-                            self.queue_entries(group, life, entries, waiters, through);
+                            self.queue_entries(group, generation, entries, waiters, through);
                         }
-                        task => self.queue(group, Job::Other { life, task }),
+                        task => self.queue(group, Job::Other { generation, task }),
                     }
                 }
             }
             Work::Flush { group, done } => self.queue(group, Job::Flush { done }),
-            Work::Remove { group, life } => self.queue(group, Job::Remove { life }),
+            Work::Remove { group, generation } => self.queue(group, Job::Remove { generation }),
             Work::Stop => return true,
         }
         false
@@ -146,21 +145,21 @@ impl Worker {
     fn queue_entries(
         &mut self,
         group: GroupId,
-        life: u64,
+        generation: u64,
         entries: Vec<Entry>,
         waiters: Vec<Option<Waiter>>,
-        through: Applied,
+        through: LogId,
     ) {
         let last = self.groups.get_mut(&group).and_then(|served| served.queue.back_mut());
         match last {
-            Some(Job::Entries { life: of, entries: waiting }) if *of == life => {
+            Some(Job::Entries { generation: of, entries: waiting }) if *of == generation => {
                 waiting.entries.extend(entries);
                 waiting.waiters.extend(waiters);
                 waiting.through = through;
             }
             _ => {
                 let entries = Entries { entries: entries.into(), waiters: waiters.into(), through };
-                self.queue(group, Job::Entries { life, entries });
+                self.queue(group, Job::Entries { generation, entries });
             }
         }
     }
@@ -192,11 +191,11 @@ impl Turn<'_> {
         let Served { running, queue } = served;
         let group = self.group;
         match job {
-            Job::Start { life, target } => {
-                let_go(running.replace(Running { life, target, size: CallSize::new() }));
+            Job::Start { generation, target } => {
+                let_go(running.replace(Running { generation, target, size: CallSize::new() }));
             }
-            Job::Remove { life } => {
-                if running.as_ref().is_some_and(|running| running.life == life) {
+            Job::Remove { generation } => {
+                if running.as_ref().is_some_and(|running| running.generation == generation) {
                     let_go(running.take());
                 }
             }
@@ -208,22 +207,24 @@ impl Turn<'_> {
                 None => Err(not_running()),
             }),
             job if self.stopping.load(Ordering::Acquire) => job.fail(&stopped()),
-            Job::Entries { life, mut entries } => {
-                let Some(running) = running.as_mut().filter(|running| running.life == life) else {
-                    return Job::Entries { life, entries }.fail(&not_running());
+            Job::Entries { generation, mut entries } => {
+                let Some(running) = running.as_mut().filter(|running| running.generation == generation)
+                else {
+                    return Job::Entries { generation, entries }.fail(&not_running());
                 };
                 let result = self.apply(running, &mut entries);
                 if !entries.entries.is_empty() {
-                    queue.push_front(Job::Entries { life, entries });
+                    queue.push_front(Job::Entries { generation, entries });
                 }
-                self.settle(life, result, served);
+                self.settle(generation, result, served);
             }
-            Job::Other { life, task } => {
-                let Some(running) = running.as_mut().filter(|running| running.life == life) else {
-                    return Job::Other { life, task }.fail(&not_running());
+            Job::Other { generation, task } => {
+                let Some(running) = running.as_mut().filter(|running| running.generation == generation)
+                else {
+                    return Job::Other { generation, task }.fail(&not_running());
                 };
                 let result = self.other(running, task);
-                self.settle(life, result, served);
+                self.settle(generation, result, served);
             }
         }
     }
@@ -249,24 +250,24 @@ impl Turn<'_> {
             Apply::Snapshot { conf, at } => {
                 let (durable, source) = self.watch.run(group, "snapshot", || target.snapshot())?;
                 let head = SnapshotHead { group, at, conf_state: conf.conf_state, members: conf.members };
-                self.deps.keeper.make(Making { life: running.life, head, durable, source });
+                self.deps.worker.make(Making { generation: running.generation, head, durable, source });
                 Ok(None)
             }
         }
     }
 
     /// Tells the shard of each call that it is done: what waits for the applied index goes on.
-    fn settle(&self, life: u64, result: Result<Option<u64>, Cause>, served: &mut Served) {
+    fn settle(&self, generation: u64, result: Result<Option<u64>, Cause>, served: &mut Served) {
         let group = self.group;
         match result {
-            Ok(Some(index)) => self.deps.shard.post(ShardEvent::Applied { group, life, index }),
+            Ok(Some(index)) => self.deps.shard.post(ShardEvent::Applied { group, generation, index }),
             Ok(None) => {}
             Err(cause) => {
                 let cause: Arc<str> = chain(&*cause).into();
                 let_go(served.running.take());
-                self.deps.shard.post(ShardEvent::ApplyFailed { group, life, cause: cause.clone() });
-                let of_life = |job: &Job| job.life() == Some(life);
-                let (failed, rest) = std::mem::take(&mut served.queue).into_iter().partition(of_life);
+                self.deps.shard.post(ShardEvent::ApplyFailed { group, generation, cause: cause.clone() });
+                let of_generation = |job: &Job| job.generation() == Some(generation);
+                let (failed, rest) = std::mem::take(&mut served.queue).into_iter().partition(of_generation);
                 served.queue = rest;
                 let failed: VecDeque<Job> = failed;
                 failed.into_iter().for_each(|job| job.fail(&cause));
@@ -277,9 +278,9 @@ impl Turn<'_> {
 
 impl Job {
     /// Whose work it is, of work that a failure of the state machine ends.
-    fn life(&self) -> Option<u64> {
+    fn generation(&self) -> Option<u64> {
         match self {
-            Self::Entries { life, .. } | Self::Other { life, .. } => Some(*life),
+            Self::Entries { generation, .. } | Self::Other { generation, .. } => Some(*generation),
             Self::Start { .. } | Self::Flush { .. } | Self::Remove { .. } => None,
         }
     }
@@ -298,7 +299,7 @@ impl Job {
 impl Entries {
     /// The next call: at least one entry, and no more than the bounds allow.
     #[allow(clippy::type_complexity)] // the arguments of a call
-    fn take(&mut self, entries_max: usize, bytes_max: u64) -> (Vec<Entry>, Vec<Option<Waiter>>, Applied) {
+    fn take(&mut self, entries_max: usize, bytes_max: u64) -> (Vec<Entry>, Vec<Option<Waiter>>, LogId) {
         let mut bytes = 0;
         let fits = |entry: &&Entry| {
             let first = bytes == 0;
@@ -315,7 +316,7 @@ impl Entries {
         let commands = entries.iter().filter(|entry| is_command(entry)).count();
         let waiters = self.waiters.drain(..commands.min(self.waiters.len())).collect();
         let through =
-            entries.last().map_or(self.through, |last| Applied { index: last.index, term: last.term });
+            entries.last().map_or(self.through, |last| LogId { index: last.index, term: last.term });
         (entries, waiters, through)
     }
 }

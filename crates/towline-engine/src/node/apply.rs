@@ -6,17 +6,17 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
 
-use super::answer::{Answer, answer};
 use super::call_watch::{Call, CallWatch};
 use super::target::{Target, Task, fail_tasks};
+use super::waiter::{Answer, answer};
 use crate::ids::GroupId;
-use crate::state_machine::Applied;
+use crate::message::LogId;
 
 pub(super) enum Work {
-    Start { group: GroupId, life: u64, target: Box<dyn Target> },
-    Apply { group: GroupId, life: u64, tasks: Vec<Task> },
-    Flush { group: GroupId, done: Answer<Result<Applied, Arc<str>>> },
-    Remove { group: GroupId, life: u64 },
+    Start { group: GroupId, generation: u64, target: Box<dyn Target> },
+    Apply { group: GroupId, generation: u64, tasks: Vec<Task> },
+    Flush { group: GroupId, done: Answer<Result<LogId, Arc<str>>> },
+    Remove { group: GroupId, generation: u64 },
     Stop,
 }
 
@@ -31,12 +31,12 @@ pub(crate) struct ApplyWorker {
 
 impl ApplyWorker {
     /// From now on the group's work goes to `target`.
-    pub(crate) fn start_group(&self, group: GroupId, life: u64, target: Box<dyn Target>) {
-        let _ = self.work.send(Work::Start { group, life, target });
+    pub(crate) fn start_group(&self, group: GroupId, generation: u64, target: Box<dyn Target>) {
+        let _ = self.work.send(Work::Start { group, generation, target });
     }
 
-    pub(crate) fn apply(&self, group: GroupId, life: u64, tasks: Vec<Task>) {
-        if let Err(lost) = self.work.send(Work::Apply { group, life, tasks })
+    pub(crate) fn apply(&self, group: GroupId, generation: u64, tasks: Vec<Task>) {
+        if let Err(lost) = self.work.send(Work::Apply { group, generation, tasks })
             && let Work::Apply { tasks, .. } = lost.0
         {
             fail_tasks(tasks, &"the apply worker has stopped".into());
@@ -45,15 +45,15 @@ impl ApplyWorker {
 
     /// Makes durable what is applied by the time the worker has done, or [given up](Self::give_up), what was queued
     /// before.
-    pub(crate) fn flush(&self, group: GroupId) -> oneshot::Receiver<Result<Applied, Arc<str>>> {
+    pub(crate) fn flush(&self, group: GroupId) -> oneshot::Receiver<Result<LogId, Arc<str>>> {
         let (done, flushed) = answer();
         let _ = self.work.send(Work::Flush { group, done });
         flushed
     }
 
     /// Lets go of the group's state machine.
-    pub(crate) fn remove_group(&self, group: GroupId, life: u64) {
-        let _ = self.work.send(Work::Remove { group, life });
+    pub(crate) fn remove_group(&self, group: GroupId, generation: u64) {
+        let _ = self.work.send(Work::Remove { group, generation });
     }
 
     /// The call of a state machine that the worker is in.

@@ -14,12 +14,12 @@ use towline_metrics::NodeMetrics;
 
 use super::applier::{self, ApplierDeps};
 use super::counters::Counters;
-use super::mail::{ShardEvent, ShardMail};
-use super::peers::{Door, Peers, Registry};
+use super::inbox::{ShardEvent, ShardInbox};
+use super::peers::{NodeInbound, Peers, Registry};
 use super::reader::LogReader;
 use super::runtimes::Runtimes;
 use super::shard::{self, ShardDeps};
-use super::snapshots::{NodeDoor, sent};
+use super::snapshots::{NodeGroups, sent};
 use super::writer::Writer;
 use super::{Inner, Node};
 use crate::cause::panic_text;
@@ -30,7 +30,7 @@ use crate::lanes::{LaneSettings, Lanes, LanesDeps};
 use crate::log_store::LogStore;
 use crate::reporter::{Mailbox, Reporter};
 use crate::snapshot_store::SnapshotStoreError;
-use crate::snapshots::{Keeper, Receives, ReceivesDeps, Sends, SendsDeps, TransferSettings};
+use crate::snapshots::{Receives, ReceivesDeps, Sends, SendsDeps, SnapshotWorker, TransferSettings};
 use crate::storage::Storage;
 use crate::transport::{Hello, Transport, TransportError};
 
@@ -152,18 +152,19 @@ impl NodeBuilder {
         let counters = Arc::new(Counters::new(metrics.clone()));
         let registry: Registry = Arc::new(RwLock::default());
         let io = |source| StartError::Thread { source };
-        let mail = ShardMail::new();
-        let (sender, scheduled) = (mail.sender.clone(), mail.scheduled.clone());
+        let inbox = ShardInbox::new();
+        let (sender, scheduled) = (inbox.sender.clone(), inbox.scheduled.clone());
         let made = sender.clone();
-        let (keeper, keeping) =
-            Keeper::start(storage.snapshots.clone(), move |done| made.post(ShardEvent::SnapshotMade(done)))
-                .map_err(io)?;
+        let (worker, keeping) = SnapshotWorker::start(storage.snapshots.clone(), move |done| {
+            made.post(ShardEvent::SnapshotMade(done))
+        })
+        .map_err(io)?;
         let receives = Receives::new(ReceivesDeps {
             node: self.id,
             settings: TransferSettings::from(&config),
             store: storage.snapshots.clone(),
-            keeper: keeper.clone(),
-            door: Arc::new(NodeDoor { node: self.id, registry: registry.clone(), shard: sender.clone() }),
+            worker: worker.clone(),
+            groups: Arc::new(NodeGroups { node: self.id, registry: registry.clone(), shard: sender.clone() }),
             runtime: handles.bulk.clone(),
         });
         let peers = Peers::load(
@@ -176,7 +177,7 @@ impl NodeBuilder {
             config.tick() * config.election_ticks_max,
         )?;
         let peers = Arc::new(peers);
-        let mailbox = Arc::new(Mailbox::new(mail.waker(), counters.clone()));
+        let mailbox = Arc::new(Mailbox::new(inbox.waker(), counters.clone()));
         let reporter: Arc<dyn Reporter> = match self.reporter {
             Some(wrap) => wrap(mailbox.clone()),
             None => mailbox.clone(),
@@ -212,7 +213,7 @@ impl NodeBuilder {
             let deps = ApplierDeps {
                 shard: sender.clone(),
                 store: storage.snapshots.clone(),
-                keeper: keeper.clone(),
+                worker: worker.clone(),
                 call_bytes_max: config.committed_bytes_max,
             };
             let (worker, thread) = applier::start(number, deps).map_err(io)?;
@@ -228,11 +229,11 @@ impl NodeBuilder {
             writer: writer.clone(),
             reader: reader.clone(),
             sends: sends.clone(),
-            keeper: keeper.clone(),
+            worker: worker.clone(),
             metrics: metrics.clone(),
             counters: counters.clone(),
         };
-        threads.push(shard::start(mail, shard_deps).map_err(io)?);
+        threads.push(shard::start(inbox, shard_deps).map_err(io)?);
         let inner = Inner {
             id: self.id,
             config,
@@ -244,7 +245,7 @@ impl NodeBuilder {
             lanes,
             snapshots: storage.snapshots,
             sends,
-            keeper,
+            worker,
             writer,
             reader,
             appliers,
@@ -264,9 +265,9 @@ impl NodeBuilder {
         };
         for (transport, at) in self.transports {
             let (lanes, scheme) = (node.inner.lanes.clone(), transport.scheme());
-            let door = Arc::new(Door { peers: peers.clone(), lanes, scheme });
+            let inbound = Arc::new(NodeInbound { peers: peers.clone(), lanes, scheme });
             let during = format!("while it began to listen on {at}");
-            let listening = runtime.spawn(async move { transport.listen(&at, door).await });
+            let listening = runtime.spawn(async move { transport.listen(&at, inbound).await });
             let listener = listening.await.map_err(|error| StartError::ended(&during, error))??;
             node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
         }

@@ -14,10 +14,9 @@ use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
 use super::Inner;
-use super::answer::answer;
+use super::inbox::{Control, ShardEvent, ShardSender};
 use super::ingress::Ingress;
-use super::mail::{Control, ShardEvent, ShardSender};
-use super::waiter::{ReadWaiter, Waiter};
+use super::waiter::{ReadWaiter, Waiter, answer};
 use crate::errors::{
     ProposeError, ReadError, StatusError, StopError, TransferLeaderError, UncertainCause, WaitLeaderError,
 };
@@ -37,7 +36,7 @@ pub struct Group<S: StateMachine> {
 
 pub(crate) struct Shared<S: StateMachine> {
     pub(crate) id: GroupId,
-    pub(crate) life: u64,
+    pub(crate) generation: u64,
     pub(crate) node: NodeId,
     /// A handle keeps neither the node nor its storage.
     pub(super) inner: Weak<Inner>,
@@ -215,15 +214,17 @@ impl<S: StateMachine> Group<S> {
     ///
     /// All handles of the group then answer `Stopped`; commands that are under way end as
     /// [`Uncertain`](ProposeError::Uncertain). A leader hands nothing over: [`transfer`](Self::transfer) first, or the
-    /// others miss a leader for an election timeout. If the group has stopped already, nothing happens. If this future
-    /// is dropped early, the group may stop or run on; call it again.
+    /// others miss a leader for an election timeout. If the group has stopped already, nothing happens. After a quarantine,
+    /// `stop` releases the state machine and frees the group's place among `groups_max`. There is no deadline: `stop`
+    /// waits for a call of the state machine that is under way. A pending `stop` keeps the node's storage open. If this
+    /// future is dropped early, the group may stop or run on; call it again.
     ///
     /// # Errors
     /// [`StopError`]: the group has stopped all the same.
     pub async fn stop(&self) -> Result<(), StopError> {
         let shared = &self.shared;
         match shared.inner.upgrade() {
-            Some(node) => node.stop_group(shared.id, shared.life, &shared.ingress, &shared.state).await,
+            Some(node) => node.stop_group(shared.id, shared.generation, &shared.ingress, &shared.state).await,
             None => Ok(()),
         }
     }

@@ -3,7 +3,6 @@
 //! One shard thread runs all groups, one thread writes the log, one reads cold entries from it, apply workers run state
 //! machines, and a small runtime moves bytes. Each knows the others only as queues.
 
-mod answer;
 mod applier;
 mod apply;
 mod builder;
@@ -13,8 +12,8 @@ mod clock;
 mod counters;
 mod deadlines;
 mod handle;
+mod inbox;
 mod ingress;
-mod mail;
 mod peers;
 mod reader;
 mod recover;
@@ -43,7 +42,7 @@ use tokio::sync::watch;
 use towline_metrics::NodeMetrics;
 
 use self::apply::ApplyWorker;
-use self::mail::ShardSender;
+use self::inbox::ShardSender;
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
 use self::runtimes::Runtimes;
@@ -53,7 +52,7 @@ use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
 use crate::log_store::LogStore;
 use crate::snapshot_store::SnapshotStore;
-use crate::snapshots::{Keeper, Sends};
+use crate::snapshots::{Sends, SnapshotWorker};
 use crate::state_machine::StateMachine;
 use crate::status::GroupState;
 use crate::transport::Listener;
@@ -82,7 +81,7 @@ struct Inner {
     lanes: Lanes,
     snapshots: Arc<dyn SnapshotStore>,
     sends: Sends,
-    keeper: Keeper,
+    worker: SnapshotWorker,
     writer: Writer,
     reader: LogReader,
     appliers: Vec<ApplyWorker>,
@@ -140,7 +139,7 @@ impl Inner {
         self.appliers.get(number).unwrap_or_else(|| unreachable!("the settings ask for an apply worker"))
     }
 
-    fn next_life(&self) -> u64 {
+    fn next_generation(&self) -> u64 {
         self.lives.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -179,14 +179,14 @@ impl PeerGate for Peers {
 }
 
 /// The way in over one transport.
-pub(crate) struct Door {
+pub(crate) struct NodeInbound {
     pub(crate) peers: Arc<Peers>,
     /// Told who called.
     pub(crate) lanes: Lanes,
     pub(crate) scheme: &'static str,
 }
 
-impl Inbound for Door {
+impl Inbound for NodeInbound {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
         let welcome = self.peers.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
         self.lanes.notify_peer_connected(hello.from);

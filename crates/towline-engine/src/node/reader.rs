@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::mail::{Control, ShardEvent, ShardSender};
+use super::inbox::{Control, ShardEvent, ShardSender};
+use super::waiter::{Answer, answer};
 use crate::cause::{chain, panic_text};
 use crate::core::Fetch;
 use crate::ids::GroupId;
@@ -21,8 +22,9 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(10);
 const FETCH_BYTES_MAX: usize = 4 << 20;
 
 enum Work {
-    Fetch { group: GroupId, life: u64, fetch: Fetch },
+    Fetch { group: GroupId, generation: u64, fetch: Fetch },
     Compact { group: GroupId, through: u64 },
+    Barrier(Answer<()>),
     Stop,
 }
 
@@ -45,13 +47,20 @@ impl LogReader {
         Ok((Self { work }, thread))
     }
 
-    pub(crate) fn fetch(&self, group: GroupId, life: u64, fetch: Fetch) {
-        let _ = self.work.send(Work::Fetch { group, life, fetch });
+    pub(crate) fn fetch(&self, group: GroupId, generation: u64, fetch: Fetch) {
+        let _ = self.work.send(Work::Fetch { group, generation, fetch });
     }
 
     /// Lets the store forget entries that the group has forgotten.
     pub(crate) fn compact(&self, group: GroupId, through: u64) {
         let _ = self.work.send(Work::Compact { group, through });
+    }
+
+    /// Returns when everything queued before is done, or the reader has ended.
+    pub(crate) async fn barrier(&self) {
+        let (done, passed) = answer();
+        let _ = self.work.send(Work::Barrier(done));
+        let _ = passed.await;
     }
 
     pub(crate) fn stop(&self) {
@@ -71,8 +80,9 @@ impl Reader {
         loop {
             let work = queue.recv_timeout(purge_at.saturating_duration_since(Instant::now()));
             match work {
-                Ok(Work::Fetch { group, life, fetch }) => self.fetch(group, life, &fetch),
+                Ok(Work::Fetch { group, generation, fetch }) => self.fetch(group, generation, &fetch),
                 Ok(Work::Compact { group, through }) => self.compact(group, through),
+                Ok(Work::Barrier(done)) => done.send(()),
                 Ok(Work::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -84,7 +94,7 @@ impl Reader {
         }
     }
 
-    fn fetch(&self, group: GroupId, life: u64, fetch: &Fetch) {
+    fn fetch(&self, group: GroupId, generation: u64, fetch: &Fetch) {
         let (low, high) = (fetch.low, fetch.high);
         let fetched = contained(|| {
             let mut entries = Vec::new();
@@ -94,7 +104,7 @@ impl Reader {
         let entries = fetched.inspect_err(|error| {
             tracing::debug!(%group, error, low, high, "entries could not be read");
         });
-        self.shard.post(ShardEvent::Fetched { group, life, low, entries });
+        self.shard.post(ShardEvent::Fetched { group, generation, low, entries });
     }
 
     fn compact(&self, group: GroupId, through: u64) {
@@ -108,7 +118,7 @@ impl Reader {
         match contained(|| self.store.purge()) {
             Ok(groups) => {
                 for group in groups {
-                    self.shard.post(ShardEvent::Control(Control::Squeeze { group }));
+                    self.shard.post(ShardEvent::Control(Control::ForceCompaction { group }));
                 }
             }
             // The next append finds a poisoned store and stops the node; a purge alone does not.

@@ -7,9 +7,8 @@ use crate::config::ValidConfig;
 use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
-use crate::message::{Entry, EntryKind, HardState};
+use crate::message::{Entry, EntryKind, HardState, LogId};
 use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
-use crate::state_machine::Applied;
 
 /// Payload bytes read at once while the log is read at start.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -107,7 +106,7 @@ impl Recovery<'_> {
     /// Whether the log has this very entry, or begins right after it. What a snapshot covers was committed, so then it is
     /// of the history that the log goes on with. A file that was received and not installed need not be: it may lie
     /// beyond the end of the log, or beside a tail that was never committed.
-    fn vouched_for(&self, stored: &Recovered, at: Applied) -> Result<bool, StartError> {
+    fn vouched_for(&self, stored: &Recovered, at: LogId) -> Result<bool, StartError> {
         if !(stored.truncated.index..=stored.last_index).contains(&at.index) {
             return Ok(false);
         }
@@ -118,7 +117,7 @@ impl Recovery<'_> {
     /// Restores a state machine that the log cannot go on from, and says where it stands then. Such a machine is behind
     /// the first entry of the log (its installation was interrupted, it is volatile, or its files were lost), or it is of
     /// another history.
-    fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<Applied, StartError> {
+    fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<LogId, StartError> {
         let durable = target.durable().map_err(|source| self.failed(source))?;
         let truncated = stored.truncated;
         let Some(why) = self.disagreement(stored, durable)? else { return Ok(durable) };
@@ -141,7 +140,7 @@ impl Recovery<'_> {
     ///
     /// It cannot help a machine that is past what the log knows as committed. Then the log may have lost entries that
     /// this node acknowledged, and the votes with them: [`check`](Self::check) refuses.
-    fn disagreement(&self, stored: &Recovered, durable: Applied) -> Result<Option<String>, StartError> {
+    fn disagreement(&self, stored: &Recovered, durable: LogId) -> Result<Option<String>, StartError> {
         let truncated = stored.truncated;
         if durable.index < truncated.index {
             let (at, begins) = (durable.index, truncated.index);
@@ -156,12 +155,7 @@ impl Recovery<'_> {
     }
 
     /// Everything raft would panic on later, or that would lose acknowledged commands without a word.
-    fn check(
-        &self,
-        stored: &Recovered,
-        conf: &ConfRecord,
-        durable: Applied,
-    ) -> Result<HardState, StartError> {
+    fn check(&self, stored: &Recovered, conf: &ConfRecord, durable: LogId) -> Result<HardState, StartError> {
         let mut hard_state = stored.hard_state.unwrap_or_default();
         // What is applied was committed; the commit index is only written along with other things.
         hard_state.commit = hard_state.commit.max(durable.index).max(stored.truncated.index);
@@ -200,10 +194,10 @@ impl Recovery<'_> {
     fn replay(
         &self,
         target: &mut dyn Target,
-        from: Applied,
+        from: LogId,
         commit: u64,
         conf_index: u64,
-    ) -> Result<Applied, StartError> {
+    ) -> Result<LogId, StartError> {
         let mut at = from;
         while at.index < commit {
             let mut entries = Vec::new();
@@ -213,7 +207,7 @@ impl Recovery<'_> {
             let open = entries.iter().position(|e| e.kind != EntryKind::Normal && e.index > conf_index);
             entries.truncate(open.unwrap_or(entries.len()));
             let Some(last) = entries.last() else { break };
-            let through = Applied { index: last.index, term: last.term };
+            let through = LogId { index: last.index, term: last.term };
             target.apply(&entries, Vec::new(), through).map_err(|source| self.failed(source))?;
             at = through;
             if open.is_some() {
@@ -270,7 +264,7 @@ impl Recovery<'_> {
     }
 }
 
-fn other_history(durable: Applied, term: u64) -> String {
+fn other_history(durable: LogId, term: u64) -> String {
     format!(
         "the state machine is at entry {} of term {}, but the log has term {term} there: they are of different histories",
         durable.index, durable.term

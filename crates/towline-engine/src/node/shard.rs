@@ -15,15 +15,14 @@ use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::answer::{Answer, contained};
 use super::apply::ApplyWorker;
 use super::clock::Ticks;
 use super::counters::Counters;
+use super::inbox::{Control, CoreGroup, ShardEvent, ShardInbox, StartGroup, WriteId};
 use super::ingress::{Ingress, Taken};
-use super::mail::{Control, CoreGroup, ShardEvent, ShardMail, StartGroup, WriteId};
 use super::reader::LogReader;
 use super::target::{Task, fail_tasks};
-use super::waiter::{ReadWaiter, Waiter};
+use super::waiter::{Answer, ReadWaiter, Waiter, contained};
 use super::writer::Writer;
 use crate::cause::panic_text;
 use crate::config::ValidConfig;
@@ -37,7 +36,7 @@ use crate::reporter::{
     Mailbox, Report, ReportCounter as _, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus,
     SnapshotTicket,
 };
-use crate::snapshots::{Keeper, Made, Sends};
+use crate::snapshots::{Made, Sends, SnapshotWorker};
 use crate::status::{GroupState, GroupStatus, Role};
 
 type CoreEffects = Effects<Waiter, ReadWaiter>;
@@ -53,13 +52,13 @@ pub(crate) struct ShardDeps {
     pub(crate) writer: Writer,
     pub(crate) reader: LogReader,
     pub(crate) sends: Sends,
-    pub(crate) keeper: Keeper,
+    pub(crate) worker: SnapshotWorker,
     pub(crate) metrics: NodeMetrics,
     pub(crate) counters: Arc<Counters>,
 }
 
 struct Running {
-    life: u64,
+    generation: u64,
     group: CoreGroup,
     ingress: Arc<Ingress>,
     state: watch::Sender<GroupState>,
@@ -89,9 +88,9 @@ struct Shard {
 }
 
 /// Starts the thread.
-pub(crate) fn start(mail: ShardMail, deps: ShardDeps) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("towline-shard".into()).spawn(move || {
-        *mail.unpark.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        *inbox.unpark.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
         let span = tracing::info_span!("shard", node = deps.node.as_u64());
         let _entered = span.enter();
         let shard = Shard {
@@ -103,7 +102,7 @@ pub(crate) fn start(mail: ShardMail, deps: ShardDeps) -> std::io::Result<JoinHan
             envelopes: Vec::new(),
             stopping: false,
         };
-        shard.run(&mail);
+        shard.run(&inbox);
     })
 }
 
@@ -124,25 +123,25 @@ impl Drop for Shard {
 }
 
 impl Shard {
-    fn run(mut self, mail: &ShardMail) {
+    fn run(mut self, inbox: &ShardInbox) {
         let mut ticks = Ticks::start(self.deps.config.tick(), Instant::now());
         let (mut events, mut scheduled, mut reports) = (Vec::new(), Vec::new(), Vec::new());
         while !self.stopping {
-            if !mail.unpark.woken.swap(false, Ordering::AcqRel) {
+            if !inbox.unpark.woken.swap(false, Ordering::AcqRel) {
                 let wait = ticks.wait(Instant::now());
                 if !wait.is_zero() {
                     std::thread::park_timeout(wait);
-                    mail.unpark.woken.store(false, Ordering::Release);
+                    inbox.unpark.woken.store(false, Ordering::Release);
                 }
             }
             let started = Instant::now();
-            mail.sender.take(&mut events);
+            inbox.sender.take(&mut events);
             let worked = !events.is_empty();
             let control = self.take_events(&mut events);
             self.deps.mailbox.drain(&mut reports);
             reports.drain(..).for_each(|report| self.take_report(report));
             control.into_iter().for_each(|control| self.take_control(control));
-            mail.scheduled.take(&mut scheduled);
+            inbox.scheduled.take(&mut scheduled);
             let worked = worked || !scheduled.is_empty();
             scheduled.drain(..).for_each(|group| self.take_ingress(group));
             if let Some(missed) = ticks.take(Instant::now()) {
@@ -164,26 +163,26 @@ impl Shard {
         for event in events.drain(..) {
             match event {
                 ShardEvent::Written(writes) => {
-                    for WriteId { group, life, number } in writes {
-                        self.with(group, Some(life), |running, fx| running.group.written(number, fx));
+                    for WriteId { group, generation, number } in writes {
+                        self.with(group, Some(generation), |running, fx| running.group.written(number, fx));
                     }
                 }
                 ShardEvent::LogPoisoned(cause) => {
                     self.go_silent(&format!("the log cannot be written: {cause}").into())
                 }
-                ShardEvent::Applied { group, life, index } => {
-                    self.with(group, Some(life), |running, _| running.group.applied(index));
+                ShardEvent::Applied { group, generation, index } => {
+                    self.with(group, Some(generation), |running, _| running.group.applied(index));
                 }
-                ShardEvent::ApplyFailed { group, life, cause } => {
-                    if self.groups.get(&group).is_some_and(|running| running.life == life) {
+                ShardEvent::ApplyFailed { group, generation, cause } => {
+                    if self.groups.get(&group).is_some_and(|running| running.generation == generation) {
                         self.quarantine(group, &cause);
                     }
                 }
-                ShardEvent::Fetched { group, life, low, entries } => {
-                    self.with(group, Some(life), |running, fx| running.group.fetched(low, entries, fx));
+                ShardEvent::Fetched { group, generation, low, entries } => {
+                    self.with(group, Some(generation), |running, fx| running.group.fetched(low, entries, fx));
                 }
-                ShardEvent::SnapshotMade(Made { group, life, result }) => {
-                    self.with(group, Some(life), |running, _| running.group.snapshot_made(result));
+                ShardEvent::SnapshotMade(Made { group, generation, result }) => {
+                    self.with(group, Some(generation), |running, _| running.group.snapshot_made(result));
                 }
                 ShardEvent::Control(asked) => control.push(asked),
             }
@@ -203,7 +202,7 @@ impl Shard {
                 let outcome = match self.carry_report(group, report) {
                     false => ReportOutcome::Stale,
                     true if status == SnapshotStatus::Failure(SnapshotFailure::Lost) => {
-                        tracing::warn!(%group, %peer, "raft waited for a snapshot that nobody would have reported on");
+                        tracing::warn!(%group, %peer, "the watchdog reported a snapshot attempt that had no task");
                         ReportOutcome::Synthesized
                     }
                     true => ReportOutcome::Applied,
@@ -259,13 +258,23 @@ impl Shard {
                     answer.send(result);
                 }
             }
-            Control::Squeeze { group } => self.with(group, None, |running, _| running.group.squeeze()),
-            Control::Close { group, life, cause, answer } => {
-                let of_life = |running: &&Running| life.is_none_or(|life| running.life == life);
-                let Some(running) = self.groups.get(&group).filter(of_life) else { return answer.send(None) };
-                let hard_state = running.group.unwritten_hard_state();
-                let last = hard_state
-                    .map(|hard_state| GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) });
+            Control::ForceCompaction { group } => {
+                self.with(group, None, |running, _| running.group.force_compaction())
+            }
+            Control::Close { group, generation, cause, write, answer } => {
+                let of_generation =
+                    |running: &&Running| generation.is_none_or(|generation| running.generation == generation);
+                let Some(running) = self.groups.get(&group).filter(of_generation) else {
+                    return answer.send(None);
+                };
+                let hard_state = running.group.unwritten_hard_state().filter(|_| write);
+                // Queued behind the group's other writes, and before `retire` shows that the group is down. The barrier of
+                // its next start then comes later: an old hard state must not replace the votes of a new generation.
+                let last = hard_state.map(|hard_state| {
+                    self.send_writes();
+                    let last = GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) };
+                    self.deps.writer.queue(Some(last))
+                });
                 self.retire(group, &cause, GroupRole::Stopped);
                 answer.send(last);
             }
@@ -305,11 +314,12 @@ impl Shard {
     }
 
     fn start_group(&mut self, start: StartGroup) {
-        let StartGroup { id, life, group, peers, ingress, state, apply, metrics, addresses, started } = start;
+        let StartGroup { id, generation, group, peers, ingress, state, apply, metrics, addresses, started } =
+            start;
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
         let transfer = None;
         let running =
-            Running { life, group, ingress, state, apply, metrics, transfer, addresses, dirty: true };
+            Running { generation, group, ingress, state, apply, metrics, transfer, addresses, dirty: true };
         self.groups.insert(id, running);
         started.send(());
         // What came for it before this turn was announced when there was nobody to take it.
@@ -386,17 +396,29 @@ impl Shard {
                 running.settle_transfer();
             }
         }
-        if !self.writes.is_empty() {
-            self.deps.writer.write(std::mem::take(&mut self.writes));
-        }
+        self.send_writes();
         if !self.envelopes.is_empty() {
             self.deps.lanes.send_many(self.envelopes.drain(..));
         }
     }
 
+    fn send_writes(&mut self) {
+        if !self.writes.is_empty() {
+            self.deps.writer.write(std::mem::take(&mut self.writes));
+        }
+    }
+
     /// Runs something on a group and carries its effects out. A panic in there ends this group alone.
-    fn with(&mut self, id: GroupId, life: Option<u64>, run: impl FnOnce(&mut Running, &mut CoreEffects)) {
-        let Some(running) = self.groups.get_mut(&id).filter(|r| life.is_none_or(|life| r.life == life))
+    fn with(
+        &mut self,
+        id: GroupId,
+        generation: Option<u64>,
+        run: impl FnOnce(&mut Running, &mut CoreEffects),
+    ) {
+        let Some(running) = self
+            .groups
+            .get_mut(&id)
+            .filter(|r| generation.is_none_or(|generation| r.generation == generation))
         else {
             return;
         };
@@ -419,12 +441,12 @@ impl Shard {
         let fx = &mut self.fx;
         self.envelopes.extend(fx.messages.drain(..).map(|message| Envelope { group: id, message }));
         if let Some((number, write)) = fx.write.take() {
-            self.writes.push((WriteId { group: id, life: running.life, number }, write));
+            self.writes.push((WriteId { group: id, generation: running.generation, number }, write));
         }
         if !fx.apply.is_empty() {
             let tasks = std::mem::take(&mut fx.apply);
             note_commit_times(&tasks, &running.metrics);
-            running.apply.apply(id, running.life, tasks);
+            running.apply.apply(id, running.generation, tasks);
         }
         fx.readable.drain(..).for_each(ReadWaiter::answer);
         for (waiter, mut error) in fx.refused.drain(..) {
@@ -437,7 +459,7 @@ impl Shard {
             reader.fail(running.explained(error));
         }
         for fetch in fx.fetches.drain(..) {
-            self.deps.reader.fetch(id, running.life, fetch);
+            self.deps.reader.fetch(id, running.generation, fetch);
         }
         for Unreadable { index, cause } in fx.unreadable.drain(..) {
             running.metrics.unreadable();
@@ -448,7 +470,7 @@ impl Shard {
             self.deps.reader.compact(id, through);
         }
         if let Some(keep) = fx.retain.take() {
-            self.deps.keeper.retain(id, keep);
+            self.deps.worker.retain(id, keep);
         }
         if let Some(cause) = fx.fatal.take() {
             self.quarantine(id, &cause.into());
@@ -482,7 +504,7 @@ impl Shard {
         for proposal in running.ingress.take_unanswered() {
             proposal.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
         }
-        running.apply.remove_group(group, running.life);
+        running.apply.remove_group(group, running.generation);
         running.metrics.role(role);
         contained(|| {
             running.state.send_modify(|state| {

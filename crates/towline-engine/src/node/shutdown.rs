@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout_at;
 
-use super::answer::answer;
 use super::apply::ApplyWorker;
-use super::mail::{Control, ShardEvent};
+use super::inbox::{Control, ShardEvent};
 use super::runtimes::Runtimes;
+use super::waiter::answer;
 use super::{Inner, Node};
 use crate::cause::chain;
 use crate::ids::{GroupId, NodeId};
-use crate::log_store::GroupWrite;
 use crate::status::{GroupState, Role};
 use crate::transport::Listener;
 
@@ -103,7 +102,7 @@ impl Node {
         self.inner.shard.post(ShardEvent::Control(Control::Stop));
         self.inner.writer.stop();
         self.inner.reader.stop();
-        self.inner.keeper.stop();
+        self.inner.worker.stop();
         self.inner.appliers.iter().for_each(ApplyWorker::stop);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let appliers = self.inner.appliers.clone();
@@ -166,18 +165,16 @@ impl Inner {
         let cause: Arc<str> = "the node was shut down".into();
         let close = |group: &GroupId| {
             let (answer, answered) = answer();
-            let control = Control::Close { group: *group, life: None, cause: cause.clone(), answer };
+            let cause = cause.clone();
+            let control = Control::Close { group: *group, generation: None, cause, write, answer };
             self.shard.post(ShardEvent::Control(control));
             (*group, answered)
         };
         let closing: Vec<_> = states.keys().map(close).collect();
         let mut writing: Vec<(GroupId, _)> = Vec::new();
         for (group, answered) in closing {
-            if let Ok(Ok(Some(last))) = timeout_at(until.into(), answered).await
-                && write
-            {
-                let last: GroupWrite = last;
-                writing.push((group, self.writer.queue(Some(last))));
+            if let Ok(Ok(Some(written))) = timeout_at(until.into(), answered).await {
+                writing.push((group, written));
             }
         }
         for (group, written) in writing {

@@ -6,26 +6,26 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use towline_metrics::ByteTally;
 
-use super::answer::answer;
 use super::counters::Counters;
-use super::mail::{Control, ShardEvent, ShardSender};
+use super::inbox::{Control, ShardEvent, ShardSender};
 use super::peers::Registry;
+use super::waiter::answer;
 use crate::config::ValidConfig;
 use crate::core::{OfferVerdict, RetryPolicy, SnapshotPolicy};
 use crate::ids::NodeId;
 use crate::message::Message;
 use crate::snapshot_store::SnapshotMeta;
-use crate::snapshots::GroupDoor;
+use crate::snapshots::SnapshotGroups;
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 /// Asks the shard about offers.
-pub(crate) struct NodeDoor {
+pub(crate) struct NodeGroups {
     pub(crate) node: NodeId,
     pub(crate) registry: Registry,
     pub(crate) shard: ShardSender,
 }
 
-impl NodeDoor {
+impl NodeGroups {
     /// A group that does not run here may be about to start: a leader that was told that this is the wrong node would
     /// not ask again for long.
     fn check(&self, offer: &SnapshotOffer) -> Result<(), SnapshotRefusal> {
@@ -54,7 +54,7 @@ fn not_running() -> SnapshotRefusal {
 }
 
 #[async_trait]
-impl GroupDoor for NodeDoor {
+impl SnapshotGroups for NodeGroups {
     async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
         self.check(&offer)?;
         let (answer, answered) = answer();

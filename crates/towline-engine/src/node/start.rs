@@ -5,19 +5,18 @@ use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
-use super::answer::answer;
 use super::handle::{Group, QUESTIONS_MAX, Shared};
+use super::inbox::{Control, ShardEvent, StartGroup};
 use super::ingress::Ingress;
-use super::mail::{Control, ShardEvent, StartGroup};
 use super::recover::{Recovery, Start as Recovered};
 use super::target::{Machine, Target, caught};
-use super::waiter::{ReadWaiter, Waiter};
+use super::waiter::{ReadWaiter, Waiter, answer};
 use super::writer::WriteFailure;
 use super::{Inner, Node, StartError};
 use crate::errors::StopError;
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::log_store::{ConfRecord, GroupWrite};
-use crate::message::{ConfState, HardState, Member, MemberTable};
+use crate::message::{ConfState, HardState, LogId, Member, MemberTable};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, Role};
 use crate::transport::Peer;
@@ -72,9 +71,11 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let _reserved = node.reserve(group)?;
         let view = caught("view", || Ok(self.machine.view()));
         let view = view.map_err(|source| StartError::StateMachine { group, source })?;
-        // Whatever an earlier life of this group still has in the queue must be written before its log is read.
+        // Whatever an earlier generation of this group still has in the queue must be written before its log is read.
         let log_error = |failure: WriteFailure| StartError::log(group, failure);
         node.writer.barrier(None).await.map_err(log_error)?;
+        // The same for its compactions: one that came later would remove entries below the recovered first index.
+        node.reader.barrier().await;
         let founding = node.clone().blocking(move |node| node.prepare(group, start)).await?;
         let quiet_ticks = if founding.is_some() { 0 } else { u64::from(node.config.election_ticks_min) };
         if let Some(write) = founding {
@@ -91,17 +92,17 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             let write = GroupWrite { installed, ..GroupWrite::new(group) };
             node.writer.barrier(Some(write)).await.map_err(log_error)?;
         }
-        let life = node.next_life();
+        let generation = node.next_generation();
         let ingress = Arc::new(Ingress::new(group, &node.config, node.scheduled.clone()));
         let (state, watched) = watch::channel(core.state());
         let apply = node.applier(group).clone();
-        apply.start_group(group, life, target);
+        apply.start_group(group, generation, target);
         let (started, running) = answer();
         let addresses = node.addresses_of(&conf);
         let peers = node.meet(group, &conf, &addresses);
         let start = StartGroup {
             id: group,
-            life,
+            generation,
             group: core,
             peers,
             ingress: ingress.clone(),
@@ -118,7 +119,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         running.await.map_err(|_| StartError::Stopped)?;
         Ok(Group::new(Shared {
             id: group,
-            life,
+            generation,
             node: node.id,
             inner: Arc::downgrade(node),
             view,
@@ -146,25 +147,36 @@ impl Drop for Reserved {
 }
 
 impl Inner {
-    /// Takes one life of a group out of service, if it still runs.
+    /// Takes one generation of a group out of service, if it still runs.
     pub(super) async fn stop_group(
         &self,
         group: GroupId,
-        life: u64,
+        generation: u64,
         ingress: &Arc<Ingress>,
         state: &watch::Receiver<GroupState>,
     ) -> Result<(), StopError> {
-        if state.borrow().role == Role::Down {
+        let newest = self.states.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned();
+        if newest.is_none_or(|newest| !newest.same_channel(state)) {
             return Ok(());
         }
         let lost = |_| Err("the apply worker has stopped".into());
-        let flushed = self.applier(group).flush(group).await.unwrap_or_else(lost);
+        let was_down = state.borrow().role == Role::Down;
+        let flushed = match was_down {
+            true => Ok(LogId::NONE),
+            false => self.applier(group).flush(group).await.unwrap_or_else(lost),
+        };
         let (answer, answered) = answer();
         let cause = "the group was stopped on this node".into();
-        self.shard.post(ShardEvent::Control(Control::Close { group, life: Some(life), cause, answer }));
-        if let Ok(Some(last)) = answered.await {
+        self.shard.post(ShardEvent::Control(Control::Close {
+            group,
+            generation: Some(generation),
+            cause,
+            write: true,
+            answer,
+        }));
+        if let Ok(Some(written)) = answered.await {
             // The last commit index only: without it the next start applies less before it runs.
-            let _ = self.writer.barrier(Some(last)).await;
+            let _ = written.await;
         }
         // Behind the removal of the state machine in the worker's queue.
         let _ = self.applier(group).flush(group).await;
@@ -179,7 +191,7 @@ impl Inner {
         flushed.map(drop).map_err(|cause| StopError { group, cause })
     }
 
-    /// Keeps every other start of the group out: two lives of one group at a time could vote twice.
+    /// Keeps every other start of the group out: two generations of one group at a time could vote twice.
     fn reserve(self: &Arc<Self>, group: GroupId) -> Result<Reserved, StartError> {
         let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);

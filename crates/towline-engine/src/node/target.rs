@@ -8,14 +8,13 @@ use std::time::Instant;
 
 use towline_metrics::GroupMetrics;
 
-use super::answer::contained;
-use super::waiter::Waiter;
+use super::waiter::{Waiter, contained};
 use crate::cause::{chain, panic_text};
 use crate::core::Apply;
 use crate::errors::{ProposeError, UncertainCause};
-use crate::message::Entry;
+use crate::message::{Entry, LogId};
 use crate::snapshot_store::{BodyRead, SnapshotMeta, SnapshotStore};
-use crate::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use crate::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
 pub(crate) type Task = Apply<Waiter>;
 
@@ -26,23 +25,19 @@ pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 pub(crate) trait Target: Send {
     /// # Errors
     /// As for `apply`.
-    fn durable(&self) -> Result<Applied, Cause>;
+    fn durable(&self) -> Result<LogId, Cause>;
     /// # Errors
     /// Why the group cannot go on; every waiter is answered either way.
-    fn apply(
-        &mut self,
-        entries: &[Entry],
-        waiters: Vec<Option<Waiter>>,
-        through: Applied,
-    ) -> Result<(), Cause>;
+    fn apply(&mut self, entries: &[Entry], waiters: Vec<Option<Waiter>>, through: LogId)
+    -> Result<(), Cause>;
     /// # Errors
     /// As for `apply`.
-    fn flush(&mut self) -> Result<Applied, Cause>;
+    fn flush(&mut self) -> Result<LogId, Cause>;
     /// Makes durable what is applied, and gives how far that is with a view of the state.
     ///
     /// # Errors
     /// As for `apply`.
-    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Cause>;
+    fn snapshot(&mut self) -> Result<(LogId, Box<dyn SnapshotSource>), Cause>;
     /// # Errors
     /// As for `apply`.
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Cause>;
@@ -55,7 +50,7 @@ pub(crate) struct Machine<S> {
 }
 
 impl<S: StateMachine> Target for Machine<S> {
-    fn durable(&self) -> Result<Applied, Cause> {
+    fn durable(&self) -> Result<LogId, Cause> {
         caught("durable", || Ok(self.machine.durable()))
     }
 
@@ -63,7 +58,7 @@ impl<S: StateMachine> Target for Machine<S> {
         &mut self,
         entries: &[Entry],
         waiters: Vec<Option<Waiter>>,
-        through: Applied,
+        through: LogId,
     ) -> Result<(), Cause> {
         let started = Instant::now();
         let batch = ApplyBatch::new(entries, through);
@@ -96,18 +91,18 @@ impl<S: StateMachine> Target for Machine<S> {
         result
     }
 
-    fn flush(&mut self) -> Result<Applied, Cause> {
+    fn flush(&mut self) -> Result<LogId, Cause> {
         caught("flush", || self.machine.flush())
     }
 
-    fn snapshot(&mut self) -> Result<(Applied, Box<dyn SnapshotSource>), Cause> {
+    fn snapshot(&mut self) -> Result<(LogId, Box<dyn SnapshotSource>), Cause> {
         Ok((self.flush()?, caught("snapshot", || self.machine.snapshot())?))
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Cause> {
         caught("restore", || self.machine.restore(meta, body))?;
         let durable = self.durable()?;
-        if durable != Applied::NONE && durable != meta.head.at {
+        if durable != LogId::NONE && durable != meta.head.at {
             return Err(
                 format!("state machine was restored to {:?} but is at {durable:?}", meta.head.at).into()
             );
@@ -213,8 +208,8 @@ mod tests {
 
         fn view(&self) {}
 
-        fn durable(&self) -> Applied {
-            Applied::NONE
+        fn durable(&self) -> LogId {
+            LogId::NONE
         }
 
         fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Panics>) -> Result<(), Fatal> {
@@ -238,7 +233,7 @@ mod tests {
         let metrics = Arc::new(NodeMetrics::noop().group(1));
         for too_many in [false, true] {
             let mut machine = Machine { machine: Generous(too_many), metrics: metrics.clone() };
-            let through = Applied { index: 2, term: 1 };
+            let through = LogId { index: 2, term: 1 };
             let applied = machine.apply(&[entry(1), entry(2)], vec![None, None], through);
             assert_eq!(applied.is_err(), too_many);
         }

@@ -1,6 +1,10 @@
-//! Who waits for an answer. The core only carries them; the apply worker and the shard answer.
+//! Pending callers and their answers. The core only carries waiters; the apply worker and the shard answer them.
+//!
+//! An answer runs a caller's code on a thread of the engine: the caller's waker, or the drop of the answer if the caller is
+//! gone. That code may panic, and the thread serves other callers too. So it runs contained.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -9,32 +13,32 @@ use tokio::sync::oneshot;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
-use super::answer::{Answer, answer, contained};
+use crate::cause::panic_text;
 use crate::errors::{ProposeError, ReadError};
 
-/// Waits for a proposal. The core and the shard do not know what type its answer has. Dropped, it tells its caller that there
-/// will be none.
+/// A pending proposal. The core and the shard do not know the type of its answer. Dropping it tells the caller that no answer
+/// will come.
 pub(crate) struct Waiter(Arc<dyn Unanswered>);
 
-/// A proposal as its deadline sees it. The first answer counts; later ones have no effect.
+/// A pending proposal, as the check of deadlines sees it. The first answer counts; later ones have no effect.
 pub(crate) trait Unanswered: Send + Sync {
-    /// Whether it is not answered.
+    /// Whether it is not answered yet.
     fn is_open(&self) -> bool;
-    /// When it began to wait.
+    /// When the caller submitted it.
     fn since(&self) -> Instant;
     /// Answers with an error, unless it is answered.
     fn fail(&self, error: ProposeError);
-    /// Tells the caller that there will be no answer, unless there was one.
+    /// Tells the caller that no answer will come, unless one has come.
     fn lose(&self);
-    /// For the apply worker, which knows the type.
+    /// For the apply worker, which knows the type of the answer.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// The place of an answer that is an `R`.
+/// The slot of an answer of type `R`.
 struct Slot<R> {
     /// `None` once it was given.
     answer: Mutex<Option<Answer<Result<R, ProposeError>>>>,
-    /// The same without the lock, for the one look that every proposal gets.
+    /// Whether `answer` is still there. Read without the lock, by the check of deadlines.
     is_open: AtomicBool,
     since: Instant,
     metrics: Arc<GroupMetrics>,
@@ -49,7 +53,7 @@ impl Waiter {
         (Self(Arc::new(Slot { answer, is_open, since: Instant::now(), metrics })), answered)
     }
 
-    /// The state machine has applied the command by `now`, and its answers have this type. The caller may be gone.
+    /// Answers with the state machine's reply. `now` is the end of the call that applied the command.
     pub(crate) fn answer<R: Send + 'static>(self, reply: R, now: Instant) {
         let slot = self.0.as_any().downcast_ref::<Slot<R>>();
         match slot.and_then(|slot| Some((slot, slot.take()?))) {
@@ -72,7 +76,7 @@ impl Waiter {
         self.0.since()
     }
 
-    /// For the check of deadlines: the waiter itself may be inside a call that does not return.
+    /// A handle for the check of deadlines: the waiter itself may be inside a call that does not return.
     pub(crate) fn unanswered(&self) -> Arc<dyn Unanswered> {
         self.0.clone()
     }
@@ -101,7 +105,7 @@ impl<R: Send + 'static> Unanswered for Slot<R> {
     }
 
     fn fail(&self, error: ProposeError) {
-        // Not under the lock: it runs the caller's waker.
+        // After the lock is released: the answer runs the caller's waker.
         let Some(answer) = self.take() else { return };
         let outcome = match error {
             ProposeError::NotLeader { .. } => ProposalOutcome::NotLeader,
@@ -125,7 +129,7 @@ impl<R: Send + 'static> Unanswered for Slot<R> {
     }
 }
 
-/// Waits for a read barrier; then the caller looks at its view.
+/// A pending read barrier. Once it is answered, the caller reads its view.
 pub(crate) struct ReadWaiter {
     answer: Answer<Result<(), ReadError>>,
     since: Instant,
@@ -138,7 +142,7 @@ impl ReadWaiter {
         (Self { answer, since: Instant::now(), metrics }, answered)
     }
 
-    /// Everything the read must see is applied.
+    /// Answers: everything that the read must see is applied.
     pub(crate) fn answer(self) {
         self.metrics.read_served(self.since.elapsed());
         self.answer.send(Ok(()));
@@ -147,5 +151,100 @@ impl ReadWaiter {
     pub(crate) fn fail(self, error: ReadError) {
         self.metrics.read_failed();
         self.answer.send(Err(error));
+    }
+}
+
+/// Runs code that may run a caller's code. Catches and logs a panic.
+pub(crate) fn contained(run: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+        tracing::error!(cause = panic_text(panic.as_ref()), "a caller's code panicked while it was answered");
+        // Not dropped: its drop may panic again. This leaks a few bytes.
+        std::mem::forget(panic);
+    }
+}
+
+/// The sending half of one answer. Dropping it tells the caller that no answer will come.
+pub(crate) struct Answer<T>(Option<oneshot::Sender<T>>);
+
+/// Makes the two halves of an answer.
+pub(crate) fn answer<T>() -> (Answer<T>, oneshot::Receiver<T>) {
+    let (sender, receiver) = oneshot::channel();
+    (Answer(Some(sender)), receiver)
+}
+
+impl<T> Answer<T> {
+    /// Sends the answer. The caller may be gone.
+    pub(crate) fn send(mut self, value: T) {
+        if let Some(sender) = self.0.take() {
+            contained(|| drop(sender.send(value)));
+        }
+    }
+}
+
+impl<T> Drop for Answer<T> {
+    fn drop(&mut self) {
+        if let Some(sender) = self.0.take() {
+            contained(|| drop(sender));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use super::*;
+
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker")
+        }
+    }
+
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("a drop")
+        }
+    }
+
+    struct Wakes;
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            panic!("a waker")
+        }
+    }
+
+    #[test]
+    fn an_answer_survives_a_waker_that_panics_and_arrives() {
+        let waker = Waker::from(Arc::new(Wakes));
+        for given in [Some(7), None] {
+            let (answer, receiver) = answer();
+            let mut receiver = pin!(receiver);
+            assert!(receiver.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            match given {
+                Some(value) => answer.send(value),
+                None => drop(answer),
+            }
+            let polled = receiver.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert_eq!(polled.map(Result::ok), Poll::Ready(given));
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_caller_survives_its_drop() {
+        let (answer, receiver) = answer();
+        drop(receiver);
+        answer.send(Panics);
+    }
+
+    #[test]
+    fn what_a_panic_carries_is_not_dropped() {
+        contained(|| std::panic::panic_any(Panics));
     }
 }

@@ -11,8 +11,8 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use towline_metrics::NodeMetrics;
 
-use super::answer::{Answer, answer};
-use super::mail::{ShardEvent, ShardSender, WriteId};
+use super::inbox::{ShardEvent, ShardSender, WriteId};
+use super::waiter::{Answer, answer};
 use crate::cause::{chain, panic_text};
 use crate::log_store::{GroupWrite, LogBatch, LogStore};
 

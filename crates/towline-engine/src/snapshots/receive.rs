@@ -13,11 +13,11 @@ use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
 
 use super::TransferSettings;
-use super::account::{Account, Subject};
-use super::keeper::Keeper;
-use super::seats::{Claim, Precedence, Seat, Seats};
-use super::spool::{Spool, SpoolFile, refusal};
+use super::incoming_file::{IncomingFile, IncomingState, refusal};
+use super::receive_slots::{Claim, Precedence, ReceiveSlot, ReceiveSlots};
 use super::storing::StoreWatch;
+use super::transfer_record::{Subject, TransferRecord};
+use super::worker::SnapshotWorker;
 use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
@@ -27,8 +27,8 @@ use crate::transport::{
     SnapshotSink, TransferPhase, TransferProgress,
 };
 
-/// Chunks that wait for the disk, so that the network and the disk work at the same time.
-const SPOOL_CHUNKS: usize = 8;
+/// Chunks that may wait for the disk, so that network and disk work at the same time.
+const QUEUED_CHUNKS: usize = 8;
 
 /// Why a transfer ended that its sender gave up.
 const SENDER_GONE: &str = "the stream of the sender ended";
@@ -38,7 +38,7 @@ const OFFERS_MAX: usize = 64;
 
 /// The groups of a node, as a receiver of snapshots sees them.
 #[async_trait]
-pub(crate) trait GroupDoor: Send + Sync + 'static {
+pub(crate) trait SnapshotGroups: Send + Sync + 'static {
     /// See `core::Group::offer`.
     async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal>;
     /// See `core::Group::receive`. May be called on any thread of the runtime that may block.
@@ -55,8 +55,8 @@ pub(crate) struct ReceivesDeps {
     pub(crate) node: NodeId,
     pub(crate) settings: TransferSettings,
     pub(crate) store: Arc<dyn SnapshotStore>,
-    pub(crate) keeper: Keeper,
-    pub(crate) door: Arc<dyn GroupDoor>,
+    pub(crate) worker: SnapshotWorker,
+    pub(crate) groups: Arc<dyn SnapshotGroups>,
     pub(crate) runtime: Handle,
 }
 
@@ -64,18 +64,18 @@ pub(crate) struct ReceivesDeps {
 pub(crate) struct Receives {
     deps: Arc<ReceivesDeps>,
     offers: Semaphore,
-    seats: Seats<Spool>,
+    slots: ReceiveSlots<IncomingFile>,
 }
 
 impl Receives {
     pub(crate) fn new(deps: ReceivesDeps) -> Self {
-        let seats = Seats::new(deps.settings.receives_max);
-        Self { deps: Arc::new(deps), offers: Semaphore::new(OFFERS_MAX), seats }
+        let slots = ReceiveSlots::new(deps.settings.receives_max);
+        Self { deps: Arc::new(deps), offers: Semaphore::new(OFFERS_MAX), slots }
     }
 
     /// The node stops: what is read again before an offer is decided is given up. Transfers end with their streams.
     pub(crate) fn close(&self) {
-        self.seats.close();
+        self.slots.close();
     }
 
     /// Decides on an offer, and keeps `deciding` current while that takes long. `tally` counts the bytes.
@@ -106,16 +106,16 @@ impl Receives {
             attempt: offer.attempt,
             total: offer.meta.length,
         };
-        let mut account = Account::open(Direction::Received, subject, tally);
-        account.cancelled_by(SENDER_GONE);
+        let mut record = TransferRecord::open(Direction::Received, subject, tally);
+        record.cancelled_by(SENDER_GONE);
         match self.decide(from, &offer, deciding).await {
-            Ok(Decided::Wanted { spool, seat }) => Ok(self.accept(from, offer, account, spool, seat)),
+            Ok(Decided::Wanted { incoming, slot }) => Ok(self.accept(from, offer, record, incoming, slot)),
             Ok(Decided::Have { commit }) => {
-                account.end(SnapshotOutcome::AlreadyHad, "");
+                record.end(SnapshotOutcome::AlreadyHad, "");
                 Ok(SinkAnswer::AlreadyHave { commit })
             }
             Err(refusal) => {
-                account.end(SnapshotOutcome::Refused, refusal.to_string());
+                record.end(SnapshotOutcome::Refused, refusal.to_string());
                 Err(refusal)
             }
         }
@@ -133,47 +133,48 @@ impl Receives {
         }
         let verdict = {
             let _room = self.offers.try_acquire().map_err(|_| SnapshotRefusal::Busy)?;
-            self.deps.door.offer(from, offer.clone()).await?
+            self.deps.groups.offer(from, offer.clone()).await?
         };
         if let OfferVerdict::Have { commit } = verdict {
             return Ok(Decided::Have { commit });
         }
         let precedence = Precedence { term: offer.message.term, attempt: offer.attempt };
-        let claimed = self.seats.claim(offer.meta.head.group, precedence, offer.meta.content, deciding).await;
-        let Claim { opened, seat } = claimed.ok_or(SnapshotRefusal::Busy)?;
+        let claimed = self.slots.claim(offer.meta.head.group, precedence, offer.meta.content, deciding).await;
+        let Claim { opened, slot } = claimed.ok_or(SnapshotRefusal::Busy)?;
         // What is here of it is read again before it counts, which can take longer than any sender waits for silence.
         deciding.advance(TransferProgress { acked: 0, phase: TransferPhase::Verifying });
-        if let Some(seat) = seat {
+        if let Some(slot) = slot {
             let (deps, meta) = (self.deps.clone(), offer.meta.clone());
-            // It holds the seat until it has let go of the file, whoever gives up waiting for it meanwhile.
+            // It holds the slot until it has let go of the file, whoever gives up waiting for it meanwhile.
             self.deps.runtime.spawn_blocking(move || {
-                let spool = Spool::open(&*deps.store, &deps.keeper, &meta, &mut |read| seat.goes_on(read));
-                let spool = spool.map_err(|error| match (&error, seat.ends()) {
+                let incoming =
+                    IncomingFile::open(&*deps.store, &deps.worker, &meta, &mut |read| slot.goes_on(read));
+                let incoming = incoming.map_err(|error| match (&error, slot.ends()) {
                     (SnapshotStoreError::Stopped { .. }, Some(why)) => why,
                     _ => refusal(error),
                 });
-                seat.hand_over(spool);
+                slot.hand_over(incoming);
             });
         }
         // Nothing: the store panicked.
         let failed = || SnapshotRefusal::Storage { detail: "the file could not be opened".into() };
-        let (spool, seat) = opened.await.unwrap_or_else(|_| Err(failed()))?;
-        Ok(Decided::Wanted { spool, seat })
+        let (incoming, slot) = opened.await.unwrap_or_else(|_| Err(failed()))?;
+        Ok(Decided::Wanted { incoming, slot })
     }
 
     fn accept(
         &self,
         from: NodeId,
         offer: SnapshotOffer,
-        mut account: Account,
-        spool: Spool,
-        seat: Seat<Spool>,
+        mut record: TransferRecord,
+        incoming: IncomingFile,
+        slot: ReceiveSlot<IncomingFile>,
     ) -> SinkAnswer {
-        let offset = spool.offset(&offer.meta);
-        account.offset = offset;
-        account.cancelled_by("the receiver panicked");
+        let offset = incoming.offset(&offer.meta);
+        record.offset = offset;
+        record.cancelled_by("the receiver panicked");
         let progress = ProgressCell::new(offset);
-        let (commands, queue) = mpsc::channel(SPOOL_CHUNKS);
+        let (commands, queue) = mpsc::channel(QUEUED_CHUNKS);
         let failure = Arc::new(Mutex::new(None));
         let receiver = Receiver {
             deps: self.deps.clone(),
@@ -188,17 +189,17 @@ impl Receives {
             ),
             progress: progress.clone(),
         };
-        let superseded = seat.superseded();
+        let superseded = slot.superseded();
         let failed = failure.clone();
         let span = tracing::Span::current();
         self.deps.runtime.spawn_blocking(move || {
             let _entered = span.entered();
             // Until the file is closed: somebody who comes in its place must find what it left behind.
-            let _seat = seat;
-            let result = receiver.run(spool, queue, superseded, &account);
+            let _slot = slot;
+            let result = receiver.run(incoming, queue, superseded, &record);
             match result {
                 Ok(answer) => {
-                    account.end(SnapshotOutcome::Finished, "");
+                    record.end(SnapshotOutcome::Finished, "");
                     let _ = answer.to.send(Ok(answer.receipt));
                 }
                 Err(ended) => {
@@ -208,7 +209,7 @@ impl Receives {
                     };
                     let cause =
                         ended.refusal.as_ref().map_or_else(|| SENDER_GONE.into(), ToString::to_string);
-                    account.end(outcome, cause);
+                    record.end(outcome, cause);
                     // First, because whoever finds the queue closed looks here.
                     failed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&ended.refusal);
                     drop(ended.queue);
@@ -223,7 +224,7 @@ impl Receives {
 }
 
 enum Decided {
-    Wanted { spool: Spool, seat: Seat<Spool> },
+    Wanted { incoming: IncomingFile, slot: ReceiveSlot<IncomingFile> },
     Have { commit: u64 },
 }
 
@@ -290,10 +291,10 @@ struct Ended {
 impl Receiver {
     fn run(
         mut self,
-        mut spool: Spool,
+        mut incoming: IncomingFile,
         mut queue: mpsc::Receiver<Command>,
         superseded: impl Future<Output = ()>,
-        account: &Account,
+        record: &TransferRecord,
     ) -> Result<Answer, Ended> {
         let timeout = self.deps.settings.progress_timeout;
         let mut superseded = pin!(superseded);
@@ -314,27 +315,27 @@ impl Receiver {
                 Err(refusal) => Some(refusal),
                 Ok(Some(Command::Chunk(chunk))) => {
                     // What arrived, whatever it is worth: so it can be compared with what was sent.
-                    account.add(chunk.data.len() as u64);
-                    match self.take(&mut spool, &chunk) {
+                    record.add(chunk.data.len() as u64);
+                    match self.take(&mut incoming, &chunk) {
                         Ok(()) => continue,
                         Err(refusal) => Some(refusal),
                     }
                 }
                 Ok(Some(Command::Finish(trailer, to))) => {
-                    return match self.finish(spool, trailer) {
+                    return match self.finish(incoming, trailer) {
                         Ok(commit) => Ok(Answer { to, receipt: SnapshotReceipt { commit } }),
                         Err(refusal) => Err(Ended { refusal: Some(refusal), to: Some(to), queue }),
                     };
                 }
             };
             if let Some(SnapshotRefusal::Corrupt { .. }) = &refusal {
-                spool.discard();
+                incoming.discard();
             }
             return Err(Ended { refusal, to: None, queue });
         }
     }
 
-    fn take(&mut self, spool: &mut Spool, chunk: &Chunk) -> Result<(), SnapshotRefusal> {
+    fn take(&mut self, incoming: &mut IncomingFile, chunk: &Chunk) -> Result<(), SnapshotRefusal> {
         let corrupt = |detail: String| Err(SnapshotRefusal::Corrupt { detail });
         let (at, bytes) = (self.written, chunk.data.len() as u64);
         if chunk.offset != at {
@@ -343,8 +344,8 @@ impl Receiver {
         if bytes == 0 || bytes > CHUNK_BYTES_MAX as u64 || bytes > self.meta.length - at {
             return corrupt(format!("a chunk of {bytes} bytes at {at} of {}", self.meta.length));
         }
-        // A spool that is complete has no room for a chunk: none gets here.
-        if let SpoolFile::Open(writer) = &mut spool.file
+        // A incoming that is complete has no room for a chunk: none gets here.
+        if let IncomingState::Open(writer) = &mut incoming.file
             && let Err(error) = self.storing.during(|| writer.write_part(&chunk.data, chunk.crc32c))
         {
             return match error.kind() {
@@ -357,16 +358,16 @@ impl Receiver {
         Ok(())
     }
 
-    fn finish(&mut self, spool: Spool, trailer: Trailer) -> Result<u64, SnapshotRefusal> {
+    fn finish(&mut self, incoming: IncomingFile, trailer: Trailer) -> Result<u64, SnapshotRefusal> {
         let phase = |phase| self.progress.advance(TransferProgress { acked: self.written, phase });
         let promised = Trailer { length: self.meta.length, content: self.meta.content };
         if trailer != promised || self.written != promised.length {
-            spool.discard();
+            incoming.discard();
             let detail = format!("the end came at {} of {} bytes", self.written, promised.length);
             return Err(SnapshotRefusal::Corrupt { detail });
         }
-        let Spool { file, pin } = spool;
-        if let SpoolFile::Open(mut writer) = file {
+        let IncomingFile { file, pin } = incoming;
+        if let IncomingState::Open(mut writer) = file {
             phase(TransferPhase::Verifying);
             if let Err(error) = writer.verify(Some(&promised)) {
                 writer.discard();
@@ -376,7 +377,7 @@ impl Receiver {
             writer.commit().map_err(refusal)?;
         }
         phase(TransferPhase::Stepping);
-        let received = self.deps.door.receive(self.from, self.message.clone(), self.meta.clone());
+        let received = self.deps.groups.receive(self.from, self.message.clone(), self.meta.clone());
         let taken = self.deps.runtime.block_on(received);
         drop(pin);
         taken

@@ -11,8 +11,8 @@ use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
 
 use super::TransferSettings;
-use super::account::{Account, Subject};
 use super::pace::{RateLimit, Room, StallWatch, Stalled};
+use super::transfer_record::{Subject, TransferRecord};
 use crate::cause::chain;
 use crate::core::SnapshotSend;
 use crate::ids::NodeId;
@@ -95,7 +95,7 @@ impl Sends {
     /// Starts a transfer. Whatever happens to it, its ticket reports and its books are closed.
     pub(crate) fn start(&self, send: SnapshotSend, ticket: SnapshotTicket) {
         let attempt = send.attempt;
-        let account = self.inner.open_account(attempt, &send.meta);
+        let record = self.inner.open_record(attempt, &send.meta);
         let running = Arc::new(Running::default());
         let listed = {
             let mut state = self.lock();
@@ -105,7 +105,7 @@ impl Sends {
             (!state.closed).then(|| state.peers.get(&attempt.peer).cloned())
         };
         // The ticket reports in its drop.
-        let Some(peer) = listed else { return account.end(SnapshotOutcome::Cancelled, STOPS) };
+        let Some(peer) = listed else { return record.end(SnapshotOutcome::Cancelled, STOPS) };
         let listed = Listed { sends: self.clone(), attempt };
         let inner = self.inner.clone();
         let (node, number) = (inner.deps.node.as_u64(), attempt.number);
@@ -113,7 +113,7 @@ impl Sends {
         let task = async move {
             // Dropped last, after the ticket: an attempt is listed for as long as its ticket is held.
             let _listed = listed;
-            inner.run(send, ticket, peer, &running, account).await;
+            inner.run(send, ticket, peer, &running, record).await;
         };
         self.inner.deps.runtime.spawn(task.instrument(span));
     }
@@ -249,12 +249,12 @@ impl SendError {
 }
 
 impl Inner {
-    fn open_account(&self, attempt: SnapshotAttempt, meta: &SnapshotMeta) -> Account {
+    fn open_record(&self, attempt: SnapshotAttempt, meta: &SnapshotMeta) -> TransferRecord {
         let SnapshotAttempt { group, peer, index, number, .. } = attempt;
         let subject = Subject { group, peer, index, attempt: number, total: meta.length };
-        let mut account = Account::open(Direction::Sent, subject, (self.deps.tally)(peer));
-        account.cancelled_by("the runtime has ended");
-        account
+        let mut record = TransferRecord::open(Direction::Sent, subject, (self.deps.tally)(peer));
+        record.cancelled_by("the runtime has ended");
+        record
     }
 
     async fn run(
@@ -263,26 +263,26 @@ impl Inner {
         ticket: SnapshotTicket,
         peer: Option<Peer>,
         running: &Running,
-        mut account: Account,
+        mut record: TransferRecord,
     ) {
         let SnapshotSend { attempt, message, meta } = send;
         let offer = SnapshotOffer { message, meta, attempt: attempt.number };
         let result = tokio::select! {
             biased;
             cause = running.cancelled() => Err(SendError::Cancelled(cause)),
-            result = self.transfer(peer, offer, running, &mut account) => result,
+            result = self.transfer(peer, offer, running, &mut record) => result,
         };
         match result {
             Ok(Sent::Finished) => {
-                account.end(SnapshotOutcome::Finished, "");
+                record.end(SnapshotOutcome::Finished, "");
                 ticket.finish();
             }
             Ok(Sent::AlreadyHad) => {
-                account.end(SnapshotOutcome::AlreadyHad, "");
+                record.end(SnapshotOutcome::AlreadyHad, "");
                 ticket.finish();
             }
             Err(error) => {
-                account.end(error.outcome(), chain(&error));
+                record.end(error.outcome(), chain(&error));
                 ticket.fail(error.failure());
             }
         }
@@ -293,7 +293,7 @@ impl Inner {
         peer: Option<Peer>,
         offer: SnapshotOffer,
         running: &Running,
-        account: &mut Account,
+        record: &mut TransferRecord,
     ) -> Result<Sent, SendError> {
         let settings = &self.deps.settings;
         let peer = peer.ok_or(SendError::NoRoute)?;
@@ -312,12 +312,12 @@ impl Inner {
         if offset > length {
             return Err(SendError::Offset { offset, length });
         }
-        account.offset = offset;
+        record.offset = offset;
         running.offset.store(offset, Ordering::Relaxed);
         running.hears(true, transfer.progress());
         let room = Room::new(settings, transfer.progress());
         let chunks = self.read(offer.meta.clone(), offset, room.chunk_bytes());
-        self.stream(chunks, transfer, &offer.meta, room, running, account).await
+        self.stream(chunks, transfer, &offer.meta, room, running, record).await
     }
 
     async fn stream(
@@ -327,7 +327,7 @@ impl Inner {
         meta: &SnapshotMeta,
         mut room: Room,
         running: &Running,
-        account: &mut Account,
+        record: &mut TransferRecord,
     ) -> Result<Sent, SendError> {
         let mut offset = running.offset.load(Ordering::Relaxed);
         let mut watch = StallWatch::of_transfer(&self.deps.settings, transfer.progress());
@@ -343,7 +343,7 @@ impl Inner {
             watch.guard(transfer.send(chunk)).await.map_err(SendError::Stalled)??;
             watch.moved();
             offset += bytes as u64;
-            account.add(bytes as u64);
+            record.add(bytes as u64);
             running.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         }
         // A store that panics ends the reading without a word. A trailer now would tell the receiver to forget what it has.

@@ -5,8 +5,9 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
 use super::DEADLINE;
 
@@ -88,7 +89,7 @@ pub(crate) struct Gated {
     pub(crate) gate: Arc<Gate>,
     /// What each command costs.
     pub(crate) cost: Duration,
-    pub(crate) applied: Applied,
+    pub(crate) applied: LogId,
 }
 
 impl Gated {
@@ -103,8 +104,8 @@ impl StateMachine for Gated {
 
     fn view(&self) {}
 
-    fn durable(&self) -> Applied {
-        Applied::NONE
+    fn durable(&self) -> LogId {
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
@@ -122,7 +123,7 @@ impl StateMachine for Gated {
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<Applied, Fatal> {
+    fn flush(&mut self) -> Result<LogId, Fatal> {
         self.gate.state.lock().unwrap().flushes += 1;
         Ok(self.applied)
     }

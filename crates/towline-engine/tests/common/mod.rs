@@ -15,12 +15,12 @@ use towline_engine::config::Config;
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
-use towline_engine::message::{Entry, Lane};
+use towline_engine::message::{Entry, Lane, LogId};
 use towline_engine::node::{Node, NodeBuilder};
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
 };
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::storage::Storage;
 use towline_engine::transport::*;
 use towline_metrics::NodeMetrics;
@@ -54,11 +54,11 @@ pub(crate) struct Alone {
 
 impl Alone {
     pub(crate) async fn start(config: Config) -> Self {
-        let storage = Storage {
-            log: Arc::new(Log::default()),
-            snapshots: Arc::new(NoSnapshots),
-            identity: Arc::new(Ids::default()),
-        };
+        Self::start_on(Arc::default(), config).await
+    }
+
+    pub(crate) async fn start_on(log: Arc<Log>, config: Config) -> Self {
+        let storage = Storage { log, snapshots: Arc::new(NoSnapshots), identity: Arc::new(Ids::default()) };
         let inbound = Arc::default();
         Self::over(config, storage, Arc::new(Nowhere(Arc::clone(&inbound))), inbound, |builder, _| builder)
             .await
@@ -130,9 +130,9 @@ impl StateMachine for Machine {
         assert!(self.panics_in != "view", "no such index");
     }
 
-    fn durable(&self) -> Applied {
+    fn durable(&self) -> LogId {
         assert!(self.panics_in != "durable", "no such index");
-        Applied::NONE
+        LogId::NONE
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<()>) -> Result<(), Fatal> {
@@ -219,8 +219,8 @@ impl LogStore for Log {
 }
 
 /// Where the log of a group begins.
-fn truncated(stored: &GroupWrite) -> Applied {
-    stored.install.as_ref().map_or(Applied::NONE, |install| install.at)
+fn truncated(stored: &GroupWrite) -> LogId {
+    stored.install.as_ref().map_or(LogId::NONE, |install| install.at)
 }
 
 #[derive(Default)]

@@ -129,7 +129,7 @@ fn step(log: &RaftLog, number: u64) -> Result<(), LogError> {
         8 => log.compact(GROUP, 3),
         12 => log.append(&mut LogBatch {
             writes: vec![GroupWrite {
-                install: Some(Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 16]) }),
+                install: Some(Install { at: LogId { index: 30, term: 2 }, installing: ContentId([7; 16]) }),
                 entries: entries(31..32, 2),
                 ..GroupWrite::new(OTHER)
             }],
@@ -472,7 +472,7 @@ fn truncation_and_removal_survive_purges() {
     let log = open(dir.path(), &SMALL).unwrap();
     assert_eq!(log.groups().unwrap(), [GROUP, OTHER, partly]);
     assert_eq!(all(&log, partly), entries(4..6, 1));
-    assert_eq!(log.recover(OTHER).unwrap().truncated, Applied { index: 9, term: 1 });
+    assert_eq!(log.recover(OTHER).unwrap().truncated, LogId { index: 9, term: 1 });
     assert_eq!(log.recover(OTHER).unwrap().last_index, 9);
     put(&log, OTHER, entries(10..12, 2)).unwrap();
     assert_eq!(all(&log, OTHER), entries(10..12, 2));
@@ -484,7 +484,7 @@ fn truncation_and_removal_survive_purges() {
 fn the_end_of_an_installation_survives_purges() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path(), &SMALL).unwrap();
-    let install = Install { at: Applied { index: 30, term: 2 }, installing: ContentId([7; 16]) };
+    let install = Install { at: LogId { index: 30, term: 2 }, installing: ContentId([7; 16]) };
     let other = |install, installed| LogBatch {
         writes: vec![GroupWrite { install, installed, ..GroupWrite::new(OTHER) }],
     };

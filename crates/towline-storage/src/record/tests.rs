@@ -56,7 +56,7 @@ fn hard_state_v1_is_written_and_read_as_released() {
 
 #[test]
 fn truncated_v1_is_written_and_read_as_released() {
-    let at = Applied { index: 9, term: 2 };
+    let at = LogId { index: 9, term: 2 };
     assert_eq!(hex(&encode_truncated(at)), hex(&golden("truncated_v1")));
     assert_eq!(decode_truncated(&golden("truncated_v1")), Ok(at));
 }

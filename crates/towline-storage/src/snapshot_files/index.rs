@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use towline_engine::ids::GroupId;
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::{ContentId, SnapshotMeta, SnapshotStoreError};
-use towline_engine::state_machine::Applied;
 
 use super::names::Named;
 use crate::data_dir::SnapshotConfig;
@@ -28,7 +28,7 @@ struct GroupFiles {
 }
 
 /// What the name of a complete file says, apart from the group.
-type Name = (ContentId, Applied);
+type Name = (ContentId, LogId);
 
 /// A complete file.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl Index {
     }
 
     /// A file is complete, or was found so.
-    pub(super) fn add(&mut self, group: GroupId, content: ContentId, at: Applied, file: Complete) {
+    pub(super) fn add(&mut self, group: GroupId, content: ContentId, at: LogId, file: Complete) {
         let complete = &mut self.groups.entry(group).or_default().complete;
         let readers = complete.get(&(content, at)).map_or(0, |old| old.readers);
         complete.insert((content, at), Complete { readers, ..file });
@@ -289,5 +289,5 @@ fn name(meta: &SnapshotMeta) -> Name {
 }
 
 fn names_of(content: ContentId) -> RangeInclusive<Name> {
-    (content, Applied::default())..=(content, Applied { index: u64::MAX, term: u64::MAX })
+    (content, LogId::default())..=(content, LogId { index: u64::MAX, term: u64::MAX })
 }

@@ -15,9 +15,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use towline_engine::ids::GroupId;
-use towline_engine::message::{ConfState, MemberTable};
+use towline_engine::message::{ConfState, LogId, MemberTable};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 
 use crate::format::{self, Damage, VALUE_BYTES_MAX};
 
@@ -93,7 +92,7 @@ impl Header {
         let (_, payload) = format::open(HEADER_VERSION, &frame)?;
         let ((group, index, term), conf_state, members, offered): HeaderValue = format::decode(payload)?;
         let head =
-            SnapshotHead { group: GroupId::new(group), at: Applied { index, term }, conf_state, members };
+            SnapshotHead { group: GroupId::new(group), at: LogId { index, term }, conf_state, members };
         let offered = offered.map(|(length, id)| Trailer { length, content: ContentId(id) });
         Ok((Self { head, offered }, (fixed.len() + got) as u64))
     }

@@ -1,8 +1,8 @@
 //! What the files are called. A name says what a file is without opening it; the header says it again.
 
 use towline_engine::ids::GroupId;
+use towline_engine::message::LogId;
 use towline_engine::snapshot_store::{ContentId, SnapshotHead};
-use towline_engine::state_machine::Applied;
 
 const COMPLETE: &str = "snapshot";
 const PARTIAL: &str = "partial";
@@ -12,7 +12,7 @@ const TEMPORARY: &str = "tmp";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Named {
     /// `GROUP-INDEX-TERM-CONTENT.snapshot`, numbers as 16 hexadecimal digits.
-    Complete { group: GroupId, at: Applied, content: ContentId },
+    Complete { group: GroupId, at: LogId, content: ContentId },
     /// `GROUP-CONTENT.partial`: what has come of a snapshot that a peer sends.
     Partial { group: GroupId, content: ContentId },
     /// `GROUP-NUMBER.tmp`: one of this node's own that is not complete; worth nothing after a restart.
@@ -41,7 +41,7 @@ impl Named {
         let group = GroupId::new(number(parts.next()?)?);
         let named = match extension {
             COMPLETE => {
-                let at = Applied { index: number(parts.next()?)?, term: number(parts.next()?)? };
+                let at = LogId { index: number(parts.next()?)?, term: number(parts.next()?)? };
                 Self::Complete { group, at, content: content(parts.next()?)? }
             }
             PARTIAL => Self::Partial { group, content: content(parts.next()?)? },
@@ -76,7 +76,7 @@ mod tests {
     fn a_name_is_read_as_what_it_was_written_for() {
         let (group, content) = (GroupId::new(u64::MAX), ContentId([0xa7; 16]));
         for named in [
-            Named::Complete { group, at: Applied { index: 300, term: 2 }, content },
+            Named::Complete { group, at: LogId { index: 300, term: 2 }, content },
             Named::Partial { group, content },
             Named::Temporary { group, number: 7 },
         ] {

@@ -3,9 +3,8 @@ use std::io::{Read, Write};
 
 use tempfile::TempDir;
 use towline_engine::ids::NodeId;
-use towline_engine::message::{ConfState, Member};
+use towline_engine::message::{ConfState, LogId, Member};
 use towline_engine::snapshot_store::{BodyRead, ContentHasher};
-use towline_engine::state_machine::Applied;
 
 use super::*;
 use crate::disk::{Hook, Op};
@@ -34,7 +33,7 @@ fn head(index: u64) -> SnapshotHead {
     let id = |n| NodeId::new(n).unwrap();
     SnapshotHead {
         group: GROUP,
-        at: Applied { index, term: 2 },
+        at: LogId { index, term: 2 },
         conf_state: ConfState { voters: vec![id(1), id(2)], ..ConfState::default() },
         members: [(id(1), Member { address: "grpc://h:1".parse().unwrap(), incarnation: None })].into(),
     }

@@ -6,9 +6,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
-use towline_engine::message::{Entry, Envelope, Message, MessageKind};
+use towline_engine::message::{Entry, Envelope, LogId, Message, MessageKind};
 use towline_engine::snapshot_store::{ContentHasher, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     Chunk, DispatchError, Link, LinkClosed, LinkEvents, PROTOCOL_VERSION, ProgressCell, SnapshotReceipt,
     SnapshotSink, Transfer,
@@ -157,7 +156,7 @@ impl Ends {
     async fn transfer(&self) -> Box<dyn Transfer> {
         let head = SnapshotHead {
             group: GroupId::DEFAULT,
-            at: Applied { index: 7, term: 2 },
+            at: LogId { index: 7, term: 2 },
             conf_state: Default::default(),
             members: Default::default(),
         };

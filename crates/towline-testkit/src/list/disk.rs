@@ -4,7 +4,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use towline_engine::state_machine::{Applied, Fatal};
+use towline_engine::message::LogId;
+use towline_engine::state_machine::Fatal;
 
 /// How many steps the commands of a restored state are stored in.
 const PIECES: usize = 4;
@@ -48,7 +49,7 @@ struct State {
     replacing: Replacing,
     commands: Vec<Bytes>,
     /// `NONE`: nothing is known of the commands.
-    at: Applied,
+    at: LogId,
     cut: Option<(u64, RestoreCut)>,
     cuts: u64,
     held: bool,
@@ -96,7 +97,7 @@ impl ListDisk {
     }
 
     /// The place in the log that the stored state has; none if it was lost.
-    pub fn at(&self) -> Applied {
+    pub fn at(&self) -> LogId {
         self.lock().at
     }
 
@@ -122,23 +123,23 @@ impl ListDisk {
     }
 
     /// What a machine that is opened finds. A state without its place is of no use.
-    pub(super) fn open(&self) -> (Vec<Bytes>, Applied) {
+    pub(super) fn open(&self) -> (Vec<Bytes>, LogId) {
         let mut state = self.lock();
-        if state.at == Applied::NONE {
+        if state.at == LogId::NONE {
             state.commands.clear();
         }
         (state.commands.clone(), state.at)
     }
 
     /// All of it, or nothing.
-    pub(super) fn append(&self, commands: impl Iterator<Item = Bytes>, through: Applied) {
+    pub(super) fn append(&self, commands: impl Iterator<Item = Bytes>, through: LogId) {
         let mut state = self.lock();
         state.commands.extend(commands);
         state.at = through;
     }
 
     /// Replaces the state, step by step.
-    pub(super) fn replace(&self, commands: &[Bytes], at: Applied) -> Result<(), Fatal> {
+    pub(super) fn replace(&self, commands: &[Bytes], at: LogId) -> Result<(), Fatal> {
         let mut step = 0;
         let pieces = || commands.chunks(commands.len().div_ceil(PIECES).max(1));
         let replacing = self.lock().replacing;
@@ -153,7 +154,7 @@ impl ListDisk {
                 (state.commands, state.at) = (aside, at);
             }
             Replacing::InPlace => {
-                self.step(&mut step)?.at = Applied::NONE;
+                self.step(&mut step)?.at = LogId::NONE;
                 self.step(&mut step)?.commands.clear();
                 for piece in pieces() {
                     self.step(&mut step)?.commands.extend_from_slice(piece);

@@ -3,8 +3,7 @@ use std::ops::Range;
 
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, Recovered};
-use towline_engine::message::Entry;
-use towline_engine::state_machine::Applied;
+use towline_engine::message::{Entry, LogId};
 
 /// Everything a log holds at one moment.
 #[derive(Debug, Clone, Default)]
@@ -105,7 +104,7 @@ impl Image {
         }
         let term = stored.entries.range(..=through).next_back().map(|(_, e)| e.term);
         let term = term.unwrap_or(stored.recovered.truncated.term);
-        stored.recovered.truncated = Applied { index: through, term };
+        stored.recovered.truncated = LogId { index: through, term };
         stored.recovered.last_index = stored.recovered.last_index.max(through);
         stored.entries.retain(|&index, _| index > through);
     }

@@ -3,8 +3,7 @@ use std::collections::VecDeque;
 use towline_engine::core::{Apply, Effects, Fetch, Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
-use towline_engine::message::{ConfState, HardState, Message};
-use towline_engine::state_machine::Applied;
+use towline_engine::message::{ConfState, HardState, LogId, Message};
 
 use super::SimOptions;
 use super::disk::Disk;
@@ -40,8 +39,8 @@ pub(super) struct Mail {
 /// The state machine: a list, of which only the length matters here, because [`History`] checks every entry of it.
 #[derive(Default)]
 pub(super) struct Machine {
-    pub(super) through: Applied,
-    pub(super) durable: Applied,
+    pub(super) through: LogId,
+    pub(super) durable: LogId,
 }
 
 impl SimNode {
@@ -78,11 +77,11 @@ impl SimNode {
         }
         for entry in self.disk.range(durable.index + 1, hard_state.commit + 1) {
             history.applied(id, &entry)?;
-            self.machine.through = Applied { index: entry.index, term: entry.term };
+            self.machine.through = LogId { index: entry.index, term: entry.term };
         }
         let applied = self.machine.through.index;
         let (terms, tail) = (self.disk.terms(), self.disk.range(applied + 1, last + 1));
-        let log = GroupLog::new(Applied::NONE, terms, last, tail, applied, options.cache_bytes_max);
+        let log = GroupLog::new(LogId::NONE, terms, last, tail, applied, options.cache_bytes_max);
         let timeout = rng.usize(options.election_ticks.clone());
         let replica = ReplicaSetup {
             node: id,
@@ -132,7 +131,7 @@ impl SimNode {
                             ));
                         }
                         history.applied(id, entry)?;
-                        self.machine.through = Applied { index: entry.index, term: entry.term };
+                        self.machine.through = LogId { index: entry.index, term: entry.term };
                         if !entry.data.is_empty()
                             && let Some(command) = waiters.next().flatten()
                         {

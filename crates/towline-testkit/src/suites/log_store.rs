@@ -23,9 +23,8 @@ use towline_engine::ids::{GroupId, Incarnation, NodeId};
 use towline_engine::log_store::{
     ConfRecord, GroupWrite, Install, LogBatch, LogError, LogReadError, LogStore, Recovered,
 };
-use towline_engine::message::{ConfState, Entry, EntryKind, HardState, Member};
+use towline_engine::message::{ConfState, Entry, EntryKind, HardState, LogId, Member};
 use towline_engine::snapshot_store::ContentId;
-use towline_engine::state_machine::Applied;
 
 mod model;
 
@@ -188,7 +187,7 @@ fn conf(index: u64) -> ConfRecord {
 }
 
 fn install(index: u64, term: u64) -> Install {
-    Install { at: Applied { index, term }, installing: ContentId([index as u8; 16]) }
+    Install { at: LogId { index, term }, installing: ContentId([index as u8; 16]) }
 }
 
 /// A group with entries 1 to 9, hard state and membership.
@@ -226,7 +225,7 @@ pub fn what_an_append_wrote_survives_a_crash(new: New<'_>) {
             Recovered {
                 hard_state: Some(hard_state(1, 4)),
                 conf: Some(conf(0)),
-                truncated: Applied::NONE,
+                truncated: LogId::NONE,
                 last_index: 12,
                 installing: None,
             }
@@ -364,7 +363,7 @@ pub fn compaction_forgets_up_to_and_including_its_index(new: New<'_>) {
     open.put(A, entries(10..=10, 1));
     open.now_and_after_a_crash(|open| {
         let recovered = open.recover(A);
-        assert_eq!((recovered.truncated, recovered.last_index), (Applied { index: 6, term: 1 }, 10));
+        assert_eq!((recovered.truncated, recovered.last_index), (LogId { index: 6, term: 1 }, 10));
         assert_eq!(recovered.hard_state, Some(hard_state(1, 4)));
         assert_eq!(open.all(A), entries(7..=10, 1));
     });
@@ -400,7 +399,7 @@ pub fn compaction_and_appends_go_on_across_crashes(new: New<'_>) {
         open.put(A, entries(round * 5 + 5..=round * 5 + 5, round));
         open.now_and_after_a_crash(|open| {
             let recovered = open.recover(A);
-            assert_eq!(recovered.truncated, Applied { index: round * 5 + 3, term: round });
+            assert_eq!(recovered.truncated, LogId { index: round * 5 + 3, term: round });
             assert_eq!(open.all(A), entries(round * 5 + 4..=round * 5 + 5, round));
         });
     }
@@ -422,7 +421,7 @@ pub fn an_install_takes_the_place_of_the_log(new: New<'_>) {
             Recovered {
                 hard_state: Some(hard_state(5, 30)),
                 conf: Some(conf(28)),
-                truncated: Applied { index: 30, term: 4 },
+                truncated: LogId { index: 30, term: 4 },
                 last_index: 33,
                 installing: Some(install(30, 4).installing),
             }
@@ -450,7 +449,7 @@ pub fn an_install_goes_below_and_above_the_old_log(new: New<'_>) {
         open.now_and_after_a_crash(|open| {
             assert_eq!(
                 (open.recover(A).truncated, open.recover(A).last_index),
-                (Applied { index, term }, index)
+                (LogId { index, term }, index)
             );
         });
         open.put(A, entries(index + 1..=index + 3, term));
@@ -476,7 +475,7 @@ pub fn installed_ends_the_installation(new: New<'_>) {
     open.append([GroupWrite { installed: true, ..GroupWrite::new(A) }]).unwrap();
     open.now_and_after_a_crash(|open| {
         let recovered = open.recover(A);
-        assert_eq!((recovered.installing, recovered.truncated), (None, Applied { index: 30, term: 4 }));
+        assert_eq!((recovered.installing, recovered.truncated), (None, LogId { index: 30, term: 4 }));
         assert_eq!(recovered.hard_state, Some(hard_state(5, 30)));
     });
 }

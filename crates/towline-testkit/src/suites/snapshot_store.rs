@@ -30,12 +30,11 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
-use towline_engine::message::{ConfState, Member};
+use towline_engine::message::{ConfState, LogId, Member};
 use towline_engine::snapshot_store::{
     BodyRead, ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore,
     SnapshotStoreError, SnapshotWriter, Trailer,
 };
-use towline_engine::state_machine::Applied;
 
 /// A store under test and its disk.
 pub trait Fixture {
@@ -153,7 +152,7 @@ fn head_of(group: GroupId, index: u64, term: u64) -> SnapshotHead {
     let member = |n| Member { address: "grpc://h:1".parse().unwrap(), incarnation: Incarnation::new(n) };
     SnapshotHead {
         group,
-        at: Applied { index, term },
+        at: LogId { index, term },
         conf_state: ConfState { voters: vec![id(1), id(2)], learners: vec![id(3)], ..ConfState::default() },
         members: [(id(1), member(5)), (id(2), member(0))].into(),
     }

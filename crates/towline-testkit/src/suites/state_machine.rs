@@ -24,9 +24,9 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 use towline_engine::ids::GroupId;
-use towline_engine::message::{ConfState, Entry, MemberTable};
+use towline_engine::message::{ConfState, Entry, LogId, MemberTable};
 use towline_engine::snapshot_store::{ContentHasher, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::{Applied, ApplyBatch, Fatal, Replies, StateMachine};
+use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, StateMachine};
 
 /// A state machine under test and its disk.
 pub trait Fixture {
@@ -88,8 +88,8 @@ macro_rules! state_machine_suite {
 const TERM: u64 = 3;
 const COMMANDS: u64 = 12;
 
-fn place(index: u64) -> Applied {
-    if index == 0 { Applied::NONE } else { Applied { index, term: TERM } }
+fn place(index: u64) -> LogId {
+    if index == 0 { LogId::NONE } else { LogId { index, term: TERM } }
 }
 
 fn entry(fixture: &impl Fixture, index: u64) -> Entry {
@@ -194,7 +194,7 @@ pub fn an_entry_without_a_command_gets_no_reply_and_counts_for_the_place<F: Fixt
     assert!(replies.is_empty());
     assert_eq!(bench.contents(), before);
     let flushed = bench.machine.flush().unwrap();
-    assert!([Applied::NONE, place(3)].contains(&flushed), "flushed through {flushed:?}");
+    assert!([LogId::NONE, place(3)].contains(&flushed), "flushed through {flushed:?}");
 }
 
 pub fn a_view_sees_what_is_applied_later<F: Fixture>(new: New<'_, F>) {
@@ -213,14 +213,14 @@ pub fn a_view_sees_what_is_applied_later<F: Fixture>(new: New<'_, F>) {
 pub fn what_is_durable_was_applied_and_never_less_again<F: Fixture>(new: New<'_, F>) {
     let mut bench = Bench::new(new);
     let mut before = bench.machine.durable();
-    assert_eq!(before, Applied::NONE, "an empty one has nothing durable");
+    assert_eq!(before, LogId::NONE, "an empty one has nothing durable");
     for index in 1..=COMMANDS {
         bench.apply(index, 1);
         if index % 5 == 0 {
             let flushed = bench.machine.flush().unwrap();
             assert_eq!(flushed, bench.machine.durable());
             assert!(
-                [Applied::NONE, place(index)].contains(&flushed),
+                [LogId::NONE, place(index)].contains(&flushed),
                 "flush stopped at {flushed:?} of {index}"
             );
         }
@@ -315,7 +315,7 @@ pub fn a_restore_is_durable_when_it_returns<F: Fixture>(new: New<'_, F>) {
     let snapshot = origin.snapshot();
     let mut other = Bench::new(new);
     other.apply(2, 1);
-    let volatile = other.machine.flush().unwrap() == Applied::NONE;
+    let volatile = other.machine.flush().unwrap() == LogId::NONE;
     other.restore(&snapshot).unwrap();
     if volatile {
         return;

@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::GroupWrite;
-use towline_engine::message::{ConfState, Entry, HardState, MemberTable};
+use towline_engine::message::{ConfState, Entry, HardState, LogId, MemberTable};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
-use towline_engine::state_machine::Applied;
 
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) hard_state: HardState,
-    pub(crate) truncated: Applied,
+    pub(crate) truncated: LogId,
     entries: Vec<Entry>,
     pub(crate) installing: Option<ContentId>,
     pub(crate) files: Vec<SnapshotMeta>,
@@ -19,11 +18,11 @@ pub(crate) struct Disk {
     pub(crate) rotten: BTreeSet<ContentId>,
     /// What is there of the last content that was being received, and the chunks that are left.
     pub(crate) partial: Option<(ContentId, u8)>,
-    pub(crate) machine: Applied,
+    pub(crate) machine: LogId,
 }
 
 /// The snapshot of that place: its content is all that the place says.
-pub(crate) fn meta_at(at: Applied, conf_state: ConfState) -> SnapshotMeta {
+pub(crate) fn meta_at(at: LogId, conf_state: ConfState) -> SnapshotMeta {
     let mut content = [0; 16];
     content[..8].copy_from_slice(&at.index.to_be_bytes());
     content[8..16].copy_from_slice(&at.term.to_be_bytes());
@@ -69,13 +68,13 @@ impl Disk {
         assert!(through <= self.machine.index, "compaction past what is applied");
         let gone = (gone as usize).min(self.entries.len());
         if let Some(last) = self.entries.drain(..gone).next_back() {
-            self.truncated = Applied { index: last.index, term: last.term };
+            self.truncated = LogId { index: last.index, term: last.term };
         }
     }
 
     /// The newest file that the log vouches for: it has that very entry, or begins after it.
     pub(crate) fn available(&self) -> Option<SnapshotMeta> {
-        let known = |at: Applied| {
+        let known = |at: LogId| {
             at == self.truncated
                 || self.range(at.index, at.index + 1).iter().any(|entry| entry.term == at.term)
         };

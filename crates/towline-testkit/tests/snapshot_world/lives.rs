@@ -9,9 +9,8 @@ use towline_engine::core::{
 };
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
-use towline_engine::message::HardState;
+use towline_engine::message::{HardState, LogId};
 use towline_engine::reporter::Mailbox;
-use towline_engine::state_machine::Applied;
 
 use super::books::Lossy;
 use super::{Arrow, Faults, HEARTBEAT, Up, World, note_applied};
@@ -28,7 +27,7 @@ impl World {
         let disk = &mut node.disk;
         let available = disk.available();
         if self.volatile {
-            disk.machine = Applied::NONE;
+            disk.machine = LogId::NONE;
         }
         if disk.machine.index < disk.truncated.index {
             let file = available.as_ref().unwrap_or_else(|| panic!("node {id} lost its state"));
@@ -39,7 +38,7 @@ impl World {
         assert!(commit <= disk.last_index(), "node {id}: {commit} past {}", disk.last_index());
         for entry in disk.range(disk.machine.index + 1, commit + 1) {
             note_applied(&mut self.log, &entry);
-            disk.machine = Applied { index: entry.index, term: entry.term };
+            disk.machine = LogId { index: entry.index, term: entry.term };
         }
         let applied = disk.machine.index;
         let log = GroupLog::new(

@@ -15,13 +15,12 @@ use std::sync::Arc;
 use towline_engine::core::{Apply, AttemptEffect, Effects, Group, SendBudget};
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::GroupWrite;
-use towline_engine::message::{ConfState, Message};
+use towline_engine::message::{ConfState, LogId, Message};
 use towline_engine::reporter::{
     Mailbox, Report, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus, SnapshotTicket,
     UnreachableCause,
 };
 use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::Applied;
 use towline_engine::status::{PeerProgress, PeerStatus, Role};
 
 pub(crate) use books::Plant;
@@ -372,7 +371,7 @@ impl World {
                 for entry in &entries {
                     assert_eq!(entry.index, node.disk.machine.index + 1, "node {id} skips");
                     note_applied(&mut self.log, entry);
-                    node.disk.machine = Applied { index: entry.index, term: entry.term };
+                    node.disk.machine = LogId { index: entry.index, term: entry.term };
                 }
                 self.with(id, |group, _| group.applied(through.index));
             }
@@ -399,7 +398,7 @@ impl World {
                 if !fails {
                     node.disk.add(meta.clone());
                 }
-                let durable = if self.volatile { Applied::NONE } else { node.disk.machine };
+                let durable = if self.volatile { LogId::NONE } else { node.disk.machine };
                 let made = (!fails).then_some((meta, durable));
                 self.with(id, |group, _| group.snapshot_made(made));
             }

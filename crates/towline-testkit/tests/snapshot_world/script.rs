@@ -117,7 +117,7 @@ impl World {
     }
 
     pub(crate) fn keep_nothing(&mut self, id: NodeId) {
-        self.with(id, |group, _| group.squeeze());
+        self.with(id, |group, _| group.force_compaction());
     }
 
     pub(crate) fn status(&self, id: NodeId) -> GroupStatus {

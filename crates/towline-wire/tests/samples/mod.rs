@@ -3,10 +3,9 @@
 use bytes::Bytes;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use towline_engine::message::{
-    Batch, ConfState, Entry, Envelope, Lane, Member, Message, MessageKind, SnapshotRecord,
+    Batch, ConfState, Entry, Envelope, Lane, LogId, Member, Message, MessageKind, SnapshotRecord,
 };
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     Chunk, Hello, Nack, NackCause, PROTOCOL_VERSION, Refusal, SnapshotOffer, TransferPhase, TransferProgress,
     Welcome,
@@ -36,7 +35,7 @@ pub(crate) fn samples() -> Vec<pb::Frame> {
     let member = Member { address: "grpc://host:1".parse().unwrap(), incarnation: Some(incarnation) };
     let head = SnapshotHead {
         group: GroupId::DEFAULT,
-        at: Applied { index: 9, term: 2 },
+        at: LogId { index: 9, term: 2 },
         conf_state,
         members: [(node(1), member)].into(),
     };

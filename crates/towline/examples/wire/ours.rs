@@ -9,7 +9,7 @@ use bytes::Bytes;
 use towline::engine::message::{Batch, ConfState, Lane, MemberTable, Message, MessageKind};
 use towline::engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
 use towline::engine::transport::*;
-use towline::{Applied, ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use towline::{ClusterId, GroupId, Incarnation, LogId, NodeId, PeerAddr};
 
 use crate::{Error, pieces};
 
@@ -62,7 +62,7 @@ fn incarnation() -> Result<Incarnation, Error> {
 fn offer(trailer: &Trailer) -> Result<SnapshotOffer, Error> {
     let head = SnapshotHead {
         group: GroupId::DEFAULT,
-        at: Applied { index: 9, term: 1 },
+        at: LogId { index: 9, term: 1 },
         conf_state: ConfState::default(),
         members: MemberTable::new(),
     };

@@ -11,7 +11,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use towline::{Applied, codec};
+use towline::{LogId, codec};
 use twox_hash::XxHash3_128;
 
 use super::StoreError;
@@ -36,8 +36,8 @@ pub(super) struct Meta {
 }
 
 impl Meta {
-    pub(super) fn applied(&self) -> Applied {
-        Applied { index: self.index, term: self.term }
+    pub(super) fn applied(&self) -> LogId {
+        LogId { index: self.index, term: self.term }
     }
 
     pub(super) fn encode(&self) -> Result<Bytes, StoreError> {

@@ -24,7 +24,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use fjall::{Database, Keyspace};
 use serde::{Deserialize, Serialize};
-use towline::{Applied, ApplyBatch, Fatal, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
+use towline::{ApplyBatch, Fatal, LogId, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
 
 pub(crate) use command::{
     Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, VALUE_BYTES_MAX, pack,
@@ -120,7 +120,7 @@ pub(crate) struct KvMachine {
     overlay: Arc<RwLock<Overlay>>,
     clock: Clock,
     write_back: WriteBack,
-    durable: Applied,
+    durable: LogId,
     layer_bytes_max: usize,
     /// Bytes of the commands that are in memory only.
     replay_bytes: usize,
@@ -232,7 +232,7 @@ impl StateMachine for KvMachine {
         }
     }
 
-    fn durable(&self) -> Applied {
+    fn durable(&self) -> LogId {
         self.durable
     }
 
@@ -240,7 +240,7 @@ impl StateMachine for KvMachine {
         Ok(self.apply_all(batch, replies)?)
     }
 
-    fn flush(&mut self) -> Result<Applied, Fatal> {
+    fn flush(&mut self) -> Result<LogId, Fatal> {
         self.settle()?;
         if self.durable != self.meta().applied() {
             self.write_back.start()?;

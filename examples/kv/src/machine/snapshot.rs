@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 
 use fjall::{Database, Keyspace, PersistMode};
-use towline::{Applied, SnapshotSource};
+use towline::{LogId, SnapshotSource};
 
 use super::command::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use super::cut::Cut;
@@ -106,7 +106,7 @@ impl KvMachine {
     /// Writes `body` into the next generation, which nobody reads yet, and makes that the live one in one last batch
     /// together with the index. A crash before it leaves the old state, and garbage that is removed when the store is
     /// opened.
-    pub(super) fn restore_from(&mut self, applied: Applied, body: &mut dyn Read) -> Result<(), StoreError> {
+    pub(super) fn restore_from(&mut self, applied: LogId, body: &mut dyn Read) -> Result<(), StoreError> {
         // Whatever is under way there must not be written over the new state.
         self.settle()?;
         let old = self.meta();

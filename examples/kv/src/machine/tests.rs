@@ -51,7 +51,7 @@ impl Harness {
             })
             .collect();
         let mut replies = Replies::with_capacity(entries.len());
-        let through = Applied { index: self.index, term: 1 };
+        let through = LogId { index: self.index, term: 1 };
         self.machine.apply(ApplyBatch::new(&entries, through), &mut replies).unwrap();
         replies.into_vec().concat()
     }
@@ -109,12 +109,12 @@ fn the_applied_index_and_the_data_come_back_together() {
     let mut h = Harness::new();
     h.one(1, set(b"a", b"1", Expiry::Never));
     h.one(1, Op::Add { key: Blob(b"a"), delta: 41 });
-    assert_eq!(h.machine.durable(), Applied::NONE, "nothing was synced");
-    assert_eq!(h.machine.flush().unwrap(), Applied { index: 2, term: 1 });
+    assert_eq!(h.machine.durable(), LogId::NONE, "nothing was synced");
+    assert_eq!(h.machine.flush().unwrap(), LogId { index: 2, term: 1 });
     let digest = h.digest();
     h.one(1, set(b"a", b"lost", Expiry::Never));
     let h = h.reopen();
-    assert_eq!(h.machine.durable(), Applied { index: 2, term: 1 }, "what came after is not there");
+    assert_eq!(h.machine.durable(), LogId { index: 2, term: 1 }, "what came after is not there");
     assert_eq!((h.value(b"a"), h.digest()), (Some(b"42".to_vec()), digest));
 }
 
@@ -130,7 +130,7 @@ fn a_lowered_limit_of_proposals_does_not_bind_what_is_in_the_log() {
     assert!(data.len() as u64 > towline::COMMAND_BYTES_MAX, "no node may propose a larger one");
     let entry = Entry { index: 1, term: 1, data: data.into(), ..Entry::default() };
     let mut replies = Replies::with_capacity(1);
-    let batch = ApplyBatch::new(std::slice::from_ref(&entry), Applied { index: 1, term: 1 });
+    let batch = ApplyBatch::new(std::slice::from_ref(&entry), LogId { index: 1, term: 1 });
     h.machine.apply(batch, &mut replies).unwrap();
     assert_eq!(replies.into_vec(), [[Answer::Done]]);
     assert_eq!(h.value(b"large"), Some(value));
@@ -142,7 +142,7 @@ fn an_empty_batch_moves_the_applied_index() {
     h.index = 7;
     assert!(h.batch(&[]).is_empty());
     h.machine.flush().unwrap();
-    assert_eq!(h.reopen().machine.durable(), Applied { index: 7, term: 1 });
+    assert_eq!(h.reopen().machine.durable(), LogId { index: 7, term: 1 });
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn a_snapshot_brings_the_time_along() {
     let mut body = Vec::new();
     from.machine.snapshot().unwrap().write_to(&mut body).unwrap();
     let mut to = Harness::new();
-    to.machine.restore_from(Applied { index: 1, term: 1 }, &mut &body[..]).unwrap();
+    to.machine.restore_from(LogId { index: 1, term: 1 }, &mut &body[..]).unwrap();
     to.index = 1;
     assert_eq!(to.machine.view().local_ms(), 70_000);
     to.pass(10);
@@ -341,7 +341,7 @@ fn a_command_that_is_not_readable_is_fatal() {
     for data in [&[0, 0, 0, 2, 0, 99][..], &[0, 0, 0, 3, 0, 5], &[0, 0, 0]] {
         let data = Bytes::from_static(data);
         let entry = Entry { kind: EntryKind::Normal, term: 1, index: 1, data, context: Bytes::new() };
-        let batch = ApplyBatch::new(std::slice::from_ref(&entry), Applied { index: 1, term: 1 });
+        let batch = ApplyBatch::new(std::slice::from_ref(&entry), LogId { index: 1, term: 1 });
         assert!(h.machine.apply(batch, &mut Replies::with_capacity(1)).is_err(), "{:?}", entry.data);
     }
 }
@@ -362,7 +362,7 @@ fn a_snapshot_replaces_the_whole_state() {
     to.one(1, set(b"old", b"v", Expiry::After { ttl_ms: 3 }));
     to.machine.flush().unwrap();
     let before = to.digest();
-    let at = Applied { index: 3_000, term: 1 };
+    let at = LogId { index: 3_000, term: 1 };
     let broken = &body[..body.len() - 9];
     assert!(to.machine.restore_from(at, &mut &broken[..]).is_err());
     let mut flipped = body.clone();
@@ -401,7 +401,7 @@ fn what_an_interrupted_restore_left_never_comes_back() {
 
     let mut to = Harness::new();
     to.one(1, Op::Flush);
-    let at = |index| Applied { index, term: 1 };
+    let at = |index| LogId { index, term: 1 };
     assert!(to.machine.restore_from(at(2_000), &mut &truncated[..]).is_err());
     let mut to = to.reopen();
     assert_eq!(to.machine.store.iter().count(), 0, "nothing of it is left");
@@ -426,7 +426,7 @@ fn a_restore_holds_a_batch_of_a_snapshot_at_a_time() {
     let mut body = Vec::new();
     from.machine.snapshot().unwrap().write_to(&mut body).unwrap();
     let mut to = Harness::new();
-    assert!(to.machine.restore_from(Applied { index: 9, term: 1 }, &mut &body[..5 << 20]).is_err());
+    assert!(to.machine.restore_from(LogId { index: 9, term: 1 }, &mut &body[..5 << 20]).is_err());
     assert_eq!(to.machine.store.iter().count(), 64, "4 MiB of the 5 that came are not in memory any more");
 }
 

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fjall::{Database, Keyspace, OwnedWriteBatch, PersistMode};
-use towline::Applied;
+use towline::LogId;
 
 use super::StoreError;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
@@ -36,7 +36,7 @@ pub(super) struct WriteBack {
 }
 
 struct Written {
-    through: Applied,
+    through: LogId,
     dead_from: Option<Vec<u8>>,
 }
 
@@ -52,12 +52,12 @@ impl WriteBack {
     }
 
     /// How far the store has come, if a layer was written since the last call.
-    pub(super) fn finished(&mut self) -> Result<Option<Applied>, StoreError> {
+    pub(super) fn finished(&mut self) -> Result<Option<LogId>, StoreError> {
         if self.running.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(None) }
     }
 
     /// As [`finished`](Self::finished), once nothing is under way.
-    pub(super) fn wait(&mut self) -> Result<Option<Applied>, StoreError> {
+    pub(super) fn wait(&mut self) -> Result<Option<LogId>, StoreError> {
         let Some(running) = self.running.take() else { return Ok(None) };
         let written = running.join().map_err(|_| StoreError::WriterPanicked)??;
         // Another generation may have died meanwhile: then it starts over.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use towline::engine::message::{Entry, EntryKind};
-use towline::{Applied, ApplyBatch, Replies, StateMachine as _};
+use towline::{ApplyBatch, LogId, Replies, StateMachine as _};
 
 use super::*;
 use crate::machine::{Answer, KvMachine, StoreConfig, View, pack};
@@ -114,7 +114,7 @@ async fn start_with(limits: Limits) -> Harness {
             let data = data.into();
             let entry = Entry { kind: EntryKind::Normal, term: 1, index, data, context: Bytes::new() };
             let mut replies = Replies::with_capacity(1);
-            machine.apply(ApplyBatch::new(&[entry], Applied { index, term: 1 }), &mut replies).unwrap();
+            machine.apply(ApplyBatch::new(&[entry], LogId { index, term: 1 }), &mut replies).unwrap();
             let _ = answer.send(replies.into_vec().concat().pop().unwrap());
         }
     });

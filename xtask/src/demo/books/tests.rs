@@ -6,7 +6,7 @@ const TOTAL: u64 = 10 << 20;
 fn line(at: &str, attempt: u64, direction: &str, offset: u64, bytes: u64, end: &str) -> String {
     let peer = if direction == "sent" { 2 } else { 1 };
     format!(
-        "2026-11-29T{at}Z  INFO snapshot{{node=1 group=1 peer=9 attempt=9}}: towline_engine::snapshots::account: \
+        "2026-11-29T{at}Z  INFO snapshot{{node=1 group=1 peer=9 attempt=9}}: towline_engine::snapshots::transfer_record: \
          snapshot transfer ended group=1 peer={peer} index=70 attempt={attempt} direction=\"{direction}\" \
          offset={offset} payload_bytes={bytes} total={TOTAL} seconds=1.0 {end}\n"
     )

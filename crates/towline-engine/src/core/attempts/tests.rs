@@ -1,7 +1,6 @@
 use super::*;
-use crate::message::{ConfState, MemberTable};
+use crate::message::{ConfState, LogId, MemberTable};
 use crate::snapshot_store::SnapshotHead;
-use crate::state_machine::Applied;
 
 const HEARTBEAT: u64 = 10;
 
@@ -11,7 +10,7 @@ fn id(raw: u64) -> NodeId {
 
 fn meta(index: u64) -> SnapshotMeta {
     let conf_state = ConfState { voters: vec![id(1), id(2), id(3)], ..ConfState::default() };
-    let at = Applied { index, term: 1 };
+    let at = LogId { index, term: 1 };
     let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };
     SnapshotMeta { head, length: 100, content: ContentId([index as u8; 16]) }
 }

@@ -5,10 +5,9 @@ use crate::core::attempts::VoidCause;
 use crate::core::raft::Fetch;
 use crate::errors::{ProposeError, ReadError};
 use crate::log_store::{ConfRecord, GroupWrite};
-use crate::message::{Entry, Message};
+use crate::message::{Entry, LogId, Message};
 use crate::reporter::{SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::{ContentId, SnapshotMeta};
-use crate::state_machine::Applied;
 
 /// What a group wants done. Cleared and used again by the driver.
 #[derive(Debug)]
@@ -80,7 +79,7 @@ pub enum Apply<W> {
         /// One place a command.
         waiters: Vec<Option<W>>,
         /// The place reached once they are applied.
-        through: Applied,
+        through: LogId,
     },
     /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
     /// before; answered by [`Group::applied`](super::Group::applied).
@@ -90,7 +89,7 @@ pub enum Apply<W> {
         /// The membership there.
         conf: ConfRecord,
         /// What is applied by then.
-        at: Applied,
+        at: LogId,
     },
 }
 

@@ -8,10 +8,9 @@ use crate::core::attempts::{Attempts, RetryPolicy};
 use crate::core::inbound;
 use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite, Install};
-use crate::message::{Message, MessageKind};
+use crate::message::{LogId, Message, MessageKind};
 use crate::reporter::{Report, SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::SnapshotMeta;
-use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus};
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
@@ -102,7 +101,7 @@ pub(super) struct Snapshots {
     /// The log may be forgotten up to here, as far as snapshots and the state machine are concerned.
     compact_target: u64,
     /// The store wants its space back: keep nothing that is not needed.
-    squeeze: bool,
+    force_compaction: bool,
     /// What is of use has changed: files may go.
     retain: bool,
     progress: BTreeMap<NodeId, (PeerProgress, u64)>,
@@ -121,7 +120,7 @@ impl Snapshots {
             retake_ticks: RETAKE_TICKS,
             retake_at: 0,
             compact_target: 0,
-            squeeze: false,
+            force_compaction: false,
             retain: false,
             progress: BTreeMap::new(),
         }
@@ -238,7 +237,7 @@ impl<W, R> Group<W, R> {
 
     /// The snapshot ordered by [`Apply::Snapshot`] was made, or could not be. `durable` is what the state machine said
     /// before: the log up to there is not needed to restart it.
-    pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, Applied)>) {
+    pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, LogId)>) {
         let ordered = self.snapshots.taking.take();
         let Some((meta, durable)) = made else {
             let wait = self.snapshots.retake_ticks;
@@ -249,10 +248,11 @@ impl<W, R> Group<W, R> {
         // A received one that was installed meanwhile may stand further.
         self.snapshots.taken = self.snapshots.taken.max(ordered.unwrap_or_default());
         self.snapshots.retake_ticks = RETAKE_TICKS;
-        let trailing = if self.snapshots.squeeze { 0 } else { self.snapshots.policy.trailing_entries };
-        self.snapshots.squeeze = false;
+        let trailing =
+            if self.snapshots.force_compaction { 0 } else { self.snapshots.policy.trailing_entries };
+        self.snapshots.force_compaction = false;
         // A volatile machine is restarted from this very file.
-        let restartable = if durable == Applied::NONE { meta.head.at.index } else { durable.index };
+        let restartable = if durable == LogId::NONE { meta.head.at.index } else { durable.index };
         let target = meta.head.at.index.saturating_sub(trailing).min(restartable);
         self.snapshots.compact_target = self.snapshots.compact_target.max(target);
         self.make_available(meta);
@@ -260,8 +260,8 @@ impl<W, R> Group<W, R> {
 
     /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries, nor
     /// anything for attempts that have ended.
-    pub fn squeeze(&mut self) {
-        self.snapshots.squeeze = true;
+    pub fn force_compaction(&mut self) {
+        self.snapshots.force_compaction = true;
         self.snapshots.retain = true;
         self.replica.attempts().keep_nothing();
     }
@@ -281,7 +281,7 @@ impl<W, R> Group<W, R> {
     }
 
     /// A ready carries the received snapshot: it goes into one write with the new hard state and membership.
-    pub(super) fn write_install(&mut self, at: Applied, write: &mut GroupWrite) -> Option<SnapshotMeta> {
+    pub(super) fn write_install(&mut self, at: LogId, write: &mut GroupWrite) -> Option<SnapshotMeta> {
         let meta = self.snapshots.installing.clone().filter(|meta| meta.head.at == at)?;
         let conf = ConfRecord {
             conf_state: meta.head.conf_state.clone(),
@@ -373,7 +373,7 @@ impl<W, R> Group<W, R> {
         let (index, bytes) = snapshots.taken;
         let new_entries = self.handed.index.saturating_sub(index);
         let log_bytes = self.replica.log().bytes_appended();
-        let asked = self.replica.attempts().is_missing() || snapshots.squeeze;
+        let asked = self.replica.attempts().is_missing() || snapshots.force_compaction;
         let due = new_entries >= snapshots.policy.every_entries
             || log_bytes - bytes >= snapshots.policy.every_bytes;
         // Without new entries it would be the one there is, unless that could not be read.

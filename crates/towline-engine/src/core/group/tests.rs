@@ -30,7 +30,7 @@ fn setup(voters: u64, entries: Vec<Entry>) -> GroupSetup {
         replica: ReplicaSetup {
             node: id(1),
             group: GroupId::DEFAULT,
-            log: GroupLog::new(Applied::NONE, terms, last_index, entries, 0, 1 << 20),
+            log: GroupLog::new(LogId::NONE, terms, last_index, entries, 0, 1 << 20),
             hard_state: HardState { term, vote: None, commit: last_index.saturating_sub(1) },
             conf_state: ConfState { voters: (1..=voters).map(id).collect(), ..ConfState::default() },
             heartbeat_ticks: 2,

@@ -18,9 +18,8 @@ pub(crate) use self::unreadable::PAUSE_TICKS as UNREADABLE_PAUSE_TICKS;
 use super::attempts::{Attempts, SendBudget};
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
-use crate::message::{ConfState, Entry, HardState, Message, MessageKind};
+use crate::message::{ConfState, Entry, HardState, LogId, Message, MessageKind};
 use crate::reporter::{SnapshotAttempt, SnapshotStatus};
-use crate::state_machine::Applied;
 use crate::status::{PeerProgress, PeerStatus, Role};
 
 /// What a replica is made of.
@@ -86,7 +85,7 @@ pub(crate) struct ReadyParts {
     /// Read rounds that were confirmed, with their index.
     pub(crate) reads: Vec<(Vec<u8>, u64)>,
     /// A snapshot that was received: its place is the whole log now.
-    pub(crate) install: Option<Applied>,
+    pub(crate) install: Option<LogId>,
 }
 
 /// Raft took none of the proposals: a transfer of leadership is under way, or too much is uncommitted.
@@ -392,7 +391,7 @@ impl Replica {
         };
         let install = match ready.snapshot().get_metadata() {
             meta if meta.index == 0 => None,
-            meta => Some(Applied { index: meta.index, term: meta.term }),
+            meta => Some(LogId { index: meta.index, term: meta.term }),
         };
         let mut parts = ReadyParts {
             number: ready.number(),
@@ -427,7 +426,8 @@ impl Replica {
         }
         let raft = &self.raw.raft;
         let question = |(peer, index): (u64, u64)| -> Option<Message> {
-            let log_term = raft.raft_log.term(index).ok()?;
+            // raft gives term zero for an index outside of its log.
+            let log_term = raft.raft_log.term(index).ok().filter(|term| *term != 0 || index == 0)?;
             let append = Message::new(MessageKind::Append, NodeId::new(raft.id)?, NodeId::new(peer)?);
             Some(Message { term: raft.term, index, log_term, commit: raft.raft_log.committed, ..append })
         };

@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
 use crate::message::Entry;
-use crate::node::mail::ShardMail;
+use crate::node::inbox::ShardInbox;
 
 fn append(bytes: usize) -> Message {
     let (from, to) = (NodeId::new(2).unwrap(), NodeId::new(1).unwrap());
@@ -20,7 +20,7 @@ fn an_append_larger_than_the_inbox_is_taken_when_nothing_waits() {
         ..Config::default()
     };
     let config = config.validate().unwrap();
-    let ingress = Ingress::new(GroupId::DEFAULT, &config, ShardMail::new().scheduled.clone());
+    let ingress = Ingress::new(GroupId::DEFAULT, &config, ShardInbox::new().scheduled.clone());
     let from = NodeId::new(2).unwrap();
     let mut taken = Taken::default();
     for _ in 0..2 {

@@ -6,7 +6,7 @@ use super::*;
 use crate::core::Fetch;
 use crate::log_store::{LogBatch, LogError, LogReadError, Recovered};
 use crate::message::Entry;
-use crate::node::mail::ShardMail;
+use crate::node::inbox::ShardInbox;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -78,17 +78,17 @@ impl LogStore for Store {
 
 struct Running {
     store: Arc<Store>,
-    mail: ShardMail,
+    inbox: ShardInbox,
     reader: LogReader,
     thread: JoinHandle<()>,
 }
 
 fn start(store: Store, purge_interval: Duration) -> Running {
-    let (store, mail) = (Arc::new(store), ShardMail::new());
+    let (store, inbox) = (Arc::new(store), ShardInbox::new());
     let (work, queue) = channel();
-    let thread = Reader { store: store.clone(), shard: mail.sender.clone(), purge_interval };
+    let thread = Reader { store: store.clone(), shard: inbox.sender.clone(), purge_interval };
     let thread = std::thread::spawn(move || thread.run(&queue));
-    Running { store, mail, reader: LogReader { work }, thread }
+    Running { store, inbox, reader: LogReader { work }, thread }
 }
 
 fn wait(what: &str, mut condition: impl FnMut() -> bool) {
@@ -105,7 +105,7 @@ impl Running {
         self.reader.fetch(GroupId::DEFAULT, 1, Fetch { low: 3, high: 4 });
         let (mut events, mut found) = (Vec::new(), None);
         wait("the answer of the fetch", || {
-            self.mail.sender.take(&mut events);
+            self.inbox.sender.take(&mut events);
             for event in events.drain(..) {
                 if let ShardEvent::Fetched { low: 3, entries, .. } = event {
                     found = Some(entries.map_or(0, |entries| entries.len()));

@@ -16,18 +16,17 @@ use crate::identity::{Identity, IdentityStore as _};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use crate::log_store::{ConfRecord, GroupWrite, Install, LogBatch, LogStore as _};
 use crate::message::{
-    Batch, ConfState, Envelope, HardState, Lane, Member, MemberTable, Message, MessageKind,
+    Batch, ConfState, Envelope, HardState, Lane, LogId, Member, MemberTable, Message, MessageKind,
 };
 use crate::node::{Group, Start};
 use crate::reporter::{Reporter, SnapshotAttempt};
 use crate::snapshot_store::*;
-use crate::state_machine::Applied;
 use crate::status::{PeerStatus, Role};
 use crate::storage::Storage;
 use crate::transport::*;
 
 /// Where the log of every group begins.
-const TRUNCATED: Applied = Applied { index: 10, term: 1 };
+const TRUNCATED: LogId = LogId { index: 10, term: 1 };
 
 pub(super) const GROUPS_MAX: u64 = 20;
 

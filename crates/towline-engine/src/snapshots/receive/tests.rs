@@ -2,9 +2,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::ids::GroupId;
-use crate::message::{ConfState, MemberTable, MessageKind};
+use crate::message::{ConfState, LogId, MemberTable, MessageKind};
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotReader, SnapshotWriter};
-use crate::state_machine::Applied;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const EIO: i32 = 5;
@@ -71,7 +70,7 @@ impl SnapshotStore for Ends {
 struct Wants;
 
 #[async_trait]
-impl GroupDoor for Wants {
+impl SnapshotGroups for Wants {
     async fn offer(&self, _: NodeId, _: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
         Ok(OfferVerdict::Wanted)
     }
@@ -83,14 +82,14 @@ impl GroupDoor for Wants {
 
 struct Bench {
     receives: Receives,
-    keeper: Keeper,
+    worker: SnapshotWorker,
     keeping: std::thread::JoinHandle<()>,
 }
 
 /// To be made on the runtime of a test.
 fn bench(store: Ends) -> Bench {
     let store: Arc<dyn SnapshotStore> = Arc::new(store);
-    let (keeper, keeping) = Keeper::start(store.clone(), |_| ()).unwrap();
+    let (worker, keeping) = SnapshotWorker::start(store.clone(), |_| ()).unwrap();
     let receives = Receives::new(ReceivesDeps {
         node: id(1),
         settings: TransferSettings {
@@ -103,11 +102,11 @@ fn bench(store: Ends) -> Bench {
             phase_timeout: DEADLINE,
         },
         store,
-        keeper: keeper.clone(),
-        door: Arc::new(Wants),
+        worker: worker.clone(),
+        groups: Arc::new(Wants),
         runtime: Handle::current(),
     });
-    Bench { receives, keeper, keeping }
+    Bench { receives, worker, keeping }
 }
 
 impl Bench {
@@ -115,7 +114,7 @@ impl Bench {
     async fn told(&self, attempt: u64, content: ContentId) -> SnapshotRefusal {
         let head = SnapshotHead {
             group: GroupId::DEFAULT,
-            at: Applied { index: 7, term: 2 },
+            at: LogId { index: 7, term: 2 },
             conf_state: ConfState::default(),
             members: MemberTable::new(),
         };
@@ -130,7 +129,7 @@ impl Bench {
     }
 
     fn stop(self) {
-        self.keeper.stop();
+        self.worker.stop();
         self.keeping.join().unwrap();
     }
 }
@@ -139,9 +138,9 @@ fn id(raw: u64) -> NodeId {
     NodeId::new(raw).unwrap()
 }
 
-/// What the sender is told whose file is read again when a later attempt at something else wants the seat. The later one
+/// What the sender is told whose file is read again when a later attempt at something else wants the slot. The later one
 /// gets it. A paused clock waits for a thread that reads, so no offer is too late on a busy machine.
-async fn told_when_the_seat_is_wanted(store: Ends) -> SnapshotRefusal {
+async fn told_when_the_slot_is_wanted(store: Ends) -> SnapshotRefusal {
     let bench = bench(store);
     let (earlier, later) = tokio::join!(bench.told(1, PARTIAL), bench.told(2, OTHER));
     assert!(matches!(&later, SnapshotRefusal::Corrupt { .. }), "{later:?}");
@@ -159,9 +158,9 @@ async fn told_when_the_node_stops(store: Ends) -> SnapshotRefusal {
 
 /// It was told that another attempt had taken its place, or that the node stops, and nobody heard of the disk.
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_fails_while_a_part_is_read_again_is_told_whoever_wanted_the_seat_meanwhile() {
+async fn a_disk_that_fails_while_a_part_is_read_again_is_told_whoever_wanted_the_slot_meanwhile() {
     let told = [
-        told_when_the_seat_is_wanted(Ends::DiskFails).await,
+        told_when_the_slot_is_wanted(Ends::DiskFails).await,
         told_when_the_node_stops(Ends::DiskFails).await,
     ];
     let reads = io::Error::from_raw_os_error(EIO).to_string();
@@ -173,7 +172,7 @@ async fn a_disk_that_fails_while_a_part_is_read_again_is_told_whoever_wanted_the
 
 #[tokio::test(start_paused = true)]
 async fn whoever_stops_to_read_a_part_again_says_for_whom() {
-    let told = told_when_the_seat_is_wanted(Ends::Stops).await;
+    let told = told_when_the_slot_is_wanted(Ends::Stops).await;
     assert!(matches!(told, SnapshotRefusal::Superseded), "{told:?}");
     let told = told_when_the_node_stops(Ends::Stops).await;
     assert!(matches!(&told, SnapshotRefusal::NotTaken { detail } if detail == "the node stops"), "{told:?}");

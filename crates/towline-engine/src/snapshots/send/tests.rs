@@ -7,10 +7,9 @@ use tokio::time::{Duration, Instant};
 
 use super::*;
 use crate::ids::{ClusterId, GroupId, Incarnation, PeerAddr};
-use crate::message::{ConfState, Lane, MemberTable, Message, MessageKind};
+use crate::message::{ConfState, Lane, LogId, MemberTable, Message, MessageKind};
 use crate::reporter::{Reporter, Scope, SnapshotStatus, UnreachableCause};
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotReader, SnapshotStoreError, SnapshotWriter};
-use crate::state_machine::Applied;
 use crate::transport::{
     ConnectError, Connected, Inbound, LinkFeedback, Listener, PROTOCOL_VERSION, SnapshotReceipt,
     TransportError,
@@ -212,7 +211,7 @@ impl Bench {
             SnapshotAttempt { group: GroupId::DEFAULT, peer: id(peer), term: 3, index: 7, number: peer };
         let head = SnapshotHead {
             group: attempt.group,
-            at: Applied { index: 7, term: 2 },
+            at: LogId { index: 7, term: 2 },
             conf_state: ConfState::default(),
             members: MemberTable::new(),
         };

@@ -48,7 +48,7 @@ impl Model {
 fn next_write(dice: &mut Dice, group: GroupId, model: &mut Model) -> GroupWrite {
     let mut write = GroupWrite::new(group);
     if dice.roll(25) == 0 {
-        let at = Applied { index: model.last + 5, term: 1 };
+        let at = LogId { index: model.last + 5, term: 1 };
         write.install = Some(Install { at, installing: ContentId([7; 16]) });
         (model.truncated, model.last) = (at.index, at.index);
     } else if dice.roll(10) == 0 && model.last > model.truncated + 2 {

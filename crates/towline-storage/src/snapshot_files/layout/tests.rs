@@ -13,7 +13,7 @@ fn header() -> Header {
     Header {
         head: SnapshotHead {
             group: GroupId::new(300),
-            at: Applied { index: 70_000, term: 5 },
+            at: LogId { index: 70_000, term: 5 },
             conf_state: ConfState {
                 voters: vec![id(1), id(2)],
                 learners: vec![id(3)],

@@ -18,7 +18,7 @@ fn golden_head() -> SnapshotHead {
         |address: &str, n| Member { address: address.parse().unwrap(), incarnation: Incarnation::new(n) };
     SnapshotHead {
         group: GroupId::new(1),
-        at: Applied { index: 300, term: 70_000 },
+        at: LogId { index: 300, term: 70_000 },
         conf_state: ConfState {
             voters: vec![id(1), id(2)],
             learners: vec![id(3)],

@@ -184,7 +184,7 @@ fn a_file_of_the_same_content_that_says_another_place_goes_with_the_next_of_that
     let bytes = body(CHUNK + 9, 1);
     let meta = create(&open(dir.path()), &head(1), &bytes).unwrap();
     let name = |index| {
-        Named::Complete { group: GROUP, at: Applied { index, ..meta.head.at }, content: meta.content }.name()
+        Named::Complete { group: GROUP, at: LogId { index, ..meta.head.at }, content: meta.content }.name()
     };
     fs::rename(dir.path().join(name(1)), dir.path().join(name(2))).unwrap();
     let files = open(dir.path());

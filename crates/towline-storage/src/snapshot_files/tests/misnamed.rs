@@ -9,7 +9,7 @@ use super::*;
 const REMOVED: &str = "a corrupt snapshot file is removed";
 
 fn named(group: GroupId, index: u64, term: u64, content: ContentId) -> String {
-    Named::Complete { group, at: Applied { index, term }, content }.name()
+    Named::Complete { group, at: LogId { index, term }, content }.name()
 }
 
 fn name_of(meta: &SnapshotMeta) -> String {
@@ -19,7 +19,7 @@ fn name_of(meta: &SnapshotMeta) -> String {
 /// Names that the file of `meta` could be given by mistake, and that sort before it and behind it. All but the last four
 /// keep its content.
 fn wrong_names(meta: &SnapshotMeta) -> Vec<String> {
-    let (Applied { index, term }, content) = (meta.head.at, meta.content);
+    let (LogId { index, term }, content) = (meta.head.at, meta.content);
     vec![
         named(GROUP, index - 1, term, content),
         named(GROUP, index + 1, term, content),
@@ -67,7 +67,7 @@ fn copies_under_wrong_names_hide_no_sound_file_and_are_not_served() {
             assert_eq!(files.complete(GROUP).unwrap(), [meta.clone(), older.clone()], "{context}");
             assert_eq!(files.find(GROUP, meta.content).unwrap(), Some(meta.clone()), "{context}");
             assert!(read(&files, &meta) == body(CHUNK + 7, seed), "{context}");
-            for at in [4, 6].map(|index| Applied { index, ..meta.head.at }) {
+            for at in [4, 6].map(|index| LogId { index, ..meta.head.at }) {
                 let wrong = SnapshotMeta { head: SnapshotHead { at, ..meta.head.clone() }, ..meta.clone() };
                 assert!(matches!(files.open(&wrong, 0), Err(SnapshotStoreError::Corrupt { .. })));
             }
@@ -97,7 +97,7 @@ fn a_sound_file_is_found_in_whichever_order_files_of_its_content_are_met() {
         let mut index = Index::default();
         for place in &order {
             let told = if *place == 5 { Ok(meta.clone()) } else { Err("misnamed".into()) };
-            let at = Applied { index: *place, ..meta.head.at };
+            let at = LogId { index: *place, ..meta.head.at };
             index.add(GROUP, meta.content, at, Complete::new(told));
         }
         assert_eq!(index.find(GROUP, meta.content).unwrap(), Some(meta.clone()), "{order:?}");

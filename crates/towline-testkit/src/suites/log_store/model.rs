@@ -38,7 +38,7 @@ impl Group {
 
     fn compact(&mut self, through: u64) {
         if let Some(last) = self.entries.get(&through) {
-            self.recovered.truncated = Applied { index: through, term: last.term };
+            self.recovered.truncated = LogId { index: through, term: last.term };
             self.entries.retain(|&index, _| index > through);
             self.settle();
         }

@@ -4,9 +4,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 use towline_engine::ids::{GroupId, NodeId};
-use towline_engine::message::{ConfState, Member, MemberTable, Message, MessageKind, SnapshotRecord};
+use towline_engine::message::{ConfState, LogId, Member, MemberTable, Message, MessageKind, SnapshotRecord};
 use towline_engine::snapshot_store::{ContentHasher, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::state_machine::Applied;
 use towline_engine::transport::{
     CHUNK_BYTES_MAX, Chunk, ProgressCell, SnapshotOffer, SnapshotReceipt, SnapshotRefusal, SnapshotSink,
     TransferPhase, TransferProgress,
@@ -158,7 +157,7 @@ impl Parcel {
         };
         let head = SnapshotHead {
             group: GroupId::new(group),
-            at: Applied { index: 900 + group % 100, term: 4 },
+            at: LogId { index: 900 + group % 100, term: 4 },
             conf_state: conf_state.clone(),
             members: MemberTable::from_iter((1..=3).map(member)),
         };

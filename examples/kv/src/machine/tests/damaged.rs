@@ -64,7 +64,7 @@ fn a_damaged_store_is_moved_aside_and_an_empty_one_takes_its_place() {
             let tables = tables(store);
             fs::copy(tables.iter().max().unwrap(), tables.iter().min().unwrap()).unwrap();
         });
-        assert_eq!((h.machine.durable(), h.machine.view().keys()), (Applied::NONE, 0), "round {round}");
+        assert_eq!((h.machine.durable(), h.machine.view().keys()), (LogId::NONE, 0), "round {round}");
         assert_eq!(h.value(b"b"), None);
         assert_eq!(tables(&h.aside()).len(), 2, "what was found is kept for a look");
     }

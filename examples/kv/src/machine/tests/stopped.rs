@@ -35,7 +35,7 @@ fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>)
         let command = Command { now_ms: 1, op: set(key.as_bytes(), &value, Expiry::Never) };
         let mut data = Vec::new();
         pack(&mut data, &command.encode(MAX).unwrap());
-        let at = Applied { index: index.into(), term: 1 };
+        let at = LogId { index: index.into(), term: 1 };
         let entry = Entry { index: at.index, term: at.term, data: data.into(), ..Entry::default() };
         machine.apply(ApplyBatch::new(&[entry], at), &mut Replies::with_capacity(1))?;
     }

@@ -140,7 +140,7 @@ fn conf_state() -> ConfState {
 fn meta(index: u64, term: u64) -> SnapshotMeta {
     let head = SnapshotHead {
         group: GroupId::DEFAULT,
-        at: Applied { index, term },
+        at: LogId { index, term },
         conf_state: conf_state(),
         members: Default::default(),
     };
@@ -156,7 +156,7 @@ fn group(change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
 fn group_with_cache(cache_bytes_max: usize, change: impl FnOnce(&mut SnapshotSetup)) -> TestGroup {
     let entries: Vec<_> = (TRUNCATED + 1..=LAST).map(|i| entry(i, 1)).collect();
     let mut log = GroupLog::new(
-        Applied { index: TRUNCATED, term: 1 },
+        LogId { index: TRUNCATED, term: 1 },
         vec![(11, 1)],
         LAST,
         entries,

@@ -8,7 +8,7 @@ fn a_transfer_keeps_the_log_behind_it() {
     let mut group = leader(|_| ());
     let send = begin(&mut group);
     let mut fx = TestEffects::default();
-    let durable = Applied { index: LAST, term: 1 };
+    let durable = LogId { index: LAST, term: 1 };
     group.snapshot_made(Some((meta(LAST, 1), durable)));
     turn(&mut group, &mut fx);
     assert_eq!(fx.compact, None, "entries after {TRUNCATED} are what the peer needs next");
@@ -35,7 +35,7 @@ fn a_transfer_keeps_the_log_behind_it() {
 fn the_attempt_after_one_that_broke_offers_the_same_snapshot_though_there_is_a_newer_one() {
     let mut group = leader(|_| ());
     let send = begin(&mut group);
-    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
+    let (mut fx, at) = (TestEffects::default(), LogId { index: LAST, term: 1 });
     group.snapshot_made(Some((meta(LAST, 1), at)));
     send.ticket.fail(SnapshotFailure::Timeout);
     drop(send.slot);
@@ -63,7 +63,7 @@ fn the_attempt_after_one_that_broke_offers_the_same_snapshot_though_there_is_a_n
 fn what_the_receiver_found_corrupt_is_not_offered_again_where_there_is_a_newer_one() {
     let mut group = leader(|_| ());
     let send = begin(&mut group);
-    group.snapshot_made(Some((meta(LAST, 1), Applied { index: LAST, term: 1 })));
+    group.snapshot_made(Some((meta(LAST, 1), LogId { index: LAST, term: 1 })));
     send.ticket.fail(SnapshotFailure::Corrupt);
     drop(send.slot);
     drain(&mut group);
@@ -77,7 +77,7 @@ fn what_the_receiver_found_corrupt_is_not_offered_again_where_there_is_a_newer_o
 fn what_was_kept_for_another_attempt_goes_with_the_leadership() {
     let mut group = leader(|_| ());
     let send = begin(&mut group);
-    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
+    let (mut fx, at) = (TestEffects::default(), LogId { index: LAST, term: 1 });
     group.snapshot_made(Some((meta(LAST, 1), at)));
     send.ticket.fail(SnapshotFailure::Timeout);
     drop(send.slot);
@@ -92,15 +92,15 @@ fn what_was_kept_for_another_attempt_goes_with_the_leadership() {
 
 /// The control, and the way out for a log store that has no room for it.
 #[test]
-fn a_group_that_is_squeezed_offers_the_newest_snapshot_and_keeps_nothing_else() {
+fn a_group_with_a_forced_compaction_offers_the_newest_snapshot_and_keeps_nothing_else() {
     let mut group = leader(|_| ());
     let send = begin(&mut group);
-    let (mut fx, at) = (TestEffects::default(), Applied { index: LAST, term: 1 });
+    let (mut fx, at) = (TestEffects::default(), LogId { index: LAST, term: 1 });
     group.snapshot_made(Some((meta(LAST, 1), at)));
     send.ticket.fail(SnapshotFailure::Timeout);
     drop(send.slot);
     drain(&mut group);
-    group.squeeze();
+    group.force_compaction();
     turn(&mut group, &mut fx);
     assert_eq!((fx.compact, ordered(&mut fx)), (Some(LAST), vec![at]));
     group.snapshot_made(Some((meta(LAST, 1), at)));
@@ -141,7 +141,7 @@ fn a_snapshot_is_ordered_when_enough_was_applied_and_compaction_keeps_the_traili
     assert_eq!(orders(&fx), 1);
     turn(&mut group, &mut fx);
     assert_eq!(orders(&fx), 1, "not again while it is being made");
-    let at = Applied { index: group.last_index(), term: group.state().term };
+    let at = LogId { index: group.last_index(), term: group.state().term };
     group.snapshot_made(Some((meta(at.index, at.term), at)));
     take(&mut fx).ticket.fail(SnapshotFailure::NoRoute);
     drain(&mut group);
@@ -149,7 +149,7 @@ fn a_snapshot_is_ordered_when_enough_was_applied_and_compaction_keeps_the_traili
     assert_eq!(fx.compact, Some(at.index - 2));
 }
 
-fn ordered(fx: &mut TestEffects) -> Vec<Applied> {
+fn ordered(fx: &mut TestEffects) -> Vec<LogId> {
     let places = |task| match task {
         Apply::Snapshot { at, .. } => Some(at),
         _ => None,
@@ -165,7 +165,7 @@ fn no_file_is_forgotten_while_another_snapshot_is_being_made() {
     let mut fx = TestEffects::default();
     let send = begin(&mut group);
     turn(&mut group, &mut fx);
-    let at = Applied { index: LAST, term: 1 };
+    let at = LogId { index: LAST, term: 1 };
     send.ticket.fail(SnapshotFailure::NoRoute);
     drain(&mut group);
     let mut fx = TestEffects::default();
@@ -186,7 +186,7 @@ fn a_snapshot_that_could_not_be_made_is_tried_again_without_new_entries_and_ever
     let mut waits = Vec::new();
     turn(&mut group, &mut fx);
     for _ in 0..9 {
-        assert_eq!(ordered(&mut fx), [Applied { index: LAST, term: 1 }]);
+        assert_eq!(ordered(&mut fx), [LogId { index: LAST, term: 1 }]);
         group.snapshot_made(None);
         let from = group.ticks;
         while fx.apply.is_empty() {
@@ -199,7 +199,7 @@ fn a_snapshot_that_could_not_be_made_is_tried_again_without_new_entries_and_ever
 
     // One that was made ends it.
     assert_eq!(ordered(&mut fx).len(), 1);
-    let at = Applied { index: LAST, term: 1 };
+    let at = LogId { index: LAST, term: 1 };
     group.snapshot_made(Some((meta(LAST, 1), at)));
     let mut fx = heartbeats(&mut group, RETAKE_TICKS);
     assert_eq!((ordered(&mut fx), take(&mut fx).meta), (vec![], meta(LAST, 1)));
@@ -213,7 +213,7 @@ fn a_snapshot_that_cannot_be_read_is_not_offered_again_and_another_is_made_witho
     let mut group = leader(|_| ());
     let mut fx = TestEffects::default();
     let send = begin(&mut group);
-    let at = Applied { index: group.state().applied, term: 1 };
+    let at = LogId { index: group.state().applied, term: 1 };
     send.ticket.fail(SnapshotFailure::Storage);
     assert_eq!(drain(&mut group), (1, 0));
     turn(&mut group, &mut fx);
@@ -245,7 +245,7 @@ fn a_failure_to_read_an_older_snapshot_does_not_condemn_the_one_there_is_now() {
     let mut group = leader(|_| ());
     let mut fx = TestEffects::default();
     let send = begin(&mut group);
-    let at = Applied { index: LAST, term: 1 };
+    let at = LogId { index: LAST, term: 1 };
     group.snapshot_made(Some((meta(LAST, 1), at)));
     send.ticket.fail(SnapshotFailure::Storage);
     drain(&mut group);
@@ -257,7 +257,7 @@ fn a_failure_to_read_an_older_snapshot_does_not_condemn_the_one_there_is_now() {
 fn the_log_is_not_forgotten_past_what_the_state_machine_holds_durably() {
     let mut group = group(|_| ());
     let mut fx = TestEffects::default();
-    group.snapshot_made(Some((meta(LAST, 1), Applied { index: 11, term: 1 })));
+    group.snapshot_made(Some((meta(LAST, 1), LogId { index: 11, term: 1 })));
     turn(&mut group, &mut fx);
     assert_eq!(fx.compact, Some(11));
 }

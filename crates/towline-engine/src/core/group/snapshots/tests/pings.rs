@@ -40,7 +40,7 @@ fn a_peer_is_pinged_when_a_slot_came_free() {
 #[test]
 fn a_peer_is_pinged_when_a_file_appeared() {
     let made = |group: &mut TestGroup| {
-        group.snapshot_made(Some((meta(LAST, 1), Applied::NONE)));
+        group.snapshot_made(Some((meta(LAST, 1), LogId::NONE)));
     };
     assert_pinged(leader(|setup| setup.available = None), made);
 }

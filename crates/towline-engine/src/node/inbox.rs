@@ -1,4 +1,4 @@
-//! The mail of the shard: what the other threads and the callers tell it, and the way to it.
+//! The inbox of the shard: events of other threads, requests of callers, and the handle that posts them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,17 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
 use towline_metrics::GroupMetrics;
 
-use super::answer::Answer;
 use super::apply::ApplyWorker;
 use super::ingress::{Ingress, Scheduled};
-use super::waiter::{ReadWaiter, Waiter};
+use super::waiter::{Answer, ReadWaiter, Waiter};
+use super::writer::WriteFailure;
 use crate::core::{Group, OfferVerdict};
 use crate::errors::TransferLeaderError;
 use crate::ids::{GroupId, NodeId, PeerAddr};
-use crate::log_store::GroupWrite;
 use crate::message::{Entry, Message};
 use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::Made;
@@ -25,29 +24,29 @@ use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 pub(crate) type CoreGroup = Group<Waiter, ReadWaiter>;
 
-/// A write of a group, named so that a late completion is not taken for one of the group's next life.
+/// The id of a group's write. It tells a late completion from those of the group's next generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriteId {
     pub(crate) group: GroupId,
-    pub(crate) life: u64,
+    pub(crate) generation: u64,
     pub(crate) number: u64,
 }
 
-/// What the other threads tell the shard. Bounded by what the shard itself has under way with each of them.
+/// Events of the other threads. Their number is bounded by the work that the shard has given to each of them.
 pub(crate) enum ShardEvent {
     Written(Vec<WriteId>),
     LogPoisoned(Arc<str>),
-    Applied { group: GroupId, life: u64, index: u64 },
-    ApplyFailed { group: GroupId, life: u64, cause: Arc<str> },
-    Fetched { group: GroupId, life: u64, low: u64, entries: Result<Vec<Entry>, String> },
+    Applied { group: GroupId, generation: u64, index: u64 },
+    ApplyFailed { group: GroupId, generation: u64, cause: Arc<str> },
+    Fetched { group: GroupId, generation: u64, low: u64, entries: Result<Vec<Entry>, String> },
     SnapshotMade(Made),
     Control(Control),
 }
 
-/// What a caller asks of the shard.
+/// Requests of callers to the shard.
 pub(crate) enum Control {
     Start(Box<StartGroup>),
-    /// Holds its room until it is answered, which bounds how many wait.
+    /// `room` bounds the number of waiting requests; it is released with the answer.
     Status {
         group: GroupId,
         answer: Answer<GroupStatus>,
@@ -67,23 +66,25 @@ pub(crate) enum Control {
         offer: Box<SnapshotOffer>,
         answer: Answer<Result<OfferVerdict, SnapshotRefusal>>,
     },
-    /// One is here, durable and verified.
+    /// A received snapshot is durable and verified.
     Received {
         from: NodeId,
         received: Box<(Message, SnapshotMeta)>,
         answer: Answer<Result<u64, SnapshotRefusal>>,
     },
-    /// The log store wants space back.
-    Squeeze {
+    /// The log store asks for a compaction that frees disk space.
+    ForceCompaction {
         group: GroupId,
     },
-    /// Takes a group out of service; answers with a last write if its hard state is not all durable.
+    /// Takes a group out of service. Answers with its last write, which is queued by then, if there is one.
     Close {
         group: GroupId,
-        /// Of this life only, or of whichever runs.
-        life: Option<u64>,
+        /// Only this generation, or `None` for the running one.
+        generation: Option<u64>,
         cause: Arc<str>,
-        answer: Answer<Option<GroupWrite>>,
+        /// Whether to write the last commit index.
+        write: bool,
+        answer: Answer<Option<oneshot::Receiver<Result<(), WriteFailure>>>>,
     },
     Stop,
 }
@@ -91,7 +92,7 @@ pub(crate) enum Control {
 /// A recovered group, ready to run.
 pub(crate) struct StartGroup {
     pub(crate) id: GroupId,
-    pub(crate) life: u64,
+    pub(crate) generation: u64,
     pub(crate) group: CoreGroup,
     /// The other members.
     pub(crate) peers: BTreeSet<NodeId>,
@@ -112,16 +113,16 @@ pub(crate) struct ShardSender {
 }
 
 impl ShardSender {
-    /// After the end of the shard the event is dropped, which tells whoever waits for its answer.
+    /// Posts an event. After the end of the shard the event is dropped, and so is the answer that its caller waits for.
     pub(crate) fn post(&self, event: ShardEvent) {
         let late = match self.lock().as_mut() {
             Some(events) => {
                 match (events.last_mut(), event) {
                     // A newer applied index says everything an older one does.
                     (
-                        Some(ShardEvent::Applied { group, life, index }),
-                        ShardEvent::Applied { group: of, life: of_life, index: newer },
-                    ) if (*group, *life) == (of, of_life) => *index = newer,
+                        Some(ShardEvent::Applied { group, generation, index }),
+                        ShardEvent::Applied { group: of, generation: of_generation, index: newer },
+                    ) if (*group, *generation) == (of, of_generation) => *index = newer,
                     (_, event) => events.push(event),
                 }
                 None
@@ -171,14 +172,14 @@ impl Wake for Unpark {
     }
 }
 
-/// The shard's mail, made before its thread because everybody needs a way to it.
-pub(crate) struct ShardMail {
+/// The shard's inbox. It is made before the shard's thread, because other threads need its handle.
+pub(crate) struct ShardInbox {
     pub(crate) sender: ShardSender,
     pub(crate) scheduled: Arc<Scheduled>,
     pub(super) unpark: Arc<Unpark>,
 }
 
-impl ShardMail {
+impl ShardInbox {
     pub(crate) fn new() -> Self {
         let unpark = Arc::new(Unpark { woken: AtomicBool::new(false), thread: Mutex::default() });
         let wake = Waker::from(unpark.clone());
@@ -192,8 +193,8 @@ impl ShardMail {
     }
 }
 
-/// With the shard, however it ends: nobody may wait for an answer of one that is gone.
-impl Drop for ShardMail {
+/// Dropped when the shard ends, for whatever reason: the answers of queued events are dropped then.
+impl Drop for ShardInbox {
     fn drop(&mut self) {
         self.sender.close();
     }

@@ -1,4 +1,4 @@
-//! The keeper: one thread that writes snapshots of this node's own state and removes the files nobody needs.
+//! The snapshot worker: one thread that writes snapshots of this node's state and removes unneeded files.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -12,26 +12,27 @@ use std::time::Instant;
 use super::priority::step_back;
 use crate::cause::{chain, panic_text};
 use crate::ids::GroupId;
+use crate::message::LogId;
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
-use crate::state_machine::{Applied, SnapshotSource};
+use crate::state_machine::SnapshotSource;
 
 /// Bytes gathered before they are written to a file.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
 
-/// A snapshot to be made.
+/// An order to make a snapshot.
 pub(crate) struct Making {
-    pub(crate) life: u64,
+    pub(crate) generation: u64,
     pub(crate) head: SnapshotHead,
-    /// How far the state machine is durable without the file.
-    pub(crate) durable: Applied,
+    /// The durable log position of the state machine.
+    pub(crate) durable: LogId,
     pub(crate) source: Box<dyn SnapshotSource>,
 }
 
-/// One that was made, or could not be.
+/// The result of an order.
 pub(crate) struct Made {
     pub(crate) group: GroupId,
-    pub(crate) life: u64,
-    pub(crate) result: Option<(SnapshotMeta, Applied)>,
+    pub(crate) generation: u64,
+    pub(crate) result: Option<(SnapshotMeta, LogId)>,
 }
 
 enum Work {
@@ -41,18 +42,18 @@ enum Work {
     Stop,
 }
 
-/// Files that are complete and that no group knows of yet: between the end of a transfer and the step that follows it.
+/// Complete files that belong to no group yet: between the end of a transfer and the step of Raft that follows.
 type Pins = Arc<Mutex<BTreeMap<(GroupId, ContentId), usize>>>;
 
-/// The way to the keeper. What queues is bounded: one order a group, one removal for each snapshot that became known.
+/// A handle to the worker. The queue is bounded: one order for each group, and one removal for each new snapshot.
 #[derive(Clone)]
-pub(crate) struct Keeper {
+pub(crate) struct SnapshotWorker {
     work: Sender<Work>,
     pins: Pins,
 }
 
-impl Keeper {
-    /// Starts the thread; `made` hears of every snapshot that was ordered.
+impl SnapshotWorker {
+    /// Starts the thread. It calls `made` with the result of every order.
     pub(crate) fn start(
         store: Arc<dyn SnapshotStore>,
         made: impl Fn(Made) + Send + 'static,
@@ -71,16 +72,15 @@ impl Keeper {
         let _ = self.work.send(Work::Make(Box::new(making)));
     }
 
-    /// Removes every file of the group but these, and those that are pinned.
+    /// Removes every file of the group except these and the pinned ones.
     pub(crate) fn retain(&self, group: GroupId, keep: Vec<ContentId>) {
         let _ = self.work.send(Work::Retain { group, keep });
     }
 
-    /// Keeps a file for as long as the pin lives, whatever the group says; it does not know the file yet. Blocks while
-    /// files are removed: what is found after that stays.
+    /// Keeps a file until the pin is dropped. Blocks while files are removed: a file found after this call stays.
     pub(crate) fn pin(&self, group: GroupId, content: ContentId) -> Pin {
         *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry((group, content)).or_default() += 1;
-        Pin { keeper: self.clone(), group, content }
+        Pin { worker: self.clone(), group, content }
     }
 
     pub(crate) fn stop(&self) {
@@ -88,17 +88,17 @@ impl Keeper {
     }
 }
 
-/// See [`Keeper::pin`].
+/// See [`SnapshotWorker::pin`].
 pub(crate) struct Pin {
-    keeper: Keeper,
+    worker: SnapshotWorker,
     group: GroupId,
     content: ContentId,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        // Through the queue: a removal that was ordered before the group knew the file must still see the pin.
-        let _ = self.keeper.work.send(Work::Unpin { group: self.group, content: self.content });
+        // Through the queue: a removal ordered before the group knew the file must still see the pin.
+        let _ = self.worker.work.send(Work::Unpin { group: self.group, content: self.content });
     }
 }
 
@@ -106,12 +106,12 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dy
     while let Ok(work) = queue.recv() {
         match work {
             Work::Make(making) => {
-                let (group, life, durable) = (making.head.group, making.life, making.durable);
+                let (group, generation, durable) = (making.head.group, making.generation, making.durable);
                 let result = make(store, *making).map(|meta| (meta, durable));
-                made(Made { group, life, result });
+                made(Made { group, generation, result });
             }
             Work::Retain { group, keep } => {
-                // The next order is as good as this one: a store that panics here must not end the keeper.
+                // A store that panics here must not end the worker: the next order tries again.
                 let retained = catch_unwind(AssertUnwindSafe(|| retain(store, pins, group, keep)));
                 let cause = match retained {
                     Ok(Ok(())) => continue,
@@ -134,7 +134,7 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dy
     }
 }
 
-/// Holds the pins to its end, so that nobody pins what is about to go and then finds it.
+/// Holds the lock of the pins until its end: a pin made meanwhile could name a file that is being removed.
 fn retain(
     store: &dyn SnapshotStore,
     pins: &Pins,
@@ -146,7 +146,7 @@ fn retain(
     store.retain(group, &keep)
 }
 
-/// A snapshot that cannot be made is an inconvenience, not a reason to stop: the log is kept instead.
+/// Makes a snapshot. A failure is not fatal: the log is kept instead.
 fn make(store: &dyn SnapshotStore, making: Making) -> Option<SnapshotMeta> {
     let started = Instant::now();
     let Making { head, source, .. } = making;

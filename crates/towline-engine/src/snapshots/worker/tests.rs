@@ -8,7 +8,7 @@ const GROUP: GroupId = GroupId::DEFAULT;
 const CONTENT: ContentId = ContentId([7; 16]);
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A store that says what it is to keep, and takes its time or panics as it is told.
+/// A store that reports what it keeps, and waits or panics on request.
 struct Told {
     kept: Sender<Vec<ContentId>>,
     go_on: Mutex<Receiver<Then>>,
@@ -54,7 +54,7 @@ impl SnapshotStore for Told {
 }
 
 struct Bench {
-    keeper: Keeper,
+    worker: SnapshotWorker,
     thread: JoinHandle<()>,
     kept: Receiver<Vec<ContentId>>,
     go_on: Sender<Then>,
@@ -63,20 +63,20 @@ struct Bench {
 fn bench() -> Bench {
     let ((kept, told), (go_on, waits)) = (channel(), channel());
     let store = Arc::new(Told { kept, go_on: Mutex::new(waits) });
-    let (keeper, thread) = Keeper::start(store, |_| ()).unwrap();
-    Bench { keeper, thread, kept: told, go_on }
+    let (worker, thread) = SnapshotWorker::start(store, |_| ()).unwrap();
+    Bench { worker, thread, kept: told, go_on }
 }
 
-/// The keeper looked which files are pinned, let go of the pins, and then removed all others. A transfer that pinned a
+/// The worker looked which files are pinned, let go of the pins, and then removed all others. A transfer that pinned a
 /// file in between, and found it, had it taken from under its feet: Raft wrote down that it installs a snapshot whose file
 /// was gone, and the node was lost.
 #[test]
-fn nobody_pins_a_file_while_files_are_removed() {
-    let Bench { keeper, thread, kept, go_on } = bench();
-    keeper.retain(GROUP, Vec::new());
+fn no_file_is_pinned_while_files_are_removed() {
+    let Bench { worker, thread, kept, go_on } = bench();
+    worker.retain(GROUP, Vec::new());
     assert_eq!(kept.recv_timeout(DEADLINE), Ok(Vec::new()), "the removal has begun");
     let (pinned, pins) = channel();
-    let other = keeper.clone();
+    let other = worker.clone();
     let pinning = std::thread::spawn(move || {
         let pin = other.pin(GROUP, CONTENT);
         pinned.send(()).unwrap();
@@ -86,28 +86,28 @@ fn nobody_pins_a_file_while_files_are_removed() {
     assert!(pins.recv_timeout(Duration::from_millis(200)).is_err(), "it pinned what is about to go");
     go_on.send(Then::Answer).unwrap();
     let pin = pinning.join().unwrap();
-    keeper.retain(GROUP, Vec::new());
+    worker.retain(GROUP, Vec::new());
     assert_eq!(kept.recv_timeout(DEADLINE), Ok(vec![CONTENT]), "from now on it is kept");
     go_on.send(Then::Answer).unwrap();
     drop(pin);
-    keeper.retain(GROUP, Vec::new());
+    worker.retain(GROUP, Vec::new());
     assert_eq!(kept.recv_timeout(DEADLINE), Ok(Vec::new()));
     go_on.send(Then::Answer).unwrap();
-    keeper.stop();
+    worker.stop();
     thread.join().unwrap();
 }
 
-/// A store that panicked while it removed files ended the keeper without a word: no snapshot was ever made again, and no
+/// A store that panicked while it removed files ended the worker without a word: no snapshot was ever made again, and no
 /// file removed.
 #[test]
 fn a_store_that_panics_while_it_removes_files_is_asked_again() {
-    let Bench { keeper, thread, kept, go_on } = bench();
+    let Bench { worker, thread, kept, go_on } = bench();
     for then in [Then::Panic, Then::Answer] {
-        keeper.retain(GROUP, vec![CONTENT]);
+        worker.retain(GROUP, vec![CONTENT]);
         assert_eq!(kept.recv_timeout(DEADLINE), Ok(vec![CONTENT]));
         go_on.send(then).unwrap();
     }
-    let _pin = keeper.pin(GROUP, CONTENT);
-    keeper.stop();
+    let _pin = worker.pin(GROUP, CONTENT);
+    worker.stop();
     thread.join().unwrap();
 }

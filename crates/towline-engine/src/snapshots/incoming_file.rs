@@ -1,41 +1,41 @@
-//! The file a snapshot is received into.
+//! The file that receives a snapshot.
 
 use std::io;
 
-use super::keeper::{Keeper, Pin};
+use super::worker::{Pin, SnapshotWorker};
 use crate::cause::chain;
 use crate::snapshot_store::{
     ContentHasher, SnapshotMeta, SnapshotStore, SnapshotStoreError, SnapshotWriter, Trailer,
 };
 use crate::transport::SnapshotRefusal;
 
-/// Bytes of a file that are looked at together.
+/// Bytes of a file that are read at once.
 const CHECK_BYTES: usize = 256 << 10;
 
-/// Where the bytes go.
-pub(super) struct Spool {
-    pub(super) file: SpoolFile,
-    /// To be kept until Raft has it: the file may be whole, but no group knows of it.
+/// A file that receives a snapshot, and the pin that keeps it.
+pub(super) struct IncomingFile {
+    pub(super) file: IncomingState,
+    /// Keeps the file until Raft has the snapshot: a complete file belongs to no group yet.
     pub(super) pin: Pin,
 }
 
-pub(super) enum SpoolFile {
+pub(super) enum IncomingState {
     Open(Box<dyn SnapshotWriter>),
-    /// It is here, whole and sound, from an attempt that Raft did not take or a process that died before it could.
+    /// The complete file is here, from an attempt that Raft refused or that a crash interrupted.
     Complete,
 }
 
-impl Spool {
-    /// Blocks; if a large part of the snapshot is here already, for long. Meanwhile `goes_on` is told how many bytes were
-    /// read again, and says whether to go on.
+impl IncomingFile {
+    /// Opens the file. Blocks, and for long if a large part of the snapshot is here already. Meanwhile `goes_on` gets the
+    /// number of verified bytes and returns whether to go on.
     pub(super) fn open(
         store: &dyn SnapshotStore,
-        keeper: &Keeper,
+        worker: &SnapshotWorker,
         meta: &SnapshotMeta,
         goes_on: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Self, SnapshotStoreError> {
-        // Before it is looked for: what is found then stays.
-        let pin = keeper.pin(meta.head.group, meta.content);
+        // The pin comes first, so that a file found afterwards stays.
+        let pin = worker.pin(meta.head.group, meta.content);
         let whole = match store.find(meta.head.group, meta.content) {
             Ok(Some(here)) if here == *meta => check(store, meta, goes_on).map(|()| true),
             Ok(_) => Ok(false),
@@ -44,7 +44,7 @@ impl Spool {
         let whole = match whole {
             Ok(whole) => whole,
             Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(stopped),
-            // Raft would write down that it is being installed, and forget the log, before anybody read it.
+            // Not used: Raft would record the install and drop the log before the file is read.
             Err(error) => {
                 let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
                 tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
@@ -52,30 +52,30 @@ impl Spool {
             }
         };
         let file = match whole {
-            true => SpoolFile::Complete,
-            // In its place, if there is one.
-            false => SpoolFile::Open(store.receive_while(meta, goes_on)?),
+            true => IncomingState::Complete,
+            // Replaces a damaged file, if there is one.
+            false => IncomingState::Open(store.receive_while(meta, goes_on)?),
         };
         Ok(Self { file, pin })
     }
 
-    /// Bytes of the body that need not be sent.
+    /// The length of the body's part that is here already.
     pub(super) fn offset(&self, meta: &SnapshotMeta) -> u64 {
         match &self.file {
-            SpoolFile::Open(writer) => writer.verified(),
-            SpoolFile::Complete => meta.length,
+            IncomingState::Open(writer) => writer.verified(),
+            IncomingState::Complete => meta.length,
         }
     }
 
-    /// Removes what is not what it should be.
+    /// Removes a file with wrong contents.
     pub(super) fn discard(self) {
-        if let SpoolFile::Open(writer) = self.file {
+        if let IncomingState::Open(writer) = self.file {
             writer.discard();
         }
     }
 }
 
-/// Reads a whole file and compares it with what it should be.
+/// Reads a whole file and verifies its digest.
 fn check(
     store: &dyn SnapshotStore,
     meta: &SnapshotMeta,
@@ -101,7 +101,7 @@ fn check(
     Err(SnapshotStoreError::Corrupt { content, detail: format!("it is {found:?}") })
 }
 
-/// What the sender is told of a store that fails.
+/// The refusal for the sender when the store fails.
 pub(super) fn refusal(error: SnapshotStoreError) -> SnapshotRefusal {
     match error {
         SnapshotStoreError::Corrupt { .. } => SnapshotRefusal::Corrupt { detail: error.to_string() },

@@ -1,4 +1,4 @@
-//! The books of one transfer: closed on every way out, with one line in the log and one record of the bytes.
+//! The record of one transfer: on every exit it writes one log line and counts the bytes once.
 
 use std::time::Instant;
 
@@ -7,15 +7,16 @@ use towline_metrics::labels::{Direction, SnapshotOutcome};
 
 use crate::ids::{GroupId, NodeId};
 
-/// Dropping it closes the books. Without [`end`](Self::end) the transfer was cancelled, or failed by a panic.
-pub(super) struct Account {
+/// The record of a transfer. Dropping it writes the log line and counts the bytes. Without [`end`](Self::end) the transfer
+/// was cancelled, or failed by a panic.
+pub(super) struct TransferRecord {
     direction: Direction,
     group: GroupId,
     peer: NodeId,
     index: u64,
     attempt: u64,
     total: u64,
-    /// Where the transfer began, known once the receiver has said so.
+    /// The offset at which the transfer began, known once the receiver has answered.
     pub(super) offset: u64,
     started: Instant,
     tally: ByteTally,
@@ -23,7 +24,7 @@ pub(super) struct Account {
     cause: String,
 }
 
-/// What a transfer is of.
+/// The snapshot, group and peer of a transfer.
 pub(super) struct Subject {
     pub(super) group: GroupId,
     pub(super) peer: NodeId,
@@ -32,7 +33,7 @@ pub(super) struct Subject {
     pub(super) total: u64,
 }
 
-impl Account {
+impl TransferRecord {
     pub(super) fn open(direction: Direction, of: Subject, tally: ByteTally) -> Self {
         let Subject { group, peer, index, attempt, total } = of;
         Self {
@@ -50,7 +51,7 @@ impl Account {
         }
     }
 
-    /// Payload bytes moved.
+    /// Adds moved payload bytes.
     pub(super) fn add(&self, bytes: u64) {
         self.tally.add(bytes);
     }
@@ -60,13 +61,13 @@ impl Account {
         self.cause = cause.into();
     }
 
-    /// Why it is cancelled, if it is dropped from now on.
+    /// Sets the cause for a drop without [`end`](Self::end).
     pub(super) fn cancelled_by(&mut self, cause: &str) {
         self.cause = cause.into();
     }
 }
 
-impl Drop for Account {
+impl Drop for TransferRecord {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.outcome = SnapshotOutcome::Failed;
