@@ -594,7 +594,7 @@ impl Running {
         }
     }
 
-    /// Answers whoever waits for a transfer, once raft has ended it: `Ok` if this node does not lead any more.
+    /// Answers the caller of a leadership transfer once raft has ended it: `Ok` if this node no longer leads.
     fn settle_transfer(&mut self) {
         if self.group.is_transferring() {
             return;

@@ -169,7 +169,7 @@ fn restore_from(
     Ok(())
 }
 
-/// The snapshot that the state machine is to be restored from was not read.
+/// The snapshot for restoring the state machine could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("snapshot to restore")]
 struct Unread(#[source] Cause);

@@ -19,7 +19,7 @@ use crate::log_store::{GroupWrite, LogBatch, LogStore};
 /// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
 const MERGE_BYTES_MAX: usize = 16 << 20;
 
-/// Why the log cannot be written; the same for everybody who waits for a write.
+/// Why the log cannot be written. All pending writes share the cause.
 pub(crate) type WriteFailure = Arc<dyn Error + Send + Sync>;
 
 enum Work {

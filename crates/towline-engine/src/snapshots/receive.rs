@@ -145,7 +145,7 @@ impl Receives {
         deciding.advance(TransferProgress { acked: 0, phase: TransferPhase::Verifying });
         if let Some(slot) = slot {
             let (deps, meta) = (self.deps.clone(), offer.meta.clone());
-            // It holds the slot until it has let go of the file, whoever gives up waiting for it meanwhile.
+            // This thread holds the slot until it has closed the file, even if the offer is abandoned meanwhile.
             self.deps.runtime.spawn_blocking(move || {
                 let incoming =
                     IncomingFile::open(&*deps.store, &deps.worker, &meta, &mut |read| slot.goes_on(read));

@@ -422,7 +422,11 @@ impl World {
             for _ in 0..1 + usize::from(self.chance(self.faults.plant.doubles())) {
                 self.books.told((id, life), peer, status == SnapshotStatus::Finish);
             }
-            assert_eq!(self.with(id, |group, _| group.take_report(report)), Some(false), "it is told once");
+            assert_eq!(
+                self.with(id, |group, _| group.take_report(report)),
+                Some(false),
+                "a second report is stale"
+            );
         }
     }
 

@@ -175,9 +175,9 @@ impl<W, R> Group<W, R> {
         self.replica.attempts().unsent()
     }
 
-    /// The watchdog, at each tick. A ticket can be leaked, which no type can prevent, and its report can be lost. Raft would
-    /// wait for ever, and so would the next attempt to that peer. So an attempt of which `is_owed` says that nobody holds
-    /// its ticket, and that no outcome of it waits to be taken, is settled as [lost](SnapshotFailure::Lost).
+    /// The watchdog; the shard calls it at each tick. A ticket can be leaked, which no type can prevent, and a report can be
+    /// lost. Raft and the next attempt to that peer would then wait for ever. The watchdog settles an attempt as
+    /// [lost](SnapshotFailure::Lost) if `is_owed` is false: no transfer holds its ticket, and no outcome waits in the mailbox.
     pub fn watch(&self, is_owed: impl Fn(&SnapshotAttempt) -> bool, fx: &mut Effects<W, R>) {
         // Without a leadership the next poll voids them.
         if self.replica.is_leader() {

@@ -138,8 +138,8 @@ fn id(raw: u64) -> NodeId {
     NodeId::new(raw).unwrap()
 }
 
-/// What the sender is told whose file is read again when a later attempt at something else wants the slot. The later one
-/// gets it. A paused clock waits for a thread that reads, so no offer is too late on a busy machine.
+/// The refusal that a sender gets if its partial file is being verified when a later attempt at other content claims the
+/// slot. The later attempt gets the slot. A paused clock waits for a reading thread, so no offer times out on a busy machine.
 async fn told_when_the_slot_is_wanted(store: Ends) -> SnapshotRefusal {
     let bench = bench(store);
     let (earlier, later) = tokio::join!(bench.told(1, PARTIAL), bench.told(2, OTHER));

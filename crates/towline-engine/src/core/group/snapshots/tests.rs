@@ -437,7 +437,7 @@ fn the_watchdog_reports_a_leaked_ticket_also_when_raft_does_not_wait_for_it() {
     assert!(group.live_attempts().is_empty());
 }
 
-/// Case 61: Raft has decided on a snapshot, which has not left. Nobody can hold its ticket.
+/// Case 61: Raft has decided on a snapshot, but its message has not left. No ticket exists yet.
 #[test]
 fn the_watchdog_is_silent_between_the_step_and_the_ready() {
     let mut group = leader(|_| ());
