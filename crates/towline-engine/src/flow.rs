@@ -123,7 +123,7 @@ mod tests {
     const PIECE: u64 = 32 << 10;
 
     /// A link with a queue, on which a sender sends as much as its window allows.
-    struct Link {
+    struct SimulatedLink {
         bytes_per_ms: u64,
         round_trip: u64,
         window: Window,
@@ -135,7 +135,7 @@ mod tests {
         under_way_max: u64,
     }
 
-    impl Link {
+    impl SimulatedLink {
         fn new(bytes_per_ms: u64, round_trip: u64) -> Self {
             let window = Window::new(FLOOR, MAX, DELAY_MAX);
             let acks = VecDeque::new();
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn a_fast_link_is_filled_within_a_few_round_trips() {
         for round_trip in [1, 10, 100, 300] {
-            let mut link = Link::new(50_000, round_trip);
+            let mut link = SimulatedLink::new(50_000, round_trip);
             link.run(round_trip * 10, u64::MAX);
             let full = (50_000 * round_trip).min(MAX - PIECE);
             assert!(link.under_way_max >= full, "{} at {round_trip} ms", link.under_way_max);
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_slow_link_is_kept_busy_and_no_more() {
         for kilobytes_per_second in [125, 500, 1_250, 12_500] {
-            let mut link = Link::new(kilobytes_per_second, 50);
+            let mut link = SimulatedLink::new(kilobytes_per_second, 50);
             link.run(10_000, u64::MAX);
             link.run(20_000, u64::MAX);
             let drained = link.under_way_max / kilobytes_per_second;
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_link_that_becomes_slow_is_given_less_within_a_few_seconds() {
-        let mut link = Link::new(50_000, 10);
+        let mut link = SimulatedLink::new(50_000, 10);
         link.run(2_000, u64::MAX);
         link.bytes_per_ms = 500;
         link.run(40_000, u64::MAX);
@@ -201,7 +201,7 @@ mod tests {
     /// What a link carried quickly while it had little to carry says nothing about how much it can.
     #[test]
     fn a_quiet_link_earns_nothing() {
-        let mut link = Link::new(125, 5);
+        let mut link = SimulatedLink::new(125, 5);
         for _ in 0..1_000 {
             link.run(500, PIECE);
         }

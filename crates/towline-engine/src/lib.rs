@@ -15,7 +15,7 @@
 //! The core, driven by hand. A group of one voter commits when its own write is durable, not before:
 //!
 //! ```
-//! use towline_engine::core::{Apply, Effects, Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
+//! use towline_engine::core::{Apply, Effects, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 //! use towline_engine::ids::{GroupId, NodeId};
 //! use towline_engine::log_store::ConfRecord;
 //! use towline_engine::message::{ConfState, HardState};
@@ -38,7 +38,7 @@
 //!     uncommitted_bytes_max: 1 << 20,
 //!     committed_bytes_max: 1 << 20,
 //! };
-//! let mut group = Group::<&str, ()>::new(GroupSetup {
+//! let mut group = GroupCore::<&str, ()>::new(GroupSetup {
 //!     replica,
 //!     origin: [0; 16],
 //!     quiet_ticks: 0,

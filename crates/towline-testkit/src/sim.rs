@@ -1,7 +1,7 @@
 //! A whole cluster of cores in one thread. Every choice (who takes a turn, how long a message takes, what is lost, when a
 //! write becomes durable, who crashes) is drawn from one seed, so a failure replays exactly.
 //!
-//! Each node is a [`Group`](towline_engine::core::Group) driven the way the engine's shard drives it, in the same order:
+//! Each node is a [`GroupCore`](towline_engine::core::GroupCore) driven the way the engine's shard drives it, in the same order:
 //! what became durable first, then what was applied, reports, messages (control before appends), proposals, the clock;
 //! then one poll. [`History`] checks as it goes that
 //! * all nodes apply the same entries in the same order, each command at most once;
@@ -41,7 +41,7 @@ use towline_engine::reporter::{Report, UnreachableCause};
 pub use self::history::{History, ProposalResult, ReadResult};
 use self::net::Net;
 pub use self::net::NetOptions;
-use self::node::{CoreEffects, CoreGroup, SimNode};
+use self::node::{CoreEffects, SimGroup, SimNode};
 pub use self::options::{Chaos, SimOptions};
 
 /// Steps within which a healthy cluster must come to rest.
@@ -285,7 +285,7 @@ impl Sim {
     pub fn with<T>(
         &mut self,
         id: NodeId,
-        run: impl FnOnce(&mut CoreGroup, &mut CoreEffects) -> T,
+        run: impl FnOnce(&mut SimGroup, &mut CoreEffects) -> T,
     ) -> Result<Option<T>, Violation> {
         let mut fx = CoreEffects::default();
         let Some(group) = self.nodes.get_mut(&id).and_then(|n| n.group.as_mut()) else { return Ok(None) };

@@ -22,7 +22,7 @@ const LASTING_REFUSAL_FACTOR: u64 = 16;
 const DOUBLINGS_MAX: u32 = 16;
 
 /// What a node may still begin to send, counted for all its groups. The driver lends it to a group for each input
-/// ([`Group::lend`](super::Group::lend)) and takes back what the group left.
+/// ([`GroupCore::lend`](super::GroupCore::lend)) and takes back what the group left.
 ///
 /// A group takes a slot when Raft is given a snapshot. It gives the slot back only if the snapshot never leaves. From the
 /// moment it leaves, the driver counts the transfer.

@@ -1,11 +1,11 @@
 //! One Raft group as a pure state machine: inputs are method calls, outputs are [`Effects`].
 //!
 //! It knows no clock (a tick is an input), no thread, no socket and no runtime. Whoever drives it must
-//! * hand each [`Effects::write`] to the log in order and say [`Group::written`] once it is durable;
-//! * hand [`Effects::apply`] to the state machine in order and say [`Group::applied`];
+//! * hand each [`Effects::write`] to the log in order and say [`GroupCore::written`] once it is durable;
+//! * hand [`Effects::apply`] to the state machine in order and say [`GroupCore::applied`];
 //! * send [`Effects::messages`]; those that must wait for a write come out of `written` itself;
-//! * carry [`Effects::attempts`] out, [lend](Group::lend) the group what it may send, [take](Group::take_report) every report
-//!   to it, and [watch](Group::watch) at each tick that none is missing.
+//! * carry [`Effects::attempts`] out, [lend](GroupCore::lend) the group what it may send, [take](GroupCore::take_report) every report
+//!   to it, and [watch](GroupCore::watch) at each tick that none is missing.
 
 use std::collections::VecDeque;
 
@@ -54,7 +54,7 @@ pub struct GroupSetup {
 }
 
 /// One Raft group. `W` waits for a proposal, `R` for a read; the group only carries them.
-pub struct Group<W, R> {
+pub struct GroupCore<W, R> {
     id: GroupId,
     me: NodeId,
     replica: Replica,
@@ -93,7 +93,7 @@ struct Unpersisted {
     restore: Option<SnapshotMeta>,
 }
 
-impl<W, R> Group<W, R> {
+impl<W, R> GroupCore<W, R> {
     /// # Errors
     /// The raft crate's own words, if it does not accept the setup.
     pub fn new(setup: GroupSetup) -> Result<Self, String> {

@@ -18,7 +18,7 @@ mod terms;
 
 pub use self::attempts::{RetryPolicy, SendBudget, VoidCause};
 pub use self::group::{
-    Apply, AttemptEffect, Effects, Group, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend,
+    Apply, AttemptEffect, Effects, GroupCore, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend,
     SnapshotSetup, Unreadable,
 };
 pub use self::inbound::Reject;

@@ -13,7 +13,7 @@ use super::apply::ApplyWorker;
 use super::ingress::{Ingress, Scheduled};
 use super::waiter::{Answer, ReadWaiter, Waiter};
 use super::writer::WriteFailure;
-use crate::core::{Group, OfferVerdict};
+use crate::core::{GroupCore, OfferVerdict};
 use crate::errors::TransferLeaderError;
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::message::{Entry, Message};
@@ -22,7 +22,7 @@ use crate::snapshots::Made;
 use crate::status::{GroupState, GroupStatus};
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-pub(crate) type CoreGroup = Group<Waiter, ReadWaiter>;
+pub(crate) type ShardGroup = GroupCore<Waiter, ReadWaiter>;
 
 /// The id of a group's write. It tells a late completion from those of the group's next generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub(crate) enum Control {
 pub(crate) struct StartGroup {
     pub(crate) id: GroupId,
     pub(crate) generation: u64,
-    pub(crate) group: CoreGroup,
+    pub(crate) group: ShardGroup,
     /// The other members.
     pub(crate) peers: BTreeSet<NodeId>,
     pub(crate) ingress: Arc<Ingress>,

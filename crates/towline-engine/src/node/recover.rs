@@ -4,7 +4,7 @@ use super::StartError;
 use super::snapshots::policy;
 use super::target::{Cause, Target, restore};
 use crate::config::ValidConfig;
-use crate::core::{Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
+use crate::core::{GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
 use crate::message::{Entry, EntryKind, HardState, LogId};
@@ -27,7 +27,7 @@ pub(crate) struct Recovery<'a> {
 
 /// A group that can run.
 pub(crate) struct Start<W, R> {
-    pub(crate) group: Group<W, R>,
+    pub(crate) group: GroupCore<W, R>,
     pub(crate) conf: ConfRecord,
     /// A snapshot that was being installed is installed now: to be recorded before the group runs.
     pub(crate) installed: bool,
@@ -80,7 +80,7 @@ impl Recovery<'_> {
                 seed: fastrand::u64(..),
             },
         };
-        let group = Group::new(setup).map_err(|cause| self.mismatch(cause))?;
+        let group = GroupCore::new(setup).map_err(|cause| self.mismatch(cause))?;
         Ok(Start { group, conf, installed: recovered.installing.is_some() })
     }
 

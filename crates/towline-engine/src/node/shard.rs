@@ -18,7 +18,7 @@ use towline_metrics::{GroupMetrics, NodeMetrics};
 use super::apply::ApplyWorker;
 use super::clock::Ticks;
 use super::counters::Counters;
-use super::inbox::{Control, CoreGroup, ShardEvent, ShardInbox, StartGroup, WriteId};
+use super::inbox::{Control, ShardEvent, ShardGroup, ShardInbox, StartGroup, WriteId};
 use super::ingress::{Ingress, Taken};
 use super::reader::LogReader;
 use super::target::{Task, fail_tasks};
@@ -59,7 +59,7 @@ pub(crate) struct ShardDeps {
 
 struct Running {
     generation: u64,
-    group: CoreGroup,
+    group: ShardGroup,
     ingress: Arc<Ingress>,
     state: watch::Sender<GroupState>,
     apply: ApplyWorker,

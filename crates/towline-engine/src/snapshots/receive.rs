@@ -39,9 +39,9 @@ const OFFERS_MAX: usize = 64;
 /// The groups of a node, as a receiver of snapshots sees them.
 #[async_trait]
 pub(crate) trait SnapshotGroups: Send + Sync + 'static {
-    /// See `core::Group::offer`.
+    /// See `core::GroupCore::offer`.
     async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal>;
-    /// See `core::Group::receive`. May be called on any thread of the runtime that may block.
+    /// See `core::GroupCore::receive`. May be called on any thread of the runtime that may block.
     async fn receive(
         &self,
         from: NodeId,

@@ -1,6 +1,8 @@
 use std::collections::VecDeque;
 
-use towline_engine::core::{Apply, Effects, Fetch, Group, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
+use towline_engine::core::{
+    Apply, Effects, Fetch, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup,
+};
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
 use towline_engine::message::{ConfState, HardState, LogId, Message};
@@ -9,7 +11,7 @@ use super::SimOptions;
 use super::disk::Disk;
 use super::history::History;
 
-pub(super) type CoreGroup = Group<u64, u64>;
+pub(super) type SimGroup = GroupCore<u64, u64>;
 pub(super) type CoreEffects = Effects<u64, u64>;
 
 /// One node: what survives a crash, and what runs until the next one.
@@ -19,7 +21,7 @@ pub(super) struct SimNode {
     pub(super) machine: Machine,
     pub(super) life: u64,
     /// `None` while the node is down.
-    pub(super) group: Option<Box<CoreGroup>>,
+    pub(super) group: Option<Box<SimGroup>>,
     pub(super) mail: Mail,
     /// When the sync under way ends, and how many writes it covers.
     pub(super) syncing: Option<(u64, usize)>,
@@ -113,7 +115,7 @@ impl SimNode {
             conf: ConfRecord { conf_state: members.clone(), ..ConfRecord::default() },
             snapshots: SnapshotSetup::default(),
         };
-        self.group = Some(Box::new(Group::new(setup)?));
+        self.group = Some(Box::new(GroupCore::new(setup)?));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::snapshot_store::{ContentId, SnapshotMeta};
 pub struct Effects<W, R> {
     /// To be sent now.
     pub messages: Vec<Message>,
-    /// To be made durable, then answered by [`Group::written`](super::Group::written) with the number.
+    /// To be made durable, then answered by [`GroupCore::written`](super::GroupCore::written) with the number.
     pub write: Option<(u64, GroupWrite)>,
     /// For the state machine, in order.
     pub apply: Vec<Apply<W>>,
@@ -24,7 +24,7 @@ pub struct Effects<W, R> {
     pub refused: Vec<(W, ProposeError)>,
     /// Reads that failed.
     pub unread: Vec<(R, ReadError)>,
-    /// Ranges to be read from the log store, each answered by [`Group::fetched`](super::Group::fetched).
+    /// Ranges to be read from the log store, each answered by [`GroupCore::fetched`](super::GroupCore::fetched).
     pub fetches: Vec<Fetch>,
     /// Places of the log that count as compacted, because the log store failed to read them several times in a row.
     pub unreadable: Vec<Unreadable>,
@@ -82,9 +82,9 @@ pub enum Apply<W> {
         through: LogId,
     },
     /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
-    /// before; answered by [`Group::applied`](super::Group::applied).
+    /// before; answered by [`GroupCore::applied`](super::GroupCore::applied).
     Restore(SnapshotMeta),
-    /// A snapshot of the state as of `at` is to be made; answered by [`Group::snapshot_made`](super::Group::snapshot_made).
+    /// A snapshot of the state as of `at` is to be made; answered by [`GroupCore::snapshot_made`](super::GroupCore::snapshot_made).
     Snapshot {
         /// The membership there.
         conf: ConfRecord,

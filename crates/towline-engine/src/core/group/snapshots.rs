@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Apply, AttemptEffect, Effects, Group};
+use super::{Apply, AttemptEffect, Effects, GroupCore};
 use crate::core::attempts::{Attempts, RetryPolicy};
 use crate::core::inbound;
 use crate::ids::NodeId;
@@ -74,7 +74,7 @@ pub struct SnapshotSend {
 /// What to do with an offer that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OfferVerdict {
-    /// Take the bytes, then say [`Group::receive`].
+    /// Take the bytes, then say [`GroupCore::receive`].
     Wanted,
     /// Everything in it is committed here, up to this index and maybe beyond; Raft has acknowledged it.
     Have {
@@ -138,7 +138,7 @@ impl SnapshotSetup {
     }
 }
 
-impl<W, R> Group<W, R> {
+impl<W, R> GroupCore<W, R> {
     /// Carries a report to Raft if this node leads, and a snapshot's if it is of the live attempt. `false`: it was stale, and
     /// nothing changed.
     pub fn take_report(&mut self, report: Report) -> bool {

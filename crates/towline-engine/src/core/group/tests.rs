@@ -5,7 +5,7 @@ use crate::core::GroupLog;
 use crate::core::terms::RISE_MAX;
 use crate::message::ConfState;
 
-type TestGroup = Group<u64, u64>;
+type TestGroup = GroupCore<u64, u64>;
 type TestEffects = Effects<u64, u64>;
 
 fn id(raw: u64) -> NodeId {
@@ -19,7 +19,7 @@ fn group(voters: u64) -> TestGroup {
 
 /// The same with what is in its log already, all of it of term 1 and committed up to the entry before the last.
 fn group_with(voters: u64, entries: Vec<Entry>) -> TestGroup {
-    Group::new(setup(voters, entries)).unwrap()
+    GroupCore::new(setup(voters, entries)).unwrap()
 }
 
 fn setup(voters: u64, entries: Vec<Entry>) -> GroupSetup {
@@ -341,7 +341,7 @@ fn followers_are_told_of_a_commit_at_once_unless_the_setup_says_later() {
     for told in [true, false] {
         let mut setup = setup(3, Vec::new());
         setup.replica.commit_broadcast = told;
-        let mut group = Group::new(setup).unwrap();
+        let mut group = GroupCore::new(setup).unwrap();
         campaign(&mut group);
         settle(&mut group);
         let term = group.state().term;
@@ -360,7 +360,7 @@ fn followers_are_told_of_a_commit_at_once_unless_the_setup_says_later() {
 fn leader_between_heartbeats() -> TestGroup {
     let mut setup = setup(3, Vec::new());
     setup.replica.heartbeat_ticks = 5;
-    let mut group = Group::new(setup).unwrap();
+    let mut group = GroupCore::new(setup).unwrap();
     campaign(&mut group);
     settle(&mut group);
     let vote = Message { term: 1, ..Message::new(MessageKind::RequestVoteResponse, id(2), id(1)) };

@@ -345,7 +345,7 @@ impl Replica {
         settled
     }
 
-    /// See [`Group::lend`](crate::core::Group::lend). Both are called with each input, so neither goes through `attempts`.
+    /// See [`GroupCore::lend`](crate::core::GroupCore::lend). Both are called with each input, so neither goes through `attempts`.
     pub(crate) fn lend(&mut self, budget: SendBudget) {
         self.raw.mut_store().attempts.get_mut().budget = budget;
     }

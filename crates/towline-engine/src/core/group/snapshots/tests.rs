@@ -16,7 +16,7 @@ use crate::snapshot_store::{ContentId, SnapshotHead};
 
 /// A group, with what its driver keeps for it.
 struct TestGroup {
-    core: Group<u64, u64>,
+    core: GroupCore<u64, u64>,
     mailbox: Arc<Mailbox>,
     /// Transfers at a time.
     slots: usize,
@@ -44,7 +44,7 @@ struct Sent {
 }
 
 impl Deref for TestGroup {
-    type Target = Group<u64, u64>;
+    type Target = GroupCore<u64, u64>;
 
     fn deref(&self) -> &Self::Target {
         &self.core
@@ -74,7 +74,7 @@ impl DerefMut for TestEffects {
 impl TestGroup {
     fn new(setup: GroupSetup) -> Self {
         let mailbox = Arc::new(Mailbox::new(Waker::noop().clone(), Arc::new(())));
-        Self { core: Group::new(setup).unwrap(), mailbox, slots: 1, slot: Arc::new(()) }
+        Self { core: GroupCore::new(setup).unwrap(), mailbox, slots: 1, slot: Arc::new(()) }
     }
 
     fn lend(&mut self) {

@@ -110,7 +110,7 @@ fn turn(group: &mut TestGroup, slow: &mut Slow) {
 fn leader(slow: &mut Slow) -> TestGroup {
     let mut setup = setup(3, Vec::new());
     (setup.replica.append_bytes_max, setup.replica.heartbeat_ticks) = (1_000, HEARTBEAT);
-    let mut group = Group::new(setup).unwrap();
+    let mut group = GroupCore::new(setup).unwrap();
     campaign(&mut group);
     settle(&mut group);
     let grant = Message { term: 1, ..Message::new(MessageKind::RequestVoteResponse, id(2), id(1)) };
