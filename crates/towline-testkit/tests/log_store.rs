@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use towline_engine::log_store::LogStore;
+use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::log::MemLog;
 use towline_testkit::log_store_suite;
@@ -45,8 +46,8 @@ impl OnDisk {
     /// With files so small that every purge has something to do.
     fn in_small_files() -> Self {
         let mut small = Self::new();
-        small.config.log.file_bytes = 600;
-        small.config.log.purge_bytes = 1800;
+        small.config.log.file_bytes = ByteSize::bytes(600);
+        small.config.log.purge_bytes = ByteSize::bytes(1_800);
         small
     }
 }

@@ -18,6 +18,7 @@ use towline_engine::message::Lane;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
 use towline_engine::transport::TransferPhase;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::fault::{Direction, LaneFaults, SnapshotFaults};
 use towline_testkit::snapshots::SnapshotOp;
@@ -52,7 +53,8 @@ async fn a_transport_that_panics_or_never_answers_costs_one_attempt_and_one_repo
 /// Case 54: the receiver has it, and neither its receipt nor Raft's own acknowledgement came through.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_whose_acknowledgement_was_lost_is_not_sent_again_to_an_idle_cluster() {
-    let mut bench = Bench::new(Config { snapshot_bytes_per_second: 1_000_000, ..config() }).await;
+    let mut bench =
+        Bench::new(Config { snapshot_bytes_per_second: ByteSize::bytes(1_000_000), ..config() }).await;
     bench.offers.next(Oddity::ReceiptIsLost);
     bench.cluster.restart(bench.behind).await;
     bench.midway().await;
@@ -87,7 +89,7 @@ async fn a_snapshot_whose_acknowledgement_was_lost_is_not_sent_again_to_an_idle_
 #[tokio::test(flavor = "multi_thread")]
 async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
     for op in [SnapshotOp::Verify, SnapshotOp::Commit] {
-        let slow = Config { snapshot_bytes_per_second: 2_000_000, ..config() };
+        let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(2_000_000), ..config() };
         let mut bench = Bench::new(slow).await;
         bench.cluster.restart(bench.behind).await;
         let gate = bench.store(bench.behind).hold(op);
@@ -106,7 +108,11 @@ async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
 /// The control.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phase_that_takes_longer_than_its_own_timeout_is_a_failure() {
-    let slow = Config { snapshot_bytes_per_second: 2_000_000, snapshot_phase_timeout_ms: 300, ..config() };
+    let slow = Config {
+        snapshot_bytes_per_second: ByteSize::bytes(2_000_000),
+        snapshot_phase_timeout: Duration::from_millis(300),
+        ..config()
+    };
     let mut bench = Bench::new(slow).await;
     bench.cluster.restart(bench.behind).await;
     let gate = bench.store(bench.behind).hold(SnapshotOp::Commit);
@@ -119,8 +125,9 @@ async fn a_phase_that_takes_longer_than_its_own_timeout_is_a_failure() {
 /// Case 18, from the other side: the sender would wait for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_to_which_nothing_comes_gives_up_by_itself_and_frees_its_seat() {
-    let patient = Config { snapshot_progress_timeout_ms: 600_000, snapshot_receives_max: 1, ..config() };
-    let hasty = Config { snapshot_progress_timeout_ms: 300, ..patient.clone() };
+    let patient =
+        Config { snapshot_progress_timeout: Duration::from_secs(600), snapshot_receives_max: 1, ..config() };
+    let hasty = Config { snapshot_progress_timeout: Duration::from_millis(300), ..patient.clone() };
     let mut bench = Bench::new(patient).await;
     bench.config_from_start(bench.behind, hasty);
     let stall = SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() };
@@ -141,7 +148,8 @@ async fn a_receiver_to_which_nothing_comes_gives_up_by_itself_and_frees_its_seat
 #[tokio::test(flavor = "multi_thread")]
 async fn more_offers_than_a_node_receives_at_a_time_are_refused_as_busy_and_served_later() {
     let counts = Counts::default();
-    let config = Config { snapshot_receives_max: 1, snapshot_bytes_per_second: 500_000, ..config() };
+    let config =
+        Config { snapshot_receives_max: 1, snapshot_bytes_per_second: ByteSize::bytes(500_000), ..config() };
     let mut cluster = Plan::new(3, 2).config(config).customise(counts.on()).start().await;
     let leaders = [cluster.leader(1).await, cluster.leader(2).await];
     let behind = (1..=3).find(|node| !leaders.contains(node)).unwrap();

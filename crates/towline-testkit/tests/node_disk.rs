@@ -8,6 +8,7 @@
 )] // helpers of tests
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use towline_engine::config::Config;
@@ -15,6 +16,7 @@ use towline_engine::errors::{Outcome, ProposeError, UncertainCause};
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Consistency, Start, StartError};
 use towline_engine::status::Role;
+use towline_engine::units::ByteSize;
 use towline_storage::faults::{DiskFaults, DiskOp};
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::cluster::{Cluster, Plan, quick, until, within};
@@ -32,9 +34,17 @@ const CAUSE: &str = "the log cannot be written: log write failed during ";
 async fn start(path: &Path, faults: &DiskFaults) -> Cluster {
     let (path, faults): (PathBuf, _) = (path.into(), faults.clone());
     let mut config = DataDirConfig::default();
-    config.log.file_bytes = 512;
+    config.log.file_bytes = ByteSize::bytes(512);
     // One node: nobody's clock is compared with another's, and an election is soon over.
-    let quicker = Config { tick_ms: 2, lane_backoff_max_ms: 50, ..quick() };
+    let ms = Duration::from_millis;
+    let quicker = Config {
+        tick: ms(2),
+        heartbeat_interval: ms(8),
+        election_timeout_min: ms(80),
+        election_timeout_max: ms(160),
+        lane_backoff_max: ms(50),
+        ..quick()
+    };
     let plan = Plan::new(1, GROUPS.len() as u64).config(quicker);
     let plan = plan.storage(move |_, _| {
         DataDir::open_with_faults(&path, config.clone(), &faults).expect("opens").into()

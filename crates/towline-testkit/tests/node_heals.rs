@@ -20,6 +20,7 @@ use towline_engine::message::Lane;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{AttemptOutcome, PeerProgress, Role};
 use towline_engine::transport::SnapshotRefusal;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::fault::{Direction, Faults, LaneFaults, SnapshotFaults};
 use towline_testkit::mem;
@@ -37,23 +38,23 @@ const BACKOFF_MAX: Duration = Duration::from_secs(6);
 const SLACK: Duration = Duration::from_millis(150);
 
 /// Where the links broke too: a call that was never answered has to end, and the wait before the next one.
-const RECONNECT: Duration = Duration::from_millis(CONNECT_MS + RECALL_MS);
-const CONNECT_MS: u64 = 150;
-const RECALL_MS: u64 = 50;
+const RECONNECT: Duration = CONNECT.saturating_add(RECALL);
+const CONNECT: Duration = Duration::from_millis(150);
+const RECALL: Duration = Duration::from_millis(50);
 
 /// By how much the log may grow during a transfer, where that is the fault.
 const PIN_BYTES: usize = 10_000;
 
 fn config() -> Config {
     Config {
-        tick_ms: TICK.as_millis() as u64,
-        heartbeat_ticks: (HEARTBEAT.as_millis() / TICK.as_millis()) as u32,
-        election_ticks_min: 60,
-        election_ticks_max: 120,
-        lane_connect_timeout_ms: CONNECT_MS,
-        lane_backoff_max_ms: RECALL_MS,
-        snapshot_backoff_max_ms: BACKOFF_MAX.as_millis() as u64,
-        snapshot_bytes_per_second: 1_000_000,
+        tick: TICK,
+        heartbeat_interval: HEARTBEAT,
+        election_timeout_min: Duration::from_millis(600),
+        election_timeout_max: Duration::from_millis(1_200),
+        lane_connect_timeout: CONNECT,
+        lane_backoff_max: RECALL,
+        snapshot_backoff_max: BACKOFF_MAX,
+        snapshot_bytes_per_second: ByteSize::bytes(1_000_000),
         ..crate::common::bench::config()
     }
 }
@@ -112,7 +113,7 @@ impl Fault {
     fn prepare(&self, bench: &Bench) {
         let (leader, behind) = (bench.leader, bench.behind);
         // So that it is the sender that gives up.
-        let mut patient = Config { snapshot_progress_timeout_ms: 60_000, ..config() };
+        let mut patient = Config { snapshot_progress_timeout: Duration::from_secs(60), ..config() };
         match self {
             Odd(oddity) => bench.offers.next(oddity.clone()),
             Sent(faults) => bench.fault(leader, Direction::Out, *faults),
@@ -121,7 +122,7 @@ impl Fault {
             }
             FileRots => bench.rot(),
             DiskFull => bench.full_from_start(behind, bench.latest(leader).length - 1),
-            TooLarge => patient.snapshot_bytes_max = 1_000,
+            TooLarge => patient.snapshot_bytes_max = ByteSize::bytes(1_000),
             WireEnds(bytes) => {
                 let flow = Flow { cut_after: Some(*bytes), ..Flow::default() };
                 bench.proxies[behind as usize - 1].set(proxy::Direction::Forth, flow);
@@ -253,7 +254,8 @@ async fn served(bench: &Bench, mut ended: Ended, healed: Instant, fault: &Fault)
 }
 
 async fn bench(over: &str, fault: &Fault) -> Bench {
-    let pin_bytes = if *fault == LogGrows { PIN_BYTES as u64 } else { config().snapshot_pin_bytes_max };
+    let pin_bytes =
+        if *fault == LogGrows { ByteSize::bytes(PIN_BYTES as u64) } else { config().snapshot_pin_bytes_max };
     let plan = Plan::new(3, 1).config(Config { snapshot_pin_bytes_max: pin_bytes, ..config() });
     match over {
         "grpc" => Bench::grpc(plan).await,

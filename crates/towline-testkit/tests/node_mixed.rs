@@ -16,6 +16,7 @@ use crate::common::ports::free_port;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::Transport;
+use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
@@ -120,7 +121,7 @@ async fn a_leader_sends_one_snapshot_over_grpc_and_one_over_quic() {
     let config = Config {
         snapshot_entries: 40,
         snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: 16 << 10,
+        snapshot_chunk_bytes: ByteSize::kib(16),
         ..quick()
     };
     let (mut cluster, counts) = mixed(config).await;

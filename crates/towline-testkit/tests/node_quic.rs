@@ -14,6 +14,7 @@ use crate::common::ports::free_port;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::status::AttemptOutcome;
+use towline_engine::units::ByteSize;
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
 use towline_testkit::proxy::{DatagramFlow, Direction, UdpProxy};
@@ -98,7 +99,7 @@ async fn a_follower_that_the_log_has_left_behind_is_brought_back_by_a_snapshot()
     let config = Config {
         snapshot_entries: 40,
         snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: 16 << 10,
+        snapshot_chunk_bytes: ByteSize::kib(16),
         ..quick()
     };
     let mut cluster = over_quic(config).await;

@@ -21,7 +21,11 @@ use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotOp};
 
 /// Only what these tests are about is to take too long.
 fn patient() -> Config {
-    Config { snapshot_offer_timeout_ms: 4_000, snapshot_progress_timeout_ms: 4_000, ..config() }
+    Config {
+        snapshot_offer_timeout: Duration::from_secs(4),
+        snapshot_progress_timeout: Duration::from_secs(4),
+        ..config()
+    }
 }
 
 /// A transfer was cut late, and what came of it is about to be read again, each piece of it as slowly as that.
@@ -41,7 +45,8 @@ async fn cut_late(bench: &mut Bench, piece: Duration) -> FaultySnapshots {
 /// though it was read a piece further all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn to_read_again_may_take_longer_than_a_phase_as_long_as_it_goes_on() {
-    let mut bench = Bench::new(Config { snapshot_phase_timeout_ms: 2_500, ..patient() }).await;
+    let mut bench =
+        Bench::new(Config { snapshot_phase_timeout: Duration::from_millis(2_500), ..patient() }).await;
     let store = cut_late(&mut bench, Duration::from_millis(400)).await;
     bench.heals().await;
     assert!(store.count(SnapshotOp::Reread) >= 10, "it took no longer than a phase");

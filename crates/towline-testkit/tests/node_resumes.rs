@@ -78,7 +78,8 @@ async fn a_receiver_that_reads_a_large_part_again_is_waited_for() {
 /// same snapshot gets what the receiver has read by then, instead of having it read once more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_reads_longer_than_a_phase_may_take_is_given_up_and_its_work_is_not() {
-    let mut bench = Bench::new(Config { snapshot_phase_timeout_ms: 800, ..config() }).await;
+    let mut bench =
+        Bench::new(Config { snapshot_phase_timeout: Duration::from_millis(800), ..config() }).await;
     let gate = held(&mut bench).await;
     let attempt = reading_after(&bench, 1).await;
     let given_up = bench.next_end(attempt.number - 1).await;

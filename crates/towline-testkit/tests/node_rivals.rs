@@ -18,6 +18,7 @@ use towline_engine::reporter::SnapshotFailure;
 use towline_engine::snapshot_store::SnapshotStore;
 use towline_engine::status::{AttemptOutcome, PeerProgress};
 use towline_engine::transport::{Chunk, SnapshotRefusal, TransferError};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Plan, node_id, until, within};
 
 /// Case 20: the very same attempt.
@@ -38,7 +39,7 @@ async fn of_two_equal_attempts_at_once_the_second_is_refused_and_the_first_goes_
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_more() {
     let mut bench = Bench::new(config()).await;
-    let patient = Config { snapshot_progress_timeout_ms: 60_000, ..config() };
+    let patient = Config { snapshot_progress_timeout: Duration::from_secs(60), ..config() };
     bench.config_from_start(bench.behind, patient);
     bench.offers.next(Oddity::Haunts { after: 20 });
     bench.cluster.restart(bench.behind).await;
@@ -69,7 +70,8 @@ async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_
 /// Case 21.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_changes_midway_leaves_its_report_at_the_fence_and_the_next_one_serves() {
-    let mut bench = Bench::new(Config { snapshot_bytes_per_second: 400_000, ..config() }).await;
+    let mut bench =
+        Bench::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
     let next = (1..=3).find(|node| ![bench.leader, bench.behind].contains(node)).unwrap();
     bench.cluster.restart(bench.behind).await;
     bench.midway().await;
@@ -103,7 +105,8 @@ async fn a_leader_that_changes_midway_leaves_its_report_at_the_fence_and_the_nex
 /// Case 23: of five nodes two are behind; the one that is being served goes away for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_is_gone_for_good_gives_slot_and_file_back() {
-    let slow = Config { snapshot_sends_max: 1, snapshot_bytes_per_second: 400_000, ..config() };
+    let slow =
+        Config { snapshot_sends_max: 1, snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
     let mut cluster = Plan::new(5, 1).config(slow).start().await;
     let leader = cluster.leader(1).await;
     let behind: Vec<u64> = (1..=5).filter(|node| *node != leader).take(2).collect();

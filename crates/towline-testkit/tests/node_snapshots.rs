@@ -7,11 +7,14 @@
     clippy::print_stderr
 )] // helpers of tests
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::LogStore;
 use towline_engine::status::{AttemptOutcome, PeerProgress, PeerStatus};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
 
 use crate::common::lost;
@@ -21,10 +24,10 @@ fn config() -> Config {
     Config {
         snapshot_entries: 40,
         snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: 16 << 10,
-        snapshot_offer_timeout_ms: 500,
-        snapshot_progress_timeout_ms: 400,
-        snapshot_backoff_max_ms: 200,
+        snapshot_chunk_bytes: ByteSize::kib(16),
+        snapshot_offer_timeout: Duration::from_millis(500),
+        snapshot_progress_timeout: Duration::from_millis(400),
+        snapshot_backoff_max: Duration::from_millis(200),
         ..quick()
     }
 }
@@ -120,7 +123,7 @@ async fn a_volatile_state_machine_over_a_compacted_log_is_restored_from_the_snap
 
 /// Slow enough to be cut midway: 60 commands of 20 KB at 1 MB/s.
 fn slow() -> Config {
-    Config { snapshot_bytes_per_second: 1_000_000, ..config() }
+    Config { snapshot_bytes_per_second: ByteSize::bytes(1_000_000), ..config() }
 }
 
 async fn midway(cluster: &Cluster, leader: u64, behind: u64) -> (u64, u64) {
@@ -146,7 +149,7 @@ async fn a_transfer_that_was_cut_is_reported_and_resumed_where_it_was_cut() {
 /// The follower began again at the first byte: what it had was of another content than the one it was offered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_was_cut_is_resumed_though_the_leader_has_a_newer_snapshot_by_then() {
-    is_resumed(Config { snapshot_backoff_max_ms: 5_000, ..slow() }, 45).await;
+    is_resumed(Config { snapshot_backoff_max: Duration::from_secs(5), ..slow() }, 45).await;
 }
 
 /// Cuts a transfer midway, applies so many commands before the link is back, and sees it go on where it was.

@@ -13,6 +13,7 @@ use crate::common::Counts;
 use crate::common::bench::{Bench, TRANSFERS, config, load};
 use towline_engine::config::Config;
 use towline_engine::errors::{StatusError, TransferLeaderError};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, until, within};
 use towline_testkit::snapshots::SnapshotOp;
 
@@ -33,7 +34,8 @@ async fn a_handle_that_outlives_its_node_is_told_that_it_has_stopped() {
 /// it. Its thread never ended, and with it the store, the lock on the directory, and the drop of a caller's runtime.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
-    let mut bench = Bench::new(Config { snapshot_bytes_per_second: 2_000_000, ..config() }).await;
+    let mut bench =
+        Bench::new(Config { snapshot_bytes_per_second: ByteSize::bytes(2_000_000), ..config() }).await;
     bench.cluster.restart(bench.behind).await;
     let gate = bench.store(bench.behind).hold(SnapshotOp::Commit);
     until("the receiver commits", || gate.wait_held(Duration::ZERO)).await;
@@ -49,7 +51,7 @@ async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
 async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {
     for in_order in [true, false] {
         let counts = Counts::default();
-        let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
+        let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
         let mut cluster = Plan::new(5, 1).config(slow).customise(counts.on()).start().await;
         let leader = cluster.leader(1).await;
         let behind: Vec<u64> = (1..=5).filter(|node| *node != leader).take(2).collect();

@@ -14,6 +14,7 @@ use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{AttemptOutcome, AttemptStatus};
 use towline_engine::transport::TransferPhase;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, node_id, quick};
 use towline_testkit::fault::{Direction, SnapshotFaults};
 use towline_testkit::snapshots::SnapshotOp;
@@ -30,7 +31,11 @@ async fn counted(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// On a busy machine a healthy transfer stands still for longer than that of the bench may.
 fn patient() -> Config {
-    Config { snapshot_offer_timeout_ms: 10_000, snapshot_progress_timeout_ms: 10_000, ..config() }
+    Config {
+        snapshot_offer_timeout: Duration::from_secs(10),
+        snapshot_progress_timeout: Duration::from_secs(10),
+        ..config()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +63,7 @@ struct Cut {
 /// Cuts the first transfer behind its first `chunks` chunks, all of which have arrived, and heals it. Before the second
 /// attempt the receiver is left with what `between` leaves.
 async fn cut_behind(chunks: u64, between: impl FnOnce(&Bench)) -> Cut {
-    let mut bench = Bench::new(Config { snapshot_chunk_bytes: CHUNK as usize, ..patient() }).await;
+    let mut bench = Bench::new(Config { snapshot_chunk_bytes: ByteSize::bytes(CHUNK), ..patient() }).await;
     let length = bench.latest(bench.leader).length;
     let had = length.min(chunks * CHUNK);
     let at = SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() };
@@ -186,13 +191,17 @@ async fn a_receiver_whose_disk_is_full_fails_the_attempt_and_not_the_node() {
 /// Case 19: a refusal that does not pass by itself is not asked for again at every heartbeat.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_off() {
-    let mut bench =
-        Bench::new(Config { snapshot_bytes_max: 1_000, snapshot_backoff_max_ms: 60_000, ..config() }).await;
+    let mut bench = Bench::new(Config {
+        snapshot_bytes_max: ByteSize::bytes(1_000),
+        snapshot_backoff_max: Duration::from_secs(60),
+        ..config()
+    })
+    .await;
     bench.cluster.restart(bench.behind).await;
     let last = bench.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: true }));
     let waits = bench.peer().await.backoff_ticks;
-    let heartbeat = u64::from(quick().heartbeat_ticks);
+    let heartbeat = quick().validate().unwrap().ticks(quick().heartbeat_interval);
     assert!(waits > 8 * heartbeat, "{waits} ticks at a heartbeat of {heartbeat}");
     assert_eq!(bench.bytes("sent", "refused") + bench.bytes("received", "refused"), 0);
     for direction in ["direction=sent", "direction=received"] {
@@ -203,7 +212,8 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
 /// Case 3: the node that sends goes down in order; its obligations end with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() {
-    let mut bench = Bench::new(Config { snapshot_bytes_per_second: 400_000, ..config() }).await;
+    let mut bench =
+        Bench::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
     bench.cluster.restart(bench.behind).await;
     bench.midway().await;
     bench.cluster.stop(bench.leader, Duration::from_secs(2)).await;

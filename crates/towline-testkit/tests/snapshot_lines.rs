@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use common::bench::{Bench, config, load};
 use towline_engine::config::Config;
 use towline_engine::ids::{NodeId, PeerAddr};
+use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
@@ -169,7 +170,10 @@ fn verdict(sent: &Line, received: &Line) -> Verdict {
 
 /// Over gRPC, so that there is a wire that can end.
 async fn wired() -> Bench {
-    Bench::grpc(Plan::new(3, 1).config(Config { snapshot_progress_timeout_ms: 10_000, ..config() })).await
+    Bench::grpc(
+        Plan::new(3, 1).config(Config { snapshot_progress_timeout: Duration::from_secs(10), ..config() }),
+    )
+    .await
 }
 
 /// The node that is behind comes back, and heals once its first attempt is over.
@@ -252,7 +256,7 @@ async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_line_of_a_cancelled_transfer_says_why() {
     let (_alone, lines) = listen().await;
-    let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
+    let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
 
     let mut stops = Bench::new(slow.clone()).await;
     stops.cluster.restart(stops.behind).await;
@@ -274,7 +278,7 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     drop(steps_down);
 
     lines.lines.lock().unwrap().clear();
-    let mut grows = Bench::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
+    let mut grows = Bench::new(Config { snapshot_pin_bytes_max: ByteSize::bytes(10_000), ..slow }).await;
     grows.cluster.restart(grows.behind).await;
     grows.midway().await;
     load(&grows.cluster, 2, 20_000).await;
