@@ -1,4 +1,16 @@
 //! Times and sizes in settings files: `"100ms"`, `"64MiB"`. Both need a unit.
+//!
+//! ```
+//! use std::time::Duration;
+//! use towline_engine::config::Config;
+//! use towline_engine::units::ByteSize;
+//!
+//! let (heartbeat_interval, snapshot_bytes_max) = (Duration::from_millis(50), ByteSize::gib(2));
+//! let config = Config { heartbeat_interval, snapshot_bytes_max, ..Config::default() };
+//! let read: Config = toml::from_str("heartbeat_interval = '50ms'\nsnapshot_bytes_max = '2GiB'")?;
+//! assert_eq!(read, config);
+//! # Ok::<_, toml::de::Error>(())
+//! ```
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -205,7 +217,7 @@ pub(crate) fn deserialize<'de, T: Quantity, D: Deserializer<'de>>(
     from: D,
 ) -> Result<T, D::Error> {
     let visitor = Reading { field, value: PhantomData };
-    // A number reaches the visitor only so; other formats do not say what comes.
+    // `deserialize_any` shows a number to the visitor, which names the units. Binary formats cannot do that.
     if from.is_human_readable() { from.deserialize_any(visitor) } else { from.deserialize_str(visitor) }
 }
 
