@@ -1,4 +1,4 @@
-//! The median time of a durable append, and of a bare write and fdatasync of as many bytes in the same run.
+//! Measures the median time of a durable append, and of a bare write and fdatasync of as many bytes in the same run.
 
 #![allow(clippy::print_stdout)]
 
@@ -15,7 +15,7 @@ use towline_storage::DataDir;
 
 const APPENDS: usize = 200;
 const ENTRY_BYTES: usize = 256;
-/// The file of the comparison is allocated ahead, as the log's files are.
+/// The bare file is allocated ahead, like the files of the log.
 const ALLOCATED_BYTES: u64 = 64 * 1024 * 1024;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -36,7 +36,7 @@ fn measure(root: &Path) -> Result<(), Box<dyn Error>> {
     for entries in [1_usize, 64] {
         let (mut appends, mut floors) = (Vec::new(), Vec::new());
         let bytes = vec![0xa5; entries * ENTRY_BYTES];
-        // In turn, so that both meet the disk in the same mood.
+        // In turn, so that both see the same disk.
         for _ in 0..APPENDS {
             let mut batch = LogBatch {
                 writes: vec![GroupWrite {

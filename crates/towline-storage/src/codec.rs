@@ -1,12 +1,11 @@
-//! The only place that knows the types of `raft`: entries are stored as its protobuf message.
-//!
-//! Its field numbers are those of etcd and do not change; the golden bytes in the tests hold this.
+//! Converts entries to the protobuf message of `raft`, in which they are stored. Only this module uses types of `raft`.
+//! The field numbers are those of etcd and never change.
 
 use raft::eraftpb;
 use raft_engine::MessageExt;
 use towline_engine::message::{Entry, EntryKind};
 
-/// Tells raft-engine where an entry's index is.
+/// Tells raft-engine the index of an entry.
 #[derive(Debug)]
 pub(crate) struct Stored;
 
@@ -18,7 +17,7 @@ impl MessageExt for Stored {
     }
 }
 
-/// Payloads are shared, not copied.
+/// Converts without copying payloads.
 pub(crate) fn to_stored(entry: &Entry) -> eraftpb::Entry {
     let mut stored = eraftpb::Entry::default();
     stored.set_entry_type(match entry.kind {
@@ -55,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_written_and_read_as_released() {
+    fn an_entry_keeps_its_released_bytes() {
         let entry = Entry {
             kind: EntryKind::ConfChangeV2,
             term: 5,

@@ -1,48 +1,48 @@
 //! File descriptors for the log.
 //!
-//! The log opens files while it writes: the next log file, the list of log files, its directory. A process that has no
-//! descriptor left for that must not lose its log, so some are held in reserve and given up for it. When they are used
-//! up as well, the log waits without an end, as it does for a slow disk, and counts its waits.
+//! While it writes, the log opens files: the next log file, the list of log files, its directory. A process without free
+//! descriptors must not lose its log. The log therefore holds some in reserve and frees them for these calls. When the
+//! reserve is empty too, the log waits without a limit, as for a slow disk, and counts its waits.
 //!
-//! One call is out of reach: raft-engine opens the directory of a new log file by itself, and panics if it cannot. The
-//! reserve is given up right before that, in the last call that raft-engine makes here. Other threads can still take all
-//! of it first. What the log does then depends on who needed the file:
+//! raft-engine itself opens the directory of a new log file, and panics if it cannot. The reserve is freed right before
+//! that, in raft-engine's last call of this file system. Other threads can still take all of it first. Then it depends:
 //!
-//! * A write. Nothing of the batch is written yet, and raft-engine goes on with the file before. The log encodes the batch
-//!   again and repeats the write.
-//! * A purge. raft-engine may have taken the deletions of groups out of memory to move them, and the panic loses those. A
-//!   further purge could remove the files that still have them, so there is none until the log is opened again.
+//! * In a write, nothing of the batch is written yet, and raft-engine still has the previous file. The log encodes the
+//!   batch again and repeats the write.
+//! * In a purge, raft-engine may have taken the deletions of groups out of memory to move them, and the panic loses them.
+//!   Another purge could remove the files that still hold them. So there is none until the log is opened again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A new log file takes one for good, the list of log files and the directory one each for a moment. The rest is for the
-/// files after that.
+use crate::sync::lock;
+
+/// Descriptors in reserve. A new log file keeps one; the list of log files and the directory need one each for a moment. The
+/// rest is for later files.
 const HELD: usize = 8;
 const RETRY: Duration = Duration::from_millis(20);
 const OPEN_TIME: Duration = Duration::from_secs(10);
 
-/// `EMFILE` of the process and `ENFILE` of the system: the same numbers on all systems this runs on.
+/// `EMFILE` of the process and `ENFILE` of the system, the same on all supported systems.
 const SHORTAGES: [i32; 2] = [24, 23];
 
-/// Whether the process or the system has no file descriptor left.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| SHORTAGES.contains(&number))
 }
 
-/// Whether a panic of raft-engine shows such an error.
+/// Whether the message of raft-engine's panic shows a shortage of descriptors.
 pub(crate) fn is_shortage_panic(text: &str) -> bool {
     SHORTAGES.iter().any(|number| text.contains(&format!("Os {{ code: {number},")))
 }
 
-/// Opens a snapshot. A lack of descriptors is waited for, though not for ever: a restore that fails ends its group, while
-/// a transfer may as well be tried again.
+/// Opens a snapshot. Waits up to [`OPEN_TIME`] for a descriptor, because a restore that fails ends its group. A transfer can
+/// be repeated.
 pub(crate) fn open_in_time(path: &Path) -> io::Result<File> {
     let until = Instant::now() + OPEN_TIME;
     loop {
@@ -53,26 +53,26 @@ pub(crate) fn open_in_time(path: &Path) -> io::Result<File> {
     }
 }
 
-/// See the module.
+/// The descriptors in reserve: see the [module](self).
 #[derive(Debug, Default)]
 pub(crate) struct Reserve {
-    /// Opened again and again to hold descriptors; empty until [`fill`](Self::fill) names it.
+    /// Opened several times to hold descriptors; empty until [`fill`](Self::fill).
     dir: Mutex<PathBuf>,
     held: Mutex<Vec<File>>,
-    /// The new log files for which it is given up now.
+    /// The new log files for which the reserve is free now.
     given_up: Mutex<BTreeSet<PathBuf>>,
     waits: AtomicU64,
 }
 
 impl Reserve {
-    /// Holds descriptors from now on, by opening `dir`.
+    /// Starts to hold descriptors, by opening `dir`.
     pub(crate) fn fill(&self, dir: &Path) {
         *lock(&self.dir) = dir.into();
         self.refill(dir);
     }
 
-    /// Holds as many as there should be, if the system gives them. Called before each write of `file`. The reserve is
-    /// not taken back while the library needs it for another file.
+    /// Fills the reserve again as far as possible. Called before each write of `file`. Does nothing while raft-engine needs
+    /// the reserve for another file.
     pub(crate) fn refill(&self, file: &Path) {
         let mut given_up = lock(&self.given_up);
         given_up.remove(file);
@@ -91,12 +91,12 @@ impl Reserve {
         }
     }
 
-    /// Does what opens files, and may be done again. Gives up held descriptors for it, then waits for others to do so.
+    /// Calls `open`, which opens files and can be repeated. On a shortage it frees descriptors of the reserve, then waits.
     pub(crate) fn run<T>(&self, path: &Path, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut waits = false;
         loop {
             match open() {
-                // A start fails instead.
+                // While the log opens, a shortage is an error instead.
                 Err(error) if is_shortage(&error) && !lock(&self.dir).as_os_str().is_empty() => {
                     if lock(&self.held).pop().is_some() {
                         continue;
@@ -118,36 +118,32 @@ impl Reserve {
         }
     }
 
-    /// How many pauses of [`RETRY`] there were.
+    /// The number of pauses of [`RETRY`].
     pub(crate) fn waits(&self) -> u64 {
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// The library is done with what it was given up for, or will not do it.
+    /// Ends every [`give_up`](Self::give_up): raft-engine no longer needs the reserve.
     pub(crate) fn take_back(&self) {
         lock(&self.given_up).clear();
     }
 
-    /// The library found none, although the reserve was given up for it.
+    /// Counts a shortage that raft-engine met although the reserve was free, and pauses.
     pub(crate) fn lost(&self) {
         tracing::warn!("file descriptors held for the log were taken by other threads");
         self.waits.fetch_add(1, Ordering::Relaxed);
         thread::sleep(RETRY);
     }
 
-    /// Makes room for what the library opens by itself next to finish the new log file `file`, and could not do without. It
-    /// is held again with the next write of that file, or the next one after [`take_back`](Self::take_back).
+    /// Frees the reserve for raft-engine, which next opens the directory of the new log file `file`. The next write of that
+    /// file, or the next write after [`take_back`](Self::take_back), fills the reserve again.
     pub(crate) fn give_up(&self, file: &Path) {
         lock(&self.given_up).insert(file.into());
         let dir = lock(&self.dir).clone();
-        // There is at least one, if not all that are held.
+        // Waits until at least one descriptor is free.
         let _ = self.run(&dir, || File::open(&dir));
         lock(&self.held).clear();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -174,34 +170,34 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_given_up_first_and_then_waited_for() {
+    fn a_shortage_frees_the_reserve_first_and_then_waits() {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Reserve::default();
         let failed = reserve.run(dir.path(), || Err::<(), _>(shortage()));
-        assert!(is_shortage(&failed.unwrap_err()), "nothing is waited for before the log is open");
+        assert!(is_shortage(&failed.unwrap_err()), "no wait before the log is open");
         reserve.fill(dir.path());
         let tries = Cell::new(0);
         let open = || {
             tries.set(tries.get() + 1);
             if tries.get() <= HELD + 3 { Err(shortage()) } else { Ok(lock(&reserve.held).len()) }
         };
-        assert_eq!(reserve.run(dir.path(), open).unwrap(), 0, "all were given up");
-        assert_eq!(reserve.waits(), 3, "only what is not held is waited for");
+        assert_eq!(reserve.run(dir.path(), open).unwrap(), 0, "the reserve is empty");
+        assert_eq!(reserve.waits(), 3, "no wait while the reserve has descriptors");
         let (new, other) = (Path::new("new"), Path::new("other"));
         reserve.refill(other);
         assert_eq!(lock(&reserve.held).len(), HELD);
         reserve.give_up(new);
         reserve.refill(other);
-        assert_eq!(lock(&reserve.held).len(), 0, "the library has not opened what it needs yet");
+        assert_eq!(lock(&reserve.held).len(), 0, "raft-engine has not opened the directory yet");
         reserve.refill(new);
         assert_eq!(lock(&reserve.held).len(), HELD);
         reserve.give_up(new);
         reserve.lost();
         reserve.refill(other);
-        assert_eq!(lock(&reserve.held).len(), 0, "the library repeats the write of the same file");
+        assert_eq!(lock(&reserve.held).len(), 0, "raft-engine repeats the write of the same file");
         reserve.refill(new);
         assert_eq!(lock(&reserve.held).len(), HELD);
         let other = reserve.run(dir.path(), || Err::<(), _>(io::Error::from_raw_os_error(5)));
-        assert_eq!(other.unwrap_err().raw_os_error(), Some(5), "other errors are not waited for");
+        assert_eq!(other.unwrap_err().raw_os_error(), Some(5), "no wait for other errors");
     }
 }

@@ -1,32 +1,33 @@
-//! The file system under the log: the real one, with five rules of ours.
+//! The file system under the log: the real one, with five additions.
 //!
-//! * The first failed write or sync is the last operation that reaches the disk. It is kept as the cause, everything
-//!   after it is refused, and nothing is tried again: a retried fsync can report success for pages the kernel dropped.
-//!   raft-engine would retry a full disk and panic on a failed sync, also while it is dropped.
-//! * A `.rewrite` file is synced after each write. raft-engine syncs those once a purge, so that several records could
-//!   be in flight at a crash, and a lost one before a stored one could not be told from damage.
-//! * The [list of log files](crate::log_manifest) learns what is synced and deleted.
-//! * What opens a file has [descriptors in reserve](crate::descriptors), and waits rather than fails without one.
-//! * Tests may fail or watch each operation.
+//! * The first failed write or sync is the last operation that reaches the disk. It is kept as the cause; everything after
+//!   it is refused. Nothing is retried: a retried fsync can report success for pages that the kernel dropped. raft-engine
+//!   would retry on a full disk, and would panic on a failed sync, even in its drop.
+//! * A `.rewrite` file is synced after each write. raft-engine syncs it once a purge. A crash could then lose a record
+//!   before a stored one, which looks like damage.
+//! * The [list of log files](crate::log_manifest) learns which bytes are synced and which files are deleted.
+//! * Calls that open a file use [reserved descriptors](crate::descriptors), and wait instead of failing without one.
+//! * Tests can watch each operation and make it fail.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
 
 use crate::descriptors::{Reserve, is_shortage, is_shortage_panic};
-use crate::log_manifest::{LogManifest, sync_dir};
+use crate::log_manifest::LogManifest;
+use crate::replace::sync_dir;
 use crate::scan::FILE_HEADER_BYTES;
+use crate::sync::lock;
 
 type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
 type RealReader = <DefaultFileSystem as FileSystem>::Reader;
 type RealWriter = <DefaultFileSystem as FileSystem>::Writer;
 
-/// What is done to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
     Create,
@@ -50,23 +51,23 @@ impl Op {
     }
 }
 
-/// Sees every operation before it is done, and may refuse it.
+/// Sees every operation before it happens, and can make it fail.
 pub(crate) trait Hook: Send + Sync {
     fn before(&self, op: Op, path: &Path) -> io::Result<()>;
-    fn after(&self, op: Op, path: &Path);
 
-    /// How many of the bytes of a write still find room.
+    fn after(&self, _: Op, _: &Path) {}
+
+    /// How many bytes of a write fit on the disk.
     fn room(&self, _: &Path, bytes: usize) -> usize {
         bytes
     }
 
-    /// What the file system is to have free, instead of what it has.
+    /// Free bytes to report instead of those of the file system.
     fn free_bytes(&self) -> Option<u64> {
         None
     }
 }
 
-/// The first operation that failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) during: &'static str,
@@ -74,7 +75,7 @@ pub(crate) struct Failure {
 }
 
 #[derive(Default)]
-struct Shared {
+struct DiskState {
     failed: AtomicBool,
     failure: Mutex<Option<Failure>>,
     /// Set once the log is open.
@@ -83,13 +84,13 @@ struct Shared {
     reserve: Reserve,
 }
 
-impl Shared {
+impl DiskState {
     fn run<T>(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let done = self.attempt(op, path, act);
         self.note(op, done)
     }
 
-    /// An operation whose failure need not be the end.
+    /// Runs an operation whose failure does not yet fail the disk.
     fn attempt<T>(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.failed.load(Ordering::Acquire) {
             return Err(io::Error::other("an earlier disk operation failed"));
@@ -100,12 +101,12 @@ impl Shared {
         }
     }
 
-    /// Keeps the first failure.
+    /// Fails the disk if `result` is an error, and keeps the first one.
     fn note<T>(&self, op: Op, result: io::Result<T>) -> io::Result<T> {
         result.map_err(|source| {
-            // raft-engine looks for its own word for a full disk and then goes on in another file. It must not.
+            // Without the original text: raft-engine would recognize a full disk and continue in another file.
             let shown = io::Error::from(source.kind());
-            let mut first = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut first = lock(&self.failure);
             if !self.failed.swap(true, Ordering::AcqRel) {
                 *first = Some(Failure { during: op.as_str(), source });
             }
@@ -118,7 +119,7 @@ impl Shared {
         if fits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
-    /// Replaces the list of log files. A new log file must be found by its name before the list asks for it.
+    /// Replaces the list of log files. The name of a new log file must be durable before the list names it.
     fn store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
         let stored = self.try_store_manifest(manifest, new);
         self.note(Op::Rename, stored)
@@ -135,8 +136,8 @@ impl Shared {
         })
     }
 
-    /// For operations whose failure raft-engine would turn into a panic, or try again: whoever writes asks
-    /// [`Disk::failed`] before anything is acknowledged.
+    /// Hides a failure that raft-engine would retry, or answer with a panic. The log checks [`Disk::failed`] before it
+    /// acknowledges a write.
     fn run_quietly(&self, op: Op, path: &Path, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.run(op, path, act).is_err() {
             tracing::error!(op = op.as_str(), file = %path.display(), "log disk operation failed or refused");
@@ -149,11 +150,11 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// See the module.
+/// The file system of one log: see the [module](self).
 #[derive(Clone)]
 pub(crate) struct Disk {
     real: Arc<DefaultFileSystem>,
-    shared: Arc<Shared>,
+    shared: Arc<DiskState>,
 }
 
 impl fmt::Debug for Disk {
@@ -168,20 +169,23 @@ impl Disk {
     }
 
     pub(crate) fn with_hook(hook: Option<Arc<dyn Hook>>) -> Self {
-        Self { real: Arc::new(DefaultFileSystem), shared: Arc::new(Shared { hook, ..Shared::default() }) }
+        Self {
+            real: Arc::new(DefaultFileSystem),
+            shared: Arc::new(DiskState { hook, ..DiskState::default() }),
+        }
     }
 
-    /// Whether any write, sync or change of a directory has failed.
+    /// Whether a write, a sync or a change of a directory has failed.
     pub(crate) fn failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
     }
 
-    /// The first failure, once.
+    /// Returns the first failure, once.
     pub(crate) fn take_failure(&self) -> Option<Failure> {
-        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.shared.failure).take()
     }
 
-    /// Holds file descriptors for the log in `dir` from now on.
+    /// Starts to hold file descriptors for the log in `dir`.
     pub(crate) fn hold_descriptors(&self, dir: &Path) {
         self.shared.reserve.fill(dir);
     }
@@ -190,8 +194,8 @@ impl Disk {
         self.shared.reserve.waits()
     }
 
-    /// Whether raft-engine panicked because it could not open the directory of a new log file, and nothing else failed.
-    /// Pauses, so that it may be tried again.
+    /// Whether raft-engine panicked because it could not open the directory of a new log file, and nothing else failed. If
+    /// so, pauses before a retry.
     pub(crate) fn lost_descriptors(&self, panic: &str) -> bool {
         let lost = !self.failed() && is_shortage_panic(panic);
         if lost {
@@ -200,33 +204,29 @@ impl Disk {
         lost
     }
 
-    /// No purge is under way any more.
     pub(crate) fn purged(&self) {
         self.shared.reserve.take_back();
     }
 
-    /// Makes a file durable as it is.
     pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
         let synced = self.shared.run(Op::Sync, path, || File::open(path)?.sync_all());
         synced.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))
     }
 
-    /// Makes `bytes` the whole content of a file, durably.
     pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let written = self.shared.run(Op::Write, path, || std::fs::write(path, bytes));
         written.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))?;
         self.sync(path)
     }
 
-    /// From now on the list is kept. It is written if it says less than it could.
+    /// Starts to keep the list of log files, and writes it if it is behind.
     pub(crate) fn keep_manifest(&self, manifest: LogManifest) -> io::Result<()> {
-        // Set once: a log opens its disk once.
         let _ = self.shared.manifest.get_or_init(|| manifest);
         self.checkpoint()
     }
 
-    /// Makes the list of log files say how long the newest ones are. Nothing unsynced may be under way. Where a full disk
-    /// has no room for it, the list stays as it is: it asks for less than there is, and the log can be read.
+    /// Writes the current file lengths into the list of log files. Call it without an unsynced write under way. On a full
+    /// disk the list stays as it is: it names shorter files than there are, so the log can be opened.
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
         let Some(manifest) = self.shared.manifest.get().filter(|manifest| manifest.is_behind()) else {
             return Ok(());
@@ -240,11 +240,11 @@ impl Disk {
         }
     }
 
-    /// raft-engine drops the number of the system's error, so the directory is asked whether descriptors are missing.
+    /// Creates a file. raft-engine drops the system's error number, so opening the directory shows whether descriptors ran out.
     fn create_file(&self, path: &Path) -> io::Result<RealHandle> {
         self.real.create(path).or_else(|error| match path.parent().map(File::open) {
             Some(Err(shortage)) if is_shortage(&shortage) => Err(shortage),
-            // One may have become free between the two.
+            // A descriptor may be free now.
             Some(Ok(_)) => self.real.create(path),
             _ => Err(error),
         })
@@ -280,8 +280,8 @@ impl FileSystem for Disk {
             && manifest.forget(path)
         {
             match self.shared.try_store_manifest(manifest, None) {
-                // The deletion makes room, so it must not need any. Without a list the log counts as one of before there was
-                // one, until the next checkpoint.
+                // The deletion makes room, so it must not need any. Until the next checkpoint there is no list, as in
+                // directories of the first releases.
                 Err(error) if is_full(&error) => {
                     self.shared.run(Op::Delete, manifest.path(), || manifest.remove())?;
                 }
@@ -306,13 +306,12 @@ impl FileSystem for Disk {
     }
 }
 
-/// An open file.
 pub(crate) struct DiskFile {
     real: Arc<RealHandle>,
     path: PathBuf,
-    /// Where the last write ended.
+    /// The end of the last write.
     written: AtomicU64,
-    shared: Arc<Shared>,
+    shared: Arc<DiskState>,
 }
 
 impl Handle for DiskFile {
@@ -332,7 +331,7 @@ impl Handle for DiskFile {
             return Ok(());
         }
         if manifest.synced(&self.path, written) {
-            // A failure is kept, and the next write asks for it.
+            // A failure is kept for the next write.
             let _ = self.shared.store_manifest(manifest, Some(&self.path));
         }
         if written == FILE_HEADER_BYTES as u64 {
@@ -343,7 +342,6 @@ impl Handle for DiskFile {
     }
 }
 
-/// Writes an open file.
 pub(crate) struct DiskWriter {
     real: RealWriter,
     file: Arc<DiskFile>,
@@ -391,7 +389,7 @@ impl WriteExt for DiskWriter {
         file.shared.run_quietly(Op::Truncate, &file.path, || real.truncate(offset))
     }
 
-    // A hint: a full disk shows itself in the write that follows.
+    // Only a hint: on a full disk the next write fails.
     fn allocate(&mut self, offset: usize, size: usize) -> io::Result<()> {
         if self.file.shared.failed.load(Ordering::Acquire) {
             return Ok(());

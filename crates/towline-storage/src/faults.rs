@@ -1,26 +1,27 @@
-//! For tests of whoever builds on this crate: a data directory whose log disk fails on request, or whose disk is small.
+//! A data directory whose log disk fails on request, or whose disk is small. For tests of programs that use this crate.
 
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::disk::{Hook, Op};
+use crate::sync::lock;
 
-/// What the log does to its disk that can be made to fail.
+/// An operation of the log that can fail on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DiskOp {
-    /// Bytes go to a file of the log.
+    /// A write of a log file.
     Write,
-    /// A file of the log is made durable.
+    /// A sync of a log file.
     Sync,
 }
 
-/// The faults of one directory's disk. Clones are the same plan.
+/// The planned faults of one directory's disk. Clones share the plan.
 ///
-/// Writes and syncs of the log's files are counted from 1. The one that was chosen is not done and answers EIO; by the
-/// rules of the log nothing reaches its disk after it.
+/// Writes and syncs of log files are counted from 1. The chosen one does not happen and returns EIO. After that the log
+/// lets nothing reach its disk.
 ///
 /// ```
 /// use towline_storage::faults::{DiskFaults, DiskOp};
@@ -44,11 +45,11 @@ pub enum DiskOp {
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct DiskFaults {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FaultPlan>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FaultPlan {
     done: u64,
     fail_at: Option<u64>,
     failed: Option<DiskOp>,
@@ -56,34 +57,34 @@ struct State {
 }
 
 impl DiskFaults {
-    /// None yet.
+    /// A plan without faults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the `number`-th write or sync from now on fail; 1 is the next one. It replaces what was planned before.
+    /// Makes the `number`-th write or sync from now on fail; 1 is the next one. Replaces an earlier call.
     pub fn fail_after(&self, number: u64) {
         let mut state = self.lock();
         state.fail_at = Some(state.done.saturating_add(number));
     }
 
-    /// Leaves so many bytes of the disk to log and snapshots together, from now on; `None`: what there really is. Every
-    /// write takes its bytes from them, and a file that is removed gives its own back.
+    /// Sets the free bytes of the disk for log and snapshots together; `None` means the real free space. Every write uses
+    /// some of them, and removing a file frees its bytes.
     pub fn leave_free(&self, bytes: Option<u64>) {
         self.lock().free_bytes = bytes;
     }
 
-    /// How many writes and syncs have begun.
+    /// The number of writes and syncs that have begun.
     pub fn operations(&self) -> u64 {
         self.lock().done
     }
 
-    /// What was made to fail, once it has been.
+    /// The operation that failed, once it did.
     pub fn failed(&self) -> Option<DiskOp> {
         self.lock().failed
     }
 
-    /// The same disk, as the snapshot files see it: it may be full, and nothing else.
+    /// The same disk for the snapshot files: it can be full, but has no other faults.
     pub(crate) fn for_snapshots(&self) -> SnapshotDisk {
         SnapshotDisk(self.clone())
     }
@@ -103,8 +104,8 @@ impl DiskFaults {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, FaultPlan> {
+        lock(&self.state)
     }
 }
 
@@ -118,8 +119,6 @@ impl Hook for SnapshotDisk {
         }
         Ok(())
     }
-
-    fn after(&self, _: Op, _: &Path) {}
 
     fn room(&self, _: &Path, bytes: usize) -> usize {
         self.0.take(bytes)
@@ -150,8 +149,6 @@ impl Hook for DiskFaults {
         state.failed = Some(op);
         Err(io::Error::from_raw_os_error(EIO))
     }
-
-    fn after(&self, _: Op, _: &Path) {}
 
     fn room(&self, _: &Path, bytes: usize) -> usize {
         self.take(bytes)

@@ -1,26 +1,26 @@
 //! The identity of a node and the incarnations of its peers, each in a small file.
 //!
-//! `identity` holds an [`Identity`] and the groups that were founded or joined here, `peers` a map from node id to
-//! [`Incarnation`]; both in a [frame](crate::format), whose upgrade policy holds. Version 1 of `identity` had no groups.
-//! A file is [replaced](crate::replace) as a whole.
+//! `identity` holds an [`Identity`] and the groups that were founded or joined here; version 1 had no groups. `peers` maps
+//! node ids to [`Incarnation`]s. Both are [frames](crate::format), and are [replaced](crate::replace) atomically.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::Serialize;
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
 
-use crate::data_dir::DirLock;
+use crate::dir_lock::DirLock;
 use crate::format::{self, Damage};
 use crate::replace::{ReplaceError, replace_file};
+use crate::sync::lock;
 
 const IDENTITY_FILE: &str = "identity";
 const PEERS_FILE: &str = "peers";
-/// There if the directory was made for a new node; empty.
+/// Exists if the directory was made for a new node. Holds the incarnation of the identity that may found groups.
 const FOUNDING_FILE: &str = "founding";
 const IDENTITY_VERSION: u8 = 2;
 /// Without groups.
@@ -28,11 +28,11 @@ const IDENTITY_VERSION_1: u8 = 1;
 const PEERS_VERSION: u8 = 1;
 const FOUNDING_VERSION: u8 = 1;
 
-/// An [`IdentityStore`] on two files. Made by [`DataDir::open`](crate::DataDir::open).
+/// An [`IdentityStore`] on small files. Made by [`DataDir::open`](crate::DataDir::open).
 #[derive(Debug)]
 pub struct IdentityFile {
     dir: PathBuf,
-    /// Held while a file is read and replaced.
+    /// Locked while a file is read and replaced.
     replacing: Mutex<()>,
     _lock: Option<Arc<DirLock>>,
 }
@@ -42,7 +42,7 @@ impl IdentityFile {
         Self { dir: dir.into(), replacing: Mutex::new(()), _lock: lock }
     }
 
-    /// From now on [`may_found`](IdentityStore::may_found) is true.
+    /// Makes [`may_found`](IdentityStore::may_found) true.
     pub(crate) fn allow_founding(&self) -> Result<(), IdentityError> {
         self.replace(FOUNDING_FILE, FOUNDING_VERSION, &None::<Incarnation>)
     }
@@ -84,12 +84,12 @@ impl IdentityStore for IdentityFile {
     }
 
     fn create(&self, identity: &Identity) -> Result<(), IdentityError> {
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _replacing = lock(&self.replacing);
         if let Some(there) = self.load()? {
             return Err(IdentityError::Exists { node: there.node, cluster: there.cluster });
         }
         self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, BTreeSet::<GroupId>::new()))?;
-        // From now on the permission belongs to this identity: if the identity gets lost, no other one is founded here.
+        // The permission now belongs to this identity: if the identity is lost, another one may not found groups.
         if self.may_found()? {
             self.replace(FOUNDING_FILE, FOUNDING_VERSION, &Some(identity.incarnation))?;
         }
@@ -112,7 +112,7 @@ impl IdentityStore for IdentityFile {
     }
 
     fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _replacing = lock(&self.replacing);
         let (identity, mut groups) = self.read_identity()?.ok_or(IdentityError::Absent)?;
         if !groups.insert(group) {
             return Ok(());
@@ -125,7 +125,7 @@ impl IdentityStore for IdentityFile {
     }
 
     fn remember(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), IdentityError> {
-        let _replacing = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _replacing = lock(&self.replacing);
         let mut seen = self.seen()?;
         if seen.insert(peer, incarnation) == Some(incarnation) {
             return Ok(());

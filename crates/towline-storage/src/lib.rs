@@ -1,4 +1,4 @@
-//! What a Towline node keeps on disk: the log of all its groups, their snapshots, its identity, and the lock on them.
+//! Storage of a Towline node: the log and the snapshots of all its groups, its identity, and a lock on the directory.
 //!
 //! [`DataDir::open`] locks a directory and opens [`RaftLog`], a [`LogStore`](towline_engine::log_store::LogStore) on
 //! raft-engine, [`SnapshotFiles`], a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore), and
@@ -25,33 +25,36 @@
 //! # }
 //! ```
 //!
-//! # What is promised
-//! * A batch is durable and atomic for all groups in it once [`append`](towline_engine::log_store::LogStore::append)
-//!   returns: one record, one fsync.
-//! * After the first failed write or fsync nothing more is written and nothing is tried again; every later write
-//!   answers [`Poisoned`](towline_engine::log_store::LogError::Poisoned) with the first cause.
-//! * [`DataDir::open`] checks every checksum. A write that a crash interrupted is cut off. Anything else that is
-//!   damaged or missing refuses the start and names file and offset.
-//! * A snapshot is visible once its file, its name and its directory are synced. Its bytes are checked whenever they are
-//!   read. A failure while one is written concerns that one only; the log goes on. Snapshots leave
-//!   [`disk_reserve_bytes`](SnapshotConfig::disk_reserve_bytes) of the disk to the log.
+//! # Guarantees
+//! * When [`append`](towline_engine::log_store::LogStore::append) returns, the batch is durable, atomically for all its
+//!   groups: one record, one fsync.
+//! * The first failed write or fsync poisons the log. The log writes nothing more and retries nothing. Every later write
+//!   returns [`Poisoned`](towline_engine::log_store::LogError::Poisoned) with the first cause.
+//! * [`DataDir::open`] checks every checksum. It cuts off a write that a crash interrupted. Other damage, or a missing file,
+//!   is an error that names file and offset.
+//! * A snapshot is visible once its file, its name and its directory are synced. Every read checks the bytes. A failed write
+//!   affects only its snapshot. Snapshots leave [`disk_reserve_bytes`](SnapshotConfig::disk_reserve_bytes) to the log.
 //!
-//! # What is assumed of the disk
-//! A completed fsync survives a power loss, a rename is atomic, and what was synced is not changed by a later write
-//! beside it. Damage to the very last record cannot be told from a torn write, and is cut off like one.
+//! # Assumptions about the disk
+//! A completed fsync survives a power loss, a rename is atomic, and a write never changes synced bytes beside it. Damage to
+//! the very last record looks like a torn write, and is cut off like one.
 //!
-//! # What it does not do
-//! It takes no snapshots and moves none, encrypts nothing, and shares a directory with nobody.
+//! # Limits
+//! This crate neither makes nor transfers snapshots, and it encrypts nothing. One process at a time uses a directory.
 //!
 //! # Features
 //! * `faults` (off): `DataDir::open_with_faults`, a disk that fails or is small on request. For tests only.
 
 mod codec;
+mod config;
 mod data_dir;
 mod descriptors;
+mod dir_lock;
 mod disk;
 #[cfg(any(test, feature = "faults"))]
 pub mod faults;
+#[cfg(test)]
+mod fixtures;
 mod format;
 mod identity_file;
 mod log_bridge;
@@ -62,8 +65,10 @@ mod record;
 mod replace;
 mod scan;
 mod snapshot_files;
+mod sync;
 
-pub use data_dir::{DataDir, DataDirConfig, DataDirError, LogConfig, SnapshotConfig};
+pub use config::{DataDirConfig, LogConfig, SnapshotConfig};
+pub use data_dir::{DataDir, DataDirError};
 pub use identity_file::IdentityFile;
 pub use raft_log::RaftLog;
 pub use snapshot_files::{SNAPSHOT_CHUNK_BYTES, SnapshotFiles, SnapshotPartials};

@@ -1,9 +1,9 @@
-//! raft-engine says what it does through `log`; this hands it to tracing.
+//! Forwards what raft-engine logs through `log` to tracing.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// Forwards the records of raft-engine, and only those, unless the program has set a logger of its own (such as the one
-/// of `tracing-subscriber`): that one keeps everything.
+/// Forwards the records of raft-engine only. Does nothing if the program has set another logger, such as that of
+/// `tracing-subscriber`.
 pub(crate) fn install() {
     if log::set_boxed_logger(Box::new(Bridge)).is_ok() {
         log::set_max_level(LevelFilter::Info);

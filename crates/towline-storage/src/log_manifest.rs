@@ -1,41 +1,42 @@
-//! Which log files there must be, and how much of each is durable. Kept outside of the log's directory.
+//! The list of log files: which files must exist, and how much of each is durable. It lies outside the log's directory.
 //!
-//! A log cannot tell by itself that its newest file is missing, or that an older copy of it took its place: both look
-//! like a log that ends earlier. This file can. It holds, for each log file, its number and a length that was synced.
+//! A log alone cannot reveal that its newest file is missing or was replaced by an older copy: both look like a shorter
+//! log. This file holds the number of each log file and a length that was synced.
 //!
-//! | when | what is recorded | written |
+//! | when | change | written |
 //! | --- | --- | --- |
-//! | a new log file is synced with its header | the new file; the final length of the one before | before the first record of the new file is acknowledged |
-//! | a log file is about to be deleted | nothing about that file any more | before the deletion; on a full disk the list is removed instead |
-//! | [`checkpoint`](LogManifest::checkpoint), at each purge and when the log is closed | the length of the newest files | then |
+//! | a new log file is synced with its header | the new file, and the final length of the previous one | before the first record of the new file is acknowledged |
+//! | a log file will be deleted | the file leaves the list | before the deletion; on a full disk the list is removed instead |
+//! | [`checkpoint`](crate::disk::Disk::checkpoint), at each purge and when the log closes | the lengths of the newest files | at once |
 //!
-//! So a crash at any moment leaves a manifest that asks for no more than what is durable. What it cannot find: a newest
-//! file that lost records which were written after the last checkpoint, and an older copy of log and manifest together.
+//! A crash at any moment leaves a list that names only durable bytes. Two losses stay hidden: records of the newest file
+//! that were written after the last checkpoint, and an older copy of log and list together.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use towline_engine::log_store::LogError;
 
 use crate::format::{self, Damage};
-use crate::replace::replace_file;
+use crate::replace::{parent, replace_file, sync_dir};
+use crate::sync::lock;
 
 const MANIFEST_VERSION: u8 = 1;
-/// What to do about a damaged list. Without it, nothing notices that the newest log file is missing or an older copy.
-const REMEDY: &str = "if no log file was lost or exchanged, remove this file and start again: the start checks every \
-                      record of the log and writes the file anew";
+/// What to do about a damaged list. Without a list, a missing or older newest log file stays hidden.
+const REMEDY: &str = "if no log file was lost or replaced, remove this file and start again: the start checks every \
+                      record of the log and writes a new file";
 const SEQUENCE_DIGITS: usize = 16;
 
 /// One of raft-engine's two sequences of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Queue {
-    /// What is appended.
+    /// Appended records.
     Append,
-    /// What a purge moved.
+    /// Records that a purge moved.
     Rewrite,
 }
 
@@ -49,12 +50,10 @@ impl Queue {
         }
     }
 
-    /// The name of the file with this number.
     pub(crate) fn file_name(self, number: u64) -> String {
         format!("{number:0digits$}{}", self.suffix(), digits = SEQUENCE_DIGITS)
     }
 
-    /// The queue and the number of a log file, by its name.
     pub(crate) fn of(path: &Path) -> Option<(Self, u64)> {
         let name = path.file_name()?.to_str()?;
         Self::ALL.into_iter().find_map(|queue| {
@@ -64,7 +63,7 @@ impl Queue {
     }
 }
 
-/// The log files by number, each with a length in bytes that is durable at least.
+/// The log files by number, each with its minimum durable length in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct LogFiles {
     append: BTreeMap<u64, u64>,
@@ -92,7 +91,7 @@ impl LogFiles {
             .flat_map(|queue| self.of(queue).iter().map(move |(number, bytes)| (queue, number, bytes)))
     }
 
-    /// The files that hold nothing, not even a header.
+    /// The files that are empty: they lack even a header.
     pub(crate) fn without_header(&self) -> Vec<(Queue, u64)> {
         self.iter().filter(|(.., bytes)| **bytes == 0).map(|(queue, &number, _)| (queue, number)).collect()
     }
@@ -102,23 +101,23 @@ impl LogFiles {
     }
 }
 
-/// See the module.
+/// The list of log files, in memory and on disk: see the [module](self).
 #[derive(Debug)]
 pub(crate) struct LogManifest {
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<ManifestState>,
 }
 
 #[derive(Debug)]
-struct State {
-    /// What is durable now.
+struct ManifestState {
+    /// The durable bytes now.
     now: LogFiles,
-    /// What the file says.
+    /// The content of the file.
     stored: LogFiles,
 }
 
 impl LogManifest {
-    /// What the file at `path` says; `None` if there is none: a new directory, or one of before this file existed.
+    /// Reads the file at `path`. `None` if it does not exist: the directory is new, or of a release without this file.
     pub(crate) fn load(path: &Path) -> Result<Option<LogFiles>, LogError> {
         let framed = match fs::read(path) {
             Ok(framed) => framed,
@@ -135,23 +134,23 @@ impl LogManifest {
         })
     }
 
-    /// Of a log whose files are `now`, while the file says `stored`.
+    /// The list of a log whose files are `now`, while the file on disk holds `stored`.
     pub(crate) fn new(path: &Path, stored: LogFiles, now: LogFiles) -> Self {
-        Self { path: path.into(), state: Mutex::new(State { now, stored }) }
+        Self { path: path.into(), state: Mutex::new(ManifestState { now, stored }) }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Notes how many bytes of a log file are durable. `true` if the file is new: then the manifest must be
-    /// [stored](Self::store) before anything in it is acknowledged.
+    /// Notes the durable bytes of a log file. `true` if the file is new: then [`store`](Self::store) must succeed before a
+    /// record of that file is acknowledged.
     pub(crate) fn synced(&self, file: &Path, bytes: u64) -> bool {
         let Some((queue, number)) = Queue::of(file) else { return false };
         self.lock().now.of_mut(queue).insert(number, bytes).is_none()
     }
 
-    /// A log file is about to be deleted. `true` if the manifest must be [stored](Self::store) before.
+    /// Drops a log file from the list. `true` if [`store`](Self::store) must succeed before the file is deleted.
     pub(crate) fn forget(&self, file: &Path) -> bool {
         let Some((queue, number)) = Queue::of(file) else { return false };
         let mut state = self.lock();
@@ -159,13 +158,12 @@ impl LogManifest {
         state.stored.of(queue).contains_key(&number)
     }
 
-    /// Whether the file says less than it could.
+    /// Whether the file on disk differs from the list in memory.
     pub(crate) fn is_behind(&self) -> bool {
         let state = self.lock();
         state.now != state.stored
     }
 
-    /// Makes the file say what is durable now.
     pub(crate) fn store(&self) -> io::Result<()> {
         let mut state = self.lock();
         let payload = format::encode(&state.now).map_err(io::Error::other)?;
@@ -175,7 +173,6 @@ impl LogManifest {
         Ok(())
     }
 
-    /// Removes the file, which asks for nothing then.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let mut state = self.lock();
         match fs::remove_file(&self.path) {
@@ -183,17 +180,12 @@ impl LogManifest {
             _ => {}
         }
         state.stored = LogFiles::default();
-        sync_dir(self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+        sync_dir(parent(&self.path))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ManifestState> {
+        lock(&self.state)
     }
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use raft_engine::{Command, Engine, ReadableSize, RecoveryMode, Version};
 use towline_engine::ids::GroupId;
@@ -16,40 +16,43 @@ use towline_engine::message::{Entry, LogId};
 use towline_engine::units::ByteSize;
 
 use crate::codec::{self, Stored};
-use crate::data_dir::{DirLock, LogConfig};
+use crate::config::LogConfig;
+use crate::dir_lock::DirLock;
 use crate::disk::Disk;
 use crate::format::Damage;
-use crate::log_manifest::{LogManifest, sync_dir};
+use crate::log_manifest::LogManifest;
 use crate::reader::{Reader, panic_text};
+use crate::replace::sync_dir;
+use crate::sync::lock;
 use crate::{log_bridge, record, scan};
 
 type RaftEngine = Engine<Disk>;
 
-/// Smallest unit the log is read in when it is opened.
+/// The smallest unit of reads while the log opens.
 const RECOVERY_READ_BYTES: u64 = 64 * 1024;
-/// One: replaying in one piece needs no merging of partial states.
+/// One thread: several would have to merge partial states.
 const RECOVERY_THREADS: usize = 1;
-/// The rewrite queue is cleaned once this part of it is garbage.
+/// A purge cleans the rewrite queue above this share of garbage.
 const REWRITE_GARBAGE_RATIO: f64 = 0.6;
 
-/// A [`LogStore`] on raft-engine: one sequence of files for all groups, one record and one fsync a batch.
+/// A [`LogStore`] on raft-engine: one sequence of files for all groups, one record and one fsync for each batch.
 ///
-/// Made by [`DataDir::open`](crate::DataDir::open). Reads and purges run one at a time on a thread of its own.
+/// Made by [`DataDir::open`](crate::DataDir::open). Its own thread runs reads and purges, one at a time.
 pub struct RaftLog {
     reader: Reader<RaftEngine>,
     engine: Option<Arc<RaftEngine>>,
     disk: Disk,
-    /// Held by whoever writes, so that at most one record is unsynced at any time: see [`scan`].
+    /// Locked by each write, so that at most one record is unsynced at any time: see [`scan`].
     writing: Mutex<()>,
     poisoned: Mutex<Option<String>>,
-    /// A purge was lost half way: see [`descriptors`](crate::descriptors).
+    /// Whether a purge failed midway: see [`descriptors`](crate::descriptors).
     purge_lost: AtomicBool,
     spans: RwLock<HashMap<GroupId, Span>>,
     /// Dropped last: the directory stays locked while the log is open.
     _lock: Option<Arc<DirLock>>,
 }
 
-/// Which entries of a group there are.
+/// The range of a group's entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Span {
     truncated: LogId,
@@ -63,7 +66,7 @@ impl fmt::Debug for RaftLog {
 }
 
 impl RaftLog {
-    /// Opens the log in an existing directory. `manifest` is the list of its files, outside of it.
+    /// Opens the log in an existing directory. `manifest` is the path of the list of its files, outside the directory.
     pub(crate) fn open(
         dir: &Path,
         manifest: &Path,
@@ -74,13 +77,13 @@ impl RaftLog {
         log_bridge::install();
         let listed = LogManifest::load(manifest)?.unwrap_or_default();
         let mut files = scan::verify(dir, &listed)?;
-        // A crash interrupted the header of a new file. raft-engine would go on with a header of its oldest version.
+        // A crash interrupted the header of a new file. raft-engine would write a header of its oldest version.
         for (queue, number) in files.without_header() {
             disk.replace(&dir.join(queue.file_name(number)), &scan::file_header())
                 .map_err(|source| LogError::Io { during: "write of a log file's header", source })?;
             files.insert(queue, number, scan::file_header().len() as u64);
         }
-        // A killed process may have left records in the page cache. What is read here counts as durable from now on.
+        // A killed process may have left records in the page cache. From here on all records count as durable.
         for (queue, &number, &bytes) in files.iter() {
             if bytes > listed.of(queue).get(&number).copied().unwrap_or_default() {
                 disk.sync(&dir.join(queue.file_name(number)))
@@ -101,7 +104,7 @@ impl RaftLog {
             Ok(Err(e)) => return Err(corrupt(e.to_string())),
             Err(panic) => return Err(corrupt(panic_text(&*panic))),
         };
-        // raft-engine does not sync the directory after it made the first file.
+        // raft-engine does not sync the directory after the first file.
         sync_dir(dir).map_err(|source| LogError::Io { during: "sync of the log directory", source })?;
         disk.keep_manifest(LogManifest::new(manifest, listed, files)).map_err(|source| {
             let source = disk.take_failure().map_or(source, |f| f.source);
@@ -124,14 +127,14 @@ impl RaftLog {
         Ok(log)
     }
 
-    /// How often this log found no file descriptor and waited 20 ms for one. It waits without an end, as for a slow disk;
-    /// the counter rises as long as it does.
+    /// How often this log waited 20 ms for a free file descriptor. The wait has no limit, as for a slow disk, and the counter
+    /// rises meanwhile.
     pub fn descriptor_waits(&self) -> u64 {
         self.disk.descriptor_waits()
     }
 
-    /// Truncations are repeated first: when raft-engine moves old entries to another file and purges the one with the
-    /// truncation, a restart finds those entries again. Our own record of the truncation point does not get lost.
+    /// Reads the span of each group, and first repeats truncations: raft-engine can move old entries to another file, purge
+    /// the file with the truncation, and find the entries again at a restart. The record of the truncation point stays.
     fn recover_spans(&self) -> Result<(), LogError> {
         let engine = self.engine()?;
         let mut spans = HashMap::new();
@@ -155,7 +158,7 @@ impl RaftLog {
             if first != span.truncated.index + 1 {
                 return Err(LogError::Corrupt {
                     place: format!("group {group}, index {}", span.truncated.index + 1),
-                    detail: format!("the log goes on at {first}"),
+                    detail: format!("the next entry is {first}"),
                 });
             }
             span.last = engine.last_index(raw).unwrap_or(span.truncated.index);
@@ -165,7 +168,6 @@ impl RaftLog {
     }
 
     fn engine(&self) -> Result<&RaftEngine, LogError> {
-        // Present until drop.
         self.engine.as_deref().ok_or_else(|| LogError::Poisoned { cause: "the log is closed".into() })
     }
 
@@ -193,7 +195,7 @@ impl RaftLog {
         }
     }
 
-    /// Makes a batch durable; the caller holds `writing`. `fill` is called again where the write must be repeated: see
+    /// Makes a batch durable. The caller holds `writing`. A repeated write calls `fill` again: see
     /// [`descriptors`](crate::descriptors).
     fn commit(
         &self,
@@ -212,7 +214,7 @@ impl RaftLog {
         }
     }
 
-    /// An operation counts only if no part of it, nor of any before it, failed on the disk.
+    /// Returns an operation's result if the disk has not failed. Otherwise poisons the log.
     fn judge<T>(
         &self,
         outcome: Result<raft_engine::Result<T>, String>,
@@ -239,7 +241,7 @@ impl RaftLog {
         Err(LogError::Io { during, source })
     }
 
-    /// Adds a group's part to the batch and says where its log stands afterwards.
+    /// Adds a group's part to the batch. Returns the group's span after the write.
     fn encode(&self, part: &GroupWrite, out: &mut raft_engine::LogBatch) -> Result<Span, LogError> {
         let raw = part.group.as_u64();
         let invalid = |detail: String| LogError::Invalid { group: part.group, detail };
@@ -268,7 +270,7 @@ impl RaftLog {
             out.put(raw, key.to_vec(), value).map_err(|e| invalid(e.to_string()))?;
         }
         let entries: Vec<_> = part.entries.iter().map(codec::to_stored).collect();
-        // Fails only if the batch gets too large for a record.
+        // Fails only if the batch is too large for a record.
         out.add_entries::<Stored>(raw, &entries).map_err(|e| invalid(e.to_string()))?;
         if let Some(last) = part.entries.last() {
             span.last = last.index;
@@ -276,11 +278,11 @@ impl RaftLog {
         Ok(span)
     }
 
-    /// Forgets all entries of a group; its records stay.
+    /// Removes all entries of a group and keeps its records.
     ///
-    /// By `Clean`, for two reasons. Without one raft-engine finds a hole before what follows. And only `Clean` is still
-    /// known after a purge: without one, entries that were overwritten before the log became empty come back from the
-    /// file they were moved to. It takes the records too, so they are written again.
+    /// Uses `Clean`, for two reasons. Without it raft-engine finds a hole before the next entries. And only `Clean` survives
+    /// a purge: otherwise overwritten entries come back from the file that they were moved to. `Clean` removes the records
+    /// too, so they are written again.
     fn forget(&self, group: GroupId, at: LogId, out: &mut raft_engine::LogBatch) -> Result<(), LogError> {
         let (raw, engine) = (group.as_u64(), self.engine()?);
         let put = |out: &mut raft_engine::LogBatch, key: &[u8], value| {
@@ -314,7 +316,20 @@ impl RaftLog {
         }
     }
 
-    /// Reads entries of a range that was there a moment ago.
+    /// The term of an entry that the span promises. Unlike [`term`](LogStore::term) it can be called under `writing`.
+    fn stored_term(&self, group: GroupId, index: u64) -> Result<u64, LogError> {
+        let detail = match self.read_entries(group, index..index.saturating_add(1), usize::MAX) {
+            Ok(read) => match read.first() {
+                Some(entry) => return Ok(entry.term),
+                None => MISSING.into(),
+            },
+            Err(ReadFailure::Moved) => MISSING.into(),
+            Err(ReadFailure::Broken(error)) => error.to_string(),
+        };
+        Err(LogError::Corrupt { place: format!("group {group}, index {index}"), detail })
+    }
+
+    /// Reads entries of a range that existed a moment ago.
     fn read_entries(
         &self,
         group: GroupId,
@@ -325,16 +340,13 @@ impl RaftLog {
             let (mut read, mut bytes, mut next) = (Vec::new(), 0_usize, range.start);
             let mut stored = Vec::new();
             while next < range.end {
-                // raft-engine counts encoded bytes, a few more than the payload: ask again for what is left. It gives
-                // one entry at least.
-                let room = bytes_max.saturating_sub(bytes);
-                engine.fetch_entries_to::<Stored>(
-                    group.as_u64(),
-                    next,
-                    range.end,
-                    Some(room),
-                    &mut stored,
-                )?;
+                // raft-engine counts encoded bytes, slightly more than the payload, so one call may return too few. It
+                // returns at least one entry, or none for a group that was removed meanwhile.
+                let room = Some(bytes_max.saturating_sub(bytes));
+                let (raw, end) = (group.as_u64(), range.end);
+                if engine.fetch_entries_to::<Stored>(raw, next, end, room, &mut stored)? == 0 {
+                    return Err(raft_engine::Error::EntryNotFound);
+                }
                 for entry in stored.drain(..).map(codec::from_stored) {
                     bytes = bytes.saturating_add(entry.payload_bytes());
                     if bytes > bytes_max && !read.is_empty() {
@@ -349,15 +361,18 @@ impl RaftLog {
     }
 }
 
+/// The detail of an error about entries that the span promises.
+const MISSING: &str = "entries are missing";
+
 enum ReadFailure {
-    /// The log was truncated or replaced meanwhile.
+    /// The entries are gone: the log was truncated, replaced or removed meanwhile.
     Moved,
     Broken(LogReadError),
 }
 
 impl LogStore for RaftLog {
     fn recover(&self, group: GroupId) -> Result<Recovered, LogError> {
-        // Not between the parts of a write.
+        // Locked, so that it reads no half of a write.
         let _writing = lock(&self.writing);
         let Some(span) = self.span(group) else { return Ok(Recovered::default()) };
         let raw = group.as_u64();
@@ -411,10 +426,10 @@ impl LogStore for RaftLog {
             }
             Err(ReadFailure::Broken(e)) => Err(e),
             Err(ReadFailure::Moved) => {
-                // The write that moved it holds the lock until the span says so too.
+                // The write that removed them holds the lock until it has updated the span.
                 drop(lock(&self.writing));
                 check_range(self.span(group), range.start, range.end - 1)?;
-                Err(unreadable(group, "entries are missing"))
+                Err(unreadable(group, MISSING))
             }
         }
     }
@@ -432,22 +447,22 @@ impl LogStore for RaftLog {
     fn compact(&self, group: GroupId, through: u64) -> Result<(), LogError> {
         let _writing = lock(&self.writing);
         self.healthy()?;
-        // Nothing is stored of the group: it must not come into being by this.
+        // Do not create an unknown group.
         let Some(span) = self.span(group) else { return Ok(()) };
         if through <= span.truncated.index {
             return Ok(());
         }
         let next = through
             .checked_add(1)
-            .ok_or_else(|| LogError::Invalid { group, detail: "no entry could follow".into() })?;
-        // Past the end nobody told the term; that of the last entry is the best there is.
+            .ok_or_else(|| LogError::Invalid { group, detail: "no index can follow 2^64 - 1".into() })?;
+        // The term of a position past the end is unknown; the term of the last entry stands in for it.
         let known = through.min(span.last);
-        let term = self.term(group, known).map_err(|e| LogError::Corrupt {
-            place: format!("group {group}, index {known}"),
-            detail: e.to_string(),
-        })?;
+        let term = match known == span.truncated.index {
+            true => span.truncated.term,
+            false => self.stored_term(group, known)?,
+        };
         let truncated = LogId { index: through, term };
-        // Synced although it need not be: a second unsynced record would spoil what `scan` relies on.
+        // Synced, because `scan` relies on at most one unsynced record.
         self.commit("compaction", |out| {
             if through >= span.last {
                 return self.forget(group, truncated, out);
@@ -464,12 +479,12 @@ impl LogStore for RaftLog {
         self.healthy()?;
         if self.purge_lost.load(Ordering::Relaxed) {
             tracing::error!(
-                "no log file is removed for want of a file descriptor earlier; restart this node"
+                "log files are no longer removed: a purge lacked a file descriptor; restart this node"
             );
             return Ok(Vec::new());
         }
         let outcome = self.reader.run(RaftEngine::purge_expired_files);
-        // It may have begun a file and written nothing to it.
+        // The purge may have begun a file without a write to it.
         self.disk.purged();
         if let Err(panic) = &outcome
             && self.disk.lost_descriptors(panic)
@@ -479,7 +494,7 @@ impl LogStore for RaftLog {
         }
         let groups = self.judge(outcome, "purge")?;
         {
-            // No write is under way: what was written is synced.
+            // Locked, so that no unsynced write is under way.
             let _writing = lock(&self.writing);
             self.judge(Ok(self.disk.checkpoint().map_err(raft_engine::Error::Io)), "checkpoint")?;
         }
@@ -523,23 +538,23 @@ impl Drop for RaftLog {
     }
 }
 
-/// Every option is said; none is left to the library.
+/// Sets every option, so that no default of the library applies.
 fn options(dir: &Path, config: &LogConfig) -> Result<raft_engine::Config, LogError> {
     let invalid = |what: &str| LogError::Io {
         during: "open",
         source: io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()),
     };
     if config.file_bytes == ByteSize::bytes(0) || config.purge_bytes < config.file_bytes {
-        return Err(invalid("purge_bytes is below file_bytes, or file_bytes is zero"));
+        return Err(invalid("invalid `LogConfig`: file_bytes is zero, or purge_bytes is below file_bytes"));
     }
     Ok(raft_engine::Config {
         dir: dir.to_str().ok_or_else(|| invalid("the path is not UTF-8"))?.to_owned(),
         spill_dir: None,
-        // What is torn was judged before: see `scan`.
+        // `scan` has checked torn records before.
         recovery_mode: RecoveryMode::TolerateTailCorruption,
         recovery_read_block_size: ReadableSize(RECOVERY_READ_BYTES),
         recovery_threads: RECOVERY_THREADS,
-        // Commands are often compressed already, and an append should take the same time whatever they hold.
+        // Commands are often compressed already, and the time of an append must not depend on their content.
         batch_compression_threshold: ReadableSize(0),
         compression_level: None,
         bytes_per_sync: None,
@@ -551,7 +566,7 @@ fn options(dir: &Path, config: &LogConfig) -> Result<raft_engine::Config, LogErr
         )),
         purge_rewrite_garbage_ratio: REWRITE_GARBAGE_RATIO,
         memory_limit: None,
-        // Recycled files keep old numbers after a crash and would look like a log with missing files.
+        // After a crash, recycled files keep old numbers, which looks like missing files.
         enable_log_recycle: false,
         prefill_for_recycle: false,
         prefill_limit: None,
@@ -571,7 +586,7 @@ fn check_entries(entries: &[Entry], span: Span) -> Result<(), String> {
     }
     for (entry, expected) in entries.iter().zip(first.index..) {
         if entry.index != expected {
-            return Err(format!("entry {} stands where {expected} belongs", entry.index));
+            return Err(format!("entry {} where entry {expected} was expected", entry.index));
         }
     }
     Ok(())
@@ -590,11 +605,6 @@ fn check_range(span: Option<Span>, first: u64, last: u64) -> Result<(), LogReadE
 
 fn unreadable(group: GroupId, detail: &str) -> LogReadError {
     LogReadError::Io { detail: format!("group {group}: {detail}"), source: None }
-}
-
-// No state here can be left half changed by a panic: what is written under a lock is written at once.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {

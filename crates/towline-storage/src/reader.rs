@@ -1,21 +1,20 @@
 //! The thread on which a log is read and purged.
 //!
-//! raft-engine keeps the last block it decoded in a thread-local cache, by file number, offset and length, without
-//! asking which log it came from: a thread that reads the logs of two nodes in one process can get the entries of the
-//! wrong one. It can also panic if a purge rewrites what is being read (its bug 370). A thread of its own for each log,
-//! which does one thing at a time, rules both out.
+//! One thread for each log, with one job at a time, avoids two faults of raft-engine. Its cache of the last decoded block
+//! is thread-local and does not tell logs apart: a thread that reads two logs can get entries of the wrong one. And a read
+//! can panic if a purge rewrites the same data meanwhile (its bug 370).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Jobs that may wait before a reader waits to hand its own over.
+/// Jobs that may wait in the queue. Beyond it, callers block.
 const JOBS_MAX: usize = 64;
 
 type Job<E> = Box<dyn FnOnce(&E) + Send>;
 
-/// See the module.
+/// A thread that runs jobs on a log one after the other.
 pub(crate) struct Reader<E> {
     jobs: Option<SyncSender<Job<E>>>,
     thread: Option<JoinHandle<()>>,
@@ -32,7 +31,7 @@ impl<E: Send + Sync + 'static> Reader<E> {
         Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Runs a job on the thread and waits for it. An `Err` holds what a panic said.
+    /// Runs a job on the thread and waits for it. `Err` holds the message of a panic.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&E) -> T + Send + 'static,
@@ -41,24 +40,22 @@ impl<E: Send + Sync + 'static> Reader<E> {
         let (answer, answered) = sync_channel(1);
         let job = Box::new(move |engine: &E| {
             let result = catch_unwind(AssertUnwindSafe(|| job(engine))).map_err(|p| panic_text(&*p));
-            // Nobody may be waiting any more.
             let _ = answer.send(result);
         });
         self.jobs.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
         answered.recv().map_err(|_| gone())?
     }
 
-    /// Ends the thread; it holds the log no longer when this returns.
+    /// Ends the thread. It no longer holds the log when this returns.
     pub(crate) fn stop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
-            // It catches what its jobs throw.
+            // Its jobs catch their panics.
             let _ = thread.join();
         }
     }
 }
 
-/// What a panic said.
 pub(crate) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panicked").into()

@@ -1,6 +1,4 @@
-//! What is stored of a group beside its entries: four small values, each in a [frame](crate::format).
-//!
-//! Golden bytes of each version are in the tests; the upgrade policy is that of the frame.
+//! The four small values that the log stores for a group beside its entries, each in a [frame](crate::format).
 
 use towline_engine::ids::NodeId;
 use towline_engine::log_store::ConfRecord;
@@ -19,7 +17,7 @@ const CONF_VERSION: u8 = 1;
 const TRUNCATED_VERSION: u8 = 1;
 const INSTALLING_VERSION: u8 = 1;
 
-/// `term | vote (0: nobody) | commit`, each u64 little endian.
+/// `term | vote (0: none) | commit`, each u64 little endian.
 pub(crate) fn encode_hard_state(state: &HardState) -> Vec<u8> {
     let vote = state.vote.map_or(0, NodeId::as_u64);
     format::seal(HARD_STATE_VERSION, &words([state.term, vote, state.commit]))
@@ -42,10 +40,10 @@ pub(crate) fn decode_truncated(framed: &[u8]) -> Result<LogId, Damage> {
     Ok(LogId { index, term })
 }
 
-/// The 16 bytes of the id, or none once there is nothing to install any more.
+/// The 16 bytes of the id, or no bytes when no installation is under way.
 ///
-/// The record is never deleted: when raft-engine moved a value to another file and purged the one with the deletion, a
-/// restart finds the value again. What was overwritten does not come back.
+/// The record is overwritten and never deleted. A deleted value can come back: raft-engine may move the value to another
+/// file and purge the file with the deletion.
 pub(crate) fn encode_installing(content: Option<ContentId>) -> Vec<u8> {
     format::seal(INSTALLING_VERSION, content.as_ref().map_or(&[], |c| &c.0))
 }

@@ -1,10 +1,9 @@
-//! Replaces a small file as a whole, across a crash.
+//! Replaces a small file atomically.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// What went wrong, with which file.
 #[derive(Debug)]
 pub(crate) struct ReplaceError {
     pub(crate) path: PathBuf,
@@ -12,8 +11,8 @@ pub(crate) struct ReplaceError {
     pub(crate) source: io::Error,
 }
 
-/// Writes `bytes` under another name, syncs that file, renames it to `path`, and syncs the directory. A crash leaves the
-/// old file or the new one.
+/// Writes `bytes` under another name, syncs that file, renames it to `path`, and syncs the directory. A crash leaves either
+/// the old or the new file.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
     let failed = |path: &Path, during, source| ReplaceError { path: path.into(), during, source };
     let mut next = path.as_os_str().to_owned();
@@ -25,7 +24,14 @@ pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), ReplaceError
     });
     written.map_err(|e| failed(&next, "write", e))?;
     fs::rename(&next, path).map_err(|e| failed(path, "rename", e))?;
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let synced = File::open(dir).and_then(|dir| dir.sync_all());
-    synced.map_err(|e| failed(path, "sync of the directory", e))
+    sync_dir(parent(path)).map_err(|e| failed(path, "sync of the directory", e))
+}
+
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all())
 }

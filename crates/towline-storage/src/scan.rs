@@ -1,15 +1,14 @@
 //! Checks every record of the log before raft-engine opens it.
 //!
-//! raft-engine alone is not enough: it cuts the last file at the first record it cannot read, even if acknowledged
-//! records follow; it forgets all files before a missing one; and it checks the payload of the last record only. Here
-//! everything is read once, at open, and the start is refused with the file and the offset unless the damage can be
-//! nothing but the write a crash interrupted: in the last file, with no whole record behind it. That holds because
-//! [`RaftLog`](crate::RaftLog) never has two unsynced records in one file.
+//! raft-engine checks too little. It cuts the last file at the first unreadable record, even if acknowledged records
+//! follow. It forgets all files before a missing one. It checks the payload of the last record only.
 //!
-//! Files that are missing at either end, and files that end before what was durable, are found by the
-//! [list of log files](crate::log_manifest).
+//! This scan reads everything once, at open. Damage is an error with file and offset. One exception: in the last file, with
+//! no whole record behind the damage, it can only be a write that a crash interrupted. That holds because
+//! [`RaftLog`](crate::RaftLog) never has two unsynced records in one file. Damage to the very last record looks the same,
+//! so it is cut off too.
 //!
-//! What no log can tell apart: damage to the very last record, and a write of it that a crash tore. It is cut.
+//! The [list of log files](crate::log_manifest) reveals files that are missing at either end, and files that are too short.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,8 +26,8 @@ const FILE_VERSION: u64 = 2;
 const RECORD_HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 4;
 
-/// Refuses a log that lost something acknowledged, as far as that can be seen. `expected` is what the list of log files
-/// says. Gives the files with the length of what is sound in each.
+/// Checks all files against their checksums and against `expected`, the list of log files. Returns the files with the length
+/// of the sound part of each.
 pub(crate) fn verify(dir: &Path, expected: &LogFiles) -> Result<LogFiles, LogError> {
     let mut found = LogFiles::default();
     for queue in Queue::ALL {
@@ -56,7 +55,7 @@ pub(crate) fn verify(dir: &Path, expected: &LogFiles) -> Result<LogFiles, LogErr
                 detail,
             };
             let sound = check_file(&bytes, sequence, Some(sequence) == last)
-                .map_err(|found| corrupt(found.offset as u64, found.detail.into()))?
+                .map_err(|damaged| corrupt(damaged.offset as u64, damaged.detail.into()))?
                 as u64;
             let durable = expected.get(&sequence).copied().unwrap_or_default();
             if sound < durable {
@@ -86,17 +85,17 @@ fn failed(during: &'static str, source: io::Error) -> LogError {
     LogError::Io { during, source }
 }
 
-/// Where a file stops making sense.
+/// The first damaged position of a file.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+struct Damaged {
     offset: usize,
     detail: &'static str,
 }
 
-/// The length of what is sound.
-fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Found> {
+/// Returns the length of the sound part.
+fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Damaged> {
     let torn = match check_file_header(bytes) {
-        Err(detail) => Some(Found { offset: 0, detail }),
+        Err(detail) => Some(Damaged { offset: 0, detail }),
         Ok(()) => {
             let mut offset = FILE_HEADER_BYTES;
             loop {
@@ -106,14 +105,14 @@ fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Found> {
                 }
                 match record_len(rest, sequence) {
                     Ok(len) => offset += len,
-                    Err(detail) => break Some(Found { offset, detail }),
+                    Err(detail) => break Some(Damaged { offset, detail }),
                 }
             }
         }
     };
     let Some(found) = torn else { return Ok(bytes.len()) };
     let rest = bytes.get(found.offset..).unwrap_or_default();
-    // Space that was allocated ahead and never written.
+    // Zeros only: allocated ahead and never written.
     let unwritten = rest.iter().all(|&b| b == 0);
     if !last || (!unwritten && record_follows(rest, sequence)) {
         return Err(found);
@@ -128,7 +127,6 @@ fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Found> {
     Ok(found.offset)
 }
 
-/// What every log file begins with.
 pub(crate) fn file_header() -> Vec<u8> {
     [MAGIC, &FILE_VERSION.to_be_bytes(), &[0; 8]].concat()
 }
@@ -141,12 +139,12 @@ fn check_file_header(bytes: &[u8]) -> Result<(), &'static str> {
     }
 }
 
-/// Whether a whole record starts anywhere behind the first byte.
+/// Whether a whole record starts anywhere after the first byte.
 fn record_follows(rest: &[u8], sequence: u64) -> bool {
     (1..rest.len()).any(|at| record_len(rest.get(at..).unwrap_or_default(), sequence).is_ok())
 }
 
-/// The length of the record at the start of `bytes`, all checksums of which match.
+/// Returns the length of the record at the start of `bytes`, if all its checksums match.
 ///
 /// ```text
 /// length << 8 | compression: u64 BE | offset of the items: u64 BE

@@ -1,11 +1,5 @@
-//! The directory from outside.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! The data directory through its public interface.
+#![allow(clippy::unwrap_used)] // helpers of tests
 
 use towline_engine::identity::{Identity, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
@@ -14,7 +8,6 @@ use towline_engine::message::{ConfState, Entry, LogId, MemberTable};
 use towline_engine::snapshot_store::{SnapshotHead, SnapshotStore};
 use towline_storage::{DataDir, DataDirError};
 
-#[allow(clippy::unwrap_used)] // a fixture
 fn identity() -> Identity {
     Identity {
         cluster: "test".parse().unwrap(),
@@ -33,7 +26,7 @@ fn head() -> SnapshotHead {
 }
 
 #[test]
-fn a_missing_directory_is_made_and_keeps_what_is_written() {
+fn a_missing_directory_is_made_and_keeps_its_content() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("a/b");
     let dir = DataDir::open(&path).unwrap();
@@ -52,7 +45,7 @@ fn a_missing_directory_is_made_and_keeps_what_is_written() {
 }
 
 #[test]
-fn it_stays_locked_until_every_part_is_dropped() {
+fn the_directory_stays_locked_until_all_its_parts_are_dropped() {
     let root = tempfile::tempdir().unwrap();
     let locked = || matches!(DataDir::open(root.path()), Err(DataDirError::InUse { .. }));
     let dir = DataDir::open(root.path()).unwrap();
@@ -66,12 +59,12 @@ fn it_stays_locked_until_every_part_is_dropped() {
     assert!(locked());
     let writer = snapshots.create(&head()).unwrap();
     drop(snapshots);
-    assert!(locked(), "a file is being written");
+    assert!(locked(), "a writer is open");
     drop(writer);
     assert!(!locked());
 }
 
-/// The error said "another process" to a program that had opened the directory itself.
+/// The error named another process although this process had the directory open.
 #[test]
 fn the_error_says_whether_another_process_has_the_lock() {
     let root = tempfile::tempdir().unwrap();
@@ -79,7 +72,7 @@ fn the_error_says_whether_another_process_has_the_lock() {
     let same = DataDir::open(&root.path().join("log/..")).unwrap_err();
     assert!(matches!(same, DataDirError::InUse { .. }), "{same}");
     drop(dir);
-    // The system locks open files: a lock that `DataDir` did not take is like one of another process.
+    // The system locks open files, so a lock outside `DataDir` counts as one of another process.
     let foreign = std::fs::File::open(root.path().join("LOCK")).unwrap();
     assert!(fs4::fs_std::FileExt::try_lock_exclusive(&foreign).unwrap());
     let other = DataDir::open(root.path()).unwrap_err();
@@ -89,21 +82,21 @@ fn the_error_says_whether_another_process_has_the_lock() {
 }
 
 #[test]
-fn only_a_directory_made_for_a_new_node_may_found_groups_and_keeps_that() {
+fn only_a_directory_made_for_a_new_node_may_found_groups() {
     let root = tempfile::tempdir().unwrap();
     let may_found = |dir: DataDir| dir.identity().may_found().unwrap();
     let (new, other) = (root.path().join("new"), root.path().join("other"));
     assert!(!may_found(DataDir::open(&other).unwrap()));
     assert!(may_found(DataDir::create(&new).unwrap()));
-    assert!(may_found(DataDir::open(&new).unwrap()), "a crash before the founding loses nothing");
+    assert!(may_found(DataDir::open(&new).unwrap()), "also after a crash before the founding");
     let founded = root.path().join("founded");
     DataDir::create(&founded).unwrap().identity().create(&identity()).unwrap();
-    assert!(may_found(DataDir::open(&founded).unwrap()), "its other groups are founded here too");
+    assert!(may_found(DataDir::open(&founded).unwrap()), "it may found more groups");
     std::fs::remove_file(founded.join("identity")).unwrap();
-    assert!(!may_found(DataDir::open(&founded).unwrap()), "a node that lost its identity is no new node");
+    assert!(!may_found(DataDir::open(&founded).unwrap()), "a lost identity makes no new node");
     let other_identity = Identity { incarnation: Incarnation::new(10).unwrap(), ..identity() };
     DataDir::open(&founded).unwrap().identity().create(&other_identity).unwrap();
-    assert!(!may_found(DataDir::open(&founded).unwrap()), "the permission was that of another identity");
+    assert!(!may_found(DataDir::open(&founded).unwrap()), "the permission belongs to another identity");
     for used in [&new, &other] {
         let refused = DataDir::create(used).unwrap_err();
         assert!(matches!(refused, DataDirError::NotNew { part: "log", .. }), "{refused}");
@@ -122,7 +115,7 @@ fn a_damaged_identity_refuses_the_start() {
 }
 
 #[test]
-fn a_file_in_the_place_of_the_directory_is_an_error() {
+fn a_file_instead_of_a_directory_is_an_error() {
     let root = tempfile::tempdir().unwrap();
     std::fs::write(root.path().join("file"), b"").unwrap();
     let refused = DataDir::open(&root.path().join("file")).unwrap_err();

@@ -1,4 +1,4 @@
-//! A log whose file descriptors other threads take. A program of its own: the limit holds for a whole process.
+//! A log whose file descriptors other threads take. Its own program, because the limit holds for a process.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)] // helpers of tests
 
@@ -15,9 +15,9 @@ use towline_engine::message::Entry;
 use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, DataDirConfig, RaftLog};
 
-/// How long the test tries to make raft-engine lose a descriptor.
+/// The time to make raft-engine lose a descriptor.
 const TRIES: Duration = Duration::from_secs(30);
-/// Descriptors that are left for the log and those who take them.
+/// Descriptors for the log and the threads that take them.
 const LEFT: u64 = 24;
 const GROUPS: u64 = 40;
 
@@ -34,7 +34,7 @@ fn config() -> DataDirConfig {
     config
 }
 
-/// Takes every descriptor there is, again and again.
+/// Takes every free descriptor, again and again.
 fn take(done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) {
         let until = Instant::now() + Duration::from_millis(3);
@@ -43,11 +43,11 @@ fn take(done: &AtomicBool) {
             taken.extend(File::open("/dev/null"));
         }
         drop(taken);
-        thread::sleep(Duration::from_millis(1)); // not synchronisation: the log gets on meanwhile
+        thread::sleep(Duration::from_millis(1)); // not synchronisation: the log gets some meanwhile
     }
 }
 
-/// Also when an assertion fails: the others are waited for.
+/// Ends the other threads, also when an assertion fails.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {
@@ -56,7 +56,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// One more entry of each group, and forgets all but the last few.
+/// Appends an entry of each group, and compacts all but the last few.
 fn write(log: &RaftLog, index: u64) {
     let groups = || (1..=GROUPS).map(GroupId::new);
     let entry = Entry { index, term: 1, data: vec![7; 100].into(), ..Entry::default() };
@@ -67,7 +67,7 @@ fn write(log: &RaftLog, index: u64) {
     }
 }
 
-/// The log was poisoned where raft-engine found none for the directory of a new file, which ended the groups of the node.
+/// A shortage at the directory of a new file poisoned the log, which ended the groups of the node.
 #[test]
 fn other_threads_that_take_every_descriptor_do_not_end_the_log() {
     let dir = tempfile::tempdir().unwrap();

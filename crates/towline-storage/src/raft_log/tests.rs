@@ -10,14 +10,16 @@ use towline_engine::snapshot_store::ContentId;
 
 use super::*;
 use crate::disk::{Hook, Op};
+use crate::fixtures::copy;
+use crate::log_manifest::Queue;
 
 mod crashes;
 
 const GROUP: GroupId = GroupId::DEFAULT;
 const OTHER: GroupId = GroupId::new(2);
-/// The list of log files. Elsewhere it lies outside of the log's directory.
+/// The list of log files. Only in these tests it lies in the log's directory.
 const LIST: &str = "log-files";
-/// So small that a few appends change the file.
+/// A few appends fill a file.
 const SMALL: LogConfig = LogConfig { file_bytes: ByteSize::bytes(512), purge_bytes: ByteSize::kib(2) };
 
 fn open(dir: &Path, config: &LogConfig) -> Result<RaftLog, LogError> {
@@ -28,19 +30,36 @@ fn open_on(dir: &Path, config: &LogConfig, disk: Disk) -> Result<RaftLog, LogErr
     RaftLog::open(dir, &dir.join(LIST), config, disk, None)
 }
 
+fn small() -> (TempDir, RaftLog) {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path(), &SMALL).unwrap();
+    (dir, log)
+}
+
 fn entries(range: Range<u64>, term: u64) -> Vec<Entry> {
-    range
-        .map(|index| Entry {
-            index,
-            term,
-            data: format!("entry {index} of {term}").into(),
-            ..Entry::default()
-        })
-        .collect()
+    let data = |index| format!("entry {index} of {term}").into();
+    range.map(|index| Entry { index, term, data: data(index), ..Entry::default() }).collect()
+}
+
+fn write_one(log: &RaftLog, write: GroupWrite) -> Result<(), LogError> {
+    log.append(&mut LogBatch { writes: vec![write] })
 }
 
 fn put(log: &RaftLog, group: GroupId, entries: Vec<Entry>) -> Result<(), LogError> {
-    log.append(&mut LogBatch { writes: vec![GroupWrite { entries, ..GroupWrite::new(group) }] })
+    write_one(log, GroupWrite { entries, ..GroupWrite::new(group) })
+}
+
+fn put_each(log: &RaftLog, range: Range<u64>) {
+    range.for_each(|index| put(log, GROUP, entries(index..index + 1, 1)).unwrap());
+}
+
+/// Appends entries of `GROUP`, with a compaction and a purge after each.
+fn purge_often(log: &RaftLog, range: Range<u64>) {
+    for index in range {
+        put_each(log, index..index + 1);
+        log.compact(GROUP, index - 1).unwrap();
+        log.purge().unwrap();
+    }
 }
 
 fn all(log: &RaftLog, group: GroupId) -> Vec<Entry> {
@@ -51,33 +70,25 @@ fn all(log: &RaftLog, group: GroupId) -> Vec<Entry> {
     out
 }
 
-/// The append files by name.
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.extension().is_some_and(|e| e == "raftlog"))
-        .collect();
+fn log_files(dir: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> = all.filter(|p| Queue::of(p).is_some()).collect();
     files.sort();
     files
 }
 
-fn copy(from: &Path) -> TempDir {
-    let to = TempDir::new().unwrap();
-    for file in fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), to.path().join(file.file_name())).unwrap();
-    }
-    to
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let of = |file: &PathBuf| Queue::of(file).is_some_and(|(queue, _)| queue == Queue::Append);
+    log_files(dir).into_iter().filter(of).collect()
 }
 
-/// Fails every operation from the n-th on, and keeps what each file held when it was last synced.
+/// Fails every operation from the n-th on, and keeps the synced content of each file.
 #[derive(Default)]
 struct Faults {
     fail_from: Option<usize>,
     done: AtomicUsize,
     durable: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
-    /// Writes to each file since its last sync, and the most there ever were.
+    /// Writes to each file since its last sync, and their maximum.
     unsynced: Mutex<BTreeMap<PathBuf, (usize, usize)>>,
 }
 
@@ -101,7 +112,7 @@ impl Hook for Faults {
         *most = (*most).max(*now);
         let mut durable = self.durable.lock().unwrap();
         match op {
-            // The list is replaced as a whole, with the syncs that takes.
+            // `replace_file` syncs the list before the rename.
             Op::Sync | Op::Rename => drop(durable.insert(path.into(), fs::read(path).unwrap())),
             Op::Delete => drop(durable.remove(path)),
             _ => {}
@@ -110,7 +121,7 @@ impl Hook for Faults {
 }
 
 impl Faults {
-    /// A directory with what a power loss would have left: nothing that was not synced.
+    /// A directory with the synced content only, as after a power loss.
     fn after_power_loss(&self) -> TempDir {
         let dir = TempDir::new().unwrap();
         for (path, bytes) in &*self.durable.lock().unwrap() {
@@ -120,20 +131,18 @@ impl Faults {
     }
 }
 
+const INSTALL: Install = Install { at: LogId { index: 30, term: 2 }, installing: ContentId([7; 16]) };
 const SCRIPT_STEPS: u64 = 18;
 
-/// One of a fixed series of writes: appends for two groups, a compaction, an install, a purge.
+/// A step of a fixed script: appends for two groups, a compaction, an installation, a purge.
 fn step(log: &RaftLog, number: u64) -> Result<(), LogError> {
     let next = |group| log.recover(group).unwrap().last_index + 1;
     match number {
         8 => log.compact(GROUP, 3),
-        12 => log.append(&mut LogBatch {
-            writes: vec![GroupWrite {
-                install: Some(Install { at: LogId { index: 30, term: 2 }, installing: ContentId([7; 16]) }),
-                entries: entries(31..32, 2),
-                ..GroupWrite::new(OTHER)
-            }],
-        }),
+        12 => write_one(
+            log,
+            GroupWrite { install: Some(INSTALL), entries: entries(31..32, 2), ..GroupWrite::new(OTHER) },
+        ),
         15 => log.purge().map(drop),
         _ => log.append(&mut LogBatch {
             writes: [GROUP, OTHER]
@@ -147,16 +156,15 @@ fn step(log: &RaftLog, number: u64) -> Result<(), LogError> {
     }
 }
 
-type State = [(Recovered, Vec<Entry>); 2];
+type LogState = [(Recovered, Vec<Entry>); 2];
 
-fn state(log: &RaftLog) -> State {
+fn state(log: &RaftLog) -> LogState {
     [GROUP, OTHER].map(|group| (log.recover(group).unwrap(), all(log, group)))
 }
 
 /// The state after each step, the empty one first.
-fn expected_states() -> Vec<State> {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
+fn expected_states() -> Vec<LogState> {
+    let (_dir, log) = small();
     let mut states = vec![state(&log)];
     for number in 0..SCRIPT_STEPS {
         step(&log, number).unwrap();
@@ -183,11 +191,8 @@ fn a_failing_disk_poisons_at_every_operation_and_loses_nothing_acknowledged() {
                 });
                 if let Some(LogError::Io { source, .. }) = &failed {
                     let refused = put(&log, GROUP, entries(1..2, 9)).unwrap_err();
-                    let cause = source.to_string();
-                    assert!(
-                        matches!(&refused, LogError::Poisoned { cause: c } if c.contains(&cause)),
-                        "{refused}"
-                    );
+                    let LogError::Poisoned { cause } = &refused else { panic!("{refused}") };
+                    assert!(cause.contains(&source.to_string()), "{refused}");
                     assert!(matches!(log.compact(GROUP, 1), Err(LogError::Poisoned { .. })));
                     assert!(matches!(log.remove(GROUP), Err(LogError::Poisoned { .. })));
                     assert!(matches!(log.purge(), Err(LogError::Poisoned { .. })));
@@ -196,13 +201,12 @@ fn a_failing_disk_poisons_at_every_operation_and_loses_nothing_acknowledged() {
             }
         };
         let Some(failed) = failed else {
-            assert!(fail_from > 20, "the script does more than that");
+            assert!(fail_from > 20, "the script has more operations");
             return;
         };
         let LogError::Io { source, during } = &failed else { panic!("{fail_from}: {failed}") };
         assert_eq!(source.raw_os_error(), Some(5), "{fail_from}: during {during}");
-        // What was written may be there after the process is gone; what was only written may be gone after a power
-        // loss. Either way every acknowledged step is, and the failed one as a whole or not at all.
+        // Both images have every acknowledged step, and the failed step whole or not at all.
         for (how, after) in [("kill", copy(dir.path())), ("power loss", faults.after_power_loss())] {
             let log = open(after.path(), &SMALL).unwrap_or_else(|e| panic!("{fail_from}, {how}: {e}"));
             let found = state(&log);
@@ -212,19 +216,19 @@ fn a_failing_disk_poisons_at_every_operation_and_loses_nothing_acknowledged() {
     }
 }
 
-/// What lets a torn last record be told from damage: see `scan`.
+/// `scan` relies on it to tell a torn last record from damage.
 #[test]
 fn no_file_ever_has_two_unsynced_records() {
     let faults = Arc::new(Faults::default());
     let dir = TempDir::new().unwrap();
     let config = LogConfig { file_bytes: ByteSize::mib(1), purge_bytes: ByteSize::mib(2) };
     let log = open_on(dir.path(), &config, Disk::with_hook(Some(faults.clone()))).unwrap();
-    // So much that raft-engine moves it in several records.
+    // raft-engine moves this much data in several records.
     let large = |index| Entry { index, term: 1, data: vec![1; 100_000].into(), ..Entry::default() };
     for group in 10..20 {
         put(&log, GroupId::new(group), (1..5).map(large).collect()).unwrap();
     }
-    // So many that raft-engine would write some together.
+    // Alone, raft-engine would join writes of several threads.
     std::thread::scope(|threads| {
         for group in 1..7 {
             let (log, group) = (&log, GroupId::new(group));
@@ -240,23 +244,23 @@ fn no_file_ever_has_two_unsynced_records() {
     let unsynced = faults.unsynced.lock().unwrap();
     assert!(unsynced.keys().any(|file| file.extension().is_some_and(|e| e == "rewrite")));
     for (file, (_, most)) in &*unsynced {
-        // The header of a queue's first file is synced with its first record.
+        // The header of a queue's first file and its first record share a sync.
         let allowed = if file.file_stem().is_some_and(|s| s == "0000000000000001") { 2 } else { 1 };
         assert!(*most <= allowed, "{}: {most} unsynced writes", file.display());
     }
 }
 
-/// Nothing allocated ahead, no next file.
+/// A log in one file, with the file's length after each append.
 fn one_file_of(appends: u64) -> (TempDir, PathBuf, Vec<usize>) {
     let dir = TempDir::new().unwrap();
     let mut ends = Vec::new();
     for index in 1..=appends {
         let log = open(dir.path(), &LogConfig::default()).unwrap();
-        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
+        put_each(&log, index..index + 1);
         drop(log);
         ends.push(fs::metadata(&files(dir.path())[0]).unwrap().len() as usize);
     }
-    // What a process leaves that was killed: its list does not know the last records yet.
+    // The list of a killed process does not know the last records.
     fs::remove_file(dir.path().join(LIST)).unwrap();
     let file = files(dir.path())[0].clone();
     (dir, file, ends)
@@ -285,7 +289,7 @@ fn a_last_record_torn_at_any_byte_is_cut_off() {
     }
 }
 
-/// Left alone, raft-engine cuts the last file at the damage and drops the acknowledged records behind it.
+/// raft-engine alone cuts the last file at the damage and drops the acknowledged records after it.
 #[test]
 fn a_flipped_bit_before_the_last_record_refuses_with_file_and_offset() {
     let (dir, file, ends) = one_file_of(4);
@@ -307,35 +311,27 @@ fn a_flipped_bit_before_the_last_record_refuses_with_file_and_offset() {
 
 #[test]
 fn any_damage_in_an_earlier_file_refuses() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
-    for index in 1..40 {
-        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
-    }
+    let (dir, log) = small();
+    put_each(&log, 1..40);
     drop(log);
     let first = files(dir.path())[0].clone();
     assert!(files(dir.path()).len() > 2);
     let whole = fs::read(&first).unwrap();
     for damaged in [&whole[..whole.len() - 1], &whole[..0], &[&whole[..], &[0]].concat()] {
         fs::write(&first, damaged).unwrap();
-        let refused = open(dir.path(), &SMALL).expect_err("damaged");
-        assert!(
-            matches!(&refused, LogError::Corrupt { place, .. } if place.contains("1.raftlog")),
-            "{refused}"
-        );
+        assert_refused(dir.path(), &first, "damaged");
     }
 }
 
-/// A log whose files were written and purged, and a copy of the directory of before its last writes.
+/// A log after writes and purges, and a copy from before its last writes.
 fn with_an_older_copy() -> (TempDir, TempDir) {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
+    let (dir, log) = small();
     let mut older = None;
     for number in 0..60 {
         if number == 57 {
             older = Some(copy(dir.path()));
         }
-        put(&log, GROUP, entries(number + 1..number + 2, 1)).unwrap();
+        put_each(&log, number + 1..number + 2);
         if number % 20 == 10 {
             put(&log, OTHER, entries(number / 20 + 1..number / 20 + 2, 1)).unwrap();
         }
@@ -348,24 +344,17 @@ fn with_an_older_copy() -> (TempDir, TempDir) {
     (dir, older.unwrap())
 }
 
-fn log_files(dir: &Path) -> Vec<PathBuf> {
-    let all = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-    let mut files: Vec<_> = all.filter(|p| crate::log_manifest::Queue::of(p).is_some()).collect();
-    files.sort();
-    files
-}
-
 fn assert_refused(dir: &Path, file: &Path, how: &str) {
     let name = file.file_name().unwrap().to_str().unwrap();
     match open(dir, &SMALL) {
-        Ok(_) => panic!("{name} {how}: not found"),
+        Ok(_) => panic!("{name} {how}: not noticed"),
         Err(LogError::Corrupt { place, .. }) => assert!(place.contains(name), "{name} {how}: {place}"),
         Err(other) => panic!("{name} {how}: {other}"),
     }
 }
 
-/// The newest file could go without a word: the log ended earlier then, and the node had forgotten what it acknowledged and
-/// whom it voted for. The oldest one too, if no group's entries began in it.
+/// The loss of the newest file was not noticed: the log ended earlier, and the node forgot acknowledged entries and its vote.
+/// The same held for the oldest file if no group's entries began in it.
 #[test]
 fn any_log_file_that_is_missing_short_or_an_older_copy_refuses_and_is_named() {
     let (dir, older) = with_an_older_copy();
@@ -382,11 +371,11 @@ fn any_log_file_that_is_missing_short_or_an_older_copy_refuses_and_is_named() {
             damages.push(("cut at half", Some(whole[..whole.len() / 2].to_vec())));
             damages.push(("cut to its header", Some(whole[..69].to_vec())));
         }
-        // What of it is allocated ahead is no difference.
+        // Zeros that were allocated ahead make no difference.
         let before = fs::read(older.path().join(name)).unwrap_or_default();
         let sound = before.iter().rposition(|b| *b != 0).map_or(0, |at| at + 1);
         if sound < whole.len() {
-            damages.push(("of before", Some(before)));
+            damages.push(("an older copy", Some(before)));
         }
         for (how, bytes) in damages {
             let copy = copy(dir.path());
@@ -399,20 +388,17 @@ fn any_log_file_that_is_missing_short_or_an_older_copy_refuses_and_is_named() {
     }
     let gone = copy(dir.path());
     all.iter().for_each(|file| fs::remove_file(gone.path().join(file.file_name().unwrap())).unwrap());
-    assert_refused(gone.path(), &files(dir.path())[0], "with all others");
+    assert_refused(gone.path(), &files(dir.path())[0], "missing with all others");
     open(dir.path(), &SMALL).unwrap();
 }
 
-/// A process that is killed leaves no last list.
+/// A killed process does not write the list a last time.
 #[test]
-fn after_a_kill_each_file_and_what_was_there_at_the_last_purge_is_missed() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
-    for index in 1..40 {
-        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
-    }
+fn after_a_kill_a_missing_file_and_a_copy_from_before_the_last_purge_are_noticed() {
+    let (dir, log) = small();
+    put_each(&log, 1..40);
     let before = copy(dir.path());
-    put(&log, GROUP, entries(40..41, 1)).unwrap();
+    put_each(&log, 40..41);
     log.purge().unwrap();
     let killed = copy(dir.path());
     let newest = files(dir.path()).pop().unwrap();
@@ -424,11 +410,11 @@ fn after_a_kill_each_file_and_what_was_there_at_the_last_purge_is_missed() {
     }
     let swapped = copy(killed.path());
     fs::copy(before.path().join(name), swapped.path().join(name)).unwrap();
-    assert_refused(swapped.path(), &newest, "of before the purge");
+    assert_refused(swapped.path(), &newest, "from before the purge");
     assert_eq!(all(&open(killed.path(), &SMALL).unwrap(), GROUP).len(), 40);
 }
 
-/// A directory of before there was a list, or one whose list alone was lost: the log is whole.
+/// As in a directory of the first releases, or one that lost only its list.
 #[test]
 fn a_log_without_a_list_opens_and_gets_one() {
     let (dir, _) = with_an_older_copy();
@@ -439,22 +425,19 @@ fn a_log_without_a_list_opens_and_gets_one() {
     assert_refused(dir.path(), &newest, "missing");
 }
 
-/// raft-engine moves small groups to another file and purges the one that held the truncation; after a restart the
-/// entries are back, and appending behind the truncation point panicked with "has a hole".
+/// raft-engine moves small groups to another file and purges the file with the truncation. After a restart the entries were
+/// back, and an append after the truncation point panicked with "has a hole".
 #[test]
 fn truncation_and_removal_survive_purges() {
-    let dir = TempDir::new().unwrap();
+    let (dir, mut log) = small();
     let (removed, partly) = (GroupId::new(3), GroupId::new(4));
-    let mut log = open(dir.path(), &SMALL).unwrap();
     put(&log, OTHER, entries(1..4, 1)).unwrap();
     put(&log, removed, entries(1..4, 1)).unwrap();
     put(&log, partly, entries(1..6, 1)).unwrap();
     let mut index = 1;
     for round in 0..40 {
-        for _ in 0..8 {
-            put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
-            index += 1;
-        }
+        put_each(&log, index..index + 8);
+        index += 8;
         log.compact(GROUP, index - 2).unwrap();
         if round == 10 {
             log.compact(OTHER, 9).unwrap();
@@ -478,50 +461,34 @@ fn truncation_and_removal_survive_purges() {
     assert_eq!(all(&log, OTHER), entries(10..12, 2));
 }
 
-/// raft-engine moves values to another file and purges the one with their deletion; after a restart a deleted value
-/// was back, and the node would have restored an old snapshot over a newer state.
+/// raft-engine moves values to another file and purges the file with their deletion. After a restart a deleted value was
+/// back, and the node would have restored an old snapshot over a newer state.
 #[test]
 fn the_end_of_an_installation_survives_purges() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
-    let install = Install { at: LogId { index: 30, term: 2 }, installing: ContentId([7; 16]) };
-    let other = |install, installed| LogBatch {
-        writes: vec![GroupWrite { install, installed, ..GroupWrite::new(OTHER) }],
-    };
-    log.append(&mut other(Some(install), false)).unwrap();
-    for index in 1..100 {
-        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
-        if index == 50 {
-            log.append(&mut other(None, true)).unwrap();
-        }
-        log.compact(GROUP, index - 1).unwrap();
-        log.purge().unwrap();
-    }
+    let (dir, log) = small();
+    write_one(&log, GroupWrite { install: Some(INSTALL), ..GroupWrite::new(OTHER) }).unwrap();
+    purge_often(&log, 1..50);
+    write_one(&log, GroupWrite { installed: true, ..GroupWrite::new(OTHER) }).unwrap();
+    purge_often(&log, 50..100);
     drop(log);
     assert_eq!(open(dir.path(), &SMALL).unwrap().recover(OTHER).unwrap().installing, None);
 }
 
-/// raft-engine moves entries to another file; if they are then overwritten by fewer and those are truncated, the purge
-/// of the file that overwrote them brought the overwritten ones back at the next start.
+/// raft-engine moves entries to another file. Fewer entries then overwrite them and are truncated. The purge of the file with
+/// the overwriting entries brought the overwritten ones back at the next start.
 #[test]
 fn overwritten_entries_do_not_come_back_after_truncation_and_purges() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
+    let (dir, log) = small();
     put(&log, OTHER, entries(1..11, 1)).unwrap();
-    for index in 1..100 {
-        put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
-        if index == 50 {
-            put(&log, OTHER, entries(5..7, 2)).unwrap();
-            log.compact(OTHER, 6).unwrap();
-        }
-        log.compact(GROUP, index - 1).unwrap();
-        log.purge().unwrap();
-    }
+    purge_often(&log, 1..50);
+    put(&log, OTHER, entries(5..7, 2)).unwrap();
+    log.compact(OTHER, 6).unwrap();
+    purge_often(&log, 50..100);
     drop(log);
     assert_eq!(open(dir.path(), &SMALL).unwrap().recover(OTHER).unwrap().last_index, 6);
 }
 
-/// raft-engine caches the last block a thread read without asking which log it is from.
+/// raft-engine's cache of the last block does not tell logs apart.
 #[test]
 fn two_logs_read_by_one_thread_stay_apart() {
     let dirs = [TempDir::new().unwrap(), TempDir::new().unwrap()];
@@ -535,14 +502,13 @@ fn two_logs_read_by_one_thread_stay_apart() {
 }
 
 #[test]
-fn reads_go_on_while_purges_move_what_is_read() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
+fn reads_work_while_purges_move_their_entries() {
+    let (_dir, log) = small();
     put(&log, OTHER, entries(1..20, 1)).unwrap();
     std::thread::scope(|threads| {
         let writer = threads.spawn(|| {
             for index in 1..400 {
-                put(&log, GROUP, entries(index..index + 1, 1)).unwrap();
+                put_each(&log, index..index + 1);
                 if index % 5 == 0 {
                     log.compact(GROUP, index - 1).unwrap();
                     log.purge().unwrap();
@@ -555,21 +521,35 @@ fn reads_go_on_while_purges_move_what_is_read() {
     });
 }
 
+/// `compact` waited for its own lock, and `entries` never returned: raft-engine has no error for a group without entries.
 #[test]
-fn a_damaged_record_of_a_group_names_the_group() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &LogConfig::default()).unwrap();
-    let conf = ConfRecord { index: 4, ..ConfRecord::default() };
-    log.append(&mut LogBatch { writes: vec![GroupWrite { conf: Some(conf), ..GroupWrite::new(OTHER) }] })
+fn entries_that_raft_engine_lost_are_an_error() {
+    for command in [Command::Clean, Command::Compact { index: 3 }] {
+        let (_dir, log) = small();
+        put(&log, GROUP, entries(1..4, 1)).unwrap();
+        log.commit("test", |out| {
+            out.add_command(GROUP.as_u64(), command.clone());
+            Ok(())
+        })
         .unwrap();
+        let refused = log.entries(GROUP, 1..4, usize::MAX, &mut Vec::new()).unwrap_err();
+        assert!(refused.to_string().contains(MISSING), "{refused}");
+        let refused = log.compact(GROUP, 2).unwrap_err();
+        assert!(matches!(&refused, LogError::Corrupt { detail, .. } if detail == MISSING), "{refused}");
+    }
+}
+
+#[test]
+fn the_error_for_a_damaged_record_names_the_group() {
+    let (_dir, log) = small();
+    let conf = Some(ConfRecord { index: 4, ..ConfRecord::default() });
+    write_one(&log, GroupWrite { conf, ..GroupWrite::new(OTHER) }).unwrap();
     log.commit("test", |out| {
         out.put(OTHER.as_u64(), record::CONF_KEY.to_vec(), b"nonsense".to_vec()).unwrap();
         Ok(())
     })
     .unwrap();
     let refused = log.recover(OTHER).unwrap_err();
-    assert!(
-        matches!(&refused, LogError::Corrupt { place, .. } if place == "group 2, record `c`"),
-        "{refused}"
-    );
+    let named = matches!(&refused, LogError::Corrupt { place, .. } if place == "group 2, record `c`");
+    assert!(named, "{refused}");
 }

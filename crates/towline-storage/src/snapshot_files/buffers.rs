@@ -1,11 +1,12 @@
-//! Memory for the parts of a body, used again once nobody holds a part: new memory costs about as much as reading a
-//! file into it, first to be found and then to be zeroed.
+//! Reusable memory for the parts of a body. Allocating and zeroing new memory costs about as much as reading a file into it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
-/// Buffers kept for use again. More than a sender reads ahead; a reader whose parts are held for longer gets new memory.
+use crate::sync::lock;
+
+/// Free buffers that are kept: more than a sender reads ahead. A reader whose parts are held longer gets new memory.
 const BUFFERS_MAX: usize = 8;
 
 type Free = Arc<Mutex<Vec<Vec<u8>>>>;
@@ -15,7 +16,7 @@ pub(super) struct Buffers {
     free: Free,
 }
 
-/// A buffer that is filled, and then shared.
+/// A buffer to fill and then share.
 #[derive(Debug)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
@@ -24,10 +25,9 @@ pub(super) struct Buffer {
 }
 
 impl Buffers {
-    /// A buffer of `length` bytes, whatever is in them.
+    /// Returns a buffer of `length` bytes with any content.
     pub(super) fn take(&self, length: usize) -> Buffer {
-        let used = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut bytes = used.unwrap_or_default();
+        let mut bytes = lock(&self.free).pop().unwrap_or_default();
         if bytes.is_empty() {
             bytes = vec![0; length];
         } else if bytes.len() < length {
@@ -42,7 +42,7 @@ impl Buffer {
         self.bytes.get_mut(..self.length).unwrap_or_default()
     }
 
-    /// The first `length` bytes; the buffer is free again when the last clone of them is dropped.
+    /// Returns the first `length` bytes. The buffer is free again when their last clone is dropped.
     pub(super) fn share(mut self, length: usize) -> Bytes {
         self.length = self.length.min(length);
         Bytes::from_owner(self)
@@ -57,7 +57,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         if free.len() < BUFFERS_MAX {
             free.push(std::mem::take(&mut self.bytes));
         }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_buffer_is_used_again_once_nobody_holds_its_bytes_and_so_many_are_kept() {
+    fn a_buffer_is_reused_after_the_drop_of_its_last_part_up_to_the_bound() {
         let buffers = Buffers::default();
         let mut first = buffers.take(100);
         first.as_mut().fill(7);

@@ -1,5 +1,5 @@
-//! What is done to snapshot files, one step at a time, so that tests can fail or watch each. Unlike the log's disk, a
-//! failure here poisons nothing: it ends one writer.
+//! Single operations on snapshot files. Tests can watch each one and make it fail. A failure ends one writer; unlike a
+//! failure of the log's disk it poisons nothing.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -33,18 +33,18 @@ impl FileOps {
         }
     }
 
-    /// Bytes that the file system of `dir` has for us.
+    /// The free bytes of the file system of `dir`.
     pub(super) fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         self.hook.as_ref().and_then(|hook| hook.free_bytes()).map_or_else(|| fs4::available_space(dir), Ok)
     }
 
-    /// A new, empty file, in the place of any other.
+    /// Creates an empty file. Replaces an existing one.
     pub(super) fn create(&self, path: &Path) -> io::Result<File> {
         let options = || File::options().read(true).write(true).create(true).truncate(true).open(path);
         self.run(Op::Create, path, options)
     }
 
-    /// Writes one part behind the other, in one call where the system allows, from where they are.
+    /// Writes the parts one after the other, without a copy, and in one system call if possible.
     pub(super) fn write_at<const N: usize>(
         &self,
         file: &mut File,
@@ -64,7 +64,7 @@ impl FileOps {
         })
     }
 
-    /// Data, and as much of the metadata as it takes to read them again.
+    /// Syncs the data, and only the metadata that reading them needs.
     pub(super) fn sync_data(&self, file: &File, path: &Path) -> io::Result<()> {
         self.run(Op::Sync, path, || file.sync_data())
     }
@@ -85,7 +85,7 @@ impl FileOps {
         self.run(Op::Rename, to, || fs::rename(from, to))
     }
 
-    /// A file that is gone already is as good.
+    /// Removes a file. A missing file is not an error.
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
         self.run(Op::Delete, path, || match fs::remove_file(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -97,7 +97,7 @@ impl FileOps {
 fn write_parts<const N: usize>(file: &mut File, parts: [&[u8]; N]) -> io::Result<()> {
     let mut slices = parts.map(IoSlice::new);
     let mut left = slices.as_mut_slice();
-    IoSlice::advance_slices(&mut left, 0); // leaves out empty ones
+    IoSlice::advance_slices(&mut left, 0); // skips empty slices
     while !left.is_empty() {
         match file.write_vectored(left) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

@@ -1,4 +1,4 @@
-//! Which files there are, in memory: whoever asks for a snapshot waits for no disk.
+//! The snapshot files, in memory: finding a snapshot needs no disk access.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,34 +9,34 @@ use towline_engine::message::LogId;
 use towline_engine::snapshot_store::{ContentId, SnapshotMeta, SnapshotStoreError};
 
 use super::names::Named;
-use crate::data_dir::SnapshotConfig;
+use crate::config::SnapshotConfig;
 
+/// The snapshot files of all groups.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     groups: BTreeMap<GroupId, GroupFiles>,
-    /// Counts up with each partial file that is left behind: the lower, the older.
+    /// The number of partial files left so far. Each gets the next number: a lower number is older.
     left: u64,
 }
 
 #[derive(Debug, Default)]
 struct GroupFiles {
-    /// As they are named. A content has one name; under another it is a file that somebody renamed or copied, and such
-    /// a file must not take the place of the sound one.
+    /// By name. A content has one right name. A file with another name was renamed or copied by hand, and must not hide the
+    /// sound file.
     complete: BTreeMap<Name, Complete>,
     partial: BTreeMap<ContentId, Partial>,
     evicted: u64,
 }
 
-/// What the name of a complete file says, apart from the group.
+/// The content and log position in the name of a complete file.
 type Name = (ContentId, LogId);
 
-/// A complete file.
 #[derive(Debug)]
 pub(super) struct Complete {
-    /// What its two ends say, or what is wrong with them.
+    /// The content of header and trailer, or what is wrong with them.
     pub(super) meta: Result<SnapshotMeta, String>,
     readers: usize,
-    /// Goes with its last reader.
+    /// Removed with its last reader.
     unwanted: bool,
 }
 
@@ -56,20 +56,19 @@ enum Partial {
     Left { bytes: u64, number: u64 },
 }
 
-/// What broken transfers have left behind for a resume, of one group.
+/// The partial files of one group, left by broken transfers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SnapshotPartials {
-    /// Files, without those being written.
+    /// Files, without those that a transfer is writing.
     pub files: usize,
-    /// Bytes they take.
+    /// Their bytes.
     pub bytes: u64,
-    /// Files that had to go for the bounds of [`SnapshotConfig`], or for a transfer that had no room beside them, since
-    /// the store was opened.
+    /// Files removed since the store was opened, for the bounds of [`SnapshotConfig`] or to make room for another transfer.
     pub evicted: u64,
 }
 
-/// A file that was taken out of the index and is to be removed.
+/// A file that was taken out of the index, for its removal.
 #[derive(Debug)]
 pub(super) struct Gone {
     pub(super) named: Named,
@@ -77,14 +76,13 @@ pub(super) struct Gone {
 }
 
 impl Gone {
-    /// Whether it is a complete file that nobody could read.
     pub(super) fn is_unusable(&self) -> bool {
         self.complete.as_ref().is_some_and(|file| file.meta.is_err())
     }
 }
 
 impl Index {
-    /// Newest first. What is damaged was named in the log of the process when it was found.
+    /// The sound complete files, newest first.
     pub(super) fn complete(&self, group: GroupId) -> Vec<SnapshotMeta> {
         let files = self.groups.get(&group).into_iter().flat_map(|g| g.complete.values());
         let mut sound: Vec<_> = files.filter_map(|file| file.meta.clone().ok()).collect();
@@ -92,7 +90,7 @@ impl Index {
         sound
     }
 
-    /// A sound file of this content, else what is wrong with one that says it is.
+    /// The sound file of a content, else the error of a corrupt file with that name.
     pub(super) fn find(
         &self,
         group: GroupId,
@@ -103,20 +101,19 @@ impl Index {
         found.reduce(Result::or).transpose()
     }
 
-    /// Whether there is a file of this name, sound or not.
+    /// Whether a file has this name, sound or not.
     pub(super) fn is_named(&self, meta: &SnapshotMeta) -> bool {
         self.groups.get(&meta.head.group).is_some_and(|files| files.complete.contains_key(&name(meta)))
     }
 
-    /// A file is complete, or was found so.
     pub(super) fn add(&mut self, group: GroupId, content: ContentId, at: LogId, file: Complete) {
         let complete = &mut self.groups.entry(group).or_default().complete;
         let readers = complete.get(&(content, at)).map_or(0, |old| old.readers);
         complete.insert((content, at), Complete { readers, ..file });
     }
 
-    /// The bytes of this one were checked. Takes out the files that say they are of its content and at another place: the
-    /// place is part of the content, so none of them is what it says.
+    /// Takes out the files that claim the content of `meta` at another log position. The bytes of `meta` were checked, and
+    /// the position is part of the content, so those files are corrupt.
     pub(super) fn take_misnamed(&mut self, meta: &SnapshotMeta) -> Vec<Gone> {
         let (group, content) = (meta.head.group, meta.content);
         let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
@@ -124,7 +121,7 @@ impl Index {
         let mut idle = Vec::new();
         for (&name, file) in others {
             if file.meta.is_ok() {
-                file.meta = Err("its content is at another place".into());
+                file.meta = Err("its content belongs to another log position".into());
             }
             if file.readers == 0 {
                 idle.push(name);
@@ -133,7 +130,6 @@ impl Index {
         files.take(group, idle)
     }
 
-    /// One more reader; whether there is such a file.
     pub(super) fn pin(&mut self, meta: &SnapshotMeta) -> Result<(), SnapshotStoreError> {
         let content = meta.content;
         let file = self.groups.get_mut(&meta.head.group).and_then(|g| g.complete.get_mut(&name(meta)));
@@ -145,7 +141,7 @@ impl Index {
         Ok(())
     }
 
-    /// One reader less; whether the file should go now.
+    /// Removes a reader. Returns whether the file can now be removed.
     pub(super) fn unpin(&mut self, meta: &SnapshotMeta) -> bool {
         let file = self.groups.get_mut(&meta.head.group).and_then(|g| g.complete.get_mut(&name(meta)));
         let Some(file) = file else { return false };
@@ -153,14 +149,14 @@ impl Index {
         file.readers == 0 && file.unwanted
     }
 
-    /// Takes out a file that nobody wants and nobody reads.
+    /// Takes out a file that is unwanted and has no reader.
     pub(super) fn take_unwanted(&mut self, meta: &SnapshotMeta) -> Option<Gone> {
         let files = self.groups.get_mut(&meta.head.group)?;
         files.complete.get(&name(meta)).filter(|file| file.readers == 0 && file.unwanted)?;
         files.take(meta.head.group, vec![name(meta)]).pop()
     }
 
-    /// Takes out what is not in `keep` and not in use. Complete files that are being read go later.
+    /// Takes out the files that are not in `keep` and not in use. Complete files with readers are removed later.
     pub(super) fn retain(&mut self, group: GroupId, keep: &[ContentId]) -> Vec<Gone> {
         let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
         for ((content, _), file) in &mut files.complete {
@@ -178,7 +174,7 @@ impl Index {
         out
     }
 
-    /// Its file could not be removed.
+    /// Adds a file again that could not be removed.
     pub(super) fn put_back(&mut self, gone: Gone, bytes: u64) {
         match (gone.named, gone.complete) {
             (Named::Complete { group, at, content }, Some(file)) => self.add(group, content, at, file),
@@ -187,7 +183,7 @@ impl Index {
         }
     }
 
-    /// A writer of a partial file starts.
+    /// Reserves a partial file for a writer.
     pub(super) fn claim(&mut self, group: GroupId, content: ContentId) -> Result<(), SnapshotStoreError> {
         let partial = &mut self.groups.entry(group).or_default().partial;
         if matches!(partial.get(&content), Some(Partial::Written)) {
@@ -197,20 +193,20 @@ impl Index {
         Ok(())
     }
 
-    /// A partial file is no more: complete, or removed.
+    /// Drops a partial file that became complete or was removed.
     pub(super) fn forget(&mut self, group: GroupId, content: ContentId) {
         if let Some(files) = self.groups.get_mut(&group) {
             files.partial.remove(&content);
         }
     }
 
-    /// What a broken transfer has left of this content.
+    /// The bytes of the partial file of a content.
     pub(super) fn left_bytes(&self, group: GroupId, content: ContentId) -> u64 {
         let left = self.groups.get(&group).and_then(|files| files.partial.get(&content));
         left.map_or(0, |file| if let Partial::Left { bytes, .. } = file { *bytes } else { 0 })
     }
 
-    /// A partial file is not being written any more.
+    /// Releases a partial file whose writer has ended.
     pub(super) fn leave(&mut self, group: GroupId, content: ContentId, bytes: u64) {
         self.left += 1;
         let file = Partial::Left { bytes, number: self.left };
@@ -232,7 +228,7 @@ impl Index {
         }
     }
 
-    /// Takes out all that is left behind of a group, but of this content.
+    /// Takes out all partial files of a group except that of `content`.
     pub(super) fn evict_others(&mut self, group: GroupId, content: ContentId) -> Vec<Gone> {
         let Some(files) = self.groups.get_mut(&group) else { return Vec::new() };
         let others: Vec<_> = files.left().map(|(left, ..)| left).filter(|left| *left != content).collect();
@@ -245,7 +241,7 @@ impl Index {
 }
 
 impl GroupFiles {
-    /// The files that say they are of this content.
+    /// The files whose names claim this content.
     fn of(&self, content: ContentId) -> impl Iterator<Item = &Complete> {
         self.complete.range(names_of(content)).map(|(_, file)| file)
     }

@@ -1,14 +1,13 @@
 //! The bytes of a snapshot file.
 //!
 //! ```text
-//! header   "towlsnap" | length of the frame: u32 | frame { head, what was offered }
+//! header   "towlsnap" | length of the frame: u32 | frame { head, offered trailer }
 //! chunks   crc32c: u32 | CHUNK_BYTES of the body, the last one shorter
 //! trailer  frame { length: u64 | content: 16 bytes }
 //! ```
 //!
-//! Numbers are little endian; a frame is that of [`format`], with its upgrade policy. A chunk's checksum covers its
-//! number (from 0, u64) and its bytes, so that a chunk in another's place is noticed too. A body of no bytes has no
-//! chunk.
+//! Numbers are little endian. Frames are those of [`format`], with their upgrade policy. A chunk's checksum covers its number
+//! (from 0, u64) and its bytes, so it also reveals a misplaced chunk. An empty body has no chunk.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -20,31 +19,29 @@ use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trai
 
 use crate::format::{self, Damage, VALUE_BYTES_MAX};
 
-/// Bytes of a snapshot's body under one checksum: what a reader and a writer each hold in memory, and the most that a
-/// torn write costs a transfer that is resumed. Part of the file format.
+/// Bytes of a snapshot's body under one checksum. A writer holds this much in memory, and a torn write costs a resumed
+/// transfer at most this much. Part of the file format.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 
 pub(super) const CHUNK_BYTES: u64 = SNAPSHOT_CHUNK_BYTES as u64;
-/// The checksum in front of a chunk.
+/// Bytes of the checksum in front of a chunk.
 pub(super) const SUM_BYTES: usize = 4;
 const MAGIC: &[u8; 8] = b"towlsnap";
 const HEADER_VERSION: u8 = 1;
 const TRAILER_VERSION: u8 = 1;
-/// Version and checksum.
+/// Bytes of a frame's version and checksum.
 const FRAME_BYTES: usize = 5;
 const HEADER_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + FRAME_BYTES;
 const CONTENT_BYTES: usize = size_of::<ContentId>();
 const TRAILER_BYTES: usize = size_of::<u64>() + CONTENT_BYTES + FRAME_BYTES;
 
-/// What stands before the body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) head: SnapshotHead,
-    /// What a peer said the body will be; none for a snapshot of this node's own.
+    /// The trailer that a peer offered. None for a snapshot that this node makes.
     pub(super) offered: Option<Trailer>,
 }
 
-/// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
     #[error("it cannot be read: {0}")]
@@ -68,7 +65,7 @@ impl Header {
         Ok([MAGIC.as_slice(), &length.to_le_bytes(), &frame].concat())
     }
 
-    /// The header, and where the body begins.
+    /// Reads a header. Returns it with the offset of the body.
     pub(super) fn read(from: &mut impl Read) -> Result<(Self, u64), Unreadable> {
         let mut fixed = [0; MAGIC.len() + size_of::<u32>()];
         let got = read_full(from, &mut fixed)?;
@@ -77,13 +74,13 @@ impl Header {
             _ => return Err(Damage::Short { bytes: got }.into()),
         };
         if magic != MAGIC {
-            return Err(content("it does not begin as a snapshot file does").into());
+            return Err(content("it does not begin with `towlsnap`").into());
         }
         let length = number(length);
         if length > HEADER_FRAME_BYTES_MAX as u64 {
-            return Err(content("its header claims to be too long").into());
+            return Err(content("the length of its header is too long").into());
         }
-        // Grows with what is there, not with what is claimed.
+        // Grows with the bytes read, not with the claimed length.
         let mut frame = Vec::new();
         let got = from.take(length).read_to_end(&mut frame)?;
         if (got as u64) < length {
@@ -110,7 +107,7 @@ pub(super) fn decode_trailer(frame: &[u8]) -> Result<Trailer, Damage> {
     Ok(Trailer { length: u64::from_le_bytes(*length), content: ContentId(id) })
 }
 
-/// What a complete file says it is. Reads its two ends and its length, not the body.
+/// Reads header, trailer and length of a complete file, not its body.
 pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta, Unreadable> {
     let mut file = File::open(path)?;
     let bytes = file.metadata()?.len();
@@ -124,20 +121,20 @@ pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta, Unreadable> {
     let got = read_full(&mut file, &mut frame)?;
     let trailer = decode_trailer(frame.get(..got).unwrap_or_default())?;
     if stored_bytes(trailer.length) != Some(trailer_at - body_at) {
-        return Err(content("its length is not that of its body").into());
+        return Err(content("its length does not match its trailer").into());
     }
     if header.offered.is_some_and(|offered| offered != trailer) {
-        return Err(content("its trailer is not what was offered").into());
+        return Err(content("its trailer differs from the offer in its header").into());
     }
     Ok(SnapshotMeta { head: header.head, length: trailer.length, content: trailer.content })
 }
 
-/// Bytes that a body takes with its checksums.
+/// Bytes of a body with its checksums.
 pub(super) fn stored_bytes(body: u64) -> Option<u64> {
     body.div_ceil(CHUNK_BYTES).checked_mul(SUM_BYTES as u64)?.checked_add(body)
 }
 
-/// Where a chunk begins, counted from the first.
+/// The offset of a chunk from the first one.
 pub(super) fn chunk_at(chunk: u64) -> u64 {
     chunk.saturating_mul(CHUNK_BYTES + SUM_BYTES as u64)
 }
@@ -146,12 +143,12 @@ pub(super) fn chunk_sum(number: u64, bytes: &[u8]) -> [u8; SUM_BYTES] {
     crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes).to_le_bytes()
 }
 
-/// Whether a stored chunk, its checksum in front, is what was written as chunk `number`.
+/// Whether the checksum in front of a stored chunk matches its bytes and its number.
 pub(super) fn chunk_holds(number: u64, stored: &[u8]) -> bool {
     stored.split_first_chunk::<SUM_BYTES>().is_some_and(|(sum, bytes)| *sum == chunk_sum(number, bytes))
 }
 
-/// Reads until `out` is full or the file ends, and says how much that was.
+/// Reads until `out` is full or the file ends. Returns the number of bytes.
 pub(super) fn read_full(from: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
     let mut full = 0;
     while let Some(rest) = out.get_mut(full..).filter(|rest| !rest.is_empty()) {

@@ -1,4 +1,4 @@
-//! What the files are called. A name says what a file is without opening it; the header says it again.
+//! File names. A name tells what a file is without opening it.
 
 use towline_engine::ids::GroupId;
 use towline_engine::message::LogId;
@@ -8,14 +8,13 @@ const COMPLETE: &str = "snapshot";
 const PARTIAL: &str = "partial";
 const TEMPORARY: &str = "tmp";
 
-/// What a name stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Named {
     /// `GROUP-INDEX-TERM-CONTENT.snapshot`, numbers as 16 hexadecimal digits.
     Complete { group: GroupId, at: LogId, content: ContentId },
-    /// `GROUP-CONTENT.partial`: what has come of a snapshot that a peer sends.
+    /// `GROUP-CONTENT.partial`: the received part of a snapshot.
     Partial { group: GroupId, content: ContentId },
-    /// `GROUP-NUMBER.tmp`: one of this node's own that is not complete; worth nothing after a restart.
+    /// `GROUP-NUMBER.tmp`: an incomplete snapshot that this node makes; useless after a restart.
     Temporary { group: GroupId, number: u64 },
 }
 
@@ -34,7 +33,7 @@ impl Named {
         }
     }
 
-    /// The meaning of a name, or `None` if it is not one of ours.
+    /// Parses a name. `None` if it is no name of a snapshot file.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (stem, extension) = name.split_once('.')?;
         let mut parts = stem.split('-');
@@ -48,7 +47,7 @@ impl Named {
             TEMPORARY => Self::Temporary { group, number: number(parts.next()?)? },
             _ => return None,
         };
-        // One spelling each: two names never mean the same file.
+        // Only one spelling is valid, so two names never mean the same file.
         (named.name() == name).then_some(named)
     }
 }
@@ -73,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_read_as_what_it_was_written_for() {
+    fn a_name_parses_to_its_meaning() {
         let (group, content) = (GroupId::new(u64::MAX), ContentId([0xa7; 16]));
         for named in [
             Named::Complete { group, at: LogId { index: 300, term: 2 }, content },
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn another_spelling_is_not_ours() {
+    fn another_spelling_does_not_parse() {
         let name = Named::Partial { group: GroupId::DEFAULT, content: ContentId([0xa7; 16]) }.name();
         let plus = format!("+{}", &name[1..]);
         for other in

@@ -1,5 +1,5 @@
-//! Reads the body of a complete file: whole chunks in one call of the system where the caller takes so much, one chunk
-//! cut into smaller parts where not.
+//! Reads the body of a complete file. A caller with enough room gets several whole chunks from one system call; otherwise one
+//! chunk is split into smaller parts.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Seek, SeekFrom};
@@ -8,24 +8,24 @@ use std::sync::Arc;
 use bytes::Bytes;
 use towline_engine::snapshot_store::{BodyPart, SnapshotMeta, SnapshotReader};
 
-use super::Shared;
 use super::buffers::{Buffer, Buffers};
+use super::dir::SnapshotDir;
 use super::layout::{self, CHUNK_BYTES, Header, SNAPSHOT_CHUNK_BYTES, SUM_BYTES, Unreadable};
 use super::sums;
 
-/// Chunks read at once.
+/// Chunks read in one system call.
 const CHUNKS_MAX: usize = 4;
 
 /// Keeps its file until it is dropped.
 #[derive(Debug)]
 pub(super) struct Pin {
-    pub(super) store: Arc<Shared>,
+    pub(super) dir: Arc<SnapshotDir>,
     pub(super) meta: SnapshotMeta,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.store.unpin(&self.meta);
+        self.dir.unpin(&self.meta);
     }
 }
 
@@ -36,20 +36,20 @@ pub(super) struct FileReader {
     next: u64,
     /// Bytes of the body from the next chunk on.
     left: u64,
-    /// Bytes of the next chunk that nobody asked for.
+    /// Bytes of the next chunk before the requested offset.
     skip: usize,
-    /// What is left of a checked chunk that is given in parts.
+    /// The rest of a checked chunk that is returned in parts.
     held: Bytes,
-    state: State,
+    state: ReadState,
     pin: Pin,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ReadState {
     Good,
-    /// The chunk with this number is damaged; what comes before it was given.
+    /// The chunk with this number is damaged. All bytes before it were returned.
     Damaged(u64),
-    /// The caller was told. What comes behind is not what was asked for.
+    /// An earlier call returned the error.
     Broken,
 }
 
@@ -72,12 +72,12 @@ impl FileReader {
             left: if left == 0 { 0 } else { left + skip },
             skip: usize::try_from(skip).unwrap_or(0),
             held: Bytes::new(),
-            state: State::Good,
+            state: ReadState::Good,
             pin,
         })
     }
 
-    /// Reads up to so many bytes of whole chunks, or of the last one, which may be shorter.
+    /// Reads up to `bytes` bytes: whole chunks, of which the last chunk of the file may be shorter.
     fn load(&mut self, bytes: usize) -> io::Result<BodyPart> {
         let mut buffer = self.buffers.take(bytes);
         let mut found = [[0; SUM_BYTES]; CHUNKS_MAX];
@@ -87,7 +87,7 @@ impl FileReader {
             let own = crc32c::crc32c(chunk);
             let whole = read.checked_sub(SUM_BYTES + chunk.len());
             let Some(rest) = whole.filter(|_| sums::stored(self.next, own, chunk.len()) == *found) else {
-                self.state = State::Damaged(self.next);
+                self.state = ReadState::Damaged(self.next);
                 break;
             };
             read = rest;
@@ -100,7 +100,7 @@ impl FileReader {
     }
 
     fn part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
-        if let State::Damaged(chunk) = self.state {
+        if let ReadState::Damaged(chunk) = self.state {
             let detail = format!("chunk {chunk} of snapshot {} is damaged", self.pin.meta.content);
             return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
         }
@@ -128,14 +128,14 @@ impl FileReader {
 
 impl SnapshotReader for FileReader {
     fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
-        if self.state == State::Broken {
+        if self.state == ReadState::Broken {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "an earlier read failed"));
         }
-        self.part(bytes_max.max(1)).inspect_err(|_| self.state = State::Broken)
+        self.part(bytes_max.max(1)).inspect_err(|_| self.state = ReadState::Broken)
     }
 }
 
-/// Reads chunks and what stands before each, as far as the file goes, and says how many bytes that was.
+/// Reads chunks and their checksums, up to the end of the file. Returns the number of bytes.
 fn read_chunks(
     file: &mut File,
     sums: &mut [[u8; SUM_BYTES]; CHUNKS_MAX],

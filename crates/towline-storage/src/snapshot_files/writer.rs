@@ -10,51 +10,49 @@ use towline_engine::snapshot_store::{
     ContentHasher, ContentId, SnapshotMeta, SnapshotStoreError, SnapshotWriter, Trailer,
 };
 
+use super::dir::{SnapshotDir, failed};
 use super::layout::{self, Header, SNAPSHOT_CHUNK_BYTES, SUM_BYTES};
-use super::{Shared, failed, sums};
+use super::sums;
 
-/// Bytes written before a sync starts. The last sync of a large file is short then, and the log's own sync waits behind
-/// less. A sync runs while the next bytes are written.
+/// Bytes written before a sync starts, beside which writing continues. Frequent syncs keep the last one short, and the syncs
+/// of the log wait for less.
 pub(super) const SYNC_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Bytes written behind a sync that is under way before writing waits for it. A disk's syncs take now a few
-/// milliseconds and now a hundred; writing that waited for each stood still a fifth of the time. A power loss costs a
-/// transfer no more than twice of this.
+/// Bytes written during a sync before writing waits for it. A sync takes from a few to a hundred milliseconds; without this
+/// room, writing stood still a fifth of the time. A power loss costs a transfer at most twice as much.
 pub(super) const BEHIND_SYNC_BYTES_MAX: u64 = 96 * 1024 * 1024;
 
-/// What became of the bytes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Condition {
     Open,
     Checked(Trailer),
-    /// They are not what they should be.
+    /// The bytes do not match the offer, or the caller discarded them.
     Refused,
     /// The disk failed. Nothing is kept for a resume: after a failed sync the kernel may show bytes that are not on the
-    /// disk, and a full disk is wanted for other things.
+    /// disk, and a full disk needs the room.
     Failed,
-    /// What an earlier transfer left was not read to its end: it stays as it is.
+    /// The partial file was not read to its end. It stays as it is.
     Unread,
     Committed,
 }
 
-/// What there is of an earlier transfer.
 pub(super) enum Resumed {
     GoesOn,
-    OfNoUse,
-    /// It was not to be read to its end.
+    /// It has another header.
+    Foreign,
+    /// The caller stopped reading it.
     Stopped,
 }
 
 pub(super) struct FileWriter {
-    store: Arc<Shared>,
+    dir: Arc<SnapshotDir>,
     header: Header,
     path: PathBuf,
     file: File,
-    /// Over all chunks before the one that is filled now.
+    /// Covers all chunks before the current one.
     hasher: ContentHasher,
-    /// The bytes of the chunk that is filled.
+    /// The bytes of the current chunk so far.
     chunk: Vec<u8>,
-    /// Its number.
     number: u64,
     body_at: u64,
     /// Bytes of the body that are in the file under a checksum.
@@ -66,12 +64,11 @@ pub(super) struct FileWriter {
 }
 
 impl FileWriter {
-    /// Takes a file that is empty, or holds what is left of an earlier transfer. From here on the file, and the claim
-    /// on its name, is the writer's.
-    pub(super) fn new(store: Arc<Shared>, header: Header, path: PathBuf, file: File) -> Self {
+    /// Takes over an empty or partial file, and the claim on its name.
+    pub(super) fn new(dir: Arc<SnapshotDir>, header: Header, path: PathBuf, file: File) -> Self {
         Self {
             hasher: ContentHasher::new(&header.head),
-            store,
+            dir,
             header,
             path,
             file,
@@ -85,7 +82,6 @@ impl FileWriter {
         }
     }
 
-    /// Writes the header of an empty file.
     pub(super) fn start(&mut self) -> Result<(), SnapshotStoreError> {
         let header = self.header.encode();
         let header = header.map_err(|e| failed("encoding of the header", io::Error::other(e)));
@@ -95,14 +91,14 @@ impl FileWriter {
         Ok(())
     }
 
-    /// Goes on with what is in the file as far as header and checksums hold, and cuts off the rest. `goes_on` is told of
-    /// each chunk.
+    /// Resumes a partial file as far as its header and checksums match, and cuts off the rest. Calls `goes_on` after each
+    /// chunk.
     pub(super) fn resume(&mut self, goes_on: &mut dyn FnMut(u64) -> bool) -> io::Result<Resumed> {
         self.body_at = match Header::read(&mut self.file) {
             Ok((header, body_at)) if header == self.header => body_at,
-            _ => return Ok(Resumed::OfNoUse),
+            _ => return Ok(Resumed::Foreign),
         };
-        // Until it is read to its end, whatever keeps it from that.
+        // Also if an error or a panic ends the reading.
         self.condition = Condition::Unread;
         let mut stored = Vec::new();
         loop {
@@ -118,7 +114,7 @@ impl FileWriter {
             }
             let bytes = stored.get(SUM_BYTES..).unwrap_or_default();
             if bytes.len() < room {
-                // A short chunk is the last one. It is filled up.
+                // A short chunk is the last one and will be filled.
                 self.chunk.extend_from_slice(bytes);
                 break;
             }
@@ -132,15 +128,15 @@ impl FileWriter {
         let held = if self.chunk.is_empty() { 0 } else { (SUM_BYTES + self.chunk.len()) as u64 };
         let end = self.chunk_at() + held;
         if self.file.metadata()?.len() != end {
-            self.store.ops.truncate(&self.file, &self.path, end)?;
+            self.dir.ops.truncate(&self.file, &self.path, end)?;
         }
         self.condition = Condition::Open;
         Ok(Resumed::GoesOn)
     }
 
-    /// Begins anew in a file that is of no use.
+    /// Starts over in a file that cannot be resumed.
     pub(super) fn restart(&mut self) -> Result<(), SnapshotStoreError> {
-        let emptied = self.store.ops.truncate(&self.file, &self.path, 0);
+        let emptied = self.dir.ops.truncate(&self.file, &self.path, 0);
         emptied.inspect_err(|_| self.condition = Condition::Failed).map_err(|e| failed("truncation", e))?;
         self.condition = Condition::Open;
         self.hasher = ContentHasher::new(&self.header.head);
@@ -150,12 +146,11 @@ impl FileWriter {
         self.start()
     }
 
-    /// Bytes of the body taken.
     fn taken(&self) -> u64 {
         self.hasher.length() + self.chunk.len() as u64
     }
 
-    /// How many more bytes the chunk takes. The last chunk of an offered body ends with it.
+    /// The bytes that the current chunk still takes. The last chunk of an offered body ends with the body.
     fn room(&self) -> usize {
         let room = SNAPSHOT_CHUNK_BYTES.saturating_sub(self.chunk.len());
         match self.header.offered {
@@ -164,7 +159,7 @@ impl FileWriter {
         }
     }
 
-    /// Bytes of an offered body that have not come yet. Nobody knows how long one of this node's own gets.
+    /// Bytes of an offered body that are missing. The length of a snapshot that this node makes is unknown.
     fn left(&self) -> u64 {
         self.header.offered.map_or(u64::MAX, |offered| offered.length.saturating_sub(self.taken()))
     }
@@ -173,20 +168,20 @@ impl FileWriter {
         self.body_at.saturating_add(layout::chunk_at(self.number))
     }
 
-    /// Any failure is the last thing that happens to this file.
+    /// Writes to the file. An error fails the writer.
     fn write_at<const N: usize>(&mut self, at: u64, parts: [&[u8]; N]) -> io::Result<()> {
-        let written = self.store.ops.write_at(&mut self.file, &self.path, at, parts);
+        let written = self.dir.ops.write_at(&mut self.file, &self.path, at, parts);
         written.inspect_err(|_| self.condition = Condition::Failed)
     }
 
-    /// Writes the chunk that is filled now, as far as it is.
+    /// Writes the current chunk, whole or in part.
     fn write_chunk(&mut self, bytes: &[u8], sum: [u8; SUM_BYTES]) -> io::Result<()> {
         self.write_at(self.chunk_at(), [&sum, bytes])?;
         self.in_file = self.hasher.length() + bytes.len() as u64;
         Ok(())
     }
 
-    /// Writes what was taken and is not in the file.
+    /// Writes the bytes that are not in the file yet.
     fn write_rest(&mut self) -> io::Result<()> {
         if self.in_file == self.taken() {
             return Ok(());
@@ -197,7 +192,7 @@ impl FileWriter {
         written
     }
 
-    /// Writes a chunk as it will stay.
+    /// Writes a whole chunk.
     fn write_whole(&mut self, bytes: &[u8], sum: [u8; SUM_BYTES]) -> io::Result<()> {
         self.write_chunk(bytes, sum)?;
         self.hasher.update(bytes);
@@ -213,8 +208,8 @@ impl FileWriter {
         }
         self.unsynced = 0;
         self.end_sync()?;
-        // As far as it may go until it looks again.
-        let room = self.store.room_for(self.left().min(BEHIND_SYNC_BYTES_MAX));
+        // Checks the room up to the next check.
+        let room = self.dir.room_for(self.left().min(BEHIND_SYNC_BYTES_MAX));
         let room = room.map_err(|e| io::Error::new(io::ErrorKind::StorageFull, e));
         room.inspect_err(|_| self.condition = Condition::Failed)?;
         let started = self.start_sync();
@@ -222,20 +217,18 @@ impl FileWriter {
     }
 
     fn start_sync(&mut self) -> io::Result<()> {
-        let (file, ops, path) = (self.file.try_clone()?, self.store.ops.clone(), self.path.clone());
+        let (file, ops, path) = (self.file.try_clone()?, self.dir.ops.clone(), self.path.clone());
         let thread = thread::Builder::new().name("towline-snap-sync".into());
         self.syncing = Some(thread.spawn(move || ops.sync_data(&file, &path))?);
         Ok(())
     }
 
-    /// Waits for the sync that is under way.
     fn end_sync(&mut self) -> io::Result<()> {
         let Some(syncing) = self.syncing.take() else { return Ok(()) };
         let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("a sync panicked")));
         synced.inspect_err(|_| self.condition = Condition::Failed)
     }
 
-    /// What the bytes are that were taken so far.
     fn trailer(&self) -> Trailer {
         let mut hasher = self.hasher.clone();
         hasher.update(&self.chunk);
@@ -245,7 +238,7 @@ impl FileWriter {
     fn usable(&self) -> io::Result<()> {
         match self.condition {
             Condition::Open | Condition::Checked(_) => Ok(()),
-            _ => Err(io::Error::other("the snapshot file failed before")),
+            _ => Err(io::Error::other("an earlier operation on this snapshot file failed")),
         }
     }
 
@@ -260,7 +253,7 @@ impl FileWriter {
         let end = end.ok_or_else(|| failed("write of the trailer", io::ErrorKind::FileTooLarge.into()))?;
         self.write_at(end, [&layout::encode_trailer(trailer)])
             .map_err(|e| failed("write of the trailer", e))?;
-        let synced = self.store.ops.sync(&self.file, &self.path);
+        let synced = self.dir.ops.sync(&self.file, &self.path);
         synced.inspect_err(|_| self.condition = Condition::Failed).map_err(|e| failed("sync", e))
     }
 }
@@ -271,14 +264,14 @@ impl Write for FileWriter {
         let room = self.room();
         if room == 0 && !bytes.is_empty() {
             self.condition = Condition::Refused;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than was offered"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than the offer"));
         }
         let Some(taken) = bytes.get(..room.min(bytes.len())).filter(|taken| !taken.is_empty()) else {
             return Ok(0);
         };
         self.condition = Condition::Open;
         if self.chunk.is_empty() && taken.len() == room {
-            // Nothing to fill up: not a copy is made of it.
+            // A whole chunk is written without a copy.
             self.write_whole(taken, layout::chunk_sum(self.number, taken))?;
             return Ok(taken.len());
         }
@@ -302,7 +295,7 @@ impl Write for FileWriter {
 impl SnapshotWriter for FileWriter {
     fn write_part(&mut self, bytes: &[u8], crc32c: u32) -> io::Result<()> {
         self.usable()?;
-        // Whole chunks that begin where one ends are written as they are, under sums from this one pass.
+        // Aligned whole chunks are written without a copy, with sums from this one pass.
         let aligned = if self.chunk.is_empty() { bytes } else { &[] };
         let whole = aligned.chunks_exact(SNAPSHOT_CHUNK_BYTES).map(|chunk| (chunk, crc32c::crc32c(chunk)));
         let whole: Vec<_> = whole.collect();
@@ -310,11 +303,11 @@ impl SnapshotWriter for FileWriter {
         let joined = whole.iter().copied().map(|(_, sum)| sum);
         let joined = joined.reduce(|before, sum| sums::join(before, sum, SNAPSHOT_CHUNK_BYTES));
         if crc32c::crc32c_append(joined.unwrap_or(0), rest) != crc32c {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not hold"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
         }
         for (chunk, sum) in whole {
             if self.room() < chunk.len() {
-                self.write_all(chunk)?; // which refuses it
+                self.write_all(chunk)?; // fails: the body is too long
                 continue;
             }
             self.condition = Condition::Open;
@@ -333,7 +326,7 @@ impl SnapshotWriter for FileWriter {
         let found = self.trailer();
         for expected in self.header.offered.iter().chain(expected).copied().collect::<Vec<_>>() {
             if found.length != expected.length {
-                let detail = format!("{} bytes came, {} were announced", found.length, expected.length);
+                let detail = format!("{} bytes arrived, {} were offered", found.length, expected.length);
                 return Err(self.refuse(expected.content, detail));
             }
             if found.content != expected.content {
@@ -347,12 +340,12 @@ impl SnapshotWriter for FileWriter {
     fn commit(mut self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
         let Condition::Checked(trailer) = self.condition else {
             let content = self.header.offered.unwrap_or_else(|| self.trailer()).content;
-            return Err(self.refuse(content, "it was not verified before it was to be kept".into()));
+            return Err(self.refuse(content, "it was not verified before the commit".into()));
         };
         self.finish(&trailer)?;
         let head = self.header.head.clone();
         let meta = SnapshotMeta { head, length: trailer.length, content: trailer.content };
-        let published = self.store.publish(&self.path, &meta, self.header.offered.is_some());
+        let published = self.dir.publish(&self.path, &meta, self.header.offered.is_some());
         published.inspect_err(|_| self.condition = Condition::Failed)?;
         self.condition = Condition::Committed;
         Ok(meta)
@@ -368,22 +361,21 @@ impl Drop for FileWriter {
         if self.condition == Condition::Committed {
             return;
         }
-        // Whatever becomes of the file, nobody works on it any more.
+        // No sync may run when the file is kept or removed.
         let synced = self.end_sync();
         let kept = match self.condition {
             Condition::Unread => self.header.offered,
             _ => self.header.offered.filter(|_| {
-                let of_use = self.usable().is_ok() && synced.is_ok();
-                of_use && self.write_rest().is_ok() && self.in_file > 0
+                self.usable().is_ok() && synced.is_ok() && self.write_rest().is_ok() && self.in_file > 0
             }),
         };
         let group = self.header.head.group;
         match (kept, self.header.offered) {
             (Some(offered), _) => {
                 let bytes = self.file.metadata().map_or(self.in_file, |m| m.len());
-                self.store.leave(group, offered.content, bytes);
+                self.dir.leave(group, offered.content, bytes);
             }
-            (None, offered) => self.store.abandon(&self.path, group, offered.map(|o| o.content)),
+            (None, offered) => self.dir.abandon(&self.path, group, offered.map(|o| o.content)),
         }
     }
 }

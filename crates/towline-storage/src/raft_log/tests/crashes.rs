@@ -1,14 +1,13 @@
-//! Crashes one after another, each at any operation on the disk, of a log whose files change and are purged all the time.
+//! Repeated crashes, each at a random operation on the disk, of a log that changes and purges its files all the time.
 
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::log_manifest::Queue;
 
 const SEEDS: u64 = 3;
-const LIVES: usize = 60;
+const RUNS: usize = 60;
 
-/// Numbers that look random and are the same in each run.
+/// Pseudo-random numbers, the same in each run.
 struct Dice(u64);
 
 impl Dice {
@@ -20,7 +19,7 @@ impl Dice {
     }
 }
 
-/// What a group's log must be after a start.
+/// The expected log of a group after a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Model {
     truncated: u64,
@@ -31,11 +30,8 @@ struct Model {
 impl Model {
     fn of(log: &RaftLog, group: GroupId) -> Self {
         let recovered = log.recover(group).unwrap();
-        assert_eq!(
-            all(log, group).len() as u64,
-            recovered.last_index - recovered.truncated.index,
-            "every entry is there"
-        );
+        let expected = recovered.last_index - recovered.truncated.index;
+        assert_eq!(all(log, group).len() as u64, expected, "every entry is there");
         Self {
             truncated: recovered.truncated.index,
             last: recovered.last_index,
@@ -44,7 +40,6 @@ impl Model {
     }
 }
 
-/// The next write of a group, and what it makes of it.
 fn next_write(dice: &mut Dice, group: GroupId, model: &mut Model) -> GroupWrite {
     let mut write = GroupWrite::new(group);
     if dice.roll(25) == 0 {
@@ -52,7 +47,7 @@ fn next_write(dice: &mut Dice, group: GroupId, model: &mut Model) -> GroupWrite 
         write.install = Some(Install { at, installing: ContentId([7; 16]) });
         (model.truncated, model.last) = (at.index, at.index);
     } else if dice.roll(10) == 0 && model.last > model.truncated + 2 {
-        model.last -= 2; // what follows overwrites the end
+        model.last -= 2; // the next entries overwrite the end
     }
     let count = 1 + dice.roll(4);
     write.entries = entries(model.last + 1..model.last + 1 + count, 1);
@@ -64,19 +59,17 @@ fn next_write(dice: &mut Dice, group: GroupId, model: &mut Model) -> GroupWrite 
     write
 }
 
-/// One step on the log, and what it makes of the groups.
 fn random_step(dice: &mut Dice, log: &RaftLog, models: &mut [Model; 2]) -> Result<(), LogError> {
     match dice.roll(12) {
         0 | 1 => log.purge().map(drop),
         2..=4 => {
             let of = dice.roll(2) as usize;
             let (group, model) = ([GROUP, OTHER][of], &mut models[of]);
-            // Nothing is stored of a new group.
             let through = if model.last == 0 { 0 } else { model.last - dice.roll(model.last.min(3)) };
             model.truncated = model.truncated.max(through);
             log.compact(group, through)
         }
-        // One group much more often than the other: purges move what lies still.
+        // One group writes more often: purges move the entries of the other.
         5 => {
             let writes = [(GROUP, 0), (OTHER, 1)].map(|(group, of)| next_write(dice, group, &mut models[of]));
             log.append(&mut LogBatch { writes: writes.into() })
@@ -85,7 +78,7 @@ fn random_step(dice: &mut Dice, log: &RaftLog, models: &mut [Model; 2]) -> Resul
     }
 }
 
-/// What a crash leaves: of each file what was synced, and after that any part of what was written later.
+/// The files after a crash: the synced content of each, then a random part of the later writes.
 fn torn(dir: &Path, faults: &Faults, dice: &mut Dice) -> TempDir {
     let after = faults.after_power_loss();
     for file in log_files(dir) {
@@ -100,46 +93,45 @@ fn torn(dir: &Path, faults: &Faults, dice: &mut Dice) -> TempDir {
     after
 }
 
-/// raft-engine cut such a file and went on in it with a header of version 1: the start after the next one was refused.
+/// raft-engine cut such a file and continued in it with a header of version 1. The second start was then refused.
 #[test]
-fn a_file_whose_header_a_crash_interrupted_gets_one_and_is_read_again() {
+fn a_file_with_an_interrupted_header_gets_a_new_header() {
     for header_bytes in [0, 1, 53, 60, 68] {
         for appends in [0, 20] {
-            let dir = TempDir::new().unwrap();
-            let log = open(dir.path(), &SMALL).unwrap();
-            (1..=appends).for_each(|index| put(&log, GROUP, entries(index..index + 1, 1)).unwrap());
+            let (dir, log) = small();
+            put_each(&log, 1..appends + 1);
             drop(log);
             let newest = log_files(dir.path())
                 .into_iter()
                 .filter_map(|file| Queue::of(&file))
                 .max_by_key(|(queue, number)| (*queue == Queue::Append, *number));
             let (queue, number) = newest.unwrap();
-            // The file after it, or the first one of a new directory.
+            // The next file, or the first file of a new directory.
             let number = if appends == 0 { number } else { number + 1 };
             if appends == 0 {
                 fs::remove_file(dir.path().join(LIST)).unwrap();
             }
             let whole = crate::scan::file_header();
             fs::write(dir.path().join(queue.file_name(number)), &whole[..header_bytes]).unwrap();
-            for life in 1..=3 {
+            for run in 1..=3 {
                 let log =
-                    open(dir.path(), &SMALL).unwrap_or_else(|e| panic!("{header_bytes}, life {life}: {e}"));
+                    open(dir.path(), &SMALL).unwrap_or_else(|e| panic!("{header_bytes}, run {run}: {e}"));
                 let last = log.recover(GROUP).unwrap().last_index;
-                assert_eq!(last, appends + life - 1);
-                put(&log, GROUP, entries(last + 1..last + 2, 1)).unwrap();
+                assert_eq!(last, appends + run - 1);
+                put_each(&log, last + 1..last + 2);
             }
         }
     }
 }
 
 #[test]
-fn a_log_that_crashes_again_and_again_always_opens_with_all_that_was_acknowledged() {
+fn a_log_opens_with_every_acknowledged_write_after_each_of_many_crashes() {
     for seed in 1..=SEEDS {
         let dice = &mut Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         let mut dir = TempDir::new().unwrap();
-        // Of each group: as acknowledged, and with the step that a crash interrupted.
+        // The models without and with the interrupted step.
         let mut allowed = [[Model::default(); 2]; 2];
-        for life in 0..LIVES {
+        for run in 0..RUNS {
             let faults = Faults { fail_from: Some(1 + dice.roll(90) as usize), ..Faults::default() };
             for file in fs::read_dir(dir.path()).unwrap() {
                 let path = file.unwrap().path();
@@ -149,13 +141,11 @@ fn a_log_that_crashes_again_and_again_always_opens_with_all_that_was_acknowledge
             let faults = Arc::new(faults);
             let crashed = match open_on(dir.path(), &SMALL, Disk::with_hook(Some(faults.clone()))) {
                 Err(LogError::Io { source, .. }) if source.raw_os_error() == Some(5) => true,
-                Err(refused) => panic!("seed {seed}, life {life}: {refused}"),
+                Err(refused) => panic!("seed {seed}, run {run}: {refused}"),
                 Ok(log) => {
                     let found = [GROUP, OTHER].map(|group| Model::of(&log, group));
-                    assert!(
-                        allowed.contains(&found),
-                        "seed {seed}, life {life}: {found:?}, not of {allowed:?}"
-                    );
+                    let is_allowed = allowed.contains(&found);
+                    assert!(is_allowed, "seed {seed}, run {run}: {found:?}, not of {allowed:?}");
                     allowed = [found; 2];
                     loop {
                         let mut models = allowed[0];
@@ -164,9 +154,9 @@ fn a_log_that_crashes_again_and_again_always_opens_with_all_that_was_acknowledge
                         match stepped {
                             Ok(()) => allowed[0] = models,
                             Err(LogError::Io { .. }) => break true,
-                            Err(other) => panic!("seed {seed}, life {life}: {other}"),
+                            Err(other) => panic!("seed {seed}, run {run}: {other}"),
                         }
-                        // Some lives end in order.
+                        // Some runs end without a crash.
                         if dice.roll(100) == 0 {
                             break false;
                         }
@@ -184,7 +174,7 @@ fn a_log_that_crashes_again_and_again_always_opens_with_all_that_was_acknowledge
     }
 }
 
-/// A full disk fails every operation that needs room: here the replacement of the list of log files.
+/// A full disk, on which the list of log files cannot be replaced.
 #[derive(Default)]
 struct NoRoomForTheList {
     refused: AtomicUsize,
@@ -199,15 +189,12 @@ impl Hook for NoRoomForTheList {
         }
         Ok(())
     }
-
-    fn after(&self, _: Op, _: &Path) {}
 }
 
 #[test]
-fn a_log_opens_and_gives_space_back_on_a_disk_that_has_no_room_for_its_list_of_files() {
-    let dir = TempDir::new().unwrap();
-    let log = open(dir.path(), &SMALL).unwrap();
-    (1..100).for_each(|index| put(&log, GROUP, entries(index..index + 1, 1)).unwrap());
+fn a_log_opens_and_purges_on_a_disk_without_room_for_its_list_of_files() {
+    let (dir, log) = small();
+    put_each(&log, 1..100);
     log.compact(GROUP, 98).unwrap();
     let killed = copy(dir.path());
     drop(log);
@@ -216,13 +203,12 @@ fn a_log_opens_and_gives_space_back_on_a_disk_that_has_no_room_for_its_list_of_f
     assert_eq!(hook.refused.load(Ordering::SeqCst), 1, "the list was behind");
     let before = files(killed.path()).len();
     log.purge().unwrap();
-    assert!(files(killed.path()).len() < before, "the files are what fills the disk");
-    // As after a crash in between.
+    assert!(files(killed.path()).len() < before, "purged");
     let crashed = copy(killed.path());
     assert_eq!(all(&open(crashed.path(), &SMALL).unwrap(), GROUP), entries(99..100, 1));
     hook.has_room.store(true, Ordering::SeqCst);
     log.purge().unwrap();
-    put(&log, GROUP, entries(100..101, 1)).unwrap();
+    put_each(&log, 100..101);
     drop(log);
     let newest = files(killed.path()).pop().unwrap();
     let whole = fs::read(&newest).unwrap();

@@ -3,6 +3,7 @@ use towline_engine::ids::{Incarnation, NodeId};
 use towline_engine::message::Member;
 
 use super::*;
+use crate::fixtures::flipped;
 
 fn header() -> Header {
     let id = |n| NodeId::new(n).unwrap();
@@ -26,7 +27,7 @@ fn header() -> Header {
 }
 
 #[test]
-fn a_header_is_read_as_it_was_written() {
+fn a_header_round_trips() {
     for offered in [None, header().offered] {
         let header = Header { offered, ..header() };
         let bytes = header.encode().unwrap();
@@ -36,30 +37,30 @@ fn a_header_is_read_as_it_was_written() {
 }
 
 #[test]
-fn every_flipped_bit_and_every_cut_of_a_header_is_noticed() {
+fn every_flipped_bit_and_every_cut_of_a_header_is_refused() {
     let good = header().encode().unwrap();
-    for bit in 0..good.len() * 8 {
-        let mut bad = good.clone();
-        bad[bit / 8] ^= 1 << (bit % 8);
-        assert!(Header::read(&mut &bad[..]).is_err(), "bit {bit}");
+    for bad in flipped(&good) {
+        assert!(Header::read(&mut &bad[..]).is_err(), "{bad:02x?}");
     }
     for length in 0..good.len() {
         assert!(Header::read(&mut &good[..length]).is_err(), "{length} bytes");
     }
 }
 
+/// A file that begins with this frame.
+fn with_header(frame: &[u8]) -> Vec<u8> {
+    [MAGIC.as_slice(), &(frame.len() as u32).to_le_bytes(), frame].concat()
+}
+
 #[test]
-fn a_later_version_is_told_from_damage() {
-    let mut later = MAGIC.to_vec();
-    let frame = format::seal(HEADER_VERSION + 1, b"unknown");
-    later.extend_from_slice(&u32::try_from(frame.len()).unwrap().to_le_bytes());
-    later.extend_from_slice(&frame);
+fn a_later_version_does_not_count_as_damage() {
+    let later = with_header(&format::seal(HEADER_VERSION + 1, b"unknown"));
     let refused = Header::read(&mut &later[..]).unwrap_err();
     assert!(refused.to_string().contains("later release"), "{refused}");
 }
 
 #[test]
-fn a_header_that_claims_to_be_huge_is_refused_before_it_is_read() {
+fn a_header_with_a_huge_length_is_refused_unread() {
     struct Endless;
     impl Read for Endless {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -73,7 +74,7 @@ fn a_header_that_claims_to_be_huge_is_refused_before_it_is_read() {
 }
 
 #[test]
-fn a_chunk_in_the_place_of_another_does_not_hold() {
+fn a_misplaced_chunk_does_not_match() {
     let stored = [&chunk_sum(3, b"bytes")[..], b"bytes"].concat();
     assert!(chunk_holds(3, &stored));
     assert!(!chunk_holds(4, &stored));
@@ -95,13 +96,11 @@ proptest! {
         prop_assert!(decode_trailer(&bytes).is_err());
     }
 
-    /// With magic, length and checksum as they should be, so that the decoder itself sees the garbage.
+    /// Magic, length and checksum are right, so the decoder itself sees the garbage.
     #[test]
     fn sealed_garbage_does_not_panic(payload in proptest::collection::vec(any::<u8>(), 0..300)) {
         let frame = format::seal(HEADER_VERSION, &payload);
-        let length = u32::try_from(frame.len()).unwrap();
-        let bytes = [MAGIC.as_slice(), &length.to_le_bytes(), &frame].concat();
-        let _ = Header::read(&mut &bytes[..]);
+        let _ = Header::read(&mut &with_header(&frame)[..]);
         let _ = decode_trailer(&frame);
     }
 

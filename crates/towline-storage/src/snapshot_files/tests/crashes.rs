@@ -1,21 +1,21 @@
-//! What is left when an operation fails, or the power goes, at each step.
+//! A failed operation, a kill or a power loss at each step.
 
 use super::*;
 
 type Inode = usize;
 
-/// A disk that may fail, and that keeps apart what is durable.
+/// A disk that can fail, and that knows which bytes and names are durable.
 #[derive(Default)]
 struct Power {
-    /// Every operation from this one on fails: the process is dead.
+    /// Every operation from this one on fails, as after a kill.
     dead_from: Option<usize>,
-    /// This operation alone fails.
+    /// Only this operation fails.
     fails: Option<usize>,
-    /// The first sync of a file that is not complete yet fails. It runs beside writes, so it has no number.
+    /// The first sync of an incomplete file fails. It runs beside writes, so it has no fixed number.
     fails_first_sync: bool,
-    /// Syncs of what this says yes to do nothing, and answer that all is well.
+    /// Syncs of paths for which this is true do nothing and succeed.
     lies: Option<fn(&Path) -> bool>,
-    /// Bytes that find room, if the disk is small.
+    /// Free bytes, if the disk is small.
     room: Option<Mutex<usize>>,
     state: Mutex<PowerState>,
 }
@@ -25,9 +25,9 @@ struct PowerState {
     done: Vec<(Op, PathBuf)>,
     next: Inode,
     names: BTreeMap<PathBuf, Inode>,
-    /// As the directory was when it was last synced.
+    /// The names at the last sync of the directory.
     synced_names: BTreeMap<PathBuf, Inode>,
-    /// As the files were when they were last synced.
+    /// The bytes at the last sync of each file.
     synced_bytes: BTreeMap<Inode, Vec<u8>>,
 }
 
@@ -80,8 +80,8 @@ impl Hook for Power {
 }
 
 impl Power {
-    /// What a power loss may leave: contents as they were synced, and the directory either as it was synced or, since
-    /// the system may write it back whenever it likes, as it is.
+    /// Two possible images after a power loss: synced contents under the synced names, or under the current names, since the
+    /// system may write a directory back at any time.
     fn after_power_loss(&self) -> [TempDir; 2] {
         let state = self.state.lock().unwrap();
         [&state.synced_names, &state.names].map(|names| {
@@ -99,15 +99,6 @@ impl Power {
     }
 }
 
-/// What the killed process left: everything that was written.
-fn copy(from: &Path) -> TempDir {
-    let to = TempDir::new().unwrap();
-    for name in names(from) {
-        fs::copy(from.join(&name), to.path().join(&name)).unwrap();
-    }
-    to
-}
-
 type Snapshots = [(SnapshotMeta, Vec<u8>); 3];
 
 fn snapshots() -> Snapshots {
@@ -117,7 +108,7 @@ fn snapshots() -> Snapshots {
     })
 }
 
-/// One of its own, one from a peer, one more, and the first two go. Says what is committed and not asked to go.
+/// Makes a snapshot, receives one, makes a third, and removes the first two. `promised` are those to keep.
 fn script(
     files: &SnapshotFiles,
     snapshots: &Snapshots,
@@ -132,11 +123,11 @@ fn script(
 }
 
 #[test]
-fn a_crash_at_any_step_loses_nothing_committed_and_shows_nothing_that_is_not_whole() {
+fn a_crash_at_any_step_keeps_committed_snapshots_and_shows_no_incomplete_one() {
     let snapshots = snapshots();
     let steps = {
-        let (dir, power) = (TempDir::new().unwrap(), Arc::new(Power::default()));
-        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let power = Arc::new(Power::default());
+        let (_dir, files) = hooked(&power);
         script(&files, &snapshots, &mut Vec::new()).unwrap();
         let done = power.done();
         for op in [Op::Create, Op::Write, Op::Sync, Op::Rename, Op::Delete] {
@@ -172,7 +163,7 @@ fn a_crash_at_any_step_loses_nothing_committed_and_shows_nothing_that_is_not_who
             let latest = files.latest(GROUP).unwrap();
             let newest_promised = promised.iter().map(|meta| meta.head.at.index).max();
             assert!(latest.as_ref().map(|meta| meta.head.at.index) >= newest_promised, "{context}");
-            // And it goes on: the interrupted transfer comes to its end.
+            // The interrupted transfer can finish.
             let (meta, body) = &snapshots[1];
             assert_eq!(receive(&files, meta, body).unwrap(), *meta, "{context}");
             assert!(read(&files, meta) == *body, "{context}");
@@ -180,14 +171,12 @@ fn a_crash_at_any_step_loses_nothing_committed_and_shows_nothing_that_is_not_who
     }
 }
 
-/// The control of the test above: without the sync of the file, or of the directory, a power loss takes what was
-/// committed.
+/// The control of the test above, without the sync of the file, or of the directory.
 #[test]
-fn on_a_disk_that_lies_about_its_syncs_a_power_loss_takes_what_was_committed() {
+fn on_a_disk_that_skips_syncs_a_power_loss_takes_committed_snapshots() {
     for (lies, what) in [(Path::is_dir as fn(&Path) -> bool, "names"), (Path::is_file, "bytes")] {
-        let (dir, power) =
-            (TempDir::new().unwrap(), Arc::new(Power { lies: Some(lies), ..Power::default() }));
-        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let power = Arc::new(Power { lies: Some(lies), ..Power::default() });
+        let (_dir, files) = hooked(&power);
         let (own, theirs) = (body(CHUNK + 9, 1), body(10, 2));
         let metas = [create(&files, &head(1), &own).unwrap(), meta_of(&head(2), &theirs)];
         receive(&files, &metas[1], &theirs).unwrap();
@@ -200,12 +189,12 @@ fn on_a_disk_that_lies_about_its_syncs_a_power_loss_takes_what_was_committed() {
     }
 }
 
-/// The order of a commit, which the test above rests on.
+/// The order that the tests above rely on.
 #[test]
 fn a_commit_syncs_the_file_then_renames_then_syncs_the_directory() {
     for received in [false, true] {
-        let (dir, power) = (TempDir::new().unwrap(), Arc::new(Power::default()));
-        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let power = Arc::new(Power::default());
+        let (dir, files) = hooked(&power);
         let (head, body) = (head(1), body(CHUNK + 1, 1));
         let meta = meta_of(&head, &body);
         if received {
@@ -223,7 +212,7 @@ fn a_commit_syncs_the_file_then_renames_then_syncs_the_directory() {
 }
 
 #[test]
-fn any_failed_step_fails_its_writer_alone_and_leaves_nothing_behind() {
+fn a_failed_step_fails_only_its_writer_and_leaves_no_file() {
     let (older, newer) = (body(10, 1), body(2 * CHUNK + 9, 2));
     let meta = meta_of(&head(2), &newer);
     let write = |files: &SnapshotFiles, received: bool| match received {
@@ -262,20 +251,18 @@ fn any_failed_step_fails_its_writer_alone_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_disk_that_is_full_at_any_byte_up_to_the_last_fails_the_writer_alone() {
+fn a_disk_that_is_full_before_the_last_byte_fails_only_the_writer() {
     let bytes = body(CHUNK + 200, 1);
     let meta = meta_of(&head(1), &bytes);
     let whole = {
-        let dir = TempDir::new().unwrap();
-        let files = open(dir.path());
+        let (dir, files) = store();
         receive(&files, &meta, &bytes).unwrap();
         fs::metadata(dir.path().join(names(dir.path()).first().unwrap())).unwrap().len() as usize
     };
     assert!(whole > CHUNK + 100 + 46);
     for room in [0, 1, 40, CHUNK, CHUNK + 100, whole - 46, whole - 45, whole - 2, whole - 1, whole] {
-        let dir = TempDir::new().unwrap();
         let power = Arc::new(Power { room: Some(Mutex::new(room)), ..Power::default() });
-        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let (dir, files) = hooked(&power);
         let outcome = receive(&files, &meta, &bytes);
         if room == whole {
             outcome.unwrap();
@@ -285,23 +272,19 @@ fn a_disk_that_is_full_at_any_byte_up_to_the_last_fails_the_writer_alone() {
             if source.kind() == io::ErrorKind::StorageFull);
         assert!(full, "{room}: {outcome:?}");
         assert_eq!(files.latest(GROUP).unwrap(), None);
-        assert_eq!(names(dir.path()).len(), 0, "{room}: the space is not given back");
+        assert_eq!(names(dir.path()).len(), 0, "{room}: the file still takes space");
         *power.room.as_ref().unwrap().lock().unwrap() = whole;
         assert_eq!(receive(&files, &meta, &bytes).unwrap(), meta, "{room}");
     }
 }
 
 #[test]
-fn a_large_file_is_synced_while_it_is_written_and_a_failure_of_that_is_final() {
+fn a_large_file_is_synced_during_writing_resumes_and_a_failure_of_that_sync_is_final() {
     let part = body(4 * CHUNK, 1);
-    let mut hasher = ContentHasher::new(&head(1));
-    (0..34).for_each(|_| hasher.update(&part));
-    let Trailer { length, content } = hasher.finish();
-    let meta = SnapshotMeta { head: head(1), length, content };
+    let meta = meta_of_parts(&part, 34);
     for fails in [false, true] {
-        let dir = TempDir::new().unwrap();
         let power = Arc::new(Power { fails_first_sync: fails, ..Power::default() });
-        let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+        let (dir, files) = hooked(&power);
         let mut writer = files.receive(&meta).unwrap();
         (0..34).for_each(|_| writer.write_all(&part).unwrap());
         assert_eq!(writer.verify(None).is_err(), fails);
@@ -309,21 +292,22 @@ fn a_large_file_is_synced_while_it_is_written_and_a_failure_of_that_is_final() {
         let syncs = power.done().iter().filter(|(op, path)| *op == Op::Sync && path != dir.path()).count();
         assert_eq!(syncs, 1);
         drop(writer);
-        let verified = files.receive(&meta).unwrap().verified();
-        assert_eq!(
-            verified,
-            if fails { 0 } else { length },
-            "what a failed sync covered may not be on the disk"
-        );
+        // Bytes under a failed sync may not be on the disk.
+        let mut writer = files.receive(&meta).unwrap();
+        assert_eq!(writer.verified(), if fails { 0 } else { meta.length });
+        if !fails {
+            writer.verify(None).unwrap();
+            assert_eq!(writer.commit().unwrap(), meta);
+            assert!(read(&files, &meta) == part.repeat(34));
+        }
     }
 }
 
 #[test]
-fn a_file_that_cannot_be_removed_is_still_known() {
-    let dir = TempDir::new().unwrap();
+fn a_file_that_cannot_be_removed_stays_in_the_index() {
     // Sync at open; create, header, last chunk, trailer, sync, rename, sync of the directory; removal.
     let power = Arc::new(Power { fails: Some(8), ..Power::default() });
-    let files = open_with(dir.path(), FileOps::with_hook(power.clone()));
+    let (dir, files) = hooked(&power);
     let meta = create(&files, &head(1), b"body").unwrap();
     assert!(matches!(files.retain(GROUP, &[]), Err(SnapshotStoreError::Io { .. })));
     assert_eq!(power.done()[8].0, Op::Delete);

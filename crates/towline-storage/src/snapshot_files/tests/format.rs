@@ -1,17 +1,10 @@
-//! The bytes as released: docs/wire.md has the table.
+//! The released bytes: docs/wire.md has the table.
 
 use towline_engine::ids::Incarnation;
 
 use super::*;
 
-fn golden(name: &str) -> Vec<u8> {
-    let path = format!("{}/tests/golden/{name}.hex", env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(path).unwrap();
-    let text = text.trim();
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
-}
-
-/// Numbers of each width that the encoding has.
+/// Numbers of each width of the encoding.
 fn golden_head() -> SnapshotHead {
     let id = |n| NodeId::new(n).unwrap();
     let member =
@@ -37,11 +30,10 @@ fn golden_head() -> SnapshotHead {
 const BODY: &[u8] = b"one small body\n";
 
 #[test]
-fn v1_is_written_as_released() {
-    let dir = TempDir::new().unwrap();
-    let files = open(dir.path());
+fn v1_keeps_its_released_bytes() {
+    let (_dir, files) = store();
     let own = create(&files, &golden_head(), BODY).unwrap();
-    let path = files.shared.path(&Named::complete(&own.head, own.content));
+    let path = files.dir.file(&Named::complete(&own.head, own.content));
     assert_eq!(fs::read(&path).unwrap(), golden("snapshot_v1"));
     files.retain(own.head.group, &[]).unwrap();
     receive(&files, &own, BODY).unwrap();
@@ -49,7 +41,7 @@ fn v1_is_written_as_released() {
 }
 
 #[test]
-fn v1_is_read_as_released() {
+fn released_v1_files_are_read() {
     let meta = meta_of(&golden_head(), BODY);
     for name in ["snapshot_v1", "snapshot_received_v1"] {
         let dir = TempDir::new().unwrap();
@@ -62,12 +54,12 @@ fn v1_is_read_as_released() {
 }
 
 #[test]
-fn a_v1_transfer_is_gone_on_with() {
+fn a_v1_transfer_resumes() {
     let meta = meta_of(&golden_head(), BODY);
     let dir = TempDir::new().unwrap();
     let named = Named::Partial { group: meta.head.group, content: meta.content };
     let whole = golden("snapshot_received_v1");
-    // All of the body, and a trailer that is written once more.
+    // The whole body, and a trailer that the writer writes again.
     fs::write(dir.path().join(named.name()), whole).unwrap();
     let files = open(dir.path());
     assert_eq!(files.receive(&meta).unwrap().verified(), BODY.len() as u64);

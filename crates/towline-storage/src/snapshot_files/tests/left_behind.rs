@@ -1,4 +1,6 @@
-//! What a directory holds that is not a complete, sound file.
+//! Partial, temporary, damaged and foreign files in the directory.
+
+use std::time::SystemTime;
 
 use super::*;
 
@@ -8,7 +10,7 @@ fn with_bounds(dir: &Path, partials_max: usize, partial_bytes_max: u64) -> Snaps
     SnapshotFiles::open_with(dir, &config, FileOps::default(), None).unwrap()
 }
 
-/// Leaves one chunk of a transfer behind.
+/// Leaves a partial file of one chunk.
 fn leave(files: &SnapshotFiles, index: u64) -> SnapshotMeta {
     let bytes = body(2 * CHUNK, index as u8);
     let meta = meta_of(&head(index), &bytes);
@@ -17,17 +19,16 @@ fn leave(files: &SnapshotFiles, index: u64) -> SnapshotMeta {
 }
 
 fn left(files: &SnapshotFiles, meta: &SnapshotMeta) -> bool {
-    let named = Named::Partial { group: GROUP, content: meta.content };
-    files.shared.path(&named).exists()
+    partial(files, meta).exists()
 }
 
 #[test]
-fn more_partial_files_than_allowed_go_oldest_first() {
+fn above_the_bound_on_files_the_oldest_partial_file_is_removed() {
     let dir = TempDir::new().unwrap();
     let files = with_bounds(dir.path(), 2, u64::MAX);
     let metas: Vec<_> = (1..=2).map(|index| leave(&files, index)).collect();
     assert_eq!(files.partials(GROUP).files, 2);
-    // The first is gone on with, so that it is the younger one.
+    // A resume makes the first one the younger one.
     drop(files.receive(&metas[0]).unwrap());
     let third = leave(&files, 3);
     assert!(left(&files, &metas[0]) && !left(&files, &metas[1]) && left(&files, &third));
@@ -36,7 +37,7 @@ fn more_partial_files_than_allowed_go_oldest_first() {
 }
 
 #[test]
-fn more_partial_bytes_than_allowed_go_oldest_first() {
+fn above_the_bound_on_bytes_the_oldest_partial_file_is_removed() {
     let dir = TempDir::new().unwrap();
     let files = with_bounds(dir.path(), 9, 2 * CHUNK as u64);
     let first = leave(&files, 1);
@@ -46,14 +47,14 @@ fn more_partial_bytes_than_allowed_go_oldest_first() {
     assert!(!left(&files, &first) && left(&files, &second));
     assert_eq!(files.partials(GROUP).bytes, bytes);
     let none = with_bounds(dir.path(), 9, CHUNK as u64);
-    assert!(!left(&none, &second), "the bounds hold for what an earlier process left");
+    assert!(!left(&none, &second), "the bounds hold for the files of an earlier process");
     assert_eq!(none.partials(GROUP), SnapshotPartials { evicted: 1, ..SnapshotPartials::default() });
     let third = leave(&none, 3);
-    assert!(!left(&none, &third), "one alone may be too much");
+    assert!(!left(&none, &third), "one file alone may exceed the bound");
 }
 
 #[test]
-fn a_partial_file_that_is_being_written_is_not_evicted() {
+fn a_partial_file_with_a_writer_is_not_removed() {
     let dir = TempDir::new().unwrap();
     let files = with_bounds(dir.path(), 0, 0);
     let bytes = body(2 * CHUNK, 1);
@@ -72,21 +73,17 @@ fn the_age_of_partial_files_survives_a_restart() {
     let files = with_bounds(dir.path(), 9, u64::MAX);
     let metas: Vec<_> = (1..=3).map(|index| leave(&files, index)).collect();
     let set_age = |meta: &SnapshotMeta, seconds: u64| {
-        let named = Named::Partial { group: GROUP, content: meta.content };
-        let file = File::options().write(true).open(files.shared.path(&named)).unwrap();
+        let file = File::options().write(true).open(partial(&files, meta)).unwrap();
         file.set_modified(SystemTime::now() - std::time::Duration::from_secs(seconds)).unwrap();
     };
-    set_age(&metas[0], 10);
-    set_age(&metas[1], 30);
-    set_age(&metas[2], 20);
+    metas.iter().zip([10, 30, 20]).for_each(|(meta, seconds)| set_age(meta, seconds));
     let again = with_bounds(dir.path(), 2, u64::MAX);
     assert!(left(&again, &metas[0]) && !left(&again, &metas[1]) && left(&again, &metas[2]));
 }
 
 #[test]
-fn a_prefix_is_cut_at_every_torn_length() {
-    let dir = TempDir::new().unwrap();
-    let files = open(dir.path());
+fn a_partial_file_of_any_length_resumes_after_its_last_whole_chunk() {
+    let (dir, files) = store();
     let bytes = body(2 * CHUNK, 1);
     let meta = meta_of(&head(1), &bytes);
     files.receive(&meta).unwrap().write_all(&bytes[..CHUNK + 100]).unwrap();
@@ -108,7 +105,7 @@ fn a_prefix_is_cut_at_every_torn_length() {
 }
 
 #[test]
-fn a_file_of_the_process_before_that_was_not_complete_is_removed() {
+fn a_temporary_file_of_an_earlier_process_is_removed() {
     let dir = TempDir::new().unwrap();
     let temporary = Named::Temporary { group: GROUP, number: 0 }.name();
     fs::write(dir.path().join(&temporary), b"half").unwrap();
@@ -119,7 +116,7 @@ fn a_file_of_the_process_before_that_was_not_complete_is_removed() {
 }
 
 #[test]
-fn a_damaged_file_is_named_hides_no_other_and_another_can_take_its_place() {
+fn the_error_names_a_damaged_file_which_hides_no_other_and_can_be_replaced() {
     let dir = TempDir::new().unwrap();
     let bytes = body(CHUNK + 5, 1);
     let older = create(&open(dir.path()), &head(1), b"older").unwrap();
@@ -152,19 +149,8 @@ fn a_damaged_file_is_named_hides_no_other_and_another_can_take_its_place() {
 }
 
 #[test]
-fn a_file_under_the_name_of_another_is_corrupt() {
-    let dir = TempDir::new().unwrap();
-    let meta = create(&open(dir.path()), &head(1), b"body").unwrap();
-    let other = Named::complete(&head(2), meta.content);
-    fs::rename(dir.path().join(names(dir.path()).first().unwrap()), dir.path().join(other.name())).unwrap();
-    let refused = open(dir.path()).find(GROUP, meta.content).unwrap_err();
-    assert!(refused.to_string().contains("name"), "{refused}");
-}
-
-#[test]
-fn a_file_that_vanished_is_missing_and_one_cut_under_a_reader_is_invalid() {
-    let dir = TempDir::new().unwrap();
-    let files = open(dir.path());
+fn a_deleted_file_is_missing_and_a_file_cut_under_its_reader_is_invalid() {
+    let (dir, files) = store();
     let bytes = body(2 * CHUNK, 1);
     let meta = create(&files, &head(1), &bytes).unwrap();
     let path = dir.path().join(names(dir.path()).first().unwrap());
@@ -174,13 +160,12 @@ fn a_file_that_vanished_is_missing_and_one_cut_under_a_reader_is_invalid() {
     assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
     fs::remove_file(&path).unwrap();
     assert!(matches!(files.open(&meta, 0), Err(SnapshotStoreError::Missing { .. })));
-    let past = files.open(&SnapshotMeta { length: meta.length, ..meta.clone() }, meta.length + 1);
-    assert!(past.is_err());
+    assert!(files.open(&meta, meta.length + 1).is_err());
 }
 
-/// Its entry in memory was overwritten, and it stayed until the store was opened again.
+/// The index lost the misnamed file, which stayed until the store was opened again.
 #[test]
-fn a_file_of_the_same_content_that_says_another_place_goes_with_the_next_of_that_content() {
+fn receiving_a_content_removes_a_misnamed_file_of_it() {
     let dir = TempDir::new().unwrap();
     let bytes = body(CHUNK + 9, 1);
     let meta = create(&open(dir.path()), &head(1), &bytes).unwrap();
@@ -195,23 +180,22 @@ fn a_file_of_the_same_content_that_says_another_place_goes_with_the_next_of_that
     assert!(read(&files, &meta) == bytes);
 }
 
-/// A node that stops in the middle of it loses nothing that it had received.
+/// For example when the node stops during the resume.
 #[test]
-fn a_prefix_that_is_not_read_to_its_end_keeps_every_byte() {
-    let dir = TempDir::new().unwrap();
-    let files = open(dir.path());
+fn an_interrupted_resume_keeps_every_byte() {
+    let (_dir, files) = store();
     let bytes = body(3 * CHUNK + 9, 1);
     let meta = meta_of(&head(1), &bytes);
     files.receive(&meta).unwrap().write_all(&bytes[..2 * CHUNK + 5]).unwrap();
-    let partial = files.shared.path(&Named::Partial { group: GROUP, content: meta.content });
+    let partial = partial(&files, &meta);
     let before = fs::read(&partial).unwrap();
     let stopped = files.receive_while(&meta, &mut |_| false);
     assert!(matches!(stopped, Err(SnapshotStoreError::Stopped { .. })));
     assert!(fs::read(&partial).unwrap() == before);
-    let asked =
-        std::panic::AssertUnwindSafe(|| files.receive_while(&meta, &mut |_| panic!("told to")).is_ok());
-    assert!(std::panic::catch_unwind(asked).is_err());
-    assert!(fs::read(&partial).unwrap() == before, "nor does a caller that panics cost a byte");
+    let panicking =
+        std::panic::AssertUnwindSafe(|| files.receive_while(&meta, &mut |_| panic!("on purpose")).is_ok());
+    assert!(std::panic::catch_unwind(panicking).is_err());
+    assert!(fs::read(&partial).unwrap() == before, "a panic of the caller costs no byte");
     assert_eq!(files.partials(GROUP).bytes, before.len() as u64);
     assert_eq!(files.receive(&meta).unwrap().verified(), 2 * CHUNK as u64 + 5);
 }

@@ -1,9 +1,9 @@
-//! Files whose names do not fit what is in them: somebody renamed or copied them. They hide no sound file, are never
-//! served, and do not go without a word.
+//! Files whose names do not match their content, because a person renamed or copied them. They hide no sound file and are
+//! never served, and the log names each one that is removed.
 
 use std::sync::atomic::AtomicBool;
 
-use super::given_up::Lines;
+use super::log_lines::Lines;
 use super::*;
 
 const REMOVED: &str = "a corrupt snapshot file is removed";
@@ -16,8 +16,7 @@ fn name_of(meta: &SnapshotMeta) -> String {
     Named::complete(&meta.head, meta.content).name()
 }
 
-/// Names that the file of `meta` could be given by mistake, and that sort before it and behind it. All but the last four
-/// keep its content.
+/// Wrong names for the file of `meta`, which sort before or after the right one. All but the last four keep its content.
 fn wrong_names(meta: &SnapshotMeta) -> Vec<String> {
     let (LogId { index, term }, content) = (meta.head.at, meta.content);
     vec![
@@ -32,23 +31,23 @@ fn wrong_names(meta: &SnapshotMeta) -> Vec<String> {
     ]
 }
 
-/// The bytes of a complete file, and what they are.
+/// A complete file: its meta and its bytes.
 fn made(index: u64, seed: u8) -> (SnapshotMeta, Vec<u8>) {
-    let dir = TempDir::new().unwrap();
-    let meta = create(&open(dir.path()), &head(index), &body(CHUNK + 7, seed)).unwrap();
+    let (dir, files) = store();
+    let meta = create(&files, &head(index), &body(CHUNK + 7, seed)).unwrap();
     let bytes = fs::read(dir.path().join(name_of(&meta))).unwrap();
     (meta, bytes)
 }
 
-/// What is said of files while `act` runs, and of which: the last part of what each line names.
-fn said(act: impl FnOnce()) -> Vec<[String; 2]> {
+/// The log lines while `act` runs, each with the file name in it.
+fn logged(act: impl FnOnce()) -> Vec<[String; 2]> {
     let lines = Lines::default();
-    lines.hear(act);
-    let said = lines.0.lock().unwrap().clone();
-    said.into_iter().map(|[line, file]| [line, file.rsplit('/').next().unwrap().to_owned()]).collect()
+    lines.during(act);
+    let lines = lines.0.lock().unwrap().clone();
+    lines.into_iter().map(|[line, file]| [line, file.rsplit('/').next().unwrap().to_owned()]).collect()
 }
 
-/// The order in which a directory is listed is the file system's: so each order of writing, under several names each.
+/// The file system chooses the order of a listing, so the files are written in each order.
 #[test]
 fn copies_under_wrong_names_hide_no_sound_file_and_are_not_served() {
     for seed in 0..4 {
@@ -82,9 +81,9 @@ fn copies_under_wrong_names_hide_no_sound_file_and_are_not_served() {
     }
 }
 
-/// The same in memory, where every order can be had.
+/// In memory, every order can be tested.
 #[test]
-fn a_sound_file_is_found_in_whichever_order_files_of_its_content_are_met() {
+fn the_index_finds_a_sound_file_in_any_order_of_insertion() {
     let (meta, _) = made(5, 1);
     let places = [4, 5, 6, 7];
     let mut orders = 0;
@@ -96,26 +95,26 @@ fn a_sound_file_is_found_in_whichever_order_files_of_its_content_are_met() {
         orders += 1;
         let mut index = Index::default();
         for place in &order {
-            let told = if *place == 5 { Ok(meta.clone()) } else { Err("misnamed".into()) };
+            let found = if *place == 5 { Ok(meta.clone()) } else { Err("misnamed".into()) };
             let at = LogId { index: *place, ..meta.head.at };
-            index.add(GROUP, meta.content, at, Complete::new(told));
+            index.add(GROUP, meta.content, at, Complete::new(found));
         }
         assert_eq!(index.find(GROUP, meta.content).unwrap(), Some(meta.clone()), "{order:?}");
         assert_eq!(index.complete(GROUP), std::slice::from_ref(&meta), "{order:?}");
         index.pin(&meta).unwrap();
         let gone: BTreeSet<_> = index.retain(GROUP, &[]).iter().map(|gone| gone.named.name()).collect();
         let wrong = [4, 6, 7].map(|place| named(GROUP, place, meta.head.at.term, meta.content));
-        assert_eq!(gone, wrong.into(), "what is being read stays: {order:?}");
+        assert_eq!(gone, wrong.into(), "a file with a reader stays: {order:?}");
         assert!(index.unpin(&meta));
         assert_eq!(index.take_unwanted(&meta).unwrap().named.name(), name_of(&meta));
     }
     assert_eq!(orders, 24);
 }
 
-/// A file of the same content stays as long as that is kept: which of them is the right one was not read. It used to be
-/// forgotten, and lay there until the store was opened again, or for ever.
+/// The index used to lose such files, and they stayed. While a content is kept, all files with its name stay: none of them was
+/// read to find the right one.
 #[test]
-fn what_is_not_kept_goes_under_every_name_and_the_log_names_it() {
+fn an_unwanted_content_is_removed_under_all_its_names_and_the_log_names_each() {
     let (older, older_bytes) = made(3, 1);
     let (meta, bytes) = made(5, 1);
     let dir = TempDir::new().unwrap();
@@ -124,12 +123,12 @@ fn what_is_not_kept_goes_under_every_name_and_the_log_names_it() {
         fs::write(dir.path().join(name), &bytes).unwrap();
     }
     let mut opened = None;
-    let found = said(|| opened = Some(open(dir.path())));
+    let found = logged(|| opened = Some(open(dir.path())));
     assert_eq!(found.len(), 8, "{found:?}");
     assert!(found.iter().all(|[line, _]| line == "a snapshot file is corrupt"), "{found:?}");
     let files = opened.unwrap();
 
-    let gone = said(|| files.retain(GROUP, &[meta.content]).unwrap());
+    let gone = logged(|| files.retain(GROUP, &[meta.content]).unwrap());
     let wrong = wrong_names(&meta);
     let removed = |names: &[String]| names.iter().map(|n| [REMOVED.into(), n.clone()]).collect::<Vec<_>>();
     assert_eq!(gone, removed(&wrong[4..6]));
@@ -138,16 +137,16 @@ fn what_is_not_kept_goes_under_every_name_and_the_log_names_it() {
     assert_eq!(names(dir.path()), left);
     assert!(read(&files, &meta) == body(CHUNK + 7, 1));
 
-    let mut gone = said(|| files.retain(GROUP, &[]).unwrap());
+    let mut gone = logged(|| files.retain(GROUP, &[]).unwrap());
     gone.sort();
     let mut expected = removed(&wrong[..4]);
     expected.sort();
     assert_eq!(gone, expected);
-    assert_eq!(names(dir.path()), wrong[6..].iter().cloned().collect(), "those of other groups");
+    assert_eq!(names(dir.path()), wrong[6..].iter().cloned().collect(), "the files of other groups stay");
 }
 
 #[test]
-fn two_files_of_the_same_place_are_both_there_and_under_each_others_names_both_corrupt() {
+fn two_files_of_one_log_position_are_both_found_and_corrupt_with_swapped_names() {
     let (one, one_bytes) = made(5, 1);
     let (two, two_bytes) = made(5, 2);
     let (third, third_bytes) = made(4, 3);
@@ -173,9 +172,9 @@ fn two_files_of_the_same_place_are_both_there_and_under_each_others_names_both_c
     assert!(read(&files, &one) == body(CHUNK + 7, 1));
 }
 
-/// Its two ends fit its name, so only its bytes tell that it is not what it says.
+/// Header and trailer match the wrong name, so only the body reveals it.
 #[test]
-fn a_file_that_is_made_to_fit_a_wrong_name_goes_once_the_content_is_received() {
+fn a_file_forged_for_a_wrong_name_is_removed_once_the_content_is_received() {
     let (meta, bytes) = made(5, 1);
     let false_head = head(4);
     let header = |head: &SnapshotHead| Header { head: head.clone(), offered: None }.encode().unwrap();
@@ -188,36 +187,34 @@ fn a_file_that_is_made_to_fit_a_wrong_name_goes_once_the_content_is_received() {
     let reader = files.open(&claim, 0).unwrap();
     let body = body(CHUNK + 7, 1);
     receive(&files, &meta, &body).unwrap();
-    assert_eq!(names(dir.path()), [name_of(&claim), name_of(&meta)].into(), "it is being read");
-    assert_eq!(files.complete(GROUP).unwrap(), std::slice::from_ref(&meta), "and yet it is none");
+    assert_eq!(names(dir.path()), [name_of(&claim), name_of(&meta)].into(), "it has a reader");
+    assert_eq!(files.complete(GROUP).unwrap(), std::slice::from_ref(&meta), "but it is not listed");
     assert_eq!(files.find(GROUP, meta.content).unwrap(), Some(meta.clone()));
     assert!(files.open(&claim, 0).is_err());
     drop(reader);
-    let gone = said(|| assert_eq!(receive(&files, &meta, &body).unwrap(), meta));
+    let gone = logged(|| assert_eq!(receive(&files, &meta, &body).unwrap(), meta));
     assert_eq!(gone, [[REMOVED.to_owned(), name_of(&claim)]]);
     assert_eq!(names(dir.path()), [name_of(&meta)].into());
 }
 
-/// Syncs of directories fail while it says so.
-struct Failing(AtomicBool);
+/// Syncs of directories fail while this is set.
+struct FailingDirSync(AtomicBool);
 
-impl Hook for Failing {
+impl Hook for FailingDirSync {
     fn before(&self, op: Op, path: &Path) -> io::Result<()> {
         let fails = op == Op::Sync && path.is_dir() && self.0.load(Ordering::Relaxed);
         if fails { Err(io::Error::from_raw_os_error(5)) } else { Ok(()) }
     }
-
-    fn after(&self, _: Op, _: &Path) {}
 }
 
-/// A misnamed file counted as an earlier one of the same name, and what was not durable stayed.
+/// A misnamed file counted as an earlier file of the same name, so the file that was not durable stayed.
 #[test]
-fn a_file_that_does_not_get_durable_leaves_no_name_behind_beside_a_misnamed_one() {
+fn a_file_whose_name_cannot_be_synced_is_removed_beside_a_misnamed_one() {
     let (meta, bytes) = made(5, 1);
     let dir = TempDir::new().unwrap();
     let wrong = named(GROUP, 4, 2, meta.content);
     fs::write(dir.path().join(&wrong), bytes).unwrap();
-    let failing = Arc::new(Failing(AtomicBool::new(false)));
+    let failing = Arc::new(FailingDirSync(AtomicBool::new(false)));
     let files = open_with(dir.path(), FileOps::with_hook(failing.clone()));
     failing.0.store(true, Ordering::Relaxed);
     let refused = create(&files, &meta.head, &body(CHUNK + 7, 1));

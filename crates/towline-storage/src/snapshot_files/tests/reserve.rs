@@ -1,15 +1,15 @@
-//! What of the disk is kept for the log.
+//! The disk space that is reserved for the log.
 //!
-//! The log lies beside the snapshots. Nothing looked at the space that is left, so a snapshot took the last bytes of the
-//! disk, the next append of the log found none, and the node was over.
+//! The log lies beside the snapshots. Without the reserve, a snapshot took the last bytes of the disk, the next append
+//! failed, and the node ended.
 
 use super::*;
 use crate::faults::DiskFaults;
 
 const MIB: u64 = 1 << 20;
 const RESERVE: u64 = 5 * MIB;
-/// How far ahead a file of this node's own has to fit.
-const STEP: u64 = 32 * MIB;
+/// The room that a new snapshot of this node needs.
+const STEP: u64 = writer::SYNC_BYTES;
 
 fn on_small_disk(dir: &Path, disk_reserve_bytes: u64, free_bytes: u64) -> (SnapshotFiles, DiskFaults) {
     let faults = DiskFaults::new();
@@ -21,10 +21,10 @@ fn on_small_disk(dir: &Path, disk_reserve_bytes: u64, free_bytes: u64) -> (Snaps
 }
 
 fn free(files: &SnapshotFiles) -> u64 {
-    files.shared.ops.free_bytes(&files.shared.dir).unwrap()
+    files.dir.ops.free_bytes(Path::new(".")).unwrap()
 }
 
-/// Wanted, free, kept.
+/// The wanted, free and reserved bytes of a refusal.
 fn no_room<T>(outcome: Result<T, SnapshotStoreError>) -> Option<(u64, u64, u64)> {
     match outcome {
         Err(SnapshotStoreError::NoRoom { wanted_bytes, free_bytes, reserve_bytes }) => {
@@ -35,7 +35,7 @@ fn no_room<T>(outcome: Result<T, SnapshotStoreError>) -> Option<(u64, u64, u64)>
 }
 
 #[test]
-fn a_snapshot_of_its_own_begins_only_if_the_next_step_fits_above_the_reserve() {
+fn making_a_snapshot_starts_only_if_the_next_step_fits_beside_the_reserve() {
     let dir = TempDir::new().unwrap();
     let (files, disk) = on_small_disk(dir.path(), RESERVE, RESERVE + STEP - 1);
     assert_eq!(no_room(files.create(&head(1))), Some((STEP, RESERVE + STEP - 1, RESERVE)));
@@ -45,7 +45,7 @@ fn a_snapshot_of_its_own_begins_only_if_the_next_step_fits_above_the_reserve() {
 }
 
 #[test]
-fn a_snapshot_of_its_own_that_turns_out_too_large_is_given_up_above_the_reserve() {
+fn making_a_snapshot_fails_before_it_uses_the_reserve() {
     let dir = TempDir::new().unwrap();
     let before = RESERVE + STEP + 8 * MIB;
     let (files, _disk) = on_small_disk(dir.path(), RESERVE, before);
@@ -57,15 +57,15 @@ fn a_snapshot_of_its_own_that_turns_out_too_large_is_given_up_above_the_reserve(
             Ok(()) => written += MIB,
             Err(refused) => break refused,
         }
-        assert!(free(&files) >= RESERVE, "the reserve is touched after {written} bytes");
+        assert!(free(&files) >= RESERVE, "the reserve is used after {written} bytes");
     };
-    assert_eq!(written, STEP - MIB, "it is looked at once a step was written");
+    assert_eq!(written, STEP - MIB, "the room is checked after each step");
     assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
     assert!(refused.to_string().contains(&format!("{RESERVE} of these are kept for the log")), "{refused}");
-    assert!(writer.write_all(&part).is_err(), "it stays given up");
+    assert!(writer.write_all(&part).is_err(), "it stays failed");
     drop(writer);
     assert_eq!(names(dir.path()).len(), 0);
-    assert_eq!(free(&files), before, "what it took is given back");
+    assert_eq!(free(&files), before, "its bytes are free again");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_received_snapshot_that_does_not_fit_is_refused_before_its_first_byte() {
     let (files, disk) = on_small_disk(dir.path(), RESERVE, RESERVE + stored - 1);
     assert_eq!(no_room(files.receive(&meta)), Some((stored, RESERVE + stored - 1, RESERVE)));
     assert_eq!((names(dir.path()).len(), files.partials(GROUP)), (0, SnapshotPartials::default()));
-    // Somebody made room, and somebody else took some of it while the transfer was broken: what is there need not fit.
+    // The part that is already there needs no more room.
     disk.leave_free(Some(RESERVE + stored));
     files.receive(&meta).unwrap().write_all(&bytes[..CHUNK]).unwrap();
     disk.leave_free(Some(RESERVE + stored - CHUNK as u64));
@@ -86,7 +86,7 @@ fn a_received_snapshot_that_does_not_fit_is_refused_before_its_first_byte() {
 }
 
 #[test]
-fn what_other_transfers_left_gives_way_to_one_that_does_not_fit_beside_it() {
+fn partial_files_of_other_transfers_make_room_for_one_that_does_not_fit() {
     let dir = TempDir::new().unwrap();
     let (old, new) = (body(3 * CHUNK, 1), body(2 * CHUNK, 2));
     let (older, newer) = (meta_of(&head(1), &old), meta_of(&head(2), &new));
@@ -96,7 +96,7 @@ fn what_other_transfers_left_gives_way_to_one_that_does_not_fit_beside_it() {
     disk.leave_free(Some(RESERVE + CHUNK as u64));
     assert_eq!(receive(&files, &newer, &new).unwrap(), newer);
     assert_eq!((files.partials(GROUP).evicted, names(dir.path()).len()), (1, 1));
-    // Its own beginning does not: there is too little room all the same.
+    // The transfer's own partial file stays, even without room for the rest.
     disk.leave_free(Some(u64::MAX));
     files.receive(&older).unwrap().write_all(&old[..2 * CHUNK]).unwrap();
     disk.leave_free(Some(RESERVE));
@@ -105,26 +105,23 @@ fn what_other_transfers_left_gives_way_to_one_that_does_not_fit_beside_it() {
 }
 
 #[test]
-fn a_received_snapshot_is_given_up_if_others_take_its_room_meanwhile() {
+fn receiving_a_snapshot_fails_if_other_writers_take_its_room() {
     let dir = TempDir::new().unwrap();
     let part = body(MIB as usize, 1);
-    let mut hasher = ContentHasher::new(&head(1));
-    (0..40).for_each(|_| hasher.update(&part));
-    let Trailer { length, content } = hasher.finish();
-    let meta = SnapshotMeta { head: head(1), length, content };
+    let meta = meta_of_parts(&part, 40);
     let (files, disk) = on_small_disk(dir.path(), RESERVE, RESERVE + 41 * MIB);
     let mut writer = files.receive(&meta).unwrap();
     (0..31).for_each(|_| writer.write_all(&part).unwrap());
-    // Eight more are to come after the next.
+    // After the next part, eight are missing.
     disk.leave_free(Some(RESERVE + 9 * MIB - 1));
     let refused = writer.write_all(&part).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
     drop(writer);
-    assert_eq!(names(dir.path()).len(), 0, "a full disk is wanted for other things");
+    assert_eq!(names(dir.path()).len(), 0, "the partial file is removed");
 }
 
 #[test]
-fn a_received_snapshot_that_is_all_here_is_ended_within_the_reserve() {
+fn a_complete_body_is_finished_within_the_reserve() {
     let dir = TempDir::new().unwrap();
     let bytes = body(CHUNK + 9, 1);
     let meta = meta_of(&head(1), &bytes);
@@ -136,17 +133,17 @@ fn a_received_snapshot_that_is_all_here_is_ended_within_the_reserve() {
 }
 
 #[test]
-fn a_reserve_of_zero_asks_nothing() {
+fn a_reserve_of_zero_disables_the_check() {
     let dir = TempDir::new().unwrap();
     let (files, _disk) = on_small_disk(dir.path(), 0, 4096);
     create(&files, &head(1), b"body").unwrap();
     let bytes = body(CHUNK, 2);
     let full = receive(&files, &meta_of(&head(2), &bytes), &bytes).unwrap_err();
-    assert!(matches!(full, SnapshotStoreError::Io { .. }), "the disk itself says so: {full}");
+    assert!(matches!(full, SnapshotStoreError::Io { .. }), "the disk itself fails: {full}");
 }
 
 #[test]
-fn the_real_file_system_is_asked() {
+fn the_check_queries_the_real_file_system() {
     let dir = TempDir::new().unwrap();
     let config = SnapshotConfig { disk_reserve_bytes: ByteSize::MAX, ..SnapshotConfig::default() };
     let files = SnapshotFiles::open_with(dir.path(), &config, FileOps::default(), None).unwrap();

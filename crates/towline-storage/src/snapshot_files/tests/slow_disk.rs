@@ -1,4 +1,4 @@
-//! A sync that takes long: writing goes on behind it, so far and no further.
+//! Writing continues during a slow sync, up to a bound.
 
 use std::sync::Condvar;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -8,7 +8,7 @@ use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Its first sync of a file ends when it is let go.
+/// A disk whose syncs of files wait until they are released.
 #[derive(Default)]
 struct SlowDisk {
     held: Mutex<bool>,
@@ -22,12 +22,10 @@ impl Hook for SlowDisk {
         if op == Op::Sync && path.is_file() {
             let held = self.held.lock().unwrap();
             let (_held, waited) = self.let_go.wait_timeout_while(held, DEADLINE, |held| *held).unwrap();
-            assert!(!waited.timed_out(), "nobody let the sync go");
+            assert!(!waited.timed_out(), "the test did not release the sync");
         }
         Ok(())
     }
-
-    fn after(&self, _: Op, _: &Path) {}
 
     fn room(&self, _: &Path, bytes: usize) -> usize {
         *self.written.lock().unwrap() += bytes;
@@ -37,7 +35,7 @@ impl Hook for SlowDisk {
 }
 
 impl SlowDisk {
-    /// Whether so many bytes are written by then.
+    /// Whether `bytes` are written by the deadline.
     fn writes(&self, bytes: usize, until: Instant) -> bool {
         let written = self.written.lock().unwrap();
         let left = until.saturating_duration_since(Instant::now());
@@ -52,13 +50,13 @@ impl SlowDisk {
     }
 }
 
-/// Writing used to wait for each sync before it began the next, so that a disk which now and then takes a tenth of a
-/// second for one, as every shared disk does, cost a transfer a fifth of its time.
+/// Writing used to wait for each sync. On a shared disk, where a sync sometimes takes a tenth of a second, a transfer lost a
+/// fifth of its time.
 #[test]
-fn writing_goes_on_behind_a_slow_sync_up_to_the_bound() {
+fn writing_continues_during_a_slow_sync_up_to_the_bound() {
     let (first, bound) = (writer::SYNC_BYTES as usize, writer::BEHIND_SYNC_BYTES_MAX as usize);
-    let (dir, disk) = (TempDir::new().unwrap(), Arc::new(SlowDisk::default()));
-    let files = open_with(dir.path(), FileOps::with_hook(disk.clone()));
+    let disk = Arc::new(SlowDisk::default());
+    let (_dir, files) = hooked(&disk);
     let mut writer = files.create(&head(1)).unwrap();
     *disk.held.lock().unwrap() = true;
     let (done, finished) = channel();
@@ -69,8 +67,8 @@ fn writing_goes_on_behind_a_slow_sync_up_to_the_bound() {
         writer.verify(None).unwrap();
         writer.commit().unwrap()
     });
-    assert!(disk.writes(first + bound, Instant::now() + DEADLINE), "it waited before the bound");
-    // The next chunk is not taken: for a while, since nothing tells of what does not happen.
+    assert!(disk.writes(first + bound, Instant::now() + DEADLINE), "writing stopped before the bound");
+    // The next chunk waits. No event shows this, so the test waits for a while.
     assert_eq!(finished.recv_timeout(Duration::from_millis(300)), Err(RecvTimeoutError::Timeout));
     disk.let_go();
     finished.recv_timeout(DEADLINE).unwrap();

@@ -1,4 +1,4 @@
-//! What is given up of unfinished transfers does not go without a word.
+//! Log lines about partial files that are removed or restarted.
 
 use std::fmt::Debug;
 use std::sync::OnceLock;
@@ -9,14 +9,14 @@ use tracing::{Dispatch, Event, Metadata, Subscriber};
 
 use super::*;
 
-/// Keeps the text of each line, and the file it names.
+/// Records the message of each log line, and the file that it names.
 #[derive(Clone, Default)]
 pub(super) struct Lines(pub(super) Arc<Mutex<Vec<[String; 2]>>>);
 
 impl Lines {
-    /// Hears what this thread says while `act` runs. Where there is one subscriber only, a line that another thread comes
-    /// to first, and that nobody listens to there, is switched off for all: so there is always a second one.
-    pub(super) fn hear<T>(&self, act: impl FnOnce() -> T) -> T {
+    /// Records the lines of this thread while `act` runs. Keeps a second subscriber alive: with a single one, tracing would
+    /// disable a line for all threads once a thread without a subscriber reaches it first.
+    pub(super) fn during<T>(&self, act: impl FnOnce() -> T) -> T {
         static SECOND: OnceLock<Dispatch> = OnceLock::new();
         SECOND.get_or_init(|| Dispatch::new(Self::default()));
         tracing::subscriber::with_default(self.clone(), act)
@@ -52,7 +52,7 @@ impl Subscriber for Lines {
 }
 
 #[test]
-fn a_partial_file_that_goes_for_the_bounds_is_named_in_the_log() {
+fn the_log_names_a_partial_file_removed_for_the_bounds() {
     let (dir, lines) = (TempDir::new().unwrap(), Lines::default());
     let config = SnapshotConfig { partials_max: 1, ..SnapshotConfig::default() };
     let files = SnapshotFiles::open_with(dir.path(), &config, FileOps::default(), None).unwrap();
@@ -60,26 +60,25 @@ fn a_partial_file_that_goes_for_the_bounds_is_named_in_the_log() {
         let bytes = body(2 * CHUNK, index as u8);
         let meta = meta_of(&head(index), &bytes);
         files.receive(&meta).unwrap().write_all(&bytes[..CHUNK]).unwrap();
-        files.shared.path(&Named::Partial { group: GROUP, content: meta.content }).display().to_string()
+        partial(&files, &meta).display().to_string()
     };
-    let first = lines.hear(|| [left(1), left(2)])[0].clone();
-    let said = ["an unfinished snapshot file is given up".to_owned(), first];
+    let first = lines.during(|| [left(1), left(2)])[0].clone();
+    let said = ["a partial snapshot file is removed".to_owned(), first];
     assert_eq!(*lines.0.lock().unwrap(), [said]);
 }
 
 #[test]
-fn a_partial_file_that_is_of_no_use_begins_anew_and_the_log_says_so() {
-    let (dir, lines) = (TempDir::new().unwrap(), Lines::default());
-    let files = open(dir.path());
+fn the_log_says_that_a_partial_file_cannot_be_resumed() {
+    let lines = Lines::default();
+    let (_dir, files) = store();
     let bytes = body(2 * CHUNK, 1);
     let meta = meta_of(&head(1), &bytes);
     files.receive(&meta).unwrap().write_all(&bytes[..CHUNK]).unwrap();
-    let partial = files.shared.path(&Named::Partial { group: GROUP, content: meta.content });
-    fs::write(&partial, "another file").unwrap();
-    let anew = lines.hear(|| files.receive(&meta).unwrap().verified());
-    assert_eq!(anew, 0);
+    fs::write(partial(&files, &meta), "another file").unwrap();
+    let verified = lines.during(|| files.receive(&meta).unwrap().verified());
+    assert_eq!(verified, 0);
     let said = lines.0.lock().unwrap().clone();
     let [[message, cause]] = &said[..] else { panic!("{said:?}") };
-    assert!(message.starts_with("an unfinished snapshot file is of no use"), "{said:?}");
+    assert!(message.starts_with("a partial snapshot file cannot be resumed"), "{said:?}");
     assert!(cause.contains("another file"), "{said:?}");
 }
