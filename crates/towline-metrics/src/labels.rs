@@ -32,13 +32,14 @@ pub const OTHER: &str = "other";
 
 /// What the handle tables need of a closed label set. Positions are `0..ALL.len()`, in the order of `ALL`.
 pub(crate) trait Closed: Copy + 'static {
+    const LABEL: &'static str;
     const VALUES: &'static [Self];
     fn value(self) -> &'static str;
     fn position(self) -> usize;
 }
 
 macro_rules! closed {
-    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $value:literal,)+ }) => {
+    ($(#[$outer:meta])* $name:ident in $label:ident { $($(#[$inner:meta])* $variant:ident = $value:literal,)+ }) => {
         $(#[$outer])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
@@ -66,6 +67,7 @@ macro_rules! closed {
         }
 
         impl Closed for $name {
+            const LABEL: &'static str = $label;
             const VALUES: &'static [Self] = Self::ALL;
 
             fn value(self) -> &'static str {
@@ -81,7 +83,7 @@ macro_rules! closed {
 
 closed! {
     /// One of the separate streams between two nodes.
-    Lane {
+    Lane in LANE {
         /// Heartbeats, votes, read-index.
         Control = "control",
         /// Log entries and their answers.
@@ -93,7 +95,7 @@ closed! {
 
 closed! {
     /// The direction of a transfer, seen from the node that counts.
-    Direction {
+    Direction in DIRECTION {
         /// From this node to the peer.
         Sent = "sent",
         /// From the peer to this node.
@@ -103,7 +105,7 @@ closed! {
 
 closed! {
     /// Why an outgoing message was dropped before it could reach the peer.
-    DropReason {
+    DropReason in REASON {
         /// The lane's queue was at its bound in messages or bytes.
         QueueFull = "queue_full",
         /// A newer control message of the same group and kind replaced it.
@@ -123,7 +125,7 @@ closed! {
 
 closed! {
     /// Why a nack was not sent to the peer.
-    NackDropReason {
+    NackDropReason in REASON {
         /// The queue of nacks that wait for the peer's next append was full.
         LateFull = "late_full",
         /// The transport's answer queue was full: the peer does not read its nacks.
@@ -133,7 +135,7 @@ closed! {
 
 closed! {
     /// The content of a report to Raft.
-    ReportKind {
+    ReportKind in KIND {
         /// A peer is unreachable.
         Unreachable = "unreachable",
         /// A snapshot attempt succeeded.
@@ -145,7 +147,7 @@ closed! {
 
 closed! {
     /// The outcome of a report.
-    ReportOutcome {
+    ReportOutcome in OUTCOME {
         /// Raft received the report.
         Applied = "applied",
         /// The report came too late: the attempt has ended, or this node does not lead.
@@ -163,7 +165,7 @@ closed! {
 
 closed! {
     /// Why a message, hello or connection from the network was refused.
-    RejectCause {
+    RejectCause in CAUSE {
         /// The sender belongs to another cluster.
         WrongCluster = "wrong_cluster",
         /// It was addressed to another node.
@@ -229,7 +231,7 @@ closed! {
 
 closed! {
     /// How a proposal ended.
-    ProposalOutcome {
+    ProposalOutcome in OUTCOME {
         /// Committed and applied.
         Committed = "committed",
         /// Not proposed: this node does not lead.
@@ -247,7 +249,7 @@ closed! {
 
 closed! {
     /// How a snapshot transfer ended.
-    SnapshotOutcome {
+    SnapshotOutcome in OUTCOME {
         /// Verified, durable and accepted by the receiver's Raft.
         Finished = "finished",
         /// The receiver did not need it.
@@ -263,7 +265,7 @@ closed! {
 
 closed! {
     /// How a read ended.
-    ReadOutcome {
+    ReadOutcome in OUTCOME {
         /// The caller got its view.
         Served = "served",
         /// The caller got an error.
@@ -273,7 +275,7 @@ closed! {
 
 closed! {
     /// A bounded table of handles in this crate.
-    Table {
+    Table in TABLE {
         /// Handles per peer and transport, at most [`PEERS_MAX`](crate::PEERS_MAX).
         Peers = "peers",
         /// Handles per group, at most [`GROUPS_MAX`](crate::GROUPS_MAX).
@@ -293,9 +295,9 @@ pub enum GroupRole {
     Leader,
     /// 3
     PreCandidate,
-    /// 4: the group panicked or its log is poisoned; it keeps silent.
+    /// 4: the group panicked or its log is poisoned; it is silent.
     Quarantined,
-    /// 5: it was stopped on this node, or the node was shut down.
+    /// 5: the group stopped on this node, or the node shut down.
     Stopped,
 }
 
@@ -313,13 +315,6 @@ impl GroupRole {
     /// The number the gauge shows.
     #[must_use]
     pub const fn code(self) -> u32 {
-        match self {
-            Self::Follower => 0,
-            Self::Candidate => 1,
-            Self::Leader => 2,
-            Self::PreCandidate => 3,
-            Self::Quarantined => 4,
-            Self::Stopped => 5,
-        }
+        self as u32
     }
 }

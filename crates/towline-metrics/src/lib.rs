@@ -1,10 +1,10 @@
-//! What Towline counts: metric names, cached handles, and readers and writers that count bytes.
+//! The metrics of Towline: names, cached handles, and byte totals of transfers.
 //!
-//! The engine, the transports and the storage all count through this crate, so that one name means one
-//! thing everywhere. It speaks the [`metrics`] facade: any recorder of that ecosystem can receive the
-//! numbers. With the feature `prometheus` it also brings an exporter with a scrape endpoint.
+//! Engine, transports and storage count through this crate, so one name means the same everywhere. It uses the [`metrics`]
+//! facade: any recorder of that ecosystem can receive the numbers. The feature `prometheus` adds an exporter with a scrape
+//! endpoint.
 //!
-//! What it deliberately does not do:
+//! Limits:
 //!
 //! * It knows nothing of Raft. Ids are plain `u64`, and it depends on no other Towline crate.
 //! * It installs no global recorder and starts nothing by itself.
@@ -21,24 +21,19 @@
 //! where they use different recorders; where they share one, the `node` label does.
 //!
 //! ```
-//! use std::io::Read;
 //! use towline_metrics::labels::{Direction, DropReason, Lane, SnapshotOutcome};
-//! use towline_metrics::{CountingReader, NodeMetrics};
+//! use towline_metrics::{ByteTally, NodeMetrics};
 //!
 //! let node = NodeMetrics::new(1, None); // or Some(recorder)
 //! let peer = node.peer(2, "grpc");
 //! peer.lane(Lane::Append).messages_sent(3);
 //! peer.lane(Lane::Append).dropped(DropReason::QueueFull, 1);
 //!
-//! let mut body = CountingReader::new(&b"a snapshot"[..], peer.snapshot_record(Direction::Sent));
-//! let moved = body.count(); // readable from elsewhere while the copy runs
-//! std::io::copy(&mut body, &mut std::io::sink())?;
-//! assert_eq!(moved.bytes(), 10);
-//! body.finish(SnapshotOutcome::Finished); // dropping it instead records `Cancelled`
-//! # Ok::<(), std::io::Error>(())
+//! let tally = ByteTally::new(peer.snapshot_record(Direction::Sent));
+//! tally.add(10);
+//! tally.finish(SnapshotOutcome::Finished); // dropping it instead records `Cancelled`
 //! ```
 
-mod bytes_io;
 #[cfg(feature = "prometheus")]
 pub mod exporter;
 mod group;
@@ -47,8 +42,9 @@ pub mod labels;
 pub mod names;
 mod node;
 mod peer;
+mod tally;
 
-pub use bytes_io::{ByteCount, ByteTally, CountingReader, CountingWriter, RecordTotal};
 pub use group::GroupMetrics;
 pub use node::{GROUPS_MAX, NodeMetrics, PEERS_MAX, SharedRecorder};
 pub use peer::{LaneMetrics, PeerMetrics};
+pub use tally::{ByteTally, RecordTotal};

@@ -8,7 +8,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, NoopRecorder, Recorder};
 
 use crate::group::GroupMetrics;
-use crate::handles::{PerLabel, Registrar, float};
+use crate::handles::{PerLabel, Registrar, float, handles};
 use crate::labels::{self, OTHER, RejectCause, Table};
 use crate::names;
 use crate::peer::PeerMetrics;
@@ -33,7 +33,7 @@ pub struct NodeMetrics {
 struct Inner {
     node: u64,
     source: Source,
-    handles: Handles,
+    handles: NodeHandles,
     peers: Mutex<HashMap<(u64, &'static str), PeerMetrics>>,
     groups: Mutex<HashMap<u64, GroupMetrics>>,
     other_peers: OnceLock<PeerMetrics>,
@@ -47,18 +47,20 @@ enum Source {
     Ambient,
 }
 
-struct Handles {
-    rejects: PerLabel<RejectCause, Counter>,
-    log_writes: Counter,
-    log_write_seconds: Histogram,
-    log_write_bytes: Histogram,
-    log_write_batches: Histogram,
-    log_poisoned: Counter,
-    shard_turns: Counter,
-    shard_turn_seconds: Histogram,
-    ticks_skipped: Counter,
-    reports_after_close: Counter,
-    overflow: PerLabel<Table, Counter>,
+handles! {
+    struct NodeHandles {
+        only rejects: PerLabel<RejectCause, Counter> = INBOUND_REJECTS;
+        only log_writes: Counter = LOG_WRITES;
+        only log_write_seconds: Histogram = LOG_WRITE_SECONDS;
+        only log_write_bytes: Histogram = LOG_WRITE_BYTES;
+        only log_write_batches: Histogram = LOG_WRITE_BATCHES;
+        only log_poisoned: Counter = LOG_POISONED;
+        only shard_turns: Counter = SHARD_TURNS;
+        only shard_turn_seconds: Histogram = SHARD_TURN_SECONDS;
+        only ticks_skipped: Counter = TICKS_SKIPPED;
+        only reports_after_close: Counter = REPORTS_AFTER_CLOSE;
+        only overflow: PerLabel<Table, Counter> = METRICS_OVERFLOW;
+    }
 }
 
 impl NodeMetrics {
@@ -73,7 +75,7 @@ impl NodeMetrics {
         let source = recorder.map_or(Source::Ambient, Source::Given);
         let handles = source.with(|recorder| {
             names::describe(recorder);
-            Handles::register(&node_labels(recorder, node))
+            NodeHandles::register(&node_labels(recorder, node))
         });
         let inner = Inner {
             node,
@@ -192,8 +194,8 @@ impl NodeMetrics {
                 return None;
             }
         }
-        // The recorder is foreign code, so it runs without the lock. Two threads may both get here for
-        // one key; the recorder gives both the same series, and the first handle stays.
+        // The recorder is foreign code, so it runs without the lock. Two threads may both register one key; the recorder
+        // gives both the same series, and the first handle stays.
         let made = self.register(|node| make(&node));
         let mut table = lock(table);
         if table.len() >= entries_max && !table.contains_key(&key) {
@@ -218,24 +220,6 @@ impl Source {
         match self {
             Self::Given(recorder) => f(recorder.as_ref()),
             Self::Ambient => metrics::with_recorder(f),
-        }
-    }
-}
-
-impl Handles {
-    fn register(node: &Registrar<'_>) -> Self {
-        Self {
-            rejects: node.per(labels::CAUSE, |cause| cause.counter(names::INBOUND_REJECTS)),
-            log_writes: node.counter(names::LOG_WRITES),
-            log_write_seconds: node.histogram(names::LOG_WRITE_SECONDS),
-            log_write_bytes: node.histogram(names::LOG_WRITE_BYTES),
-            log_write_batches: node.histogram(names::LOG_WRITE_BATCHES),
-            log_poisoned: node.counter(names::LOG_POISONED),
-            shard_turns: node.counter(names::SHARD_TURNS),
-            shard_turn_seconds: node.histogram(names::SHARD_TURN_SECONDS),
-            ticks_skipped: node.counter(names::TICKS_SKIPPED),
-            reports_after_close: node.counter(names::REPORTS_AFTER_CLOSE),
-            overflow: node.per(labels::TABLE, |table| table.counter(names::METRICS_OVERFLOW)),
         }
     }
 }

@@ -1,7 +1,6 @@
-//! The exporter as a scraper sees it. Loopback only.
+//! The exporter as a scraper sees it, on loopback.
 
 #![cfg(feature = "prometheus")]
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may stop at once")]
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -74,12 +73,12 @@ fn upkeep_between_scrapes_loses_no_sample() {
 }
 
 #[tokio::test]
-async fn serves_scrapes_and_refuses_the_rest_politely() {
+async fn serves_scrapes_and_refuses_other_requests() {
     let exporter = Exporter::new();
     let server = exporter.serve(loopback()).await.unwrap();
     let at = server.local_addr();
     assert_ne!(at.port(), 0);
-    // A node that comes after the endpoint is served all the same.
+    // Also metrics of a node that started after the endpoint.
     NodeMetrics::new(4, Some(exporter.recorder())).ticks_skipped(6);
 
     let answer = ask(at, "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await;
@@ -106,7 +105,7 @@ async fn serves_scrapes_and_refuses_the_rest_politely() {
 async fn an_endless_request_is_cut_at_the_bound() {
     let server = Exporter::new().serve(loopback()).await.unwrap();
     let at = server.local_addr();
-    // Exactly one byte too many, so that the server has read all of it when it answers.
+    // Exactly one byte too long, so that the server reads all of it before it answers.
     let long = "x".repeat(8 * 1024 + 1);
     assert_eq!(status(&ask(at, &long).await), "HTTP/1.1 431 Request Header Fields Too Large");
     assert_eq!(status(&ask(at, "GET /metrics HTTP/1.1\r\n\r\n").await), "HTTP/1.1 200 OK");
@@ -121,7 +120,7 @@ async fn silent_connections_do_not_keep_scrapers_out_for_ever() {
         silent.push(TcpStream::connect(at).await.unwrap());
     }
     drop(silent.split_off(20));
-    // Time stands still but for timers, so the deadlines of the silent ones pass at once.
+    // Paused time jumps to the next timer, so the deadlines of the silent connections pass at once.
     tokio::time::pause();
     assert_eq!(status(&ask(at, "GET /metrics HTTP/1.1\r\n\r\n").await), "HTTP/1.1 200 OK");
 }
@@ -131,10 +130,7 @@ async fn a_port_in_use_is_a_typed_error() {
     let exporter = Exporter::new();
     let server = exporter.serve(loopback()).await.unwrap();
     let error = Exporter::new().serve(server.local_addr()).await.unwrap_err();
-    assert!(
-        matches!(error, ExporterError::AddressInUse { at, .. } if at == server.local_addr()),
-        "{error:?}"
-    );
+    assert!(matches!(error, ExporterError::AddressInUse { .. }), "{error:?}");
     assert_eq!(error.to_string(), format!("metrics address {} is in use", server.local_addr()));
     let at = server.local_addr();
     server.close().await;
@@ -143,7 +139,7 @@ async fn a_port_in_use_is_a_typed_error() {
 
 #[tokio::test]
 async fn an_address_of_another_machine_is_a_typed_error() {
-    // TEST-NET-1: no machine has it.
+    // TEST-NET-1 belongs to no machine.
     let error = Exporter::new().serve(([192, 0, 2, 1], 0)).await.unwrap_err();
     assert!(matches!(error, ExporterError::AddressNotAvailable { .. }), "{error:?}");
 }
@@ -156,7 +152,7 @@ async fn dropping_the_server_stops_it_and_its_connections() {
     assert_eq!(status(&ask(at, "GET /metrics HTTP/1.1\r\n\r\n").await), "HTTP/1.1 200 OK");
     let before = Instant::now();
     drop(server);
-    // Either the end of the stream or a reset; well before the connection's own deadline.
+    // The end of the stream or a reset, before the connection's own deadline.
     let ended = timeout(Duration::from_secs(8), open.read(&mut [0; 1])).await;
     assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?} after {:?}", before.elapsed());
     let refused = async { while TcpStream::connect(at).await.is_ok() {} };
@@ -164,7 +160,7 @@ async fn dropping_the_server_stops_it_and_its_connections() {
 }
 
 #[test]
-fn without_a_runtime_it_says_so() {
+fn serving_without_a_runtime_is_a_typed_error() {
     let exporter = Exporter::new();
     let mut serve = std::pin::pin!(exporter.serve(loopback()));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -1,76 +1,72 @@
-//! Counting through the handles, as the engine does.
+//! Counting through the handles.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test may stop at once")]
-
+use std::fmt::Display;
 use std::time::Duration;
 
 use crate::common::Memory;
 use towline_metrics::labels::*;
-use towline_metrics::{CountingReader, GROUPS_MAX, NodeMetrics, PEERS_MAX};
+use towline_metrics::{ByteTally, GROUPS_MAX, NodeMetrics, PEERS_MAX};
 
 const MS: Duration = Duration::from_millis(1);
+
+/// Calls `add` with each pair of labels and another number. Returns the expected value of each series.
+fn pairs<A: Copy + Display, B: Copy + Display>(
+    all: (&[A], &[B]),
+    add: impl Fn(A, B, u64),
+    series: impl Fn(A, B) -> String,
+) -> Vec<(String, f64)> {
+    let pairs = all.0.iter().flat_map(|a| all.1.iter().map(move |b| (*a, *b)));
+    let numbered = pairs.zip(1..).map(|((a, b), number)| {
+        add(a, b, number);
+        (series(a, b), number as f64)
+    });
+    numbered.collect()
+}
 
 #[test]
 fn each_label_value_has_its_own_series() {
     let memory = Memory::new();
     let node = NodeMetrics::new(1, Some(memory.shared()));
     let (peer, group) = (node.peer(2, "grpc"), node.group(9));
-    let number = |position: usize| position as u64 + 1;
-    for (i, cause) in RejectCause::ALL.iter().enumerate() {
-        (0..number(i)).for_each(|_| node.rejected(*cause));
-    }
-    for (i, outcome) in ProposalOutcome::ALL.iter().enumerate() {
-        group.proposals(*outcome, number(i));
-    }
-    for (i, lane) in Lane::ALL.iter().enumerate() {
-        for (j, reason) in DropReason::ALL.iter().enumerate() {
-            peer.lane(*lane).dropped(*reason, number(10 * i + j));
-        }
-    }
-    for (i, kind) in ReportKind::ALL.iter().enumerate() {
-        for (j, outcome) in ReportOutcome::ALL.iter().enumerate() {
-            peer.reports(*kind, *outcome, number(10 * i + j));
-        }
-    }
-    for (i, direction) in Direction::ALL.iter().enumerate() {
-        for (j, outcome) in SnapshotOutcome::ALL.iter().enumerate() {
-            peer.snapshot_ended(*direction, *outcome, number(10 * i + j));
-        }
-    }
-
-    for (i, cause) in RejectCause::ALL.iter().enumerate() {
-        let series = format!("towline_inbound_rejects_total{{node=1,cause={cause}}}");
-        assert_eq!(memory.value(&series), number(i) as f64, "{series}");
-    }
-    for (i, outcome) in ProposalOutcome::ALL.iter().enumerate() {
-        let series = format!("towline_proposals_total{{node=1,group=9,outcome={outcome}}}");
-        assert_eq!(memory.value(&series), number(i) as f64, "{series}");
-    }
-    for (i, lane) in Lane::ALL.iter().enumerate() {
-        for (j, reason) in DropReason::ALL.iter().enumerate() {
-            let labels = format!("node=1,peer=2,transport=grpc,lane={lane},reason={reason}");
-            let series = format!("towline_messages_dropped_total{{{labels}}}");
-            assert_eq!(memory.value(&series), number(10 * i + j) as f64, "{series}");
-        }
-    }
-    for (i, kind) in ReportKind::ALL.iter().enumerate() {
-        for (j, outcome) in ReportOutcome::ALL.iter().enumerate() {
-            let series = format!("towline_reports_total{{node=1,peer=2,kind={kind},outcome={outcome}}}");
-            assert_eq!(memory.value(&series), number(10 * i + j) as f64, "{series}");
-        }
-    }
-    for (i, direction) in Direction::ALL.iter().enumerate() {
-        for (j, outcome) in SnapshotOutcome::ALL.iter().enumerate() {
-            let labels = format!("{{node=1,peer=2,transport=grpc,direction={direction},outcome={outcome}}}");
-            let bytes = memory.value(&format!("towline_snapshot_payload_bytes_total{labels}"));
-            assert_eq!(bytes, number(10 * i + j) as f64, "{labels}");
-            assert_eq!(memory.value(&format!("towline_snapshot_transfers_total{labels}")), 1.0, "{labels}");
-        }
+    let link = "node=1,peer=2,transport=grpc";
+    let expected = [
+        pairs(
+            (RejectCause::ALL, &[""]),
+            |cause, _, n| (0..n).for_each(|_| node.rejected(cause)),
+            |cause, _| format!("towline_inbound_rejects_total{{node=1,cause={cause}}}"),
+        ),
+        pairs(
+            (ProposalOutcome::ALL, &[""]),
+            |outcome, _, n| group.proposals(outcome, n),
+            |outcome, _| format!("towline_proposals_total{{node=1,group=9,outcome={outcome}}}"),
+        ),
+        pairs(
+            (Lane::ALL, DropReason::ALL),
+            |lane, reason, n| peer.lane(lane).dropped(reason, n),
+            |lane, reason| format!("towline_messages_dropped_total{{{link},lane={lane},reason={reason}}}"),
+        ),
+        pairs(
+            (ReportKind::ALL, ReportOutcome::ALL),
+            |kind, outcome, n| peer.reports(kind, outcome, n),
+            |kind, outcome| format!("towline_reports_total{{node=1,peer=2,kind={kind},outcome={outcome}}}"),
+        ),
+        pairs(
+            (Direction::ALL, SnapshotOutcome::ALL),
+            |direction, outcome, n| peer.snapshot_ended(direction, outcome, n),
+            |to, outcome| {
+                format!("towline_snapshot_payload_bytes_total{{{link},direction={to},outcome={outcome}}}")
+            },
+        ),
+    ];
+    for (series, value) in expected.concat() {
+        assert_eq!(memory.value(&series), value, "{series}");
+        let transfers = series.replace("payload_bytes", "transfers");
+        assert!(transfers == series || memory.value(&transfers) == 1.0, "{transfers}");
     }
 }
 
 #[test]
-fn lane_handles_reach_their_own_metrics() {
+fn each_lane_handle_updates_its_metric() {
     let memory = Memory::new();
     let peer = NodeMetrics::new(1, Some(memory.shared())).peer(2, "quic");
     let lane = peer.lane(Lane::Append);
@@ -111,7 +107,7 @@ fn lane_handles_reach_their_own_metrics() {
 }
 
 #[test]
-fn group_and_node_handles_reach_their_own_metrics() {
+fn each_group_and_node_handle_updates_its_metric() {
     let memory = Memory::new();
     let node = NodeMetrics::new(1, Some(memory.shared()));
     let group = node.group(9);
@@ -122,43 +118,51 @@ fn group_and_node_handles_reach_their_own_metrics() {
     group.last_index(5);
     (0..6).for_each(|_| group.leader_changed());
     (0..7).for_each(|_| group.campaigned());
-    (0..8).for_each(|_| group.unreadable());
+    (0..9).for_each(|_| group.unreadable());
     group.proposal_bytes(8);
     group.proposal_time(MS);
     group.commit_time(2 * MS);
     group.apply(3 * MS, 64);
     group.read_served(4 * MS);
     (0..2).for_each(|_| group.read_failed());
-    let value = |name: &str| memory.value(&format!("towline_{name}{{node=1,group=9}}"));
-    let values = ["group_term", "group_role", "group_commit_index", "group_applied_index"].map(value);
-    assert_eq!(values, [1.0, 4.0, 2.0, 3.0]);
-    let values = ["group_last_index", "group_leader_changes_total", "campaigns_total"].map(value);
-    assert_eq!(values, [5.0, 6.0, 7.0]);
-    assert_eq!(value("proposal_payload_bytes_total"), 8.0);
-    assert_eq!(value("group_unreadable_total"), 8.0);
-    let sample = |name: &str| memory.samples(&format!("towline_{name}{{node=1,group=9}}"));
-    assert_eq!(sample("proposal_seconds"), [0.001]);
-    assert_eq!(sample("commit_seconds"), [0.002]);
-    assert_eq!(sample("apply_seconds"), [0.003]);
-    assert_eq!(sample("apply_batch_entries"), [64.0]);
-    assert_eq!(sample("read_seconds"), [0.004]);
-    assert_eq!(memory.value("towline_reads_total{node=1,group=9,outcome=served}"), 1.0);
-    assert_eq!(memory.value("towline_reads_total{node=1,group=9,outcome=failed}"), 2.0);
-
     node.log_write(5 * MS, 4096, 3);
     node.log_poisoned();
     node.shard_turn(6 * MS);
     node.ticks_skipped(4);
     node.reports_after_close(1);
-    assert_eq!(memory.value("towline_log_writes_total{node=1}"), 1.0);
-    assert_eq!(memory.samples("towline_log_write_seconds{node=1}"), [0.005]);
-    assert_eq!(memory.samples("towline_log_write_bytes{node=1}"), [4096.0]);
-    assert_eq!(memory.samples("towline_log_write_batches{node=1}"), [3.0]);
-    assert_eq!(memory.value("towline_log_poisoned_total{node=1}"), 1.0);
-    assert_eq!(memory.value("towline_shard_turns_total{node=1}"), 1.0);
-    assert_eq!(memory.samples("towline_shard_turn_seconds{node=1}"), [0.006]);
-    assert_eq!(memory.value("towline_ticks_skipped_total{node=1}"), 4.0);
-    assert_eq!(memory.value("towline_reports_after_close_total{node=1}"), 1.0);
+    for (series, value) in [
+        ("group_term{node=1,group=9}", 1.0),
+        ("group_role{node=1,group=9}", 4.0),
+        ("group_commit_index{node=1,group=9}", 2.0),
+        ("group_applied_index{node=1,group=9}", 3.0),
+        ("group_last_index{node=1,group=9}", 5.0),
+        ("group_leader_changes_total{node=1,group=9}", 6.0),
+        ("campaigns_total{node=1,group=9}", 7.0),
+        ("group_unreadable_total{node=1,group=9}", 9.0),
+        ("proposal_payload_bytes_total{node=1,group=9}", 8.0),
+        ("reads_total{node=1,group=9,outcome=served}", 1.0),
+        ("reads_total{node=1,group=9,outcome=failed}", 2.0),
+        ("log_writes_total{node=1}", 1.0),
+        ("log_poisoned_total{node=1}", 1.0),
+        ("shard_turns_total{node=1}", 1.0),
+        ("ticks_skipped_total{node=1}", 4.0),
+        ("reports_after_close_total{node=1}", 1.0),
+    ] {
+        assert_eq!(memory.value(&format!("towline_{series}")), value, "{series}");
+    }
+    for (series, sample) in [
+        ("proposal_seconds{node=1,group=9}", 0.001),
+        ("commit_seconds{node=1,group=9}", 0.002),
+        ("apply_seconds{node=1,group=9}", 0.003),
+        ("apply_batch_entries{node=1,group=9}", 64.0),
+        ("read_seconds{node=1,group=9}", 0.004),
+        ("log_write_seconds{node=1}", 0.005),
+        ("log_write_bytes{node=1}", 4096.0),
+        ("log_write_batches{node=1}", 3.0),
+        ("shard_turn_seconds{node=1}", 0.006),
+    ] {
+        assert_eq!(memory.samples(&format!("towline_{series}")), [sample], "{series}");
+    }
 }
 
 #[test]
@@ -240,9 +244,9 @@ fn peers_past_the_bound_share_one_handle_and_are_counted() {
     let shared = "towline_messages_sent_total{node=1,peer=other,transport=other,lane=append}";
     assert_eq!(memory.value(shared), 3.0);
     let gauge = "towline_queue_messages{node=1,peer=other,transport=other,lane=append}";
-    assert!(!memory.recorded().values.contains_key(gauge), "a gauge shared by many would lie");
+    assert!(!memory.recorded().values.contains_key(gauge), "a gauge with several owners");
     node.peer(3, "grpc").lane(Lane::Append).messages_sent(4);
-    assert_eq!(memory.value(overflow), 3.0, "those within the bound keep their own");
+    assert_eq!(memory.value(overflow), 3.0, "peers within the bound keep their own handles");
     node.other_peers().lane(Lane::Append).messages_sent(1);
     assert_eq!(memory.value(shared), 4.0);
 }
@@ -262,23 +266,22 @@ fn groups_past_the_bound_share_one_handle_and_are_counted() {
 }
 
 #[test]
-fn a_snapshot_reader_records_into_its_peer() {
+fn a_tally_records_into_its_peer() {
     let memory = Memory::new();
     let peer = NodeMetrics::new(1, Some(memory.shared())).peer(2, "grpc");
-    let mut reader = CountingReader::new(&[0; 100][..], peer.snapshot_record(Direction::Sent));
-    std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+    let tally = ByteTally::new(peer.snapshot_record(Direction::Sent));
+    tally.add(100);
     let labels = "{node=1,peer=2,transport=grpc,direction=sent,outcome=finished}";
     assert_eq!(memory.value(&format!("towline_snapshot_payload_bytes_total{labels}")), 0.0);
-    assert_eq!(reader.finish(SnapshotOutcome::Finished), 100);
+    assert_eq!(tally.finish(SnapshotOutcome::Finished), 100);
     assert_eq!(memory.value(&format!("towline_snapshot_payload_bytes_total{labels}")), 100.0);
     assert_eq!(memory.value(&format!("towline_snapshot_transfers_total{labels}")), 1.0);
 }
 
 #[test]
-fn handles_cross_threads() {
+fn handles_are_shareable_between_threads() {
     fn shareable<T: Clone + Send + Sync + 'static>() {}
     shareable::<NodeMetrics>();
     shareable::<towline_metrics::PeerMetrics>();
     shareable::<towline_metrics::GroupMetrics>();
-    shareable::<towline_metrics::ByteCount>();
 }
