@@ -1,5 +1,5 @@
-//! Certificates of strangers: what decodes them, and what finds the node in them. Each function here takes any bytes; a
-//! panic or a broken assertion is a finding.
+//! Decoding of peer certificates and of a node's own files. Each function takes any bytes; a panic or a failed assertion is
+//! a finding.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use towline_tls::dev::{DevAuthority, DevCert};
 use towline_tls::rustls_config::check_dialler;
 use towline_tls::{TlsConfig, TlsError};
 
-/// A node that checks, and its files.
+/// The checking node and its files.
 pub struct Own {
     pub authority: DevAuthority,
     pub cert: DevCert,
@@ -26,13 +26,13 @@ fn own() -> Option<Own> {
     Some(Own { authority, cert, tls })
 }
 
-/// A certificate in DER: as a peer's, also between a peer's and an authority, and as this node's own, where nobody's
-/// signature is looked at before the name.
+/// Uses a certificate in DER as a peer's, as an intermediate, and as this node's own. The name in the last is read before any
+/// signature is checked.
 pub fn certificate(der: &[u8]) {
     let own = &*OWN;
     for between in [&[][..], &[der]] {
         match check_dialler(&own.tls, der, between) {
-            // Only its authority could have signed it, and that made one.
+            // The authority has signed only this node's certificate.
             Ok(node) => assert_eq!(node, own.tls.node()),
             Err(refusal) => assert_ne!(refusal, CertRefusal::Missing),
         }
@@ -43,7 +43,7 @@ pub fn certificate(der: &[u8]) {
     }
 }
 
-/// Text in place of a node's own certificate, and in place of the authorities.
+/// Uses text as a node's certificate, as its authorities and as its key.
 pub fn file(text: &[u8]) {
     let _ = load(text);
     let _ = TlsConfig::from_pem(text, OWN.cert.cert.as_bytes(), OWN.cert.key.as_bytes());
@@ -57,7 +57,7 @@ fn load(cert: &[u8]) -> Result<TlsConfig, TlsError> {
     TlsConfig::from_pem(OWN.authority.ca_pem().as_bytes(), cert, OWN.cert.key.as_bytes())
 }
 
-/// As a file of one certificate.
+/// Encodes a certificate as PEM.
 pub fn pem(der: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");

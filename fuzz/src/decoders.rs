@@ -1,5 +1,4 @@
-//! Every decoder that sees bytes of the network. Each function here takes any bytes; a panic or a broken assertion is a
-//! finding.
+//! Every decoder of bytes from the network. Each function takes any bytes; a panic or a failed assertion is a finding.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -32,7 +31,7 @@ fn node() -> NodeId {
     const { NodeId::new(1).unwrap() }
 }
 
-/// One frame, taken for each thing it may be. What was understood means the same when it is said again.
+/// Decodes one frame as each kind. A decoded value must survive another round trip.
 pub fn frame(bytes: &[u8]) {
     let Ok(frame) = decode_frame(Bytes::copy_from_slice(bytes)) else { return };
     if let Ok((hello, purpose)) = check_first_frame(frame.clone()) {
@@ -53,8 +52,7 @@ pub fn frame(bytes: &[u8]) {
     }
 }
 
-/// Frames behind their length, in pieces whose sizes come from the first bytes. However a stream is cut, the same comes
-/// out.
+/// Splits length-prefixed frames into pieces; the first byte gives the size. The size must not change the result.
 pub fn stream(bytes: &[u8]) {
     let Some((&size, bytes)) = bytes.split_first() else { return };
     let (cut, whole) = (frames_of(bytes, usize::from(size) + 1), frames_of(bytes, usize::MAX));
@@ -66,7 +64,7 @@ fn frames_of(bytes: &[u8], piece: usize) -> (Vec<pb::Frame>, bool) {
     for piece in bytes.chunks(piece) {
         prefixed.push(Bytes::copy_from_slice(piece));
         loop {
-            // The first is a hello, with a limit of its own.
+            // The first frame is a hello, with a lower limit.
             let bytes_max = if frames.is_empty() { HELLO_BYTES_MAX } else { FRAME_BYTES_MAX };
             match prefixed.next_frame(bytes_max) {
                 Ok(Some(frame)) => {
@@ -81,8 +79,7 @@ fn frames_of(bytes: &[u8], piece: usize) -> (Vec<pb::Frame>, bool) {
     (frames, true)
 }
 
-/// A stranger's part at the listener: as it comes, and behind a hello that is accepted. No receipt without a body that was
-/// ended.
+/// Sends frames to a listener, without and with an accepted hello. There must be no receipt without a trailer.
 pub fn listener(bytes: &[u8]) {
     let Script(frames) = Script::new(bytes);
     let ended = frames.iter().any(|frame| matches!(frame.kind, Some(pb::frame::Kind::Trailer(_))));
@@ -98,12 +95,11 @@ pub fn listener(bytes: &[u8]) {
         });
         assert!(ended || !receipt);
         for frame in said {
-            assert_eq!(decode_frame(frame.encode_to_vec().into()), Ok(frame), "what is said is well-formed");
+            assert_eq!(decode_frame(frame.encode_to_vec().into()), Ok(frame), "answers are well-formed");
         }
     }
 }
 
-/// What a listener says.
 async fn heard(script: Script) -> Vec<pb::Frame> {
     let limits = StreamLimits {
         handshake_timeout: Duration::from_secs(60),
@@ -121,7 +117,7 @@ async fn heard(script: Script) -> Vec<pb::Frame> {
     said
 }
 
-/// A stranger's part of a snapshot transfer, at the dialler.
+/// Sends the listener's frames of a snapshot transfer to a dialler.
 pub fn dialler(bytes: &[u8]) {
     let script = Script::new(bytes);
     run(async {
@@ -167,12 +163,11 @@ fn an_offer() -> SnapshotOffer {
     }
 }
 
-/// The other side.
 struct Script(VecDeque<pb::Frame>);
 
 impl Script {
     fn new(bytes: &[u8]) -> Self {
-        // A whole stream of them, or one.
+        // A stream of frames, or a single frame.
         let (mut frames, _) = frames_of(bytes, usize::MAX);
         frames.extend(decode_frame(Bytes::copy_from_slice(bytes)));
         Self(frames.into())
@@ -185,7 +180,7 @@ impl FrameSource for Script {
     }
 }
 
-/// Nobody reads what is said.
+/// A sink that drops every frame.
 struct Silent;
 
 impl FrameSink for Silent {
@@ -196,7 +191,7 @@ impl FrameSink for Silent {
     fn end(&mut self) {}
 }
 
-/// Takes everybody and everything.
+/// Admits every peer and accepts every message.
 struct Anybody;
 
 impl Inbound for Anybody {

@@ -1,4 +1,4 @@
-//! What the fuzz targets do with bytes.
+//! The bodies of the fuzz targets.
 
 pub mod certificates;
 pub mod decoders;

@@ -15,7 +15,8 @@ use rcgen::{
 use towline_engine::ids::NodeId;
 use towline_engine::transport::BoxError;
 
-use crate::{PEM_BYTES_MAX, TlsFiles, node_uri};
+use crate::files::{PEM_BYTES_MAX, TlsFiles};
+use crate::identity::node_uri;
 
 /// Certificates are valid from this long before now, for machines whose clocks are behind.
 const BACKDATED: Duration = Duration::from_secs(3600);

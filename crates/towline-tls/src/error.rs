@@ -3,25 +3,25 @@ use std::path::PathBuf;
 use towline_engine::ids::NodeId;
 use towline_engine::transport::{BoxError, CertRefusal};
 
-use crate::TlsFiles;
+use crate::files::TlsFiles;
 
-/// An identity could not be loaded.
+/// Why an identity could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The authorities are not usable: no certificate in the PEM, or one that is none.
+    /// The authorities are not usable: the PEM has no certificate, or an invalid one.
     #[error("authorities{}: {detail}", of(file))]
     Authorities {
-        /// Where, if they came from a file.
+        /// The file, if there is one.
         file: Option<PathBuf>,
         /// What is wrong.
         detail: String,
@@ -29,7 +29,7 @@ pub enum TlsError {
     /// The node's certificate is not usable.
     #[error("certificate{}: {detail}", of(file))]
     Certificate {
-        /// Where, if it came from a file.
+        /// The file, if there is one.
         file: Option<PathBuf>,
         /// What is wrong.
         detail: String,
@@ -37,16 +37,16 @@ pub enum TlsError {
     /// The node's certificate names no node, or several.
     #[error("certificate{}: {refusal}: exactly one URI name such as towline://node/7 is needed", of(file))]
     Identity {
-        /// Where, if it came from a file.
+        /// The file, if there is one.
         file: Option<PathBuf>,
         /// What is wrong.
         #[source]
         refusal: CertRefusal,
     },
-    /// The private key is not usable, or not that of the certificate.
+    /// The private key is not usable, or does not match the certificate.
     #[error("private key{}: {detail}", of(file))]
     Key {
-        /// Where, if it came from a file.
+        /// The file, if there is one.
         file: Option<PathBuf>,
         /// What is wrong. Never a part of the key.
         detail: String,
@@ -68,7 +68,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// With the file it happened in.
+    /// Adds the name of the file.
     pub(crate) fn within(mut self, files: &TlsFiles) -> Self {
         match &mut self {
             Self::Authorities { file, .. } => *file = Some(files.ca.clone()),

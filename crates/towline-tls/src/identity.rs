@@ -41,9 +41,8 @@ mod tests {
         assert_eq!(parse("TOWLINE://node/7"), None);
     }
 
-    /// Whatever a name is: it is a node's only if that node's name is this and no other.
     #[test]
-    fn a_hundred_thousand_random_names_mean_one_node_or_none() {
+    fn a_random_name_that_parses_is_the_only_name_of_its_node() {
         let mut random = fastrand::Rng::with_seed(7);
         let mut nodes = 0;
         for _ in 0..100_000 {

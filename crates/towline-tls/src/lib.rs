@@ -25,47 +25,22 @@
 #[cfg(feature = "dev-certs")]
 pub mod dev;
 mod error;
+mod files;
 mod identity;
 mod material;
 pub mod rustls_config;
+mod verdict;
 mod verifier;
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use towline_engine::ids::NodeId;
 
 pub use error::TlsError;
+pub use files::{PEM_BYTES_MAX, TlsFiles};
 pub use identity::{NODE_URI_PREFIX, node_uri};
 use material::Material;
-
-/// Bytes of one PEM file at most.
-pub const PEM_BYTES_MAX: u64 = 1 << 20;
-
-/// The PEM files of a node's identity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The trusted authorities. Several while one replaces another.
-    pub ca: PathBuf,
-    /// The node's certificate, followed by its intermediate certificates, if any.
-    pub cert: PathBuf,
-    /// The private key of the node's certificate: PKCS #8, SEC 1 or PKCS #1.
-    pub key: PathBuf,
-}
-
-impl TlsFiles {
-    /// The file names of development certificates: `ca.pem`, `node-N.pem`, `node-N.key`.
-    pub fn in_dir(dir: &Path, node: NodeId) -> Self {
-        Self {
-            ca: dir.join("ca.pem"),
-            cert: dir.join(format!("node-{node}.pem")),
-            key: dir.join(format!("node-{node}.key")),
-        }
-    }
-}
 
 /// A node's identity and its trusted authorities. Clones share them: a [`reload`](Self::reload) affects all clones.
 #[derive(Clone)]
@@ -86,7 +61,7 @@ impl TlsConfig {
     /// [`TlsError`] names the file. A certificate that is expired, or that none of the authorities has signed, is accepted
     /// with a warning in the log: peers decide, and they may trust other authorities and have other clocks.
     pub fn from_files(files: TlsFiles) -> Result<Self, TlsError> {
-        let material = read(&files)?;
+        let material = Material::read(&files)?;
         Ok(Self::new(material, Some(files)))
     }
 
@@ -115,7 +90,7 @@ impl TlsConfig {
     /// [`TlsError::OtherNode`] if the files now name another node.
     pub fn reload(&self) -> Result<(), TlsError> {
         let files = self.shared.files.as_ref().ok_or(TlsError::NotFromFiles)?;
-        let reloaded = read(files).and_then(|material| {
+        let reloaded = Material::read(files).and_then(|material| {
             if material.node == self.shared.node {
                 Ok(material)
             } else {
@@ -151,20 +126,4 @@ impl fmt::Debug for TlsConfig {
             .field("files", &self.shared.files)
             .finish_non_exhaustive()
     }
-}
-
-fn read(files: &TlsFiles) -> Result<Material, TlsError> {
-    Material::from_pem(&bytes(&files.ca)?, &bytes(&files.cert)?, &bytes(&files.key)?)
-        .map_err(|error| error.within(files))
-}
-
-fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::Read { path: path.into(), source };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > PEM_BYTES_MAX {
-        return Err(failed(std::io::Error::new(std::io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
-    }
-    Ok(bytes)
 }

@@ -1,5 +1,8 @@
 //! One generation of keys and authorities.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -7,11 +10,12 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
 use rustls::sign::CertifiedKey;
 use towline_engine::ids::NodeId;
+use towline_engine::transport::CertRefusal;
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use crate::error::TlsError;
+use crate::files::{PEM_BYTES_MAX, TlsFiles};
 use crate::identity::node_of;
-use crate::verifier::verify;
 
 /// Certificates in one PEM at most.
 const CERTIFICATES_MAX: usize = 64;
@@ -24,6 +28,11 @@ pub(crate) struct Material {
 }
 
 impl Material {
+    pub(crate) fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        Self::from_pem(&bytes(&files.ca)?, &bytes(&files.cert)?, &bytes(&files.key)?)
+            .map_err(|error| error.within(files))
+    }
+
     pub(crate) fn from_pem(ca: &[u8], cert: &[u8], key: &[u8]) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let wrong_ca = |detail| TlsError::Authorities { file: None, detail };
@@ -54,17 +63,53 @@ impl Material {
         Ok(material)
     }
 
+    /// Checks certification path and time, then the node id.
+    pub(crate) fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<NodeId, CertRefusal> {
+        let cert = EndEntityCert::try_from(end_entity).map_err(refusal)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        cert.verify_for_usage(algorithms, &self.anchors, between, now, usage, None, None).map_err(refusal)?;
+        node_of(&cert)
+    }
+
     /// Warns if this node's own authorities or clock reject its certificate. Peers decide by their own, but will likely
     /// reject it too.
     fn warn_if_worthless(&self) {
         let Some((end_entity, between)) = self.key.cert.split_first() else { return };
         for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
-            if let Err(refusal) = verify(self, end_entity, between, UnixTime::now(), usage) {
+            if let Err(refusal) = self.verify(end_entity, between, UnixTime::now(), usage) {
                 tracing::warn!(node = %self.node, %refusal, "peers will probably refuse this node's certificate");
                 return;
             }
         }
     }
+}
+
+fn refusal(error: webpki::Error) -> CertRefusal {
+    use webpki::Error as E;
+    match error {
+        // A bad signature here means an authority of the same name with another key.
+        E::UnknownIssuer | E::InvalidSignatureForPublicKey => CertRefusal::UnknownAuthority,
+        E::CertExpired { .. } => CertRefusal::Expired,
+        E::CertNotValidYet { .. } => CertRefusal::NotYetValid,
+        other => CertRefusal::Invalid { detail: other.to_string() },
+    }
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Read { path: path.into(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(PEM_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > PEM_BYTES_MAX {
+        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB")));
+    }
+    Ok(bytes)
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

@@ -1,17 +1,17 @@
-//! Each refusal, by type, on both sides of a real handshake; reload; development certificates.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! The type of each refusal on both sides of a real handshake; reload; development certificates.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+
+mod common;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection};
 use towline_engine::ids::NodeId;
 use towline_engine::transport::{CertRefusal, ConnectError, PROTOCOL_VERSION, Refusal};
 use towline_tls::dev::{DevAuthority, DevCert, Written, write};
@@ -40,40 +40,12 @@ fn of_node(ca: &DevAuthority, id: u64) -> TlsConfig {
 fn shake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> [Option<rustls::Error>; 2] {
     let mut client = ClientConnection::new(client, SERVER_NAME.try_into().unwrap()).unwrap();
     let mut server = ServerConnection::new(server).unwrap();
-    let mut errors = [None, None];
-    for _ in 0..8 {
-        let mut bytes = Vec::new();
-        while client.wants_write() {
-            client.write_tls(&mut bytes).unwrap();
-        }
-        feed(&bytes, |from| server.read_tls(from));
-        if errors[1].is_none() {
-            errors[1] = server.process_new_packets().err();
-        }
-        let mut bytes = Vec::new();
-        while server.wants_write() {
-            server.write_tls(&mut bytes).unwrap();
-        }
-        feed(&bytes, |from| client.read_tls(from));
-        if errors[0].is_none() {
-            errors[0] = client.process_new_packets().err();
-        }
-    }
-    if errors == [None, None] {
-        assert!(!client.is_handshaking() && !server.is_handshaking());
-    }
+    let errors = common::shake(&mut client, &mut server);
+    assert!(errors != [None, None] || !client.is_handshaking() && !server.is_handshaking());
     errors
 }
 
-fn feed(mut bytes: &[u8], mut read: impl FnMut(&mut dyn io::Read) -> io::Result<usize>) {
-    while !bytes.is_empty() {
-        if read(&mut bytes).is_err() {
-            return;
-        }
-    }
-}
-
-/// Node 1 calls node 2. What the dialler and the listener each say.
+/// Node 1 dials node 2. Returns the verdicts of dialler and listener.
 fn call(dialler: &TlsConfig, listener: &TlsConfig) -> (Verdict, Verdict) {
     let (client, dialled) = dialling(dialler, node(2), &alpn()).unwrap();
     let (server, accepted) = accepting(listener, &alpn()).unwrap();
@@ -92,7 +64,7 @@ fn dialler_error(verdict: &Verdict) -> ConnectError {
 }
 
 #[test]
-fn members_of_one_authority_know_each_other() {
+fn members_of_one_authority_identify_each_other() {
     let ca = DevAuthority::new().unwrap();
     let (dialled, accepted) = call(&of_node(&ca, 1), &of_node(&ca, 2));
     assert_eq!(accepted.identity().unwrap().node, node(1));
@@ -101,7 +73,7 @@ fn members_of_one_authority_know_each_other() {
     assert!(dialled.dialler_error(&"quic://127.0.0.1:1".parse().unwrap(), node(2)).is_none());
 }
 
-/// A certificate of the dialler that the listener refuses.
+/// The listener refuses the dialler's certificate. `here` is its own refusal, `there` the dialler's.
 fn dialler_is_refused(cert: &DevCert, ca: &DevAuthority, here: CertRefusal, there: CertRefusal) {
     let (dialled, accepted) = call(&identity(ca, cert), &of_node(ca, 2));
     assert_eq!(accepted.listener_refusal(), Some(Refusal::Certificate(here)));
@@ -111,7 +83,7 @@ fn dialler_is_refused(cert: &DevCert, ca: &DevAuthority, here: CertRefusal, ther
     }
 }
 
-/// A certificate of the listener that the dialler refuses.
+/// The dialler refuses the listener's certificate. `here` is its own refusal, `there` the listener's.
 fn listener_is_refused(cert: &DevCert, ca: &DevAuthority, here: CertRefusal, there: CertRefusal) {
     let (dialled, accepted) = call(&of_node(ca, 1), &identity(ca, cert));
     match dialler_error(&dialled) {
@@ -122,7 +94,7 @@ fn listener_is_refused(cert: &DevCert, ca: &DevAuthority, here: CertRefusal, the
 }
 
 #[test]
-fn an_unknown_authority_is_told_on_both_sides() {
+fn both_sides_report_an_unknown_authority() {
     let (ours, foreign) = (DevAuthority::new().unwrap(), DevAuthority::new().unwrap());
     let unknown = CertRefusal::UnknownAuthority;
     dialler_is_refused(&foreign.issue(node(1)).unwrap(), &ours, unknown.clone(), unknown.clone());
@@ -130,36 +102,36 @@ fn an_unknown_authority_is_told_on_both_sides() {
 }
 
 #[test]
-fn time_is_told_on_both_sides() {
+fn both_sides_report_a_certificate_outside_its_time() {
     let ca = DevAuthority::new().unwrap();
     let expired = |id| ca.issue_for(&[node_uri(node(id))], now() - DAY * 2..=now() - DAY).unwrap();
     let early = |id| ca.issue_for(&[node_uri(node(id))], now() + DAY..=now() + DAY * 2).unwrap();
     dialler_is_refused(&expired(1), &ca, CertRefusal::Expired, CertRefusal::Expired);
     listener_is_refused(&expired(2), &ca, CertRefusal::Expired, CertRefusal::Expired);
-    // One alert for both: the side that refused says which.
+    // TLS has one alert for both, so only the refusing side knows which.
     dialler_is_refused(&early(1), &ca, CertRefusal::NotYetValid, CertRefusal::Expired);
     listener_is_refused(&early(2), &ca, CertRefusal::NotYetValid, CertRefusal::Expired);
 }
 
 #[test]
-fn another_node_than_called_is_the_wrong_peer_and_hears_of_it() {
+fn another_node_than_dialled_is_the_wrong_peer_and_learns_it() {
     let ca = DevAuthority::new().unwrap();
     let (dialled, accepted) = call(&of_node(&ca, 1), &of_node(&ca, 3));
     assert!(matches!(dialler_error(&dialled), ConnectError::WrongPeer { .. }));
     assert_eq!(dialled.refusal(), Some(CertRefusal::OtherNode { node: 3 }));
-    let hears = Refusal::OwnCertificate(CertRefusal::OtherNode { node: 3 });
-    assert_eq!(accepted.listener_refusal(), Some(hears));
+    let learned = Refusal::OwnCertificate(CertRefusal::OtherNode { node: 3 });
+    assert_eq!(accepted.listener_refusal(), Some(learned));
 }
 
-/// What a foreign program would send: a certificate of the right authority that names no node, or two.
+/// As from a foreign program: a certificate of the right authority that names no node, or two.
 #[test]
-fn a_certificate_that_names_no_node_is_told_on_both_sides() {
+fn both_sides_report_a_certificate_without_one_node() {
     let ca = DevAuthority::new().unwrap();
     let valid = now() - DAY..=now() + DAY;
     for uris in [vec![], vec!["spiffe://elsewhere/7".into()], vec![node_uri(node(1)), node_uri(node(2))]] {
         let foreign = ca.issue_for(&uris, valid.clone()).unwrap();
         let pem = |text: &str| text.as_bytes().to_vec();
-        // It cannot even be loaded as ours, so it is put into the place of a good one.
+        // It cannot be loaded as an identity, so a raw client shows it.
         let refused = TlsConfig::from_pem(&pem(ca.ca_pem()), &pem(&foreign.cert), &pem(&foreign.key));
         assert!(matches!(refused, Err(TlsError::Identity { refusal: CertRefusal::NoNode, .. })), "{uris:?}");
         let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
@@ -173,7 +145,7 @@ fn a_certificate_that_names_no_node_is_told_on_both_sides() {
 }
 
 #[test]
-fn a_dialler_without_a_certificate_is_told_so() {
+fn both_sides_report_a_missing_certificate() {
     let ca = DevAuthority::new().unwrap();
     let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
     let [client, server] = shake(raw_client(None, &alpn()), server);
@@ -185,7 +157,7 @@ fn a_dialler_without_a_certificate_is_told_so() {
 }
 
 #[test]
-fn a_listener_learns_which_version_was_offered() {
+fn a_listener_learns_the_offered_version() {
     let ca = DevAuthority::new().unwrap();
     let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
     let mine = ca.issue(node(1)).unwrap();
@@ -196,7 +168,7 @@ fn a_listener_learns_which_version_was_offered() {
     assert_eq!(accepted.listener_refusal(), Some(version));
 }
 
-/// A later release may offer its own version and ours: if its handshake fails, it is not for the version.
+/// A later release may offer its own version and ours.
 #[test]
 fn a_dialler_that_also_offers_our_version_is_not_refused_for_it() {
     let ca = DevAuthority::new().unwrap();
@@ -208,7 +180,7 @@ fn a_dialler_that_also_offers_our_version_is_not_refused_for_it() {
 }
 
 #[test]
-fn a_reload_counts_for_new_connections_and_a_failed_one_changes_nothing() {
+fn a_reload_affects_new_connections_and_a_failed_reload_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let files = TlsFiles::in_dir(dir.path(), node(1));
     let put = |ca: &DevAuthority, cert: &DevCert| {
@@ -241,7 +213,7 @@ fn a_reload_counts_for_new_connections_and_a_failed_one_changes_nothing() {
 }
 
 #[test]
-fn a_key_of_another_certificate_is_refused_and_never_shown() {
+fn a_key_of_another_certificate_is_refused_and_debug_shows_no_key() {
     let ca = DevAuthority::new().unwrap();
     let (one, two) = (ca.issue(node(1)).unwrap(), ca.issue(node(1)).unwrap());
     let error = TlsConfig::from_pem(ca.ca_pem().as_bytes(), one.cert.as_bytes(), two.key.as_bytes());
@@ -267,7 +239,7 @@ fn development_certificates_are_private_and_never_replaced() {
     assert_eq!(second.iter().filter(|file| matches!(file, Written::Created(_))).count(), 2);
     assert_eq!(std::fs::read(dir.join("node-1.key")).unwrap(), before);
 
-    // The node that was added later belongs to the same authority.
+    // The later node has the same authority.
     let load = |id| TlsConfig::from_files(TlsFiles::in_dir(&dir, node(id))).unwrap();
     let (dialled, accepted) = call(&load(3), &load(2));
     assert!(dialled.identity().is_some() && accepted.identity().is_some());
@@ -276,12 +248,9 @@ fn development_certificates_are_private_and_never_replaced() {
     assert!(write(&dir, 3).unwrap_err().to_string().contains("node-1.pem is there"));
 }
 
-/// A dialler that checks nothing and shows what it likes.
+/// A dialler that checks nothing and can show any certificate.
 fn raw_client(cert: Option<&DevCert>, alpn: &[u8]) -> Arc<ClientConfig> {
-    use rustls::pki_types::pem::PemObject as _;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
@@ -301,38 +270,37 @@ fn raw_client(cert: Option<&DevCert>, alpn: &[u8]) -> Arc<ClientConfig> {
 #[derive(Debug)]
 struct Credulous;
 
-impl rustls::client::danger::ServerCertVerifier for Credulous {
+impl ServerCertVerifier for Credulous {
     fn verify_server_cert(
         &self,
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &[rustls::pki_types::CertificateDer<'_>],
-        _: &rustls::pki_types::ServerName<'_>,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
         _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
         _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
     }
 
     fn verify_tls13_signature(
         &self,
-        _: &[u8],
-        _: &rustls::pki_types::CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verify_tls12_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        let provider = rustls::crypto::ring::default_provider();
-        provider.signature_verification_algorithms.supported_schemes()
+        default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

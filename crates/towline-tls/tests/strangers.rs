@@ -1,65 +1,35 @@
-//! Certificates and handshakes of strangers, random and mutated, with the memory of the process looked at before and after.
-//! One test, so that no other test's memory is measured.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Random and mutated certificates and handshakes of strangers. The test compares the memory of the process before and
+//! after, so it has its own program.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests
 
 #[path = "../../../fuzz/src/certificates.rs"]
-#[allow(unreachable_pub, missing_docs)] // a crate of its own under cargo-fuzz
+#[allow(unreachable_pub, missing_docs)] // its own crate under cargo-fuzz
 mod certificates;
+mod common;
+#[path = "../../../fuzz/src/memory.rs"]
+#[allow(unreachable_pub)] // its own crate under cargo-fuzz
+mod memory;
 
 use std::sync::Arc;
 
 use certificates::OWN;
+use memory::{mutated, random_bytes, resident_bytes};
 use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConnection, ServerConnection, SignatureScheme};
 use towline_engine::transport::Refusal;
-use towline_tls::rustls_config::{SERVER_NAME, Verdict, accepting, alpn, dialling};
+use towline_tls::rustls_config::{SERVER_NAME, Verdict, accepting, alpn, check_dialler, dialling};
 
 const CERTIFICATES: usize = 60_000;
 const FILES: usize = 5_000;
 const FLIGHTS: usize = 35_000;
 const HANDSHAKES: usize = 400;
-/// What the allocator may still do after a tenth of it.
+/// The allocator may still grow this much after a tenth of the inputs.
 const GROWTH_BYTES_MAX: u64 = 8 << 20;
 
-/// Resident memory of this process, where the system tells it.
-fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1_024)
-}
-
-fn mutated(random: &mut fastrand::Rng, good: &[u8]) -> Vec<u8> {
-    let mut bytes = good.to_vec();
-    for _ in 0..=random.usize(..4) {
-        if bytes.is_empty() {
-            break;
-        }
-        let at = random.usize(..bytes.len());
-        match random.u8(..8) {
-            0..4 => bytes[at] ^= 1 << random.u8(..8),
-            4..6 => bytes[at] = random.u8(..),
-            6 => bytes.truncate(at),
-            _ => bytes.insert(at, random.u8(..)),
-        }
-    }
-    bytes
-}
-
-fn random_bytes(random: &mut fastrand::Rng, below: usize) -> Vec<u8> {
-    let length = random.usize(..below);
-    std::iter::repeat_with(|| random.u8(..)).take(length).collect()
-}
-
-/// The first thing a dialler sends.
+/// The first message of a dialler.
 fn client_hello() -> Vec<u8> {
     let (config, _) = dialling(&OWN.tls, OWN.tls.node(), &alpn()).unwrap();
     let mut client = ClientConnection::new(config, SERVER_NAME.try_into().unwrap()).unwrap();
@@ -68,7 +38,7 @@ fn client_hello() -> Vec<u8> {
     bytes
 }
 
-/// A listener that is sent these bytes: it never believes that it knows who it is.
+/// Sends bytes to a listener, which must not identify the peer.
 fn flight(mut bytes: &[u8]) {
     let (config, verdict) = accepting(&OWN.tls, &alpn()).unwrap();
     let mut server = ServerConnection::new(config).unwrap();
@@ -95,7 +65,7 @@ impl ResolvesClientCert for Shows {
     }
 }
 
-/// A whole handshake by a dialler that shows `chain` and signs with its own key.
+/// A whole handshake of a dialler that shows `chain` and signs with its own key.
 fn handshake(chain: Vec<CertificateDer<'static>>) -> Verdict {
     let (config, _) = dialling(&OWN.tls, OWN.tls.node(), &alpn()).unwrap();
     let mut config = config.as_ref().clone();
@@ -105,25 +75,9 @@ fn handshake(chain: Vec<CertificateDer<'static>>) -> Verdict {
     let mut client = ClientConnection::new(Arc::new(config), SERVER_NAME.try_into().unwrap()).unwrap();
     let (config, verdict) = accepting(&OWN.tls, &alpn()).unwrap();
     let mut server = ServerConnection::new(config).unwrap();
-    for _ in 0..4 {
-        let mut bytes = Vec::new();
-        while client.wants_write() {
-            client.write_tls(&mut bytes).unwrap();
-        }
-        let mut bytes = bytes.as_slice();
-        while !bytes.is_empty() && server.read_tls(&mut bytes).is_ok() {
-            if let Err(error) = server.process_new_packets() {
-                verdict.learn(&error);
-            }
-        }
-        let mut bytes = Vec::new();
-        while server.wants_write() {
-            server.write_tls(&mut bytes).unwrap();
-        }
-        let mut bytes = bytes.as_slice();
-        while !bytes.is_empty() && client.read_tls(&mut bytes).is_ok() {
-            let _ = client.process_new_packets();
-        }
+    let [_, error] = common::shake(&mut client, &mut server);
+    if let Some(error) = error {
+        verdict.learn(&error);
     }
     verdict
 }
@@ -132,7 +86,11 @@ fn round(random: &mut fastrand::Rng, good: &[u8], hello: &[u8], times: usize) {
     for _ in 0..CERTIFICATES / times {
         match random.u8(..8) {
             0 => certificates::certificate(&random_bytes(random, 600)),
-            _ => certificates::certificate(&mutated(random, good)),
+            _ => {
+                let bytes = mutated(random, good);
+                certificates::certificate(&bytes);
+                assert!(bytes == good || check_dialler(&OWN.tls, &bytes, &[]).is_err(), "{bytes:02x?}");
+            }
         }
     }
     for _ in 0..FILES / times {
@@ -144,10 +102,7 @@ fn round(random: &mut fastrand::Rng, good: &[u8], hello: &[u8], times: usize) {
         match random.u8(..4) {
             0 => flight(&random_bytes(random, 600)),
             1 => flight(&[&[22, 3, 1, 1, 0][..], &random_bytes(random, 300)].concat()),
-            _ => {
-                let bytes = mutated(random, hello);
-                flight(&bytes);
-            }
+            _ => flight(&mutated(random, hello)),
         }
     }
     for _ in 0..HANDSHAKES / times {
@@ -156,7 +111,7 @@ fn round(random: &mut fastrand::Rng, good: &[u8], hello: &[u8], times: usize) {
             continue;
         }
         let verdict = handshake(vec![CertificateDer::from(bytes.clone())]);
-        // By type; without a verdict it was no message of TLS at all.
+        // Without a refusal, the bytes were no TLS message at all.
         let refusal = verdict.listener_refusal();
         assert!(matches!(refusal, None | Some(Refusal::Certificate(_))), "{refusal:?}");
         assert_eq!(verdict.identity(), None, "{bytes:02x?}");
@@ -164,7 +119,7 @@ fn round(random: &mut fastrand::Rng, good: &[u8], hello: &[u8], times: usize) {
 }
 
 #[test]
-fn a_hundred_thousand_certificates_and_handshakes_of_strangers_leave_no_memory_behind() {
+fn a_hundred_thousand_certificates_and_handshakes_of_strangers_leak_no_memory() {
     let good = CertificateDer::from_pem_slice(OWN.cert.cert.as_bytes()).unwrap();
     assert_eq!(certificates::pem(&good).replace('\n', ""), OWN.cert.cert.replace(['\n', '\r'], ""));
     certificates::certificate(&good);

@@ -33,30 +33,12 @@ pub fn encoded_len(frame: &pb::Frame) -> usize {
     frame.encoded_len()
 }
 
-/// The frames of one batch, in order. Made by [`frames`].
-#[derive(Debug)]
-pub struct Frames(std::vec::IntoIter<pb::Frame>);
-
-impl Iterator for Frames {
-    type Item = pb::Frame;
-
-    fn next(&mut self) -> Option<pb::Frame> {
-        self.0.next()
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.0.size_hint()
-    }
-}
-
-impl ExactSizeIterator for Frames {}
-
 /// Splits a batch into frames within every limit. A frame ends at [`FRAME_BYTES_TARGET`] unless one message alone is
 /// larger; most batches become one frame. No payload is copied. All messages are checked before the first frame is made.
 ///
 /// # Errors
-/// [`WireError::MessageTooLarge`] or [`WireError::TooMany`] if a message does not fit in a frame of its own.
-pub fn frames(batch: Batch) -> Result<Frames, WireError> {
+/// [`WireError::MessageTooLarge`] or [`WireError::TooMany`] if a message does not fit in a frame.
+pub fn frames(batch: Batch) -> Result<std::vec::IntoIter<pb::Frame>, WireError> {
     let mut frames = Vec::with_capacity(1);
     let mut current = Vec::with_capacity(batch.envelopes.len().min(ENVELOPES_MAX));
     let (mut bytes, mut entries) = (0, 0);
@@ -86,7 +68,7 @@ pub fn frames(batch: Batch) -> Result<Frames, WireError> {
     if !current.is_empty() {
         frames.push(batch_frame(current));
     }
-    Ok(Frames(frames.into_iter()))
+    Ok(frames.into_iter())
 }
 
 fn batch_frame(envelopes: Vec<pb::Envelope>) -> pb::Frame {
@@ -111,7 +93,7 @@ pub struct Rejected {
     pub error: WireError,
 }
 
-/// The messages of a batch frame.
+/// Converts a batch frame.
 ///
 /// # Errors
 /// [`WireError::Unexpected`] if the frame is no batch, [`WireError::TooMany`] as in [`decode_frame`].

@@ -74,7 +74,7 @@ pub fn refused_frame(refusal: &Refusal) -> pb::Frame {
 /// Checks a dialler's first frame. A listener calls it before [`Inbound::admit`].
 ///
 /// The version is checked before every other field. A hello of a future version is therefore answered with the versions of
-/// both sides, whatever else it contains.
+/// both sides, regardless of its other fields.
 ///
 /// [`Inbound::admit`]: towline_engine::transport::Inbound::admit
 ///

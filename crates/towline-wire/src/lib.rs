@@ -50,8 +50,7 @@ pub mod pb {
 
 pub use error::WireError;
 pub use frames::{
-    Frames, Received, Rejected, batch_of, decode_frame, encoded_len, frames, merge_nacks, nacks_frame,
-    nacks_of,
+    Received, Rejected, batch_of, decode_frame, encoded_len, frames, merge_nacks, nacks_frame, nacks_of,
 };
 pub use handshake::{Purpose, check_answer, check_first_frame, hello_frame, refused_frame, welcome_frame};
 pub use prefixed::{Prefix, Prefixed, pieces, prefixed};

@@ -42,7 +42,7 @@ impl Prefix {
     }
 }
 
-/// Payloads of at least this size become a piece of their own. Copying a shorter payload is cheaper than sending it alone.
+/// Payloads of at least this size become a separate piece. Copying a shorter payload is cheaper than sending it alone.
 const PIECE_BYTES_MIN: usize = 16 << 10;
 
 /// Encodes a frame behind its four-byte length, with one allocation and one copy.
@@ -60,7 +60,7 @@ fn whole(frame: &pb::Frame, prefix: Prefix) -> Bytes {
 }
 
 /// Encodes a frame behind its length as consecutive pieces, some of which may be empty. The payload of a large snapshot
-/// chunk is a piece of its own and is not copied.
+/// chunk is a separate piece and is not copied.
 pub fn pieces(frame: &pb::Frame, prefix: Prefix) -> [Bytes; 3] {
     match &frame.kind {
         Some(Kind::Chunk(chunk)) if chunk.data.len() >= PIECE_BYTES_MIN => pieces_of(chunk, prefix),
@@ -93,11 +93,11 @@ fn pieces_of(chunk: &pb::Chunk, prefix: Prefix) -> [Bytes; 3] {
     [first.freeze(), chunk.data.clone(), behind.encode_to_vec().into()]
 }
 
-/// Shorter pieces are copied into one buffer. Each piece that is kept costs memory of its own, and a peer could send
+/// Shorter pieces are copied into one buffer. Each separate piece costs memory, and a peer could send
 /// bytes one by one.
 const KEPT_BYTES_MIN: usize = 256;
 
-/// A chunk's payload of at least this size, pushed as a piece of its own, is used without a copy. It keeps the transport's
+/// A chunk's payload of at least this size, pushed as a separate piece, is used without a copy. It keeps the transport's
 /// read buffer alive, of which the payload is the largest part.
 const WHOLE_BYTES_MIN: usize = 128 << 10;
 
@@ -187,7 +187,7 @@ impl Prefixed {
         Ok(Some(frame))
     }
 
-    /// Offset and payload length of the next frame, if it is a chunk whose payload was pushed as a piece of its own.
+    /// Offset and payload length of the next frame, if it is a chunk whose payload was pushed as a separate piece.
     fn chunk_in_pieces(&self, length: usize) -> Option<(u64, usize)> {
         let (first, payload) = (self.chunks.front()?, self.chunks.get(1)?);
         let (offset, data) = chunk_head(first, length)?;
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_out_whole_however_they_are_cut() {
+    fn a_stream_gives_the_same_frames_in_pieces_of_any_size() {
         let sent: Vec<_> = [3, 0, 40, 1].into_iter().map(frame).collect();
         for prefix in [Prefix::Length, Prefix::Grpc] {
             let bytes: Vec<u8> = sent.iter().flat_map(|frame| pieces(frame, prefix)).flatten().collect();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_the_bytes_that_a_frame_has_in_one_and_the_payload_is_not_copied() {
+    fn pieces_have_the_bytes_of_the_whole_frame_and_share_a_large_payload() {
         let lengths = [0, 1, PIECE_BYTES_MIN - 1, PIECE_BYTES_MIN, PIECE_BYTES_MIN + 1, 1 << 20];
         let numbers = [0, 1, 127, 128, 1 << 40, u64::MAX];
         for (length, offset) in lengths.into_iter().flat_map(|length| numbers.map(|n| (length, n))) {
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_payload_in_a_piece_of_its_own_is_not_copied() {
+    fn a_large_payload_in_a_separate_piece_is_not_copied() {
         let data = Bytes::from(vec![3; WHOLE_BYTES_MIN]);
         let short = data.slice(1..);
         for (data, kept) in [(data, true), (short, false)] {
@@ -330,9 +330,9 @@ mod tests {
         }
     }
 
-    /// Whatever is changed before and behind the payload.
+    /// Random changes before and after the payload.
     #[test]
-    fn a_chunk_in_pieces_is_what_it_would_be_in_one() {
+    fn a_chunk_in_pieces_decodes_like_one_in_a_whole() {
         let seed = fastrand::u64(..);
         eprintln!("seed {seed}");
         let mut random = fastrand::Rng::with_seed(seed);
@@ -343,7 +343,6 @@ mod tests {
             let frame = pb::Frame { kind: Some(Kind::Chunk(chunk)) };
             let mut sent = pieces(&frame, Prefix::Length).map(BytesMut::from);
             for _ in 0..random.usize(..3) {
-                // Before and behind the payload, which has nothing that could be wrong.
                 let piece = &mut sent[[0, 2][random.usize(..2)]];
                 match (random.u8(..3), piece.len()) {
                     (0, length @ 5..) => piece[random.usize(4..length)] = random.u8(..),
@@ -377,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_come_one_by_one_are_not_kept_one_by_one() {
+    fn single_bytes_are_joined_in_one_buffer() {
         let mut prefixed = Prefixed::default();
         let sent = frame(200);
         let bytes = whole(&sent, Prefix::Length);
@@ -398,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_the_bound_is_refused_before_its_bytes_come() {
+    fn a_length_above_the_bound_is_refused_before_the_frame_arrives() {
         for (claimed, bytes_max) in [
             (HELLO_BYTES_MAX + 1, HELLO_BYTES_MAX),
             (u32::MAX as usize, usize::MAX),

@@ -1,57 +1,48 @@
 //! Converts Raft's messages between the engine's types and the schema's.
 
 use towline_engine::ids::NodeId;
-use towline_engine::message::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, SnapshotRecord};
+use towline_engine::message::{ConfState, Entry, EntryKind, Message, MessageKind, SnapshotRecord};
 
 use crate::error::WireError;
 use crate::pb;
 
-impl From<MessageKind> for pb::MessageType {
-    fn from(kind: MessageKind) -> Self {
-        match kind {
-            MessageKind::Append => Self::Append,
-            MessageKind::AppendResponse => Self::AppendResponse,
-            MessageKind::RequestVote => Self::RequestVote,
-            MessageKind::RequestVoteResponse => Self::RequestVoteResponse,
-            MessageKind::RequestPreVote => Self::RequestPreVote,
-            MessageKind::RequestPreVoteResponse => Self::RequestPreVoteResponse,
-            MessageKind::Heartbeat => Self::Heartbeat,
-            MessageKind::HeartbeatResponse => Self::HeartbeatResponse,
-            MessageKind::Snapshot => Self::Snapshot,
-            MessageKind::TimeoutNow => Self::TimeoutNow,
-            MessageKind::ReadIndex => Self::ReadIndex,
-            MessageKind::ReadIndexResponse => Self::ReadIndexResp,
+/// Implements both conversions from one list of pairs.
+macro_rules! kinds {
+    ($($ours:ident = $theirs:ident),+ $(,)?) => {
+        impl From<MessageKind> for pb::MessageType {
+            fn from(kind: MessageKind) -> Self {
+                match kind {
+                    $(MessageKind::$ours => Self::$theirs,)+
+                }
+            }
         }
-    }
+
+        impl TryFrom<pb::MessageType> for MessageKind {
+            type Error = WireError;
+
+            fn try_from(kind: pb::MessageType) -> Result<Self, WireError> {
+                match kind {
+                    $(pb::MessageType::$theirs => Ok(Self::$ours),)+
+                    local => Err(WireError::ForbiddenKind { kind: local.as_str_name() }),
+                }
+            }
+        }
+    };
 }
 
-impl TryFrom<pb::MessageType> for MessageKind {
-    type Error = WireError;
-
-    fn try_from(kind: pb::MessageType) -> Result<Self, WireError> {
-        use pb::MessageType as Pb;
-        Ok(match kind {
-            Pb::Append => Self::Append,
-            Pb::AppendResponse => Self::AppendResponse,
-            Pb::RequestVote => Self::RequestVote,
-            Pb::RequestVoteResponse => Self::RequestVoteResponse,
-            Pb::RequestPreVote => Self::RequestPreVote,
-            Pb::RequestPreVoteResponse => Self::RequestPreVoteResponse,
-            Pb::Heartbeat => Self::Heartbeat,
-            Pb::HeartbeatResponse => Self::HeartbeatResponse,
-            Pb::Snapshot => Self::Snapshot,
-            Pb::TimeoutNow => Self::TimeoutNow,
-            Pb::ReadIndex => Self::ReadIndex,
-            Pb::ReadIndexResp => Self::ReadIndexResponse,
-            Pb::Hup
-            | Pb::Beat
-            | Pb::Propose
-            | Pb::Unreachable
-            | Pb::SnapStatus
-            | Pb::CheckQuorum
-            | Pb::TransferLeader => return Err(WireError::ForbiddenKind { kind: kind.as_str_name() }),
-        })
-    }
+kinds! {
+    Append = Append,
+    AppendResponse = AppendResponse,
+    RequestVote = RequestVote,
+    RequestVoteResponse = RequestVoteResponse,
+    RequestPreVote = RequestPreVote,
+    RequestPreVoteResponse = RequestPreVoteResponse,
+    Heartbeat = Heartbeat,
+    HeartbeatResponse = HeartbeatResponse,
+    Snapshot = Snapshot,
+    TimeoutNow = TimeoutNow,
+    ReadIndex = ReadIndex,
+    ReadIndexResponse = ReadIndexResp,
 }
 
 impl From<Entry> for pb::Entry {
@@ -126,7 +117,7 @@ impl TryFrom<pb::Message> for Message {
         let number = message.msg_type;
         let kind: MessageKind =
             pb::MessageType::try_from(number).map_err(|_| WireError::UnknownKind { number })?.try_into()?;
-        // Raft takes a message of term zero for one of its own node, so only a read barrier may carry it.
+        // Raft treats a message of term zero as local, so only a read barrier may carry it.
         if message.term == 0 && kind != MessageKind::ReadIndex {
             return Err(WireError::Zero { field: "term" });
         }
@@ -222,18 +213,6 @@ impl TryFrom<pb::ConfState> for ConfState {
             learners_next: nodes(state.learners_next, "conf_state.learners_next")?,
             auto_leave: state.auto_leave,
         })
-    }
-}
-
-impl From<HardState> for pb::HardState {
-    fn from(state: HardState) -> Self {
-        Self { term: state.term, vote: state.vote.map_or(0, NodeId::as_u64), commit: state.commit }
-    }
-}
-
-impl From<pb::HardState> for HardState {
-    fn from(state: pb::HardState) -> Self {
-        Self { term: state.term, vote: NodeId::new(state.vote), commit: state.commit }
     }
 }
 

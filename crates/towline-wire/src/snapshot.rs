@@ -181,7 +181,6 @@ impl From<pb::SnapshotRefused> for SnapshotRefusal {
     }
 }
 
-/// The frame with which a listener ends a transfer.
 pub(crate) fn outcome_frame(outcome: &Result<SnapshotReceipt, SnapshotRefusal>) -> pb::Frame {
     use pb::outcome::Kind as Outcome;
     let kind = match outcome {

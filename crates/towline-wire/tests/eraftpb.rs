@@ -1,11 +1,4 @@
-//! The schema is field-compatible with raft's own: the bytes of one decode as the other.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout
-)]
+//! The schema is compatible with that of the raft crate: the bytes of one decode as the other.
 
 use proptest::prelude::*;
 use prost::Message as _;
@@ -71,7 +64,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn every_kind_of_message_crosses_both_ways(seed in message(0)) {
+    fn every_kind_of_message_decodes_in_both_directions(seed in message(0)) {
         for kind in eraftpb::MessageType::values() {
             let ours = pb::Message { msg_type: kind.value(), ..seed.clone() };
             prop_assert!(pb::MessageType::try_from(kind.value()).is_ok());
@@ -112,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn hard_states_cross_both_ways(term: u64, vote: u64, commit: u64) {
+    fn hard_states_decode_in_both_directions(term: u64, vote: u64, commit: u64) {
         let ours = pb::HardState { term, vote, commit };
         let theirs = eraftpb::HardState::parse_from_bytes(&ours.encode_to_vec()).unwrap();
         prop_assert_eq!((theirs.term, theirs.vote, theirs.commit), (term, vote, commit));
@@ -120,7 +113,7 @@ proptest! {
     }
 
     #[test]
-    fn a_message_that_converts_converts_back_to_itself(seed in message(0)) {
+    fn a_converted_message_converts_back_to_itself(seed in message(0)) {
         for kind in MessageKind::ALL {
             let wire = pb::Message { msg_type: pb::MessageType::from(kind).into(), ..seed.clone() };
             if let Ok(message) = Message::try_from(wire) {

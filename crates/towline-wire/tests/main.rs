@@ -1,11 +1,7 @@
 //! The integration tests that can share a process, in one binary: linking each file alone takes longer than most tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
-mod decoders;
 mod eraftpb;
-#[path = "../../../fuzz/src/decoders.rs"]
-#[allow(unreachable_pub)] // a crate of its own under cargo-fuzz
-mod fuzz;
 mod golden;
 mod robust;
 mod samples;

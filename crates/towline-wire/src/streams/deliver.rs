@@ -7,7 +7,7 @@ use crate::frames::{Received, batch_of, merge_nacks, nacks_frame};
 use crate::pb;
 
 /// Hands a frame that arrived on a lane to the session. Returns a frame of nacks for the dialler, if there are any. A
-/// malformed message gives its group a nack; the lane's stream goes on.
+/// malformed message gives its group a nack; the stream stays open.
 ///
 /// # Errors
 /// [`Violation`]: the frame is no batch, or the session rejects it. The transport closes the lane.

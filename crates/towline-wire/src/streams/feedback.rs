@@ -43,9 +43,9 @@ mod tests {
     use towline_engine::transport::LinkEvents;
 
     #[derive(Default)]
-    struct Heard(Mutex<Vec<LinkClosed>>);
+    struct Causes(Mutex<Vec<LinkClosed>>);
 
-    impl LinkEvents for Heard {
+    impl LinkEvents for Causes {
         fn nack(&self, _: Nack) {}
 
         fn closed(&self, cause: LinkClosed) {
@@ -55,12 +55,12 @@ mod tests {
 
     #[test]
     fn only_the_first_holder_to_end_reports_the_cause() {
-        let heard = Arc::new(Heard::default());
-        let link = SharedFeedback::new(LinkFeedback::new(heard.clone()));
+        let causes = Arc::new(Causes::default());
+        let link = SharedFeedback::new(LinkFeedback::new(causes.clone()));
         let reader = link.clone();
         link.closed(LinkClosed::Abandoned);
         reader.closed(LinkClosed::ByPeer { detail: "later".into() });
         drop((link, reader));
-        assert_eq!(*heard.0.lock().unwrap(), [LinkClosed::Abandoned]);
+        assert_eq!(*causes.0.lock().unwrap(), [LinkClosed::Abandoned]);
     }
 }

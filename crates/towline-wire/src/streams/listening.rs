@@ -102,15 +102,14 @@ pub struct Caller {
     pub(super) listening: Arc<Listening>,
     pub(super) surplus: bool,
     identity: OnceLock<CertIdentity>,
-    heard: watch::Sender<Heard>,
+    hellos: watch::Sender<Hellos>,
     slot: ConnectionSlot<NodeId, watch::Sender<()>>,
     kept: watch::Receiver<()>,
     _alive: watch::Receiver<Phase>,
 }
 
-/// The outcomes of a connection's hellos.
 #[derive(Debug, Clone, Copy, Default)]
-struct Heard {
+struct Hellos {
     admitted: bool,
     refused: usize,
     /// The connection has ended, so later errors of its streams are not reported.
@@ -164,7 +163,7 @@ impl Caller {
             listening: Arc::clone(listening),
             surplus,
             identity: OnceLock::new(),
-            heard: watch::Sender::default(),
+            hellos: watch::Sender::default(),
             slot: ConnectionSlot::new(keeps),
             kept,
             _alive: listening.phase.subscribe(),
@@ -184,14 +183,14 @@ impl Caller {
 
     /// Whether a hello was accepted. The bounds for unknown peers then no longer apply.
     pub fn is_admitted(&self) -> bool {
-        self.heard.borrow().admitted
+        self.hellos.borrow().admitted
     }
 
     /// Returns when a hello was accepted.
     pub fn admitted(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut heard = self.heard.subscribe();
+        let mut hellos = self.hellos.subscribe();
         async move {
-            if heard.wait_for(|heard| heard.admitted).await.is_err() {
+            if hellos.wait_for(|hellos| hellos.admitted).await.is_err() {
                 std::future::pending().await
             }
         }
@@ -199,12 +198,12 @@ impl Caller {
 
     pub(super) fn admit(&self, peer: NodeId) {
         self.slot.take(&self.listening.peers, peer, Standing::Admitted);
-        self.heard.send_modify(|heard| heard.admitted = true);
+        self.hellos.send_modify(|hellos| hellos.admitted = true);
     }
 
-    /// Reports to the engine that the transport refused a hello, or a frame in slot of one.
+    /// Reports to the engine that the transport refused a hello, or another frame in its place.
     pub fn refuse(&self, refusal: &Refusal) {
-        if !self.heard.borrow().gone {
+        if !self.hellos.borrow().gone {
             self.refused_by_engine();
             self.listening.refused(refusal);
         }
@@ -212,7 +211,7 @@ impl Caller {
 
     /// Counts a hello that the engine itself refused. The engine needs no report.
     pub(super) fn refused_by_engine(&self) {
-        self.heard.send_modify(|heard| heard.refused = heard.refused.saturating_add(1));
+        self.hellos.send_modify(|hellos| hellos.refused = hellos.refused.saturating_add(1));
     }
 
     /// Returns when newer connections of the same peer displaced this one.
@@ -223,7 +222,7 @@ impl Caller {
 
     /// Returns when the transport must close the connection. By then its streams have sent their final frames.
     pub async fn unwanted(&self) -> Unwanted {
-        let mut heard = self.heard.subscribe();
+        let mut hellos = self.hellos.subscribe();
         let late = async {
             sleep(self.listening.limits.handshake_timeout.saturating_mul(2)).await;
             // Checked after the wait: a hello may have been accepted meanwhile.
@@ -238,7 +237,7 @@ impl Caller {
                 self.refuse(&Refusal::TooManyConnections);
                 Unwanted::Replaced
             }
-            _ = heard.wait_for(|heard| !heard.admitted && heard.refused >= REFUSED_MAX) => Unwanted::Stubborn,
+            _ = hellos.wait_for(|hellos| !hellos.admitted && hellos.refused >= REFUSED_MAX) => Unwanted::Stubborn,
         };
         sleep(FAREWELL).await;
         unwanted
@@ -247,10 +246,10 @@ impl Caller {
     /// Ends the connection and frees its slot; its streams may live a moment longer. Reports `why` to the engine if no
     /// hello of this connection was answered.
     pub fn gone(&self, why: &Refusal) {
-        let mut before = Heard::default();
-        self.heard.send_modify(|heard| {
-            before = *heard;
-            heard.gone = true;
+        let mut before = Hellos::default();
+        self.hellos.send_modify(|hellos| {
+            before = *hellos;
+            hellos.gone = true;
         });
         if !before.admitted && before.refused == 0 && !before.gone {
             self.listening.refused(why);

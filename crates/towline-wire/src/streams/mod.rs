@@ -34,7 +34,7 @@ pub use serve::serve;
 pub use transfer::offer;
 
 /// Frames that may wait to go back to a dialler: the capacity of the channel that [`serve`] answers on. When it is full,
-/// nacks are dropped and counted, and progress is reported later. `serve` goes on reading batches.
+/// nacks are dropped and counted, and progress is reported later. `serve` still reads batches.
 pub const ANSWERS_WAITING_MAX: usize = 16;
 
 /// The deadline for sending the final frame of a stream to a dialler.

@@ -27,7 +27,7 @@ pub async fn serve(caller: Arc<Caller>, mut source: impl FrameSource, answers: m
             }
             converse(&caller, source, &answers, session.as_ref(), purpose).await
         }
-        Err(Refused { refusal, by_engine }) => {
+        Err(RefusedHello { refusal, by_engine }) => {
             if by_engine {
                 caller.refused_by_engine();
             } else {
@@ -42,12 +42,12 @@ pub async fn serve(caller: Arc<Caller>, mut source: impl FrameSource, answers: m
 }
 
 /// A refusal, and whether the engine made it.
-struct Refused {
+struct RefusedHello {
     refusal: Refusal,
     by_engine: bool,
 }
 
-impl From<Refusal> for Refused {
+impl From<Refusal> for RefusedHello {
     fn from(refusal: Refusal) -> Self {
         Self { refusal, by_engine: false }
     }
@@ -56,7 +56,7 @@ impl From<Refusal> for Refused {
 async fn handshake(
     caller: &Arc<Caller>,
     source: &mut impl FrameSource,
-) -> Result<(Arc<dyn PeerSession>, Purpose), Refused> {
+) -> Result<(Arc<dyn PeerSession>, Purpose), RefusedHello> {
     let listening = &caller.listening;
     let malformed = |detail: String| Refusal::Malformed { detail };
     let first = timeout(listening.limits.handshake_timeout, source.next())
@@ -80,7 +80,7 @@ async fn handshake(
     let session = admitted
         .await
         .map_err(|_| Refusal::ShuttingDown)?
-        .map_err(|refusal| Refused { refusal, by_engine: true })?;
+        .map_err(|refusal| RefusedHello { refusal, by_engine: true })?;
     Ok((session, purpose))
 }
 

@@ -72,7 +72,6 @@ pub(super) enum Standing {
     Admitted,
 }
 
-/// The slots of connections.
 pub(super) type ConnectionSlots<K, T> = Slots<(K, Standing), Arc<T>>;
 
 /// The slot of one connection: first among the pending ones of its peer, then among the admitted ones. Pending connections
@@ -80,7 +79,6 @@ pub(super) type ConnectionSlots<K, T> = Slots<(K, Standing), Arc<T>>;
 #[derive(Debug)]
 pub(super) struct ConnectionSlot<K: Eq + Hash, T>(Mutex<Held<K, T>>);
 
-/// Which slot a connection holds.
 #[derive(Debug)]
 struct Held<K: Eq + Hash, T> {
     /// Owned here until the peer is known.
@@ -107,7 +105,6 @@ impl<K: Eq + Hash + Clone, T> ConnectionSlot<K, T> {
         drop(before);
     }
 
-    /// Releases the slot.
     pub(super) fn release(&self) {
         let mut held = self.lock();
         let released = (held.own.take(), held.slot.take());

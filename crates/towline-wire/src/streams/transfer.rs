@@ -76,7 +76,7 @@ async fn next(source: &mut impl FrameSource, without: &str) -> Result<pb::Frame,
     Err(broken(detail(closed)))
 }
 
-/// Closes a progress cell when the reader that updates it ends, for whatever reason.
+/// Closes a progress cell when the reader that updates it ends for any reason.
 struct Over(ProgressCell);
 
 impl Drop for Over {
@@ -86,10 +86,7 @@ impl Drop for Over {
 }
 
 /// Updates `cell` until the outcome arrives.
-async fn read_outcome(
-    source: &mut impl FrameSource,
-    cell: &ProgressCell,
-) -> Result<SnapshotReceipt, TransferError> {
+async fn read_outcome(source: &mut impl FrameSource, cell: &ProgressCell) -> TransferOutcome {
     use pb::outcome::Kind as Outcome;
     loop {
         match next(source, "without an outcome").await?.kind {
@@ -117,19 +114,18 @@ impl<S> Drop for Half<S> {
     }
 }
 
-/// A transfer that the peer accepted.
 struct Sending<S> {
     /// `None` once a send failed or was dropped midway.
     sink: Option<Half<S>>,
     /// The result of [`read_outcome`].
-    outcome: oneshot::Receiver<Result<SnapshotReceipt, TransferError>>,
+    outcome: oneshot::Receiver<TransferOutcome>,
     progress: ProgressCell,
 }
 
-type Received = Result<Result<SnapshotReceipt, TransferError>, oneshot::error::RecvError>;
+type TransferOutcome = Result<SnapshotReceipt, TransferError>;
 
 /// The outcome that the reader sent. A reader that was aborted sent none.
-fn received(outcome: Received) -> Result<SnapshotReceipt, TransferError> {
+fn received(outcome: Result<TransferOutcome, oneshot::error::RecvError>) -> TransferOutcome {
     outcome.unwrap_or_else(|_| Err(broken("the transfer was given up".into())))
 }
 
@@ -162,7 +158,7 @@ impl<S: FrameSink> Transfer for Sending<S> {
         Ok(())
     }
 
-    async fn finish(mut self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
+    async fn finish(mut self: Box<Self>, trailer: Trailer) -> TransferOutcome {
         let mut half = self.say(frame(Kind::Trailer(trailer.into()))).await?;
         half.sink.end();
         let outcome = received((&mut self.outcome).await);
@@ -223,19 +219,16 @@ fn early_end() -> Violation {
 /// ends a busy receiver. It also reports the receiver's progress to the sender meanwhile.
 struct Receiving<'a, R> {
     source: R,
-    /// The next frame, or the end.
     ahead: Option<Option<pb::Frame>>,
     answers: &'a mpsc::Sender<pb::Frame>,
     progress: Option<Reporting>,
     due: Interval,
 }
 
-/// The progress that is reported to the dialler.
 struct Reporting {
     cell: ProgressCell,
     /// Bytes acknowledged when reporting began.
     begun: u64,
-    /// The last progress that was reported.
     reported: TransferProgress,
     /// The dialler does not read: report at the interval only.
     stuck: bool,

@@ -1,63 +1,48 @@
-//! One of each frame there is.
+//! The golden bytes of each kind of frame. They never change.
+#![allow(dead_code)] // each program uses its part
 
 use bytes::Bytes;
-use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
-use towline_engine::message::{
-    Batch, ConfState, Entry, Envelope, Lane, LogId, Member, Message, MessageKind, SnapshotRecord,
-};
-use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::transport::{
-    Chunk, Hello, Nack, NackCause, PROTOCOL_VERSION, Refusal, SnapshotOffer, TransferPhase, TransferProgress,
-    Welcome,
-};
-use towline_wire::pb::{self, frame::Kind};
-use towline_wire::{Purpose, frames, hello_frame, nacks_frame, offer_frame, refused_frame, welcome_frame};
+use towline_wire::{decode_frame, pb};
 
-fn node(id: u64) -> NodeId {
-    NodeId::new(id).unwrap()
+pub(crate) const HELLO: &str = "0a150a0263311001180221080706050403020128013002";
+pub(crate) const WELCOME: &str = "120d08021108070605040302011801";
+pub(crate) const REFUSED: &str = "1a1c080312166e6f64652037206973206e6f742061206d656d6265722007";
+pub(crate) const BATCH: &str =
+    "22250a230803121f0803100218012005280330043a0f1005180522046461746132036374784004";
+pub(crate) const NACKS: &str = "2a0c0a04080110010a0408021004";
+pub(crate) const HELLO_OF_A_SNAPSHOT: &str = "0a150a0263311001180221080706050403020128013003";
+pub(crate) const OFFER: &str = concat!(
+    "326e0a1a08071002180120054a10120e0a070a02010212010310ac0218041239080310ac02180422",
+    "070a0201021201032a170801120a677270633a2f2f613a311908070605040302012a0e0802120a71",
+    "7569633a2f2f623a3218e8072210000102030405060708090a0b0c0d0e0f2806",
+);
+pub(crate) const ACCEPTED: &str = "3a020800";
+pub(crate) const ALREADY_HAVE: &str = "3a0310ac02";
+pub(crate) const OFFER_REFUSED: &str = "3a1f1a1d080412157374616c65207465726d3a20352062656c6f77203618062005";
+pub(crate) const CHUNK: &str = "420e08ac021204626f64791d04030201";
+pub(crate) const TRAILER: &str = "4a1508b0021210000102030405060708090a0b0c0d0e0f";
+pub(crate) const PROGRESS: &str = "520508ac021002";
+pub(crate) const PROGRESS_OF_PHASE_5: &str = "520508ac021005";
+pub(crate) const PROGRESS_OF_PHASE_MINUS_1: &str = "520e08ac0210ffffffffffffffffff01";
+pub(crate) const COMMITTED: &str = "5a0308ac02";
+pub(crate) const TAKEN: &str = "620308ac02";
+pub(crate) const NOT_TAKEN: &str = "5a0d120b080512076368756e6b2032";
+
+pub(crate) fn unhex(text: &str) -> Bytes {
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
-/// One of each frame there is.
+/// The frames of a transfer as its listener receives them.
+pub(crate) const OF_A_DIALLER: [&str; 4] = [HELLO_OF_A_SNAPSHOT, OFFER, CHUNK, TRAILER];
+/// The frames of a transfer as its dialler receives them.
+pub(crate) const OF_A_LISTENER: [&str; 5] = [WELCOME, ACCEPTED, PROGRESS, COMMITTED, TAKEN];
+/// The frames of lanes, and refusals.
+const OF_LANES: [&str; 4] = [HELLO, REFUSED, BATCH, NACKS];
+
 pub(crate) fn samples() -> Vec<pb::Frame> {
-    let incarnation = Incarnation::new(7).unwrap();
-    let cluster = ClusterId::new("cluster").unwrap();
-    let hello = Hello { cluster, from: node(1), to: node(2), incarnation, protocol: PROTOCOL_VERSION };
-    let conf_state =
-        ConfState { voters: vec![node(1), node(2)], learners: vec![node(3)], ..ConfState::default() };
-    let mut append = Message::new(MessageKind::Append, node(1), node(2));
-    append.term = 3;
-    append.entries = (1..4)
-        .map(|index| Entry { term: 1, index, data: Bytes::from_static(b"abc"), ..Entry::default() })
-        .collect();
-    let mut message = Message::new(MessageKind::Snapshot, node(1), node(2));
-    message.term = 3;
-    message.snapshot = Some(SnapshotRecord { index: 9, term: 2, conf_state: conf_state.clone() });
-    let member = Member { address: "grpc://host:1".parse().unwrap(), incarnation: Some(incarnation) };
-    let head = SnapshotHead {
-        group: GroupId::DEFAULT,
-        at: LogId { index: 9, term: 2 },
-        conf_state,
-        members: [(node(1), member)].into(),
-    };
-    let (length, content) = (3, ContentId([5; 16]));
-    let offer = SnapshotOffer { message, meta: SnapshotMeta { head, length, content }, attempt: 4 };
-    let nack = Nack { group: GroupId::DEFAULT, cause: NackCause::InboxFull };
-    let said = |kind| pb::Frame { kind: Some(kind) };
-    let progress = TransferProgress { acked: 3, phase: TransferPhase::Syncing };
-    let batch = Batch { envelopes: vec![Envelope { group: GroupId::DEFAULT, message: append }] };
-    vec![
-        hello_frame(&hello, Lane::Append),
-        hello_frame(&hello, Purpose::Snapshot),
-        welcome_frame(&Welcome { node: node(2), incarnation, protocol: PROTOCOL_VERSION }),
-        refused_frame(&Refusal::WrongCluster { ours: "other".into() }),
-        frames(batch).unwrap().next().unwrap(),
-        nacks_frame([nack; 3]),
-        offer_frame(&offer),
-        said(Kind::Chunk(Chunk { offset: 0, data: Bytes::from_static(b"abc"), crc32c: 1 }.into())),
-        said(Kind::Trailer(Trailer { length, content }.into())),
-        said(Kind::Answer(pb::Answer { kind: Some(pb::answer::Kind::Accepted(1)) })),
-        said(Kind::Progress(progress.into())),
-        said(Kind::Outcome(pb::Outcome { kind: Some(pb::outcome::Kind::Commit(9)) })),
-        said(Kind::Taken(pb::Taken { bytes: 300 })),
-    ]
+    [&OF_A_DIALLER[..], &OF_A_LISTENER, &OF_LANES].concat().into_iter().map(sample).collect()
+}
+
+pub(crate) fn sample(golden: &str) -> pb::Frame {
+    decode_frame(unhex(golden)).unwrap()
 }
