@@ -1,4 +1,4 @@
-//! Which addresses may be used: plain text stays on loopback unless asked for. TLS goes anywhere.
+//! Checks addresses: plain text is limited to loopback unless the settings allow more. TLS works on any address.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,9 @@ use towline_engine::ids::PeerAddr;
 use towline_tls::TlsConfig;
 use towline_wire::streams::{Unusable, resolve};
 
-/// The scheme of the addresses of this transport.
 pub(crate) const SCHEME: &str = "grpc";
 
-/// TLS, or what is decided about plain text. It warns once.
+/// The TLS settings, or the policy for plain text. Warns once about plain text beyond loopback.
 #[derive(Debug)]
 pub(crate) struct Security {
     pub(crate) tls: Option<TlsConfig>,
@@ -23,7 +22,7 @@ impl Security {
         Self { tls, plaintext_off_loopback, warned: AtomicBool::new(false) }
     }
 
-    /// The sockets of an address.
+    /// Resolves an address, if it may be used.
     pub(crate) async fn resolve(&self, address: &PeerAddr) -> Result<Vec<SocketAddr>, Unusable> {
         let sockets = resolve(address, SCHEME).await?;
         if self.tls.is_none()
@@ -32,7 +31,7 @@ impl Security {
             if !self.plaintext_off_loopback {
                 return Err(Unusable::Forbidden(format!(
                     "{} is not a loopback address and this transport speaks plain text; give it certificates, or set \
-                     `allow_plaintext_off_loopback` if everybody on that network may read and write the log",
+                     `allow_plaintext_off_loopback` if every host on that network may read and write the log",
                     open.ip()
                 )));
             }

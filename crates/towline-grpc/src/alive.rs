@@ -1,9 +1,9 @@
-//! Whether a connection is alive, judged by what comes from its peer.
+//! Decides whether a connection is alive, by the bytes that arrive from its peer.
 //!
-//! The keep-alive of HTTP/2 wants an answer in time, but its question waits behind the bytes that this side still has to
-//! send. Over a slow link it would give up a peer that takes every byte. So HTTP/2 only asks, and the socket judges: a
-//! connection is dead when no byte came from its peer for `keepalive_interval + keepalive_timeout`. A listener that only
-//! receives sends an empty message each `keepalive_interval`, see [`Outgoing`](crate::stream::Outgoing).
+//! HTTP/2's keep-alive expects the answer to its ping in time, but the ping waits behind bytes that this side still sends.
+//! Over a slow link it would cut a peer that takes every byte. Therefore HTTP/2 only pings, and the socket decides: a
+//! connection is dead when no byte arrived for `keepalive_interval + keepalive_timeout`. A listener that only receives sends
+//! an empty message each `keepalive_interval`, see [`Outgoing`](crate::stream::Outgoing).
 
 use std::future::Future;
 use std::io;
@@ -18,44 +18,42 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::config::GrpcConfig;
 use crate::connection::Watch;
 
-/// How long the library waits for an answer to its own keep-alive: so long that it never decides.
+/// The library's own keep-alive timeout: so long that the library never cuts a connection.
 pub(crate) const ANSWER_WAIT: Duration = Duration::from_secs(3600);
 
-/// What a dead connection fails with.
 pub(crate) const KEEPALIVE_GAVE_UP: &str = "keep-alive: the peer did not answer in time";
 
-/// Bytes that are read before the library asks for them. It stops reading while it writes a long frame, and a peer that
-/// only receives sends some forty bytes each keep-alive interval.
+/// Bytes read ahead of the library, which stops reading while it writes a long frame. A peer that only receives sends about
+/// forty bytes each keep-alive interval.
 const AHEAD_BYTES_MAX: usize = 4 << 10;
 
-/// A socket that fails once its peer was silent for too long, or once its [`Watch`] says so.
+/// A socket that fails when its peer was silent for too long, or when its [`Watch`] cuts the connection.
 pub(crate) struct Alive {
     socket: TcpStream,
-    /// Of an accepted connection.
+    /// `None` for a dialled connection.
     watch: Option<Watch>,
     silence_max: Duration,
-    /// When the last byte came. `None`: any silence passes.
+    /// When the last byte arrived. `None` allows any silence.
     heard: Option<Instant>,
     due: Pin<Box<Sleep>>,
     dead: bool,
-    /// What was read before the library asked for it.
+    /// Bytes read ahead of the library.
     ahead: Vec<u8>,
 }
 
 impl Alive {
-    /// Lets any silence pass until [`judge`](Self::judge), or until `watch` has admitted the peer.
+    /// Allows any silence until [`judge`](Self::judge), or until `watch` admits the peer.
     pub(crate) fn new(socket: TcpStream, watch: Option<Watch>, config: &GrpcConfig) -> Self {
         let silence_max = config.keepalive_interval.saturating_add(config.keepalive_timeout);
         let due = Box::pin(sleep_until(Instant::now()));
         Self { socket, watch, silence_max, heard: None, due, dead: false, ahead: Vec::new() }
     }
 
-    /// From now on the peer must send something in time.
+    /// Starts to limit the peer's silence.
     pub(crate) fn judge(&mut self) {
         self.heard.get_or_insert_with(Instant::now);
     }
 
-    /// Fails once the watch has cut the connection.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if let Some(watch) = &mut self.watch
             && watch.admits(cx)?
@@ -65,7 +63,7 @@ impl Alive {
         Ok(())
     }
 
-    /// Fails once the connection is cut or the peer was silent for too long, and wakes the task then.
+    /// Fails when the connection is cut or the peer was silent for too long. Wakes the task at that time.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         self.watch(cx)?;
         while !self.dead
@@ -81,7 +79,7 @@ impl Alive {
         }
     }
 
-    /// Reads ahead, and says whether anything has come.
+    /// Reads ahead. Returns whether any byte arrived.
     fn hear(&mut self) -> bool {
         let mut bytes = [0; AHEAD_BYTES_MAX];
         let room = AHEAD_BYTES_MAX.saturating_sub(self.ahead.len());
@@ -89,7 +87,7 @@ impl Alive {
         match self.socket.try_read(bytes) {
             Ok(read) => self.ahead.extend_from_slice(bytes.get(..read).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            // The library finds it with its next read.
+            // The library's next read returns it.
             Err(_) => {}
         }
         self.heard = Some(Instant::now());
@@ -110,7 +108,7 @@ impl AsyncRead for Alive {
             self.ahead.drain(..given);
             return Poll::Ready(Ok(()));
         }
-        // Before the check: bytes that wait in the socket are a sign of life, however late they are read.
+        // Before the check: bytes in the socket are a sign of life, even if they are read late.
         let before = buf.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.socket).poll_read(cx, buf) {
             let bytes = buf.filled().len().saturating_sub(before);
@@ -123,7 +121,7 @@ impl AsyncRead for Alive {
             return Poll::Ready(read);
         }
         self.check(cx)?;
-        // The check may have read ahead just now; then it wakes no task.
+        // If the check has just read ahead, no task would be woken.
         if self.ahead.is_empty() { Poll::Pending } else { self.poll_read(cx, buf) }
     }
 }

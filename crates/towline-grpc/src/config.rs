@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use towline_engine::units::ByteSize;
 
-/// The longest keep-alive: no process runs that long, and hyper can add it to the time of now.
+/// The longest keep-alive: hyper can add it to the current time, and no process runs that long.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// Settings of a [`GrpcTransport`](crate::GrpcTransport). The defaults are meant for production with the engine's own
@@ -15,28 +15,26 @@ pub struct GrpcConfig {
     /// How much longer the peer may remain silent until the connection counts as dead. Default 500 ms. Must be above the
     /// pauses of your machines. Any byte of the peer counts, so a slow link is not silent.
     pub keepalive_timeout: Duration,
-    /// How long a dialler may take for its hello. Default 1 s. A connection that never gets as far as a stream is cut at
-    /// twice of it.
+    /// The deadline for a dialler's hello. Default 1 s. A connection without a stream is cut after twice this time.
     pub handshake_timeout: Duration,
-    /// Connections accepted at once, two a peer in the usual case. Default 256. At the bound a dialler is refused with
-    /// `TooManyConnections`.
+    /// Accepted connections open at once, usually two for each peer. Default 256. At the bound the listener refuses a dialler
+    /// with `TooManyConnections`.
     pub connections_max: usize,
-    /// Connections of one peer at once. Default 16: both lanes, before and after a reconnect, and a dozen snapshot transfers.
-    /// At the bound the oldest is closed and `TooManyConnections` is counted, so that a peer that reconnects is let in and
-    /// one that connects for ever takes no other's room. Those that were let in and those that were not
-    /// (yet) are bounded each for themselves, so that a caller that is refused takes no place of one that was let in.
+    /// Connections of one peer open at once. Default 16: both lanes, before and after a reconnect, and a dozen snapshot
+    /// transfers. Above the bound the oldest is closed and `TooManyConnections` is counted. Admitted and not yet admitted
+    /// connections are counted separately, so that refused diallers never displace an admitted connection.
     pub connections_per_peer_max: usize,
-    /// Connections a second, each a TLS handshake where there is TLS, and as many at once after a pause. Default 400. At the
-    /// bound a dialler is cut without a word, and `TooManyConnections` is counted.
+    /// Connections a second, and as many at once after a pause. With TLS each costs a handshake. Default 400. At the bound
+    /// the listener closes a connection without an answer and counts `TooManyConnections`.
     pub connections_per_second_max: u32,
-    /// Streams of one peer and lane at once. Default 2: a peer that reconnects is let in before its old stream is known
-    /// to be dead. At the bound the oldest is closed.
+    /// Streams of one peer and lane at once. Default 2: a peer can reconnect before this node knows that its old stream is
+    /// dead. Above the bound the oldest is closed.
     pub streams_per_lane_max: usize,
-    /// Bytes of one lane under way before the receiver must have taken some. Default 2 MiB.
+    /// The flow-control window of one stream. Default 2 MiB.
     pub stream_window_bytes: ByteSize,
-    /// The same for a connection. Default 4 MiB.
+    /// The flow-control window of a connection. Default 4 MiB.
     pub connection_window_bytes: ByteSize,
-    /// Allows plain text beyond loopback: everybody on that network can read the log and write to it. Default false.
+    /// Allows plain text beyond loopback: every host on that network can read and write the log. Default false.
     pub allow_plaintext_off_loopback: bool,
 }
 
@@ -58,7 +56,7 @@ impl Default for GrpcConfig {
 }
 
 impl GrpcConfig {
-    /// The same settings, with a keep-alive of [`KEEPALIVE_MAX`] at most.
+    /// Limits the keep-alive to [`KEEPALIVE_MAX`].
     pub(crate) fn bounded(self) -> Self {
         Self {
             keepalive_interval: self.keepalive_interval.min(KEEPALIVE_MAX),

@@ -1,7 +1,7 @@
-//! What watches the socket of an accepted connection until its peer has passed the handshake.
+//! Watches an accepted connection until its peer has passed the handshake.
 //!
-//! The library under us has no bound on how long a connection may stay without a request, nor on what it may send
-//! before one, and does not say why a connection failed. So the [socket](crate::alive::Alive) asks a watch.
+//! The library bounds neither the time nor the bytes of a connection before its first request, and does not tell why a
+//! connection failed. The [socket](crate::alive::Alive) therefore asks a watch.
 
 use std::future::Future;
 use std::io;
@@ -12,11 +12,10 @@ use std::task::{Context, Poll};
 use towline_engine::transport::Refusal;
 use towline_wire::streams::{Caller, Listening, Phase, Unwanted};
 
-/// Bytes a connection may send before its peer is admitted: TLS with a chain of certificates, preface, settings, headers
-/// and a hello.
+/// Bytes that a connection may send before its peer is admitted: TLS with a chain of certificates, preface, settings,
+/// headers and a hello.
 const HANDSHAKE_BYTES_MAX: usize = 32 << 10;
 
-/// Why a connection is cut from our side.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
     Closed,
@@ -34,12 +33,11 @@ impl From<Cut> for io::Error {
     }
 }
 
-/// Of one accepted connection.
 pub(crate) struct Watch {
     caller: Arc<Caller>,
     end: Pin<Box<dyn Future<Output = Cut> + Send>>,
     cut: Option<Cut>,
-    /// Bytes that came so far, until the peer is admitted.
+    /// Bytes received before the peer was admitted.
     bytes: usize,
     _counted: Arc<()>,
 }
@@ -56,7 +54,7 @@ impl Watch {
         Self { caller: Arc::clone(caller), end, cut: None, bytes: 0, _counted: counted }
     }
 
-    /// Whether the peer is admitted. Fails once the connection is cut, and wakes the task then.
+    /// Whether the peer is admitted. Fails when the connection is cut, and wakes the task at that time.
     pub(crate) fn admits(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if self.cut.is_none()
             && let Poll::Ready(cut) = self.end.as_mut().poll(cx)
@@ -66,7 +64,7 @@ impl Watch {
         self.cut.map_or(Ok(self.caller.is_admitted()), |cut| Err(cut.into()))
     }
 
-    /// Counts bytes that have come. Fails if they are too many before the peer is admitted.
+    /// Counts received bytes. Fails above the bound before the peer is admitted.
     pub(crate) fn received(&mut self, bytes: usize) -> io::Result<()> {
         if self.caller.is_admitted() {
             return Ok(());
@@ -87,7 +85,7 @@ impl Drop for Watch {
             Some(Cut::Closed) => Refusal::ShuttingDown,
             Some(Cut::Flood) => malformed("too many bytes before a hello"),
             Some(Cut::Unwanted(why)) => why.refusal(),
-            None => malformed("the connection ended, or spoke something else, before a hello"),
+            None => malformed("the connection ended, or spoke another protocol, before a hello"),
         });
     }
 }

@@ -1,4 +1,4 @@
-//! The dialling side: a connection and a stream of its own for each link and each transfer.
+//! The dialling side: one connection with one stream for each link and each transfer.
 
 use std::error::Error as StdError;
 use std::future::{self, poll_fn};
@@ -29,13 +29,12 @@ use crate::secured::{self, Dialled, NotDialled, WireEnd};
 use crate::stream::{Ended, LANE, Outgoing, Sink, Source, detail};
 use crate::tasks::Tasks;
 
-/// Frames between a sender and HTTP/2. One, so that flow control is felt at once; HTTP/2 itself holds one more.
+/// Frames between a sender and HTTP/2. With one, a sender notices flow control at once; HTTP/2 itself holds one more.
 const FRAMES_WAITING_MAX: usize = 1;
 
-/// Bytes of the headers of a response.
 const HEADERS_BYTES_MAX: u32 = 8 << 10;
 
-/// A stream whose peer has said welcome, on a connection of its own.
+/// Opens a connection with one stream and completes its handshake.
 pub(crate) async fn open(
     config: &GrpcConfig,
     security: &Security,
@@ -45,7 +44,7 @@ pub(crate) async fn open(
 ) -> Result<(Sink, Source, Welcome), ConnectError> {
     let address = &to.address;
     let sockets = security.resolve(address).await.map_err(|unusable| unusable.dialling(address))?;
-    // From here on whatever was started ends with this value: when the future is dropped, too.
+    // All tasks end with this value, also when this future is dropped.
     let tasks = Tasks::default();
     let (channel, verdict, end) = dial(config, &tasks, security.tls.as_ref(), to, &sockets).await?;
     // With TLS 1.3 a dialler learns only now that its certificate was refused.
@@ -69,8 +68,7 @@ pub(crate) async fn open(
     Ok((Sink { frames: Some(sender), taken, _tasks: tasks }, answers, welcome))
 }
 
-/// The one call of a connection. A peer that answers with a status alone, or with something that is not gRPC, does not
-/// take it.
+/// Makes the one call of a connection. An answer with a status only, or without gRPC, is an error.
 async fn call(mut channel: Channel, body: Body) -> Result<Response<Body>, Status> {
     let broken = |error: tonic::transport::Error| Status::from_error(Box::new(error));
     poll_fn(|cx| channel.poll_ready(cx)).await.map_err(broken)?;
@@ -90,7 +88,7 @@ async fn call(mut channel: Channel, body: Body) -> Result<Response<Body>, Status
     }
 }
 
-/// One channel on one new connection. Nothing of it is shared with another link.
+/// Opens a channel on a new connection, which no other link shares.
 async fn dial(
     config: &GrpcConfig,
     tasks: &Tasks,
@@ -134,7 +132,7 @@ async fn dial(
     Err(unreachable(last.unwrap_or_else(|| "no address".into())))
 }
 
-/// A connection that is there already, for a library that wants to make it.
+/// A connector that returns an open connection.
 struct Ready(Option<TokioIo<Dialled>>);
 
 impl tower_service::Service<Uri> for Ready {
@@ -146,13 +144,13 @@ impl tower_service::Service<Uri> for Ready {
         Poll::Ready(Ok(()))
     }
 
-    /// A link never connects twice.
+    /// Fails at a second call: a link never reconnects.
     fn call(&mut self, _: Uri) -> Self::Future {
         future::ready(self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
 }
 
-/// Why there was no answer: the connection broke, or what is there does not speak the protocol.
+/// The error of a call without an answer: the connection broke, or the peer does not speak the protocol.
 fn no_answer(address: &PeerAddr, status: Status) -> ConnectError {
     let mut cause = status.source();
     while let Some(error) = cause {

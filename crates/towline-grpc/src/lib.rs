@@ -1,16 +1,16 @@
-//! Towline's transport over gRPC: one HTTP/2 connection and one bidirectional stream for each (peer, lane), so that a
-//! heartbeat never waits behind an append, not even in the kernel's send buffer.
+//! Towline's transport over gRPC: one HTTP/2 connection with one bidirectional stream for each (peer, lane). A heartbeat
+//! therefore never waits behind an append, not even in the kernel's send buffer.
 //!
-//! It keeps the contract of [`towline_engine::transport`] and adds nothing to it: no queue beyond one frame, no retry,
-//! no decision. Flow control is HTTP/2's: [`Link::dispatch`] waits while the peer does not take more. A dead connection
-//! is found by keep-alive within [`GrpcConfig::keepalive_interval`] + [`GrpcConfig::keepalive_timeout`], also when idle.
+//! It implements the contract of [`towline_engine::transport`] and adds no queue beyond one frame, no retry and no decision.
+//! Flow control is HTTP/2's: [`Link::dispatch`] waits while the peer's window is full. A dead connection is found within
+//! [`GrpcConfig::keepalive_interval`] + [`GrpcConfig::keepalive_timeout`], also when it is idle.
 //!
-//! With a [`TlsConfig`] ([`GrpcTransport::with_tls`]) it speaks mutual TLS 1.3. Without one it speaks plain text,
-//! authenticates nobody, and therefore refuses addresses that are not loopback, unless
-//! [`GrpcConfig::allow_plaintext_off_loopback`] says otherwise.
+//! With a [`TlsConfig`] ([`GrpcTransport::with_tls`]) it speaks mutual TLS 1.3. Without one it speaks plain text and
+//! authenticates no peer. It then refuses addresses beyond loopback, unless [`GrpcConfig::allow_plaintext_off_loopback`]
+//! is set.
 //!
-//! No type of tonic, prost or rustls is visible. All calls must come from inside a tokio runtime, whose tasks then do the work;
-//! they end with the link or the listener they serve.
+//! No type of tonic, prost or rustls is public. Call everything inside a tokio runtime. Its tasks do the work; they end with
+//! the link or the listener that they serve.
 //!
 //! ```
 //! use towline_engine::transport::Transport;
@@ -49,7 +49,7 @@ use towline_wire::streams::{self, link};
 
 pub use config::GrpcConfig;
 
-/// The transport of one node. Cheap to make; connections and listeners are independent of it.
+/// The gRPC transport of one node. Connections and listeners are independent of it.
 #[derive(Debug)]
 pub struct GrpcTransport {
     config: GrpcConfig,
@@ -57,14 +57,14 @@ pub struct GrpcTransport {
 }
 
 impl GrpcTransport {
-    /// A transport with these settings, in plain text.
+    /// Creates a plain-text transport.
     pub fn new(config: GrpcConfig) -> Self {
         let security = address::Security::new(None, config.allow_plaintext_off_loopback);
         Self { config: config.bounded(), security }
     }
 
-    /// A transport with mutual TLS 1.3: each side proves by its certificate which node it is, before a byte of the
-    /// protocol. It neither accepts plain text nor speaks it.
+    /// Creates a transport with mutual TLS 1.3: certificates prove the node id of both sides before the first byte of the
+    /// protocol. It neither speaks nor accepts plain text.
     pub fn with_tls(config: GrpcConfig, tls: TlsConfig) -> Self {
         let security = address::Security::new(Some(tls), false);
         Self { config: config.bounded(), security }

@@ -27,18 +27,16 @@ use crate::connection::Watch;
 use crate::secured::Accepted;
 use crate::stream::Streams;
 
-/// Connections above `connections_max` that are let in to be told so; further ones are closed without a word.
+/// Connections above `connections_max` that get a refusal. Further ones are closed without an answer.
 const SURPLUS_MAX: usize = 16;
-/// Requests a connection may have open. A dialler needs one.
+/// Open requests of one connection. A dialler needs one.
 const STREAMS_PER_CONNECTION_MAX: u32 = 4;
-/// Bytes of an HTTP/2 frame that a dialler may send: a snapshot's chunk. The library's default, 16 KiB, is a call and a
-/// wakeup too often for snapshots; a connection carries one stream, so that nobody waits behind a long frame.
+/// The limit of a dialler's HTTP/2 frames, in bytes: a snapshot's chunk. The library's default of 16 KiB costs snapshots too
+/// many calls and wakeups. A connection carries one stream, so no other stream waits behind a long frame.
 const HTTP2_FRAME_BYTES: u32 = 512 << 10;
-/// Bytes of the headers of a request.
 const HEADERS_BYTES_MAX: u32 = 8 << 10;
-/// Pause after the system refused to accept, for instance for want of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
-/// How long a shutdown waits for streams to end in order, and again for what it then cuts.
+/// How long a shutdown waits for streams to end in order, and again for the connections that it then cuts.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn listen(
@@ -125,7 +123,7 @@ struct Incoming {
     socket: TcpListener,
     tls: Option<TlsConfig>,
     config: GrpcConfig,
-    /// One more for each connection.
+    /// Cloned for each connection.
     open: Arc<()>,
     rate: Rate,
     listening: Arc<Listening>,
@@ -147,7 +145,7 @@ impl Stream for Incoming {
                         return Poll::Ready(Some(Ok(accepted)));
                     }
                 }
-                // The peer was gone before we looked.
+                // The peer closed the connection before the accept.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -166,7 +164,7 @@ impl Incoming {
             self.listening.refused(&Refusal::TooManyConnections);
             return None;
         }
-        // Without it the peer only waits longer; the connection works.
+        // On failure the connection works, but with longer waits.
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY could not be set");
         }

@@ -1,4 +1,4 @@
-//! The bytes of a connection, with mutual TLS around them where it is asked for.
+//! The bytes of a connection, with or without mutual TLS.
 
 use std::future::Future;
 use std::io;
@@ -22,18 +22,18 @@ use towline_wire::streams::Caller;
 use crate::alive::Alive;
 use crate::config::GrpcConfig;
 
-/// What gRPC speaks inside TLS.
+/// The application protocol of gRPC inside TLS.
 const ALPN: &[u8] = b"h2";
-/// Bytes of a dialler that is refused which are read at once, to be thrown away.
+/// Bytes of a refused dialler that are read and dropped at once.
 const DRAINED_BYTES: usize = 4 << 10;
 
-/// What a connection is read from and written to.
+/// A stream of bytes, plain or TLS.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// An accepted connection. A TLS handshake happens when it is first read, in the task that serves it, so that one which
-/// is slow keeps nobody else waiting.
+/// An accepted connection. Its TLS handshake runs in the task that serves the connection, at the first read, so a slow
+/// handshake delays no other connection.
 pub(crate) struct Accepted {
     caller: Arc<Caller>,
     state: State,
@@ -42,8 +42,8 @@ pub(crate) struct Accepted {
 enum State {
     Open(Box<dyn Stream>),
     Shaking(Box<FallibleAccept<Alive>>, Verdict),
-    /// The handshake failed. What the dialler still sends is read until it has seen why and closes, because a socket that
-    /// is closed with something unread takes the reason back. The bounds of strangers hold.
+    /// The handshake failed. Bytes of the dialler are read until it closes: closing a socket with unread bytes would reset
+    /// the connection, and the dialler would not see the reason. The bounds of unknown peers apply.
     Refused(Alive),
     Gone,
 }
@@ -74,7 +74,7 @@ impl Accepted {
                 Err((error, socket)) => {
                     verdict.learn(&error);
                     tracing::debug!(%error, "TLS handshake failed");
-                    // Without a verdict it was cut, or is no TLS: what the socket knows is said when it goes.
+                    // Without a verdict it was cut, or it is no TLS: the watch reports that in its drop.
                     if let Some(refusal) = verdict.listener_refusal() {
                         self.caller.refuse(&refusal);
                     }
@@ -150,16 +150,15 @@ impl AsyncWrite for Accepted {
     }
 }
 
-/// A connection of ours. It listens for the peer's refusal of our certificate, which with TLS 1.3 comes after the
-/// handshake and which HTTP/2 would swallow.
+/// A dialled connection. It notices the peer's refusal of this node's certificate. With TLS 1.3 the refusal arrives after the
+/// handshake, and HTTP/2 would hide it.
 pub(crate) struct Dialled {
     stream: Box<dyn Stream>,
     verdict: Option<Verdict>,
     end: WireEnd,
 }
 
-/// How the other side of a connection of ours ended it, once it did: HTTP/2 has the same words for that and for a peer that
-/// its keep-alive gave up.
+/// How a dialled connection ended. HTTP/2 reports the same error for an end by the peer and by its own keep-alive.
 #[derive(Clone, Default)]
 pub(crate) struct WireEnd(Arc<OnceLock<String>>);
 
@@ -168,19 +167,18 @@ impl WireEnd {
         self.0.get().map(String::as_str)
     }
 
-    /// The first one stays.
     fn note(&self, end: impl Into<String>) {
         self.0.get_or_init(|| end.into());
     }
 }
 
-/// Why there is no connection; the verdict knows more if a certificate was refused.
+/// Why a connection failed. The verdict has the reason if a certificate was refused.
 pub(crate) struct NotDialled {
     pub(crate) error: BoxError,
     pub(crate) verdict: Option<Verdict>,
 }
 
-/// Connects, and proves who is at either end where `tls` is given.
+/// Connects. With `tls`, certificates prove the node ids of both ends.
 pub(crate) async fn dial(
     config: &GrpcConfig,
     socket: SocketAddr,
@@ -189,7 +187,7 @@ pub(crate) async fn dial(
 ) -> Result<(Dialled, Option<Verdict>, WireEnd), NotDialled> {
     let failed = |error: io::Error| NotDialled { error: error.into(), verdict: None };
     let stream = TcpStream::connect(socket).await.map_err(failed)?;
-    // Without it the peer only waits longer; the connection works.
+    // On failure the connection works, but with longer waits.
     let _ = stream.set_nodelay(true);
     let mut stream = Alive::new(stream, None, config);
     let end = WireEnd::default();
@@ -216,7 +214,7 @@ pub(crate) async fn dial(
 }
 
 impl Dialled {
-    /// Hands on what the stream says, and keeps what HTTP/2 does not.
+    /// Returns `polled`, and notes its error.
     fn noted<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Poll::Ready(Err(error)) = &polled {
             self.end.note(error.to_string());

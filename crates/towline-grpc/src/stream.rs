@@ -1,8 +1,8 @@
 //! The two halves of a call, and the service that accepts calls.
 //!
-//! Messages are framed and taken apart here and not by tonic's codec: what a frame makes us allocate is bounded before it
-//! is decoded, its memory is as long as it is, and the payload of a snapshot's chunk goes to the socket as it came from
-//! the file.
+//! This module frames and decodes messages itself instead of using tonic's codec. It bounds the allocations of a frame before
+//! it decodes the frame, and allocates no more than the frame's length. The payload of a snapshot's chunk goes from the file
+//! to the socket without a copy.
 
 use std::array;
 use std::convert::Infallible;
@@ -37,20 +37,19 @@ use crate::tasks::Tasks;
 /// The one method of the service in the schema.
 pub(crate) const LANE: &str = "/towline.v1.Transport/Lane";
 
-/// What h2 says on a stream whose connection is gone, whoever ended it.
+/// The text of h2's error for a stream whose connection has ended, on either side.
 const CONNECTION_GONE: &str = "stream closed because of a broken pipe";
 
-/// An empty message, by which a listener says that it is alive: a dialler's own keep-alive may wait behind its bytes. HTTP/2
-/// itself has no such frame that all take: DATA without bytes are counted, and a connection with a hundred of them is cut.
-/// Where the listener has taken something since the last one, it says so instead: HTTP/2 makes room by half a window, which
-/// takes 8 s at 1 Mbit/s.
+/// An empty message: a listener's sign of life, because a dialler's own keep-alive may wait behind its bytes. HTTP/2 has no
+/// such frame: implementations cut a connection after a hundred empty DATA frames. A listener that has received bytes since
+/// the last beat reports their number instead: HTTP/2 itself reports in steps of half a window, which takes 8 s at 1 Mbit/s.
 const BEAT: &[u8] = &[0; 5];
 
-/// Bytes handed to HTTP/2 at once: [`BytesTaken`] moves with each piece. Pieces of 128 KiB cost a quarter of the throughput
-/// on loopback.
+/// Bytes passed to HTTP/2 at once; [`BytesTaken`] advances with each piece. Pieces of 128 KiB cost a quarter of the
+/// throughput on loopback.
 const PIECE_BYTES_MAX: usize = 512 << 10;
 
-/// What a dialler says. Dropping it closes the connection, whatever is under way.
+/// The dialler's sending half. Dropping it closes the connection at once.
 pub(crate) struct Sink {
     /// Dropped to end the call in order.
     pub(crate) frames: Option<mpsc::Sender<pb::Frame>>,
@@ -73,21 +72,19 @@ impl FrameSink for Sink {
     }
 }
 
-/// Frames on their way out, as the body of a request or a response.
+/// The body of a request or a response, made of frames.
 pub(crate) struct Outgoing {
     frames: mpsc::Receiver<pb::Frame>,
-    /// Of the frame that is under way.
     pieces: array::IntoIter<Bytes, 3>,
     piece: Bytes,
     taken: BytesTaken,
-    /// What ends a response.
     trailers: Option<HeaderMap>,
-    /// How often a response sends [`BEAT`] once it has said something.
+    /// The interval of [`BEAT`]s of a response, after its first frame.
     beat: Option<Duration>,
     beats: Option<Interval>,
-    /// What came the other way, and how much of it was said.
     received: BytesTaken,
-    said: u64,
+    /// The last reported number of received bytes.
+    reported: u64,
 }
 
 impl Outgoing {
@@ -105,7 +102,7 @@ impl Outgoing {
     fn new(frames: mpsc::Receiver<pb::Frame>, taken: BytesTaken) -> Self {
         let pieces = <[Bytes; 3]>::default().into_iter();
         let (piece, received) = (Bytes::new(), BytesTaken::default());
-        Self { frames, pieces, piece, taken, trailers: None, beat: None, beats: None, received, said: 0 }
+        Self { frames, pieces, piece, taken, trailers: None, beat: None, beats: None, received, reported: 0 }
     }
 
     fn begin_to_beat(&mut self) {
@@ -147,10 +144,10 @@ impl HttpBody for Outgoing {
                     let Some(beats) = &mut self.beats else { return Poll::Pending };
                     ready!(beats.poll_tick(cx));
                     let bytes = self.received.now();
-                    if bytes == self.said {
+                    if bytes == self.reported {
                         return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(BEAT)))));
                     }
-                    self.said = bytes;
+                    self.reported = bytes;
                     let taken = pb::Frame { kind: Some(Kind::Taken(pb::Taken { bytes })) };
                     self.pieces = pieces(&taken, Prefix::Grpc).into_iter();
                 }
@@ -159,39 +156,38 @@ impl HttpBody for Outgoing {
     }
 }
 
-/// What the other side says.
 pub(crate) struct Source {
     body: Body,
     prefixed: Prefixed,
-    /// What the next frame may have: a hello's worth until the first was there.
+    /// The limit of the next frame in bytes: that of a hello before the first frame.
     bytes_max: usize,
-    /// Of a response. It ends with a status; one that does not was cut.
+    /// Set for a response. A response without a final status was cut.
     end: Option<WireEnd>,
-    /// Of a request: what came. Of a response: what the peer takes, as it says itself.
+    /// For a request, the bytes received. For a response, the bytes that the peer reports as received.
     taken: BytesTaken,
-    /// As the peer said it last.
-    said: u64,
+    /// The peer's last report.
+    reported: u64,
 }
 
 impl Source {
-    /// What the listener says on a connection of ours, which knows how it ended.
+    /// The receiving half of a dialler. `end` tells how the connection ended.
     pub(crate) fn response(body: Body, end: WireEnd, taken: BytesTaken) -> Self {
         Self { end: Some(end), ..Self::request(body, taken) }
     }
 
     fn request(body: Body, received: BytesTaken) -> Self {
         let prefixed = Prefixed::new(Prefix::Grpc);
-        Self { body, prefixed, bytes_max: HELLO_BYTES_MAX, end: None, taken: received, said: 0 }
+        Self { body, prefixed, bytes_max: HELLO_BYTES_MAX, end: None, taken: received, reported: 0 }
     }
 
-    /// Whether a frame is only a sign of life, in which the peer may say what it has taken.
+    /// Whether a frame is only a sign of life. Applies its report of received bytes.
     fn is_beat(&mut self, frame: &pb::Frame) -> bool {
         match frame.kind {
             _ if self.end.is_none() => return false,
             None => {}
             Some(Kind::Taken(pb::Taken { bytes })) => {
-                let more = usize::try_from(bytes.saturating_sub(self.said)).unwrap_or(usize::MAX);
-                self.said = self.said.max(bytes);
+                let more = usize::try_from(bytes.saturating_sub(self.reported)).unwrap_or(usize::MAX);
+                self.reported = self.reported.max(bytes);
                 self.taken.add(more);
             }
             Some(_) => return false,
@@ -199,7 +195,6 @@ impl Source {
         true
     }
 
-    /// The next frame; `None` at an end in order.
     pub(crate) async fn frame(&mut self) -> Result<Option<pb::Frame>, Ended> {
         loop {
             let frame = self.prefixed.next_frame(self.bytes_max);
@@ -219,7 +214,7 @@ impl Source {
                         self.prefixed.push(bytes);
                     }
                     Err(Ok(trailers)) => return self.end(Status::from_header_map(&trailers)),
-                    // A kind of frame that is neither says nothing to us.
+                    // Other kinds of frames are ignored.
                     Err(Err(_)) => {}
                 },
                 Some(Err(status)) => return Err(Ended::Status(status)),
@@ -231,7 +226,7 @@ impl Source {
         }
     }
 
-    /// Why the connection broke, which the library does not tell apart.
+    /// The reason why the connection broke, which the library's error may lack.
     fn broken(&self, status: &Status) -> String {
         let said = detail(status);
         match self.end.as_ref().and_then(WireEnd::seen) {
@@ -249,7 +244,6 @@ impl Source {
     }
 }
 
-/// Why there is no further frame.
 pub(crate) enum Ended {
     Violation(String),
     Status(Status),
@@ -259,7 +253,7 @@ impl FrameSource for Source {
     async fn next(&mut self) -> Result<Option<pb::Frame>, LinkClosed> {
         self.frame().await.map_err(|ended| match ended {
             Ended::Violation(detail) => LinkClosed::Violation { detail },
-            // A status that the peer sent has no source here.
+            // A status from the peer has no source.
             Ended::Status(status) if status.source().is_none() => {
                 LinkClosed::ByPeer { detail: detail(&status) }
             }
@@ -268,7 +262,7 @@ impl FrameSource for Source {
     }
 }
 
-/// The innermost cause says most: the outer ones are "h2 protocol error" and "transport error".
+/// The status with all its causes. Often only the innermost cause is specific.
 pub(crate) fn detail(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = status.source();
@@ -286,7 +280,7 @@ pub(crate) fn detail(status: &Status) -> String {
 /// The gRPC service: each call is one stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Streams {
-    /// How often a stream sends a sign of life.
+    /// The interval of a stream's signs of life.
     pub(crate) beat: Duration,
 }
 

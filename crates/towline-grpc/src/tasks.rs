@@ -1,20 +1,18 @@
-//! The library's own tasks of one call.
+//! The tasks that the library spawns for one call.
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// The tasks of one connection that was dialled: connection and request body. Dropping it ends them, which closes the
-/// connection.
+/// The tasks of one dialled connection: connection and request body. Dropping it ends them, which closes the connection.
 ///
-/// Without it, a link that is dropped while its peer takes nothing would leave them waiting for flow control.
+/// Otherwise the tasks of a dropped link could wait for flow control for ever.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     started: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
-/// Starts them.
 #[derive(Debug, Clone)]
 pub(crate) struct Executor {
     started: Arc<Mutex<Vec<AbortHandle>>>,

@@ -11,6 +11,8 @@ pub(crate) const DONE: VarInt = VarInt::from_u32(0);
 pub(crate) const ABANDONED: VarInt = VarInt::from_u32(1);
 /// The listener is shutting down.
 pub(crate) const SHUTTING_DOWN: VarInt = VarInt::from_u32(2);
+/// The reason text of [`SHUTTING_DOWN`].
+pub(crate) const SHUTTING_DOWN_TEXT: &[u8] = b"shutting down";
 /// A newer connection of the same peer displaced this one.
 pub(crate) const REPLACED: VarInt = VarInt::from_u32(3);
 /// No hello was accepted in time.

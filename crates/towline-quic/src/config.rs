@@ -4,7 +4,9 @@ use std::time::Duration;
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use towline_engine::units::ByteSize;
 
-/// The longest keep-alive: no process runs that long, and quinn can add it to the time of now.
+/// How long a shutdown waits for lanes to end in order, and again for the last packets.
+pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// The longest keep-alive: quinn can add it to the current time, and no process runs that long.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// Settings of a [`QuicTransport`](crate::QuicTransport). The defaults are meant for production with the engine's own

@@ -9,11 +9,9 @@ use towline_engine::transport::{CertIdentity, Refusal};
 use towline_wire::streams::{Caller, Listening, Phase, Unwanted};
 
 use crate::codes;
-use crate::config::QuicConfig;
-use crate::listener::{SHUTDOWN_GRACE, SHUTTING_DOWN};
+use crate::config::{QuicConfig, SHUTDOWN_GRACE};
 use crate::stream::accept;
 
-/// Serves the streams of a connection until it ends.
 pub(crate) async fn serve(
     listening: &Arc<Listening>,
     config: &QuicConfig,
@@ -60,7 +58,7 @@ pub(crate) async fn serve(
     if why == Refusal::ShuttingDown {
         // Each stream sends its final frame and waits a moment for its acknowledgement.
         let _ = timeout(SHUTDOWN_GRACE, async { while streams.join_next().await.is_some() {} }).await;
-        connection.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
+        connection.close(codes::SHUTTING_DOWN, codes::SHUTTING_DOWN_TEXT);
     }
     streams.shutdown().await;
     caller.gone(&why);

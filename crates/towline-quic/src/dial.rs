@@ -18,7 +18,6 @@ use towline_wire::streams::resolve;
 use crate::codes;
 use crate::config::{QuicConfig, endpoint_config};
 
-/// The scheme of the addresses of this transport.
 pub(crate) const SCHEME: &str = "quic";
 
 /// One connection. Dropping the last handle closes it.
@@ -56,7 +55,6 @@ impl Dialled {
 
 type Slot = Arc<tokio::sync::Mutex<Weak<Dialled>>>;
 
-/// The connections that are open, by peer.
 #[derive(Default)]
 pub(crate) struct Dials {
     slots: Mutex<HashMap<(NodeId, PeerAddr), Slot>>,

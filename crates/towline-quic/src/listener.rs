@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -19,7 +19,7 @@ use towline_tls::rustls_config::{Verdict, accepting, alpn};
 use towline_wire::streams::{Listening, Phase, Rate, StreamLimits, resolve};
 
 use crate::codes;
-use crate::config::{QuicConfig, endpoint_config};
+use crate::config::{QuicConfig, SHUTDOWN_GRACE, endpoint_config};
 use crate::connection::serve;
 use crate::dial::SCHEME;
 use crate::runtime::Tracked;
@@ -30,12 +30,7 @@ const UNPROVEN_MAX: usize = 16;
 const INCOMING_MAX: usize = 256;
 const INCOMING_BYTES_MAX: u64 = 16 << 10;
 const INCOMING_BYTES_TOTAL_MAX: u64 = 1 << 20;
-/// How long a shutdown waits for lanes to end in order, and again for the last packets.
-pub(crate) const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
-/// The reason text of connections closed at shutdown.
-pub(crate) const SHUTTING_DOWN: &[u8] = b"shutting down";
 
-/// State of the accept loop.
 struct Acceptor {
     config: QuicConfig,
     tls: TlsConfig,
@@ -121,14 +116,13 @@ async fn accept(endpoint: Endpoint, acceptor: Acceptor) {
         () = closed => {}
         () = in_order => {}
     }
-    endpoint.close(codes::SHUTTING_DOWN, SHUTTING_DOWN);
+    endpoint.close(codes::SHUTTING_DOWN, codes::SHUTTING_DOWN_TEXT);
     // Dropping the remaining tasks aborts them; quinn's own tasks still close the connections.
     drop(connections);
     let _ = timeout(SHUTDOWN_GRACE, endpoint.wait_idle()).await;
 }
 
 impl Acceptor {
-    /// Settings of one connection: the current certificates and a new verdict.
     fn server_config(&self) -> Result<(Arc<ServerConfig>, Verdict), Box<dyn std::error::Error>> {
         let (rustls, verdict) = accepting(&self.tls, &alpn())?;
         let mut server = self.server.clone();

@@ -33,7 +33,7 @@ pub(crate) async fn open(
     to: &Peer,
     purpose: Purpose,
     hello: &Hello,
-) -> Result<(Sink, Incoming, Welcome), ConnectError> {
+) -> Result<(StreamSink, Incoming, Welcome), ConnectError> {
     let (send, receive) = dialled.connection.open_bi().await.map_err(|error| dialled.error(error))?;
     let (mut send, mut receive) = (Outgoing::new(send), Incoming::new(receive));
     // Fails only on an ended stream, which the next write reports.
@@ -49,17 +49,17 @@ pub(crate) async fn open(
         Err(Ended::Lost(error)) => return Err(dialled.error_or(None, &error.to_string())),
     };
     let welcome = check_answer(&to.address, to.id, first)?;
-    Ok((Sink { send, taken: BytesTaken::default(), _dialled: dialled }, receive, welcome))
+    Ok((StreamSink { send, taken: BytesTaken::default(), _dialled: dialled }, receive, welcome))
 }
 
 /// The dialler's sending half.
-pub(crate) struct Sink {
+pub(crate) struct StreamSink {
     send: Outgoing,
     taken: BytesTaken,
     _dialled: Arc<Dialled>,
 }
 
-impl FrameSink for Sink {
+impl FrameSink for StreamSink {
     async fn send(&mut self, frame: pb::Frame) -> Result<(), String> {
         let mut pieces = pieces(&frame, Prefix::Length);
         let mut left = pieces.as_mut_slice();
@@ -82,7 +82,6 @@ impl FrameSink for Sink {
     }
 }
 
-/// The receiving half.
 pub(crate) struct Incoming {
     stream: RecvStream,
     prefixed: Prefixed,
@@ -90,7 +89,6 @@ pub(crate) struct Incoming {
     bytes_max: usize,
 }
 
-/// Why no further frame comes.
 enum Ended {
     Violation(WireError),
     Lost(ReadError),
