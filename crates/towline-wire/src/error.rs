@@ -60,16 +60,12 @@ pub enum WireError {
     /// The cluster's name is invalid.
     #[error("`cluster`: {0}")]
     Cluster(#[source] IdError),
-    /// This version does not know the lane.
-    #[error("unknown lane {number}")]
-    UnknownLane {
-        /// Its number.
-        number: i32,
-    },
-    /// This version does not know the kind of the message.
-    #[error("unknown message kind {number}")]
-    UnknownKind {
-        /// Its number.
+    /// This version does not know the number of a lane, a message kind or an entry kind.
+    #[error("unknown {what} {number}")]
+    Unknown {
+        /// What has the number.
+        what: &'static str,
+        /// The number.
         number: i32,
     },
     /// The message is of a kind that no peer may send: a proposal, a transfer request or a local event.
@@ -77,12 +73,6 @@ pub enum WireError {
     ForbiddenKind {
         /// The kind's name in the schema.
         kind: &'static str,
-    },
-    /// This version does not know the kind of an entry.
-    #[error("unknown entry kind {number}")]
-    UnknownEntryKind {
-        /// Its number.
-        number: i32,
     },
     /// The indexes of the entries exceed 64 bits.
     #[error("index {index} and {entries} entries leave the range of an index")]

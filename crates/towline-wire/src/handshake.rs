@@ -141,7 +141,9 @@ impl TryFrom<pb::Hello> for (Hello, Purpose) {
             Ok(pb::Lane::Control) => Purpose::Lane(Lane::Control),
             Ok(pb::Lane::Append) => Purpose::Lane(Lane::Append),
             Ok(pb::Lane::Snapshot) => Purpose::Snapshot,
-            Ok(pb::Lane::Unspecified) | Err(_) => return Err(WireError::UnknownLane { number: hello.lane }),
+            Ok(pb::Lane::Unspecified) | Err(_) => {
+                return Err(WireError::Unknown { what: "lane", number: hello.lane });
+            }
         };
         let hello = Hello {
             cluster: ClusterId::new(&hello.cluster).map_err(WireError::Cluster)?,

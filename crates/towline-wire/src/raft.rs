@@ -71,7 +71,7 @@ impl TryFrom<pb::Entry> for Entry {
             Ok(pb::EntryType::Normal) => EntryKind::Normal,
             Ok(pb::EntryType::ConfChange) => EntryKind::ConfChange,
             Ok(pb::EntryType::ConfChangeV2) => EntryKind::ConfChangeV2,
-            Err(_) => return Err(WireError::UnknownEntryKind { number: entry.entry_type }),
+            Err(_) => return Err(WireError::Unknown { what: "entry kind", number: entry.entry_type }),
         };
         if entry.term == 0 {
             return Err(WireError::Zero { field: "entries.term" });
@@ -115,8 +115,9 @@ impl TryFrom<pb::Message> for Message {
 
     fn try_from(message: pb::Message) -> Result<Self, WireError> {
         let number = message.msg_type;
-        let kind: MessageKind =
-            pb::MessageType::try_from(number).map_err(|_| WireError::UnknownKind { number })?.try_into()?;
+        let kind: MessageKind = pb::MessageType::try_from(number)
+            .map_err(|_| WireError::Unknown { what: "message kind", number })?
+            .try_into()?;
         // Raft treats a message of term zero as local, so only a read barrier may carry it.
         if message.term == 0 && kind != MessageKind::ReadIndex {
             return Err(WireError::Zero { field: "term" });
@@ -157,7 +158,7 @@ impl TryFrom<pb::Message> for Message {
 
 fn barrier_entry(entry: pb::Entry) -> Result<Entry, WireError> {
     if entry.entry_type != i32::from(pb::EntryType::Normal) {
-        return Err(WireError::UnknownEntryKind { number: entry.entry_type });
+        return Err(WireError::Unknown { what: "entry kind", number: entry.entry_type });
     }
     let kind = EntryKind::Normal;
     Ok(Entry { kind, term: entry.term, index: entry.index, data: entry.data, context: entry.context })

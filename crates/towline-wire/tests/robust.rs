@@ -131,7 +131,10 @@ fn a_malformed_message_affects_only_its_group() {
             pb::Message { msg_type: 2, ..good.clone() },
             WireError::ForbiddenKind { kind: "MESSAGE_TYPE_PROPOSE" },
         ),
-        (pb::Message { msg_type: 99, ..good.clone() }, WireError::UnknownKind { number: 99 }),
+        (
+            pb::Message { msg_type: 99, ..good.clone() },
+            WireError::Unknown { what: "message kind", number: 99 },
+        ),
         (pb::Message { from: 0, ..good.clone() }, WireError::Zero { field: "from" }),
         (pb::Message { to: 0, ..good.clone() }, WireError::Zero { field: "to" }),
         (pb::Message { term: 0, ..good.clone() }, WireError::Zero { field: "term" }),

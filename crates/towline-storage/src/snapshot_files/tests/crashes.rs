@@ -189,28 +189,6 @@ fn on_a_disk_that_skips_syncs_a_power_loss_takes_committed_snapshots() {
     }
 }
 
-/// The order that the tests above rely on.
-#[test]
-fn a_commit_syncs_the_file_then_renames_then_syncs_the_directory() {
-    for received in [false, true] {
-        let power = Arc::new(Power::default());
-        let (dir, files) = hooked(&power);
-        let (head, body) = (head(1), body(CHUNK + 1, 1));
-        let meta = meta_of(&head, &body);
-        if received {
-            receive(&files, &meta, &body).unwrap();
-        } else {
-            create(&files, &head, &body).unwrap();
-        }
-        let done = power.done();
-        let (ops, paths): (Vec<_>, Vec<_>) = done[done.len() - 4..].iter().cloned().unzip();
-        assert_eq!(ops, [Op::Write, Op::Sync, Op::Rename, Op::Sync]);
-        assert_eq!(paths[0], paths[1]);
-        assert_eq!(paths[2].extension().unwrap(), "snapshot");
-        assert_eq!(paths[3], dir.path());
-    }
-}
-
 #[test]
 fn a_failed_step_fails_only_its_writer_and_leaves_no_file() {
     let (older, newer) = (body(10, 1), body(2 * CHUNK + 9, 2));
