@@ -1,12 +1,11 @@
 //! A Prometheus recorder and its scrape endpoint (feature `prometheus`).
 //!
-//! One [`Exporter`] serves a whole process: every node shares its recorder and stays apart by the `node`
-//! label, and the program's own metrics may go there too.
+//! One [`Exporter`] serves a whole process. All nodes share its recorder; the `node` label tells them apart. The program's own
+//! metrics may use it too.
 //!
-//! **Upkeep is required.** Each histogram keeps every sample until [`Exporter::upkeep`] or [`Exporter::render`]
-//! folds the samples into buckets, so its memory grows with traffic. [`Exporter::serve`] does the upkeep
-//! every [`UPKEEP_INTERVAL`]. A program that does not use `serve` must call [`upkeep`](Exporter::upkeep)
-//! that often.
+//! **Upkeep is required.** A histogram keeps every sample until [`Exporter::upkeep`] or [`Exporter::render`] folds the samples
+//! into buckets. [`Exporter::serve`] does so every [`UPKEEP_INTERVAL`]. A program without `serve` must call
+//! [`upkeep`](Exporter::upkeep) as often.
 //!
 //! ```
 //! use towline_metrics::{NodeMetrics, exporter::Exporter};
@@ -66,36 +65,13 @@ const COUNT_BUCKETS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExporterError {
-    /// Another socket listens there. Likely a second process on this machine with the same settings.
-    #[error("metrics address {at} is in use")]
-    AddressInUse {
-        /// The address asked for.
-        at: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// No interface of this machine has the address.
-    #[error("metrics address {at} is not an address of this machine")]
-    AddressNotAvailable {
-        /// The address asked for.
-        at: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The system forbids it. Likely a port below 1024.
-    #[error("not permitted to listen on metrics address {at}")]
-    NotPermitted {
-        /// The address asked for.
-        at: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Any other failure of the socket.
-    #[error("cannot listen on metrics address {at}")]
+    /// The address cannot be listened on; the source has the [kind](io::Error::kind). Likely another process with the same
+    /// settings, an address of another machine, or a port below 1024.
+    #[error("metrics address {at} {}", problem(source))]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         at: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// `serve` was polled outside a tokio runtime.
@@ -103,14 +79,12 @@ pub enum ExporterError {
     NoRuntime,
 }
 
-impl ExporterError {
-    fn listen(at: SocketAddr, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::AddrInUse => Self::AddressInUse { at, source },
-            io::ErrorKind::AddrNotAvailable => Self::AddressNotAvailable { at, source },
-            io::ErrorKind::PermissionDenied => Self::NotPermitted { at, source },
-            _ => Self::Listen { at, source },
-        }
+fn problem(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "is in use",
+        io::ErrorKind::AddrNotAvailable => "is not an address of this machine",
+        io::ErrorKind::PermissionDenied => "needs a permission that this process lacks",
+        _ => "cannot be listened on",
     }
 }
 
@@ -171,8 +145,9 @@ impl Exporter {
     pub async fn serve(&self, at: impl Into<SocketAddr>) -> Result<MetricsServer, ExporterError> {
         let at = at.into();
         let runtime = Handle::try_current().map_err(|_| ExporterError::NoRuntime)?;
-        let listener = TcpListener::bind(at).await.map_err(|source| ExporterError::listen(at, source))?;
-        let bound = listener.local_addr().map_err(|source| ExporterError::listen(at, source))?;
+        let failed = |source| ExporterError::Listen { at, source };
+        let listener = TcpListener::bind(at).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
         let accept = runtime.spawn(http::serve(listener, self.clone()));
         let upkeep = runtime.spawn(upkeep_for_ever(self.clone()));
         Ok(MetricsServer { bound, tasks: [accept, upkeep] })

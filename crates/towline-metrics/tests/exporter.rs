@@ -126,11 +126,10 @@ async fn silent_connections_do_not_keep_scrapers_out_for_ever() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_a_typed_error() {
+async fn a_port_in_use_is_an_error_with_the_address() {
     let exporter = Exporter::new();
     let server = exporter.serve(loopback()).await.unwrap();
     let error = Exporter::new().serve(server.local_addr()).await.unwrap_err();
-    assert!(matches!(error, ExporterError::AddressInUse { .. }), "{error:?}");
     assert_eq!(error.to_string(), format!("metrics address {} is in use", server.local_addr()));
     let at = server.local_addr();
     server.close().await;
@@ -138,10 +137,10 @@ async fn a_port_in_use_is_a_typed_error() {
 }
 
 #[tokio::test]
-async fn an_address_of_another_machine_is_a_typed_error() {
+async fn an_address_of_another_machine_is_an_error_with_the_address() {
     // TEST-NET-1 belongs to no machine.
     let error = Exporter::new().serve(([192, 0, 2, 1], 0)).await.unwrap_err();
-    assert!(matches!(error, ExporterError::AddressNotAvailable { .. }), "{error:?}");
+    assert_eq!(error.to_string(), "metrics address 192.0.2.1:0 is not an address of this machine");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
