@@ -125,36 +125,22 @@ fn a_payload_is_not_copied_on_the_way_in() {
 #[test]
 fn a_malformed_message_affects_only_its_group() {
     let good = pb::Message::from(message(MessageKind::Append));
-    let entry = pb::Entry { term: 1, index: u64::MAX, ..Default::default() };
-    let bad = [
-        (
-            pb::Message { msg_type: 2, ..good.clone() },
-            WireError::ForbiddenKind { kind: "MESSAGE_TYPE_PROPOSE" },
-        ),
-        (
-            pb::Message { msg_type: 99, ..good.clone() },
-            WireError::Unknown { what: "message kind", number: 99 },
-        ),
-        (pb::Message { from: 0, ..good.clone() }, WireError::Zero { field: "from" }),
-        (pb::Message { to: 0, ..good.clone() }, WireError::Zero { field: "to" }),
-        (pb::Message { term: 0, ..good.clone() }, WireError::Zero { field: "term" }),
-        (
-            pb::Message { entries: vec![entry], ..good.clone() },
-            WireError::IndexOverflow { index: u64::MAX, entries: 1 },
-        ),
-        (
-            pb::Message { index: u64::MAX, ..good.clone() },
-            WireError::IndexOverflow { index: u64::MAX, entries: 0 },
-        ),
-        (
-            pb::Message {
-                snapshot: Some(pb::Snapshot { data: vec![1].into(), metadata: None }),
-                ..good.clone()
-            },
-            WireError::InlineSnapshot { bytes: 1 },
-        ),
+    let entry = || pb::Entry { term: 1, index: u64::MAX, ..Default::default() };
+    let snapshot = || pb::Snapshot { data: vec![1].into(), metadata: None };
+    let overflow = |entries| WireError::IndexOverflow { index: u64::MAX, entries };
+    let cases: [(&dyn Fn(&mut pb::Message), WireError); 8] = [
+        (&|m| m.msg_type = 2, WireError::ForbiddenKind { kind: "MESSAGE_TYPE_PROPOSE" }),
+        (&|m| m.msg_type = 99, WireError::Unknown { what: "message kind", number: 99 }),
+        (&|m| m.from = 0, WireError::Zero { field: "from" }),
+        (&|m| m.to = 0, WireError::Zero { field: "to" }),
+        (&|m| m.term = 0, WireError::Zero { field: "term" }),
+        (&|m| m.entries = vec![entry()], overflow(1)),
+        (&|m| m.index = u64::MAX, overflow(0)),
+        (&|m| m.snapshot = Some(snapshot()), WireError::InlineSnapshot { bytes: 1 }),
     ];
-    for (message, error) in bad {
+    for (spoil, error) in cases {
+        let mut message = good.clone();
+        spoil(&mut message);
         let envelopes = vec![
             pb::Envelope { group: 1, message: Some(message) },
             pb::Envelope { group: 2, message: Some(good.clone()) },

@@ -9,7 +9,7 @@ pub struct Entry {
     pub index: u64,
     #[prost(bytes = "bytes", tag = "4")]
     pub data: ::prost::bytes::Bytes,
-    /// Unused; eraftpb keeps it.
+    /// Unused; kept for eraftpb.
     #[prost(bool, tag = "5")]
     pub sync_log: bool,
     #[prost(bytes = "bytes", tag = "6")]
@@ -26,7 +26,7 @@ pub struct SnapshotMetadata {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Snapshot {
-    /// Always empty between Towline nodes: a snapshot's bytes travel as a transfer of their own.
+    /// Always empty between Towline nodes: a separate transfer carries a snapshot's bytes.
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
     #[prost(message, optional, tag = "2")]
@@ -60,7 +60,7 @@ pub struct Message {
     pub context: ::prost::bytes::Bytes,
     #[prost(uint64, tag = "13")]
     pub request_snapshot: u64,
-    /// Read when `priority` is zero, as raft does; never written.
+    /// Used if `priority` is zero, as in raft; never written.
     #[prost(uint64, tag = "14")]
     pub deprecated_priority: u64,
     #[prost(uint64, tag = "15")]
@@ -120,7 +120,7 @@ impl EntryType {
         }
     }
 }
-/// All of eraftpb's numbers are named so that a refusal can name what came; only some may cross the network.
+/// All kinds of eraftpb, so that a refusal can name each of them. Only some may cross the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum MessageType {
@@ -198,8 +198,8 @@ impl MessageType {
         }
     }
 }
-/// The unit of every stream. A frame of a kind the receiver does not know decodes as an empty one and is a violation of
-/// the protocol version; new optional fields are skipped instead.
+/// The unit of every stream. A frame of an unknown kind decodes as an empty frame, which violates the protocol version.
+/// A receiver skips unknown optional fields.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Frame {
     #[prost(oneof = "frame::Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
@@ -209,10 +209,10 @@ pub struct Frame {
 pub mod frame {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
-        /// Dialler to listener, first and once.
+        /// Dialler to listener: the first frame, once.
         #[prost(message, tag = "1")]
         Hello(super::Hello),
-        /// Listener to dialler, first and once, unless Refused.
+        /// Listener to dialler: the first frame, once, or a Refused instead.
         #[prost(message, tag = "2")]
         Welcome(super::Welcome),
         #[prost(message, tag = "3")]
@@ -223,10 +223,10 @@ pub mod frame {
         /// Listener to dialler.
         #[prost(message, tag = "5")]
         Nacks(super::Nacks),
-        /// The rest is of snapshot transfers. Dialler to listener, after the welcome and once.
+        /// The following kinds belong to snapshot transfers. Dialler to listener: once, after the welcome.
         #[prost(message, tag = "6")]
         Offer(super::Offer),
-        /// Listener to dialler, once, before any payload moves.
+        /// Listener to dialler: once, before any payload moves.
         #[prost(message, tag = "7")]
         Answer(super::Answer),
         /// Dialler to listener: the body, in order, then its end.
@@ -234,20 +234,20 @@ pub mod frame {
         Chunk(super::Chunk),
         #[prost(message, tag = "9")]
         Trailer(super::Trailer),
-        /// Listener to dialler: now and then, before the answer too, and last.
+        /// Listener to dialler: progress at any time after the offer, and the outcome as the last frame.
         #[prost(message, tag = "10")]
         Progress(super::Progress),
         #[prost(message, tag = "11")]
         Outcome(super::Outcome),
-        /// Listener to dialler, now and then: a sign of life, on a lane and during a transfer.
+        /// Listener to dialler, at intervals: a sign of life, on lanes and during transfers.
         #[prost(message, tag = "12")]
         Taken(super::Taken),
     }
 }
-/// What a listener has taken of its stream.
+/// The bytes that a listener has received on its stream.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Taken {
-    /// Since the start. It only grows.
+    /// Since the start of the stream; never decreases.
     #[prost(uint64, tag = "1")]
     pub bytes: u64,
 }
@@ -261,7 +261,7 @@ pub struct Hello {
     pub to: u64,
     #[prost(fixed64, tag = "4")]
     pub incarnation: u64,
-    /// Read before all else, so it stays at this number in every version.
+    /// Read before every other field, so its number is the same in every version.
     #[prost(uint32, tag = "5")]
     pub protocol: u32,
     #[prost(enumeration = "Lane", tag = "6")]
@@ -276,12 +276,12 @@ pub struct Welcome {
     #[prost(uint32, tag = "3")]
     pub protocol: u32,
 }
-/// The code is open-ended: a dialler that does not know it shows `detail`.
+/// A dialler that does not know the code shows `detail`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
     #[prost(enumeration = "RefusalCode", tag = "1")]
     pub code: i32,
-    /// For people; always set, at most 512 bytes.
+    /// Text for operators; always set, at most 512 bytes.
     #[prost(string, tag = "2")]
     pub detail: ::prost::alloc::string::String,
     /// WRONG_CLUSTER: the cluster of the refusing node.
@@ -290,7 +290,7 @@ pub struct Refused {
     /// WRONG_NODE: the refusing node. UNKNOWN_PEER, WRONG_INCARNATION: the dialler.
     #[prost(uint64, tag = "4")]
     pub node: u64,
-    /// VERSION: what the refusing node and the dialler speak.
+    /// VERSION: the versions of the refusing node and of the dialler.
     #[prost(uint32, tag = "5")]
     pub ours: u32,
     #[prost(uint32, tag = "6")]
@@ -308,7 +308,7 @@ pub struct Batch {
     #[prost(message, repeated, tag = "1")]
     pub envelopes: ::prost::alloc::vec::Vec<Envelope>,
 }
-/// A cause the sender of the messages does not know counts as REJECTED.
+/// An unknown cause counts as REJECTED.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Nack {
     #[prost(uint64, tag = "1")]
@@ -327,7 +327,7 @@ pub struct Member {
     pub node: u64,
     #[prost(string, tag = "2")]
     pub address: ::prost::alloc::string::String,
-    /// Zero: not met yet.
+    /// Zero: unknown, because this node has not met the member.
     #[prost(fixed64, tag = "3")]
     pub incarnation: u64,
 }
@@ -346,7 +346,7 @@ pub struct SnapshotHead {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Offer {
-    /// Raft's message, with the snapshot's metadata and without a body.
+    /// Raft's message with the snapshot's metadata, without a body.
     #[prost(message, optional, tag = "1")]
     pub message: ::core::option::Option<Message>,
     #[prost(message, optional, tag = "2")]
@@ -369,10 +369,10 @@ pub struct Answer {
 pub mod answer {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Kind {
-        /// Send from this offset on.
+        /// The offset to send from.
         #[prost(uint64, tag = "1")]
         Accepted(u64),
-        /// It is here, up to this commit index and maybe beyond.
+        /// The listener has the snapshot's entries; its commit index is at least this.
         #[prost(uint64, tag = "2")]
         AlreadyHave(u64),
         #[prost(message, tag = "3")]
@@ -397,10 +397,10 @@ pub struct Trailer {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Progress {
-    /// Bytes of the body the listener has written, from its start on.
+    /// Bytes of the body, from its start, that the listener has written.
     #[prost(uint64, tag = "1")]
     pub acked: u64,
-    /// One the dialler does not know counts as the last it does.
+    /// An unknown phase counts as the last known one.
     #[prost(enumeration = "TransferPhase", tag = "2")]
     pub phase: i32,
 }
@@ -413,19 +413,19 @@ pub struct Outcome {
 pub mod outcome {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Kind {
-        /// Durable, verified, taken by Raft: the listener's commit index.
+        /// The snapshot is verified, durable and accepted by Raft. The listener's commit index.
         #[prost(uint64, tag = "1")]
         Commit(u64),
         #[prost(message, tag = "2")]
         Refused(super::SnapshotRefused),
     }
 }
-/// The code is open-ended: a dialler that does not know it takes it for NOT_TAKEN and shows `detail`.
+/// An unknown code counts as NOT_TAKEN; the dialler shows `detail`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SnapshotRefused {
     #[prost(enumeration = "SnapshotRefusalCode", tag = "1")]
     pub code: i32,
-    /// For people, at most 512 bytes.
+    /// Text for operators, at most 512 bytes.
     #[prost(string, tag = "2")]
     pub detail: ::prost::alloc::string::String,
     /// TOO_LARGE: the limit, in bytes. STALE_TERM: the listener's term. STALLED: the wait, in milliseconds.
@@ -560,7 +560,7 @@ impl NackCause {
 #[repr(i32)]
 pub enum TransferPhase {
     Receiving = 0,
-    /// Chunks come, and one that is being written takes long. Receiving follows.
+    /// A write of a chunk takes long. RECEIVING follows.
     Storing = 1,
     Verifying = 2,
     Syncing = 3,
