@@ -128,7 +128,8 @@ fn a_malformed_message_affects_only_its_group() {
     let entry = || pb::Entry { term: 1, index: u64::MAX, ..Default::default() };
     let snapshot = || pb::Snapshot { data: vec![1].into(), metadata: None };
     let overflow = |entries| WireError::IndexOverflow { index: u64::MAX, entries };
-    let cases: [(&dyn Fn(&mut pb::Message), WireError); 8] = [
+    type Spoil<'a> = &'a dyn Fn(&mut pb::Message);
+    let cases: [(Spoil<'_>, WireError); 8] = [
         (&|m| m.msg_type = 2, WireError::ForbiddenKind { kind: "MESSAGE_TYPE_PROPOSE" }),
         (&|m| m.msg_type = 99, WireError::Unknown { what: "message kind", number: 99 }),
         (&|m| m.from = 0, WireError::Zero { field: "from" }),
