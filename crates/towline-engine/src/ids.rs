@@ -35,12 +35,6 @@ impl From<NonZeroU64> for NodeId {
     }
 }
 
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 impl FromStr for NodeId {
     type Err = IdError;
 
@@ -69,11 +63,52 @@ impl GroupId {
     }
 }
 
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+macro_rules! display_as_number {
+    ($($id:ty),*) => {$(
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
 }
+
+display_as_number!(NodeId, GroupId);
+
+/// Conversions of a type that is made from a text by `new` and returns it by `as_str`.
+macro_rules! text_conversions {
+    ($($id:ty),*) => {$(
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $id {
+            type Err = IdError;
+
+            fn from_str(s: &str) -> Result<Self, IdError> {
+                Self::new(s)
+            }
+        }
+
+        impl TryFrom<String> for $id {
+            type Error = IdError;
+
+            fn try_from(s: String) -> Result<Self, IdError> {
+                Self::new(&s)
+            }
+        }
+
+        impl From<$id> for String {
+            fn from(id: $id) -> Self {
+                id.as_str().into()
+            }
+        }
+    )*};
+}
+
+text_conversions!(ClusterId, PeerAddr);
 
 /// The name of a cluster. Nodes of different clusters refuse each other in the handshake.
 ///
@@ -102,34 +137,6 @@ impl ClusterId {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl fmt::Display for ClusterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for ClusterId {
-    type Err = IdError;
-
-    fn from_str(s: &str) -> Result<Self, IdError> {
-        Self::new(s)
-    }
-}
-
-impl TryFrom<String> for ClusterId {
-    type Error = IdError;
-
-    fn try_from(s: String) -> Result<Self, IdError> {
-        Self::new(&s)
-    }
-}
-
-impl From<ClusterId> for String {
-    fn from(id: ClusterId) -> Self {
-        id.0.as_ref().into()
     }
 }
 
@@ -206,34 +213,6 @@ impl PeerAddr {
     }
 }
 
-impl fmt::Display for PeerAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl FromStr for PeerAddr {
-    type Err = IdError;
-
-    fn from_str(s: &str) -> Result<Self, IdError> {
-        Self::new(s)
-    }
-}
-
-impl TryFrom<String> for PeerAddr {
-    type Error = IdError;
-
-    fn try_from(s: String) -> Result<Self, IdError> {
-        Self::new(&s)
-    }
-}
-
-impl From<PeerAddr> for String {
-    fn from(addr: PeerAddr) -> Self {
-        addr.text.as_ref().into()
-    }
-}
-
 /// Why a text is no valid id or address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -281,16 +260,9 @@ mod tests {
     fn an_address_has_scheme_host_and_port() {
         let addr = PeerAddr::new("grpc://[::1]:7001").unwrap();
         assert_eq!((addr.scheme(), addr.authority()), ("grpc", "[::1]:7001"));
-        for bad in [
-            "127.0.0.1:1",
-            "grpc://",
-            "grpc://h",
-            "grpc://h:x",
-            "://h:1",
-            "grpc://:1",
-            "grpc://h:70000",
-            "g://a/b:1",
-        ] {
+        let no_port = ["grpc://", "grpc://h", "grpc://h:x", "grpc://h:70000"];
+        let no_scheme_or_host = ["127.0.0.1:1", "://h:1", "grpc://:1", "g://a/b:1"];
+        for bad in no_port.iter().chain(&no_scheme_or_host) {
             assert!(PeerAddr::new(bad).is_err(), "{bad}");
         }
     }

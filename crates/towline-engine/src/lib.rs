@@ -98,5 +98,7 @@ pub(crate) mod snapshots;
 pub mod state_machine;
 pub mod status;
 pub mod storage;
+#[cfg(test)]
+mod subscriber_double;
 pub mod transport;
 pub mod units;

@@ -246,7 +246,7 @@ async fn while_moving<T>(
     }
 }
 
-/// Why a link is given up.
+/// Why a worker drops a link.
 #[derive(Debug)]
 #[allow(dead_code)] // read by the log only
 enum LinkEnd {
@@ -279,7 +279,7 @@ impl Pump<'_> {
         }
     }
 
-    /// Hands a batch over; says why the link is to be dropped, if it is.
+    /// Passes a batch to the link. Returns the reason to drop the link, if there is one.
     async fn dispatch(&mut self, batch: Batch) -> Option<LinkEnd> {
         let queue = &self.worker.queue;
         let patience = self.worker.settings.dispatch_timeout;

@@ -318,7 +318,7 @@ fn a_peer_removed_during_a_transfer_leaves_no_attempt_no_latch_and_no_taken_slot
     group.turn();
     assert_eq!((&group.cancelled[..], &group.voided[..]), (&[attempt][..], &[VoidCause::NotMember][..]));
     assert!(group.fx.retain.is_some() && group.live_attempts().is_empty(), "nothing is kept for it");
-    transfer.ticket.fail(SnapshotFailure::Abandoned);
+    transfer.fail(SnapshotFailure::Abandoned);
     assert_eq!(group.drain(), (0, 0), "the attempt is disarmed");
 
     // The id joins again: the only slot is free, and no wait is left.

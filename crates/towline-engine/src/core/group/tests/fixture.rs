@@ -38,6 +38,12 @@ pub(crate) struct RunningTransfer {
     _slot: Arc<()>,
 }
 
+impl RunningTransfer {
+    pub(crate) fn fail(self, cause: SnapshotFailure) {
+        self.ticket.fail(cause);
+    }
+}
+
 impl Deref for TestGroup {
     type Target = GroupCore<u64, u64>;
 
@@ -180,7 +186,7 @@ impl TestGroup {
 
     /// Ends a transfer, and passes its report to the group.
     pub(crate) fn fail(&mut self, transfer: RunningTransfer, cause: SnapshotFailure) {
-        transfer.ticket.fail(cause);
+        transfer.fail(cause);
         assert_eq!(self.drain(), (1, 0));
     }
 
