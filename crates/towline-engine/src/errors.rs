@@ -10,7 +10,7 @@ use crate::ids::{GroupId, NodeId, PeerAddr};
 #[non_exhaustive]
 pub enum ProposeError {
     /// This node does not lead the group. Ask the node in `hint`, or wait for a leader.
-    #[error("not the leader{}", Hint(.hint))]
+    #[error("not the leader{}", hint_text(.hint))]
     NotLeader {
         /// The leader, as far as this node knows.
         hint: Option<LeaderHint>,
@@ -37,7 +37,7 @@ pub enum ProposeError {
         cause: UncertainCause,
     },
     /// Another leader's entry was committed at the index of this command, which therefore never has an effect.
-    #[error("superseded by another leader; the command was not applied{}", Hint(.hint))]
+    #[error("superseded by another leader; the command was not applied{}", hint_text(.hint))]
     Superseded {
         /// The leader, as far as this node knows.
         hint: Option<LeaderHint>,
@@ -89,17 +89,6 @@ pub enum UncertainCause {
     },
 }
 
-struct Because<'a>(&'a Option<Arc<str>>);
-
-impl std::fmt::Display for Because<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(cause) => write!(f, ": {cause}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// The node that leads a group, as far as the node that was asked knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaderHint {
@@ -116,15 +105,11 @@ impl From<NodeId> for LeaderHint {
     }
 }
 
-struct Hint<'a>(&'a Option<LeaderHint>);
-
-impl std::fmt::Display for Hint<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(LeaderHint { node, address: Some(address) }) => write!(f, "; node {node} at {address} is"),
-            Some(LeaderHint { node, address: None }) => write!(f, "; node {node} is"),
-            None => f.write_str("; no leader is known"),
-        }
+fn hint_text(hint: &Option<LeaderHint>) -> String {
+    match hint {
+        Some(LeaderHint { node, address: Some(address) }) => format!("; node {node} at {address} is"),
+        Some(LeaderHint { node, address: None }) => format!("; node {node} is"),
+        None => "; no leader is known".into(),
     }
 }
 
@@ -142,7 +127,10 @@ pub enum ReadError {
     #[error("no majority confirmed the read in time")]
     Timeout,
     /// A majority confirmed the read, but this node's state machine did not reach its index in time.
-    #[error("the read must see entry {index}, but the state machine is at {applied}{}", Because(.call))]
+    #[error(
+        "the read must see entry {index}, but the state machine is at {applied}{}",
+        .call.as_ref().map_or_else(String::new, |call| format!(": {call}"))
+    )]
     NotApplied {
         /// The index that the read must see.
         index: u64,
@@ -226,7 +214,7 @@ pub struct StopError {
 #[non_exhaustive]
 pub enum TransferLeaderError {
     /// Only a leader can transfer leadership.
-    #[error("not the leader{}", Hint(.hint))]
+    #[error("not the leader{}", hint_text(.hint))]
     NotLeader {
         /// The leader, as far as this node knows.
         hint: Option<LeaderHint>,

@@ -228,8 +228,7 @@ pub enum NackCause {
     UnknownGroup,
     /// The group is quarantined there.
     GroupDown,
-    /// The peer may not send the message: wrong sender or receiver, a kind that is not allowed, or fields that would damage
-    /// the receiver's log.
+    /// The peer may not send such a message, or its fields would damage the receiver's log.
     Rejected,
 }
 
@@ -365,8 +364,7 @@ pub enum Refusal {
     /// The dialler's certificate was refused, before any hello.
     #[error("the dialler's certificate was refused: {0}")]
     Certificate(#[source] CertRefusal),
-    /// The dialler refused this node's certificate, before any hello. For counters and the log: this never crosses the
-    /// wire.
+    /// The dialler refused this node's certificate, before any hello. Only for counters and the log.
     #[error("the dialler refused this node's certificate: {0}")]
     OwnCertificate(#[source] CertRefusal),
     /// The first frame was not a hello.

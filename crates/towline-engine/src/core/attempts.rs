@@ -30,8 +30,7 @@ const DOUBLINGS_MAX: u32 = 16;
 pub struct SendBudget {
     /// Transfers that may begin now.
     pub slots: usize,
-    /// Attempts so far, over all groups and all their runs. The next attempt gets the next number, so a late report never
-    /// names another attempt.
+    /// Attempts so far, over all groups and runs. They number the attempts, so a late report never names another one.
     pub attempts: u64,
 }
 
@@ -100,8 +99,7 @@ struct Live {
     log_bytes: u64,
 }
 
-/// What the group keeps for the peer of an ended attempt: the log behind the snapshot, which the peer needs next, and the
-/// file, if the peer may have a part of it.
+/// What stays of an ended attempt: the log behind its snapshot, and its file if the peer may have a part of it.
 #[derive(Debug)]
 struct Kept {
     meta: SnapshotMeta,
@@ -137,8 +135,7 @@ impl Attempts {
         self.now
     }
 
-    /// Answers Raft, which wants to send a snapshot to `to` and whose log begins after `truncated`. `Some` makes the attempt
-    /// live.
+    /// Answers Raft, which wants to send a snapshot to `to`. Its log begins after `truncated`. `Some` begins a live attempt.
     pub(super) fn admit(&mut self, to: NodeId, truncated: u64, log_bytes: u64) -> Option<&SnapshotMeta> {
         let fits =
             |meta: &&SnapshotMeta| meta.head.at.index >= truncated && meta.head.conf_state.contains(to);
@@ -170,8 +167,7 @@ impl Attempts {
         Some(&live.meta)
     }
 
-    /// Records that Raft's message with an admitted snapshot leaves. Returns the attempt and the snapshot; `None` if the
-    /// attempt was voided meanwhile.
+    /// Records that the message of an admitted snapshot leaves. `None`: the attempt was voided meanwhile.
     pub(super) fn emit(
         &mut self,
         to: NodeId,

@@ -187,8 +187,7 @@ impl<W, R> GroupCore<W, R> {
                 return Err(Reject::RepeatedRound);
             }
             MessageKind::TimeoutNow if self.replica.is_sole_voter() => return Err(Reject::KindNotAllowed),
-            // Only committed entries are sure to leave memory. A log full of uncommitted entries must still accept the
-            // message that commits them.
+            // A log full of uncommitted entries must still accept the append that commits them.
             MessageKind::Append
                 if !message.entries.is_empty()
                     && self.replica.log().unapplied_bytes() >= self.unapplied_bytes_max
@@ -300,8 +299,7 @@ impl<W, R> GroupCore<W, R> {
         self.release(fx);
     }
 
-    /// Reports persisted readies to raft, then releases what waited for them. In the other order a fast response could
-    /// find raft in a state it does not expect.
+    /// Reports persisted readies to raft, then releases what waited for them. Raft does not expect a response before that.
     fn release(&mut self, fx: &mut Effects<W, R>) {
         while self.unpersisted.front().is_some_and(|u| u.write <= self.written) {
             let Some(ready) = self.unpersisted.pop_front() else { break };
@@ -379,8 +377,7 @@ impl<W, R> GroupCore<W, R> {
             self.reads.confirm(&context, index);
         }
         let mut restore = None;
-        // `must_write` is false if at most the commit index moved. The next write includes it. After a restart the leader
-        // names the newer commit index.
+        // Without `must_write` at most the commit index moved, which the next write includes.
         if ready.must_write {
             if write.is_empty() {
                 self.writes += 1;
@@ -400,8 +397,7 @@ impl<W, R> GroupCore<W, R> {
             later.entries = std::mem::take(&mut ready.entries);
             write.append(later);
         }
-        // A sole voter could send its first messages as a leader before its term is durable. After a crash it would use the
-        // same term again, with other entries.
+        // A sole voter leads before its term is durable. After a crash it would use the term again, with other entries.
         let hold = self.replica.term() > self.durable_term;
         let (now, mut messages) =
             if hold { (Vec::new(), ready.messages) } else { (ready.messages, Vec::new()) };
@@ -446,8 +442,7 @@ impl<W, R> GroupCore<W, R> {
 
     /// The hard state of the last ready, if no write contains it. A clean shutdown writes it for its commit index.
     ///
-    /// Raft's own commit index may be higher: it may count entries or a snapshot that no write contains. The stored log may
-    /// have other entries at these indices.
+    /// Raft's own commit index may cover entries or a snapshot that no write contains. The stored log may differ there.
     pub fn unwritten_hard_state(&self) -> Option<HardState> {
         (self.hard_state_ready != self.hard_state_made).then_some(self.hard_state_ready)
     }

@@ -25,8 +25,7 @@ pub enum Reject {
     WrongSender,
     /// A response from a node that is no member.
     UnknownPeer,
-    /// A kind that is not allowed now: a snapshot outside of a transfer, a vote without a request, or a call to campaign from
-    /// a node that does not lead.
+    /// A snapshot outside of a transfer, a vote without a request, or a call to campaign from another node than the leader.
     KindNotAllowed,
     /// The term is missing or out of range.
     BadTerm,

@@ -12,8 +12,7 @@ use crate::ids::NodeId;
 /// at most a tick for its round, and a fast link does not carry a round for every read.
 const ROUNDS_AT_ONCE: usize = 2;
 
-/// The most rounds with reads under way. At the bound new reads wait until a round is confirmed, or its reads reach their
-/// deadlines.
+/// The most rounds with reads under way. At the bound new reads wait for the end of a round.
 const ROUNDS_MAX: usize = 64;
 
 /// The pending reads of a group.
@@ -78,8 +77,7 @@ impl<R> Reads<R> {
     /// Starts a round if one is due, and returns its context. A round is due if reads wait for their first round, or if no
     /// round started for `retry_ticks`, because the earlier ones may be lost.
     ///
-    /// A retry has another number. With a repeated context, a late answer to the earlier round could confirm reads that
-    /// joined after it.
+    /// A retry has another number: a late answer to an earlier round must not confirm reads that joined after it.
     pub(super) fn start_round(&mut self, now_tick: u64, retry_ticks: u64) -> Option<Vec<u8>> {
         let paced = self.rounds.len() < ROUNDS_AT_ONCE || self.started_tick < now_tick;
         let joins = !self.waiting.is_empty() && self.rounds.len() < ROUNDS_MAX && paced;
@@ -96,8 +94,7 @@ impl<R> Reads<R> {
         Some([self.origin.as_slice(), &number.to_be_bytes()].concat())
     }
 
-    /// Takes an answered round and its index. It confirms exactly the reads whose first round has this number or a lower
-    /// one: they all began before its context left.
+    /// Takes an answered round and its index. It confirms the reads of this and of lower rounds: all began before it.
     pub(super) fn confirm(&mut self, context: &[u8], index: u64) {
         let Some((origin, number)) = split(context) else { return };
         if *origin != self.origin || number >= self.next_round {

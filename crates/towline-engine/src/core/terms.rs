@@ -12,8 +12,7 @@
 /// A rise up to this is always accepted.
 const RISE_FREE: u64 = 1 << 10;
 
-/// The largest rise in one step; there is one step a tick. Using up the numbers takes 2^42 ticks, 1,400 years of 10 ms, or
-/// 2^52 messages with rises of [`RISE_FREE`].
+/// The largest rise in a step; one step a tick. 2^42 ticks of 10 ms use up the numbers: 1,400 years.
 pub(super) const RISE_MAX: u64 = 1 << 20;
 
 /// The tick of the last large rise.

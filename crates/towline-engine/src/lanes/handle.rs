@@ -34,11 +34,8 @@ struct Routes {
     peers: BTreeMap<NodeId, PeerLanes>,
 }
 
-#[derive(Clone)]
-struct PeerLanes {
-    control: Arc<LaneQueue>,
-    append: Arc<LaneQueue>,
-}
+/// In the order of [`Lane::ALL`].
+type PeerLanes = [Arc<LaneQueue>; 2];
 
 #[derive(Default)]
 struct Workers {
@@ -55,9 +52,8 @@ impl Lanes {
         Self { shared: Arc::new(SharedLanes { settings, deps, clock: Clock::start(), routes, workers }) }
     }
 
-    /// Adds a peer, or changes its address. The lanes connect, and reconnect until the peer is removed. After a change of
-    /// address the lanes start anew; messages queued for the old address are dropped and reported. The same address again
-    /// changes nothing.
+    /// Adds a peer, or changes its address. The lanes connect, and reconnect until the peer is removed. A new address starts
+    /// the lanes anew: messages queued for the old address are dropped and reported.
     pub(crate) fn set_peer(&self, peer: Peer) {
         let mut workers = self.workers();
         if workers.closed || workers.by_peer.get(&peer.id).is_some_and(|(known, _)| *known == peer) {
@@ -79,10 +75,7 @@ impl Lanes {
     /// The peer has connected to this node and was admitted, so its lanes reconnect without waiting for their backoff.
     pub(crate) fn notify_peer_connected(&self, peer: NodeId) {
         let routes = Arc::clone(&self.shared.routes.read().unwrap_or_else(PoisonError::into_inner));
-        if let Some(lanes) = routes.peers.get(&peer) {
-            lanes.control.notify_peer_connected();
-            lanes.append.notify_peer_connected();
-        }
+        routes.peers.get(&peer).into_iter().flatten().for_each(|queue| queue.notify_peer_connected());
     }
 
     /// Removes a peer. Queued and later messages for it are dropped.
@@ -140,10 +133,7 @@ impl Lanes {
 impl Workers {
     fn retire(&mut self, peer: NodeId, lanes: Option<PeerLanes>, reason: DropReason) {
         // The queues first: a batch that a worker abandons is then counted with this reason.
-        if let Some(lanes) = lanes {
-            lanes.control.end(reason);
-            lanes.append.end(reason);
-        }
+        lanes.into_iter().flatten().for_each(|queue| queue.end(reason));
         self.stopping.retain(|running| !running.is_finished());
         if let Some((_, running)) = self.by_peer.remove(&peer) {
             running.iter().for_each(WorkerHandle::stop);
@@ -155,12 +145,12 @@ impl Workers {
 impl SharedLanes {
     fn start(&self, peer: &Peer) -> Option<(PeerLanes, Vec<WorkerHandle>)> {
         let transport = self.deps.transports.get(peer.address.scheme())?;
-        let [control, append] = [Lane::Control, Lane::Append].map(|lane| {
+        let queues = Lane::ALL.map(|lane| {
             let counter = self.deps.counters.lane(peer.id, peer.address.scheme(), lane);
             let reporter = Arc::clone(&self.deps.reporter);
             Arc::new(LaneQueue::new(peer.id, lane, &self.settings, counter, reporter, self.clock))
         });
-        let running = [&control, &append].map(|queue| {
+        let running = queues.each_ref().map(|queue| {
             let worker = Worker {
                 peer: peer.clone(),
                 queue: Arc::clone(queue),
@@ -172,7 +162,7 @@ impl SharedLanes {
             };
             worker.spawn()
         });
-        Some((PeerLanes { control, append }, running.into()))
+        Some((queues, running.into()))
     }
 }
 
@@ -199,7 +189,7 @@ impl<'a> Burst<'a> {
             debug_assert!(false, "a snapshot was sent to a lane");
             return self.shared.deps.counters.unrouted(peer, Lane::Append, DropReason::UnknownPeer);
         };
-        let Some(lanes) = self.routes.peers.get(&peer) else {
+        let Some([control, append]) = self.routes.peers.get(&peer) else {
             let reason = if self.routes.closed { DropReason::Shutdown } else { DropReason::UnknownPeer };
             self.shared.deps.counters.unrouted(peer, lane, reason);
             if !self.routes.closed {
@@ -208,8 +198,8 @@ impl<'a> Burst<'a> {
             return;
         };
         let queue: &LaneQueue = match lane {
-            Lane::Control => &lanes.control,
-            Lane::Append => &lanes.append,
+            Lane::Control => control,
+            Lane::Append => append,
         };
         match queue.push(envelope, self.now_ms) {
             PushOutcome::Queued { wake } => self.touch(queue, wake),

@@ -130,20 +130,18 @@ impl LaneQueue {
             }
             (Line::Append(queue), Phase::Up) => {
                 let wake = queue.is_empty();
-                match queue.push(envelope, now_ms) {
-                    Ok(()) => PushOutcome::Queued { wake },
-                    Err(_) => {
-                        self.counter.dropped(DropReason::QueueFull, 1);
-                        PushOutcome::Dropped(UnreachableCause::QueueFull)
-                    }
+                if queue.push(envelope, now_ms) {
+                    return PushOutcome::Queued { wake };
                 }
+                self.counter.dropped(DropReason::QueueFull, 1);
+                PushOutcome::Dropped(UnreachableCause::QueueFull)
             }
             (Line::Control(queue), Phase::Down | Phase::Up) => {
                 let wake = queue.is_empty();
                 match queue.push(envelope, now_ms) {
                     Pushed::Queued => return PushOutcome::Queued { wake },
                     Pushed::Superseded => self.counter.dropped(DropReason::Superseded, 1),
-                    Pushed::ReadsFull(_) => self.counter.dropped(DropReason::QueueFull, 1),
+                    Pushed::ReadsFull => self.counter.dropped(DropReason::QueueFull, 1),
                 }
                 PushOutcome::Gone
             }
@@ -203,8 +201,7 @@ impl LaneQueue {
         self.counter.connected();
     }
 
-    /// Records the end of the link. The control queue stays and goes on conflating. Appends are dropped, and reported to Raft
-    /// if messages may be lost.
+    /// Records the end of the link. Control messages stay. Appends are dropped, and reported if messages may be lost.
     pub(crate) fn link_down(&self) {
         let mut state = self.lock();
         if state.phase == Phase::Up {
@@ -256,7 +253,7 @@ impl LaneQueue {
         let used = std::mem::take(&mut state.used);
         let waiting = match &mut state.line {
             Line::Control(_) => 0,
-            Line::Append(queue) => queue.drop_all().messages,
+            Line::Append(queue) => queue.clear(),
         };
         self.count_dropped(reason, waiting);
         self.show_depth(state, self.clock.now_ms());

@@ -167,8 +167,7 @@ async fn the_lanes_to_a_restarted_peer_are_back_within_the_longest_backoff() {
     script.until_delivered(1).await;
 }
 
-/// A node that restarts connects to its peers at once. A peer that waited for its own next attempt sent the needed snapshot
-/// up to 400 ms late.
+/// A restarted node connects to its peers at once. A peer in its backoff once sent a needed snapshot up to 400 ms late.
 #[tokio::test(start_paused = true)]
 async fn a_connection_from_a_peer_ends_the_backoff() {
     let script = ScriptedTransport::default();

@@ -24,8 +24,7 @@ use crate::transport::{
     BytesTaken, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, Peer, Transport,
 };
 
-/// After this many failed attempts in a row the worker logs a warning. A peer that starts together with this node answers
-/// earlier.
+/// The worker warns after this many failed attempts in a row. A peer that starts together with this node answers earlier.
 const MISSES_LOGGED: u32 = 5;
 
 /// A worker that was not started yet.
@@ -219,8 +218,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// How often a worker checks a link's progress within its timeout. A stuck link is found at most a tenth of the timeout
-/// late.
+/// How often a worker checks a link's progress within its timeout.
 const CHECKS: u32 = 10;
 
 /// Waits for a dispatch. Gives up when `taken` has not changed for `patience`.
@@ -312,8 +310,7 @@ impl Pump<'_> {
 /// Completes when the link's transport reports the end of the link.
 type Closed = oneshot::Receiver<LinkClosed>;
 
-/// Receives the events of one link. Nacks go to Raft at once. The end of the link goes to the worker, which alone decides
-/// what to report.
+/// Receives the events of one link. Reports nacks to Raft at once, and the end of the link to the worker.
 struct LinkObserver {
     queue: Arc<LaneQueue>,
     closed: Mutex<Option<oneshot::Sender<LinkClosed>>>,

@@ -160,8 +160,7 @@ impl Mailbox {
         cell.is_some_and(|cell| matches!(cell.snapshot, CellAttempt::Ended(ended, _) if ended == attempt))
     }
 
-    /// Appends all reports since the last call to `out`, at most two a cell, by peer and then by group. A drained outcome
-    /// ends its attempt here.
+    /// Moves all reports to `out`, at most two a cell, by peer and then by group. A drained outcome ends its attempt here.
     pub fn drain(&self, out: &mut Vec<Report>) {
         let mut cells = self.lock();
         if !std::mem::take(&mut cells.dirty) {

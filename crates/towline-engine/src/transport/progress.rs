@@ -72,8 +72,7 @@ impl ProgressCell {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Updates the progress. It never goes back: lower values are ignored. Only the phases `Receiving` and `Storing`
-    /// alternate.
+    /// Updates the progress. Lower values are ignored, but the phases `Receiving` and `Storing` may alternate.
     pub fn advance(&self, to: TransferProgress) {
         let SharedProgress { acked, phase, .. } = &*self.shared;
         acked.fetch_max(to.acked, Ordering::Relaxed);

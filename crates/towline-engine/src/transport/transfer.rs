@@ -108,9 +108,8 @@ pub trait SnapshotSink: Send {
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal>;
 
     /// The progress of the receiver. The engine updates it, also while [`finish`](Self::finish) runs. The transport sends it
-    /// to the peer at least every [`PROGRESS_INTERVAL`](super::PROGRESS_INTERVAL) while it changes. It also sends it after
-    /// [`ACKED_BYTES_MAX`](super::ACKED_BYTES_MAX) further bytes, or an eighth of the bytes so far, whichever is first. It
-    /// never delays chunks for it.
+    /// to the peer at least every [`PROGRESS_INTERVAL`](super::PROGRESS_INTERVAL) while it changes, and also after
+    /// [`ACKED_BYTES_MAX`](super::ACKED_BYTES_MAX) further bytes or an eighth of the bytes so far. It delays no chunks for it.
     fn progress(&self) -> ProgressCell;
 }
 

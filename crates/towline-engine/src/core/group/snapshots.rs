@@ -1,5 +1,4 @@
-//! The snapshots of a group: a leader sends them, a follower installs them, and each node makes its own and then truncates
-//! the log.
+//! The snapshots of a group: a leader sends them, a follower installs them, and each node makes its own.
 
 use std::collections::BTreeMap;
 
@@ -175,9 +174,8 @@ impl<W, R> GroupCore<W, R> {
 
     /// The watchdog: fails orphaned attempts. The shard calls it at each tick.
     ///
-    /// No type can prevent a leaked ticket or a lost report. Without the watchdog, Raft would then never send to the peer
-    /// again. The watchdog settles an attempt as [lost](SnapshotFailure::Lost) if `is_owed` is false: no transfer holds its
-    /// ticket, and no outcome waits in the mailbox.
+    /// No type can prevent a leaked ticket or a lost report, and each would latch the peer. An attempt is
+    /// [lost](SnapshotFailure::Lost) if `is_owed` is false: no transfer holds its ticket, and the mailbox has no outcome.
     pub fn watch(&self, is_owed: impl Fn(&SnapshotAttempt) -> bool, fx: &mut Effects<W, R>) {
         // Without a leadership the next poll voids them.
         if self.replica.is_leader() {
@@ -234,8 +232,7 @@ impl<W, R> GroupCore<W, R> {
         Ok(self.replica.commit())
     }
 
-    /// Takes the result of [`Apply::Snapshot`]: the snapshot and the durable log position of the state machine before it, or
-    /// `None` if it failed.
+    /// Takes the result of [`Apply::Snapshot`], if it succeeded: the snapshot, and what the state machine had durable before.
     pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, LogId)>) {
         let ordered = self.snapshots.taking.take();
         let Some((meta, durable)) = made else {
@@ -257,8 +254,7 @@ impl<W, R> GroupCore<W, R> {
         self.make_available(meta);
     }
 
-    /// Frees log space for the log store: makes a snapshot soon, keeps no trailing entries, and drops what is kept for ended
-    /// attempts.
+    /// Frees log space: makes a snapshot soon, and keeps no trailing entries and nothing for ended attempts.
     pub fn force_compaction(&mut self) {
         self.snapshots.force_compaction = true;
         self.snapshots.retain = true;

@@ -73,20 +73,6 @@ fn a_leader_sends_entries_before_they_are_durable_but_only_in_a_durable_term() {
     assert!(group.fx.write.is_some() && group.state().commit == 0);
 }
 
-/// Case 36, in the small: raft commits for a single voter when the write is durable, not before.
-#[test]
-fn a_single_voter_applies_nothing_before_its_write() {
-    let mut group = group(1);
-    group.ticks(10);
-    group.poll();
-    group.propose([b"a".to_vec()]);
-    let (number, _) = group.poll_write();
-    assert!(group.fx.apply.is_empty() && group.state().role == Role::Leader);
-    group.written(number);
-    group.poll();
-    assert!(!group.fx.apply.is_empty());
-}
-
 /// A candidate with an entry that is not durable, whose request for votes therefore did not leave.
 fn hasty_candidate() -> TestGroup {
     let mut group = group(3);

@@ -53,8 +53,7 @@ pub struct ReplicaSetup {
 /// One member of one group: the raft crate's node behind plain types.
 pub(crate) struct Replica {
     raw: RawNode<LogView>,
-    /// The active peers at raft's last check for a quorum. Raft then takes every peer for silent until its next heartbeat
-    /// response.
+    /// The active peers at raft's last check for a quorum, which resets raft's own flags.
     heard: Vec<u64>,
     flows: Flows,
     /// Ticks since a leader's last heartbeats, with those that raft did not count.
@@ -195,8 +194,7 @@ impl Replica {
         self.beat_in_time();
     }
 
-    /// Counts a tick without a campaign at the end of an election timeout. The lease of a silent leader still ends: until
-    /// then raft drops every request for a vote.
+    /// Counts a tick that starts no campaign. The lease of a silent leader, in which raft drops requests for votes, still ends.
     pub(crate) fn tick_without_campaign(&mut self) {
         let raft = &mut self.raw.raft;
         if raft.state != StateRole::Leader && raft.election_elapsed < raft.election_timeout() {
@@ -248,8 +246,7 @@ impl Replica {
             progress.resume();
             self.raw.raft.send_append(from);
         }
-        // After a stale reject raft may send entries that the peer has. If those are truncated it would send a snapshot that
-        // no acknowledgement ends.
+        // After a stale reject raft may send entries that the peer has, or a snapshot that no acknowledgement ends.
         if let Some(progress) = self.raw.raft.mut_prs().get_mut(from)
             && progress.next_idx <= progress.matched
         {
@@ -308,8 +305,7 @@ impl Replica {
         self.raw.report_unreachable(peer.as_u64());
     }
 
-    /// Ends the live attempt and reports its outcome to raft, in one step: raft never waits for an ended attempt. `false`: the
-    /// attempt is not live, and nothing changed.
+    /// Ends the live attempt and reports its outcome to raft. `false`: the attempt is not live, and nothing changed.
     pub(crate) fn settle(
         &mut self,
         attempt: SnapshotAttempt,
@@ -344,8 +340,7 @@ impl Replica {
         self.raw.mut_store().compact(through);
     }
 
-    /// Appends commands as one proposal, which raft broadcasts together. They get the indices after the previous
-    /// [`last_index`](Self::last_index), in order.
+    /// Appends commands as one proposal, in order, after the [`last_index`](Self::last_index). Raft broadcasts them together.
     pub(crate) fn propose(&mut self, commands: Vec<Bytes>) -> Result<(), ProposalsDropped> {
         let mut message = eraftpb::Message::default();
         message.set_msg_type(MessageType::MsgPropose);
@@ -442,8 +437,7 @@ impl Replica {
         self.raw.mut_store().forget_arrived();
     }
 
-    /// Records a failed fetch. Raft asks again by itself. `true`: the log counts as compacted there from now on, so peers get
-    /// a snapshot.
+    /// Records a failed fetch. `true`: the log counts as compacted there from now on, so peers get a snapshot.
     pub(crate) fn not_fetched(&mut self, low: u64) -> bool {
         let (callers, is_new) = self.raw.mut_store().not_fetched(low);
         for context in callers {

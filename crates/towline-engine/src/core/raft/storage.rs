@@ -23,8 +23,7 @@ pub struct Fetch {
     pub high: u64,
 }
 
-/// The most raft calls that wait for a fetch; each peer has one or two. More are dropped: raft asks again at the next heartbeat
-/// response.
+/// The most raft calls that wait for a fetch. More are dropped: raft asks again at the next heartbeat response.
 const FETCH_CALLERS_MAX: usize = 16;
 
 pub(super) struct LogView {
@@ -169,8 +168,7 @@ impl Storage for LogView {
         Ok(self.log.last_index())
     }
 
-    // Raft panics on any other error than this one. `core::inbound` refuses requests for a certain index, so
-    // `_request_index` is zero.
+    // Raft panics on any other error. `core::inbound` refuses requests for a certain index, so `_request_index` is zero.
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
         let later = || Error::Store(StorageError::SnapshotTemporarilyUnavailable);
         let to = NodeId::new(to).ok_or_else(later)?;

@@ -75,18 +75,6 @@ impl TestMailbox {
     }
 }
 
-/// Case 60.
-#[test]
-fn a_late_report_of_attempt_1_leaves_the_undrained_outcome_of_attempt_2() {
-    let mailbox = TestMailbox::new();
-    mailbox.arm(attempt(1));
-    mailbox.arm(attempt(2));
-    mailbox.report_snapshot(attempt(2), FINISH);
-    mailbox.report_snapshot(attempt(1), FAILURE);
-    assert_eq!(mailbox.drained(), [Report::Snapshot { attempt: attempt(2), status: FINISH }]);
-    assert_eq!(mailbox.count(ReportKind::SnapshotFailure, ReportOutcome::Stale), 1);
-}
-
 #[test]
 fn a_lost_link_is_reported_to_every_group_of_that_peer_and_no_other() {
     let mailbox = TestMailbox::new();

@@ -145,26 +145,6 @@ fn a_lost_snapshot_is_reported_and_sent_again_within_its_wait_and_two_heartbeats
     assert!(group.transfer_within(3).ticket.attempt().number > first.number);
 }
 
-/// The control of the test above: without the report and the watchdog.
-#[test]
-fn without_report_and_watchdog_the_peer_is_latched() {
-    let mut group = leader(|_| ());
-    drop(group.begin());
-    group.mailbox.drain(&mut Vec::new());
-    group.heartbeats(200);
-    assert!(group.transfers.is_empty());
-    assert_eq!(group.progress(), PeerProgress::Snapshot);
-}
-
-/// Case 2.
-#[test]
-fn a_finish_alone_unlatches_the_peer_if_its_acknowledgement_was_lost() {
-    let mut group = leader(|_| ());
-    group.begin().ticket.finish();
-    assert_eq!((group.drain(), group.progress()), ((1, 0), PeerProgress::Probe));
-    assert_eq!(group.status().peers[0].next, TRUNCATED + 1);
-}
-
 /// Case 59: a receiver that the snapshot does not name, for example, refuses every offer of it.
 #[test]
 fn a_lasting_refusal_is_not_followed_by_endless_resends() {
@@ -352,17 +332,4 @@ fn a_report_before_the_turn_that_ends_its_leadership_is_stale() {
     assert_eq!(group.drain(), (0, 1));
     group.turn();
     assert_eq!(group.cancelled, [attempt]);
-}
-
-/// Case 10: the peer has nothing, and rejects the next entries.
-#[test]
-fn a_wrong_finish_converges_by_another_snapshot() {
-    let mut group = leader(|_| ());
-    group.begin().ticket.finish();
-    group.drain();
-    group.heartbeats(2);
-    assert!(group.transfers.is_empty());
-    group.reject(TRUNCATED, 0);
-    group.turn();
-    group.transfer_within(2);
 }

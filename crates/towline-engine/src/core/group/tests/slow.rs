@@ -150,8 +150,7 @@ fn appends_on_a_slow_link_drain_within_two_election_timeouts_and_are_sent_once()
     assert!(ticks <= least * 12 / 10, "{ticks} ticks, not {least}");
 }
 
-/// Raft may send nothing more, and nothing reports the loss. The leader once sent a message beyond its window instead, up
-/// to 32 heartbeat intervals later.
+/// Raft may send nothing more, and nothing reports the loss. Once the next message left up to 32 heartbeat intervals later.
 #[test]
 fn appends_lost_without_a_report_are_sent_again_within_two_heartbeats() {
     for heals_after in 0..40 {

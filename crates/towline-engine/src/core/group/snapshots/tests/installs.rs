@@ -54,20 +54,8 @@ fn group_with_a_tail() -> TestGroup {
     group
 }
 
-/// The node stopped in the turn in which it received a snapshot. It wrote the snapshot's commit index without the snapshot.
-/// At the next start it applied the old log up to that index.
-#[test]
-fn the_commit_index_of_a_received_snapshot_is_not_written_without_the_snapshot() {
-    let mut group = group_with_a_tail();
-    receive(&mut group, &offer(50, 3)).unwrap();
-    assert_eq!(group.state().commit, 50);
-    assert_eq!(group.unwritten_hard_state(), None, "entries 13 and 14 are not committed");
-    let write = group.poll_write().1;
-    assert_eq!((write.install.map(|i| i.at.index), write.hard_state.map(|h| h.commit)), (Some(50), Some(50)));
-    assert_eq!(group.unwritten_hard_state(), None, "a write contains it");
-}
-
-/// The same with entries, which replace entries 13 and 14 but are in no write.
+/// The node stopped in the turn in which it received entries, or a snapshot. It wrote their commit index without them, and
+/// after the restart it applied the old entries 13 and 14.
 #[test]
 fn the_commit_index_of_received_entries_is_not_written_without_the_entries() {
     let mut group = group_with_a_tail();
@@ -113,8 +101,7 @@ fn neither_an_election_timeout_nor_a_call_to_campaign_disturbs_an_install() {
     assert_eq!(kinds, [MessageKind::HeartbeatResponse], "it answers heartbeats meanwhile");
 }
 
-/// An install skipped ticks, so the lease of a dead leader never ended: with two of three voters up there was no leader
-/// before the restore had ended.
+/// The lease of a dead leader never ended during an install: with two of three voters up there was no leader.
 #[test]
 fn a_follower_during_an_install_votes_after_the_lease_of_its_leader_and_not_before() {
     let mut group = receiver();
@@ -146,16 +133,6 @@ fn a_follower_during_an_install_votes_after_the_lease_of_its_leader_and_not_befo
     group.applied(50);
     group.ticks(20);
     assert_eq!(group.state().role, Role::Candidate);
-}
-
-/// Case 54: the answer to an unneeded snapshot is an acknowledgement, and the offer is a success.
-#[test]
-fn raft_acknowledges_an_offer_of_entries_that_are_committed_here() {
-    let mut group = group(|_| ());
-    assert_eq!(group.offer(id(2), &offer(TRUNCATED, 3)), Ok(OfferVerdict::Have { commit: LAST }));
-    let fx = group.settle();
-    let ack = fx.messages.iter().find(|m| m.kind == MessageKind::AppendResponse).unwrap();
-    assert_eq!((ack.index, ack.reject), (LAST, false));
 }
 
 /// Case 59.

@@ -32,8 +32,7 @@ fn a_transfer_keeps_its_file_and_the_log_behind_it() {
     }
 }
 
-/// A newer snapshot between two attempts made the follower start again at the first byte. A partial file can only resume
-/// with the same snapshot.
+/// A newer snapshot between two attempts once made the follower start again at the first byte.
 #[test]
 fn the_attempt_after_a_broken_one_offers_the_same_snapshot_although_there_is_a_newer_one() {
     let mut group = leader_after(SnapshotFailure::Timeout);
@@ -56,8 +55,7 @@ fn a_snapshot_that_the_receiver_found_corrupt_is_not_offered_again_if_there_is_a
     assert_eq!(group.transfer_within(4).meta, meta(LAST, 1));
 }
 
-/// A leader that stepped down between two attempts kept the file of the first until its next snapshot: in an idle group
-/// for ever.
+/// A leader that stepped down between two attempts once kept the file of the first, in an idle group for ever.
 #[test]
 fn a_file_kept_for_another_attempt_goes_with_the_leadership() {
     let mut group = leader_after(SnapshotFailure::Timeout);
@@ -113,8 +111,7 @@ fn a_snapshot_is_ordered_after_enough_entries_and_compaction_keeps_the_trailing_
     assert_eq!(group.fx.compact, Some(at.index - 2));
 }
 
-/// A removal of files during the making of a snapshot removed its file as well: the group knows its content id only when it
-/// is complete.
+/// Its file was once removed as well: the group knows the content id only when the snapshot is complete.
 #[test]
 fn no_file_is_removed_while_another_snapshot_is_being_made() {
     let mut group = leader(|setup| setup.policy.every_entries = 1);
@@ -128,8 +125,7 @@ fn no_file_is_removed_while_another_snapshot_is_being_made() {
     assert_eq!(group.fx.retain, Some(vec![content(LAST)]));
 }
 
-/// A failed order moved the index from which the next order counts. On an idle group with a latched follower there was
-/// never another snapshot.
+/// On an idle group with a latched follower there once was no second try.
 #[test]
 fn a_failed_snapshot_is_tried_again_without_new_entries_at_growing_intervals() {
     // The log begins after the available snapshot.
@@ -154,8 +150,7 @@ fn a_failed_snapshot_is_tried_again_without_new_entries_at_growing_intervals() {
     assert_eq!((group.take_orders(), group.snapshots.retake_ticks), (vec![], RETAKE_TICKS));
 }
 
-/// A leader offered an unreadable snapshot again and again. It made another one only after new entries, and an idle group
-/// has none.
+/// A leader of an idle group once offered an unreadable snapshot again and again.
 #[test]
 fn an_unreadable_snapshot_is_not_offered_again_and_another_is_made_without_new_entries() {
     let mut group = leader(|_| ());

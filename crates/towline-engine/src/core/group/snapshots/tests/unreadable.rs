@@ -17,8 +17,7 @@ fn leader_with_cold_entries(available: SnapshotMeta) -> TestGroup {
     group
 }
 
-/// Heartbeats with their answers, where `read` answers each fetch. Returns the number of fetches, and the appends with
-/// entries.
+/// Heartbeats with their answers, where `read` answers each fetch. Returns the fetches, and the appends with entries.
 fn beat(
     group: &mut TestGroup,
     count: usize,
