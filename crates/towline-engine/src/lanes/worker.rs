@@ -62,15 +62,6 @@ impl WorkerHandle {
     }
 }
 
-/// How a session ended. A session lasts from the attempt to connect to the end of the link.
-#[derive(Debug)]
-enum SessionEnd {
-    /// No link was established.
-    NotConnected,
-    /// The link ended. `healthy` resets the backoff.
-    Lost { healthy: bool },
-}
-
 impl Worker {
     /// Starts the worker on its runtime.
     pub(crate) fn spawn(self) -> WorkerHandle {
@@ -98,7 +89,11 @@ impl Worker {
                 }
                 Either::Second(ended) => ended,
             };
-            if let SessionEnd::Lost { healthy: true } = self.settle(ended) {
+            let is_healthy = ended.unwrap_or_else(|error| {
+                tracing::error!(peer = %self.peer.id, lane = self.queue.lane.as_str(), %error, "a transport panicked");
+                false
+            });
+            if is_healthy {
                 backoff.reset();
             }
             if let Either::First(()) =
@@ -121,14 +116,8 @@ impl Worker {
         }
     }
 
-    fn settle(&self, ended: Result<SessionEnd, tokio::task::JoinError>) -> SessionEnd {
-        ended.unwrap_or_else(|error| {
-            tracing::error!(peer = %self.peer.id, lane = self.queue.lane.as_str(), %error, "a transport panicked");
-            SessionEnd::NotConnected
-        })
-    }
-
-    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> SessionEnd {
+    /// Connects, and dispatches until the link ends. Returns whether the link was healthy, which resets the backoff.
+    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> bool {
         let (peer, lane) = (self.peer.id, self.queue.lane.as_str());
         let mut attempt = Attempt { queue: &self.queue, up: false };
         let (link, closed) = match self.connect().await {
@@ -140,7 +129,7 @@ impl Worker {
                     let address = &self.peer.address;
                     tracing::warn!(%peer, %address, lane, detail, "a peer cannot be reached");
                 }
-                return SessionEnd::NotConnected;
+                return false;
             }
         };
         attempt.up = true;
@@ -153,7 +142,7 @@ impl Worker {
         let accepted = pump.accepted;
         tracing::debug!(%peer, lane, ?end, "link lost");
         // A peer that accepts a link and closes it at once is not healthy. A peer that keeps an idle link is.
-        SessionEnd::Lost { healthy: accepted || since.elapsed() >= self.settings.backoff_max }
+        accepted || since.elapsed() >= self.settings.backoff_max
     }
 
     async fn connect(&self) -> Result<(Box<dyn Link>, Closed), String> {

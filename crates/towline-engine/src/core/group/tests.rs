@@ -26,25 +26,20 @@ fn kinds(fx: &Effects<u64, u64>) -> Vec<MessageKind> {
 }
 
 #[test]
-fn a_followers_response_to_an_append_leaves_only_after_the_write() {
-    let mut group = group(3);
-    group.deliver(append(1, 0, vec![entry(1, 1)]));
-    let (number, write) = group.poll_write();
-    assert_eq!((write.entries.len(), write.hard_state.map(|h| h.term)), (1, Some(1)));
-    assert_eq!((kinds(&group.fx), group.replica.is_log_persisted()), (vec![], false));
-    group.written(number);
-    assert!(group.replica.is_log_persisted(), "raft knows it before a message leaves");
-    assert_eq!(kinds(&group.fx), [MessageKind::AppendResponse]);
-}
-
-#[test]
-fn a_vote_leaves_only_after_the_write() {
-    let mut group = group(3);
-    group.deliver(message(MessageKind::RequestVote, 2, 1));
-    let (number, write) = group.poll_write();
-    assert_eq!((write.hard_state.and_then(|h| h.vote), kinds(&group.fx)), (Some(id(2)), vec![]));
-    group.written(number);
-    assert_eq!(kinds(&group.fx), [MessageKind::RequestVoteResponse]);
+fn a_response_or_a_vote_leaves_only_after_the_write() {
+    for (request, response, vote) in [
+        (append(1, 0, vec![entry(1, 1)]), MessageKind::AppendResponse, None),
+        (message(MessageKind::RequestVote, 2, 1), MessageKind::RequestVoteResponse, Some(id(2))),
+    ] {
+        let mut group = group(3);
+        group.deliver(request.clone());
+        let (number, write) = group.poll_write();
+        assert_eq!(write.hard_state, Some(HardState { term: 1, vote, commit: 0 }));
+        assert_eq!((write.entries, kinds(&group.fx)), (request.entries, vec![]));
+        group.written(number);
+        assert!(group.replica.is_log_persisted(), "raft knows it before a message leaves");
+        assert_eq!(kinds(&group.fx), [response]);
+    }
 }
 
 #[test]

@@ -170,27 +170,3 @@ fn a_report_for_a_removed_and_re_added_peer_changes_nothing() {
         assert_eq!(mailbox.count(ReportKind::SnapshotFinish, outcome), 1);
     }
 }
-
-/// Case 8. The same on a running node: `node/tests/reports.rs`.
-#[test]
-fn ten_thousand_reports_from_eight_threads_without_a_drain_stay_bounded_and_keep_the_outcome() {
-    let mailbox = TestMailbox::new();
-    mailbox.arm(attempt(1));
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                for _ in 0..1_250 {
-                    mailbox.lose_link();
-                    mailbox.report_snapshot(attempt(9), FAILURE);
-                }
-            });
-        }
-        mailbox.report_snapshot(attempt(1), FINISH);
-    });
-    assert_eq!(mailbox.lock().by_peer.len(), 1);
-    let (group, peer, cause) = (GroupId::DEFAULT, node(2), UnreachableCause::LinkLost);
-    let lost = Report::Unreachable { group, peer, cause };
-    assert_eq!(mailbox.drained(), [lost, Report::Snapshot { attempt: attempt(1), status: FINISH }]);
-    assert_eq!(mailbox.count(ReportKind::Unreachable, ReportOutcome::Coalesced), 9_999);
-    assert_eq!(mailbox.count(ReportKind::SnapshotFailure, ReportOutcome::Stale), 10_000);
-}
