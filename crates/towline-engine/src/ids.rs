@@ -14,20 +14,26 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct NodeId(NonZeroU64);
 
-impl NodeId {
-    /// Creates an id; `None` for zero.
-    pub const fn new(raw: u64) -> Option<Self> {
-        match NonZeroU64::new(raw) {
-            Some(id) => Some(Self(id)),
-            None => None,
-        }
-    }
+macro_rules! nonzero_id {
+    ($($id:ty),*) => {$(
+        impl $id {
+            /// Creates an id; `None` for zero.
+            pub const fn new(raw: u64) -> Option<Self> {
+                match NonZeroU64::new(raw) {
+                    Some(id) => Some(Self(id)),
+                    None => None,
+                }
+            }
 
-    /// The id as a number, never zero.
-    pub const fn as_u64(self) -> u64 {
-        self.0.get()
-    }
+            /// The id as a number, never zero.
+            pub const fn as_u64(self) -> u64 {
+                self.0.get()
+            }
+        }
+    )*};
 }
+
+nonzero_id!(NodeId, Incarnation);
 
 impl From<NonZeroU64> for NodeId {
     fn from(id: NonZeroU64) -> Self {
@@ -147,21 +153,6 @@ impl ClusterId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(NonZeroU64);
-
-impl Incarnation {
-    /// Creates an incarnation; `None` for zero.
-    pub const fn new(raw: u64) -> Option<Self> {
-        match NonZeroU64::new(raw) {
-            Some(n) => Some(Self(n)),
-            None => None,
-        }
-    }
-
-    /// As a number, never zero.
-    pub const fn as_u64(self) -> u64 {
-        self.0.get()
-    }
-}
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,7 +17,7 @@ mod snapshots;
 pub use self::effects::{Apply, AttemptEffect, Effects, Unreadable};
 use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
-use super::attempts::SendBudget;
+use super::attempts::{Attempts, SendBudget};
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
@@ -101,7 +101,8 @@ impl<W, R> GroupCore<W, R> {
         let (id, me, hard_state) = (setup.replica.group, setup.replica.node, setup.replica.hard_state);
         let applied = setup.replica.log.applied();
         let handed = LogId { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
-        let attempts = setup.snapshots.attempts(id);
+        let SnapshotSetup { available, policy, seed } = &setup.snapshots;
+        let attempts = Attempts::new(id, policy.retry.clone(), available.clone(), *seed);
         Ok(Self {
             id,
             me,
@@ -128,12 +129,12 @@ impl<W, R> GroupCore<W, R> {
 
     /// Lends the group the node's free send slots. Without a loan a group sends no snapshots.
     pub fn lend(&mut self, budget: SendBudget) {
-        self.replica.lend(budget);
+        self.replica.attempts().budget = budget;
     }
 
     /// The rest of the last loan.
     pub fn budget(&self) -> SendBudget {
-        self.replica.budget()
+        self.replica.attempts().budget
     }
 
     /// Skips ticks that the driver missed because it was busy. Replaying them would end an election timeout at once. Only a
@@ -338,7 +339,7 @@ impl<W, R> GroupCore<W, R> {
         self.start_read_round();
         self.void_stale_attempts(fx);
         let mut write = GroupWrite::new(self.id);
-        if self.take_installed() {
+        if std::mem::take(&mut self.snapshots.installed) {
             self.writes += 1;
             write.installed = true;
         }

@@ -194,17 +194,22 @@ mod tests {
         Reads::new([7; 16])
     }
 
+    impl Reads<&'static str> {
+        /// Adds a read, and starts its round.
+        fn begin(&mut self, reader: &'static str, deadline: u64, now_tick: u64) -> Vec<u8> {
+            self.add(reader, deadline);
+            self.start_round(now_tick, RETRY).unwrap()
+        }
+    }
+
     #[test]
     fn a_later_round_confirms_the_earlier_ones_and_not_the_other_way_round() {
         let mut reads = reads();
-        reads.add("a", 100);
-        let first = reads.start_round(0, RETRY).unwrap();
-        reads.add("b", 100);
-        let second = reads.start_round(0, RETRY).unwrap();
+        let first = reads.begin("a", 100, 0);
+        let second = reads.begin("b", 100, 0);
         reads.confirm(&first, 5);
         assert_eq!(reads.take_confirmed(5), ["a"]);
-        reads.add("c", 100);
-        let third = reads.start_round(0, RETRY).unwrap();
+        let third = reads.begin("c", 100, 0);
         reads.confirm(&third, 7);
         reads.confirm(&second, 6);
         assert_eq!(reads.take_confirmed(6), Vec::<&str>::new());
@@ -246,14 +251,12 @@ mod tests {
     #[test]
     fn an_answer_that_takes_longer_than_many_retries_confirms_the_reads_of_its_round() {
         let mut reads = reads();
-        reads.add("a", 100);
-        let first = reads.start_round(0, RETRY).unwrap();
+        let first = reads.begin("a", 100, 0);
         for tick in 1..=50 {
             assert!(reads.take_unconfirmed(tick).is_empty());
             assert_eq!(reads.start_round(tick, RETRY).is_some(), tick % RETRY == 0, "tick {tick}");
         }
-        reads.add("b", 100);
-        reads.start_round(51, RETRY).unwrap();
+        reads.begin("b", 100, 51);
         reads.confirm(&first, 5);
         assert_eq!(reads.take_confirmed(9), ["a"], "the other one began after that round");
     }
@@ -261,12 +264,10 @@ mod tests {
     #[test]
     fn a_retry_confirms_reads_that_began_before_it_and_no_later_ones() {
         let mut reads = reads();
-        reads.add("a", 100);
-        let lost = reads.start_round(0, RETRY).unwrap();
+        let lost = reads.begin("a", 100, 0);
         let retry = reads.start_round(RETRY, RETRY).unwrap();
         assert_ne!(lost, retry);
-        reads.add("b", 100);
-        reads.start_round(RETRY, RETRY).unwrap();
+        reads.begin("b", 100, RETRY);
         reads.confirm(&retry, 6);
         assert_eq!(reads.take_confirmed(9), ["a"]);
     }
@@ -274,10 +275,8 @@ mod tests {
     #[test]
     fn a_read_fails_at_its_deadline_also_while_a_round_is_under_way() {
         let mut reads = reads();
-        reads.add("a", 50);
-        let first = reads.start_round(0, RETRY).unwrap();
-        reads.add("b", 60);
-        reads.start_round(0, RETRY).unwrap();
+        let first = reads.begin("a", 50, 0);
+        reads.begin("b", 60, 0);
         reads.add("c", 70);
         assert_eq!(reads.take_unconfirmed(49), Vec::<&str>::new());
         assert_eq!(reads.take_unconfirmed(50), ["a"]);
@@ -293,8 +292,7 @@ mod tests {
     fn a_confirmed_read_keeps_its_deadline_while_it_waits_for_entries() {
         let mut reads = reads();
         reads.add("a", 50);
-        reads.add("b", 100);
-        let round = reads.start_round(0, RETRY).unwrap();
+        let round = reads.begin("b", 100, 0);
         reads.confirm(&round, 7);
         assert_eq!(reads.take_unconfirmed(50), Vec::<&str>::new());
         assert_eq!(reads.take_unapplied(50), [("a", 7)]);
@@ -306,8 +304,7 @@ mod tests {
     fn a_round_that_never_started_or_of_another_node_confirms_no_read() {
         for changed_byte in [0, 23] {
             let mut reads = reads();
-            reads.add("a", 100);
-            let mut context = reads.start_round(0, RETRY).unwrap();
+            let mut context = reads.begin("a", 100, 0);
             context[changed_byte] += 1;
             reads.confirm(&context, 5);
             assert!(reads.take_confirmed(9).is_empty());

@@ -105,13 +105,8 @@ enum CellAttempt {
     Ended(SnapshotAttempt, SnapshotStatus),
 }
 
-/// The result of a post.
-enum PostResult {
-    /// At least one cell stored the report; `coalesced` others had one already.
-    Stored { coalesced: u64 },
-    /// No cell stored the report.
-    Dropped(ReportOutcome, u64),
-}
+/// The result of a post: whether a cell stored the report, and how many reports were dropped.
+type PostResult = (bool, ReportOutcome, u64);
 
 impl Mailbox {
     /// Creates an empty mailbox, which calls `wake` after every stored report.
@@ -199,15 +194,12 @@ impl Mailbox {
     }
 
     /// Counts and wakes. Called without the lock, because counter and waker are foreign code.
-    fn settle(&self, peer: NodeId, kind: ReportKind, posted: PostResult) {
-        match posted {
-            PostResult::Stored { coalesced } => {
-                if coalesced > 0 {
-                    self.counter.count(peer, kind, ReportOutcome::Coalesced, coalesced);
-                }
-                self.wake.wake_by_ref();
-            }
-            PostResult::Dropped(outcome, n) => self.counter.count(peer, kind, outcome, n),
+    fn settle(&self, peer: NodeId, kind: ReportKind, (is_stored, outcome, dropped): PostResult) {
+        if dropped > 0 {
+            self.counter.count(peer, kind, outcome, dropped);
+        }
+        if is_stored {
+            self.wake.wake_by_ref();
         }
     }
 }
@@ -227,7 +219,7 @@ impl Reporter for Mailbox {
 impl Cells {
     fn post_unreachable(&mut self, peer: NodeId, scope: Scope, cause: UnreachableCause) -> PostResult {
         if self.closed {
-            return PostResult::Dropped(ReportOutcome::AfterClose, 1);
+            return (false, ReportOutcome::AfterClose, 1);
         }
         let groups = match scope {
             Scope::Group(group) => group..=group,
@@ -242,29 +234,26 @@ impl Cells {
         }
         self.dirty |= stored;
         match (stored, coalesced) {
-            (true, coalesced) => PostResult::Stored { coalesced },
-            (false, 0) => PostResult::Dropped(ReportOutcome::UnknownPeer, 1),
-            (false, coalesced) => PostResult::Dropped(ReportOutcome::Coalesced, coalesced),
+            (false, 0) => (false, ReportOutcome::UnknownPeer, 1),
+            _ => (stored, ReportOutcome::Coalesced, coalesced),
         }
     }
 
     fn post_snapshot(&mut self, attempt: SnapshotAttempt, status: SnapshotStatus) -> PostResult {
         if self.closed {
-            return PostResult::Dropped(ReportOutcome::AfterClose, 1);
+            return (false, ReportOutcome::AfterClose, 1);
         }
         let Some(cell) = self.by_peer.get_mut(&(attempt.peer, attempt.group)) else {
-            return PostResult::Dropped(ReportOutcome::UnknownPeer, 1);
+            return (false, ReportOutcome::UnknownPeer, 1);
         };
         match cell.snapshot {
             CellAttempt::Armed(live) if live == attempt => {
                 cell.snapshot = CellAttempt::Ended(attempt, status);
                 self.dirty = true;
-                PostResult::Stored { coalesced: 0 }
+                (true, ReportOutcome::Coalesced, 0)
             }
-            CellAttempt::Ended(live, _) if live == attempt => {
-                PostResult::Dropped(ReportOutcome::Coalesced, 1)
-            }
-            _ => PostResult::Dropped(ReportOutcome::Stale, 1),
+            CellAttempt::Ended(live, _) if live == attempt => (false, ReportOutcome::Coalesced, 1),
+            _ => (false, ReportOutcome::Stale, 1),
         }
     }
 }

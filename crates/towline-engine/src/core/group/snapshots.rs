@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Apply, AttemptEffect, Effects, GroupCore};
-use crate::core::attempts::{Attempts, RetryPolicy};
+use crate::core::attempts::RetryPolicy;
 use crate::core::inbound;
 use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite, Install};
@@ -88,7 +88,7 @@ pub(super) struct Snapshots {
     /// The snapshot that Raft accepted and the state machine has not restored yet.
     installing: Option<SnapshotMeta>,
     /// The next write records the end of an install.
-    installed: bool,
+    pub(super) installed: bool,
     /// The snapshot being made and the last one made: its index, and [`GroupLog::bytes_appended`](crate::core::GroupLog).
     taking: Option<(u64, u64)>,
     taken: (u64, u64),
@@ -126,13 +126,6 @@ impl Snapshots {
 
     pub(super) fn installing(&self) -> bool {
         self.installing.is_some()
-    }
-}
-
-impl SnapshotSetup {
-    pub(super) fn attempts(&self, group: crate::ids::GroupId) -> Attempts {
-        let retry = self.policy.retry.clone();
-        Attempts::new(group, retry, self.available.clone(), self.seed)
     }
 }
 
@@ -289,11 +282,6 @@ impl<W, R> GroupCore<W, R> {
         later.conf = Some(conf);
         write.append(later);
         Some(meta)
-    }
-
-    /// Whether the next write must record the end of an install.
-    pub(super) fn take_installed(&mut self) -> bool {
-        std::mem::take(&mut self.snapshots.installed)
     }
 
     /// Sends messages. A snapshot among them becomes a live attempt.

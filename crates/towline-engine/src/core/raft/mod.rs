@@ -13,7 +13,7 @@ use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
 use self::flow::Flows;
 pub use self::storage::Fetch;
 use self::storage::LogView;
-use super::attempts::{Attempts, SendBudget};
+use super::attempts::Attempts;
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
 use crate::message::{ConfState, Entry, HardState, LogId, Message, MessageKind};
@@ -323,16 +323,6 @@ impl Replica {
             self.raw.report_snapshot(attempt.peer.as_u64(), status);
         }
         settled
-    }
-
-    /// See [`GroupCore::lend`](crate::core::GroupCore::lend).
-    pub(crate) fn lend(&mut self, budget: SendBudget) {
-        self.raw.mut_store().attempts.get_mut().budget = budget;
-    }
-
-    /// The rest of the last loan.
-    pub(crate) fn budget(&self) -> SendBudget {
-        self.raw.store().attempts.borrow().budget
     }
 
     /// Removes the log up to `through`, which is applied.
