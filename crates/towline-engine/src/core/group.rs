@@ -227,7 +227,7 @@ impl<W, R> GroupCore<W, R> {
             fx.refused.extend(proposals.into_iter().map(refused));
             return;
         }
-        self.give_up_lost(fx);
+        self.fail_lost_proposals(fx);
         let mut room = match self.is_transferring() {
             true => 0,
             false => self.unapplied_bytes_max.saturating_sub(self.unapplied_bytes()),
@@ -355,8 +355,8 @@ impl<W, R> GroupCore<W, R> {
             fx.write = Some((self.writes, write));
         }
         fx.messages.append(&mut self.replica.questions());
-        self.keep_house(fx);
-        self.give_up_lost(fx);
+        self.finish_turn(fx);
+        self.fail_lost_proposals(fx);
         fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
         fx.fetches.append(&mut self.replica.take_fetches());
     }
@@ -394,9 +394,8 @@ impl<W, R> GroupCore<W, R> {
             }
             self.hard_state_made = ready.hard_state;
             write.hard_state = Some(ready.hard_state);
-            let mut later = GroupWrite::new(self.id);
-            later.entries = std::mem::take(&mut ready.entries);
-            write.append(later);
+            let entries = std::mem::take(&mut ready.entries);
+            write.append(GroupWrite { entries, ..GroupWrite::new(self.id) });
         }
         // A sole voter leads before its term is durable. After a crash it would use the term again, with other entries.
         let hold = self.replica.term() > self.durable_term;
@@ -406,10 +405,10 @@ impl<W, R> GroupCore<W, R> {
         messages.append(&mut ready.messages_after_write);
         let (number, write, term) = (ready.number, self.writes, self.replica.term());
         self.unpersisted.push_back(Unpersisted { number, write, term, messages, restore });
-        self.hand_out(ready.committed, fx);
+        self.apply_committed(ready.committed, fx);
     }
 
-    fn hand_out(&mut self, entries: Vec<Entry>, fx: &mut Effects<W, R>) {
+    fn apply_committed(&mut self, entries: Vec<Entry>, fx: &mut Effects<W, R>) {
         let Some(last) = entries.last() else { return };
         if let Some(change) = entries.iter().find(|e| e.kind != EntryKind::Normal) {
             // Skipping the change would give the members different memberships for ever.
@@ -426,7 +425,7 @@ impl<W, R> GroupCore<W, R> {
     }
 
     /// Fails the waiters of an ended leadership: the next leader may commit their entries, or not.
-    fn give_up_lost(&mut self, fx: &mut Effects<W, R>) {
+    fn fail_lost_proposals(&mut self, fx: &mut Effects<W, R>) {
         if !self.replica.is_leader() || self.proposals.is_of_other_term(self.replica.term()) {
             let lost = |w| (w, ProposeError::Uncertain { cause: UncertainCause::LostLeadership });
             fx.refused.extend(self.proposals.take_all().map(lost));

@@ -219,7 +219,7 @@ impl<W, R> GroupCore<W, R> {
             self.snapshots.installing = Some(meta);
         } else if self.replica.commit() < index {
             return Err(SnapshotRefusal::NotTaken {
-                detail: format!("it stands at term {}", self.replica.term()),
+                detail: format!("the receiver is at term {}", self.replica.term()),
             });
         }
         Ok(self.replica.commit())
@@ -277,10 +277,8 @@ impl<W, R> GroupCore<W, R> {
             members: meta.head.members.clone(),
         };
         self.snapshots.conf = conf.clone();
-        let mut later = GroupWrite::new(self.id);
-        later.install = Some(Install { at, installing: meta.content });
-        later.conf = Some(conf);
-        write.append(later);
+        let install = Some(Install { at, installing: meta.content });
+        write.append(GroupWrite { install, conf: Some(conf), ..GroupWrite::new(self.id) });
         Some(meta)
     }
 
@@ -313,16 +311,16 @@ impl<W, R> GroupCore<W, R> {
     }
 
     /// Makes snapshots, truncates the log and drops files, as the readies of the turn require.
-    pub(super) fn keep_house(&mut self, fx: &mut Effects<W, R>) {
-        self.follow_progress();
-        self.limit_pins(fx);
+    pub(super) fn finish_turn(&mut self, fx: &mut Effects<W, R>) {
+        self.note_progress();
+        self.bound_pins(fx);
         self.order_snapshot(fx);
         self.compact(fx);
-        self.forget_files(fx);
+        self.retain_snapshots(fx);
     }
 
     /// Notes the tick at which a peer's progress state changes.
-    fn follow_progress(&mut self) {
+    fn note_progress(&mut self) {
         if !self.replica.is_leader() {
             return self.snapshots.progress.clear();
         }
@@ -335,7 +333,7 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    fn limit_pins(&mut self, fx: &mut Effects<W, R>) {
+    fn bound_pins(&mut self, fx: &mut Effects<W, R>) {
         let (bytes, most) = (self.replica.log().bytes_appended(), self.snapshots.policy.pin_bytes_max);
         let overdue = self.replica.attempts().overdue(bytes, most);
         let cause = SnapshotFailure::PinTooLarge;
@@ -381,7 +379,7 @@ impl<W, R> GroupCore<W, R> {
 
     /// Lets the store remove snapshots that are not in use. A transfer opens its file only after the peer accepted the offer,
     /// so a snapshot being sent stays in use until its attempt ends.
-    fn forget_files(&mut self, fx: &mut Effects<W, R>) {
+    fn retain_snapshots(&mut self, fx: &mut Effects<W, R>) {
         // The content id of a snapshot being made is not known yet, and its file may exist already. The last snapshot stays
         // until there is another: a volatile state machine restarts from it.
         let another = self.snapshots.taking.is_none() && self.replica.attempts().available().is_some();

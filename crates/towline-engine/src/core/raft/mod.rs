@@ -191,7 +191,7 @@ impl Replica {
         if !self.is_leader() {
             self.heard.clear();
         }
-        self.beat_in_time();
+        self.send_due_heartbeats();
     }
 
     /// Counts a tick that starts no campaign. The lease of a silent leader, in which raft drops requests for votes, still ends.
@@ -209,7 +209,7 @@ impl Replica {
     }
 
     /// Sends heartbeats that are due by the clock. Raft, which did not count skipped ticks, sends its own later.
-    fn beat_in_time(&mut self) {
+    fn send_due_heartbeats(&mut self) {
         self.since_beat = self.since_beat.saturating_add(1);
         if !self.is_leader() || self.raw.raft.heartbeat_elapsed() == 0 {
             self.since_beat = 0;
