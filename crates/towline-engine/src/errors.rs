@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::ids::{GroupId, NodeId, PeerAddr};
 
-/// A proposal got no reply of the state machine. [`outcome`](Self::outcome) tells whether it may still have an effect.
+/// A proposal got no reply from the state machine. [`outcome`](Self::outcome) says whether it may still have an effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposeError {
@@ -16,7 +16,7 @@ pub enum ProposeError {
         hint: Option<LeaderHint>,
     },
     /// A queue is full, or a transfer of leadership is under way. Try again a little later.
-    #[error("busy: too much is waiting to be applied, or leadership is being handed over")]
+    #[error("busy: too many entries wait to be applied, or a transfer of leadership is under way")]
     Busy,
     /// The command is larger than `proposal_bytes_max`.
     #[error("a command of {bytes} bytes is larger than {bytes_max}")]
@@ -234,7 +234,7 @@ pub enum TransferLeaderError {
         detail: String,
     },
     /// Another transfer is under way.
-    #[error("leadership is being handed over already")]
+    #[error("another transfer of leadership is under way")]
     Busy,
     /// The target did not become leader within an election timeout.
     #[error("node {target} did not take over in time")]

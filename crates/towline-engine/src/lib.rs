@@ -52,7 +52,7 @@
 //! (0..10).for_each(|_| group.tick(&mut effects)); // without a leader the node campaigns, and wins alone
 //! group.poll(&mut effects);
 //! while let Some((number, _write)) = effects.write.take() {
-//!     group.written(number, &mut effects); // a driver hands the write to its log first
+//!     group.written(number, &mut effects); // a driver passes the write to its log first
 //!     group.poll(&mut effects);
 //! }
 //! effects.apply.clear();

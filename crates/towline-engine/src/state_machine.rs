@@ -204,7 +204,7 @@ mod tests {
     fn a_fatal_error_keeps_its_cause_as_its_source() {
         let cause = |fatal: Fatal| fatal.source().map(ToString::to_string);
         assert_eq!(cause(io::Error::other("bad block").into()).as_deref(), Some("bad block"));
-        assert_eq!(cause(Fatal::new("told to")).as_deref(), Some("told to"));
+        assert_eq!(cause(Fatal::new("a test")).as_deref(), Some("a test"));
         let fatal = Fatal::from(io::Error::from_raw_os_error(5));
         let kept = fatal.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         assert_eq!(kept.and_then(io::Error::raw_os_error), Some(5));

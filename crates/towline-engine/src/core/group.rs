@@ -73,7 +73,7 @@ pub struct GroupCore<W, R> {
     hard_state_ready: HardState,
     term_rises: TermRises,
     /// The last log position given to the state machine.
-    handed: LogId,
+    applying: LogId,
     ticks: u64,
     quiet_ticks: u64,
     read_timeout_ticks: u64,
@@ -100,7 +100,7 @@ impl<W, R> GroupCore<W, R> {
     pub fn new(setup: GroupSetup) -> Result<Self, String> {
         let (id, me, hard_state) = (setup.replica.group, setup.replica.node, setup.replica.hard_state);
         let applied = setup.replica.log.applied();
-        let handed = LogId { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
+        let applying = LogId { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
         let SnapshotSetup { available, policy, seed } = &setup.snapshots;
         let attempts = Attempts::new(id, policy.retry.clone(), available.clone(), *seed);
         Ok(Self {
@@ -118,7 +118,7 @@ impl<W, R> GroupCore<W, R> {
             hard_state_made: hard_state,
             hard_state_ready: hard_state,
             term_rises: TermRises::default(),
-            handed,
+            applying,
             ticks: 0,
             quiet_ticks: setup.quiet_ticks,
             read_timeout_ticks: setup.read_timeout_ticks,
@@ -192,7 +192,7 @@ impl<W, R> GroupCore<W, R> {
             MessageKind::Append
                 if !message.entries.is_empty()
                     && self.replica.log().unapplied_bytes() >= self.unapplied_bytes_max
-                    && self.handed.index > self.replica.log().applied() =>
+                    && self.applying.index > self.replica.log().applied() =>
             {
                 return Err(Reject::Full);
             }
@@ -308,7 +308,7 @@ impl<W, R> GroupCore<W, R> {
             self.durable_term = self.durable_term.max(ready.term);
             self.send(ready.messages, fx);
             if let Some(meta) = ready.restore {
-                self.handed = meta.head.at;
+                self.applying = meta.head.at;
                 fx.apply.push(Apply::Restore(meta));
             }
         }
@@ -416,12 +416,12 @@ impl<W, R> GroupCore<W, R> {
             fx.fatal = Some(format!("entry {index} changes the membership, which this version cannot apply"));
             return;
         }
-        self.handed = LogId { index: last.index, term: last.term };
+        self.applying = LogId { index: last.index, term: last.term };
         let matched = self.proposals.committed(&entries);
         let hint = self.replica.leader().map(LeaderHint::from);
         let refused = |w| (w, ProposeError::Superseded { hint: hint.clone() });
         fx.refused.extend(matched.superseded.into_iter().map(refused));
-        fx.apply.push(Apply::Entries { entries, waiters: matched.waiters, through: self.handed });
+        fx.apply.push(Apply::Entries { entries, waiters: matched.waiters, through: self.applying });
     }
 
     /// Fails the waiters of an ended leadership: the next leader may commit their entries, or not.

@@ -1,13 +1,12 @@
 //! The worker of one lane: it keeps a link to the peer and dispatches the lane's queue to it.
 
-use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::select;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
@@ -81,13 +80,14 @@ impl Worker {
             // A separate task: a panic in a transport ends only this link.
             let mut session =
                 self.runtime.spawn(Arc::clone(&self).session(Arc::clone(&misses)).in_current_span());
-            let ended = match race(stop.notified(), &mut session).await {
-                Either::First(()) => {
+            let ended = select! {
+                biased;
+                () = stop.notified() => {
                     session.abort();
                     let _ = session.await;
                     return;
                 }
-                Either::Second(ended) => ended,
+                ended = &mut session => ended,
             };
             let is_healthy = ended.unwrap_or_else(|error| {
                 tracing::error!(peer = %self.peer.id, lane = self.queue.lane.as_str(), %error, "a transport panicked");
@@ -96,10 +96,10 @@ impl Worker {
             if is_healthy {
                 backoff.reset();
             }
-            if let Either::First(()) =
-                race(stop.notified(), self.pause(backoff.next(&mut rng), &mut early_retry)).await
-            {
-                return;
+            select! {
+                biased;
+                () = stop.notified() => return,
+                () = self.pause(backoff.next(&mut rng), &mut early_retry) => {}
             }
         }
     }
@@ -111,8 +111,10 @@ impl Worker {
         if early_retry.is_some_and(|at| at.elapsed() < self.settings.backoff_max) {
             return sleep(pause).await;
         }
-        if let Either::First(()) = race(self.queue.peer_connected(), sleep(pause)).await {
-            *early_retry = Some(Instant::now());
+        select! {
+            biased;
+            () = self.queue.peer_connected() => *early_retry = Some(Instant::now()),
+            () = sleep(pause) => {}
         }
     }
 
@@ -255,9 +257,10 @@ impl Pump<'_> {
         loop {
             let end = match queue.take(self.worker.settings.batch_bytes_max) {
                 Some(batch) => self.dispatch(batch).await,
-                None => match race(&mut self.closed, queue.filled()).await {
-                    Either::First(cause) => Some(LinkEnd::Closed(cause.ok())),
-                    Either::Second(()) => None,
+                None => select! {
+                    biased;
+                    cause = &mut self.closed => Some(LinkEnd::Closed(cause.ok())),
+                    () = queue.filled() => None,
                 },
             };
             if let Some(end) = end {
@@ -273,24 +276,28 @@ impl Pump<'_> {
         let taken = self.link.taken();
         let bytes = batch.payload_bytes();
         let in_flight = InFlight { queue, messages: batch.envelopes.len() };
-        match race(&mut self.closed, while_moving(patience, &taken, self.link.dispatch(batch))).await {
-            Either::Second(Ok(Ok(()))) => {
+        let dispatched = select! {
+            biased;
+            cause = &mut self.closed => {
+                in_flight.lost(DropReason::LinkDown);
+                return Some(LinkEnd::Closed(cause.ok()));
+            }
+            dispatched = while_moving(patience, &taken, self.link.dispatch(batch)) => dispatched,
+        };
+        match dispatched {
+            Ok(Ok(())) => {
                 in_flight.accepted(bytes);
                 self.accepted = true;
                 None
             }
-            Either::Second(Ok(Err(error))) => {
+            Ok(Err(error)) => {
                 in_flight.lost(DropReason::DispatchFailed);
                 tracing::warn!(peer = %queue.peer, lane = queue.lane.as_str(), %error, "batch not taken");
                 Some(LinkEnd::Refused(error.to_string()))
             }
-            Either::Second(Err(_)) => {
+            Err(_) => {
                 in_flight.lost(DropReason::DispatchTimeout);
                 Some(LinkEnd::TimedOut(patience))
-            }
-            Either::First(cause) => {
-                in_flight.lost(DropReason::LinkDown);
-                Some(LinkEnd::Closed(cause.ok()))
             }
         }
     }
@@ -329,22 +336,4 @@ impl LinkEvents for LinkObserver {
             let _ = sender.send(cause);
         }
     }
-}
-
-/// The output of the future that ended first.
-enum Either<A, B> {
-    First(A),
-    Second(B),
-}
-
-/// Runs two futures until one ends, and drops the other. If both are ready, the first wins.
-async fn race<A: Future, B: Future>(first: A, second: B) -> Either<A::Output, B::Output> {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    poll_fn(|cx| {
-        if let Poll::Ready(out) = first.as_mut().poll(cx) {
-            return Poll::Ready(Either::First(out));
-        }
-        second.as_mut().poll(cx).map(Either::Second)
-    })
-    .await
 }

@@ -165,7 +165,9 @@ fn the_snapshot_of_a_broken_attempt_is_offered_again_until_the_peer_has_it_or_it
 
     let silent_for = |ticks| {
         let mut silent = broken();
-        (0..ticks).for_each(|_| drop(silent.tick()));
+        for _ in 0..ticks {
+            silent.tick();
+        }
         silent
     };
     let mut answers_at_last = silent_for(1_000);

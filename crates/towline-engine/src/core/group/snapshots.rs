@@ -352,20 +352,20 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         let (index, bytes) = snapshots.taken;
-        let new_entries = self.handed.index.saturating_sub(index);
+        let new_entries = self.applying.index.saturating_sub(index);
         let log_bytes = self.replica.log().bytes_appended();
         let asked = self.replica.attempts().is_missing() || snapshots.force_compaction;
         let due = new_entries >= snapshots.policy.every_entries
             || log_bytes - bytes >= snapshots.policy.every_bytes;
         // Without new entries another snapshot would equal the available one.
         let another =
-            new_entries > 0 || (self.replica.attempts().available().is_none() && self.handed.index > 0);
+            new_entries > 0 || (self.replica.attempts().available().is_none() && self.applying.index > 0);
         if !another || !(due || asked) {
             return;
         }
         let conf = snapshots.conf.clone();
-        self.snapshots.taking = Some((self.handed.index, log_bytes));
-        fx.apply.push(Apply::Snapshot { conf, at: self.handed });
+        self.snapshots.taking = Some((self.applying.index, log_bytes));
+        fx.apply.push(Apply::Snapshot { conf, at: self.applying });
     }
 
     fn compact(&mut self, fx: &mut Effects<W, R>) {

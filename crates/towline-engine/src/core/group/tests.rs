@@ -95,7 +95,8 @@ fn messages_that_would_make_raft_panic_or_stall_are_refused() {
         Message { reject: true, request_snapshot: 1, ..message(MessageKind::AppendResponse, 2, 1) };
     let low_priority = Message { priority: -1, ..message(MessageKind::RequestPreVote, 2, 1) };
     let stranger = Message { entries: vec![entry(0, 0)], ..message(MessageKind::ReadIndex, 9, 0) };
-    let cases: [(&dyn Fn() -> TestGroup, Message, Reject, Option<&str>); 7] = [
+    type Case<'a> = (&'a dyn Fn() -> TestGroup, Message, Reject, Option<&'a str>);
+    let cases: [Case<'_>; 7] = [
         // Raft asserts that its log is persisted when it wins.
         (
             &hasty_candidate,

@@ -194,7 +194,7 @@ impl Flows {
     /// Sets raft's windows to the room of each peer. Call it when all messages of raft are recorded.
     pub(super) fn allow(&mut self, prs: &mut ProgressTracker) {
         for (&peer, progress) in prs.iter_mut() {
-            // Raft counts anew from here on.
+            // Raft counts from zero again.
             progress.ins.reset();
             progress.ins.set_cap(self.allowed(peer));
         }
