@@ -52,7 +52,7 @@ fn group_lost(to: u64, group: u64, cause: UnreachableCause) -> UnreachableReport
 
 #[tokio::test(start_paused = true)]
 async fn messages_of_a_lane_arrive_in_order_across_batches() {
-    let small = Config { lane_batch_bytes_max: 500, ..Config::default() };
+    let small = Config { lane_batch_bytes_max: ByteSize::bytes(500), ..Config::default() };
     // A burst is one batch, if it fits.
     for (config, batches) in [(small, 31..=100), (Config::default(), 1..=1)] {
         let script = ScriptedTransport::default();
@@ -198,7 +198,7 @@ async fn connections_from_a_peer_all_the_time_do_not_disable_the_backoff() {
         script.with(|s| s.attempts)
     };
     let (without, with) = (attempts(false).await, attempts(true).await);
-    // One more in `lane_backoff_max_ms` for each lane.
+    // One more in `lane_backoff_max` for each lane.
     assert!(with <= without + 2 * (20_000 / 400 + 1), "{with}, {without} without connections");
 }
 
