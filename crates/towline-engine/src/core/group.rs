@@ -246,9 +246,10 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         let first_index = self.replica.last_index() + 1;
-        match self.replica.propose(commands) {
-            Ok(()) => self.proposals.appended(self.replica.term(), first_index, waiters),
-            Err(_) => fx.refused.extend(waiters.into_iter().map(|w| (w, ProposeError::Busy))),
+        if self.replica.propose(commands) {
+            self.proposals.appended(self.replica.term(), first_index, waiters);
+        } else {
+            fx.refused.extend(waiters.into_iter().map(|w| (w, ProposeError::Busy)));
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Level;
 
 use self::scripted::{Does, LaneKey, ScriptedTransport, UnreachableReport, append, message, node, peer};
+use super::Lanes;
 use super::policy::{Depth, DropReason};
 use crate::config::Config;
 use crate::ids::{GroupId, NodeId};
@@ -38,6 +39,15 @@ async fn pass_quiet_time() {
 
 fn small() -> Config {
     Config { lane_append_messages_max: 4, append_inflight_max: 4, lane_reads_max: 2, ..Config::default() }
+}
+
+/// Connected lanes. The dispatch of an append to node 2 hangs.
+async fn hanging_lanes(config: Config) -> (ScriptedTransport, Lanes) {
+    let script = ScriptedTransport::dispatching(Does::Hang, &[APPENDS]);
+    let lanes = script.connected(config).await;
+    lanes.send_many([append(2, 1, 0)]);
+    script.until(|s| s.batches.contains_key(&APPENDS)).await;
+    (script, lanes)
 }
 
 /// A report that all messages to node 2 are lost.
@@ -69,10 +79,7 @@ async fn messages_of_a_lane_arrive_in_order_across_batches() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_append_lane_drops_counts_and_reports_the_group_once_a_burst() {
-    let script = ScriptedTransport::dispatching(Does::Hang, &[APPENDS]);
-    let lanes = script.connected(small()).await;
-    lanes.send_many([append(2, 1, 0)]);
-    script.until(|s| s.batches.contains_key(&APPENDS)).await;
+    let (script, lanes) = hanging_lanes(small()).await;
     lanes.send_many((0..4).map(|term| append(2, 1, term)).chain([append(2, 7, 4), append(2, 7, 5)]));
     assert_eq!(script.dropped(Lane::Append, DropReason::QueueFull), 2);
     assert_eq!(script.reports(), [group_lost(2, 7, UnreachableCause::QueueFull)]);
@@ -139,7 +146,7 @@ async fn a_heartbeat_does_not_wait_for_an_append() {
 }
 
 /// Connected lanes whose links to node 2 died. Node 2 cannot be reached again.
-async fn lanes_to_dead_peer(script: &ScriptedTransport) -> super::Lanes {
+async fn lanes_to_dead_peer(script: &ScriptedTransport) -> Lanes {
     let lanes = script.connected(Config::default()).await;
     for key in [APPENDS, CONTROL] {
         script.with(|s| s.connect.insert(key, Does::Fail));
@@ -240,10 +247,7 @@ async fn a_failed_dispatch_costs_the_link_and_its_batch() {
 
 #[tokio::test(start_paused = true)]
 async fn a_link_that_closes_during_a_dispatch_is_one_incident() {
-    let script = ScriptedTransport::dispatching(Does::Hang, &[APPENDS]);
-    let lanes = script.connected(Config::default()).await;
-    lanes.send_many([append(2, 1, 1)]);
-    script.until(|s| s.batches.contains_key(&APPENDS)).await;
+    let (script, lanes) = hanging_lanes(Config::default()).await;
     lanes.send_many([append(2, 1, 2), append(2, 2, 3)]);
     script.kill(APPENDS);
     script.until_connected(APPENDS, 2).await;
@@ -307,10 +311,7 @@ async fn a_message_to_an_unknown_peer_is_counted_and_an_append_reported() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_may_be_removed_during_a_dispatch() {
-    let script = ScriptedTransport::dispatching(Does::Hang, &[APPENDS]);
-    let lanes = script.connected(Config::default()).await;
-    lanes.send_many([append(2, 1, 1)]);
-    script.until(|s| s.batches.contains_key(&APPENDS)).await;
+    let (script, lanes) = hanging_lanes(Config::default()).await;
     lanes.send_many([append(2, 1, 2)]);
     lanes.remove_peer(NODE_2);
     script.until(|s| s.closed == 2).await;
@@ -322,11 +323,9 @@ async fn a_peer_may_be_removed_during_a_dispatch() {
 
 #[tokio::test(start_paused = true)]
 async fn only_a_new_address_starts_the_lanes_anew() {
-    let script = ScriptedTransport::dispatching(Does::Hang, &[APPENDS]);
-    let lanes = script.connected(Config::default()).await;
+    let (script, lanes) = hanging_lanes(Config::default()).await;
     lanes.set_peer(peer(2, 1));
-    lanes.send_many([append(2, 1, 1)]);
-    script.until(|s| s.batches.contains_key(&APPENDS)).await;
+    pass(Duration::from_millis(10)).await;
     assert_eq!(script.with(|s| s.attempts), 4);
     script.with(|s| s.dispatch.clear());
     lanes.set_peer(peer(2, 77));
@@ -339,10 +338,7 @@ async fn only_a_new_address_starts_the_lanes_anew() {
 
 #[tokio::test(start_paused = true)]
 async fn shutdown_drops_queued_messages_joins_the_workers_and_counts_later_sends() {
-    let script = ScriptedTransport::dispatching(Does::Hang, &[APPENDS]);
-    let lanes = script.connected(Config::default()).await;
-    lanes.send_many([append(2, 1, 1)]);
-    script.until(|s| s.batches.contains_key(&APPENDS)).await;
+    let (script, lanes) = hanging_lanes(Config::default()).await;
     lanes.send_many([append(2, 1, 2), append(2, 1, 3)]);
     lanes.shutdown().await;
     assert_eq!(script.with(|s| s.closed), 4, "all links are closed when it returns");

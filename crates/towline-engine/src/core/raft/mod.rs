@@ -84,10 +84,6 @@ pub(crate) struct ReadyParts {
     pub(crate) install: Option<LogId>,
 }
 
-/// Raft refused all proposals: a transfer of leadership is under way, or too much is uncommitted.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ProposalsDropped;
-
 impl Replica {
     /// # Errors
     /// The error of the raft crate, if it rejects the setup.
@@ -331,13 +327,14 @@ impl Replica {
     }
 
     /// Appends commands as one proposal, in order, after the [`last_index`](Self::last_index). Raft broadcasts them together.
-    pub(crate) fn propose(&mut self, commands: Vec<Bytes>) -> Result<(), ProposalsDropped> {
+    /// `false`: raft refused all of them, because a transfer is under way or too much is uncommitted.
+    pub(crate) fn propose(&mut self, commands: Vec<Bytes>) -> bool {
         let mut message = eraftpb::Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
         let entry = |data| eraftpb::Entry { data, ..Default::default() };
         message.set_entries(commands.into_iter().map(entry).collect::<Vec<_>>().into());
-        self.raw.raft.step(message).map_err(|_| ProposalsDropped)
+        self.raw.raft.step(message).is_ok()
     }
 
     pub(crate) fn read_index(&mut self, context: Vec<u8>) {
