@@ -1,24 +1,23 @@
-//! Why something went wrong, in words for the log and for whoever waits.
+//! The text of errors and panics, for the log and for pending callers.
 
 use std::any::Any;
 use std::error::Error;
 
-/// An error with its causes, on one line. A cause that stands at the end of what was said before is not said again.
+/// Formats an error and its causes on one line. A cause that the text already ends with is left out.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
+        let next = cause.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
         }
         source = cause.source();
     }
     text
 }
 
-/// What a panic said, if it said something.
+/// The message of a panic, if it has one.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
@@ -34,7 +33,7 @@ mod tests {
     use crate::transport::{ConnectError, SnapshotRefusal, TransferError};
 
     #[test]
-    fn a_chain_says_every_cause_once() {
+    fn a_chain_names_every_cause_once() {
         let address: PeerAddr = "grpc://a:1".parse().unwrap();
         let source = Box::new(std::io::Error::from_raw_os_error(111));
         let error = TransferError::Connect(ConnectError::Unreachable { address, source });

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use crate::ids::{GroupId, NodeId, PeerAddr};
 
-/// A proposal was not answered by the state machine. [`outcome`](Self::outcome) says whether it may still have an effect.
+/// A proposal got no reply from the state machine. [`outcome`](Self::outcome) says whether it may still have an effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProposeError {
     /// This node does not lead the group. Ask the node in `hint`, or wait for a leader.
-    #[error("not the leader{}", Hint(.hint))]
+    #[error("not the leader{}", hint_text(.hint))]
     NotLeader {
-        /// Who leads, as far as this node knows.
+        /// The leader, as far as this node knows.
         hint: Option<LeaderHint>,
     },
-    /// A queue is full, or leadership is being handed over. Try again a little later.
-    #[error("busy: too much is waiting to be applied, or leadership is being handed over")]
+    /// A queue is full, or a transfer of leadership is under way. Try again a little later.
+    #[error("busy: too many entries wait to be applied, or a transfer of leadership is under way")]
     Busy,
     /// The command is larger than `proposal_bytes_max`.
     #[error("a command of {bytes} bytes is larger than {bytes_max}")]
@@ -26,23 +26,23 @@ pub enum ProposeError {
         /// The limit.
         bytes_max: usize,
     },
-    /// A command has at least one byte: Raft uses empty entries for itself.
+    /// The command is empty. Raft itself uses empty entries.
     #[error("a command must not be empty")]
     Empty,
-    /// The command was appended to the log, and then the engine lost sight of it. It may be applied or not. Retry only
-    /// what is idempotent, or carries a key by which the state machine recognises it.
+    /// The command was appended to the log, but its outcome is unknown: it may be applied or not. Retry it only if it is
+    /// idempotent, or has a key by which the state machine recognises it.
     #[error("the outcome is not known: {cause}")]
     Uncertain {
-        /// What happened.
+        /// Why the outcome is unknown.
         cause: UncertainCause,
     },
-    /// Another leader's entry was committed in the place of this command: it was not applied and never will be.
-    #[error("superseded by another leader; the command was not applied{}", Hint(.hint))]
+    /// Another leader's entry was committed at the index of this command, which therefore never has an effect.
+    #[error("superseded by another leader; the command was not applied{}", hint_text(.hint))]
     Superseded {
-        /// Who leads, as far as this node knows.
+        /// The leader, as far as this node knows.
         hint: Option<LeaderHint>,
     },
-    /// The group or the node does not run any more; the command was not appended.
+    /// The group or the node has stopped. The command was not appended.
     #[error("stopped: {cause}")]
     Stopped {
         /// Why.
@@ -69,7 +69,7 @@ pub enum Outcome {
     MayHaveHappened,
 }
 
-/// Why the engine lost sight of a command.
+/// Why the outcome of a command is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum UncertainCause {
@@ -79,25 +79,14 @@ pub enum UncertainCause {
     /// The group was quarantined or the node stopped.
     #[error("the group went down: {0}")]
     Down(Arc<str>),
-    /// `proposal_timeout` passed. The command goes on without a caller: it may be applied at any time.
+    /// `proposal_timeout` passed. The command may still be applied at any time.
     #[error("not applied within {after_ms} ms: {cause}")]
     Timeout {
         /// The limit.
         after_ms: u64,
-        /// What it waited for, as far as this node knows.
+        /// What the command waited for, as far as this node knows.
         cause: Arc<str>,
     },
-}
-
-struct Because<'a>(&'a Option<Arc<str>>);
-
-impl std::fmt::Display for Because<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(cause) => write!(f, ": {cause}"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// The node that leads a group, as far as the node that was asked knows.
@@ -105,8 +94,8 @@ impl std::fmt::Display for Because<'_> {
 pub struct LeaderHint {
     /// Its id.
     pub node: NodeId,
-    /// Where its peers call it: what [`NodeBuilder::peer_address`](crate::node::NodeBuilder::peer_address) says, else
-    /// the address in the member list. `None` if neither names it.
+    /// The address for its peers: from [`NodeBuilder::peer_address`](crate::node::NodeBuilder::peer_address), otherwise from
+    /// the member list. `None` if neither has one.
     pub address: Option<PeerAddr>,
 }
 
@@ -116,15 +105,11 @@ impl From<NodeId> for LeaderHint {
     }
 }
 
-struct Hint<'a>(&'a Option<LeaderHint>);
-
-impl std::fmt::Display for Hint<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(LeaderHint { node, address: Some(address) }) => write!(f, "; node {node} at {address} is"),
-            Some(LeaderHint { node, address: None }) => write!(f, "; node {node} is"),
-            None => f.write_str("; no leader is known"),
-        }
+fn hint_text(hint: &Option<LeaderHint>) -> String {
+    match hint {
+        Some(LeaderHint { node, address: Some(address) }) => format!("; node {node} at {address} is"),
+        Some(LeaderHint { node, address: None }) => format!("; node {node} is"),
+        None => "; no leader is known".into(),
     }
 }
 
@@ -141,14 +126,17 @@ pub enum ReadError {
     /// A leader is known, but a majority did not confirm the read in time.
     #[error("no majority confirmed the read in time")]
     Timeout,
-    /// A majority confirmed the read, but this node's state machine did not come to its index in time.
-    #[error("the read must see entry {index}, but the state machine is at {applied}{}", Because(.call))]
+    /// A majority confirmed the read, but this node's state machine did not reach its index in time.
+    #[error(
+        "the read must see entry {index}, but the state machine is at {applied}{}",
+        .call.as_ref().map_or_else(String::new, |call| format!(": {call}"))
+    )]
     NotApplied {
-        /// What the read must see.
+        /// The index that the read must see.
         index: u64,
-        /// How far the state machine has come.
+        /// The applied index.
         applied: u64,
-        /// The call it is in, if it is in one.
+        /// The running call of the state machine, if there is one.
         call: Option<Arc<str>>,
     },
     /// The group or the node does not run any more.
@@ -221,14 +209,14 @@ pub struct StopError {
     pub cause: Arc<str>,
 }
 
-/// Leadership was not handed over. Nothing changed.
+/// Leadership was not transferred. Nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferLeaderError {
-    /// Only a leader can hand over.
-    #[error("not the leader{}", Hint(.hint))]
+    /// Only a leader can transfer leadership.
+    #[error("not the leader{}", hint_text(.hint))]
     NotLeader {
-        /// Who leads, as far as this node knows.
+        /// The leader, as far as this node knows.
         hint: Option<LeaderHint>,
     },
     /// The target is no voter of this group, or is this node.
@@ -237,18 +225,18 @@ pub enum TransferLeaderError {
         /// The target.
         target: NodeId,
     },
-    /// The target is too far behind, or was not heard of lately: proposals would stop for nothing.
+    /// The target is too far behind, or silent. A transfer would stop proposals in vain.
     #[error("node {target} is not ready to lead: {detail}")]
     NotReady {
         /// The target.
         target: NodeId,
-        /// What is wanting.
+        /// What is missing.
         detail: String,
     },
-    /// Another hand-over is under way.
-    #[error("leadership is being handed over already")]
+    /// Another transfer is under way.
+    #[error("another transfer of leadership is under way")]
     Busy,
-    /// It was tried, and the target did not become leader within an election timeout.
+    /// The target did not become leader within an election timeout.
     #[error("node {target} did not take over in time")]
     Timeout {
         /// The target.

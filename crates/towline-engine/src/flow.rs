@@ -128,7 +128,7 @@ mod tests {
         round_trip: u64,
         window: Window,
         now: u64,
-        /// When the link is done with what was sent, and what is acknowledged when.
+        /// When the link becomes free, and the times and totals of acknowledgements.
         free_at: u64,
         acks: VecDeque<(u64, u64)>,
         total: u64,
@@ -173,9 +173,8 @@ mod tests {
         }
     }
 
-    /// From 1 Mbit/s up the link never stands still, and what is under way is drained within the time.
     #[test]
-    fn a_slow_link_is_kept_busy_and_no_more() {
+    fn a_link_from_1_mbit_per_second_on_is_busy_and_drains_within_the_time() {
         for kilobytes_per_second in [125, 500, 1_250, 12_500] {
             let mut link = SimulatedLink::new(kilobytes_per_second, 50);
             link.run(10_000, u64::MAX);
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_becomes_slow_is_given_less_within_a_few_seconds() {
+    fn the_window_of_a_link_that_becomes_slow_shrinks_within_a_few_seconds() {
         let mut link = SimulatedLink::new(50_000, 10);
         link.run(2_000, u64::MAX);
         link.bytes_per_ms = 500;
@@ -198,9 +197,8 @@ mod tests {
         assert!(drained <= DELAY_MAX * 5 / 4, "{drained} ms");
     }
 
-    /// What a link carried quickly while it had little to carry says nothing about how much it can.
     #[test]
-    fn a_quiet_link_earns_nothing() {
+    fn the_window_of_a_lightly_used_link_does_not_grow() {
         let mut link = SimulatedLink::new(125, 5);
         for _ in 0..1_000 {
             link.run(500, PIECE);
@@ -209,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_of_more_than_was_sent_counts_for_no_more() {
+    fn an_acknowledgement_of_unsent_bytes_does_not_count() {
         let mut window = Window::new(FLOOR, MAX, DELAY_MAX);
         window.sent(10, 0);
         window.acked(u64::MAX, 1);

@@ -14,30 +14,30 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct NodeId(NonZeroU64);
 
-impl NodeId {
-    /// Creates an id; `None` for zero.
-    pub const fn new(raw: u64) -> Option<Self> {
-        match NonZeroU64::new(raw) {
-            Some(id) => Some(Self(id)),
-            None => None,
-        }
-    }
+macro_rules! nonzero_id {
+    ($($id:ty),*) => {$(
+        impl $id {
+            /// Creates an id; `None` for zero.
+            pub const fn new(raw: u64) -> Option<Self> {
+                match NonZeroU64::new(raw) {
+                    Some(id) => Some(Self(id)),
+                    None => None,
+                }
+            }
 
-    /// The id as a number, never zero.
-    pub const fn as_u64(self) -> u64 {
-        self.0.get()
-    }
+            /// The id as a number, never zero.
+            pub const fn as_u64(self) -> u64 {
+                self.0.get()
+            }
+        }
+    )*};
 }
+
+nonzero_id!(NodeId, Incarnation);
 
 impl From<NonZeroU64> for NodeId {
     fn from(id: NonZeroU64) -> Self {
         Self(id)
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
     }
 }
 
@@ -69,11 +69,52 @@ impl GroupId {
     }
 }
 
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
+macro_rules! display_as_number {
+    ($($id:ty),*) => {$(
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
 }
+
+display_as_number!(NodeId, GroupId);
+
+/// Conversions of a type that is made from a text by `new` and returns it by `as_str`.
+macro_rules! text_conversions {
+    ($($id:ty),*) => {$(
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $id {
+            type Err = IdError;
+
+            fn from_str(s: &str) -> Result<Self, IdError> {
+                Self::new(s)
+            }
+        }
+
+        impl TryFrom<String> for $id {
+            type Error = IdError;
+
+            fn try_from(s: String) -> Result<Self, IdError> {
+                Self::new(&s)
+            }
+        }
+
+        impl From<$id> for String {
+            fn from(id: $id) -> Self {
+                id.as_str().into()
+            }
+        }
+    )*};
+}
+
+text_conversions!(ClusterId, PeerAddr);
 
 /// The name of a cluster. Nodes of different clusters refuse each other in the handshake.
 ///
@@ -105,34 +146,6 @@ impl ClusterId {
     }
 }
 
-impl fmt::Display for ClusterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for ClusterId {
-    type Err = IdError;
-
-    fn from_str(s: &str) -> Result<Self, IdError> {
-        Self::new(s)
-    }
-}
-
-impl TryFrom<String> for ClusterId {
-    type Error = IdError;
-
-    fn try_from(s: String) -> Result<Self, IdError> {
-        Self::new(&s)
-    }
-}
-
-impl From<ClusterId> for String {
-    fn from(id: ClusterId) -> Self {
-        id.0.as_ref().into()
-    }
-}
-
 /// A random number that identifies one data directory of a node.
 ///
 /// The handshake carries it and peers remember it. A node whose disk was emptied has another incarnation, so it cannot
@@ -140,21 +153,6 @@ impl From<ClusterId> for String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Incarnation(NonZeroU64);
-
-impl Incarnation {
-    /// Creates an incarnation; `None` for zero.
-    pub const fn new(raw: u64) -> Option<Self> {
-        match NonZeroU64::new(raw) {
-            Some(n) => Some(Self(n)),
-            None => None,
-        }
-    }
-
-    /// As a number, never zero.
-    pub const fn as_u64(self) -> u64 {
-        self.0.get()
-    }
-}
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -206,34 +204,6 @@ impl PeerAddr {
     }
 }
 
-impl fmt::Display for PeerAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl FromStr for PeerAddr {
-    type Err = IdError;
-
-    fn from_str(s: &str) -> Result<Self, IdError> {
-        Self::new(s)
-    }
-}
-
-impl TryFrom<String> for PeerAddr {
-    type Error = IdError;
-
-    fn try_from(s: String) -> Result<Self, IdError> {
-        Self::new(&s)
-    }
-}
-
-impl From<PeerAddr> for String {
-    fn from(addr: PeerAddr) -> Self {
-        addr.text.as_ref().into()
-    }
-}
-
 /// Why a text is no valid id or address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -281,16 +251,9 @@ mod tests {
     fn an_address_has_scheme_host_and_port() {
         let addr = PeerAddr::new("grpc://[::1]:7001").unwrap();
         assert_eq!((addr.scheme(), addr.authority()), ("grpc", "[::1]:7001"));
-        for bad in [
-            "127.0.0.1:1",
-            "grpc://",
-            "grpc://h",
-            "grpc://h:x",
-            "://h:1",
-            "grpc://:1",
-            "grpc://h:70000",
-            "g://a/b:1",
-        ] {
+        let no_port = ["grpc://", "grpc://h", "grpc://h:x", "grpc://h:70000"];
+        let no_scheme_or_host = ["127.0.0.1:1", "://h:1", "grpc://:1", "g://a/b:1"];
+        for bad in no_port.iter().chain(&no_scheme_or_host) {
             assert!(PeerAddr::new(bad).is_err(), "{bad}");
         }
     }

@@ -6,7 +6,7 @@
 //! [`Reporter`](crate::reporter::Reporter).
 //!
 //! Invariants:
-//! * [`Lanes::send`] never blocks on the network and never grows a queue past its bound.
+//! * [`Lanes::send_many`] never blocks on the network and never grows a queue past its bound.
 //! * A message that no link accepted is counted, with the reason.
 //! * A lost append is reported to Raft. A lost control message is not: the next tick repeats it.
 //! * One dead link gives one report, even if several calls detect it.

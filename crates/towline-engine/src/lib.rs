@@ -1,18 +1,17 @@
-//! The core of Towline: Raft groups as pure state machines, the lanes and the reporter around them, and the seams that
-//! a transport, a log or a state machine implements. A service depends on the facade, `towline`, which re-exports what it
-//! needs; this crate is for those who implement a seam or drive the core themselves.
+//! The core of Towline: Raft groups as pure state machines, and what is around them. A service depends on the facade,
+//! `towline`, which re-exports what it needs. This crate is for authors of a transport, a store or another driver.
 //!
 //! * **Seams**: [`state_machine`], [`transport`], [`log_store`], [`identity`], [`reporter`] and
-//!   [`snapshot_store`]. Plain types only: none of the raft crate, of tonic or of protobuf is visible.
-//! * **[`core`](mod@crate::core)**: one group as a state machine. Ticks, messages and completions in,
-//!   [`Effects`](crate::core::Effects) out.
-//! * **`node`** (feature `driver`, on by default): the threads, the network workers, the public handles. Without it no
-//!   tokio is in the dependency tree.
+//!   [`snapshot_store`]. They use plain types only: no type of the raft crate, tonic or protobuf is visible.
+//! * **[`core`](mod@crate::core)**: one group as a state machine. Ticks, messages and completions go in,
+//!   [`Effects`](crate::core::Effects) come out.
+//! * **`node`** (feature `driver`, on by default): the threads, the network workers and the public handles. Without the
+//!   feature the crate does not depend on tokio.
 //!
-//! What it deliberately does not do: it opens no socket and no file; it knows neither gRPC nor a disk format. What this
-//! version does not do yet: changes of membership.
+//! The crate opens no socket and no file, and knows neither gRPC nor a disk format. This version cannot change the
+//! membership of a group.
 //!
-//! The core, driven by hand. A group of one voter commits when its own write is durable, not before:
+//! The core, driven by hand. A group of one voter commits an entry when its own write is durable, not before:
 //!
 //! ```
 //! use towline_engine::core::{Apply, Effects, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
@@ -50,28 +49,28 @@
 //! })?;
 //! let mut effects = Effects::default();
 //!
-//! (0..10).for_each(|_| group.tick(&mut effects)); // no leader was heard of: an election, which it wins alone
+//! (0..10).for_each(|_| group.tick(&mut effects)); // without a leader the node campaigns, and wins alone
 //! group.poll(&mut effects);
 //! while let Some((number, _write)) = effects.write.take() {
-//!     group.written(number, &mut effects); // a driver hands the write to its log first
+//!     group.written(number, &mut effects); // a driver passes the write to its log first
 //!     group.poll(&mut effects);
 //! }
 //! effects.apply.clear();
 //!
-//! group.propose(vec![("add 1".into(), "who asked")], &mut effects);
+//! group.propose(vec![("add 1".into(), "caller")], &mut effects);
 //! group.poll(&mut effects);
-//! assert!(effects.apply.is_empty(), "nothing is committed that is not durable");
+//! assert!(effects.apply.is_empty(), "the entry is not durable yet");
 //! let (number, _write) = effects.write.take().ok_or("no write")?;
 //! group.written(number, &mut effects);
 //! group.poll(&mut effects);
 //! let Some(Apply::Entries { entries, waiters, .. }) = effects.apply.pop() else { return Err("not committed".into()) };
-//! assert_eq!((&entries[0].data[..], waiters[0]), (&b"add 1"[..], Some("who asked")));
+//! assert_eq!((&entries[0].data[..], waiters[0]), (&b"add 1"[..], Some("caller")));
 //! # Ok(())
 //! # }
 //! ```
 #![forbid(unsafe_code)]
 
-// The doubles of `tests/common` are used by tests in here too.
+// Unit tests use the doubles of `tests/common` too.
 #[cfg(all(test, feature = "driver"))]
 extern crate self as towline_engine;
 
@@ -85,7 +84,7 @@ pub mod errors;
 mod flow;
 pub mod identity;
 pub mod ids;
-// Without the driver the lane policy is built, and tested, but nobody drives it.
+// Without the driver only the lane policy is built and tested.
 #[cfg_attr(not(feature = "driver"), allow(dead_code, unused_imports))]
 pub(crate) mod lanes;
 pub mod log_store;
@@ -99,5 +98,7 @@ pub(crate) mod snapshots;
 pub mod state_machine;
 pub mod status;
 pub mod storage;
+#[cfg(test)]
+mod subscriber_double;
 pub mod transport;
 pub mod units;

@@ -1,23 +1,26 @@
-//! Telling Raft the truth about the wire.
+//! Reports to Raft: lost messages, and the outcome of every snapshot.
 //!
-//! A leader that sent a snapshot to a peer sends it nothing but heartbeats until it hears how the snapshot ended; there
-//! is no timer. So a report must never be forgotten, never be lost, and never be applied to another attempt than its own.
-//! Three types see to that:
+//! After a leader has sent a snapshot to a peer, Raft sends that peer only heartbeats until it hears the outcome. There is no
+//! timer: a follower whose outcome is never reported stays latched for ever. So every snapshot needs exactly one report,
+//! and the report must reach the attempt that it belongs to. Three types ensure this:
 //!
-//! * [`SnapshotTicket`]: the obligation to report. It is consumed by [`finish`](SnapshotTicket::finish) or
-//!   [`fail`](SnapshotTicket::fail); dropping it on any path reports a failure.
-//! * [`Reporter`]: where workers post. [`Mailbox`] implements it with one cell a (group, peer): bounded by the number
-//!   of peers, so it cannot overflow and never has to block or to drop the outcome of a snapshot.
-//! * [`SnapshotAttempt`]: what a report is about. A report of another attempt than the live one is stale.
+//! * [`SnapshotTicket`]: the obligation to report. [`finish`](SnapshotTicket::finish) and [`fail`](SnapshotTicket::fail)
+//!   consume the ticket and report. Dropping it, on any path, reports a failure.
+//! * [`Reporter`]: where workers post reports. [`Mailbox`] implements it with one cell for each (group, peer). Its size is
+//!   bounded by the number of peers, so it never overflows, blocks, or drops an outcome.
+//! * [`SnapshotAttempt`]: the attempt that a report belongs to. A report of any attempt but the live one is stale.
 //!
-//! **One owner.** The core alone knows which attempt is live, and orders what follows: the shard arms an attempt in the
-//! mailbox and makes its ticket, or disarms it. **One way.** Every report goes through the reporter and the mailbox to the
-//! core, which ends the attempt and tells Raft in one step. **One watchdog.** A type cannot prevent that a ticket is leaked.
-//! So at each tick the core asks about every live attempt: does anybody hold its ticket, or does its outcome wait in the
-//! mailbox? If neither, the watchdog reports the attempt as [`Lost`](SnapshotFailure::Lost).
+//! **One owner.** Only the core knows which attempt is live. On its order the shard arms the attempt in the mailbox and makes
+//! its ticket, or disarms it.
 //!
-//! A test that wants to see reports, or to lose them, places a [`Reporter`] in front of the node's own
-//! (`NodeBuilder::reporter`).
+//! **One way.** Every report goes through the reporter and the mailbox to the core. The core ends the attempt and reports the
+//! outcome to Raft in one step.
+//!
+//! **One watchdog.** No type can prevent a leaked ticket. So at each tick the core asks for every live attempt: does a transfer
+//! hold its ticket, or does its outcome wait in the mailbox? If neither, the watchdog reports the attempt as
+//! [`Lost`](SnapshotFailure::Lost).
+//!
+//! A test that observes or loses reports puts its own [`Reporter`] in front of the node's (`NodeBuilder::reporter`).
 
 mod mailbox;
 
@@ -29,16 +32,16 @@ use towline_metrics::labels::ReportKind;
 pub use self::mailbox::{Mailbox, Report, ReportCounter};
 use crate::ids::{GroupId, NodeId};
 
-/// The post side. No call blocks on the shard, allocates without bound, fails or panics; any thread may call.
+/// Takes reports from any thread. No call blocks on the shard, allocates without bound, fails or panics.
 pub trait Reporter: Send + Sync + 'static {
-    /// Messages to `peer` were lost. Raft then stops streaming to it and probes, which saves a window of useless sends.
+    /// Reports that messages to `peer` were lost. Raft then probes the peer instead of streaming to it.
     fn report_unreachable(&self, peer: NodeId, scope: Scope, cause: UnreachableCause);
 
-    /// How a snapshot ended. Counted as stale, and nothing else, unless `attempt` is the live one.
+    /// Reports the outcome of a snapshot. If `attempt` is not live, the report is only counted, as stale.
     fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus);
 }
 
-/// Whom an unreachable report concerns.
+/// The groups that an unreachable report concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One group: its queue was full, or the peer refused its messages.
@@ -55,25 +58,24 @@ pub enum UnreachableCause {
     QueueFull,
     /// The peer refused messages of this group.
     Nack,
-    /// The link died or could not take a batch in time.
+    /// The link died, or did not take a batch in time.
     LinkLost,
-    /// No link could be made.
+    /// The lane could not connect.
     ConnectFailed,
-    /// No address, or no transport for it.
+    /// There is no address, or no transport for it.
     NoRoute,
 }
 
-/// How a snapshot ended. Raft itself knows no causes; how soon it is tried again depends on them.
+/// The outcome of a snapshot. Raft ignores the cause of a failure; the wait before the next attempt depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SnapshotStatus {
-    /// Durable, verified and taken by the peer's Raft, or the peer had it already.
+    /// The snapshot is durable, verified and accepted by the peer's Raft, or the peer had it already.
     Finish,
-    /// Anything else.
+    /// The peer does not have the snapshot.
     Failure(SnapshotFailure),
 }
 
 impl SnapshotStatus {
-    /// For counters.
     pub(crate) fn kind(self) -> ReportKind {
         match self {
             Self::Finish => ReportKind::SnapshotFinish,
@@ -82,7 +84,7 @@ impl SnapshotStatus {
     }
 }
 
-/// Names one attempt to send a snapshot; a report counts for this one and no other.
+/// Names one attempt to send a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotAttempt {
     /// The group.
@@ -93,39 +95,39 @@ pub struct SnapshotAttempt {
     pub term: u64,
     /// The snapshot's index.
     pub index: u64,
-    /// Counts up with each attempt of this node, whatever the group.
+    /// The number of the attempt, over all groups of this node.
     pub number: u64,
 }
 
-/// Why a snapshot failed, for counters and the log.
+/// Why an attempt failed, for counters and the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SnapshotFailure {
-    /// The ticket was dropped: a cancelled task, a panic, a queue that went away, a shutdown.
+    /// The ticket was dropped, for example by a cancelled task, a panic, or a shutdown.
     Abandoned,
-    /// No address, or no transport for it.
+    /// There is no address, or no transport for it.
     NoRoute,
     /// The transfer broke.
     Transfer,
-    /// The receiver said no, or gave up, with a reason.
+    /// The receiver refused the snapshot, or stopped the transfer with a reason.
     Refused {
-        /// Whether the reason does not pass by itself: the next attempt then waits much longer.
+        /// Whether only an operator can remove the reason. The next attempt then waits much longer.
         lasting: bool,
     },
-    /// The receiver found that the bytes are not those that were offered, and keeps none of them.
+    /// The receiver got other bytes than were offered. It keeps none of them.
     Corrupt,
-    /// No progress within the bound.
+    /// There was no progress within the bound.
     Timeout,
-    /// The file could not be read.
+    /// The sender could not read the file.
     Storage,
-    /// The log grew too much while the transfer kept it from being truncated.
+    /// The transfer pinned more of the log than its bound allows.
     PinTooLarge,
-    /// Its ticket was leaked, or its report lost. The watchdog reports this in its place.
+    /// The ticket or the report was lost. The watchdog reports this.
     Lost,
 }
 
-/// The obligation to report how a snapshot ended.
+/// The obligation to report the outcome of a snapshot.
 #[must_use = "a dropped ticket reports the snapshot as failed"]
 pub struct SnapshotTicket {
     attempt: SnapshotAttempt,
@@ -133,29 +135,29 @@ pub struct SnapshotTicket {
 }
 
 impl SnapshotTicket {
-    /// The obligation for `attempt`, owed to `reporter`.
+    /// Creates the ticket of `attempt`, which reports to `reporter`.
     pub fn new(attempt: SnapshotAttempt, reporter: Arc<dyn Reporter>) -> Self {
         Self { attempt, reporter: Some(reporter) }
     }
 
-    /// Which attempt it is for.
+    /// The attempt.
     pub fn attempt(&self) -> SnapshotAttempt {
         self.attempt
     }
 
-    /// The peer has it: durable, verified, taken by Raft.
+    /// Reports that the peer has the snapshot: durable, verified and accepted by Raft.
     pub fn finish(mut self) {
         self.settle(SnapshotStatus::Finish);
     }
 
-    /// The peer does not have it.
+    /// Reports that the peer does not have the snapshot.
     pub fn fail(mut self, cause: SnapshotFailure) {
         self.settle(SnapshotStatus::Failure(cause));
     }
 
     fn settle(&mut self, status: SnapshotStatus) {
         if let Some(reporter) = self.reporter.take() {
-            // Before anything else: who listens to the log is not of this crate and may panic.
+            // The report comes first: a subscriber of the log may panic.
             reporter.report_snapshot(self.attempt, status);
             let SnapshotAttempt { group, peer, term, index, number } = self.attempt;
             tracing::debug!(%group, %peer, term, index, attempt = number, ?status, "snapshot attempt ended");

@@ -169,9 +169,8 @@ impl<R> Replies<R> {
 
 /// The state of a group can no longer be trusted on this node. The group is quarantined here; others go on.
 ///
-/// `?` converts an [`io::Error`], the error of a slice that became an array, and a boxed error. An application makes
-/// `?` convert its own error type by one line: `impl From<MyError> for Fatal`, with [`Fatal::new`]. Every other error
-/// is converted by `map_err(Fatal::new)`.
+/// `?` converts an [`io::Error`], a [`TryFromSliceError`] and a boxed error. An application adds its own error type by
+/// `impl From<MyError> for Fatal`, with [`Fatal::new`]. `map_err(Fatal::new)` converts every other error.
 #[derive(Debug, thiserror::Error)]
 #[error("state machine failed")]
 pub struct Fatal {
@@ -179,29 +178,23 @@ pub struct Fatal {
 }
 
 impl Fatal {
-    /// With its cause, which [`source`](Error::source) gives back.
+    /// Creates an error whose [`source`](Error::source) is `cause`.
     pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { source: cause.into() }
     }
 }
 
-impl From<io::Error> for Fatal {
-    fn from(cause: io::Error) -> Self {
-        Self::new(cause)
-    }
+macro_rules! fatal_from {
+    ($($cause:ty),*) => {$(
+        impl From<$cause> for Fatal {
+            fn from(cause: $cause) -> Self {
+                Self::new(cause)
+            }
+        }
+    )*};
 }
 
-impl From<TryFromSliceError> for Fatal {
-    fn from(cause: TryFromSliceError) -> Self {
-        Self::new(cause)
-    }
-}
-
-impl From<Box<dyn Error + Send + Sync>> for Fatal {
-    fn from(source: Box<dyn Error + Send + Sync>) -> Self {
-        Self { source }
-    }
-}
+fatal_from!(io::Error, TryFromSliceError, Box<dyn Error + Send + Sync>);
 
 #[cfg(test)]
 mod tests {
@@ -211,7 +204,7 @@ mod tests {
     fn a_fatal_error_keeps_its_cause_as_its_source() {
         let cause = |fatal: Fatal| fatal.source().map(ToString::to_string);
         assert_eq!(cause(io::Error::other("bad block").into()).as_deref(), Some("bad block"));
-        assert_eq!(cause(Fatal::new("told to")).as_deref(), Some("told to"));
+        assert_eq!(cause(Fatal::new("a test")).as_deref(), Some("a test"));
         let fatal = Fatal::from(io::Error::from_raw_os_error(5));
         let kept = fatal.source().and_then(|cause| cause.downcast_ref::<io::Error>());
         assert_eq!(kept.and_then(io::Error::raw_os_error), Some(5));

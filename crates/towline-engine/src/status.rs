@@ -96,7 +96,7 @@ pub struct AttemptStatus {
     pub bytes: u64,
     /// The offset in the body at which the receiver asked the transfer to begin.
     pub offset: u64,
-    /// Payload bytes handed to the transport in this attempt.
+    /// Payload bytes passed to the transport in this attempt.
     pub sent: u64,
     /// Payload bytes that the receiver has, including those before `offset`. Does not grow while the receiver verifies and
     /// syncs the file, and while its Raft takes the snapshot.

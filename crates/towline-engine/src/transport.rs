@@ -1,13 +1,13 @@
-//! How frames reach a peer and how they come in.
+//! The seam of the network: moves frames to and from peers.
 //!
-//! A transport moves frames. It keeps no queue of its own, retries nothing and decides nothing: queues, batching,
-//! backoff, drop policy, reports to Raft and metrics live once, above it, in the lanes. What a transport owes:
+//! A transport has no queue, retries nothing and decides nothing. The lanes above it do that for all transports: queues,
+//! batches, backoff, drops, reports to Raft and metrics. A transport guarantees:
 //!
-//! * a [`Link`] is one ordered stream with its own flow control; links of different lanes do not delay each other;
-//! * when a link dies, [`LinkFeedback::closed`] is called exactly once (dropping the feedback does it too);
-//! * nobody's frames reach [`PeerSession::deliver`] before [`Inbound::admit`] accepted that peer's [`Hello`].
+//! * A [`Link`] is one ordered stream with its own flow control. Links of different lanes do not delay each other.
+//! * When a link dies, the transport calls [`LinkFeedback::closed`] exactly once, or drops the feedback.
+//! * No frame of a peer reaches [`PeerSession::deliver`] before [`Inbound::admit`] has accepted the peer's [`Hello`].
 //!
-//! The suite in `towline-testkit` proves an implementation.
+//! The conformance suite in `towline-testkit` tests a transport.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -30,36 +30,36 @@ pub use self::transfer::{
     TransferError,
 };
 
-/// The version of the protocol this build speaks; a peer with another one is refused in the handshake.
+/// The protocol version of this build. The handshake refuses a peer with another version.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// The cause behind a transport's error, of whatever library it is built on.
+/// The error of the library below a transport.
 pub type BoxError = Box<dyn StdError + Send + Sync + 'static>;
 
-/// Payload bytes of one snapshot chunk at most.
+/// The most payload bytes of a snapshot chunk.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// The largest encoded message every transport carries, in bytes. The engine never makes a larger one.
+/// The most bytes of an encoded message. The engine makes no larger one, and every transport carries it.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// A way to reach peers. Its futures run on the node's network runtime.
+/// Connects to peers and accepts their connections. Its futures run on the node's network runtime.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
-    /// The scheme of the addresses it serves, such as `grpc`; also a metric label.
+    /// The scheme of its addresses, such as `grpc`; also a metric label.
     fn scheme(&self) -> &'static str;
 
     /// Accepts connections at `at` until the listener is shut down or dropped.
     ///
     /// # Errors
-    /// [`TransportError::Bind`] names the address, for instance when it is in use.
+    /// [`TransportError::Bind`] names the address, for example if it is in use.
     async fn listen(
         &self,
         at: &PeerAddr,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError>;
 
-    /// Opens one lane to a peer. Returns once the peer has answered the handshake; the caller bounds the time.
-    /// Dropping the future gives the attempt up. `feedback` belongs to the link from the moment of the call.
+    /// Opens one lane to a peer. Returns when the peer has answered the handshake. The caller bounds the time. Dropping the
+    /// future aborts the attempt. `feedback` belongs to the link from the call on.
     ///
     /// # Errors
     /// [`ConnectError::Refused`] carries the peer's own reason.
@@ -71,13 +71,12 @@ pub trait Transport: Send + Sync + 'static {
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError>;
 
-    /// Offers a snapshot to a peer, which answers before a byte of it moves. That can take long: a peer that has a part
-    /// of it reads that again first. The transport keeps `deciding` current meanwhile, and the caller bounds the time by
-    /// it. A transport without snapshot transfer keeps this default; the attempt then fails and is reported as every
-    /// other failure.
+    /// Offers a snapshot to a peer, which answers before a payload byte moves. This can take long, because a peer with a
+    /// partial file verifies it first. Meanwhile the transport updates `deciding`, by which the caller bounds the time. With
+    /// the default, every attempt fails.
     ///
     /// # Errors
-    /// [`TransferError`]; never [`TransferError::Refused`], which is an answer ([`OfferAnswer::Refused`]).
+    /// [`TransferError`], but never [`TransferError::Refused`]: a refusal is an answer ([`OfferAnswer::Refused`]).
     async fn offer(
         &self,
         to: &Peer,
@@ -95,41 +94,41 @@ pub trait Transport: Send + Sync + 'static {
 pub struct Peer {
     /// Its id.
     pub id: NodeId,
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: PeerAddr,
 }
 
-/// The first thing a dialler says.
+/// The first frame of a dialler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hello {
     /// The dialler's cluster.
     pub cluster: ClusterId,
     /// The dialler.
     pub from: NodeId,
-    /// Whom it means to reach.
+    /// The node that the dialler wants to reach.
     pub to: NodeId,
     /// The dialler's incarnation.
     pub incarnation: Incarnation,
-    /// The protocol it speaks: [`PROTOCOL_VERSION`].
+    /// The dialler's [`PROTOCOL_VERSION`].
     pub protocol: u32,
 }
 
-/// The answer to a [`Hello`] that was accepted. The engine compares the incarnation with the one it remembers.
+/// The answer to an accepted [`Hello`]. The engine compares the incarnation with the one it remembers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
-    /// Who answered.
+    /// The answering node.
     pub node: NodeId,
-    /// The answering node's incarnation.
+    /// Its incarnation.
     pub incarnation: Incarnation,
-    /// The protocol it speaks.
+    /// Its protocol version.
     pub protocol: u32,
 }
 
-/// What [`Transport::connect`] gives.
+/// The result of [`Transport::connect`].
 pub struct Connected {
     /// The lane.
     pub link: Box<dyn Link>,
-    /// Who answered.
+    /// The answer of the peer.
     pub welcome: Welcome,
 }
 
@@ -142,46 +141,48 @@ impl fmt::Debug for Connected {
 /// One lane to one peer.
 #[async_trait]
 pub trait Link: Send {
-    /// Hands a batch to the lane. `Ok` means that flow control took it, in order; it does not mean delivered. May wait
-    /// for the peer to make room: the caller bounds the time.
+    /// Passes a batch to the link, in order. `Ok` means that flow control has taken it, not that it was delivered. May wait for
+    /// the peer to make room. The caller bounds the time.
     ///
-    /// Not cancel-safe: after an error, or when the future is dropped before it ended, the link is of no further use
-    /// and the caller drops it. Whatever it had accepted counts as lost.
+    /// Not cancel-safe: after an error, or after dropping the future, the caller drops the link. All that the link had
+    /// accepted then counts as lost.
     ///
     /// # Errors
     /// [`DispatchError`].
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError>;
 
-    /// Grows with what flow control takes of the batches, also while [`dispatch`](Self::dispatch) waits. While it moves the
-    /// caller goes on waiting: the link is slow, and not stuck. Where flow control makes room in steps that take seconds over
-    /// a slow link, it grows with what the peer says it has taken, too. A link that does not count keeps this default.
+    /// The bytes of batches that flow control has taken, also while [`dispatch`](Self::dispatch) waits. While the count grows
+    /// the caller goes on waiting, because the link is slow and not stuck. Some flow control makes room in steps that take
+    /// seconds over a slow link. The count must then also grow with the peer's acknowledgements. The default counts nothing.
     fn taken(&self) -> BytesTaken {
         BytesTaken::default()
     }
 }
 
-/// Where a link tells the engine what comes back. Its calls never block.
-///
-/// Dropping it means [`LinkClosed::Abandoned`], so no path forgets to say that a link is gone.
+/// Reports the events of a link to the engine. Its calls never block. Dropping it reports [`LinkClosed::Abandoned`].
 pub struct LinkFeedback {
     events: Option<Arc<dyn LinkEvents>>,
 }
 
 impl LinkFeedback {
-    /// A feedback that tells `events`. The engine makes these, and tests of transports.
+    /// Creates a feedback for `events`. The engine and tests of transports call this.
     pub fn new(events: Arc<dyn LinkEvents>) -> Self {
         Self { events: Some(events) }
     }
 
-    /// The peer refused messages of one group; the link itself is well.
+    /// Reports that the peer refused messages of one group. The link stays open.
     pub fn nack(&self, nack: Nack) {
         if let Some(events) = &self.events {
             events.nack(nack);
         }
     }
 
-    /// The link is gone.
+    /// Reports the end of the link.
     pub fn closed(mut self, cause: LinkClosed) {
+        self.close(cause);
+    }
+
+    fn close(&mut self, cause: LinkClosed) {
         if let Some(events) = self.events.take() {
             events.closed(cause);
         }
@@ -190,9 +191,7 @@ impl LinkFeedback {
 
 impl Drop for LinkFeedback {
     fn drop(&mut self) {
-        if let Some(events) = self.events.take() {
-            events.closed(LinkClosed::Abandoned);
-        }
+        self.close(LinkClosed::Abandoned);
     }
 }
 
@@ -210,7 +209,7 @@ pub trait LinkEvents: Send + Sync + 'static {
     fn closed(&self, cause: LinkClosed);
 }
 
-/// A peer could not take messages of one group. Other groups on the same lane are not concerned.
+/// A refusal of messages of one group. Other groups on the lane are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Nack {
     /// The group.
@@ -219,18 +218,17 @@ pub struct Nack {
     pub cause: NackCause,
 }
 
-/// Why messages of a group were not taken.
+/// Why a peer refused messages of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum NackCause {
     /// The group's inbox, or its part of memory, is full.
     InboxFull,
-    /// The group is not on that node (yet).
+    /// The group is not on that node, or not yet.
     UnknownGroup,
     /// The group is quarantined there.
     GroupDown,
-    /// The message was not one this peer may send: wrong sender or receiver, a kind that is not allowed, or fields
-    /// that would damage the receiver's log.
+    /// The peer may not send such a message, or its fields would damage the receiver's log.
     Rejected,
 }
 
@@ -238,84 +236,82 @@ pub enum NackCause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LinkClosed {
-    /// The peer ended it.
+    /// The peer closed the link.
     ByPeer {
-        /// What the peer or the library said.
+        /// The reason of the peer or the library.
         detail: String,
     },
     /// The connection broke, or keep-alive found it dead.
     Broken {
-        /// Which of them, in words for the log.
+        /// The cause, for the log.
         detail: String,
     },
-    /// The peer sent something that is not of the protocol.
+    /// The peer broke the protocol.
     Violation {
-        /// What it was.
+        /// What it sent.
         detail: String,
     },
-    /// Our side gave it up.
+    /// This node dropped the link.
     Abandoned,
 }
 
-/// The listening side of a transport. Dropping it stops accepting and closes what was accepted.
+/// The listening side of a transport. Dropping it stops accepting and closes all accepted connections.
 #[async_trait]
 pub trait Listener: Send + Sync {
-    /// Where it listens: with the real port if port 0 was asked for.
+    /// The bound address, with the real port if the request was for port 0.
     fn local_addr(&self) -> SocketAddr;
-    /// Stops accepting, closes what was accepted and returns when both are done.
+    /// Stops accepting, and returns when all accepted connections are closed.
     async fn shutdown(self: Box<Self>);
 }
 
-/// The way in. A session exists only after its handshake, so having one *is* being authenticated.
+/// Admits dialling peers. A session exists only after its handshake, so each session is authenticated.
 pub trait Inbound: Send + Sync + 'static {
-    /// Decides whether a dialler may come in. Never blocks for long (it may read a small table).
-    ///
-    /// `cert` is what the dialler's certificate says, where the transport checked one.
+    /// Decides whether to admit a dialler. `cert` is the identity in the dialler's verified certificate, if the transport
+    /// uses certificates. Never blocks for long, but may read a small table.
     ///
     /// # Errors
-    /// [`Refusal`], which the transport sends to the dialler before it closes.
+    /// [`Refusal`], which the transport sends to the dialler before it closes the connection.
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal>;
 
-    /// A connection that never got as far as a valid [`Hello`]: for counters and the log.
+    /// Counts and logs a connection that sent no valid [`Hello`].
     fn refused(&self, refusal: &Refusal) {
         let _ = refusal;
     }
 }
 
-/// What a verified certificate says about its owner.
+/// The identity in a verified certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertIdentity {
-    /// The node it was issued to.
+    /// The node that it was issued to.
     pub node: NodeId,
 }
 
-/// A peer that passed the handshake.
+/// An accepted connection whose peer has passed the handshake.
 #[async_trait]
 pub trait PeerSession: Send + Sync {
-    /// Who it is.
+    /// The peer.
     fn peer(&self) -> NodeId;
 
-    /// What the transport answers to its hello.
+    /// The answer to the peer's hello.
     fn welcome(&self) -> Welcome;
 
-    /// Takes a batch that arrived on a lane. Never blocks. Groups that could not take theirs come back as nacks, at
-    /// most one a group, which the transport sends to the peer.
+    /// Takes a batch from a lane. Never blocks. Returns at most one nack for each group that refused its messages. The
+    /// transport sends the nacks to the peer.
     ///
     /// # Errors
-    /// [`Violation`]: the transport closes the lane. Nothing that concerns one group alone does that.
+    /// [`Violation`]: the transport closes the lane. A fault of one group alone is no violation.
     fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation>;
 
-    /// The transport could not send `count` nacks that [`deliver`](Self::deliver) gave it, because the peer does not
-    /// read what goes back: for counters.
+    /// Counts nacks of [`deliver`](Self::deliver) that the transport could not send, because the peer does not read them.
     fn nacks_dropped(&self, lane: Lane, count: usize) {
         let _ = (lane, count);
     }
 
-    /// Takes a snapshot offer. May take long, and keeps `deciding` current meanwhile: the transport tells the peer of it
-    /// as it does of [`SnapshotSink::progress`]. Dropping the future gives the attempt up.
+    /// Takes a snapshot offer. May take long, and updates `deciding` meanwhile. The transport sends that to the peer like
+    /// [`SnapshotSink::progress`]. Dropping the future aborts the attempt.
     ///
     /// # Errors
-    /// A typed refusal, before any payload.
+    /// [`SnapshotRefusal`], before any payload.
     async fn offer(
         &self,
         offer: SnapshotOffer,
@@ -323,7 +319,7 @@ pub trait PeerSession: Send + Sync {
     ) -> Result<SinkAnswer, SnapshotRefusal>;
 }
 
-/// A connection-level refusal; it crosses the wire with its fields.
+/// Why a node refused a connection. It crosses the wire with its fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -333,7 +329,7 @@ pub enum Refusal {
         /// The cluster of the node that refused.
         ours: String,
     },
-    /// The dialler wanted another node; an address points to the wrong machine.
+    /// The dialler wanted another node: an address points to the wrong machine.
     #[error("wrong node: this is node {ours}")]
     WrongNode {
         /// The node that refused.
@@ -342,24 +338,24 @@ pub enum Refusal {
     /// The dialler is no member of any group here.
     #[error("node {peer} is not a member")]
     UnknownPeer {
-        /// Who called.
+        /// The dialler.
         peer: u64,
     },
     /// The dialler's id is known with another data directory: its disk was emptied, or two nodes use one id.
     #[error("node {peer} came with another incarnation: its data directory is not the one that joined")]
     WrongIncarnation {
-        /// Who called.
+        /// The dialler.
         peer: u64,
     },
-    /// The dialler speaks another version of the protocol.
+    /// The dialler has another protocol version.
     #[error("protocol version {theirs} is not spoken here, but {ours}")]
     Version {
-        /// Of the node that refused; 0 if it could not say.
+        /// The version of the node that refused; 0 if unknown.
         ours: u32,
-        /// Of the dialler.
+        /// The version of the dialler.
         theirs: u32,
     },
-    /// The certificate does not belong to the node id in the hello, or there is none where one is required.
+    /// The certificate is missing, or does not belong to the node id in the hello.
     #[error("not authenticated: {detail}")]
     Unauthenticated {
         /// What is wrong.
@@ -368,8 +364,7 @@ pub enum Refusal {
     /// The dialler's certificate was refused, before any hello.
     #[error("the dialler's certificate was refused: {0}")]
     Certificate(#[source] CertRefusal),
-    /// The dialler refused the certificate of the node it called, before any hello. For counters and the log of that
-    /// node: it never crosses the wire as a refusal.
+    /// The dialler refused this node's certificate, before any hello. Only for counters and the log.
     #[error("the dialler refused this node's certificate: {0}")]
     OwnCertificate(#[source] CertRefusal),
     /// The first frame was not a hello.
@@ -378,7 +373,7 @@ pub enum Refusal {
         /// What is wrong.
         detail: String,
     },
-    /// The node has as many connections as it allows, from this peer or in all.
+    /// The node has the most connections that it allows, from this peer or in total.
     #[error("too many connections")]
     TooManyConnections,
     /// No hello came in time.
@@ -389,32 +384,32 @@ pub enum Refusal {
     ShuttingDown,
 }
 
-/// Why a certificate proves nothing. Where it crosses the wire as a TLS alert, numbers and details may be lost.
+/// Why a node refused a certificate. Sent as a TLS alert, it may lose numbers and details.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertRefusal {
-    /// There is none.
+    /// There is no certificate.
     #[error("no certificate")]
     Missing,
-    /// No authority that is trusted here has signed it.
+    /// No trusted authority has signed the certificate.
     #[error("signed by an unknown authority")]
     UnknownAuthority,
-    /// Its time is over. Likely it was not renewed, or a clock is wrong.
+    /// The certificate has expired. Likely it was not renewed, or a clock is wrong.
     #[error("expired")]
     Expired,
-    /// Its time has not come. Likely a clock is wrong.
+    /// The certificate is not valid yet. Likely a clock is wrong.
     #[error("not valid yet")]
     NotYetValid,
-    /// It names no node, or several.
+    /// The certificate names no node, or several.
     #[error("names no node")]
     NoNode,
-    /// It names another node than the one that was called.
+    /// The certificate belongs to another node than the dialled one.
     #[error("belongs to node {node}")]
     OtherNode {
-        /// The node it names.
+        /// The node that it names.
         node: u64,
     },
-    /// Anything else that makes it worthless, such as bytes that are no certificate.
+    /// Any other fault, such as bytes that are no certificate.
     #[error("not acceptable: {detail}")]
     Invalid {
         /// What is wrong.
@@ -422,79 +417,79 @@ pub enum CertRefusal {
     },
 }
 
-/// A transport could not start to listen.
+/// Why a transport could not start to listen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// The address could not be bound.
     #[error("cannot listen at {address}")]
     Bind {
-        /// Where.
+        /// The address.
         address: PeerAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// The address is not one this transport can listen at or may not, with the reason.
+    /// The transport cannot or may not listen at the address.
     #[error("cannot listen at {address}: {detail}")]
     Address {
-        /// Where.
+        /// The address.
         address: PeerAddr,
-        /// Why not, and what is allowed.
+        /// The reason, and what is allowed.
         detail: String,
     },
 }
 
-/// A lane could not be opened. Nothing was sent.
+/// Why a lane could not be opened. Nothing was sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The peer answered, and refused.
+    /// The peer refused the connection.
     #[error("refused by the peer: {0}")]
     Refused(#[source] Refusal),
-    /// Another node, or another version, answered than was expected.
+    /// Another node, or another version, answered.
     #[error("the wrong peer answered: {detail}")]
     WrongPeer {
-        /// Who answered.
+        /// The node or version that answered.
         detail: String,
     },
-    /// What answered has a certificate that proves nothing.
+    /// The dialled node has an invalid certificate.
     #[error("the certificate of {address} was refused: {refusal}")]
     Certificate {
-        /// Where.
+        /// The address.
         address: PeerAddr,
         /// What is wrong with it.
         #[source]
         refusal: CertRefusal,
     },
-    /// Nobody answered.
+    /// No node answered.
     #[error("cannot reach {address}")]
     Unreachable {
-        /// Where.
+        /// The address.
         address: PeerAddr,
-        /// What the library said.
+        /// The error of the library.
         #[source]
         source: BoxError,
     },
-    /// What answered does not speak the protocol.
+    /// The answer was not of the protocol.
     #[error("{address} does not speak the protocol: {detail}")]
     Protocol {
-        /// Where.
+        /// The address.
         address: PeerAddr,
-        /// What it said.
+        /// The answer.
         detail: String,
     },
-    /// The address is not one this transport can or may dial.
+    /// The transport cannot or may not dial the address.
     #[error("cannot dial {address}: {detail}")]
     Address {
-        /// Where.
+        /// The address.
         address: PeerAddr,
-        /// Why not.
+        /// The reason.
         detail: String,
     },
 }
 
-/// A batch could not be handed over. It, and all that the link accepted before and did not deliver, counts as lost.
+/// Why a link did not take a batch. The batch, and all that the link accepted but did not deliver, counts as lost.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DispatchError {

@@ -1,11 +1,11 @@
-//! Attempts to send snapshots: who may be sent one now, which attempt is the live one, and when to try again.
+//! Attempts to send snapshots: which peer may get one now, which attempt is live, and when the next one may begin.
 //!
-//! Whether an attempt is live is known here and nowhere else. It is live from the moment Raft was given a snapshot until
-//! Raft was told how that ended, or forgot it; there is never more than one a peer. What others keep follows from the
-//! effects of the group: the mailbox takes a report while an attempt is armed, and a transfer holds its ticket.
+//! Only this module knows whether an attempt is live. It becomes live when Raft gets the snapshot. It ends when Raft gets
+//! the outcome, or forgets the peer. A peer has at most one live attempt. The mailbox and the transfers follow the effects
+//! of the group: the mailbox takes reports of an armed attempt, and a transfer holds its ticket.
 //!
-//! Raft asks for a snapshot inside its own steps, at every heartbeat response while it gets none, so every answer here is
-//! O(log peers). Time is a number of ticks.
+//! Raft asks for a snapshot inside its own steps, again at every heartbeat response. So every answer here is O(log peers).
+//! Time is a number of ticks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,32 +15,31 @@ use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotStatus};
 use crate::snapshot_store::{ContentId, SnapshotMeta};
 use crate::status::{AttemptOutcome, AttemptStatus, LastAttempt};
 
-/// After a refusal that does not pass by itself the wait is this many times longer than after another failure.
+/// After a lasting refusal the wait is this many times longer than after another failure.
 const LASTING_REFUSAL_FACTOR: u64 = 16;
 
-/// How often the wait doubles at most.
+/// The wait doubles at most this often.
 const DOUBLINGS_MAX: u32 = 16;
 
-/// What a node may still begin to send, counted for all its groups. The driver lends it to a group for each input
+/// The send slots that a node has free, over all its groups. The driver lends them to a group for each input
 /// ([`GroupCore::lend`](super::GroupCore::lend)) and takes back what the group left.
 ///
-/// A group takes a slot when Raft is given a snapshot. It gives the slot back only if the snapshot never leaves. From the
-/// moment it leaves, the driver counts the transfer.
+/// A group takes a slot when Raft gets a snapshot. It gives the slot back only if the snapshot never leaves. Once the
+/// snapshot has left, the driver counts the transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendBudget {
     /// Transfers that may begin now.
     pub slots: usize,
-    /// Attempts so far. They number the attempts of all groups and of all their runs, so that a late report never names
-    /// another attempt.
+    /// Attempts so far, over all groups and runs. They number the attempts, so a late report never names another one.
     pub attempts: u64,
 }
 
-/// Why an attempt ends without a report to Raft: Raft has forgotten it.
+/// Why an attempt ends without a report to Raft: Raft itself has forgotten the attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VoidCause {
-    /// Raft forgets what it sent when its leadership ends.
+    /// The leadership ended, and with it Raft's record of what it sent.
     LeadershipOver,
-    /// Raft forgets a peer that is removed.
+    /// The peer was removed.
     NotMember,
 }
 
@@ -53,26 +52,26 @@ impl fmt::Display for VoidCause {
     }
 }
 
-/// How failed attempts are repeated.
+/// The waits between failed attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// The least wait after a failure, in ticks: one heartbeat.
+    /// The shortest wait after a failure, in ticks: one heartbeat interval.
     pub wait_ticks_min: u64,
-    /// The longest, in ticks.
+    /// The longest wait, in ticks.
     pub wait_ticks_max: u64,
 }
 
-/// Everything about attempts of one group.
+/// The attempts of one group.
 #[derive(Debug)]
 pub(super) struct Attempts {
     group: GroupId,
     policy: RetryPolicy,
-    /// What is left of the last loan.
+    /// The rest of the last loan.
     pub(super) budget: SendBudget,
     rng: fastrand::Rng,
     now: u64,
     available: Option<SnapshotMeta>,
-    /// Raft wanted a snapshot, and there is none that would do.
+    /// Raft wanted a snapshot, and none fits.
     missing: bool,
     peers: BTreeMap<NodeId, PeerAttempts>,
 }
@@ -81,9 +80,9 @@ pub(super) struct Attempts {
 struct PeerAttempts {
     live: Option<Live>,
     kept: Option<Kept>,
-    /// Raft asked and was told to wait.
+    /// Raft asked and got no snapshot.
     wanted: bool,
-    /// The newest snapshot would not do: to ask again is of use when there is another.
+    /// The newest snapshot does not fit. Raft need not ask again before there is another.
     unfit: bool,
     not_before: u64,
     failures: u32,
@@ -96,22 +95,21 @@ struct Live {
     /// The leader's term; zero until the message has left.
     term: u64,
     meta: SnapshotMeta,
-    /// Bytes the log had grown to when it began.
+    /// [`GroupLog::bytes_appended`](super::GroupLog) when the attempt began.
     log_bytes: u64,
 }
 
-/// What stays of the last attempt when it has ended: the log behind its snapshot, which the peer needs next, and its file if
-/// the peer may have a part of that.
+/// What stays of an ended attempt: the log behind its snapshot, and its file if the peer may have a part of it.
 #[derive(Debug)]
 struct Kept {
     meta: SnapshotMeta,
-    /// The next attempt offers the same again.
+    /// Whether the next attempt offers the same snapshot again.
     resume: bool,
-    /// As of the attempt.
+    /// See [`Live::log_bytes`].
     log_bytes: u64,
-    /// What the peer has of the log.
+    /// The index up to which the peer has the log.
     matched: u64,
-    /// When it is kept for nobody, unless the peer gives a sign of life.
+    /// The tick at which this expires if the peer gives no sign of life.
     until: u64,
 }
 
@@ -137,14 +135,14 @@ impl Attempts {
         self.now
     }
 
-    /// Raft wants to send `to` a snapshot, and its log begins after `truncated`. `Some`: the attempt is live from here on.
+    /// Answers Raft, which wants to send a snapshot to `to`. Its log begins after `truncated`. `Some` begins a live attempt.
     pub(super) fn admit(&mut self, to: NodeId, truncated: u64, log_bytes: u64) -> Option<&SnapshotMeta> {
         let fits =
             |meta: &&SnapshotMeta| meta.head.at.index >= truncated && meta.head.conf_state.contains(to);
         let peer = self.peers.entry(to).or_default();
         peer.wanted = true;
         if let Some(kept) = &mut peer.kept {
-            // Raft asks for those that answer its heartbeats.
+            // Raft asks only for peers that answer its heartbeats.
             kept.until = self.now.saturating_add(self.policy.wait_ticks_max);
         }
         let kept = peer.kept.as_ref().filter(|kept| kept.resume && fits(&&kept.meta));
@@ -169,8 +167,7 @@ impl Attempts {
         Some(&live.meta)
     }
 
-    /// The message Raft made of an admitted snapshot is about to leave: which attempt it is, and what it sends. `None` if
-    /// the attempt was voided meanwhile.
+    /// Records that the message of an admitted snapshot leaves. `None`: the attempt was voided meanwhile.
     pub(super) fn emit(
         &mut self,
         to: NodeId,
@@ -184,7 +181,7 @@ impl Attempts {
         Some((live.attempt(group, to), live.meta.clone()))
     }
 
-    /// An attempt ended. `false`: it is not the live one, and nothing changed.
+    /// Ends an attempt. `false`: it is not live, and nothing changed.
     pub(super) fn settle(
         &mut self,
         attempt: SnapshotAttempt,
@@ -200,9 +197,8 @@ impl Attempts {
         if status == SnapshotStatus::Failure(SnapshotFailure::Storage)
             && self.available.as_ref().is_some_and(|available| available.content == meta.content)
         {
-            // It would fail the next attempt too. The log that it stands for may be gone, so another one is needed.
-            self.available = None;
-            self.missing = true;
+            // The file would fail the next attempt too, and the log before its index may be gone.
+            (self.available, self.missing) = (None, true);
         }
         let resume = match status {
             SnapshotStatus::Finish => Some(false),
@@ -218,7 +214,7 @@ impl Attempts {
             SnapshotStatus::Failure(cause) => {
                 peer.failures = peer.failures.saturating_add(1);
                 let wait = self.policy.wait(peer.failures, cause);
-                // Jittered upwards, so that the least wait stays the least.
+                // The jitter only adds: no wait is shorter than the shortest.
                 wait + self.rng.u64(0..=wait / 4)
             }
         };
@@ -228,8 +224,8 @@ impl Attempts {
         true
     }
 
-    /// Ends every attempt that is not of a leader in `term` (`None`: this node does not lead) or whose peer is no member.
-    /// Those whose message has not left have the term zero.
+    /// Ends every attempt of another term than the leader's `term` (`None`: this node does not lead), or to a peer that is no
+    /// member. An attempt whose message has not left has the term zero.
     pub(super) fn void_stale(
         &mut self,
         term: Option<u64>,
@@ -249,7 +245,7 @@ impl Attempts {
             peer.last = Some(LastAttempt { number: live.number, outcome: AttemptOutcome::Void });
         }
         if term.is_none() {
-            // Waits belong to the one who leads: the next leader starts afresh, and so does this node if it is that.
+            // Waits end with the leadership: each new leader starts without them.
             self.peers.values_mut().for_each(|peer| {
                 (peer.wanted, peer.failures, peer.not_before) = (false, 0, 0);
             });
@@ -257,12 +253,12 @@ impl Attempts {
         voided
     }
 
-    /// Whether a file or a part of the log is kept for somebody.
+    /// Whether a file or a part of the log is kept for any peer.
     pub(super) fn keeps_any(&self) -> bool {
         self.peers.values().any(|peer| peer.kept.is_some())
     }
 
-    /// Attempts under way during which the log grew by more than `bytes_max`.
+    /// The live attempts during which the log grew by more than `bytes_max`.
     pub(super) fn overdue(&self, log_bytes: u64, bytes_max: u64) -> Vec<SnapshotAttempt> {
         self.live()
             .filter(|(_, live)| live.term != 0 && log_bytes - live.log_bytes > bytes_max)
@@ -270,9 +266,9 @@ impl Attempts {
             .collect()
     }
 
-    /// Compares what is kept with what the peers have by now. A peer that has all of the log that is to be forgotten needs
-    /// nothing more; for one that has not the log may grow by `bytes_max`, and not at all once it was silent for the longest
-    /// wait between attempts. Gives those for whom nothing is kept any more.
+    /// Drops what is kept for peers that need it no longer, and returns these peers. A peer needs nothing once it has the log
+    /// up to `target`. Otherwise the group keeps the log until it grew by `bytes_max`, or until the peer was silent for the
+    /// longest wait between attempts.
     pub(super) fn follow(
         &mut self,
         target: u64,
@@ -297,7 +293,7 @@ impl Attempts {
         over
     }
 
-    /// Keeps nothing for attempts that have ended.
+    /// Drops what is kept for ended attempts.
     pub(super) fn keep_nothing(&mut self) {
         self.peers.values_mut().for_each(|peer| peer.kept = None);
     }
@@ -315,25 +311,24 @@ impl Attempts {
         self.peers.values().filter_map(|peer| peer.kept.as_ref())
     }
 
-    /// What comes after this index must stay in the log, for attempts and for peers that go on behind one.
+    /// The index behind which the log must stay, for live attempts and for peers that continue after a snapshot.
     pub(super) fn pinned(&self) -> Option<u64> {
         let live = self.live().map(|(_, live)| live.meta.head.at.index);
         let kept = self.kept().map(|kept| kept.meta.head.at.index.max(kept.matched));
         live.chain(kept).min()
     }
 
-    /// The contents that are of use: the newest, what is being sent, and what will be sent again.
+    /// The snapshots in use: the newest one, those being sent, and those to be sent again.
     pub(super) fn contents(&self) -> impl Iterator<Item = ContentId> {
         let sent = self.live().map(|(_, live)| live.meta.content);
         let again = self.kept().filter(|kept| kept.resume).map(|kept| kept.meta.content);
         self.available.iter().map(|meta| meta.content).chain(sent).chain(again)
     }
 
-    /// A newer snapshot is durable.
+    /// Records a durable snapshot, if it is newer than the available one.
     pub(super) fn make_available(&mut self, meta: SnapshotMeta) {
         if self.available.as_ref().is_none_or(|old| old.head.at.index <= meta.head.at.index) {
-            self.available = Some(meta);
-            self.missing = false;
+            (self.available, self.missing) = (Some(meta), false);
             self.peers.values_mut().for_each(|peer| peer.unfit = false);
         }
     }
@@ -342,12 +337,12 @@ impl Attempts {
         self.available.as_ref()
     }
 
-    /// Whether Raft asked for a snapshot that does not exist, since the last one was made.
+    /// Whether Raft wanted a snapshot that does not exist, since the last one was made.
     pub(super) fn is_missing(&self) -> bool {
         self.missing
     }
 
-    /// A tick passed. `true`: somebody who was told to wait could be served now; ask Raft again by a ping.
+    /// Counts a tick. `true`: a peer that had to wait can get its snapshot now; a ping makes Raft ask again.
     pub(super) fn tick(&mut self) -> bool {
         self.now += 1;
         if self.budget.slots == 0 {
@@ -358,7 +353,7 @@ impl Attempts {
             let any = (self.available.is_some() && !peer.unfit)
                 || peer.kept.as_ref().is_some_and(|kept| kept.resume);
             if any && peer.wanted && peer.live.is_none() && self.now >= peer.not_before {
-                // Raft asks again through `admit`, which sets it again if the answer is no.
+                // `admit` sets this again if it still refuses.
                 peer.wanted = false;
                 due = true;
             }
@@ -366,7 +361,7 @@ impl Attempts {
         due
     }
 
-    /// For the status: the live attempt, the last one, and the ticks to wait.
+    /// The live attempt, the last one, and the ticks to wait, for the status.
     pub(super) fn status(&self, of: NodeId) -> (Option<AttemptStatus>, Option<LastAttempt>, u64) {
         let Some(peer) = self.peers.get(&of) else { return (None, None, 0) };
         let live = peer.live.as_ref().map(|live| AttemptStatus {
@@ -388,7 +383,7 @@ impl Live {
     }
 }
 
-/// Whether the receiver may have a part of the file, which the next attempt could go on with.
+/// Whether the receiver may have a part of the file, from which the next attempt could resume.
 fn leaves_a_part(cause: SnapshotFailure) -> bool {
     match cause {
         SnapshotFailure::Transfer
@@ -406,13 +401,9 @@ fn leaves_a_part(cause: SnapshotFailure) -> bool {
 
 impl RetryPolicy {
     fn wait(&self, failures: u32, cause: SnapshotFailure) -> u64 {
-        let least = match cause {
-            SnapshotFailure::Refused { lasting: true } => {
-                self.wait_ticks_min.saturating_mul(LASTING_REFUSAL_FACTOR)
-            }
-            _ => self.wait_ticks_min,
-        };
-        let doubled = least.saturating_mul(1 << failures.saturating_sub(1).min(DOUBLINGS_MAX));
+        let is_lasting = cause == SnapshotFailure::Refused { lasting: true };
+        let first = self.wait_ticks_min.saturating_mul(if is_lasting { LASTING_REFUSAL_FACTOR } else { 1 });
+        let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(DOUBLINGS_MAX));
         doubled.min(self.wait_ticks_max).max(self.wait_ticks_min)
     }
 }

@@ -1,7 +1,7 @@
 //! Checks on messages of a peer, before raft sees them.
 //!
-//! The raft crate looks at the message type and, for responses, at the sender, and trusts the rest: on several of the
-//! fields below it would panic or damage its log. Each check names what it prevents.
+//! The raft crate checks the message type and, for responses, the sender. It trusts all other fields, and some values make
+//! it panic or damage its log. Each check names what it prevents.
 
 use super::raft::Replica;
 use super::terms::RISE_MAX;
@@ -10,47 +10,46 @@ use crate::message::{Entry, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
 use crate::transport::SnapshotRefusal;
 
-/// Terms and indices above this are nobody's honest ones, and leave room for the arithmetic of raft.
+/// The highest term or index accepted. No honest node reaches it, and raft has room for its arithmetic above it.
 const NUMBER_MAX: u64 = 1 << 62;
 
-/// Bytes of the context of a read round or a campaign.
+/// The longest context of a read round or a campaign, in bytes.
 const CONTEXT_BYTES_MAX: usize = 256;
 
-/// Why a message was not given to raft.
+/// Why raft did not get a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reject {
-    /// Not addressed to this node, or from itself.
+    /// The message is for another node, or from this node.
     WrongNode,
     /// The sender named in the message is not the peer that sent it.
     WrongSender,
-    /// A response of somebody who is no member.
+    /// A response from a node that is no member.
     UnknownPeer,
-    /// A kind that cannot come now: a snapshot outside of a transfer, a vote that was not asked for yet, a campaign
-    /// asked for by somebody who does not lead.
+    /// A snapshot outside of a transfer, a vote without a request, or a call to campaign from another node than the leader.
     KindNotAllowed,
-    /// No term, or one out of range.
+    /// The term is missing or out of range.
     BadTerm,
-    /// A term further above this node's than is taken at once.
+    /// The term is too far above the term of this node.
     TermJump,
     /// Entries that are not contiguous, not of rising terms, or not expected in this kind.
     BadEntries,
-    /// A commit index beyond the log, an acknowledgement of entries that do not exist, or a priority that nobody has.
+    /// A commit index beyond the log, an acknowledgement of entries that do not exist, or a negative priority.
     BadIndex,
     /// A read round that is empty or too long.
     BadContext,
-    /// A read round that its sender asked for before, or that is older than one it asked for.
+    /// A read round that is not newer than the sender's last one.
     RepeatedRound,
-    /// A read round for a leader, and this node leads not.
+    /// A read round, but this node does not lead.
     NotLeader,
-    /// A request for a vote soon after a restart: this node may have promised its vote to a leader's lease before.
+    /// A request for a vote soon after a restart, when the lease of a leader from before may still hold.
     Quiet,
-    /// Too much is waiting to be applied.
+    /// Too many entries wait to be applied.
     Full,
-    /// A call to campaign while a received snapshot waits to be applied.
+    /// A call to campaign before a received snapshot is applied.
     Installing,
 }
 
-/// `from` is the peer whose connection brought the message.
+/// Checks a message from the connection of `from`.
 pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) -> Result<(), Reject> {
     if m.to != me || m.from == me {
         return Err(Reject::WrongNode);
@@ -61,7 +60,7 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
     if m.context.len() > CONTEXT_BYTES_MAX {
         return Err(Reject::BadContext);
     }
-    // A term of zero makes raft treat the message as its own; only a read round travels without a term.
+    // Raft treats a message of term zero as its own. Only a read round has no term.
     if (m.term == 0) != (m.kind == MessageKind::ReadIndex) || m.term > NUMBER_MAX {
         return Err(Reject::BadTerm);
     }
@@ -74,19 +73,19 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
         MessageKind::AppendResponse => check_append_response(replica, m),
         MessageKind::ReadIndex => check_read_index(replica, m),
         MessageKind::ReadIndexResponse => check_one_context(&m.entries),
-        // Its bytes come by a transfer, which steps the message itself once they are durable.
+        // The transfer of a snapshot steps its message once the file is durable.
         MessageKind::Snapshot => Err(Reject::KindNotAllowed),
         MessageKind::RequestVoteResponse => check_vote_response(replica, m),
         MessageKind::HeartbeatResponse | MessageKind::RequestPreVoteResponse => check_known(replica, m),
-        // A node that has no term yet grants every honest request: its log is empty. A candidate of low priority it
-        // would refuse, and raft panics on an answer without a term.
+        // A node without a term grants every honest request, because its log is empty. It would refuse a candidate of low
+        // priority, and raft panics on a refusal without a term.
         MessageKind::RequestVote | MessageKind::RequestPreVote if m.priority < 0 => Err(Reject::BadIndex),
         MessageKind::RequestVote | MessageKind::RequestPreVote => Ok(()),
         MessageKind::TimeoutNow => check_timeout_now(replica, m),
     }
 }
 
-/// A snapshot that a transfer brought, or would bring: everything raft would ignore without a word, or panic on.
+/// Checks an offered or received snapshot for everything that raft would ignore silently or panic on.
 pub(super) fn check_snapshot(
     replica: &Replica,
     me: NodeId,
@@ -112,22 +111,21 @@ pub(super) fn check_snapshot(
     if m.term < replica.term() {
         return Err(SnapshotRefusal::StaleTerm { ours: replica.term(), theirs: m.term });
     }
-    // The group's other messages bring the term nearer.
+    // Other messages of the group raise the term in steps.
     if m.term.saturating_sub(replica.term()) > RISE_MAX {
         return Err(contradiction("its term is too far ahead of this node's"));
     }
     Ok(())
 }
 
-/// Raft would index past the end of its log, or store entries under indices they do not have.
+/// Prevents that raft reads past the end of its log, or stores entries under wrong indices.
 fn check_append(m: &Message) -> Result<(), Reject> {
-    // Raft takes the term of an index past its end to be zero: so entries that begin there would match, and leave a gap.
+    // For raft an index past the end has term zero. Entries from there on would match, and leave a gap.
     if (m.log_term == 0) != (m.index == 0) {
         return Err(Reject::BadEntries);
     }
     let mut term = m.log_term;
-    for (place, entry) in m.entries.iter().enumerate() {
-        let expected = m.index + 1 + place as u64;
+    for (entry, expected) in m.entries.iter().zip(m.index + 1..) {
         if entry.index != expected || entry.term < term || entry.term > m.term || entry.term == 0 {
             return Err(Reject::BadEntries);
         }
@@ -136,31 +134,30 @@ fn check_append(m: &Message) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Raft panics when told to commit what is not in its log: so dies a follower that lost its disk.
+/// Prevents the panic of raft when it commits past the end of its log, as on a follower that lost its disk.
 fn check_heartbeat(replica: &Replica, m: &Message) -> Result<(), Reject> {
     if m.term >= replica.term() && m.commit > replica.last_index() { Err(Reject::BadIndex) } else { Ok(()) }
 }
 
-/// Raft would take a peer to have entries that do not exist, and then read past the end of the log for it.
+/// Prevents that raft believes a peer to have entries that do not exist, and then reads past the end of the log.
 fn check_append_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
     check_known(replica, m)?;
     let beyond = m.term == replica.term() && replica.is_leader() && m.index > replica.last_index();
-    // Nobody asks for a snapshot this way; raft would stop to send entries to the peer until it had sent one.
+    // The engine never requests a snapshot this way. Raft would send no entries to the peer until it had sent a snapshot.
     if beyond || (m.reject && m.reject_hint > m.index) || m.request_snapshot != 0 {
         return Err(Reject::BadIndex);
     }
     Ok(())
 }
 
-/// A request for a vote leaves when the candidate's whole log is durable. A vote that comes before was not asked for, and
-/// raft, which insists on that at the moment it wins, would panic.
+/// Prevents a panic of raft: a candidate that wins asserts that its whole log is durable. An honest vote cannot come before,
+/// because the candidate requests votes only when its log is durable.
 fn check_vote_response(replica: &Replica, m: &Message) -> Result<(), Reject> {
     check_known(replica, m)?;
     if replica.is_log_persisted() { Ok(()) } else { Err(Reject::KindNotAllowed) }
 }
 
-/// It makes this node campaign past the lease of the leader, so only that leader may ask for it: anybody else, such as a
-/// member of another group of this node, could end a healthy leadership with it.
+/// Allows only the leader to make this node campaign past the leader's lease. Any other peer could end a healthy leadership.
 fn check_timeout_now(replica: &Replica, m: &Message) -> Result<(), Reject> {
     if m.term == replica.term() && replica.leader() == Some(m.from) {
         Ok(())
@@ -169,13 +166,12 @@ fn check_timeout_now(replica: &Replica, m: &Message) -> Result<(), Reject> {
     }
 }
 
-/// A node that does not lead forwards a read round under its original sender's name; the leader would then see a
-/// message whose sender is not the peer it came from.
+/// Refuses read rounds on a node that does not lead: raft would forward them to the leader under another sender's name.
 fn check_read_index(replica: &Replica, m: &Message) -> Result<(), Reject> {
     if !replica.is_leader() {
         return Err(Reject::NotLeader);
     }
-    // Raft would send heartbeats for anybody, and answer him.
+    // Raft would send heartbeats and an answer for any sender.
     check_known(replica, m)?;
     check_one_context(&m.entries)
 }

@@ -1,17 +1,16 @@
-//! The part of a group's log that lives in memory: every term, every entry that is not applied yet, and as many
-//! applied entries as the cache allows.
+//! The in-memory part of a group's log: every term, every unapplied entry, and as many applied entries as the cache allows.
 //!
-//! Raft reads the log inside its own steps, so what it may need at once must be here. Only entries for a follower that
-//! lags far behind are not; those are read from the log store off the loop (see [`Lookup::Cold`]).
+//! Raft reads the log inside its own steps, so all that it needs at once is here. Entries for a follower that lags far
+//! behind are read from the log store outside of the shard thread (see [`Lookup::Cold`]).
 
 use std::collections::VecDeque;
 
 use crate::message::{Entry, LogId};
 
-/// Memory that an entry costs beside its payload; bounds count it, so that a million empty entries are not free.
+/// The memory of an entry beside its payload. The bounds count it, because empty entries need memory too.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
-/// What the bounds count for an entry.
+/// The cost of an entry in the bounds.
 pub(crate) fn cost(entry: &Entry) -> usize {
     entry.payload_bytes() + ENTRY_OVERHEAD_BYTES
 }
@@ -19,9 +18,9 @@ pub(crate) fn cost(entry: &Entry) -> usize {
 /// The in-memory part of one group's log.
 #[derive(Debug)]
 pub struct GroupLog {
-    /// Entries up to here are gone.
+    /// Entries up to here are truncated.
     truncated: LogId,
-    /// Terms of all entries after `truncated`, as (first index of a run, term).
+    /// The terms of all entries after `truncated`: the first index of each run, and its term.
     terms: VecDeque<(u64, u64)>,
     last_index: u64,
     /// Contiguous up to `last_index`.
@@ -30,25 +29,24 @@ pub struct GroupLog {
     unapplied_bytes: usize,
     applied_bytes: usize,
     cache_bytes_max: usize,
-    /// Cost of everything that was ever appended in this generation: differences of it tell how much the log grew.
     bytes_appended: u64,
 }
 
-/// What a range of the log is to this cache.
+/// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Lookup {
-    /// Here they are, from the start of the range, at least one.
+    /// At least one entry, from the start of the range on.
     Here(Vec<Entry>),
-    /// In the log store only.
+    /// The entries are in the log store only.
     Cold,
-    /// Truncated.
+    /// The range begins before the first entry.
     Compacted,
-    /// Past the end.
+    /// The range ends past the last entry.
     Beyond,
 }
 
 impl GroupLog {
-    /// A log as recovered: `terms` of all entries after `truncated`, `tail` the entries after `applied`.
+    /// Creates the log of a restarted group. `terms` covers all entries after `truncated`; `tail` has those after `applied`.
     pub fn new(
         truncated: LogId,
         terms: Vec<(u64, u64)>,
@@ -71,12 +69,12 @@ impl GroupLog {
         }
     }
 
-    /// The first index that is kept.
+    /// The index of the first entry.
     pub fn first_index(&self) -> u64 {
         self.truncated.index + 1
     }
 
-    /// The last index; the truncation point if there is no entry.
+    /// The index of the last entry; the truncation point if there is none.
     pub fn last_index(&self) -> u64 {
         self.last_index
     }
@@ -86,7 +84,7 @@ impl GroupLog {
         self.applied
     }
 
-    /// Cost of the entries that are not applied: what `unapplied_bytes_max` bounds.
+    /// The cost of the unapplied entries, which `unapplied_bytes_max` bounds.
     pub(crate) fn unapplied_bytes(&self) -> usize {
         self.unapplied_bytes
     }
@@ -107,7 +105,7 @@ impl GroupLog {
         self.last_index + 1 - self.cached.len() as u64
     }
 
-    /// Entries of `low..high`, as many as fit in `bytes_max` payload bytes but at least one.
+    /// Looks up `low..high`: as many entries as fit in `bytes_max`, but at least one.
     pub(crate) fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Lookup {
         if low <= self.truncated.index {
             return Lookup::Compacted;
@@ -130,7 +128,7 @@ impl GroupLog {
         )
     }
 
-    /// Adds entries, contiguous, from anywhere after the applied index: what they overlap is replaced.
+    /// Appends contiguous entries, from any index after the applied one. They replace the entries that they overlap.
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first().map(|e| e.index) else { return };
         debug_assert!(first > self.applied && first <= self.last_index + 1, "append at {first} leaves a gap");
@@ -146,7 +144,7 @@ impl GroupLog {
         }
     }
 
-    /// A received snapshot takes the place of everything. What was applied stays so until the state machine has it.
+    /// Replaces the whole log by a received snapshot. The applied index stays until the state machine is restored.
     pub(crate) fn install(&mut self, at: LogId) {
         self.truncated = at;
         self.terms.clear();
@@ -155,7 +153,7 @@ impl GroupLog {
         (self.unapplied_bytes, self.applied_bytes) = (0, 0);
     }
 
-    /// Forgets entries up to `through`; never more than is applied, because raft would then skip what it has committed.
+    /// Removes entries up to `through`, but no unapplied one: raft would then skip committed entries.
     pub(crate) fn compact(&mut self, through: u64) {
         let through = through.min(self.applied).min(self.last_index);
         let Some(term) = self.term(through).filter(|_| through > self.truncated.index) else { return };
@@ -173,7 +171,7 @@ impl GroupLog {
         self.truncated = LogId { index: through, term };
     }
 
-    /// Cost of everything that was ever appended in this generation.
+    /// The cost of all entries appended in this generation. Its growth is the growth of the log.
     pub(crate) fn bytes_appended(&self) -> u64 {
         self.bytes_appended
     }
@@ -190,7 +188,7 @@ impl GroupLog {
         }
     }
 
-    /// Entries up to `index` are applied: they may leave memory, oldest first, once the cache is full.
+    /// Records that entries up to `index` are applied. They leave memory, oldest first, once the cache is full.
     pub(crate) fn applied_to(&mut self, index: u64) {
         let start = (self.applied + 1).saturating_sub(self.cached_first()) as usize;
         let end = (index + 1).saturating_sub(self.cached_first()) as usize;
@@ -284,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn an_installed_snapshot_is_the_whole_log_and_later_entries_are_not_taken_for_applied() {
+    fn an_installed_snapshot_replaces_the_log_and_later_entries_do_not_count_as_applied() {
         let mut log = log(1 << 20);
         log.append(&[entry(1, 1), entry(2, 1)]);
         log.applied_to(1);

@@ -1,11 +1,10 @@
 //! The core: one Raft group as a pure state machine.
 //!
-//! What is absent here, and stays absent: clocks, threads, locks, atomics, wakers, sockets, runtimes, files, random numbers.
-//! Time is the number of ticks; randomness, identity and the budget of transfers are arguments; everything that happens is
-//! an effect the driver carries out.
+//! The core uses no clock, thread, lock, atomic, waker, socket, runtime, file or random number. Time is a number of ticks.
+//! Seeds, identity and send slots are arguments. All outputs are effects, which the driver carries out.
 //!
-//! One exception is not ours to remove: the raft crate draws election timeouts itself, from the range it is given. A
-//! range of one value makes a group deterministic, which is how the simulator runs it.
+//! The raft crate is an exception: it draws election timeouts itself, from a given range. The simulator gives it a range of
+//! one value, which makes a group deterministic.
 
 mod attempts;
 mod group;
@@ -23,6 +22,4 @@ pub use self::group::{
 };
 pub use self::inbound::Reject;
 pub use self::log::GroupLog;
-#[cfg(test)]
-pub(crate) use self::raft::UNREADABLE_PAUSE_TICKS;
 pub use self::raft::{Fetch, ReplicaSetup};

@@ -1,26 +1,25 @@
-//! Who waits for which entry.
+//! The waiters of proposed entries.
 //!
-//! Keyed by index *and* term: after a change of leadership another node's entry may stand at the same index, and its
-//! commit must not be taken for ours.
+//! A waiter belongs to an index *and* a term: another leader's entry may be committed at the same index.
 
 use std::collections::VecDeque;
 
 use crate::message::Entry;
 use crate::state_machine::is_command;
 
-/// The waiters of this node's time as a leader, in log order.
+/// The waiters of this node's term of leadership, in log order.
 #[derive(Debug)]
 pub(super) struct Proposals<W> {
     term: u64,
     waiting: VecDeque<(u64, W)>,
 }
 
-/// What became of the waiters of a run of committed entries.
+/// The waiters of a run of committed entries.
 #[derive(Debug)]
 pub(super) struct Matched<W> {
-    /// One place for each command among the entries, in order.
+    /// The waiter of each command among the entries, in order.
     pub(super) waiters: Vec<Option<W>>,
-    /// Waiters whose place in the log another leader's entry took.
+    /// Waiters at whose index another leader's entry was committed.
     pub(super) superseded: Vec<W>,
 }
 
@@ -29,14 +28,14 @@ impl<W> Proposals<W> {
         Self { term: 0, waiting: VecDeque::new() }
     }
 
-    /// The waiters of entries just appended in `term`, from `first_index` on. Nobody of an earlier term may be left.
+    /// Adds the waiters of entries appended in `term` from `first_index` on. No waiter of an earlier term may be left.
     pub(super) fn appended(&mut self, term: u64, first_index: u64, waiters: impl IntoIterator<Item = W>) {
         debug_assert!(self.waiting.is_empty() || self.term == term);
         self.term = term;
         self.waiting.extend((first_index..).zip(waiters));
     }
 
-    /// Whether anybody waits for an entry of another term than `term`.
+    /// Whether there are waiters of another term.
     pub(super) fn is_of_other_term(&self, term: u64) -> bool {
         !self.waiting.is_empty() && self.term != term
     }
@@ -61,7 +60,7 @@ impl<W> Proposals<W> {
         matched
     }
 
-    /// Takes everybody who is left.
+    /// Takes all waiters.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = W> + use<'_, W> {
         self.waiting.drain(..).map(|(_, w)| w)
     }
@@ -76,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn waiters_meet_their_entries_in_order() {
+    fn waiters_are_matched_with_their_entries_in_order() {
         let mut proposals = Proposals::new();
         proposals.appended(2, 5, ["a", "b", "c"]);
         let matched = proposals.committed(&[command(4, 1), command(5, 2), command(6, 2)]);

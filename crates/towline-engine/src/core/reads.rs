@@ -1,39 +1,37 @@
-//! Read barriers: reads wait for a round of confirmation, many at a time.
+//! Read barriers: many reads wait together for a round that confirms leadership.
 //!
-//! A round is a unique context that raft sends around with heartbeats. Raft drops a round without a word when there is no
-//! leader, when the leader has not committed in its term, or when a message is lost. So while reads wait, another round
-//! starts after each retry interval. A read keeps the number of its first round, and every round from that number on
-//! confirms it, however long the answer takes. Every read has a deadline.
+//! A round is a unique context that raft sends around with heartbeats. Raft silently drops a round without a leader, or if
+//! the leader has not committed in its term, or if a message is lost. So while reads wait, another round starts after each
+//! retry interval. Every round from a read's first round on confirms the read. Every read has a deadline.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::ids::NodeId;
 
-/// Rounds under way up to which another starts at once. Beyond them one starts a tick, so that a read waits at most a tick
-/// for its round on a slow link, and a fast link does not carry a round for every read.
+/// Below this number of rounds under way another one starts at once; from it on, one a tick. So on a slow link a read waits
+/// at most a tick for its round, and a fast link does not carry a round for every read.
 const ROUNDS_AT_ONCE: usize = 2;
 
-/// Rounds with readers under way. At the bound new reads wait until a round is confirmed or its readers fail at their
-/// deadlines.
+/// The most rounds with reads under way. At the bound new reads wait for the end of a round.
 const ROUNDS_MAX: usize = 64;
 
-/// All reads of a group that are not confirmed yet.
+/// The pending reads of a group.
 #[derive(Debug)]
 pub(super) struct Reads<R> {
-    /// Makes contexts unique in the cluster: raft keys rounds by context, also those of followers.
+    /// Makes contexts unique in the cluster, as raft's table of rounds requires.
     origin: [u8; 16],
     next_round: u64,
-    /// When the last round started.
+    /// The tick at which the last round started.
     started_tick: u64,
-    waiting: VecDeque<Reader<R>>,
+    waiting: VecDeque<PendingRead<R>>,
     /// In the order of their numbers.
     rounds: VecDeque<Round<R>>,
     /// Confirmed at an index that is not applied yet.
-    confirmed: VecDeque<(u64, Vec<Reader<R>>)>,
+    confirmed: VecDeque<(u64, Vec<PendingRead<R>>)>,
 }
 
 #[derive(Debug)]
-struct Reader<R> {
+struct PendingRead<R> {
     reader: R,
     deadline_tick: u64,
 }
@@ -42,18 +40,18 @@ struct Reader<R> {
 #[derive(Debug)]
 struct Round<R> {
     number: u64,
-    readers: VecDeque<Reader<R>>,
+    readers: VecDeque<PendingRead<R>>,
 }
 
-/// Removes the readers whose deadline has come. They stand in the order of their arrival, so of their deadlines.
-fn take_late<R>(readers: &mut VecDeque<Reader<R>>, now_tick: u64, late: &mut Vec<R>) {
+/// Moves the reads past their deadline to `late`. Reads are ordered by arrival, and so by deadline.
+fn take_late<R>(readers: &mut VecDeque<PendingRead<R>>, now_tick: u64, late: &mut Vec<R>) {
     while readers.front().is_some_and(|r| r.deadline_tick <= now_tick) {
         late.extend(readers.pop_front().map(|r| r.reader));
     }
 }
 
 impl<R> Reads<R> {
-    /// `origin` is unique to this node and its run.
+    /// `origin` is unique to this run of the node.
     pub(super) fn new(origin: [u8; 16]) -> Self {
         Self {
             origin,
@@ -66,21 +64,20 @@ impl<R> Reads<R> {
     }
 
     pub(super) fn add(&mut self, reader: R, deadline_tick: u64) {
-        self.waiting.push_back(Reader { reader, deadline_tick });
+        self.waiting.push_back(PendingRead { reader, deadline_tick });
     }
 
-    /// Reads that are not answered yet.
+    /// The number of pending reads.
     pub(super) fn len(&self) -> usize {
         let rounds: usize = self.rounds.iter().map(|r| r.readers.len()).sum();
         let confirmed: usize = self.confirmed.iter().map(|(_, readers)| readers.len()).sum();
         self.waiting.len() + rounds + confirmed
     }
 
-    /// The context of a new round, if one is due: for the reads that wait for their first, or because no round started for
-    /// `retry_ticks` and the earlier ones may be lost.
+    /// Starts a round if one is due, and returns its context. A round is due if reads wait for their first round, or if no
+    /// round started for `retry_ticks`, because the earlier ones may be lost.
     ///
-    /// A retry has a number of its own. With the context of an earlier round, a late answer to that round could confirm
-    /// what joined after it.
+    /// A retry has another number: a late answer to an earlier round must not confirm reads that joined after it.
     pub(super) fn start_round(&mut self, now_tick: u64, retry_ticks: u64) -> Option<Vec<u8>> {
         let paced = self.rounds.len() < ROUNDS_AT_ONCE || self.started_tick < now_tick;
         let joins = !self.waiting.is_empty() && self.rounds.len() < ROUNDS_MAX && paced;
@@ -97,8 +94,7 @@ impl<R> Reads<R> {
         Some([self.origin.as_slice(), &number.to_be_bytes()].concat())
     }
 
-    /// A round came back with an index. It confirms every read whose first round has this number or a lower one: they all
-    /// began before its context left. It confirms no other read.
+    /// Takes an answered round and its index. It confirms the reads of this and of lower rounds: all began before it.
     pub(super) fn confirm(&mut self, context: &[u8], index: u64) {
         let Some((origin, number)) = split(context) else { return };
         if *origin != self.origin || number >= self.next_round {
@@ -113,7 +109,7 @@ impl<R> Reads<R> {
         }
     }
 
-    /// Takes the confirmed reads that need nothing past `applied`, the index of the last applied entry.
+    /// Takes the confirmed reads that need no entry past `applied`.
     pub(super) fn take_confirmed(&mut self, applied: u64) -> Vec<R> {
         let mut ready = Vec::new();
         while self.confirmed.front().is_some_and(|&(index, _)| index <= applied) {
@@ -134,8 +130,8 @@ impl<R> Reads<R> {
         late
     }
 
-    /// Takes the reads past their deadline that are confirmed at an index that is not applied, with that index. A node that
-    /// was cut off may never get the entries up to it.
+    /// Takes the reads past their deadline that are confirmed at an unapplied index, with that index. A node without
+    /// connection may never get the entries up to it.
     pub(super) fn take_unapplied(&mut self, now_tick: u64) -> Vec<(R, u64)> {
         let mut late = Vec::new();
         for (index, readers) in &mut self.confirmed {
@@ -146,7 +142,7 @@ impl<R> Reads<R> {
         late
     }
 
-    /// Takes everybody.
+    /// Takes all reads.
     pub(super) fn take_all(&mut self) -> Vec<R> {
         let waiting = self.waiting.drain(..);
         let rounds = self.rounds.drain(..).flat_map(|r| r.readers);
@@ -155,23 +151,23 @@ impl<R> Reads<R> {
     }
 }
 
-/// Origin and number of a context.
+/// Splits a context into origin and number.
 fn split(context: &[u8]) -> Option<(&[u8], u64)> {
     let (origin, number) = context.split_last_chunk::<8>()?;
     Some((origin, u64::from_be_bytes(*number)))
 }
 
-/// The last round that each peer asked this node for.
+/// The last read round of each peer.
 ///
-/// Raft takes a context that it has answered for a new one when it comes again, and puts it behind the rounds that started
-/// meanwhile. A late answer to its first sending then confirms those too. So a round that comes twice must not reach raft.
+/// A repeated round must not reach raft. Raft takes an answered context for a new one and queues it behind later rounds. A
+/// late answer to the first sending then confirms those too.
 #[derive(Debug, Default)]
 pub(super) struct PeerRounds {
     last: BTreeMap<NodeId, (Vec<u8>, u64)>,
 }
 
 impl PeerRounds {
-    /// Notes a round of a member. `false`: the member asked for it, or for a later one, before.
+    /// Notes a round of a member. `false`: the member sent this round, or a later one, before.
     pub(super) fn note(&mut self, peer: NodeId, context: &[u8]) -> bool {
         let Some((origin, number)) = split(context) else { return false };
         match self.last.get_mut(&peer) {
@@ -198,17 +194,22 @@ mod tests {
         Reads::new([7; 16])
     }
 
+    impl Reads<&'static str> {
+        /// Adds a read, and starts its round.
+        fn begin(&mut self, reader: &'static str, deadline: u64, now_tick: u64) -> Vec<u8> {
+            self.add(reader, deadline);
+            self.start_round(now_tick, RETRY).unwrap()
+        }
+    }
+
     #[test]
     fn a_later_round_confirms_the_earlier_ones_and_not_the_other_way_round() {
         let mut reads = reads();
-        reads.add("a", 100);
-        let first = reads.start_round(0, RETRY).unwrap();
-        reads.add("b", 100);
-        let second = reads.start_round(0, RETRY).unwrap();
+        let first = reads.begin("a", 100, 0);
+        let second = reads.begin("b", 100, 0);
         reads.confirm(&first, 5);
         assert_eq!(reads.take_confirmed(5), ["a"]);
-        reads.add("c", 100);
-        let third = reads.start_round(0, RETRY).unwrap();
+        let third = reads.begin("c", 100, 0);
         reads.confirm(&third, 7);
         reads.confirm(&second, 6);
         assert_eq!(reads.take_confirmed(6), Vec::<&str>::new());
@@ -237,7 +238,7 @@ mod tests {
             started += usize::from(reads.start_round(tick, RETRY).is_some());
         }
         assert_eq!((reads.rounds.len(), reads.waiting.len()), (ROUNDS_MAX, 200 - ROUNDS_MAX));
-        // One a tick up to the bound, and then one each retry interval.
+        // One a tick up to the bound, then one each retry interval.
         assert_eq!(started, ROUNDS_MAX + (200 - ROUNDS_MAX) / RETRY as usize);
         let last = reads.start_round(1_000, RETRY).unwrap();
         reads.confirm(&last, 5);
@@ -246,32 +247,27 @@ mod tests {
         assert_eq!((reads.rounds.len(), reads.waiting.len()), (1, 0));
     }
 
-    /// An answer that took longer than the retry interval confirmed no read: at a round trip of 100 ms every read failed.
+    /// An answer that took longer than the retry interval once confirmed no read: at a round trip of 100 ms every read failed.
     #[test]
     fn an_answer_that_takes_longer_than_many_retries_confirms_the_reads_of_its_round() {
         let mut reads = reads();
-        reads.add("a", 100);
-        let first = reads.start_round(0, RETRY).unwrap();
+        let first = reads.begin("a", 100, 0);
         for tick in 1..=50 {
             assert!(reads.take_unconfirmed(tick).is_empty());
             assert_eq!(reads.start_round(tick, RETRY).is_some(), tick % RETRY == 0, "tick {tick}");
         }
-        reads.add("b", 100);
-        reads.start_round(51, RETRY).unwrap();
+        reads.begin("b", 100, 51);
         reads.confirm(&first, 5);
         assert_eq!(reads.take_confirmed(9), ["a"], "the other one began after that round");
     }
 
-    /// A retry is a round of its own: what joins after it is not confirmed by it.
     #[test]
-    fn a_retry_confirms_what_began_before_it_and_nothing_later() {
+    fn a_retry_confirms_reads_that_began_before_it_and_no_later_ones() {
         let mut reads = reads();
-        reads.add("a", 100);
-        let lost = reads.start_round(0, RETRY).unwrap();
+        let lost = reads.begin("a", 100, 0);
         let retry = reads.start_round(RETRY, RETRY).unwrap();
         assert_ne!(lost, retry);
-        reads.add("b", 100);
-        reads.start_round(RETRY, RETRY).unwrap();
+        reads.begin("b", 100, RETRY);
         reads.confirm(&retry, 6);
         assert_eq!(reads.take_confirmed(9), ["a"]);
     }
@@ -279,10 +275,8 @@ mod tests {
     #[test]
     fn a_read_fails_at_its_deadline_also_while_a_round_is_under_way() {
         let mut reads = reads();
-        reads.add("a", 50);
-        let first = reads.start_round(0, RETRY).unwrap();
-        reads.add("b", 60);
-        reads.start_round(0, RETRY).unwrap();
+        let first = reads.begin("a", 50, 0);
+        reads.begin("b", 60, 0);
         reads.add("c", 70);
         assert_eq!(reads.take_unconfirmed(49), Vec::<&str>::new());
         assert_eq!(reads.take_unconfirmed(50), ["a"]);
@@ -298,8 +292,7 @@ mod tests {
     fn a_confirmed_read_keeps_its_deadline_while_it_waits_for_entries() {
         let mut reads = reads();
         reads.add("a", 50);
-        reads.add("b", 100);
-        let round = reads.start_round(0, RETRY).unwrap();
+        let round = reads.begin("b", 100, 0);
         reads.confirm(&round, 7);
         assert_eq!(reads.take_unconfirmed(50), Vec::<&str>::new());
         assert_eq!(reads.take_unapplied(50), [("a", 7)]);
@@ -308,34 +301,25 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_never_started_confirms_nobody() {
-        let mut reads = reads();
-        reads.add("a", 100);
-        let mut context = reads.start_round(0, RETRY).unwrap();
-        *context.last_mut().unwrap() += 1;
-        reads.confirm(&context, 5);
-        assert!(reads.take_confirmed(9).is_empty());
+    fn a_round_that_never_started_or_of_another_node_confirms_no_read() {
+        for changed_byte in [0, 23] {
+            let mut reads = reads();
+            let mut context = reads.begin("a", 100, 0);
+            context[changed_byte] += 1;
+            reads.confirm(&context, 5);
+            assert!(reads.take_confirmed(9).is_empty());
+        }
     }
 
     #[test]
-    fn a_round_that_a_peer_asked_for_before_is_known() {
+    fn a_repeated_round_of_a_peer_is_not_new() {
         let peer = |raw| NodeId::new(raw).unwrap();
         let context = |origin: u8, number: u64| [&[origin; 16][..], &number.to_be_bytes()].concat();
         let mut rounds = PeerRounds::default();
         assert!(rounds.note(peer(2), &context(2, 1)) && rounds.note(peer(2), &context(2, 3)));
         assert!(!rounds.note(peer(2), &context(2, 3)) && !rounds.note(peer(2), &context(2, 2)));
-        assert!(rounds.note(peer(3), &context(3, 1)), "each peer counts for itself");
-        assert!(rounds.note(peer(2), &context(9, 1)), "and anew in each run");
+        assert!(rounds.note(peer(3), &context(3, 1)), "each peer counts separately");
+        assert!(rounds.note(peer(2), &context(9, 1)), "another run counts from the start");
         assert!(!rounds.note(peer(2), b"short"));
-    }
-
-    #[test]
-    fn a_round_of_another_node_confirms_nobody() {
-        let mut reads = reads();
-        reads.add("a", 100);
-        let mut context = reads.start_round(0, RETRY).unwrap();
-        context[0] ^= 1;
-        reads.confirm(&context, 5);
-        assert!(reads.take_confirmed(9).is_empty());
     }
 }

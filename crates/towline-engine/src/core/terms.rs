@@ -1,42 +1,39 @@
-//! How fast the term may rise because a peer says so.
+//! The bound of how fast a peer can raise the term of this node.
 //!
-//! A term is a number any member may raise by naming a higher one, and it never falls. One message with a term near the
-//! end of the numbers, forged or made of damaged memory, would leave no number for another election, for ever. So a
-//! rise is bounded, in size and in how often it may happen.
+//! Any member raises a term by naming a higher one, and a term never falls. One message with a term near the end of the
+//! numbers, forged or from damaged memory, would leave no number for another election. So the size and the frequency of
+//! rises are bounded.
 //!
-//! Honest terms rise slowly: before a node raises its own, a majority must have said in a pre-vote that it would vote
-//! for it, so a node that is cut off does not raise its term at all, however long, and the others raise theirs by about
-//! one an election. A node that was away while the others held [`RISE_MAX`] elections (twelve days of one a second) can
-//! still be behind by more; and whoever forges could drive two honest nodes that far apart. Refusing such a term for
-//! good would part them for ever. So a node takes it in steps: it raises its own term by [`RISE_MAX`], as it may at any
-//! time without harm, refuses the message, and is nearer when the peer repeats it.
+//! Honest terms rise slowly, by about one in each election: a node raises its term only if a majority agreed in a pre-vote.
+//! But a node that was away for more than [`RISE_MAX`] elections (twelve days of one a second) lags by more, and forged
+//! messages could drive two honest nodes that far apart. Refusing such a term would separate them for ever. So a node catches
+//! up in steps: it raises its own term by [`RISE_MAX`], which is always safe, and refuses the message. The peer repeats it.
 
-/// A rise up to this is taken as often as it comes.
+/// A rise up to this is always accepted.
 const RISE_FREE: u64 = 1 << 10;
 
-/// A rise in one step, of which there is one a tick. To use the numbers up takes 2^42 ticks then, 1,400 years of 10 ms;
-/// in rises of [`RISE_FREE`] it takes 2^52 messages.
+/// The largest rise in a step; one step a tick. 2^42 ticks of 10 ms use up the numbers: 1,400 years.
 pub(super) const RISE_MAX: u64 = 1 << 20;
 
-/// When the last large rise was.
+/// The tick of the last large rise.
 #[derive(Debug, Default)]
 pub(super) struct TermRises {
     last_tick: Option<u64>,
 }
 
-/// What to do with a message for its term's sake.
+/// What to do about the term of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rise {
-    /// Raft may see it.
+    /// Pass the message to raft.
     Take,
-    /// Raft may not; and nothing else is to be done.
+    /// Refuse the message.
     Refuse,
-    /// Raft may not; but its own term is to rise to this one.
+    /// Refuse the message, and raise raft's own term to this one.
     StepTo(u64),
 }
 
 impl TermRises {
-    /// A message names the term `theirs` at `tick`, while this node is in `ours`.
+    /// Judges a message of term `theirs` that arrives at `tick`, while this node is in term `ours`.
     pub(super) fn judge(&mut self, ours: u64, theirs: u64, tick: u64) -> Rise {
         let rise = theirs.saturating_sub(ours);
         if rise <= RISE_FREE {

@@ -15,10 +15,10 @@ use crate::transport::Peer;
 /// The lanes to all peers. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Lanes {
-    inner: Arc<Inner>,
+    shared: Arc<SharedLanes>,
 }
 
-struct Inner {
+struct SharedLanes {
     settings: LaneSettings,
     deps: LanesDeps,
     clock: Clock,
@@ -34,11 +34,8 @@ struct Routes {
     peers: BTreeMap<NodeId, PeerLanes>,
 }
 
-#[derive(Clone)]
-struct PeerLanes {
-    control: Arc<LaneQueue>,
-    append: Arc<LaneQueue>,
-}
+/// In the order of [`Lane::ALL`].
+type PeerLanes = [Arc<LaneQueue>; 2];
 
 #[derive(Default)]
 struct Workers {
@@ -52,18 +49,17 @@ impl Lanes {
     /// Creates lanes without a peer.
     pub(crate) fn new(settings: LaneSettings, deps: LanesDeps) -> Self {
         let (routes, workers) = (RwLock::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { settings, deps, clock: Clock::start(), routes, workers }) }
+        Self { shared: Arc::new(SharedLanes { settings, deps, clock: Clock::start(), routes, workers }) }
     }
 
-    /// Adds a peer, or changes its address. The lanes connect, and reconnect until the peer is removed. After a change of
-    /// address the lanes start anew; messages queued for the old address are dropped and reported. The same address again
-    /// changes nothing.
+    /// Adds a peer, or changes its address. The lanes connect, and reconnect until the peer is removed. A new address starts
+    /// the lanes anew: messages queued for the old address are dropped and reported.
     pub(crate) fn set_peer(&self, peer: Peer) {
         let mut workers = self.workers();
         if workers.closed || workers.by_peer.get(&peer.id).is_some_and(|(known, _)| *known == peer) {
             return;
         }
-        let started = self.inner.start(&peer);
+        let started = self.shared.start(&peer);
         if started.is_none() {
             tracing::warn!(peer = %peer.id, address = %peer.address, "no transport is registered for this address");
         }
@@ -78,11 +74,8 @@ impl Lanes {
 
     /// The peer has connected to this node and was admitted, so its lanes reconnect without waiting for their backoff.
     pub(crate) fn notify_peer_connected(&self, peer: NodeId) {
-        let routes = Arc::clone(&self.inner.routes.read().unwrap_or_else(PoisonError::into_inner));
-        if let Some(lanes) = routes.peers.get(&peer) {
-            lanes.control.notify_peer_connected();
-            lanes.append.notify_peer_connected();
-        }
+        let routes = Arc::clone(&self.shared.routes.read().unwrap_or_else(PoisonError::into_inner));
+        routes.peers.get(&peer).into_iter().flatten().for_each(|queue| queue.notify_peer_connected());
     }
 
     /// Removes a peer. Queued and later messages for it are dropped.
@@ -93,17 +86,11 @@ impl Lanes {
         workers.retire(peer, old, DropReason::UnknownPeer);
     }
 
-    /// Queues one message for its receiver.
-    #[cfg(test)]
-    pub(crate) fn send(&self, envelope: Envelope) {
-        self.send_many([envelope]);
-    }
-
     /// Queues messages in order, each for its receiver. Never blocks: a message that does not fit is dropped and counted, and
     /// on the append lane reported. Wakes each worker once.
     pub(crate) fn send_many(&self, envelopes: impl IntoIterator<Item = Envelope>) {
-        let routes = Arc::clone(&self.inner.routes.read().unwrap_or_else(PoisonError::into_inner));
-        let mut burst = Burst::new(&self.inner, &routes);
+        let routes = Arc::clone(&self.shared.routes.read().unwrap_or_else(PoisonError::into_inner));
+        let mut burst = Burst::new(&self.shared, &routes);
         for envelope in envelopes {
             burst.push(envelope);
         }
@@ -134,11 +121,11 @@ impl Lanes {
     }
 
     fn workers(&self) -> MutexGuard<'_, Workers> {
-        self.inner.workers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change_routes<T>(&self, change: impl FnOnce(&mut Routes) -> T) -> T {
-        let mut routes = self.inner.routes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self.shared.routes.write().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut routes))
     }
 }
@@ -146,10 +133,7 @@ impl Lanes {
 impl Workers {
     fn retire(&mut self, peer: NodeId, lanes: Option<PeerLanes>, reason: DropReason) {
         // The queues first: a batch that a worker abandons is then counted with this reason.
-        if let Some(lanes) = lanes {
-            lanes.control.end(reason);
-            lanes.append.end(reason);
-        }
+        lanes.into_iter().flatten().for_each(|queue| queue.end(reason));
         self.stopping.retain(|running| !running.is_finished());
         if let Some((_, running)) = self.by_peer.remove(&peer) {
             running.iter().for_each(WorkerHandle::stop);
@@ -158,15 +142,15 @@ impl Workers {
     }
 }
 
-impl Inner {
+impl SharedLanes {
     fn start(&self, peer: &Peer) -> Option<(PeerLanes, Vec<WorkerHandle>)> {
         let transport = self.deps.transports.get(peer.address.scheme())?;
-        let [control, append] = [Lane::Control, Lane::Append].map(|lane| {
+        let queues = Lane::ALL.map(|lane| {
             let counter = self.deps.counters.lane(peer.id, peer.address.scheme(), lane);
             let reporter = Arc::clone(&self.deps.reporter);
             Arc::new(LaneQueue::new(peer.id, lane, &self.settings, counter, reporter, self.clock))
         });
-        let running = [&control, &append].map(|queue| {
+        let running = queues.each_ref().map(|queue| {
             let worker = Worker {
                 peer: peer.clone(),
                 queue: Arc::clone(queue),
@@ -178,13 +162,13 @@ impl Inner {
             };
             worker.spawn()
         });
-        Some((PeerLanes { control, append }, running.into()))
+        Some((queues, running.into()))
     }
 }
 
 /// One call of the sending thread. Wakes each worker once and merges equal reports.
 struct Burst<'a> {
-    inner: &'a Inner,
+    shared: &'a SharedLanes,
     routes: &'a Routes,
     now_ms: u64,
     /// The lanes with new messages, and whether to wake their workers. At most two for each peer.
@@ -194,8 +178,8 @@ struct Burst<'a> {
 }
 
 impl<'a> Burst<'a> {
-    fn new(inner: &'a Inner, routes: &'a Routes) -> Self {
-        Self { inner, routes, now_ms: inner.clock.now_ms(), touched: Vec::new(), reported: None }
+    fn new(shared: &'a SharedLanes, routes: &'a Routes) -> Self {
+        Self { shared, routes, now_ms: shared.clock.now_ms(), touched: Vec::new(), reported: None }
     }
 
     fn push(&mut self, envelope: Envelope) {
@@ -203,19 +187,19 @@ impl<'a> Burst<'a> {
         let Some(lane) = envelope.message.kind.lane() else {
             // A snapshot travels with a ticket that reports its outcome. A lane would lose it.
             debug_assert!(false, "a snapshot was sent to a lane");
-            return self.inner.deps.counters.unrouted(peer, Lane::Append, DropReason::UnknownPeer);
+            return self.shared.deps.counters.unrouted(peer, Lane::Append, DropReason::UnknownPeer);
         };
-        let Some(lanes) = self.routes.peers.get(&peer) else {
+        let Some([control, append]) = self.routes.peers.get(&peer) else {
             let reason = if self.routes.closed { DropReason::Shutdown } else { DropReason::UnknownPeer };
-            self.inner.deps.counters.unrouted(peer, lane, reason);
+            self.shared.deps.counters.unrouted(peer, lane, reason);
             if !self.routes.closed {
                 self.report(peer, lane, group, UnreachableCause::NoRoute);
             }
             return;
         };
         let queue: &LaneQueue = match lane {
-            Lane::Control => &lanes.control,
-            Lane::Append => &lanes.append,
+            Lane::Control => control,
+            Lane::Append => append,
         };
         match queue.push(envelope, self.now_ms) {
             PushOutcome::Queued { wake } => self.touch(queue, wake),
@@ -233,7 +217,7 @@ impl<'a> Burst<'a> {
 
     fn report(&mut self, peer: NodeId, lane: Lane, group: GroupId, cause: UnreachableCause) {
         if lane == Lane::Append && self.reported.replace((peer, group, cause)) != Some((peer, group, cause)) {
-            self.inner.deps.reporter.report_unreachable(peer, Scope::Group(group), cause);
+            self.shared.deps.reporter.report_unreachable(peer, Scope::Group(group), cause);
         }
     }
 

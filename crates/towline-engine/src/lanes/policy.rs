@@ -8,7 +8,7 @@ mod control;
 
 #[allow(unused_imports)] // the core uses some of it, the workers another part
 pub(crate) use {
-    append::{AppendQueue, Dropped, Full},
+    append::AppendQueue,
     backoff::Backoff,
     conflate::ConflatingQueue,
     control::{ControlQueue, Pushed, keep_round},
@@ -16,9 +16,8 @@ pub(crate) use {
 
 use crate::message::{Batch, Envelope};
 
-/// The cost of a message beside its payload, in the bounds of queues and batches: its fixed fields in memory and in a
-/// frame. A constant, because Raft's own bound already includes the overhead of each entry, and because a full window of
-/// appends must fit in a lane sized for it.
+/// The cost of a message beside its payload, in the bounds of queues and batches: its fixed fields. Raft's own bound
+/// already includes the overhead of each entry.
 pub(crate) const MESSAGE_OVERHEAD_BYTES: usize = 128;
 
 /// The cost of a message in the bounds of queues and batches.
@@ -56,8 +55,7 @@ pub(crate) enum DropReason {
     Shutdown,
 }
 
-/// A batch under construction: takes messages while they fit. The first message always fits, because a message larger
-/// than the bound must be sent as well.
+/// A batch under construction: takes messages while they fit. The first one always fits, even if larger than the bound.
 struct BatchBuilder {
     batch: Batch,
     bytes: usize,

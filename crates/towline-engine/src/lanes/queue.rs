@@ -35,14 +35,14 @@ pub(crate) struct LaneQueue {
     pub(crate) counter: Arc<dyn LaneCounter>,
     pub(crate) reporter: Arc<dyn Reporter>,
     clock: Clock,
-    state: Mutex<State>,
+    state: Mutex<LaneState>,
     /// Notified when the queue is no longer empty.
     filled: Notify,
     /// Notified when the peer connects to this node.
     peer_connected: Notify,
 }
 
-struct State {
+struct LaneState {
     line: Line,
     phase: Phase,
     /// Whether the current link has got a batch. If so, the end of the link may lose messages.
@@ -90,13 +90,13 @@ impl LaneQueue {
                 Line::Append(AppendQueue::new(settings.append_messages_max, settings.append_bytes_max))
             }
         };
-        let state = Mutex::new(State { line, phase: Phase::Down, used: false, reported: false });
+        let state = Mutex::new(LaneState { line, phase: Phase::Down, used: false, reported: false });
         let (filled, peer_connected) = (Notify::new(), Notify::new());
         Self { peer, lane, counter, reporter, clock, state, filled, peer_connected }
     }
 
     // Every intermediate state is valid, so a poisoned lock is usable.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LaneState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -113,7 +113,7 @@ impl LaneQueue {
     /// Queues or drops a message, and counts a drop. The sender wakes the worker and reports drops once for each burst.
     pub(crate) fn push(&self, envelope: Envelope, now_ms: u64) -> PushOutcome {
         let mut state = self.lock();
-        let State { line, phase, .. } = &mut *state;
+        let LaneState { line, phase, .. } = &mut *state;
         match (line, *phase) {
             (_, Phase::Ended(reason)) => {
                 self.counter.dropped(reason, 1);
@@ -130,20 +130,18 @@ impl LaneQueue {
             }
             (Line::Append(queue), Phase::Up) => {
                 let wake = queue.is_empty();
-                match queue.push(envelope, now_ms) {
-                    Ok(()) => PushOutcome::Queued { wake },
-                    Err(_) => {
-                        self.counter.dropped(DropReason::QueueFull, 1);
-                        PushOutcome::Dropped(UnreachableCause::QueueFull)
-                    }
+                if queue.push(envelope, now_ms) {
+                    return PushOutcome::Queued { wake };
                 }
+                self.counter.dropped(DropReason::QueueFull, 1);
+                PushOutcome::Dropped(UnreachableCause::QueueFull)
             }
             (Line::Control(queue), Phase::Down | Phase::Up) => {
                 let wake = queue.is_empty();
                 match queue.push(envelope, now_ms) {
                     Pushed::Queued => return PushOutcome::Queued { wake },
                     Pushed::Superseded => self.counter.dropped(DropReason::Superseded, 1),
-                    Pushed::ReadsFull(_) => self.counter.dropped(DropReason::QueueFull, 1),
+                    Pushed::ReadsFull => self.counter.dropped(DropReason::QueueFull, 1),
                 }
                 PushOutcome::Gone
             }
@@ -158,7 +156,7 @@ impl LaneQueue {
         }
     }
 
-    fn show_depth(&self, state: &State, now_ms: u64) {
+    fn show_depth(&self, state: &LaneState, now_ms: u64) {
         self.counter.depth(match &state.line {
             Line::Control(queue) => queue.depth(now_ms),
             Line::Append(queue) => queue.depth(now_ms),
@@ -203,8 +201,7 @@ impl LaneQueue {
         self.counter.connected();
     }
 
-    /// Records the end of the link. The control queue stays and goes on conflating. Appends are dropped, and reported to Raft
-    /// if messages may be lost.
+    /// Records the end of the link. Control messages stay. Appends are dropped, and reported if messages may be lost.
     pub(crate) fn link_down(&self) {
         let mut state = self.lock();
         if state.phase == Phase::Up {
@@ -252,11 +249,11 @@ impl LaneQueue {
     }
 
     /// Drops the queued appends. Returns whether to report lost messages to Raft.
-    fn lose(&self, state: &mut State, reason: DropReason) -> bool {
+    fn lose(&self, state: &mut LaneState, reason: DropReason) -> bool {
         let used = std::mem::take(&mut state.used);
         let waiting = match &mut state.line {
             Line::Control(_) => 0,
-            Line::Append(queue) => queue.drop_all().messages,
+            Line::Append(queue) => queue.clear(),
         };
         self.count_dropped(reason, waiting);
         self.show_depth(state, self.clock.now_ms());

@@ -1,13 +1,12 @@
 //! The worker of one lane: it keeps a link to the peer and dispatches the lane's queue to it.
 
-use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::select;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
@@ -24,8 +23,7 @@ use crate::transport::{
     BytesTaken, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, Peer, Transport,
 };
 
-/// After this many failed attempts in a row the worker logs a warning. A peer that starts together with this node answers
-/// earlier.
+/// The worker warns after this many failed attempts in a row. A peer that starts together with this node answers earlier.
 const MISSES_LOGGED: u32 = 5;
 
 /// A worker that was not started yet.
@@ -63,15 +61,6 @@ impl WorkerHandle {
     }
 }
 
-/// How a session ended. A session lasts from the attempt to connect to the end of the link.
-#[derive(Debug)]
-enum SessionEnd {
-    /// No link was established.
-    NotConnected,
-    /// The link ended. `healthy` resets the backoff.
-    Lost { healthy: bool },
-}
-
 impl Worker {
     /// Starts the worker on its runtime.
     pub(crate) fn spawn(self) -> WorkerHandle {
@@ -91,21 +80,26 @@ impl Worker {
             // A separate task: a panic in a transport ends only this link.
             let mut session =
                 self.runtime.spawn(Arc::clone(&self).session(Arc::clone(&misses)).in_current_span());
-            let ended = match race(stop.notified(), &mut session).await {
-                Either::First(()) => {
+            let ended = select! {
+                biased;
+                () = stop.notified() => {
                     session.abort();
                     let _ = session.await;
                     return;
                 }
-                Either::Second(ended) => ended,
+                ended = &mut session => ended,
             };
-            if let SessionEnd::Lost { healthy: true } = self.settle(ended) {
+            let is_healthy = ended.unwrap_or_else(|error| {
+                tracing::error!(peer = %self.peer.id, lane = self.queue.lane.as_str(), %error, "a transport panicked");
+                false
+            });
+            if is_healthy {
                 backoff.reset();
             }
-            if let Either::First(()) =
-                race(stop.notified(), self.pause(backoff.next(&mut rng), &mut early_retry)).await
-            {
-                return;
+            select! {
+                biased;
+                () = stop.notified() => return,
+                () = self.pause(backoff.next(&mut rng), &mut early_retry) => {}
             }
         }
     }
@@ -117,19 +111,15 @@ impl Worker {
         if early_retry.is_some_and(|at| at.elapsed() < self.settings.backoff_max) {
             return sleep(pause).await;
         }
-        if let Either::First(()) = race(self.queue.peer_connected(), sleep(pause)).await {
-            *early_retry = Some(Instant::now());
+        select! {
+            biased;
+            () = self.queue.peer_connected() => *early_retry = Some(Instant::now()),
+            () = sleep(pause) => {}
         }
     }
 
-    fn settle(&self, ended: Result<SessionEnd, tokio::task::JoinError>) -> SessionEnd {
-        ended.unwrap_or_else(|error| {
-            tracing::error!(peer = %self.peer.id, lane = self.queue.lane.as_str(), %error, "a transport panicked");
-            SessionEnd::NotConnected
-        })
-    }
-
-    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> SessionEnd {
+    /// Connects, and dispatches until the link ends. Returns whether the link was healthy, which resets the backoff.
+    async fn session(self: Arc<Self>, misses: Arc<AtomicU32>) -> bool {
         let (peer, lane) = (self.peer.id, self.queue.lane.as_str());
         let mut attempt = Attempt { queue: &self.queue, up: false };
         let (link, closed) = match self.connect().await {
@@ -141,7 +131,7 @@ impl Worker {
                     let address = &self.peer.address;
                     tracing::warn!(%peer, %address, lane, detail, "a peer cannot be reached");
                 }
-                return SessionEnd::NotConnected;
+                return false;
             }
         };
         attempt.up = true;
@@ -154,7 +144,7 @@ impl Worker {
         let accepted = pump.accepted;
         tracing::debug!(%peer, lane, ?end, "link lost");
         // A peer that accepts a link and closes it at once is not healthy. A peer that keeps an idle link is.
-        SessionEnd::Lost { healthy: accepted || since.elapsed() >= self.settings.backoff_max }
+        accepted || since.elapsed() >= self.settings.backoff_max
     }
 
     async fn connect(&self) -> Result<(Box<dyn Link>, Closed), String> {
@@ -219,8 +209,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// How often a worker checks a link's progress within its timeout. A stuck link is found at most a tenth of the timeout
-/// late.
+/// How often a worker checks a link's progress within its timeout.
 const CHECKS: u32 = 10;
 
 /// Waits for a dispatch. Gives up when `taken` has not changed for `patience`.
@@ -246,7 +235,7 @@ async fn while_moving<T>(
     }
 }
 
-/// Why a link is given up.
+/// Why a worker drops a link.
 #[derive(Debug)]
 #[allow(dead_code)] // read by the log only
 enum LinkEnd {
@@ -268,9 +257,10 @@ impl Pump<'_> {
         loop {
             let end = match queue.take(self.worker.settings.batch_bytes_max) {
                 Some(batch) => self.dispatch(batch).await,
-                None => match race(&mut self.closed, queue.filled()).await {
-                    Either::First(cause) => Some(LinkEnd::Closed(cause.ok())),
-                    Either::Second(()) => None,
+                None => select! {
+                    biased;
+                    cause = &mut self.closed => Some(LinkEnd::Closed(cause.ok())),
+                    () = queue.filled() => None,
                 },
             };
             if let Some(end) = end {
@@ -279,31 +269,35 @@ impl Pump<'_> {
         }
     }
 
-    /// Hands a batch over; says why the link is to be dropped, if it is.
+    /// Passes a batch to the link. Returns the reason to drop the link, if there is one.
     async fn dispatch(&mut self, batch: Batch) -> Option<LinkEnd> {
         let queue = &self.worker.queue;
         let patience = self.worker.settings.dispatch_timeout;
         let taken = self.link.taken();
         let bytes = batch.payload_bytes();
         let in_flight = InFlight { queue, messages: batch.envelopes.len() };
-        match race(&mut self.closed, while_moving(patience, &taken, self.link.dispatch(batch))).await {
-            Either::Second(Ok(Ok(()))) => {
+        let dispatched = select! {
+            biased;
+            cause = &mut self.closed => {
+                in_flight.lost(DropReason::LinkDown);
+                return Some(LinkEnd::Closed(cause.ok()));
+            }
+            dispatched = while_moving(patience, &taken, self.link.dispatch(batch)) => dispatched,
+        };
+        match dispatched {
+            Ok(Ok(())) => {
                 in_flight.accepted(bytes);
                 self.accepted = true;
                 None
             }
-            Either::Second(Ok(Err(error))) => {
+            Ok(Err(error)) => {
                 in_flight.lost(DropReason::DispatchFailed);
                 tracing::warn!(peer = %queue.peer, lane = queue.lane.as_str(), %error, "batch not taken");
                 Some(LinkEnd::Refused(error.to_string()))
             }
-            Either::Second(Err(_)) => {
+            Err(_) => {
                 in_flight.lost(DropReason::DispatchTimeout);
                 Some(LinkEnd::TimedOut(patience))
-            }
-            Either::First(cause) => {
-                in_flight.lost(DropReason::LinkDown);
-                Some(LinkEnd::Closed(cause.ok()))
             }
         }
     }
@@ -312,8 +306,7 @@ impl Pump<'_> {
 /// Completes when the link's transport reports the end of the link.
 type Closed = oneshot::Receiver<LinkClosed>;
 
-/// Receives the events of one link. Nacks go to Raft at once. The end of the link goes to the worker, which alone decides
-/// what to report.
+/// Receives the events of one link. Reports nacks to Raft at once, and the end of the link to the worker.
 struct LinkObserver {
     queue: Arc<LaneQueue>,
     closed: Mutex<Option<oneshot::Sender<LinkClosed>>>,
@@ -343,22 +336,4 @@ impl LinkEvents for LinkObserver {
             let _ = sender.send(cause);
         }
     }
-}
-
-/// The output of the future that ended first.
-enum Either<A, B> {
-    First(A),
-    Second(B),
-}
-
-/// Runs two futures until one ends, and drops the other. If both are ready, the first wins.
-async fn race<A: Future, B: Future>(first: A, second: B) -> Either<A::Output, B::Output> {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    poll_fn(|cx| {
-        if let Poll::Ready(out) = first.as_mut().poll(cx) {
-            return Poll::Ready(Either::First(out));
-        }
-        second.as_mut().poll(cx).map(Either::Second)
-    })
-    .await
 }

@@ -189,7 +189,7 @@ impl Ingress {
                 let merge = |(_, older): &(NodeId, Message), (_, newer): &mut (NodeId, Message)| {
                     keep_round(older, newer)
                 };
-                if queues.control.push_with((from, kind), (from, message), merge).is_some() {
+                if queues.control.push((from, kind), (from, message), merge).is_some() {
                     delivered = Delivered::Superseded;
                 }
             }

@@ -1,4 +1,4 @@
-//! Reports on their way from workers to the shard.
+//! The mailbox that passes reports from workers to the shard.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,16 +9,16 @@ use towline_metrics::labels::{ReportKind, ReportOutcome};
 use super::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use crate::ids::{GroupId, NodeId};
 
-/// The [`Reporter`] of a node: one cell for each (group, peer) that the shard registered, and one wake-up.
+/// The [`Reporter`] of a node: one cell for each registered (group, peer), and one waker.
 ///
-/// A cell holds at most two reports: that messages were lost, and how the live attempt ended. A second one of the same
-/// finds its place taken and is counted as coalesced, so nothing here grows with the number of posts, and the outcome of an
-/// attempt gives way to nothing. The one lock is held for a walk over the groups of a peer by a post, and over all cells by a
-/// drain; nothing that is not of this module runs under it.
+/// A cell holds at most two reports: one about lost messages, and the outcome of the live attempt. A second report of the same
+/// kind is counted as coalesced. So the memory does not grow with the number of posts, and no report replaces an outcome. A
+/// post holds the lock for a walk over the groups of a peer, a drain for a walk over all cells. No foreign code runs
+/// under the lock.
 ///
-/// The shard owns it: it [arms](Self::arm) and [disarms](Self::disarm) attempts as the effects of the core say, and
-/// [drains](Self::drain). Workers post through [`Reporter`]. Every report is counted once: here if it ends here, else by
-/// the shard.
+/// The shard owns the mailbox: it [arms](Self::arm) and [disarms](Self::disarm) attempts as the core orders, and
+/// [drains](Self::drain) the reports. Workers post through [`Reporter`]. Every report is counted once: by the shard if it gets
+/// the report, otherwise here.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -34,7 +34,7 @@ use crate::ids::{GroupId, NodeId};
 /// mailbox.arm(attempt);
 ///
 /// let ticket = SnapshotTicket::new(attempt, mailbox.clone());
-/// drop(ticket); // its holder is gone: cancelled, panicked, forgot
+/// drop(ticket); // as when its task is cancelled or panics
 ///
 /// let mut reports = Vec::new();
 /// mailbox.drain(&mut reports);
@@ -47,7 +47,7 @@ pub struct Mailbox {
     counter: Arc<dyn ReportCounter>,
 }
 
-/// What the shard gets out of a [`Mailbox`].
+/// A report from a [`Mailbox`] to the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
     /// Messages of `group` to `peer` were lost.
@@ -59,18 +59,18 @@ pub enum Report {
         /// The first cause since the last drain.
         cause: UnreachableCause,
     },
-    /// A snapshot ended.
+    /// An attempt has an outcome.
     Snapshot {
-        /// The attempt that was live when it was posted.
+        /// The attempt, which was live at the post.
         attempt: SnapshotAttempt,
-        /// How.
+        /// Its outcome.
         status: SnapshotStatus,
     },
 }
 
-/// Counts what became of reports. Called without a lock, on the thread that posted.
+/// Counts reports by their outcome. Called without a lock, on the posting thread.
 pub trait ReportCounter: Send + Sync + 'static {
-    /// `n` reports of this kind about `peer` had this outcome.
+    /// Counts `n` reports of this kind about `peer`.
     fn count(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome, n: u64);
 }
 
@@ -83,70 +83,65 @@ impl ReportCounter for () {
 struct Cells {
     closed: bool,
     by_peer: BTreeMap<(NodeId, GroupId), Cell>,
-    /// Whether any cell holds a report: spares an idle shard the walk over all of them.
+    /// Whether any cell holds a report. An idle shard need not visit all cells.
     dirty: bool,
 }
 
 #[derive(Default)]
 struct Cell {
     unreachable: Option<UnreachableCause>,
-    snapshot: Slot,
+    snapshot: CellAttempt,
 }
 
-/// The place of the one outcome there may be.
+/// The attempt of a cell.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
-enum Slot {
+enum CellAttempt {
     /// No attempt is live.
     #[default]
     Free,
-    /// This one is, and did not end yet.
+    /// The attempt is live and has no outcome yet.
     Armed(SnapshotAttempt),
-    /// It ended, and the shard did not look yet.
+    /// The outcome waits for the shard.
     Ended(SnapshotAttempt, SnapshotStatus),
 }
 
-/// What became of a post.
-enum Posted {
-    /// At least one cell took it; so many others had one already.
-    Stored { coalesced: u64 },
-    /// Nobody took it.
-    Ended(ReportOutcome, u64),
-}
+/// The result of a post: whether a cell stored the report, and how many reports were dropped.
+type PostResult = (bool, ReportOutcome, u64);
 
 impl Mailbox {
-    /// An empty mailbox, which calls `wake` after every post that was stored.
+    /// Creates an empty mailbox, which calls `wake` after every stored report.
     pub fn new(wake: Waker, counter: Arc<dyn ReportCounter>) -> Self {
         Self { cells: Mutex::default(), wake, counter }
     }
 
-    // A poisoned lock is not a reason to lose a report: every state between two statements here is a valid one.
+    // Every intermediate state is valid, so a poisoned lock is usable.
     fn lock(&self) -> MutexGuard<'_, Cells> {
         self.cells.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on reports about `peer` in `group` are taken.
+    /// Makes the mailbox accept reports about `peer` in `group`.
     pub fn register(&self, group: GroupId, peer: NodeId) {
         self.lock().by_peer.entry((peer, group)).or_default();
     }
 
-    /// Forgets a peer of a group. What was posted about it and not drained is counted as stale.
+    /// Removes a peer of a group. Undrained reports about it are counted as stale.
     pub fn forget(&self, group: GroupId, peer: NodeId) {
         let cell = self.lock().by_peer.remove(&(peer, group));
         self.count_unread(peer, cell.unwrap_or_default(), ReportOutcome::Stale);
     }
 
-    /// Makes `attempt` the live one of its peer, which is registered by that. The outcome of an earlier attempt that was not
-    /// drained is counted as stale: the core arms a new attempt only when it has settled the one before.
+    /// Makes `attempt` the live one of its peer, and registers the peer. An undrained outcome of an earlier attempt is counted
+    /// as stale: the core arms a new attempt only after it has settled the earlier one.
     pub fn arm(&self, attempt: SnapshotAttempt) {
         let before = {
             let mut cells = self.lock();
             let cell = cells.by_peer.entry((attempt.peer, attempt.group)).or_default();
-            std::mem::replace(&mut cell.snapshot, Slot::Armed(attempt))
+            std::mem::replace(&mut cell.snapshot, CellAttempt::Armed(attempt))
         };
         self.count_unread(attempt.peer, Cell::with(before), ReportOutcome::Stale);
     }
 
-    /// From now on no report about snapshots to this peer is live. One that was not drained is counted as stale.
+    /// Ends the live attempt to this peer. An undrained outcome is counted as stale.
     pub fn disarm(&self, group: GroupId, peer: NodeId) {
         let before =
             self.lock().by_peer.get_mut(&(peer, group)).map(|cell| std::mem::take(&mut cell.snapshot));
@@ -157,11 +152,10 @@ impl Mailbox {
     pub fn has_outcome(&self, attempt: SnapshotAttempt) -> bool {
         let cells = self.lock();
         let cell = cells.by_peer.get(&(attempt.peer, attempt.group));
-        cell.is_some_and(|cell| matches!(cell.snapshot, Slot::Ended(ended, _) if ended == attempt))
+        cell.is_some_and(|cell| matches!(cell.snapshot, CellAttempt::Ended(ended, _) if ended == attempt))
     }
 
-    /// Appends everything posted since the last call to `out`, at most two reports a cell, by peer and then by group. An
-    /// attempt whose outcome is taken out is not live any more.
+    /// Moves all reports to `out`, at most two a cell, by peer and then by group. A drained outcome ends its attempt here.
     pub fn drain(&self, out: &mut Vec<Report>) {
         let mut cells = self.lock();
         if !std::mem::take(&mut cells.dirty) {
@@ -171,14 +165,14 @@ impl Mailbox {
             if let Some(cause) = cell.unreachable.take() {
                 out.push(Report::Unreachable { group, peer, cause });
             }
-            if let Slot::Ended(attempt, status) = cell.snapshot {
-                cell.snapshot = Slot::Free;
+            if let CellAttempt::Ended(attempt, status) = cell.snapshot {
+                cell.snapshot = CellAttempt::Free;
                 out.push(Report::Snapshot { attempt, status });
             }
         }
     }
 
-    /// From now on every post is counted and dropped, and so is what was not drained.
+    /// Drops undrained and all later reports. They are counted.
     pub fn close(&self) {
         let left = {
             let mut cells = self.lock();
@@ -194,21 +188,18 @@ impl Mailbox {
         if cell.unreachable.is_some() {
             self.counter.count(peer, ReportKind::Unreachable, outcome, 1);
         }
-        if let Slot::Ended(_, status) = cell.snapshot {
+        if let CellAttempt::Ended(_, status) = cell.snapshot {
             self.counter.count(peer, status.kind(), outcome, 1);
         }
     }
 
-    /// Without the lock: what counts and what wakes is not this module's.
-    fn settle(&self, peer: NodeId, kind: ReportKind, posted: Posted) {
-        match posted {
-            Posted::Stored { coalesced } => {
-                if coalesced > 0 {
-                    self.counter.count(peer, kind, ReportOutcome::Coalesced, coalesced);
-                }
-                self.wake.wake_by_ref();
-            }
-            Posted::Ended(outcome, n) => self.counter.count(peer, kind, outcome, n),
+    /// Counts and wakes. Called without the lock, because counter and waker are foreign code.
+    fn settle(&self, peer: NodeId, kind: ReportKind, (is_stored, outcome, dropped): PostResult) {
+        if dropped > 0 {
+            self.counter.count(peer, kind, outcome, dropped);
+        }
+        if is_stored {
+            self.wake.wake_by_ref();
         }
     }
 }
@@ -226,9 +217,9 @@ impl Reporter for Mailbox {
 }
 
 impl Cells {
-    fn post_unreachable(&mut self, peer: NodeId, scope: Scope, cause: UnreachableCause) -> Posted {
+    fn post_unreachable(&mut self, peer: NodeId, scope: Scope, cause: UnreachableCause) -> PostResult {
         if self.closed {
-            return Posted::Ended(ReportOutcome::AfterClose, 1);
+            return (false, ReportOutcome::AfterClose, 1);
         }
         let groups = match scope {
             Scope::Group(group) => group..=group,
@@ -243,33 +234,32 @@ impl Cells {
         }
         self.dirty |= stored;
         match (stored, coalesced) {
-            (true, coalesced) => Posted::Stored { coalesced },
-            (false, 0) => Posted::Ended(ReportOutcome::UnknownPeer, 1),
-            (false, coalesced) => Posted::Ended(ReportOutcome::Coalesced, coalesced),
+            (false, 0) => (false, ReportOutcome::UnknownPeer, 1),
+            _ => (stored, ReportOutcome::Coalesced, coalesced),
         }
     }
 
-    fn post_snapshot(&mut self, attempt: SnapshotAttempt, status: SnapshotStatus) -> Posted {
+    fn post_snapshot(&mut self, attempt: SnapshotAttempt, status: SnapshotStatus) -> PostResult {
         if self.closed {
-            return Posted::Ended(ReportOutcome::AfterClose, 1);
+            return (false, ReportOutcome::AfterClose, 1);
         }
         let Some(cell) = self.by_peer.get_mut(&(attempt.peer, attempt.group)) else {
-            return Posted::Ended(ReportOutcome::UnknownPeer, 1);
+            return (false, ReportOutcome::UnknownPeer, 1);
         };
         match cell.snapshot {
-            Slot::Armed(live) if live == attempt => {
-                cell.snapshot = Slot::Ended(attempt, status);
+            CellAttempt::Armed(live) if live == attempt => {
+                cell.snapshot = CellAttempt::Ended(attempt, status);
                 self.dirty = true;
-                Posted::Stored { coalesced: 0 }
+                (true, ReportOutcome::Coalesced, 0)
             }
-            Slot::Ended(live, _) if live == attempt => Posted::Ended(ReportOutcome::Coalesced, 1),
-            _ => Posted::Ended(ReportOutcome::Stale, 1),
+            CellAttempt::Ended(live, _) if live == attempt => (false, ReportOutcome::Coalesced, 1),
+            _ => (false, ReportOutcome::Stale, 1),
         }
     }
 }
 
 impl Cell {
-    fn with(snapshot: Slot) -> Self {
+    fn with(snapshot: CellAttempt) -> Self {
         Self { unreachable: None, snapshot }
     }
 }

@@ -1,4 +1,4 @@
-//! What one side of a transport counts and the other waits for.
+//! Counters that one side of a transport updates and the other reads.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -6,60 +6,59 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Bytes of one link that were taken so far, by flow control or by its peer. Clones are the same count.
+/// The bytes of one link that flow control or the peer has taken so far. Clones share the count.
 #[derive(Debug, Clone, Default)]
 pub struct BytesTaken(Arc<AtomicU64>);
 
 impl BytesTaken {
-    /// Counts `bytes` more.
+    /// Adds `bytes`.
     pub fn add(&self, bytes: usize) {
         self.0.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// How many so far.
+    /// The count so far.
     pub fn now(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How far the receiver is.
+/// The progress of the receiver of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransferProgress {
-    /// Bytes it has written.
+    /// Bytes that the receiver has written.
     pub acked: u64,
-    /// What it is doing.
+    /// The phase of the receiver.
     pub phase: TransferPhase,
 }
 
-/// What the receiver of a snapshot is doing; each phase has a bound of its own.
+/// What the receiver of a snapshot is doing. Each phase has its own timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum TransferPhase {
     Receiving,
-    /// Bytes still come, and it waits for its disk to take those it has: told only of a write that takes long. Then it is
-    /// receiving again.
+    /// A write to the disk takes long. The receiver returns to `Receiving` afterwards.
     Storing,
     Verifying,
     Syncing,
     Stepping,
 }
 
-/// How often a receiver tells its sender how far it is, at least. The sender of a snapshot has no more bytes under way than
-/// are acknowledged in time, so over a fast link a transport tells sooner, see [`SnapshotSink::progress`](super::SnapshotSink::progress).
+/// The longest interval between two progress messages of a receiver. On a fast link a transport sends them more often, because
+/// acknowledgements bound the sender's unacknowledged bytes; see [`SnapshotSink::progress`](super::SnapshotSink::progress).
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Bytes a receiver acknowledges at once at most, unless its sender does not read.
+/// The most bytes that a receiver acknowledges at once, unless its sender does not read.
 pub const ACKED_BYTES_MAX: u64 = 1 << 20;
 
-/// A [`TransferProgress`] that one side keeps current and another reads, while the transfer itself is busy.
+/// A [`TransferProgress`] that one task updates and another reads. Clones share it.
 #[derive(Debug, Clone)]
 pub struct ProgressCell {
-    shared: Arc<Progressing>,
+    shared: Arc<SharedProgress>,
 }
 
-#[derive(Debug)]
-struct Progressing {
+#[derive(Debug, Default)]
+struct SharedProgress {
     acked: AtomicU64,
     phase: AtomicU8,
     closed: AtomicBool,
@@ -67,54 +66,46 @@ struct Progressing {
 }
 
 impl ProgressCell {
-    /// Receiving, with `acked` bytes.
+    /// Creates a cell in phase `Receiving` with `acked` bytes.
     pub fn new(acked: u64) -> Self {
-        let (acked, phase) = (AtomicU64::new(acked), AtomicU8::new(0));
-        Self {
-            shared: Arc::new(Progressing {
-                acked,
-                phase,
-                closed: AtomicBool::new(false),
-                waiting: Mutex::default(),
-            }),
-        }
+        let shared = SharedProgress { acked: AtomicU64::new(acked), ..SharedProgress::default() };
+        Self { shared: Arc::new(shared) }
     }
 
-    /// Says how far it is. Progress never goes back: lower values are ignored. Only between receiving and storing it goes
-    /// both ways.
+    /// Updates the progress. Lower values are ignored, but the phases `Receiving` and `Storing` may alternate.
     pub fn advance(&self, to: TransferProgress) {
-        let Progressing { acked, phase, .. } = &*self.shared;
+        let SharedProgress { acked, phase, .. } = &*self.shared;
         acked.fetch_max(to.acked, Ordering::Relaxed);
-        let (next, comes_to_an_end) = (to.phase as u8, TransferPhase::Verifying as u8);
-        let takes = |now| (next > now || now < comes_to_an_end).then_some(next);
+        let (next, verifying) = (to.phase as u8, TransferPhase::Verifying as u8);
+        let takes = |now| (next > now || now < verifying).then_some(next);
         let _ = phase.fetch_update(Ordering::Relaxed, Ordering::Relaxed, takes);
         self.wake();
     }
 
-    /// Says that the transfer is over and nothing more will be told. A transport must say it when the stream ends, so that a
-    /// sender that waits for an acknowledgement sends on, and gets the error.
+    /// Records the end of the transfer. A transport must call this when the stream ends: a sender that waits for an
+    /// acknowledgement then continues, and gets the error.
     pub fn close(&self) {
         self.shared.closed.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Whether the transfer is over.
+    /// Whether the transfer has ended.
     pub fn is_closed(&self) -> bool {
         self.shared.closed.load(Ordering::Acquire)
     }
 
-    /// After the change: every later look sees it.
+    /// Wakes all waiters. Called after each change.
     fn wake(&self) {
         let waiting =
             std::mem::take(&mut *self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Waits until it is further than `seen`, or closed, and says how far it is. Cancel-safe.
+    /// Waits until the progress differs from `seen`, or the transfer has ended. Returns the progress. Cancel-safe.
     pub async fn moved(&self, seen: TransferProgress) -> TransferProgress {
         poll_fn(|cx| {
             let mut waiting = self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            // Under the lock, which `advance` takes after the change.
+            // Under the lock, which `wake` takes after each change: no change is missed.
             let now = self.now();
             if now != seen || self.is_closed() {
                 return Poll::Ready(now);
@@ -127,9 +118,9 @@ impl ProgressCell {
         .await
     }
 
-    /// How far it is.
+    /// The progress so far.
     pub fn now(&self) -> TransferProgress {
-        let Progressing { acked, phase, .. } = &*self.shared;
+        let SharedProgress { acked, phase, .. } = &*self.shared;
         let phase = match phase.load(Ordering::Relaxed) {
             0 => TransferPhase::Receiving,
             1 => TransferPhase::Storing,

@@ -1,4 +1,4 @@
-//! The transfer of one snapshot: offer, answer, chunks, receipt, and how it fails.
+//! The transfer of one snapshot: offer, answer, chunks, receipt and errors.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -7,12 +7,12 @@ use super::{ConnectError, ProgressCell};
 use crate::message::Message;
 use crate::snapshot_store::{SnapshotMeta, Trailer};
 
-/// A snapshot a leader wants to send.
+/// The question to a peer whether it wants a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotOffer {
-    /// Raft's message, without the body: the receiver steps it once the body is durable.
+    /// Raft's message, without the body. The receiver steps it once the body is durable.
     pub message: Message,
-    /// What the body is.
+    /// The description of the snapshot.
     pub meta: SnapshotMeta,
     /// The sender's attempt number.
     pub attempt: u64,
@@ -20,48 +20,47 @@ pub struct SnapshotOffer {
 
 /// The peer's answer to an offer.
 pub enum OfferAnswer {
-    /// It wants the bytes from `offset` on.
+    /// The peer wants the bytes from `offset` on.
     Accepted {
-        /// Where to start.
+        /// The offset in the body.
         offset: u64,
-        /// Takes the bytes.
+        /// Sends the bytes.
         transfer: Box<dyn Transfer>,
     },
-    /// It has that much already, and has told its Raft: a success.
+    /// The peer has the snapshot's entries already, and its Raft has acknowledged them: a success.
     AlreadyHave {
-        /// Its commit index.
+        /// The peer's commit index.
         commit: u64,
     },
-    /// It does not want it.
+    /// The peer refuses the snapshot.
     Refused(SnapshotRefusal),
 }
 
 /// The sending side of a transfer. Dropping it aborts: the peer must see a reset, never an ordinary end of stream.
 #[async_trait]
 pub trait Transfer: Send {
-    /// Sends a chunk; may wait for flow control.
+    /// Sends a chunk. May wait for flow control.
     ///
     /// # Errors
     /// [`TransferError`]; the transfer is over.
     async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError>;
 
-    /// Ends the transfer and waits until the peer has the snapshot durable, verified and taken by Raft. The caller bounds
-    /// the time; dropping the future aborts.
+    /// Ends the transfer, and waits until the snapshot is durable, verified and accepted by the peer's Raft. The caller
+    /// bounds the time. Dropping the future aborts.
     ///
     /// # Errors
     /// [`TransferError`].
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError>;
 
-    /// What the peer has acknowledged so far. The transport keeps it current, also while [`send`](Self::send) and
-    /// [`finish`](Self::finish) wait, and [closes](ProgressCell::close) it when the stream ends: a sender that waits for an
-    /// acknowledgement must hear of that.
+    /// The progress of the peer. The transport updates it, also while [`send`](Self::send) and [`finish`](Self::finish) wait,
+    /// and [closes](ProgressCell::close) it when the stream ends: a sender may wait for an acknowledgement.
     fn progress(&self) -> ProgressCell;
 }
 
 /// A piece of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// Its place in the body.
+    /// Its offset in the body.
     pub offset: u64,
     /// The bytes.
     pub data: Bytes,
@@ -69,60 +68,59 @@ pub struct Chunk {
     pub crc32c: u32,
 }
 
-/// The receiver has the snapshot: durable, verified, taken by Raft.
+/// Proof that the receiver has the snapshot: durable, verified and accepted by Raft.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotReceipt {
     /// The receiver's commit index.
     pub commit: u64,
 }
 
-/// What a receiver answers to an offer it does not refuse.
+/// The answer of a receiver to an offer that it does not refuse.
 pub enum SinkAnswer {
-    /// It wants the bytes from `offset` on.
+    /// The receiver wants the bytes from `offset` on.
     Accept {
-        /// Where to start.
+        /// The offset in the body.
         offset: u64,
         /// Takes the bytes.
         sink: Box<dyn SnapshotSink>,
     },
-    /// It has that much already.
+    /// The receiver has the snapshot's entries already.
     AlreadyHave {
-        /// Its commit index.
+        /// The receiver's commit index.
         commit: u64,
     },
 }
 
-/// The receiving side of a transfer, fed by the transport. Dropping it keeps the verified prefix for a resume.
+/// The receiving side of a transfer. The transport calls it. Dropping it keeps the verified prefix for a resume.
 #[async_trait]
 pub trait SnapshotSink: Send {
     /// Takes a chunk.
     ///
     /// # Errors
-    /// A typed refusal; the transfer is over.
+    /// [`SnapshotRefusal`]; the transfer is over.
     async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal>;
 
-    /// Ends it: verifies, makes durable, steps Raft and looks whether Raft took it. May take long: the transport keeps
-    /// sending progress meanwhile. Dropping the future gives the transfer up.
+    /// Ends the transfer: verifies the file, makes it durable and steps Raft. May take long: the transport keeps sending
+    /// progress meanwhile. Dropping the future aborts.
     ///
     /// # Errors
-    /// A typed refusal; the attempt failed.
+    /// [`SnapshotRefusal`]; the attempt failed.
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal>;
 
-    /// How far it is; the engine keeps it current, also while [`finish`](Self::finish) runs. The transport sends it to
-    /// the peer at least every [`PROGRESS_INTERVAL`](super::PROGRESS_INTERVAL) while it changes, and as soon as
-    /// [`ACKED_BYTES_MAX`](super::ACKED_BYTES_MAX) more are acknowledged, or an eighth of what was acknowledged before. It
-    /// never holds chunks back for it.
+    /// The progress of the receiver. The engine updates it, also while [`finish`](Self::finish) runs. The transport sends it
+    /// to the peer at least every [`PROGRESS_INTERVAL`](super::PROGRESS_INTERVAL) while it changes, and also after
+    /// [`ACKED_BYTES_MAX`](super::ACKED_BYTES_MAX) further bytes or an eighth of the bytes so far. It delays no chunks for it.
     fn progress(&self) -> ProgressCell;
 }
 
-/// A receiver does not want a snapshot, or could not take it.
+/// Why a receiver refused a snapshot, or failed to take it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SnapshotRefusal {
-    /// As many transfers as allowed are running. Passes by itself.
+    /// All receive slots are taken. Passes by itself.
     #[error("busy with other snapshots")]
     Busy,
-    /// Larger than the receiver allows. Lasting.
+    /// The snapshot is larger than the receiver allows. Lasting.
     #[error("snapshot of {length} bytes is larger than {length_max}")]
     TooLarge {
         /// Its length.
@@ -130,10 +128,10 @@ pub enum SnapshotRefusal {
         /// The limit.
         length_max: u64,
     },
-    /// Not for this node or group.
+    /// The snapshot is for another node or group. Lasting.
     #[error("not for this node or group")]
     WrongNode,
-    /// The sender's term is old.
+    /// The sender's term is lower than the receiver's.
     #[error("stale term: {theirs} below {ours}")]
     StaleTerm {
         /// The receiver's term.
@@ -141,7 +139,7 @@ pub enum SnapshotRefusal {
         /// The sender's term.
         theirs: u64,
     },
-    /// The bytes are not what the trailer says.
+    /// The bytes do not match the trailer.
     #[error("corrupt: {detail}")]
     Corrupt {
         /// What is wrong.
@@ -153,22 +151,22 @@ pub enum SnapshotRefusal {
         /// What happened.
         detail: String,
     },
-    /// Raft ignored it, or is not there to take it.
+    /// Raft ignored the snapshot, or the group does not run.
     #[error("not taken by Raft: {detail}")]
     NotTaken {
-        /// Why, as far as is known.
+        /// The reason, as far as it is known.
         detail: String,
     },
-    /// Nothing came for too long.
+    /// No chunk came for too long.
     #[error("no chunk came for {millis} ms")]
     Stalled {
         /// How long the receiver waited.
         millis: u64,
     },
-    /// A later attempt, or a later leader, has taken its place.
+    /// A later attempt, or a later leader, has replaced this attempt.
     #[error("a later attempt has taken its place")]
     Superseded,
-    /// This version of the receiver does not take snapshots.
+    /// This version of the receiver does not take snapshots. Lasting.
     #[error("snapshots are not supported")]
     Unsupported,
 }
@@ -180,20 +178,20 @@ impl SnapshotRefusal {
     }
 }
 
-/// A transfer failed.
+/// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
-    /// No connection, before anything moved.
+    /// There was no connection for the offer.
     #[error("cannot offer the snapshot")]
     Connect(#[source] ConnectError),
-    /// The receiver gave up, with its reason.
+    /// The receiver stopped the transfer.
     #[error("the receiver gave up: {0}")]
     Refused(#[source] SnapshotRefusal),
     /// The stream broke.
     #[error("the transfer broke: {detail}")]
     Broken {
-        /// What the library said.
+        /// The error of the transport.
         detail: String,
     },
     /// The transport does not carry snapshots.

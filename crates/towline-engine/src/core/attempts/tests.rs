@@ -27,7 +27,6 @@ fn begin(attempts: &mut Attempts, to: u64) -> Option<(SnapshotAttempt, SnapshotM
     attempts.emit(id(to), 3, index)
 }
 
-/// The transfer of an attempt that was sent has ended.
 fn free_a_slot(attempts: &mut Attempts) {
     attempts.budget.slots += 1;
 }
@@ -36,13 +35,13 @@ fn fail(attempts: &mut Attempts, attempt: SnapshotAttempt, cause: SnapshotFailur
     assert!(attempts.settle(attempt, SnapshotStatus::Failure(cause), HEARTBEAT));
 }
 
-/// Ticks until somebody could be served; how many that took.
+/// The number of ticks until a peer is due.
 fn wait(attempts: &mut Attempts) -> u64 {
     (1..10_000).find(|_| attempts.tick()).expect("it becomes due")
 }
 
 #[test]
-fn there_is_one_attempt_a_peer_and_no_more_than_there_are_slots() {
+fn attempts_are_bounded_by_one_for_each_peer_and_by_the_slots() {
     let mut attempts = attempts(2, Some(9));
     begin(&mut attempts, 2).unwrap();
     assert!(begin(&mut attempts, 2).is_none(), "one is under way");
@@ -53,29 +52,20 @@ fn there_is_one_attempt_a_peer_and_no_more_than_there_are_slots() {
 }
 
 #[test]
-fn a_snapshot_that_would_not_do_is_not_given_and_another_is_asked_for() {
+fn a_snapshot_that_does_not_fit_is_refused_and_another_is_missing() {
     let mut attempts = attempts(2, Some(9));
-    assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
+    // At once the peer was due again, and all peers got a ping in every tick.
+    for _ in 0..100 {
+        assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
+        assert!(!attempts.tick(), "not due before there is another");
+    }
     assert!(attempts.is_missing());
-    assert!(attempts.admit(id(4), 5, 0).is_none(), "its membership does not name the peer");
+    assert!(attempts.admit(id(4), 5, 0).is_none(), "its membership lacks the peer");
     attempts.make_available(meta(12));
     attempts.make_available(meta(11));
     assert!(!attempts.is_missing());
     assert_eq!(attempts.available().unwrap().head.at.index, 12, "an older one changes nothing");
-    assert!(attempts.admit(id(2), 10, 0).is_some());
-}
-
-/// It was due again at once, and all peers were pinged in every tick.
-#[test]
-fn who_needs_another_snapshot_than_there_is_is_due_once_there_is_one() {
-    let mut attempts = attempts(2, Some(9));
-    for _ in 0..100 {
-        assert!(attempts.admit(id(2), 10, 0).is_none(), "the log begins after it");
-        assert!(!attempts.tick());
-    }
-    attempts.make_available(meta(12));
-    assert!(attempts.tick());
-    assert!(attempts.admit(id(2), 10, 0).is_some());
+    assert!(attempts.tick() && attempts.admit(id(2), 10, 0).is_some());
 }
 
 #[test]
@@ -85,23 +75,23 @@ fn only_the_live_attempt_can_be_settled() {
     let forged = SnapshotAttempt { term: first.term + 1, ..first };
     assert!(!attempts.settle(forged, SnapshotStatus::Finish, HEARTBEAT));
     fail(&mut attempts, first, SnapshotFailure::Transfer);
-    assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it is over");
+    assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it has ended");
     wait(&mut attempts);
     let second = begin(&mut attempts, 2).unwrap().0;
     assert_ne!(first.number, second.number);
-    assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "it is another's turn");
+    assert!(!attempts.settle(first, SnapshotStatus::Finish, HEARTBEAT), "another one is live");
     assert_eq!(attempts.live_attempts().collect::<Vec<_>>(), [second]);
 }
 
 #[test]
-fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_bounded() {
+fn the_wait_after_a_failure_begins_at_a_heartbeat_doubles_and_has_jitter_and_a_bound() {
     let mut attempts = attempts(1, Some(9));
     let mut waits = Vec::new();
     for _ in 0..12 {
         let attempt = begin(&mut attempts, 2).unwrap().0;
         fail(&mut attempts, attempt, SnapshotFailure::Transfer);
         free_a_slot(&mut attempts);
-        assert!(begin(&mut attempts, 2).is_none(), "not before the wait is over");
+        assert!(begin(&mut attempts, 2).is_none(), "not during the wait");
         waits.push(wait(&mut attempts));
     }
     let bound = |n: u32| (HEARTBEAT << n).min(1_000);
@@ -114,19 +104,15 @@ fn the_wait_after_a_failure_is_at_least_a_heartbeat_doubles_is_jittered_and_boun
     assert!(attempts.settle(attempt, SnapshotStatus::Finish, HEARTBEAT));
     free_a_slot(&mut attempts);
     assert_eq!(wait(&mut attempts), HEARTBEAT, "a success forgets the failures");
-}
 
-#[test]
-fn a_refusal_that_does_not_pass_by_itself_waits_much_longer() {
-    let mut attempts = attempts(1, Some(9));
     let attempt = begin(&mut attempts, 2).unwrap().0;
     fail(&mut attempts, attempt, SnapshotFailure::Refused { lasting: true });
     free_a_slot(&mut attempts);
-    assert!(wait(&mut attempts) >= HEARTBEAT * LASTING_REFUSAL_FACTOR);
+    assert!(wait(&mut attempts) >= HEARTBEAT * LASTING_REFUSAL_FACTOR, "a lasting refusal waits longer");
 }
 
 #[test]
-fn stepping_down_voids_attempts_before_and_after_their_message_left() {
+fn stepping_down_voids_attempts_before_and_after_their_message_leaves() {
     let mut attempts = attempts(2, Some(9));
     let (sent, _) = begin(&mut attempts, 2).unwrap();
     assert!(attempts.admit(id(3), 5, 0).is_some());
@@ -135,7 +121,7 @@ fn stepping_down_voids_attempts_before_and_after_their_message_left() {
     let unsent = SnapshotAttempt { peer: id(3), term: 0, number: 2, ..sent };
     let voided = attempts.void_stale(None, |_| true);
     assert_eq!(voided, [sent, unsent].map(|attempt| (attempt, VoidCause::LeadershipOver)));
-    assert!(attempts.emit(id(3), 3, 9).is_none(), "what was voided does not leave");
+    assert!(attempts.emit(id(3), 3, 9).is_none(), "its message does not leave");
     assert!(!attempts.settle(sent, SnapshotStatus::Finish, HEARTBEAT));
     assert_eq!((attempts.unsent(), attempts.budget.slots), (0, 1), "the transfer of the other may still run");
 }
@@ -151,7 +137,7 @@ fn a_peer_that_is_no_member_voids_its_attempt_alone() {
 }
 
 #[test]
-fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_or_it_is_too_dear() {
+fn the_snapshot_of_a_broken_attempt_is_offered_again_until_the_peer_has_it_or_it_pins_too_much() {
     let broken = || {
         let mut attempts = attempts(2, Some(9));
         let attempt = begin(&mut attempts, 2).unwrap().0;
@@ -166,43 +152,41 @@ fn what_is_kept_of_an_attempt_that_broke_is_offered_again_until_the_peer_has_it_
     wait(&mut again);
     assert_eq!(again.admit(id(3), 5, 900), Some(&meta(20)), "for the one peer only");
     assert_eq!(again.admit(id(2), 5, 900), Some(&meta(9)));
-    assert_eq!(again.overdue(1_001, 1_000), [], "it has not left, so nothing can be reported of it");
+    assert_eq!(again.overdue(1_001, 1_000), [], "it has not left, so there is nothing to report");
     again.emit(id(2), 3, 9).unwrap();
     let overdue: Vec<_> = again.overdue(1_001, 1_000).iter().map(|attempt| attempt.peer).collect();
-    assert_eq!(overdue, [id(2)], "its price counts from the first attempt on");
+    assert_eq!(overdue, [id(2)], "its pin counts from the first attempt on");
 
-    let mut dear = broken();
-    assert_eq!(dear.follow(18, 1_001, 1_000, |_| 0), [id(2)]);
-    assert_eq!((dear.pinned(), dear.contents().count()), (None, 1));
-    wait(&mut dear);
-    assert_eq!(begin(&mut dear, 2).unwrap().1, meta(20));
+    let mut has_snapshot = broken();
+    assert_eq!(has_snapshot.follow(18, 0, 1_000, |_| 12), [], "it needs the log behind the snapshot");
+    assert_eq!((has_snapshot.pinned(), has_snapshot.contents().count()), (Some(12), 1));
+    assert_eq!(has_snapshot.follow(18, 0, 1_000, |_| 18), [id(2)]);
+    assert_eq!(has_snapshot.pinned(), None);
 
-    let mut had = broken();
-    assert_eq!(had.follow(18, 0, 1_000, |_| 12), [], "it has the snapshot, and needs the log behind it");
-    assert_eq!((had.pinned(), had.contents().count()), (Some(12), 1));
-    assert_eq!(had.follow(18, 0, 1_000, |_| 18), [id(2)]);
-    assert_eq!(had.pinned(), None);
+    let silent_for = |ticks| {
+        let mut silent = broken();
+        for _ in 0..ticks {
+            silent.tick();
+        }
+        silent
+    };
+    let mut answers_at_last = silent_for(1_000);
+    assert_eq!(answers_at_last.follow(18, 0, 1_000, |_| 0), []);
+    assert!(begin(&mut answers_at_last, 2).is_some());
 
-    let mut gone = broken();
-    for _ in 0..1_000 {
-        gone.tick();
+    let (mut too_large, mut silent, mut deposed) = (broken(), silent_for(1_001), broken());
+    assert_eq!(too_large.follow(18, 1_001, 1_000, |_| 0), [id(2)]);
+    assert_eq!(silent.follow(18, 0, 1_000, |_| 0), [id(2)]);
+    deposed.void_stale(None, |_| true);
+    for forgotten in [&too_large, &silent, &deposed] {
+        assert_eq!((forgotten.pinned(), forgotten.contents().count()), (None, 1));
     }
-    assert_eq!(gone.follow(18, 0, 1_000, |_| 0), []);
-    assert!(begin(&mut gone, 2).is_some(), "it is back at the last moment");
-    let mut gone = broken();
-    for _ in 0..1_001 {
-        gone.tick();
-    }
-    assert_eq!(gone.follow(18, 0, 1_000, |_| 0), [id(2)]);
-    assert_eq!((gone.pinned(), gone.contents().count()), (None, 1));
-
-    let mut out_of_office = broken();
-    out_of_office.void_stale(None, |_| true);
-    assert_eq!((out_of_office.pinned(), out_of_office.contents().count()), (None, 1));
+    wait(&mut too_large);
+    assert_eq!(begin(&mut too_large, 2).unwrap().1, meta(20));
 }
 
 #[test]
-fn an_attempt_pins_the_log_and_a_pin_has_a_price_limit() {
+fn an_attempt_pins_the_log_up_to_a_bound() {
     let mut attempts = attempts(2, Some(9));
     assert_eq!(attempts.pinned(), None);
     let attempt = begin(&mut attempts, 2).unwrap().0;

@@ -1,4 +1,4 @@
-//! What a group wants done: its outputs.
+//! The outputs of a group.
 
 use super::snapshots::SnapshotSend;
 use crate::core::attempts::VoidCause;
@@ -9,86 +9,85 @@ use crate::message::{Entry, LogId, Message};
 use crate::reporter::{SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::{ContentId, SnapshotMeta};
 
-/// What a group wants done. Cleared and used again by the driver.
+/// The outputs of a group, which the driver carries out. The driver clears and reuses them.
 #[derive(Debug)]
 pub struct Effects<W, R> {
-    /// To be sent now.
+    /// Messages to send now.
     pub messages: Vec<Message>,
-    /// To be made durable, then answered by [`GroupCore::written`](super::GroupCore::written) with the number.
+    /// A write and its number. Make it durable, then call [`GroupCore::written`](super::GroupCore::written) with the number.
     pub write: Option<(u64, GroupWrite)>,
-    /// For the state machine, in order.
+    /// Work for the state machine, in order.
     pub apply: Vec<Apply<W>>,
-    /// Reads that may be answered now: everything they must see is applied.
+    /// Reads to answer now: everything they must see is applied.
     pub readable: Vec<R>,
     /// Proposals that failed.
     pub refused: Vec<(W, ProposeError)>,
     /// Reads that failed.
     pub unread: Vec<(R, ReadError)>,
-    /// Ranges to be read from the log store, each answered by [`GroupCore::fetched`](super::GroupCore::fetched).
+    /// Ranges to read from the log store. Answer each by [`GroupCore::fetched`](super::GroupCore::fetched).
     pub fetches: Vec<Fetch>,
-    /// Places of the log that count as compacted, because the log store failed to read them several times in a row.
+    /// Entries that now count as compacted, because the log store failed to read them several times in a row.
     pub unreadable: Vec<Unreadable>,
-    /// What becomes of attempts to send snapshots, in order: an attempt may be over in the turn that begins it.
+    /// Changes of attempts to send snapshots, in order: an attempt may end in the turn that begins it.
     pub attempts: Vec<AttemptEffect>,
-    /// The log store may forget the entries up to here.
+    /// The log store may remove the entries up to this index.
     pub compact: Option<u64>,
-    /// The snapshots that are still of use; all others of the group may go.
+    /// The group's snapshots in use. The store may remove all others.
     pub retain: Option<Vec<ContentId>>,
-    /// The group cannot go on on this node.
+    /// Why the group must stop on this node.
     pub fatal: Option<String>,
 }
 
-/// What becomes of an attempt to send a snapshot, and why.
+/// A change of an attempt to send a snapshot.
 #[derive(Debug)]
 pub enum AttemptEffect {
-    /// It is live, and its message leaves: to be armed in the mailbox, given a ticket, and sent.
+    /// The attempt is live. Arm it in the mailbox, make its ticket, and send the snapshot.
     Arm(Box<SnapshotSend>),
-    /// It failed, and no ticket says so. To be reported like the outcome of a ticket; a transfer that still runs is of no
-    /// use.
+    /// The attempt failed without an outcome from its ticket. Report `cause` as its outcome, and stop its transfer.
     Settle {
-        /// Which one.
+        /// The attempt.
         attempt: SnapshotAttempt,
-        /// What to report.
+        /// The cause to report.
         cause: SnapshotFailure,
     },
-    /// Raft has forgotten it: to be disarmed in the mailbox. Its transfer is of no use.
+    /// Raft has forgotten the attempt. Disarm it in the mailbox, and stop its transfer.
     Disarm {
-        /// Which one.
+        /// The attempt.
         attempt: SnapshotAttempt,
         /// Why Raft has forgotten it.
         cause: VoidCause,
     },
 }
 
-/// A place of the log that could not be read.
+/// Entries that the log store could not read.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The first index of the reads that failed.
+    /// The first index of the failed reads.
     pub index: u64,
-    /// What the last one failed with.
+    /// The error of the last read.
     pub cause: String,
 }
 
 /// Work for the state machine.
 #[derive(Debug)]
 pub enum Apply<W> {
-    /// Committed entries with whoever waits for them.
+    /// Apply committed entries.
     Entries {
-        /// Contiguous.
+        /// The entries, contiguous.
         entries: Vec<Entry>,
-        /// One place a command.
+        /// The waiter of each command, if this node has one.
         waiters: Vec<Option<W>>,
-        /// The place reached once they are applied.
+        /// The log position of the last entry.
         through: LogId,
     },
-    /// The state machine is to be restored from this snapshot, which is durable and takes the place of everything
-    /// before; answered by [`GroupCore::applied`](super::GroupCore::applied).
+    /// Restore the state machine from this durable snapshot, which replaces everything before it. Then call
+    /// [`GroupCore::applied`](super::GroupCore::applied).
     Restore(SnapshotMeta),
-    /// A snapshot of the state as of `at` is to be made; answered by [`GroupCore::snapshot_made`](super::GroupCore::snapshot_made).
+    /// Make a snapshot of the state. Then call [`GroupCore::snapshot_made`](super::GroupCore::snapshot_made).
     Snapshot {
-        /// The membership there.
+        /// The membership at that log position.
         conf: ConfRecord,
-        /// What is applied by then.
+        /// The log position of the snapshot.
         at: LogId,
     },
 }

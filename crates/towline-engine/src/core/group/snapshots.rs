@@ -1,10 +1,9 @@
-//! What a group does about snapshots: sends them as a leader, takes them as a follower, makes its own, and forgets the log
-//! that they stand for.
+//! The snapshots of a group: a leader sends them, a follower installs them, and each node makes its own.
 
 use std::collections::BTreeMap;
 
 use super::{Apply, AttemptEffect, Effects, GroupCore};
-use crate::core::attempts::{Attempts, RetryPolicy};
+use crate::core::attempts::RetryPolicy;
 use crate::core::inbound;
 use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite, Install};
@@ -14,40 +13,39 @@ use crate::snapshot_store::SnapshotMeta;
 use crate::status::{PeerProgress, PeerStatus};
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-/// Ticks until a snapshot of the own state that could not be made is tried again; doubles with each further failure, since
-/// every try may fill a disk to its end.
+/// Ticks from a failure to make a snapshot to the next try. Doubles with each failure, because every try may fill the disk.
 const RETAKE_TICKS: u64 = 100;
 
-/// The longest such wait.
+/// The longest wait after failures.
 const RETAKE_TICKS_MAX: u64 = 6_400;
 
-/// What a group knows of snapshots when it starts.
+/// The part of a [`GroupSetup`](super::GroupSetup) for snapshots.
 pub struct SnapshotSetup {
     /// The newest durable snapshot of the group.
     pub available: Option<SnapshotMeta>,
-    /// When, how often, how much.
+    /// When snapshots are made and sent.
     pub policy: SnapshotPolicy,
-    /// Of the jitter of retries.
+    /// The seed for the jitter of retries.
     pub seed: u64,
 }
 
-/// When snapshots are made and sent, and what of the log is kept.
+/// When a group makes and sends snapshots, and how much of the log it keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotPolicy {
-    /// Entries applied since the last snapshot after which another is made.
+    /// The group makes a snapshot after this number of entries applied since the last one.
     pub every_entries: u64,
     /// The same in bytes of entries.
     pub every_bytes: u64,
     /// Entries kept before the newest snapshot, for followers that lag a little.
     pub trailing_entries: u64,
-    /// Bytes the log may grow by while a transfer keeps it from being truncated; past it the transfer fails.
+    /// The most bytes by which a transfer may delay the truncation of the log. Past it the transfer fails.
     pub pin_bytes_max: u64,
-    /// Of failed attempts.
+    /// The waits between failed attempts.
     pub retry: RetryPolicy,
 }
 
 impl Default for SnapshotSetup {
-    /// Nothing is ever snapshotted: for groups that are driven by hand.
+    /// Makes no snapshots: for groups that are driven by hand.
     fn default() -> Self {
         let policy = SnapshotPolicy {
             every_entries: u64::MAX,
@@ -60,23 +58,23 @@ impl Default for SnapshotSetup {
     }
 }
 
-/// A snapshot that Raft wants sent. Its driver owes a report on it.
+/// A snapshot that the driver must send. The driver owes a report of the outcome.
 #[derive(Debug)]
 pub struct SnapshotSend {
-    /// The attempt that it is.
+    /// The attempt.
     pub attempt: SnapshotAttempt,
     /// Raft's message, without the body.
     pub message: Message,
-    /// What to send.
+    /// The snapshot.
     pub meta: SnapshotMeta,
 }
 
-/// What to do with an offer that is not refused.
+/// The answer to an offer that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OfferVerdict {
-    /// Take the bytes, then say [`GroupCore::receive`].
+    /// Receive the snapshot, then call [`GroupCore::receive`].
     Wanted,
-    /// Everything in it is committed here, up to this index and maybe beyond; Raft has acknowledged it.
+    /// This node has committed everything in the snapshot. Raft has acknowledged it.
     Have {
         /// The commit index.
         commit: u64,
@@ -85,25 +83,25 @@ pub enum OfferVerdict {
 
 pub(super) struct Snapshots {
     policy: SnapshotPolicy,
-    /// The membership as of what was handed out.
+    /// The membership at the last log position given to the state machine.
     pub(super) conf: ConfRecord,
-    /// A snapshot that Raft took; gone once the state machine has it.
+    /// The snapshot that Raft accepted and the state machine has not restored yet.
     installing: Option<SnapshotMeta>,
-    /// The installed one is to be recorded as such with the next write.
-    installed: bool,
-    /// Where the order that is under way stands, and the last one that was carried out: an index, and bytes the log had
-    /// grown to.
+    /// The next write records the end of an install.
+    pub(super) installed: bool,
+    /// The snapshot being made and the last one made: its index, and [`GroupLog::bytes_appended`](crate::core::GroupLog).
     taking: Option<(u64, u64)>,
     taken: (u64, u64),
-    /// The wait after orders that failed, and when it is over.
+    /// The wait after failures to make a snapshot, and the tick at which it ends.
     retake_ticks: u64,
     retake_at: u64,
-    /// The log may be forgotten up to here, as far as snapshots and the state machine are concerned.
+    /// Snapshots and the state machine allow to truncate the log up to this index.
     compact_target: u64,
-    /// The store wants its space back: keep nothing that is not needed.
+    /// The log store wants space.
     force_compaction: bool,
-    /// What is of use has changed: files may go.
+    /// The set of snapshots in use has changed.
     retain: bool,
+    /// How Raft sends to each peer, and since which tick.
     progress: BTreeMap<NodeId, (PeerProgress, u64)>,
 }
 
@@ -131,27 +129,19 @@ impl Snapshots {
     }
 }
 
-impl SnapshotSetup {
-    pub(super) fn attempts(&self, group: crate::ids::GroupId) -> Attempts {
-        let retry = self.policy.retry.clone();
-        Attempts::new(group, retry, self.available.clone(), self.seed)
-    }
-}
-
 impl<W, R> GroupCore<W, R> {
-    /// Carries a report to Raft if this node leads, and a snapshot's if it is of the live attempt. `false`: it was stale, and
-    /// nothing changed.
+    /// Passes a report to Raft. `false`: the report is stale and changed nothing, because this node does not lead, or the
+    /// peer is no member, or the attempt is not live.
     pub fn take_report(&mut self, report: Report) -> bool {
         match report {
             Report::Unreachable { peer, .. } => {
-                // Only a leader streams to anybody.
                 if !self.replica.is_leader() || !self.replica.is_member(peer) {
                     return false;
                 }
                 self.replica.report_unreachable(peer);
             }
             Report::Snapshot { attempt, status } => {
-                // Raft knows nothing of a snapshot of an earlier leadership; the next turn voids the attempt.
+                // Raft has forgotten the snapshots of an earlier leadership. The next turn voids the attempt.
                 if !self.replica.is_leader() || self.replica.term() != attempt.term {
                     return false;
                 }
@@ -175,9 +165,10 @@ impl<W, R> GroupCore<W, R> {
         self.replica.attempts().unsent()
     }
 
-    /// The watchdog; the shard calls it at each tick. A ticket can be leaked, which no type can prevent, and a report can be
-    /// lost. Raft and the next attempt to that peer would then wait for ever. The watchdog settles an attempt as
-    /// [lost](SnapshotFailure::Lost) if `is_owed` is false: no transfer holds its ticket, and no outcome waits in the mailbox.
+    /// The watchdog: fails orphaned attempts. The shard calls it at each tick.
+    ///
+    /// No type can prevent a leaked ticket or a lost report, and each would latch the peer. An attempt is
+    /// [lost](SnapshotFailure::Lost) if `is_owed` is false: no transfer holds its ticket, and the mailbox has no outcome.
     pub fn watch(&self, is_owed: impl Fn(&SnapshotAttempt) -> bool, fx: &mut Effects<W, R>) {
         // Without a leadership the next poll voids them.
         if self.replica.is_leader() {
@@ -188,16 +179,16 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    /// Decides on an offer before a byte of it moves.
+    /// Answers an offer, before any payload byte moves.
     ///
     /// # Errors
-    /// [`SnapshotRefusal`] by its cause.
+    /// [`SnapshotRefusal`] with its cause.
     pub fn offer(&mut self, from: NodeId, offer: &SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
         inbound::check_snapshot(&self.replica, self.me, from, &offer.message, &offer.meta)?;
         let at = offer.meta.head.at;
         let here = self.replica.commit() >= at.index || self.replica.log_term(at.index) == Some(at.term);
         if here {
-            // Raft answers the leader itself, which otherwise would offer the snapshot again and again.
+            // Raft acknowledges the snapshot to the leader, which would otherwise offer it again and again.
             self.replica.step(offer.message.clone());
             let commit = self.replica.commit();
             if commit >= at.index {
@@ -207,11 +198,10 @@ impl<W, R> GroupCore<W, R> {
         if self.snapshots.installing() { Err(SnapshotRefusal::Busy) } else { Ok(OfferVerdict::Wanted) }
     }
 
-    /// A snapshot is here, durable and verified: gives it to Raft and looks whether Raft took it. Answers with the commit
-    /// index.
+    /// Passes a durable, verified snapshot to Raft. Returns the commit index.
     ///
     /// # Errors
-    /// [`SnapshotRefusal`], if it did not.
+    /// [`SnapshotRefusal`] if Raft did not accept the snapshot.
     pub fn receive(
         &mut self,
         from: NodeId,
@@ -224,19 +214,18 @@ impl<W, R> GroupCore<W, R> {
         }
         let index = meta.head.at.index;
         self.replica.step(message);
-        // Raft says Ok to a snapshot it ignores.
+        // Raft returns `Ok` for a snapshot that it ignores.
         if self.replica.unstable_snapshot() == Some(index) {
             self.snapshots.installing = Some(meta);
         } else if self.replica.commit() < index {
             return Err(SnapshotRefusal::NotTaken {
-                detail: format!("it stands at term {}", self.replica.term()),
+                detail: format!("the receiver is at term {}", self.replica.term()),
             });
         }
         Ok(self.replica.commit())
     }
 
-    /// The snapshot ordered by [`Apply::Snapshot`] was made, or could not be. `durable` is what the state machine said
-    /// before: the log up to there is not needed to restart it.
+    /// Takes the result of [`Apply::Snapshot`], if it succeeded: the snapshot, and what the state machine had durable before.
     pub fn snapshot_made(&mut self, made: Option<(SnapshotMeta, LogId)>) {
         let ordered = self.snapshots.taking.take();
         let Some((meta, durable)) = made else {
@@ -245,21 +234,20 @@ impl<W, R> GroupCore<W, R> {
             self.snapshots.retake_ticks = (2 * wait).min(RETAKE_TICKS_MAX);
             return;
         };
-        // A received one that was installed meanwhile may stand further.
+        // A snapshot installed meanwhile may be newer.
         self.snapshots.taken = self.snapshots.taken.max(ordered.unwrap_or_default());
         self.snapshots.retake_ticks = RETAKE_TICKS;
         let trailing =
             if self.snapshots.force_compaction { 0 } else { self.snapshots.policy.trailing_entries };
         self.snapshots.force_compaction = false;
-        // A volatile machine is restarted from this very file.
+        // A volatile state machine restarts from this file.
         let restartable = if durable == LogId::NONE { meta.head.at.index } else { durable.index };
         let target = meta.head.at.index.saturating_sub(trailing).min(restartable);
         self.snapshots.compact_target = self.snapshots.compact_target.max(target);
         self.make_available(meta);
     }
 
-    /// The log store keeps too much space for this group: makes a snapshot soon and then keeps no trailing entries, nor
-    /// anything for attempts that have ended.
+    /// Frees log space: makes a snapshot soon, and keeps no trailing entries and nothing for ended attempts.
     pub fn force_compaction(&mut self) {
         self.snapshots.force_compaction = true;
         self.snapshots.retain = true;
@@ -271,7 +259,7 @@ impl<W, R> GroupCore<W, R> {
         self.snapshots.retain = true;
     }
 
-    /// A snapshot that was received was installed, if that is what was applied.
+    /// Ends the install under way, if `applied` has reached its snapshot.
     pub(super) fn note_installed(&mut self, applied: u64) {
         if let Some(meta) = self.snapshots.installing.take_if(|meta| meta.head.at.index <= applied) {
             self.snapshots.installed = true;
@@ -280,7 +268,7 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    /// A ready carries the received snapshot: it goes into one write with the new hard state and membership.
+    /// Adds a received snapshot to the write that contains the new hard state and membership.
     pub(super) fn write_install(&mut self, at: LogId, write: &mut GroupWrite) -> Option<SnapshotMeta> {
         let meta = self.snapshots.installing.clone().filter(|meta| meta.head.at == at)?;
         let conf = ConfRecord {
@@ -289,19 +277,12 @@ impl<W, R> GroupCore<W, R> {
             members: meta.head.members.clone(),
         };
         self.snapshots.conf = conf.clone();
-        let mut later = GroupWrite::new(self.id);
-        later.install = Some(Install { at, installing: meta.content });
-        later.conf = Some(conf);
-        write.append(later);
+        let install = Some(Install { at, installing: meta.content });
+        write.append(GroupWrite { install, conf: Some(conf), ..GroupWrite::new(self.id) });
         Some(meta)
     }
 
-    /// The note that nothing is being installed any more, if it is due.
-    pub(super) fn take_installed(&mut self) -> bool {
-        std::mem::take(&mut self.snapshots.installed)
-    }
-
-    /// Messages leave; a snapshot among them becomes an obligation.
+    /// Sends messages. A snapshot among them becomes a live attempt.
     pub(super) fn send(&mut self, messages: Vec<Message>, fx: &mut Effects<W, R>) {
         for message in messages {
             if message.kind != MessageKind::Snapshot {
@@ -309,7 +290,7 @@ impl<W, R> GroupCore<W, R> {
                 continue;
             }
             let index = message.snapshot.as_ref().map_or(0, |record| record.index);
-            // Nothing: the leadership that wanted it is over.
+            // `None`: the leadership that wanted the snapshot is over.
             let emitted = self.replica.attempts().emit(message.to, message.term, index);
             if let Some((attempt, meta)) = emitted {
                 fx.attempts.push(AttemptEffect::Arm(Box::new(SnapshotSend { attempt, message, meta })));
@@ -317,29 +298,29 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    /// Ends attempts whose leadership is over, before anything of them can leave.
+    /// Ends attempts whose leadership is over, before any of their messages can leave.
     pub(super) fn void_stale_attempts(&mut self, fx: &mut Effects<W, R>) {
         let term = self.replica.is_leader().then(|| self.replica.term());
         let kept = self.replica.attempts().keeps_any();
         let voided = self.replica.attempts().void_stale(term, |peer| self.replica.is_member(peer));
-        // What was kept for another try goes with the leadership, or nobody would ever remove its file.
+        // A file kept for another attempt goes with the leadership. No later event would remove it.
         self.snapshots.retain |= kept && !self.replica.attempts().keeps_any();
         self.snapshots.retain |= !voided.is_empty();
         let left = voided.into_iter().filter(|(attempt, _)| attempt.term != 0);
         fx.attempts.extend(left.map(|(attempt, cause)| AttemptEffect::Disarm { attempt, cause }));
     }
 
-    /// After the turn's readies: what the log and the peers need.
-    pub(super) fn keep_house(&mut self, fx: &mut Effects<W, R>) {
-        self.follow_progress();
-        self.limit_pins(fx);
+    /// Makes snapshots, truncates the log and drops files, as the readies of the turn require.
+    pub(super) fn finish_turn(&mut self, fx: &mut Effects<W, R>) {
+        self.note_progress();
+        self.bound_pins(fx);
         self.order_snapshot(fx);
         self.compact(fx);
-        self.forget_files(fx);
+        self.retain_snapshots(fx);
     }
 
-    /// Since when Raft sends to each peer as it does.
-    fn follow_progress(&mut self) {
+    /// Notes the tick at which a peer's progress state changes.
+    fn note_progress(&mut self) {
         if !self.replica.is_leader() {
             return self.snapshots.progress.clear();
         }
@@ -352,7 +333,7 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    fn limit_pins(&mut self, fx: &mut Effects<W, R>) {
+    fn bound_pins(&mut self, fx: &mut Effects<W, R>) {
         let (bytes, most) = (self.replica.log().bytes_appended(), self.snapshots.policy.pin_bytes_max);
         let overdue = self.replica.attempts().overdue(bytes, most);
         let cause = SnapshotFailure::PinTooLarge;
@@ -361,7 +342,7 @@ impl<W, R> GroupCore<W, R> {
         let over = replica.attempts().follow(target, bytes, most, |peer| replica.matched(peer));
         self.snapshots.retain |= !over.is_empty();
         for peer in over {
-            tracing::debug!(group = %self.id, %peer, "nothing more is kept behind its last snapshot");
+            tracing::debug!(group = %self.id, %peer, "log kept for an ended attempt released");
         }
     }
 
@@ -371,20 +352,20 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         let (index, bytes) = snapshots.taken;
-        let new_entries = self.handed.index.saturating_sub(index);
+        let new_entries = self.applying.index.saturating_sub(index);
         let log_bytes = self.replica.log().bytes_appended();
         let asked = self.replica.attempts().is_missing() || snapshots.force_compaction;
         let due = new_entries >= snapshots.policy.every_entries
             || log_bytes - bytes >= snapshots.policy.every_bytes;
-        // Without new entries it would be the one there is, unless that could not be read.
+        // Without new entries another snapshot would equal the available one.
         let another =
-            new_entries > 0 || (self.replica.attempts().available().is_none() && self.handed.index > 0);
+            new_entries > 0 || (self.replica.attempts().available().is_none() && self.applying.index > 0);
         if !another || !(due || asked) {
             return;
         }
         let conf = snapshots.conf.clone();
-        self.snapshots.taking = Some((self.handed.index, log_bytes));
-        fx.apply.push(Apply::Snapshot { conf, at: self.handed });
+        self.snapshots.taking = Some((self.applying.index, log_bytes));
+        fx.apply.push(Apply::Snapshot { conf, at: self.applying });
     }
 
     fn compact(&mut self, fx: &mut Effects<W, R>) {
@@ -396,10 +377,11 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    /// A transfer opens its file only when the offer was accepted, so what is being sent must be kept until it has ended.
-    fn forget_files(&mut self, fx: &mut Effects<W, R>) {
-        // One that is being made may be there already, and is not known by its content yet.
-        // And the last one stays until there is another: a volatile machine is restarted from it, if it can be read at all.
+    /// Lets the store remove snapshots that are not in use. A transfer opens its file only after the peer accepted the offer,
+    /// so a snapshot being sent stays in use until its attempt ends.
+    fn retain_snapshots(&mut self, fx: &mut Effects<W, R>) {
+        // The content id of a snapshot being made is not known yet, and its file may exist already. The last snapshot stays
+        // until there is another: a volatile state machine restarts from it.
         let another = self.snapshots.taking.is_none() && self.replica.attempts().available().is_some();
         if another && std::mem::take(&mut self.snapshots.retain) {
             let installing = self.snapshots.installing.as_ref().map(|meta| meta.content);
@@ -407,7 +389,7 @@ impl<W, R> GroupCore<W, R> {
         }
     }
 
-    /// Adds what is known of attempts to what Raft knows of its peers.
+    /// The status of each peer, with its attempts.
     pub(super) fn peers_with_attempts(&self) -> Vec<PeerStatus> {
         let mut peers = self.replica.peers();
         for peer in &mut peers {

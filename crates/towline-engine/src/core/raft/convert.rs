@@ -1,12 +1,11 @@
-//! Between the engine's plain types and those of the raft crate. Payloads are moved, never copied.
+//! Converts between the engine's plain types and those of the raft crate. Moves payloads, never copies them.
 
 use raft::eraftpb;
 
 use crate::ids::NodeId;
 use crate::message::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, SnapshotRecord};
 
-/// `None` for kinds that never cross the network; raft makes some of them (forwarded proposals and transfers) when it
-/// is asked to, which the core does not do.
+/// Converts a message. `None` for kinds that never cross the network.
 pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
     Some(Message {
         kind: kind_from_raft(m.get_msg_type())?,
@@ -49,7 +48,7 @@ pub(super) fn message_to_raft(m: Message) -> eraftpb::Message {
     out
 }
 
-/// Without a body: that one travels apart.
+/// Makes raft's snapshot without its body, which a transfer carries.
 pub(super) fn snapshot_to_raft(index: u64, term: u64, conf_state: &ConfState) -> eraftpb::Snapshot {
     let mut snapshot = eraftpb::Snapshot::default();
     let metadata = snapshot.mut_metadata();
@@ -121,41 +120,36 @@ pub(super) fn conf_state_to_raft(cs: &ConfState) -> eraftpb::ConfState {
     out
 }
 
-fn kind_from_raft(kind: eraftpb::MessageType) -> Option<MessageKind> {
-    use eraftpb::MessageType as T;
-    Some(match kind {
-        T::MsgAppend => MessageKind::Append,
-        T::MsgAppendResponse => MessageKind::AppendResponse,
-        T::MsgRequestVote => MessageKind::RequestVote,
-        T::MsgRequestVoteResponse => MessageKind::RequestVoteResponse,
-        T::MsgRequestPreVote => MessageKind::RequestPreVote,
-        T::MsgRequestPreVoteResponse => MessageKind::RequestPreVoteResponse,
-        T::MsgHeartbeat => MessageKind::Heartbeat,
-        T::MsgHeartbeatResponse => MessageKind::HeartbeatResponse,
-        T::MsgSnapshot => MessageKind::Snapshot,
-        T::MsgTimeoutNow => MessageKind::TimeoutNow,
-        T::MsgReadIndex => MessageKind::ReadIndex,
-        T::MsgReadIndexResp => MessageKind::ReadIndexResponse,
-        _ => return None,
-    })
+macro_rules! kinds {
+    ($($ours:ident = $theirs:ident,)*) => {
+        fn kind_from_raft(kind: eraftpb::MessageType) -> Option<MessageKind> {
+            match kind {
+                $(eraftpb::MessageType::$theirs => Some(MessageKind::$ours),)*
+                _ => None,
+            }
+        }
+
+        fn kind_to_raft(kind: MessageKind) -> eraftpb::MessageType {
+            match kind {
+                $(MessageKind::$ours => eraftpb::MessageType::$theirs,)*
+            }
+        }
+    };
 }
 
-fn kind_to_raft(kind: MessageKind) -> eraftpb::MessageType {
-    use eraftpb::MessageType as T;
-    match kind {
-        MessageKind::Append => T::MsgAppend,
-        MessageKind::AppendResponse => T::MsgAppendResponse,
-        MessageKind::RequestVote => T::MsgRequestVote,
-        MessageKind::RequestVoteResponse => T::MsgRequestVoteResponse,
-        MessageKind::RequestPreVote => T::MsgRequestPreVote,
-        MessageKind::RequestPreVoteResponse => T::MsgRequestPreVoteResponse,
-        MessageKind::Heartbeat => T::MsgHeartbeat,
-        MessageKind::HeartbeatResponse => T::MsgHeartbeatResponse,
-        MessageKind::Snapshot => T::MsgSnapshot,
-        MessageKind::TimeoutNow => T::MsgTimeoutNow,
-        MessageKind::ReadIndex => T::MsgReadIndex,
-        MessageKind::ReadIndexResponse => T::MsgReadIndexResp,
-    }
+kinds! {
+    Append = MsgAppend,
+    AppendResponse = MsgAppendResponse,
+    RequestVote = MsgRequestVote,
+    RequestVoteResponse = MsgRequestVoteResponse,
+    RequestPreVote = MsgRequestPreVote,
+    RequestPreVoteResponse = MsgRequestPreVoteResponse,
+    Heartbeat = MsgHeartbeat,
+    HeartbeatResponse = MsgHeartbeatResponse,
+    Snapshot = MsgSnapshot,
+    TimeoutNow = MsgTimeoutNow,
+    ReadIndex = MsgReadIndex,
+    ReadIndexResponse = MsgReadIndexResp,
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Appends under way to each peer, bounded by what the peer acknowledges in time.
+//! Bounds the unacknowledged appends to each peer by what the peer acknowledges in time.
 //!
-//! Raft bounds the messages under way and not the time that they take: its window of 64 messages of 256 KiB takes half a
-//! minute at 4 Mbit/s, and each heartbeat's answer lets one more go. So a [`Window`] of each peer says how many messages
-//! raft may send, and raft's own window is set to that. What is not sent needs no queue and is never sent twice.
+//! Raft bounds the number of messages under way, not the time that they take. Its window of 64 messages of 256 KiB takes
+//! half a minute at 4 Mbit/s, and each heartbeat response lets raft send one more. So a [`Window`] for each peer bounds the
+//! messages that raft may send, by the size of raft's own window. Unsent messages need no queue and are never sent twice.
 //!
-//! What is under way, or its acknowledgement, may be lost without a report. So a peer that answers a heartbeat while raft may
-//! not send to it gets a [question](Flows::questions): an append without entries behind those under way. Its answer says
-//! whether they arrived, and costs a slow link next to nothing.
+//! Appends or their acknowledgements may be lost without a report. So a peer that answers a heartbeat while raft may not send
+//! to it gets a [question](Flows::questions): an append without entries, behind those under way. The answer shows whether
+//! they arrived. A question is small, even for a slow link.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,7 +16,7 @@ use super::ReplicaSetup;
 use crate::flow::Window;
 use crate::message::{Message, MessageKind};
 
-/// Messages of one peer that are remembered; beyond it the last two count as one.
+/// The most messages recorded for one peer; above it the last two count as one.
 const SENT_MAX: usize = 1_024;
 
 fn is_probed(prs: &ProgressTracker, peer: u64) -> bool {
@@ -28,12 +28,12 @@ fn is_probed(prs: &ProgressTracker, peer: u64) -> bool {
 pub(super) struct Flows {
     append_bytes_max: u64,
     inflight_max: usize,
-    /// In ticks: how long an acknowledgement should take at most.
+    /// The longest time that an acknowledgement should take, in ticks.
     delay_max: u64,
-    /// In ticks: a peer is asked again after this time, or twice what its last acknowledgement took.
+    /// Ticks between two questions to a peer, unless twice the delay of its last acknowledgement is more.
     pause: u64,
     ticks: u64,
-    /// The term these windows are of.
+    /// The leader's term.
     term: u64,
     peers: BTreeMap<u64, Flow>,
 }
@@ -42,9 +42,9 @@ pub(super) struct Flows {
 struct Flow {
     window: Window,
     /// Messages under way.
-    sent: VecDeque<Sent>,
+    sent: VecDeque<SentAppend>,
     total: u64,
-    /// How long the last acknowledgement took.
+    /// The delay of the last acknowledgement.
     delay: u64,
     /// The peer has answered a heartbeat since the last append or question.
     is_heard: bool,
@@ -53,10 +53,10 @@ struct Flow {
 }
 
 #[derive(Debug)]
-struct Sent {
-    /// Its last entry.
+struct SentAppend {
+    /// The index of its last entry.
     last: u64,
-    /// Bytes sent since the start, with this.
+    /// Bytes sent since the start, with this message.
     total: u64,
     at: u64,
 }
@@ -79,7 +79,7 @@ impl Flows {
         self.ticks = self.ticks.saturating_add(ticks);
     }
 
-    /// Raft leads in `term`: a leader of another term knows nothing of what its peers drain.
+    /// Forgets the windows of an earlier term.
     pub(super) fn lead(&mut self, term: u64) {
         if self.term != term {
             self.term = term;
@@ -87,8 +87,8 @@ impl Flows {
         }
     }
 
-    /// A message is about to leave raft; `false`: it must not. Raft sends its probe again with each answer to a heartbeat,
-    /// though the first one, of up to `append_bytes_max`, may take seconds over a slow link.
+    /// Records a message that raft sends. `false`: it must not leave. Raft repeats its probe at each heartbeat response,
+    /// although the first one, of up to `append_bytes_max`, may take seconds over a slow link.
     pub(super) fn send(&mut self, message: &Message, prs: &ProgressTracker) -> bool {
         let (Some(last), MessageKind::Append) = (message.entries.last(), message.kind) else { return true };
         let (bytes, now, peer) = (message.payload_bytes() as u64, self.ticks, message.to.as_u64());
@@ -102,7 +102,7 @@ impl Flows {
         if flow.sent.len() >= SENT_MAX {
             flow.sent.pop_back();
         }
-        flow.sent.push_back(Sent { last: last.index, total: flow.total, at: now });
+        flow.sent.push_back(SentAppend { last: last.index, total: flow.total, at: now });
         true
     }
 
@@ -115,9 +115,10 @@ impl Flows {
         })
     }
 
-    /// A peer has everything up to `index`. Must be called before raft sees it, which may send more at once.
+    /// Records that a peer has the log up to `index`. Call it before raft gets the message, because raft may send more at
+    /// once.
     ///
-    /// `true`: what was under way is lost. The peer has taken a question behind it, and does not have it.
+    /// `true`: the messages under way are lost, because the peer answers the question behind them and does not have them.
     pub(super) fn acked(&mut self, peer: u64, index: u64, prs: &mut ProgressTracker) -> bool {
         let now = self.ticks;
         let Some(flow) = self.peers.get_mut(&peer) else { return false };
@@ -129,18 +130,18 @@ impl Flows {
             self.forget(peer, prs);
             return true;
         }
-        let Some(Sent { total, at, .. }) = acked else { return false };
+        let Some(SentAppend { total, at, .. }) = acked else { return false };
         flow.window.acked(total, now);
         flow.delay = now.saturating_sub(at);
         let messages = self.allowed(peer);
         if let Some(progress) = prs.get_mut(peer) {
-            // What raft has sent since it was last allowed counts.
+            // Raft counts what it has sent since `allow`.
             progress.ins.set_cap(messages);
         }
         false
     }
 
-    /// What is under way to a peer is lost, or refused.
+    /// Records that the messages under way to a peer are lost or refused.
     pub(super) fn forget(&mut self, peer: u64, prs: &mut ProgressTracker) {
         if self.peers.remove(&peer).is_some()
             && let Some(progress) = prs.get_mut(peer)
@@ -150,15 +151,15 @@ impl Flows {
         }
     }
 
-    /// A peer has answered a heartbeat: its link works.
+    /// Records that a peer has answered a heartbeat, so its link works.
     pub(super) fn heard(&mut self, peer: u64) {
         if let Some(flow) = self.peers.get_mut(&peer) {
             flow.is_heard = true;
         }
     }
 
-    /// Peers to be asked now, with the last index before what raft sends next: each answered a heartbeat while raft could not
-    /// send to it. Called when all that raft sent has left, so that a question comes after it.
+    /// Returns the peers to ask now, each with the index before raft's next entry. These peers answered a heartbeat while raft
+    /// could not send to them. Call it when all messages of raft have left: a question comes behind them.
     pub(super) fn questions(&mut self, prs: &ProgressTracker) -> Vec<(u64, u64)> {
         let mut questions = Vec::new();
         for (&peer, flow) in &mut self.peers {
@@ -182,7 +183,7 @@ impl Flows {
         questions
     }
 
-    /// Messages that raft may send to a peer before it is asked again.
+    /// The number of messages that raft may send to a peer now.
     fn allowed(&self, peer: u64) -> usize {
         let flow = self.peers.get(&peer);
         let room = flow.map_or(self.append_bytes_max, |flow| flow.window.room());
@@ -190,10 +191,10 @@ impl Flows {
         by_bytes.min(self.inflight_max.saturating_sub(flow.map_or(0, |flow| flow.sent.len())))
     }
 
-    /// Lets raft send to each peer as much as has room. Called when what it sent before is accounted for.
+    /// Sets raft's windows to the room of each peer. Call it when all messages of raft are recorded.
     pub(super) fn allow(&mut self, prs: &mut ProgressTracker) {
         for (&peer, progress) in prs.iter_mut() {
-            // Raft counts only what it sends from here on.
+            // Raft counts from zero again.
             progress.ins.reset();
             progress.ins.set_cap(self.allowed(peer));
         }

@@ -1,4 +1,4 @@
-//! The raft crate logs through slog; this drains it to tracing.
+//! Passes the log of the raft crate from slog to tracing.
 
 use std::fmt::{self, Write as _};
 
@@ -6,7 +6,7 @@ use slog::{Drain, KV, Level, Logger, Never, OwnedKVList, Record, o};
 
 use crate::ids::{GroupId, NodeId};
 
-/// A logger for one group of one node.
+/// Makes a logger for one group of one node.
 pub(super) fn logger(node: NodeId, group: GroupId) -> Logger {
     Logger::root(ToTracing, o!("node" => node.as_u64(), "group" => group.as_u64()))
 }
@@ -18,30 +18,31 @@ impl Drain for ToTracing {
     type Err = Never;
 
     fn log(&self, record: &Record<'_>, context: &OwnedKVList) -> Result<(), Never> {
-        let enabled = match record.level() {
-            Level::Critical | Level::Error => tracing::enabled!(target: "raft", tracing::Level::ERROR),
-            Level::Warning => tracing::enabled!(target: "raft", tracing::Level::WARN),
-            Level::Info => tracing::enabled!(target: "raft", tracing::Level::INFO),
-            Level::Debug => tracing::enabled!(target: "raft", tracing::Level::DEBUG),
-            Level::Trace => tracing::enabled!(target: "raft", tracing::Level::TRACE),
-        };
-        if !enabled {
-            return Ok(());
+        macro_rules! pass {
+            ($level:ident) => {
+                if tracing::enabled!(target: "raft", tracing::Level::$level) {
+                    let fields = fields(record, context);
+                    tracing::event!(target: "raft", tracing::Level::$level, "{}{fields}", record.msg());
+                }
+            };
         }
-        let mut fields = Fields(String::new());
-        // A field that fails to format is left out: a log line must never become an error of its own.
-        let _ = record.kv().serialize(record, &mut fields);
-        let _ = context.serialize(record, &mut fields);
-        let (message, fields) = (record.msg(), fields.0);
         match record.level() {
-            Level::Critical | Level::Error => tracing::error!(target: "raft", "{message}{fields}"),
-            Level::Warning => tracing::warn!(target: "raft", "{message}{fields}"),
-            Level::Info => tracing::info!(target: "raft", "{message}{fields}"),
-            Level::Debug => tracing::debug!(target: "raft", "{message}{fields}"),
-            Level::Trace => tracing::trace!(target: "raft", "{message}{fields}"),
+            Level::Critical | Level::Error => pass!(ERROR),
+            Level::Warning => pass!(WARN),
+            Level::Info => pass!(INFO),
+            Level::Debug => pass!(DEBUG),
+            Level::Trace => pass!(TRACE),
         }
         Ok(())
     }
+}
+
+fn fields(record: &Record<'_>, context: &OwnedKVList) -> String {
+    let mut fields = Fields(String::new());
+    // A field that fails to format is left out.
+    let _ = record.kv().serialize(record, &mut fields);
+    let _ = context.serialize(record, &mut fields);
+    fields.0
 }
 
 struct Fields(String);

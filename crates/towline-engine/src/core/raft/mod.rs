@@ -1,10 +1,10 @@
-//! The only place that knows the types of the raft crate. An upgrade of it touches this folder.
+//! One member of a group: the raft crate behind plain types. No other module of the engine uses types of that crate.
 
 mod convert;
+mod failed_reads;
 mod flow;
 mod logger;
 mod storage;
-mod unreadable;
 
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
@@ -13,88 +13,80 @@ use raft::{ProgressState, RawNode, ReadOnlyOption, StateRole};
 use self::flow::Flows;
 pub use self::storage::Fetch;
 use self::storage::LogView;
-#[cfg(test)]
-pub(crate) use self::unreadable::PAUSE_TICKS as UNREADABLE_PAUSE_TICKS;
-use super::attempts::{Attempts, SendBudget};
+use super::attempts::Attempts;
 use super::log::GroupLog;
 use crate::ids::{GroupId, NodeId};
 use crate::message::{ConfState, Entry, HardState, LogId, Message, MessageKind};
 use crate::reporter::{SnapshotAttempt, SnapshotStatus};
 use crate::status::{PeerProgress, PeerStatus, Role};
 
-/// What a replica is made of.
+/// The settings and the recovered state of a [`Replica`].
 pub struct ReplicaSetup {
     /// This node.
     pub node: NodeId,
     /// The group.
     pub group: GroupId,
-    /// The log as recovered.
+    /// The recovered log.
     pub log: GroupLog,
-    /// Term, vote and commit as recovered; the commit at least at the applied index.
+    /// The recovered term, vote and commit index. The commit index is not below the applied index.
     pub hard_state: HardState,
-    /// The membership as recovered.
+    /// The recovered membership.
     pub conf_state: ConfState,
     /// Ticks between two heartbeats of a leader.
     pub heartbeat_ticks: usize,
-    /// The range each election timeout is drawn from, end exclusive. One value makes it deterministic.
+    /// The range of election timeouts, end exclusive. A range of one value makes them deterministic.
     pub election_ticks: std::ops::Range<usize>,
     /// The shortest election timeout; the lease of a leader.
     pub election_ticks_min: usize,
-    /// Bytes of one append message.
+    /// The most bytes of one append message.
     pub append_bytes_max: u64,
-    /// Append messages under way to one peer.
+    /// The most append messages under way to one peer.
     pub append_inflight_max: usize,
     /// See [`Config`](crate::config::Config).
     pub commit_broadcast: bool,
-    /// Bytes of uncommitted entries a leader takes.
+    /// The most bytes of uncommitted entries on a leader.
     pub uncommitted_bytes_max: u64,
-    /// Bytes of committed entries given out at once.
+    /// The most bytes of committed entries in one ready.
     pub committed_bytes_max: u64,
 }
 
 /// One member of one group: the raft crate's node behind plain types.
 pub(crate) struct Replica {
     raw: RawNode<LogView>,
-    /// Whom a leader had heard of when raft last looked whether it has a quorum. Raft forgets it then, and takes everybody for
-    /// silent until the next heartbeat is answered.
+    /// The active peers at raft's last check for a quorum, which resets raft's own flags.
     heard: Vec<u64>,
-    /// What a leader may have under way to each peer.
     flows: Flows,
-    /// Ticks since a leader's heartbeats last left, those of which raft did not hear counted in.
+    /// Ticks since a leader's last heartbeats, with those that raft did not count.
     since_beat: usize,
 }
 
-/// What raft wants done, in plain types. See the raft crate's `Ready`.
+/// The raft crate's `Ready` in plain types.
 #[derive(Debug, Default)]
 pub(crate) struct ReadyParts {
     /// Dense, from 1.
     pub(crate) number: u64,
-    /// To be made durable.
+    /// Entries to make durable.
     pub(crate) entries: Vec<Entry>,
-    /// Term, vote and commit index as of this ready. Its entries, its snapshot and those of earlier readies reach up to that
-    /// commit index; no later commit index may be written with them.
+    /// Term, vote and commit index as of this ready. The entries and snapshots up to this ready reach this commit index; a
+    /// write with them must not contain a higher one.
     pub(crate) hard_state: HardState,
-    /// `false`: nothing here needs the disk (at most a commit index that may as well be written later).
+    /// `false`: nothing needs the disk, except perhaps a commit index that a later write can contain.
     pub(crate) must_write: bool,
-    /// To be applied.
+    /// Entries to apply.
     pub(crate) committed: Vec<Entry>,
-    /// A leader's messages: may leave before the write is durable.
+    /// A leader's messages: they may leave before the write is durable.
     pub(crate) messages: Vec<Message>,
-    /// Messages that must not leave before it is.
+    /// Messages that must wait for the write.
     pub(crate) messages_after_write: Vec<Message>,
-    /// Read rounds that were confirmed, with their index.
+    /// Confirmed read rounds with their index.
     pub(crate) reads: Vec<(Vec<u8>, u64)>,
-    /// A snapshot that was received: its place is the whole log now.
+    /// The log position of a received snapshot, which replaces the whole log.
     pub(crate) install: Option<LogId>,
 }
 
-/// Raft took none of the proposals: a transfer of leadership is under way, or too much is uncommitted.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct ProposalsDropped;
-
 impl Replica {
     /// # Errors
-    /// The raft crate's own words, if it does not accept the setup.
+    /// The error of the raft crate, if it rejects the setup.
     pub(crate) fn new(setup: ReplicaSetup, attempts: Attempts) -> Result<Self, String> {
         let config = raft::Config {
             id: setup.node.as_u64(),
@@ -109,7 +101,7 @@ impl Replica {
             max_election_tick: setup.election_ticks.end,
             read_only_option: ReadOnlyOption::Safe,
             skip_bcast_commit: !setup.commit_broadcast,
-            // Raft would merge appends past max_size_per_msg; the lanes batch instead.
+            // Raft would merge appends past `max_size_per_msg`. The lanes make batches instead.
             batch_append: false,
             priority: 0,
             max_uncommitted_size: setup.uncommitted_bytes_max.max(setup.append_bytes_max),
@@ -151,17 +143,17 @@ impl Replica {
         self.raw.raft.raft_log.committed
     }
 
-    /// Whether raft knows its whole log to be durable, also what it has not given out yet.
+    /// Whether raft knows that its whole log is durable.
     pub(crate) fn is_log_persisted(&self) -> bool {
         self.raw.raft.raft_log.persisted == self.last_index()
     }
 
-    /// With entries that are not written yet.
+    /// The index of the last entry, written or not.
     pub(crate) fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()
     }
 
-    /// Whether this leader has committed in its term; before that it cannot confirm reads.
+    /// Whether this leader has committed in its term. Before that it cannot confirm reads.
     pub(crate) fn committed_in_term(&self) -> bool {
         self.raw.raft.commit_to_current_term()
     }
@@ -170,7 +162,7 @@ impl Replica {
         self.raw.raft.lead_transferee.is_some()
     }
 
-    /// Whether this node decides alone: it then wins an election inside a single step.
+    /// Whether this node is the only voter. It then wins an election inside a single step.
     pub(crate) fn is_sole_voter(&self) -> bool {
         self.raw.raft.prs().is_singleton() && self.raw.raft.promotable()
     }
@@ -183,21 +175,10 @@ impl Replica {
         self.raw.raft.prs().conf().voters().contains(node.as_u64())
     }
 
-    /// Adds or removes a voter at once, as no code of this version does.
-    #[cfg(test)]
-    pub(crate) fn change_member(&mut self, node: NodeId, is_member: bool) {
-        let mut change = raft::eraftpb::ConfChange::default();
-        change.set_node_id(node.as_u64());
-        if !is_member {
-            change.set_change_type(raft::eraftpb::ConfChangeType::RemoveNode);
-        }
-        self.raw.apply_conf_change(&change).unwrap();
-    }
-
     pub(crate) fn tick(&mut self) {
         let raft = &self.raw.raft;
         if self.is_leader() && raft.election_elapsed + 1 >= raft.election_timeout() {
-            // In this tick raft looks whether it has a quorum, and forgets whom it has heard of.
+            // In this tick raft checks for a quorum, and resets the flags of active peers.
             let active = raft.prs().iter().filter(|(_, progress)| progress.recent_active);
             self.heard = active.map(|(&id, _)| id).collect();
         }
@@ -206,11 +187,10 @@ impl Replica {
         if !self.is_leader() {
             self.heard.clear();
         }
-        self.beat_in_time();
+        self.send_due_heartbeats();
     }
 
-    /// A tick in which raft must not campaign, as it does when an election timeout ends. The lease of a leader that is not
-    /// heard of runs out all the same: until then raft drops every request for a vote.
+    /// Counts a tick that starts no campaign. The lease of a silent leader, in which raft drops requests for votes, still ends.
     pub(crate) fn tick_without_campaign(&mut self) {
         let raft = &mut self.raw.raft;
         if raft.state != StateRole::Leader && raft.election_elapsed < raft.election_timeout() {
@@ -218,15 +198,14 @@ impl Replica {
         }
     }
 
-    /// So many ticks were due before the next one, and raft is not to hear of them.
+    /// Counts missed ticks without passing them to raft.
     pub(crate) fn skip_ticks(&mut self, ticks: u64) {
         self.since_beat = self.since_beat.saturating_add(usize::try_from(ticks).unwrap_or(usize::MAX));
         self.flows.pass(ticks);
     }
 
-    /// Raft counts the ticks it hears of until its heartbeats are due. Those that are due by the clock are sent at once; its own
-    /// follow when it thinks so.
-    fn beat_in_time(&mut self) {
+    /// Sends heartbeats that are due by the clock. Raft, which did not count skipped ticks, sends its own later.
+    fn send_due_heartbeats(&mut self) {
         self.since_beat = self.since_beat.saturating_add(1);
         if !self.is_leader() || self.raw.raft.heartbeat_elapsed() == 0 {
             self.since_beat = 0;
@@ -236,8 +215,7 @@ impl Replica {
         }
     }
 
-    /// The message must have passed the inbound checks: raft panics on some that have not. What raft refuses beyond
-    /// those (a response of somebody unknown) has no effect.
+    /// Passes a message to raft. It must have passed the inbound checks, because raft panics on some that have not.
     pub(crate) fn step(&mut self, message: Message) {
         let from = message.from.as_u64();
         let answers_leader = message.term == self.term() && self.is_leader();
@@ -260,12 +238,11 @@ impl Replica {
             && let Some(progress) = self.raw.raft.mut_prs().get_mut(from)
             && progress.state == ProgressState::Probe
         {
-            // Raft knew what the answer says, and waits for another heartbeat.
+            // Raft knew the acknowledged index, and would wait for another heartbeat response.
             progress.resume();
             self.raw.raft.send_append(from);
         }
-        // After a stale reject raft may want to send what the peer is known to have; a snapshot would be the answer, and
-        // its ack could not end it.
+        // After a stale reject raft may send entries that the peer has, or a snapshot that no acknowledgement ends.
         if let Some(progress) = self.raw.raft.mut_prs().get_mut(from)
             && progress.next_idx <= progress.matched
         {
@@ -273,23 +250,23 @@ impl Replica {
         }
     }
 
-    /// A peer has answered a heartbeat.
+    /// Records that a peer has answered a heartbeat.
     fn heard(&mut self, peer: u64) {
         let first = self.log().first_index();
         if self.raw.raft.prs().get(peer).is_some_and(|progress| progress.next_idx < first) {
-            // Whatever is under way, only a snapshot leads on: raft sends it as soon as it may send.
+            // The peer needs a snapshot, which raft sends as soon as its window has room.
             self.flows.forget(peer, self.raw.raft.mut_prs());
         } else {
             self.flows.heard(peer);
         }
     }
 
-    /// The index of a snapshot raft took and has not given out.
+    /// The index of an accepted snapshot that no ready contains yet.
     pub(crate) fn unstable_snapshot(&self) -> Option<u64> {
         self.raw.raft.raft_log.unstable_snapshot().as_ref().map(|s| s.get_metadata().index)
     }
 
-    /// Asks every peer for a sign of life; raft goes on with those that answer.
+    /// Sends a heartbeat to every peer. Raft sends more to those that answer.
     pub(crate) fn ping(&mut self) {
         self.raw.ping();
     }
@@ -303,29 +280,28 @@ impl Replica {
         self.raw.raft.prs().iter().filter_map(peer)
     }
 
-    /// Up to where a peer is known to have the log.
+    /// The highest index up to which a peer is known to have the log.
     pub(crate) fn matched(&self, peer: NodeId) -> u64 {
         self.raw.raft.prs().get(peer.as_u64()).map_or(0, |progress| progress.matched)
     }
 
-    /// The term of an entry raft knows, written or not.
+    /// The term of an entry, written or not.
     pub(crate) fn log_term(&self, index: u64) -> Option<u64> {
         self.raw.raft.raft_log.term(index).ok().filter(|&term| term != 0)
     }
 
-    /// Attempts to send snapshots, as raft's storage sees them too.
+    /// The attempts to send snapshots, which raft's storage uses too.
     pub(crate) fn attempts(&self) -> std::cell::RefMut<'_, Attempts> {
         self.raw.store().attempts.borrow_mut()
     }
 
-    /// Messages to the peer were lost: raft probes it, and streams again once it answers.
+    /// Reports lost messages to raft, which probes the peer and streams again once it answers.
     pub(crate) fn report_unreachable(&mut self, peer: NodeId) {
         self.flows.forget(peer.as_u64(), self.raw.raft.mut_prs());
         self.raw.report_unreachable(peer.as_u64());
     }
 
-    /// Ends the live attempt and tells raft how. The two are one step: raft never waits for an attempt that is over.
-    /// `false`: it is not the live one, and nothing changed.
+    /// Ends the live attempt and reports its outcome to raft. `false`: the attempt is not live, and nothing changed.
     pub(crate) fn settle(
         &mut self,
         attempt: SnapshotAttempt,
@@ -334,7 +310,7 @@ impl Replica {
     ) -> bool {
         let settled = self.attempts().settle(attempt, status, heartbeat);
         if settled {
-            // What was sent before the snapshot says nothing about what raft sends after it.
+            // Messages from before the snapshot do not count for the window behind it.
             self.flows.forget(attempt.peer.as_u64(), self.raw.raft.mut_prs());
             let status = match status {
                 SnapshotStatus::Finish => raft::SnapshotStatus::Finish,
@@ -345,30 +321,20 @@ impl Replica {
         settled
     }
 
-    /// See [`GroupCore::lend`](crate::core::GroupCore::lend). Both are called with each input, so neither goes through `attempts`.
-    pub(crate) fn lend(&mut self, budget: SendBudget) {
-        self.raw.mut_store().attempts.get_mut().budget = budget;
-    }
-
-    /// What is left of it.
-    pub(crate) fn budget(&self) -> SendBudget {
-        self.raw.store().attempts.borrow().budget
-    }
-
-    /// Forgets the log up to `through`, which is applied.
+    /// Removes the log up to `through`, which is applied.
     pub(crate) fn compact(&mut self, through: u64) {
         self.raw.mut_store().compact(through);
     }
 
-    /// Appends commands as one proposal, so that they are broadcast together. They get the indices after
-    /// [`last_index`](Self::last_index) as it was before, in order.
-    pub(crate) fn propose(&mut self, commands: Vec<Bytes>) -> Result<(), ProposalsDropped> {
+    /// Appends commands as one proposal, in order, after the [`last_index`](Self::last_index). Raft broadcasts them together.
+    /// `false`: raft refused all of them, because a transfer is under way or too much is uncommitted.
+    pub(crate) fn propose(&mut self, commands: Vec<Bytes>) -> bool {
         let mut message = eraftpb::Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
         let entry = |data| eraftpb::Entry { data, ..Default::default() };
         message.set_entries(commands.into_iter().map(entry).collect::<Vec<_>>().into());
-        self.raw.raft.step(message).map_err(|_| ProposalsDropped)
+        self.raw.raft.step(message).is_ok()
     }
 
     pub(crate) fn read_index(&mut self, context: Vec<u8>) {
@@ -379,8 +345,8 @@ impl Replica {
         self.raw.transfer_leader(to.as_u64());
     }
 
-    /// The next thing raft wants done. Entries are readable by raft when this returns; they are durable once
-    /// [`on_persist_ready`](Self::on_persist_ready) says so.
+    /// Takes raft's next ready. Raft can read its entries at once, and takes them for durable after
+    /// [`on_persist_ready`](Self::on_persist_ready).
     pub(crate) fn ready(&mut self) -> Option<ReadyParts> {
         if !self.raw.has_ready() {
             return None;
@@ -419,14 +385,14 @@ impl Replica {
         Some(parts)
     }
 
-    /// Appends without entries to peers that answer heartbeats while raft may send them nothing; see [`Flows::questions`].
+    /// Appends without entries for [`Flows::questions`].
     pub(crate) fn questions(&mut self) -> Vec<Message> {
         if !self.is_leader() {
             return Vec::new();
         }
         let raft = &self.raw.raft;
         let question = |(peer, index): (u64, u64)| -> Option<Message> {
-            // raft gives term zero for an index outside of its log.
+            // Raft returns term zero for an index outside of its log.
             let log_term = raft.raft_log.term(index).ok().filter(|term| *term != 0 || index == 0)?;
             let append = Message::new(MessageKind::Append, NodeId::new(raft.id)?, NodeId::new(peer)?);
             Some(Message { term: raft.term, index, log_term, commit: raft.raft_log.committed, ..append })
@@ -434,23 +400,23 @@ impl Replica {
         self.flows.questions(raft.prs()).into_iter().filter_map(question).collect()
     }
 
-    /// Everything up to this ready is durable. Must be called before the messages of that ready leave.
+    /// Records that everything up to this ready is durable. Call it before the messages of the ready leave.
     pub(crate) fn on_persist_ready(&mut self, number: u64) {
         self.raw.on_persist_ready(number);
     }
 
-    /// The state machine has applied everything up to `index`.
+    /// Records that the state machine has applied everything up to `index`.
     pub(crate) fn applied_to(&mut self, index: u64) {
         self.raw.advance_apply_to(index);
         self.raw.mut_store().log.applied_to(index);
     }
 
-    /// Ranges that raft wants and that are not in memory.
+    /// Takes the ranges that raft wants from the log store.
     pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
         self.raw.mut_store().take_wanted()
     }
 
-    /// Entries of a fetch came back.
+    /// Takes the entries of a fetch.
     pub(crate) fn fetched(&mut self, low: u64, entries: Vec<Entry>) {
         for context in self.raw.mut_store().fetched(low, entries) {
             self.raw.on_entries_fetched(context);
@@ -458,8 +424,7 @@ impl Replica {
         self.raw.mut_store().forget_arrived();
     }
 
-    /// The entries of a fetch could not be read. Raft asks again by itself. `true`: the log counts as compacted there from now
-    /// on, so that peers get a snapshot.
+    /// Records a failed fetch. `true`: the log counts as compacted there from now on, so peers get a snapshot.
     pub(crate) fn not_fetched(&mut self, low: u64) -> bool {
         let (callers, is_new) = self.raw.mut_store().not_fetched(low);
         for context in callers {
@@ -468,7 +433,7 @@ impl Replica {
         is_new
     }
 
-    /// What this leader knows of its peers.
+    /// The status of each peer, without its attempts.
     pub(crate) fn peers(&self) -> Vec<PeerStatus> {
         let me = self.raw.raft.id;
         let peer = |(&id, p): (&u64, &raft::Progress)| {
@@ -498,3 +463,6 @@ fn progress_of(progress: &raft::Progress) -> PeerProgress {
         ProgressState::Snapshot => PeerProgress::Snapshot,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! What the raft crate reads the log through. Answers from memory only; anything colder becomes a [`Fetch`].
+//! The log as the raft crate reads it. Answers come from memory only; entries in the log store alone become a [`Fetch`].
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,23 +8,22 @@ use raft::storage::GetEntriesContext;
 use raft::{Error, RaftState, Storage, StorageError};
 
 use super::convert;
-use super::unreadable::Unreadable;
+use super::failed_reads::FailedReads;
 use crate::core::attempts::Attempts;
 use crate::core::log::{GroupLog, Lookup};
 use crate::ids::NodeId;
 use crate::message::{ConfState, Entry, HardState};
 
-/// A range of the log that raft wants for a follower and that is not in memory.
+/// A range of the log that raft wants for a follower and that is in the log store only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetch {
-    /// The first index wanted.
+    /// The first index.
     pub low: u64,
     /// The end, exclusive.
     pub high: u64,
 }
 
-/// Reads of one index that wait at the same time: one or two a peer. More are dropped; raft asks again at the next
-/// heartbeat response.
+/// The most raft calls that wait for a fetch. More are dropped: raft asks again at the next heartbeat response.
 const FETCH_CALLERS_MAX: usize = 16;
 
 pub(super) struct LogView {
@@ -38,13 +37,13 @@ pub(super) struct LogView {
 
 #[derive(Default)]
 struct Fetches {
-    /// Asked for since the last look.
+    /// Fetches since the last [`LogView::take_wanted`].
     wanted: Vec<Fetch>,
-    /// Under way, by first index, with what raft wants to be called back with.
+    /// The raft calls that wait for a fetch, by its first index.
     callers: BTreeMap<u64, Vec<GetEntriesContext>>,
-    /// The last one that came back; kept while raft is called back.
+    /// The entries of the last fetch, while raft repeats its calls.
     arrived: Vec<Entry>,
-    unreadable: Unreadable,
+    failed: FailedReads,
 }
 
 impl LogView {
@@ -57,37 +56,36 @@ impl LogView {
         Self { log, hard_state, conf_state, fetches: RefCell::default(), attempts: RefCell::new(attempts) }
     }
 
-    /// Ranges asked for since the last call, each to be answered by [`fetched`](Self::fetched).
+    /// Takes the fetches since the last call. [`fetched`](Self::fetched) or [`not_fetched`](Self::not_fetched) answers each.
     pub(super) fn take_wanted(&mut self) -> Vec<Fetch> {
         std::mem::take(&mut self.fetches.get_mut().wanted)
     }
 
-    /// Entries from `low` on came back: whom to call back.
+    /// Takes the entries of a fetch. Returns the raft calls to repeat.
     pub(super) fn fetched(&mut self, low: u64, entries: Vec<Entry>) -> Vec<GetEntriesContext> {
         let fetches = self.fetches.get_mut();
-        fetches.unreadable.succeeded(low);
+        fetches.failed.succeeded(low);
         fetches.arrived = entries;
         fetches.callers.remove(&low).unwrap_or_default()
     }
 
-    /// Entries from `low` on could not be read: whom to call back, and whether the log counts as compacted there from now
-    /// on. Raft is not called back before that: it would ask again at once, for ever.
+    /// Records a failed fetch. Returns the raft calls to repeat, and whether the log counts as compacted there from now on.
+    /// No call is repeated before that: raft would ask again at once, for ever.
     pub(super) fn not_fetched(&mut self, low: u64) -> (Vec<GetEntriesContext>, bool) {
         let now = self.attempts.get_mut().now();
         let fetches = self.fetches.get_mut();
-        let is_new = fetches.unreadable.failed(low, now);
+        let is_new = fetches.failed.failed(low, now);
         let callers = fetches.callers.remove(&low).unwrap_or_default();
-        let callers = if fetches.unreadable.is_given_up(low, now) { callers } else { Vec::new() };
-        (callers, is_new)
+        (if fetches.failed.is_given_up(low, now) { callers } else { Vec::new() }, is_new)
     }
 
-    /// Forgets the log up to `through`.
+    /// Removes the log up to `through`.
     pub(super) fn compact(&mut self, through: u64) {
         self.log.compact(through);
-        self.fetches.get_mut().unreadable.compacted(self.log.first_index() - 1);
+        self.fetches.get_mut().failed.compacted(self.log.first_index() - 1);
     }
 
-    /// Raft was called back: what came is not needed any more.
+    /// Drops the entries of the last fetch, after raft has repeated its calls.
     pub(super) fn forget_arrived(&mut self) {
         self.fetches.get_mut().arrived = Vec::new();
     }
@@ -112,10 +110,10 @@ impl LogView {
             return Ok(entries.cloned().map(convert::entry_to_raft).collect());
         }
         if !context.can_async() {
-            // Only entries after the applied index are read this way, and those never leave memory.
+            // Raft reads only unapplied entries this way, and those never leave memory.
             return Err(Error::Store(StorageError::Unavailable));
         }
-        if fetches.unreadable.is_given_up(low, self.attempts.borrow().now()) {
+        if fetches.failed.is_given_up(low, self.attempts.borrow().now()) {
             return Err(Error::Store(StorageError::Compacted));
         }
         match fetches.callers.get_mut(&low) {
@@ -170,14 +168,13 @@ impl Storage for LogView {
         Ok(self.log.last_index())
     }
 
-    // No other error than this one is survivable here. Nobody may ask for a snapshot of a certain index
-    // (`core::inbound` refuses it), so `request_index` is always zero.
+    // Raft panics on any other error. `core::inbound` refuses requests for a certain index, so `_request_index` is zero.
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<eraftpb::Snapshot> {
         let later = || Error::Store(StorageError::SnapshotTemporarilyUnavailable);
         let to = NodeId::new(to).ok_or_else(later)?;
         let mut attempts = self.attempts.borrow_mut();
-        // A peer whose next entry cannot be read needs a snapshot that leads past it.
-        let unreadable = self.fetches.borrow().unreadable.last_given_up(attempts.now());
+        // A peer whose next entry cannot be read needs a snapshot that covers this entry.
+        let unreadable = self.fetches.borrow().failed.last_given_up(attempts.now());
         let truncated = (self.log.first_index() - 1).max(unreadable.unwrap_or(0));
         let meta = attempts.admit(to, truncated, self.log.bytes_appended()).ok_or_else(later)?;
         let at = meta.head.at;

@@ -1,28 +1,13 @@
 //! The queue of an append lane.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::{BatchBuilder, Depth, cost};
-use crate::ids::GroupId;
 use crate::message::{Batch, Envelope};
-
-/// The queue is full. Contains the message.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Full(pub(crate) Envelope);
-
-/// The contents of a cleared queue.
-#[derive(Debug, PartialEq, Eq, Default)]
-pub(crate) struct Dropped {
-    /// Messages.
-    pub(crate) messages: usize,
-    /// Their groups.
-    pub(crate) groups: BTreeSet<GroupId>,
-}
 
 /// Queues appends and their answers in order, bounded in messages and in bytes.
 ///
-/// An empty queue accepts a message larger than the bound in bytes. Raft would resend a refused one without end, and its
-/// peer would make no progress.
+/// An empty queue accepts a message larger than the bound in bytes, which raft would otherwise resend without end.
 #[derive(Debug)]
 pub(crate) struct AppendQueue {
     line: VecDeque<(Envelope, u64)>,
@@ -37,21 +22,16 @@ impl AppendQueue {
         Self { line: VecDeque::new(), bytes: 0, messages_max, bytes_max }
     }
 
-    /// Appends a message.
-    ///
-    /// # Errors
-    /// [`Full`] at either bound.
-    // By value: a box would allocate just when the queue is overloaded.
-    #[allow(clippy::result_large_err)]
-    pub(crate) fn push(&mut self, envelope: Envelope, now_ms: u64) -> Result<(), Full> {
+    /// Appends a message. `false`: the queue is full.
+    pub(crate) fn push(&mut self, envelope: Envelope, now_ms: u64) -> bool {
         let bytes = self.bytes.saturating_add(cost(&envelope));
         let fits = self.line.len() < self.messages_max && bytes <= self.bytes_max;
         if !fits && !self.line.is_empty() {
-            return Err(Full(envelope));
+            return false;
         }
         self.bytes = bytes;
         self.line.push_back((envelope, now_ms));
-        Ok(())
+        true
     }
 
     /// Takes the messages that fit in `bytes_max`, and at least one. `None` if the queue is empty.
@@ -66,11 +46,10 @@ impl AppendQueue {
         (!builder.batch.envelopes.is_empty()).then_some(builder.batch)
     }
 
-    /// Clears the queue. Returns its contents.
-    pub(crate) fn drop_all(&mut self) -> Dropped {
+    /// Clears the queue. Returns the number of dropped messages.
+    pub(crate) fn clear(&mut self) -> usize {
         self.bytes = 0;
-        let messages = self.line.len();
-        Dropped { messages, groups: self.line.drain(..).map(|(envelope, _)| envelope.group).collect() }
+        self.line.drain(..).count()
     }
 
     /// The depth of the queue.

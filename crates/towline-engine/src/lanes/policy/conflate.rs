@@ -20,14 +20,8 @@ impl<K, T> Default for ConflatingQueue<K, T> {
 }
 
 impl<K: Ord + Copy, T> ConflatingQueue<K, T> {
-    /// Adds a value. Returns the value that it supersedes.
-    #[cfg(test)]
-    pub(crate) fn push(&mut self, key: K, value: T) -> Option<T> {
-        self.push_with(key, value, |_, _| {})
-    }
-
-    /// As [`push`](Self::push). `merge(older, newer)` may keep a part of the superseded value.
-    pub(crate) fn push_with(&mut self, key: K, mut value: T, merge: impl FnOnce(&T, &mut T)) -> Option<T> {
+    /// Adds a value. Returns the value that it supersedes. `merge(older, newer)` may keep a part of that.
+    pub(crate) fn push(&mut self, key: K, mut value: T, merge: impl FnOnce(&T, &mut T)) -> Option<T> {
         let slot = self.places.get(&key).and_then(|place| {
             let index = usize::try_from(place - self.taken).ok()?;
             self.slots.get_mut(index)

@@ -6,22 +6,19 @@ use super::{BatchBuilder, ConflatingQueue, Depth, cost};
 use crate::ids::GroupId;
 use crate::message::{Batch, Envelope, Message, MessageKind};
 
-/// Keeps the read round of a heartbeat, or of its answer, that a newer message supersedes.
+/// Keeps the read round of a heartbeat, or of its response, that a newer message supersedes.
 ///
-/// The context of a heartbeat names the newest read barrier that waits for a quorum. raft 0.7 confirms with it every
-/// barrier before it (`ReadOnly::advance`), so a newer context may replace an older one. A newer heartbeat *without* a
-/// context must not erase the round of the older one. The older context then moves into the newer message. This is sound
-/// in both directions:
+/// The context of a heartbeat names the newest pending round. raft 0.7 confirms with it every round before it
+/// (`ReadOnly::advance`), so a newer context may replace an older one. If the newer message has no context, the older
+/// context moves into it. This is sound in both directions:
 ///
 /// * A heartbeat: the same term means the same leader. The follower answers the newer message after the round began, and
-///   the answer states what the older one would have stated: the follower knew no newer term at that time. A lease
-///   counted from the start of the round can only become shorter.
-/// * An answer: the follower did answer the round in this term. A second answer in the same term withdraws nothing.
+///   confirms the same: it knew no newer term at that time.
+/// * A response: the follower did answer the round in this term. A second response in the same term withdraws nothing.
 ///
-/// A round of another term is not kept: a leader drops its barriers when its term ends.
-///
-/// The cost of conflation: if each of several rounds reaches another minority, none of them is confirmed. raft puts the
-/// newest pending context into every heartbeat, so the first heartbeat that reaches a quorum confirms them all.
+/// A round of another term is not kept: a leader drops its rounds when its term ends. If each of several rounds reaches
+/// another minority, none is confirmed. The first heartbeat that reaches a quorum then confirms them all, because raft puts
+/// the newest pending context into every heartbeat.
 pub(crate) fn keep_round(older: &Message, newer: &mut Message) {
     let beats = matches!(newer.kind, MessageKind::Heartbeat | MessageKind::HeartbeatResponse);
     if beats && older.kind == newer.kind && older.term == newer.term && newer.context.is_empty() {
@@ -30,16 +27,14 @@ pub(crate) fn keep_round(older: &Message, newer: &mut Message) {
 }
 
 /// The outcome of a push.
-// By value: a box would allocate exactly when the queue is overloaded.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
     /// The message is queued.
     Queued,
     /// The message is queued and replaced an older one.
     Superseded,
-    /// Too many messages of read barriers wait. Contains the refused message.
-    ReadsFull(Envelope),
+    /// The message is refused: too many messages of read barriers wait.
+    ReadsFull,
 }
 
 /// Queues control messages: one slot for each group and kind, and a short queue for the messages of read barriers. Those
@@ -63,7 +58,7 @@ impl ControlQueue {
         let kind = envelope.message.kind;
         if matches!(kind, MessageKind::ReadIndex | MessageKind::ReadIndexResponse) {
             if self.reads.len() >= self.reads_max {
-                return Pushed::ReadsFull(envelope);
+                return Pushed::ReadsFull;
             }
             self.bytes += cost(&envelope);
             self.reads.push_back((envelope, now_ms));
@@ -75,7 +70,7 @@ impl ControlQueue {
             keep_round(&older.message, &mut newer.message);
             bytes = cost(newer);
         };
-        let superseded = self.slots.push_with(key, (envelope, now_ms), merge);
+        let superseded = self.slots.push(key, (envelope, now_ms), merge);
         self.bytes += bytes;
         match superseded {
             None => Pushed::Queued,
@@ -88,8 +83,7 @@ impl ControlQueue {
 
     /// Takes the messages that fit in `bytes_max`, and at least one. `None` if the queue is empty.
     ///
-    /// The slots go first, because elections depend on them. Each batch also takes at least one read, so that a node with
-    /// very many groups serves reads too.
+    /// The slots go first, because elections depend on them. Each batch takes a read too, even with very many groups.
     pub(crate) fn take_batch(&mut self, bytes_max: usize) -> Option<Batch> {
         let reserved = self.reads.front().map_or(0, |(envelope, _)| cost(envelope));
         let mut builder = BatchBuilder::new(bytes_max.saturating_sub(reserved));
@@ -108,8 +102,7 @@ impl ControlQueue {
         (!builder.batch.envelopes.is_empty()).then_some(builder.batch)
     }
 
-    /// Drops the messages pushed before `since_ms` and returns their number. Called for a new link: control messages older
-    /// than an election timeout are outdated.
+    /// Drops the messages pushed before `since_ms`, which are outdated, and returns their number.
     pub(crate) fn expire(&mut self, since_ms: u64) -> usize {
         let before = self.reads.len();
         self.reads.retain(|(_, at_ms)| *at_ms >= since_ms);

@@ -21,43 +21,23 @@ fn beats(queue: &mut ControlQueue) -> Vec<(u64, Bytes)> {
     batch.envelopes.into_iter().map(|e| (e.message.term, e.message.context)).collect()
 }
 
+/// A newer heartbeat, or its response, keeps the round that it supersedes, unless it has a round or another term.
 #[test]
-fn a_newer_value_takes_the_place_of_the_older() {
-    let mut queue = ConflatingQueue::default();
-    assert_eq!(queue.push('a', 1), None);
-    assert_eq!(queue.push('b', 2), None);
-    assert_eq!(queue.push('a', 3), Some(1));
-    let mut out = Vec::new();
-    queue.drain(&mut out);
-    assert_eq!(out, [3, 2]);
-}
-
-#[test]
-fn a_plain_heartbeat_keeps_the_round_it_supersedes_both_ways() {
-    for kind in [MessageKind::Heartbeat, MessageKind::HeartbeatResponse] {
-        let mut queue = ControlQueue::new(1);
-        assert_eq!(queue.push(envelope(1, kind, 3, "r1"), 0), Pushed::Queued);
-        assert_eq!(queue.push(envelope(1, kind, 3, ""), 0), Pushed::Superseded);
-        assert_eq!(beats(&mut queue), [(3, Bytes::from_static(b"r1"))]);
+fn a_superseded_round_stays_in_its_term_and_kind() {
+    const BEATS: [MessageKind; 2] = [MessageKind::Heartbeat, MessageKind::HeartbeatResponse];
+    for (kinds, older, newer, kept) in [
+        (&BEATS[..], (3, "r1"), (3, ""), "r1"),
+        (&BEATS[..], (3, "r1"), (3, "r2"), "r2"),
+        (&BEATS[..], (3, "r1"), (4, ""), ""),
+        (&[MessageKind::RequestVote][..], (4, "CampaignTransfer"), (4, ""), ""),
+    ] {
+        for &kind in kinds {
+            let mut queue = ControlQueue::new(1);
+            assert_eq!(queue.push(envelope(1, kind, older.0, older.1), 0), Pushed::Queued);
+            assert_eq!(queue.push(envelope(1, kind, newer.0, newer.1), 0), Pushed::Superseded);
+            assert_eq!(beats(&mut queue), [(newer.0, Bytes::from_static(kept.as_bytes()))]);
+        }
     }
-}
-
-#[test]
-fn a_newer_round_replaces_the_older() {
-    let mut queue = ControlQueue::new(1);
-    queue.push(envelope(1, MessageKind::Heartbeat, 3, "r1"), 0);
-    queue.push(envelope(1, MessageKind::Heartbeat, 3, "r2"), 0);
-    assert_eq!(beats(&mut queue), [(3, Bytes::from_static(b"r2"))]);
-}
-
-#[test]
-fn a_round_does_not_outlive_its_term_nor_reach_another_kind() {
-    let mut queue = ControlQueue::new(1);
-    queue.push(envelope(1, MessageKind::Heartbeat, 3, "r1"), 0);
-    queue.push(envelope(1, MessageKind::Heartbeat, 4, ""), 0);
-    queue.push(envelope(1, MessageKind::RequestVote, 4, "CampaignTransfer"), 0);
-    queue.push(envelope(1, MessageKind::RequestVote, 4, ""), 0);
-    assert_eq!(beats(&mut queue), [(4, Bytes::new()), (4, Bytes::new())]);
 }
 
 #[test]
@@ -66,12 +46,12 @@ fn reads_are_never_conflated_and_are_bounded() {
     let read = |context| envelope(1, MessageKind::ReadIndexResponse, 3, context);
     assert_eq!(queue.push(read("a"), 0), Pushed::Queued);
     assert_eq!(queue.push(read("b"), 0), Pushed::Queued);
-    assert_eq!(queue.push(read("c"), 0), Pushed::ReadsFull(read("c")));
+    assert_eq!(queue.push(read("c"), 0), Pushed::ReadsFull);
     assert_eq!(beats(&mut queue), [(3, Bytes::from_static(b"a")), (3, Bytes::from_static(b"b"))]);
 }
 
 #[test]
-fn a_read_goes_with_every_batch_however_many_groups_beat() {
+fn every_batch_takes_a_read_although_many_groups_send_heartbeats() {
     let mut queue = ControlQueue::new(2);
     for group in 0..100 {
         queue.push(envelope(group, MessageKind::Heartbeat, 1, ""), 0);
@@ -83,7 +63,7 @@ fn a_read_goes_with_every_batch_however_many_groups_beat() {
 }
 
 #[test]
-fn what_waited_too_long_expires() {
+fn old_control_messages_expire() {
     let mut queue = ControlQueue::new(2);
     queue.push(envelope(1, MessageKind::Heartbeat, 1, ""), 10);
     queue.push(envelope(1, MessageKind::ReadIndex, 0, "a"), 10);
@@ -102,11 +82,8 @@ fn an_append_queue_is_bounded_in_bytes_yet_takes_a_large_message_alone() {
         large.message.context = vec![0; 1_000].into();
         large
     };
-    assert_eq!(queue.push(large(), 5), Ok(()));
-    assert_eq!(queue.push(large(), 6), Err(Full(large())));
-    assert_eq!(queue.depth(9).age_ms, 4);
-    let dropped = queue.drop_all();
-    assert_eq!((dropped.messages, dropped.groups.into_iter().collect()), (1, vec![GroupId::new(7)]));
+    assert_eq!((queue.push(large(), 5), queue.push(large(), 6)), (true, false));
+    assert_eq!((queue.depth(9).age_ms, queue.clear()), (4, 1));
     assert_eq!(queue.depth(9), Depth::default());
 }
 
@@ -143,12 +120,15 @@ proptest! {
                     if older.is_none() {
                         model.push_back((key, value));
                     }
-                    prop_assert_eq!(queue.push(key, value), older);
+                    prop_assert_eq!(queue.push(key, value, |_, _| {}), older);
                 }
             }
             prop_assert_eq!(queue.len(), model.len());
             prop_assert!(queue.iter().copied().eq(model.iter().map(|(_, value)| *value)));
         }
+        let mut rest = Vec::new();
+        queue.drain(&mut rest);
+        prop_assert!(rest.into_iter().eq(model.into_iter().map(|(_, value)| value)));
     }
 
     #[test]
@@ -162,7 +142,7 @@ proptest! {
                 e.message.context = vec![0; size].into();
                 let bytes: usize = model.iter().chain([&e]).map(cost).sum();
                 let fits = model.is_empty() || (model.len() < messages_max && bytes <= bytes_max);
-                prop_assert_eq!(queue.push(e.clone(), 0).is_ok(), fits);
+                prop_assert_eq!(queue.push(e.clone(), 0), fits);
                 if fits {
                     model.push_back(e);
                 }

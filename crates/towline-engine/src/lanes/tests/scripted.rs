@@ -1,4 +1,4 @@
-//! A transport that does what a test says, and doubles that write down what they are told.
+//! A transport that does what a test says, and records what the lanes do.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -16,41 +16,68 @@ use crate::message::{Batch, Envelope, Lane, Message, MessageKind};
 use crate::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use crate::transport::*;
 
+/// What a call of the transport does, if it does not succeed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Does {
-    Well,
     Fail,
     Hang,
     Panic,
 }
 
-type Key = (NodeId, Lane);
+impl Does {
+    /// `Err` is a failure.
+    async fn run(does: Option<Self>) -> Result<(), ()> {
+        match does {
+            None => Ok(()),
+            Some(Self::Fail) => Err(()),
+            Some(Self::Hang) => pending().await,
+            Some(Self::Panic) => panic!("scripted"),
+        }
+    }
+}
+
+pub(super) type LaneKey = (NodeId, Lane);
+pub(super) type UnreachableReport = (NodeId, Scope, UnreachableCause);
 
 #[derive(Default)]
-pub(super) struct World {
-    pub(super) connect: BTreeMap<Key, Does>,
-    pub(super) dispatch: BTreeMap<Key, Does>,
-    pub(super) delivered: Vec<(NodeId, Lane, Envelope)>,
-    pub(super) batches: BTreeMap<Key, usize>,
-    pub(super) links: BTreeMap<Key, (PeerAddr, LinkFeedback)>,
+pub(super) struct ScriptedState {
+    pub(super) connect: BTreeMap<LaneKey, Does>,
+    pub(super) dispatch: BTreeMap<LaneKey, Does>,
+    pub(super) delivered: Vec<(LaneKey, Envelope)>,
+    pub(super) batches: BTreeMap<LaneKey, usize>,
+    pub(super) links: BTreeMap<LaneKey, (PeerAddr, LinkFeedback)>,
     pub(super) attempts: usize,
-    pub(super) reports: Vec<(NodeId, Scope, UnreachableCause)>,
+    pub(super) reports: Vec<UnreachableReport>,
     pub(super) drops: BTreeMap<(Lane, DropReason), usize>,
     pub(super) sent: BTreeMap<Lane, (usize, usize)>,
     pub(super) nacks: usize,
-    pub(super) connected: BTreeMap<Key, usize>,
+    pub(super) connected: BTreeMap<LaneKey, usize>,
     pub(super) connect_failed: usize,
     pub(super) closed: usize,
-    pub(super) depth: BTreeMap<Key, Depth>,
+    pub(super) depth: BTreeMap<LaneKey, Depth>,
     pub(super) gate_refuses: bool,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Script(Arc<Mutex<World>>);
+pub(super) struct ScriptedTransport(Arc<Mutex<ScriptedState>>);
 
-impl Script {
-    /// The world, for one look or change. Never held across an await.
-    pub(super) fn with<T>(&self, f: impl FnOnce(&mut World) -> T) -> T {
+impl ScriptedTransport {
+    /// Whose calls for these lanes to connect do this.
+    pub(super) fn connecting(does: Does, keys: &[LaneKey]) -> Self {
+        let script = Self::default();
+        script.with(|s| s.connect.extend(keys.iter().map(|&key| (key, does))));
+        script
+    }
+
+    /// Whose calls on these lanes to dispatch do this.
+    pub(super) fn dispatching(does: Does, keys: &[LaneKey]) -> Self {
+        let script = Self::default();
+        script.with(|s| s.dispatch.extend(keys.iter().map(|&key| (key, does))));
+        script
+    }
+
+    /// Reads or changes the state. Never held across an await.
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut ScriptedState) -> T) -> T {
         f(&mut self.0.lock().unwrap())
     }
 
@@ -73,19 +100,25 @@ impl Script {
         Lanes::new(LaneSettings::from(&config.validate().unwrap()), deps)
     }
 
-    /// Lanes to nodes 2 and 3, connected.
-    pub(super) async fn connected(&self, config: Config) -> Lanes {
+    /// Lanes to node 2.
+    pub(super) fn lanes_to_one_peer(&self, config: Config) -> Lanes {
         let lanes = self.lanes(config);
         lanes.set_peer(peer(2, 1));
-        lanes.set_peer(peer(3, 1));
-        self.until(|w| w.connected.len() == 4).await;
         lanes
     }
 
-    /// Waits, in the test's own time, until the world is as expected.
-    pub(super) async fn until(&self, holds: impl Fn(&World) -> bool) {
+    /// Connected lanes to nodes 2 and 3.
+    pub(super) async fn connected(&self, config: Config) -> Lanes {
+        let lanes = self.lanes_to_one_peer(config);
+        lanes.set_peer(peer(3, 1));
+        self.until(|s| s.connected.len() == 4).await;
+        lanes
+    }
+
+    /// Waits, in the test's own time, for a condition.
+    pub(super) async fn until(&self, holds: impl Fn(&ScriptedState) -> bool) {
         for _ in 0..60_000 {
-            if self.with(|w| holds(w)) {
+            if self.with(|s| holds(s)) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await; // not synchronisation: moves the paused clock
@@ -93,24 +126,32 @@ impl Script {
         panic!("not within a minute");
     }
 
-    pub(super) fn kill(&self, id: NodeId, lane: Lane) {
-        let (_, feedback) = self.with(|w| w.links.remove(&(id, lane)).unwrap());
+    pub(super) async fn until_delivered(&self, messages: usize) {
+        self.until(|s| s.delivered.len() == messages).await;
+    }
+
+    /// Waits until a lane has established this number of links.
+    pub(super) async fn until_connected(&self, key: LaneKey, links: usize) {
+        self.until(|s| s.connected.get(&key) == Some(&links)).await;
+    }
+
+    /// Breaks the link of a lane.
+    pub(super) fn kill(&self, key: LaneKey) {
+        let (_, feedback) = self.with(|s| s.links.remove(&key).unwrap());
         feedback.closed(LinkClosed::Broken { detail: "killed".into() });
     }
 
-    pub(super) fn terms(&self, id: NodeId, lane: Lane) -> Vec<u64> {
-        self.with(|w| {
-            let of = w.delivered.iter().filter(|(to, on, _)| (*to, *on) == (id, lane));
-            of.map(|(_, _, e)| e.message.term).collect()
-        })
+    /// The terms of the messages delivered on a lane.
+    pub(super) fn terms(&self, key: LaneKey) -> Vec<u64> {
+        self.with(|s| s.delivered.iter().filter(|(on, _)| *on == key).map(|(_, e)| e.message.term).collect())
     }
 
     pub(super) fn dropped(&self, lane: Lane, reason: DropReason) -> usize {
-        self.with(|w| w.drops.get(&(lane, reason)).copied().unwrap_or_default())
+        self.with(|s| s.drops.get(&(lane, reason)).copied().unwrap_or_default())
     }
 
-    pub(super) fn reports(&self) -> Vec<(NodeId, Scope, UnreachableCause)> {
-        self.with(|w| w.reports.clone())
+    pub(super) fn reports(&self) -> Vec<UnreachableReport> {
+        self.with(|s| s.reports.clone())
     }
 }
 
@@ -123,8 +164,7 @@ pub(super) fn peer(n: u64, port: u16) -> Peer {
 }
 
 pub(super) fn message(to: u64, group: u64, kind: MessageKind, term: u64) -> Envelope {
-    let mut message = Message::new(kind, node(1), node(to));
-    message.term = term;
+    let message = Message { term, ..Message::new(kind, node(1), node(to)) };
     Envelope { group: GroupId::new(group), message }
 }
 
@@ -135,7 +175,7 @@ pub(super) fn append(to: u64, group: u64, term: u64) -> Envelope {
 }
 
 #[async_trait]
-impl Transport for Script {
+impl Transport for ScriptedTransport {
     fn scheme(&self) -> &'static str {
         "mem"
     }
@@ -152,52 +192,75 @@ impl Transport for Script {
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
         let key = (to.id, lane);
-        let does = self.with(|w| {
-            w.attempts += 1;
-            w.connect.get(&key).copied().unwrap_or(Does::Well)
+        let does = self.with(|s| {
+            s.attempts += 1;
+            s.connect.get(&key).copied()
         });
-        match does {
-            Does::Well => {}
-            Does::Fail => return Err(ConnectError::Refused(Refusal::ShuttingDown)),
-            Does::Hang => pending().await,
-            Does::Panic => panic!("scripted"),
-        }
-        // An old feedback is dropped without the lock: it calls back.
-        let old = self.with(|w| w.links.insert(key, (to.address.clone(), feedback)));
+        Does::run(does).await.map_err(|()| ConnectError::Refused(Refusal::ShuttingDown))?;
+        // An old feedback is dropped without the lock, because it calls back.
+        let old = self.with(|s| s.links.insert(key, (to.address.clone(), feedback)));
         drop(old);
         let welcome =
             Welcome { node: to.id, incarnation: Incarnation::new(9).unwrap(), protocol: PROTOCOL_VERSION };
-        Ok(Connected { link: Box::new(ScriptedLink { key, script: self.clone() }), welcome })
+        Ok(Connected { link: Box::new(ScriptedLane { key, script: self.clone() }), welcome })
     }
 }
 
-struct ScriptedLink {
-    key: Key,
-    script: Script,
+/// A link of a lane, and the counters of the lane.
+struct ScriptedLane {
+    key: LaneKey,
+    script: ScriptedTransport,
 }
 
 #[async_trait]
-impl Link for ScriptedLink {
+impl Link for ScriptedLane {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
-        let does = self.script.with(|w| {
-            *w.batches.entry(self.key).or_default() += 1;
-            w.dispatch.get(&self.key).copied().unwrap_or(Does::Well)
+        let does = self.script.with(|s| {
+            *s.batches.entry(self.key).or_default() += 1;
+            s.dispatch.get(&self.key).copied()
         });
-        match does {
-            Does::Well => {}
-            Does::Fail => return Err(DispatchError::Closed),
-            Does::Hang => pending().await,
-            Does::Panic => panic!("scripted"),
-        }
-        let (id, lane) = self.key;
-        self.script.with(|w| w.delivered.extend(batch.envelopes.into_iter().map(|e| (id, lane, e))));
+        Does::run(does).await.map_err(|()| DispatchError::Closed)?;
+        self.script.with(|s| s.delivered.extend(batch.envelopes.into_iter().map(|e| (self.key, e))));
         Ok(())
     }
 }
 
-impl Reporter for Script {
+impl LaneCounter for ScriptedLane {
+    fn sent(&self, messages: usize, bytes: usize) {
+        self.script.with(|s| {
+            let sent = s.sent.entry(self.key.1).or_default();
+            *sent = (sent.0 + messages, sent.1 + bytes);
+        });
+    }
+
+    fn dropped(&self, reason: DropReason, messages: usize) {
+        self.script.with(|s| *s.drops.entry((self.key.1, reason)).or_default() += messages);
+    }
+
+    fn connected(&self) {
+        self.script.with(|s| *s.connected.entry(self.key).or_default() += 1);
+    }
+
+    fn connect_failed(&self) {
+        self.script.with(|s| s.connect_failed += 1);
+    }
+
+    fn closed(&self) {
+        self.script.with(|s| s.closed += 1);
+    }
+
+    fn nack(&self) {
+        self.script.with(|s| s.nacks += 1);
+    }
+
+    fn depth(&self, depth: Depth) {
+        self.script.with(|s| s.depth.insert(self.key, depth));
+    }
+}
+
+impl Reporter for ScriptedTransport {
     fn report_unreachable(&self, peer: NodeId, scope: Scope, cause: UnreachableCause) {
-        self.with(|w| w.reports.push((peer, scope, cause)));
+        self.with(|s| s.reports.push((peer, scope, cause)));
     }
 
     fn report_snapshot(&self, _: SnapshotAttempt, _: SnapshotStatus) {
@@ -205,58 +268,20 @@ impl Reporter for Script {
     }
 }
 
-impl PeerGate for Script {
+impl PeerGate for ScriptedTransport {
     fn welcome(&self, welcome: &Welcome) -> Result<(), String> {
         assert_eq!(welcome.incarnation.as_u64(), 9);
-        if self.with(|w| w.gate_refuses) { Err("another incarnation".into()) } else { Ok(()) }
+        if self.with(|s| s.gate_refuses) { Err("another incarnation".into()) } else { Ok(()) }
     }
 }
 
-impl LaneCounters for Script {
+impl LaneCounters for ScriptedTransport {
     fn lane(&self, peer: NodeId, scheme: &str, lane: Lane) -> Arc<dyn LaneCounter> {
         assert_eq!(scheme, "mem");
-        Arc::new(Counter { key: (peer, lane), script: self.clone() })
+        Arc::new(ScriptedLane { key: (peer, lane), script: self.clone() })
     }
 
     fn unrouted(&self, _: NodeId, lane: Lane, reason: DropReason) {
-        self.with(|w| *w.drops.entry((lane, reason)).or_default() += 1);
-    }
-}
-
-struct Counter {
-    key: Key,
-    script: Script,
-}
-
-impl LaneCounter for Counter {
-    fn sent(&self, messages: usize, bytes: usize) {
-        self.script.with(|w| {
-            let sent = w.sent.entry(self.key.1).or_default();
-            *sent = (sent.0 + messages, sent.1 + bytes);
-        });
-    }
-
-    fn dropped(&self, reason: DropReason, messages: usize) {
-        self.script.with(|w| *w.drops.entry((self.key.1, reason)).or_default() += messages);
-    }
-
-    fn connected(&self) {
-        self.script.with(|w| *w.connected.entry(self.key).or_default() += 1);
-    }
-
-    fn connect_failed(&self) {
-        self.script.with(|w| w.connect_failed += 1);
-    }
-
-    fn closed(&self) {
-        self.script.with(|w| w.closed += 1);
-    }
-
-    fn nack(&self) {
-        self.script.with(|w| w.nacks += 1);
-    }
-
-    fn depth(&self, depth: Depth) {
-        self.script.with(|w| w.depth.insert(self.key, depth));
+        self.with(|s| *s.drops.entry((lane, reason)).or_default() += 1);
     }
 }

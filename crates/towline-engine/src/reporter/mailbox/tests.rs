@@ -4,24 +4,15 @@ use std::task::Wake;
 use super::*;
 use crate::reporter::SnapshotFailure;
 
+const FINISH: SnapshotStatus = SnapshotStatus::Finish;
+const FAILURE: SnapshotStatus = SnapshotStatus::Failure(SnapshotFailure::Transfer);
+
 #[derive(Default)]
-struct Counts(Mutex<BTreeMap<(u64, &'static str, &'static str), u64>>);
+struct Counts(Mutex<BTreeMap<(&'static str, &'static str), u64>>);
 
 impl ReportCounter for Counts {
-    fn count(&self, peer: NodeId, kind: ReportKind, outcome: ReportOutcome, n: u64) {
-        *self.0.lock().unwrap().entry((peer.as_u64(), kind.as_str(), outcome.as_str())).or_default() += n;
-    }
-}
-
-impl Counts {
-    fn of(&self, kind: ReportKind, outcome: ReportOutcome) -> u64 {
-        self.0
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|((_, k, o), _)| *k == kind.as_str() && *o == outcome.as_str())
-            .map(|(_, n)| n)
-            .sum()
+    fn count(&self, _: NodeId, kind: ReportKind, outcome: ReportOutcome, n: u64) {
+        *self.0.lock().unwrap().entry((kind.as_str(), outcome.as_str())).or_default() += n;
     }
 }
 
@@ -42,164 +33,140 @@ fn attempt(number: u64) -> SnapshotAttempt {
     SnapshotAttempt { group: GroupId::DEFAULT, peer: node(2), term: 1, index: 10, number }
 }
 
-fn mailbox() -> (Arc<Mailbox>, Arc<Counts>, Arc<Woken>) {
-    let (counts, woken) = (Arc::new(Counts::default()), Arc::new(Woken::default()));
-    let mailbox = Arc::new(Mailbox::new(woken.clone().into(), counts.clone()));
-    mailbox.register(GroupId::DEFAULT, node(2));
-    (mailbox, counts, woken)
+/// A mailbox in which the default group of node 2 is registered.
+struct TestMailbox {
+    mailbox: Arc<Mailbox>,
+    counts: Arc<Counts>,
+    woken: Arc<Woken>,
 }
 
-fn drained(mailbox: &Mailbox) -> Vec<Report> {
-    let mut out = Vec::new();
-    mailbox.drain(&mut out);
-    out
+impl std::ops::Deref for TestMailbox {
+    type Target = Mailbox;
+
+    fn deref(&self) -> &Mailbox {
+        &self.mailbox
+    }
 }
 
-/// Case 60.
-#[test]
-fn a_late_report_of_attempt_1_does_not_touch_the_unread_outcome_of_attempt_2() {
-    let (mailbox, counts, _) = mailbox();
-    mailbox.arm(attempt(1));
-    mailbox.arm(attempt(2));
-    mailbox.report_snapshot(attempt(2), SnapshotStatus::Finish);
-    mailbox.report_snapshot(attempt(1), SnapshotStatus::Failure(SnapshotFailure::Transfer));
-    assert_eq!(drained(&mailbox), [Report::Snapshot { attempt: attempt(2), status: SnapshotStatus::Finish }]);
-    assert_eq!(counts.of(ReportKind::SnapshotFailure, ReportOutcome::Stale), 1);
+impl TestMailbox {
+    fn new() -> Self {
+        let (counts, woken) = (Arc::new(Counts::default()), Arc::new(Woken::default()));
+        let mailbox = Arc::new(Mailbox::new(woken.clone().into(), counts.clone()));
+        mailbox.register(GroupId::DEFAULT, node(2));
+        Self { mailbox, counts, woken }
+    }
+
+    fn drained(&self) -> Vec<Report> {
+        let mut out = Vec::new();
+        self.drain(&mut out);
+        out
+    }
+
+    fn lose_link(&self) {
+        self.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
+    }
+
+    fn count(&self, kind: ReportKind, outcome: ReportOutcome) -> u64 {
+        self.counts.0.lock().unwrap().get(&(kind.as_str(), outcome.as_str())).copied().unwrap_or_default()
+    }
+
+    fn wakes(&self) -> usize {
+        self.woken.0.load(Ordering::SeqCst)
+    }
 }
 
 #[test]
 fn a_lost_link_is_reported_to_every_group_of_that_peer_and_no_other() {
-    let (mailbox, ..) = mailbox();
+    let mailbox = TestMailbox::new();
     mailbox.register(GroupId::new(7), node(2));
     mailbox.register(GroupId::new(7), node(3));
-    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
-    let groups: Vec<_> = drained(&mailbox)
-        .into_iter()
-        .map(|r| match r {
-            Report::Unreachable { group, peer, .. } => (group.as_u64(), peer.as_u64()),
-            Report::Snapshot { .. } => panic!("no snapshot was reported"),
-        })
-        .collect();
-    assert_eq!(groups, [(1, 2), (7, 2)]);
+    mailbox.lose_link();
+    let cause = UnreachableCause::LinkLost;
+    let expected =
+        [1, 7].map(|group| Report::Unreachable { group: GroupId::new(group), peer: node(2), cause });
+    assert_eq!(mailbox.drained(), expected);
 }
 
 #[test]
-fn the_shard_is_woken_for_what_is_stored_and_for_nothing_else() {
-    let (mailbox, _, woken) = mailbox();
+fn only_stored_reports_wake_the_shard() {
+    let mailbox = TestMailbox::new();
     mailbox.arm(attempt(1));
-    let lost = || mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
     let wakes = |post: &dyn Fn()| {
-        let before = woken.0.load(Ordering::SeqCst);
+        let before = mailbox.wakes();
         post();
-        woken.0.load(Ordering::SeqCst) - before
+        mailbox.wakes() - before
     };
-    assert_eq!((wakes(&lost), wakes(&lost)), (1, 0));
-    let ended = |number| mailbox.report_snapshot(attempt(number), SnapshotStatus::Finish);
-    assert_eq!((wakes(&|| ended(7)), wakes(&|| ended(1)), wakes(&|| ended(1))), (0, 1, 0));
+    let lose_link = || mailbox.lose_link();
+    assert_eq!((wakes(&lose_link), wakes(&lose_link)), (1, 0));
+    let finish = |number| mailbox.report_snapshot(attempt(number), FINISH);
+    assert_eq!((wakes(&|| finish(7)), wakes(&|| finish(1)), wakes(&|| finish(1))), (0, 1, 0));
 }
 
-/// They were counted by the call when all cells were full, by the cell when they were drained, and not at all when some cells
-/// were full, so that the outcomes did not add up to anything.
+/// Mailbox and shard once counted such reports differently, so the outcomes did not add up to the posts.
 #[test]
 fn a_node_wide_report_counts_as_one_for_each_group() {
-    let (mailbox, counts, _) = mailbox();
+    let mailbox = TestMailbox::new();
     mailbox.register(GroupId::new(7), node(2));
     mailbox.register(GroupId::new(9), node(2));
-    let lost = |outcome| counts.of(ReportKind::Unreachable, outcome);
+    let coalesced = || mailbox.count(ReportKind::Unreachable, ReportOutcome::Coalesced);
     mailbox.report_unreachable(node(2), Scope::Group(GroupId::new(7)), UnreachableCause::QueueFull);
-    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
-    assert_eq!(lost(ReportOutcome::Coalesced), 1, "that of group 7");
-    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
-    assert_eq!(lost(ReportOutcome::Coalesced), 4);
-    assert_eq!(drained(&mailbox).len(), 3, "one and two times three were posted");
+    mailbox.lose_link();
+    assert_eq!(coalesced(), 1, "the one of group 7");
+    mailbox.lose_link();
+    assert_eq!((coalesced(), mailbox.drained().len()), (4, 3), "7 = 1 + 2 * 3 were posted");
 }
 
 /// Case 9.
 #[test]
 fn a_report_after_close_is_counted_and_dropped() {
-    let (mailbox, counts, woken) = mailbox();
+    let mailbox = TestMailbox::new();
     mailbox.arm(attempt(1));
     mailbox.close();
-    mailbox.report_snapshot(attempt(1), SnapshotStatus::Failure(SnapshotFailure::Transfer));
-    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
-    assert_eq!(drained(&mailbox), []);
-    assert_eq!(counts.of(ReportKind::SnapshotFailure, ReportOutcome::AfterClose), 1);
-    assert_eq!(counts.of(ReportKind::Unreachable, ReportOutcome::AfterClose), 1);
-    assert_eq!(woken.0.load(Ordering::SeqCst), 0);
+    mailbox.report_snapshot(attempt(1), FAILURE);
+    mailbox.lose_link();
+    assert_eq!((mailbox.drained(), mailbox.wakes()), (vec![], 0));
+    for kind in [ReportKind::SnapshotFailure, ReportKind::Unreachable] {
+        assert_eq!(mailbox.count(kind, ReportOutcome::AfterClose), 1);
+    }
 }
 
-/// They were stored as live and then thrown away without a word, so that the counters did not add up to what was posted.
+/// Such reports once disappeared uncounted, so the counters did not add up to the posts.
 #[test]
-fn a_report_that_is_not_drained_any_more_is_counted_too() {
-    let (mailbox, counts, _) = mailbox();
-    let finished = |outcome| counts.of(ReportKind::SnapshotFinish, outcome);
-    let lost = |outcome| counts.of(ReportKind::Unreachable, outcome);
+fn a_report_that_is_never_drained_is_counted() {
+    let mailbox = TestMailbox::new();
+    let finished = |outcome| mailbox.count(ReportKind::SnapshotFinish, outcome);
+    let lost = |outcome| mailbox.count(ReportKind::Unreachable, outcome);
     let post = |number| {
         mailbox.arm(attempt(number));
-        mailbox.report_snapshot(attempt(number), SnapshotStatus::Finish);
+        mailbox.report_snapshot(attempt(number), FINISH);
     };
     post(1);
     mailbox.disarm(GroupId::DEFAULT, node(2));
     assert_eq!(finished(ReportOutcome::Stale), 1);
     post(2);
     post(3);
-    assert_eq!(finished(ReportOutcome::Stale), 2, "the next attempt took its place");
-    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
+    assert_eq!(finished(ReportOutcome::Stale), 2, "the next attempt replaced it");
+    mailbox.lose_link();
     mailbox.forget(GroupId::DEFAULT, node(2));
     assert_eq!((finished(ReportOutcome::Stale), lost(ReportOutcome::Stale)), (3, 1));
     post(4);
-    mailbox.report_unreachable(node(2), Scope::Node, UnreachableCause::LinkLost);
+    mailbox.lose_link();
     mailbox.close();
     assert_eq!((finished(ReportOutcome::AfterClose), lost(ReportOutcome::AfterClose)), (1, 1));
-    assert_eq!(drained(&mailbox), []);
+    assert_eq!(mailbox.drained(), []);
 }
 
-/// Case 4, the removed and re-added id: a cell that was forgotten has no live attempt.
+/// Case 4: a peer that was removed and added again has no live attempt.
 #[test]
 fn a_report_for_a_removed_and_re_added_peer_changes_nothing() {
-    let (mailbox, counts, _) = mailbox();
+    let mailbox = TestMailbox::new();
     mailbox.arm(attempt(1));
     mailbox.forget(GroupId::DEFAULT, node(2));
-    mailbox.report_snapshot(attempt(1), SnapshotStatus::Finish);
+    mailbox.report_snapshot(attempt(1), FINISH);
     mailbox.register(GroupId::DEFAULT, node(2));
-    mailbox.report_snapshot(attempt(1), SnapshotStatus::Finish);
-    assert_eq!(drained(&mailbox), []);
-    assert_eq!(counts.of(ReportKind::SnapshotFinish, ReportOutcome::UnknownPeer), 1);
-    assert_eq!(counts.of(ReportKind::SnapshotFinish, ReportOutcome::Stale), 1);
-}
-
-/// Case 8. Nobody drains: the loop is stalled. The same of a node that runs: `node/tests/reports.rs`.
-#[test]
-fn ten_thousand_reports_from_eight_threads_against_a_stalled_loop_stay_bounded_and_keep_the_outcome() {
-    let (mailbox, counts, _) = mailbox();
-    mailbox.arm(attempt(1));
-    std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| {
-                for _ in 0..1_250 {
-                    mailbox.report_unreachable(
-                        node(2),
-                        Scope::Group(GroupId::DEFAULT),
-                        UnreachableCause::QueueFull,
-                    );
-                    mailbox.report_snapshot(attempt(9), SnapshotStatus::Failure(SnapshotFailure::Transfer));
-                }
-            });
-        }
-        mailbox.report_snapshot(attempt(1), SnapshotStatus::Finish);
-    });
-    assert_eq!(mailbox.lock().by_peer.len(), 1);
-    assert_eq!(
-        drained(&mailbox),
-        [
-            Report::Unreachable {
-                group: GroupId::DEFAULT,
-                peer: node(2),
-                cause: UnreachableCause::QueueFull
-            },
-            Report::Snapshot { attempt: attempt(1), status: SnapshotStatus::Finish },
-        ]
-    );
-    assert_eq!(counts.of(ReportKind::Unreachable, ReportOutcome::Coalesced), 9_999);
-    assert_eq!(counts.of(ReportKind::SnapshotFailure, ReportOutcome::Stale), 10_000);
+    mailbox.report_snapshot(attempt(1), FINISH);
+    assert_eq!(mailbox.drained(), []);
+    for outcome in [ReportOutcome::UnknownPeer, ReportOutcome::Stale] {
+        assert_eq!(mailbox.count(ReportKind::SnapshotFinish, outcome), 1);
+    }
 }

@@ -1,104 +1,99 @@
-//! What a leader does when it cannot read entries that a follower needs.
+//! A leader that cannot read entries that a follower needs.
 
 use super::*;
 use crate::core::Unreadable;
 
-/// Reads that fail before the place is given up.
+/// The failed reads after which the log counts as compacted.
 const FAILURES: usize = 5;
 
-/// The leader's entries 11 and 12 are in the log store alone, and node 2 needs them.
+/// The ticks after which unreadable entries are read again.
+const PAUSE_TICKS: u64 = 6_000;
+
+/// Entries 11 and 12 of the leader are in the log store alone, and node 2 needs them.
 fn leader_with_cold_entries(available: SnapshotMeta) -> TestGroup {
     let group = group_with_cache(0, |setup| setup.available = Some(available));
     let mut group = lead(group, TRUNCATED);
-    let has = Message { index: TRUNCATED, ..answer(&group, MessageKind::AppendResponse) };
-    group.step(id(2), has).unwrap();
+    group.acknowledge(2, TRUNCATED);
     group
 }
 
-/// Heartbeats and their answers, with each fetch answered by `read`. Gives the fetches, and everything else.
+/// Heartbeats with their answers, where `read` answers each fetch. Returns the fetches, and the appends with entries.
 fn beat(
     group: &mut TestGroup,
     count: usize,
     mut read: impl FnMut() -> Result<Vec<Entry>, String>,
-) -> (usize, TestEffects) {
-    let (mut fetches, mut all) = (0, TestEffects::default());
+) -> (usize, usize) {
+    let (mut fetches, mut appends) = (0, 0);
     for _ in 0..count {
-        let mut fx = heartbeats(group, 1);
-        while !fx.fetches.is_empty() {
-            for fetch in std::mem::take(&mut fx.fetches) {
+        group.heartbeats(1);
+        while !group.fx.fetches.is_empty() {
+            for fetch in std::mem::take(&mut group.fx.fetches) {
                 assert_eq!(fetch.low, TRUNCATED + 1);
                 fetches += 1;
+                let mut fx = std::mem::take(&mut group.fx);
                 group.fetched(fetch.low, read(), &mut fx);
+                group.fx = fx;
             }
-            turn(group, &mut fx);
+            group.turn();
         }
-        all.unreadable.append(&mut fx.unreadable);
-        all.snapshots.append(&mut fx.snapshots);
-        all.messages.append(&mut fx.messages);
-        all.apply.append(&mut fx.apply);
+        let has_entries = |m: &&Message| m.kind == MessageKind::Append && !m.entries.is_empty();
+        appends += group.fx.messages.drain(..).filter(|m| has_entries(&m)).count();
     }
-    (fetches, all)
+    (fetches, appends)
 }
 
 fn fail() -> Result<Vec<Entry>, String> {
     Err("a bad block".into())
 }
 
-/// The reads were repeated at every heartbeat for ever, and the follower never got a snapshot although one was there.
-#[test]
-fn a_follower_that_needs_entries_that_cannot_be_read_gets_a_snapshot() {
-    let mut group = leader_with_cold_entries(meta(LAST, 1));
-    let (fetches, mut fx) = beat(&mut group, 200, fail);
-    assert_eq!(fetches, FAILURES);
-    let told = Unreadable { index: TRUNCATED + 1, cause: "a bad block".into() };
-    assert_eq!(std::mem::take(&mut fx.unreadable), [told], "the operator hears of it once");
-    assert_eq!(take(&mut fx).meta.head.at.index, LAST);
+fn succeed() -> Result<Vec<Entry>, String> {
+    Ok(vec![entry(11, 1), entry(12, 1)])
 }
 
-/// The newest snapshot ends before the entries that cannot be read: it would not lead past them.
+/// The reads were once repeated at every heartbeat for ever, and the follower got no snapshot although one was available.
 #[test]
-fn a_snapshot_that_leads_past_the_entries_that_cannot_be_read_is_made_if_there_is_none() {
+fn a_follower_that_needs_unreadable_entries_gets_a_snapshot() {
+    let mut group = leader_with_cold_entries(meta(LAST, 1));
+    assert_eq!(beat(&mut group, 200, fail).0, FAILURES);
+    let unreadable = Unreadable { index: TRUNCATED + 1, cause: "a bad block".into() };
+    assert_eq!(group.fx.unreadable, [unreadable], "an operator sees it once");
+    assert_eq!(group.take_transfer().meta.head.at.index, LAST);
+}
+
+/// The available snapshot ends before the unreadable entries, so it does not help the follower.
+#[test]
+fn a_snapshot_that_covers_the_unreadable_entries_is_made_if_there_is_none() {
     let mut group = leader_with_cold_entries(meta(TRUNCATED, 1));
-    let (fetches, fx) = beat(&mut group, 10, fail);
-    assert_eq!((fetches, fx.snapshots.len()), (FAILURES, 0));
-    let ordered = fx.apply.iter().find_map(|task| match task {
-        Apply::Snapshot { at, .. } => Some(*at),
-        _ => None,
-    });
-    let at = ordered.expect("another one is ordered");
-    group.snapshot_made(Some((meta(at.index, at.term), at)));
-    let (fetches, mut fx) = beat(&mut group, 5, fail);
-    assert_eq!((fetches, take(&mut fx).meta.head.at), (0, at));
+    assert_eq!((beat(&mut group, 10, fail).0, group.transfers.len()), (FAILURES, 0));
+    let at = group.take_orders()[0];
+    group.make_snapshot(at);
+    assert_eq!((beat(&mut group, 5, fail).0, group.take_transfer().meta.head.at), (0, at));
 }
 
 #[test]
 fn a_read_that_succeeds_in_time_costs_no_snapshot() {
     let mut group = leader_with_cold_entries(meta(LAST, 1));
     let mut reads = 0;
-    let (fetches, fx) = beat(&mut group, 20, || {
+    let (fetches, appends) = beat(&mut group, 20, || {
         reads += 1;
-        if reads < FAILURES { fail() } else { Ok(vec![entry(11, 1), entry(12, 1)]) }
+        if reads < FAILURES { fail() } else { succeed() }
     });
-    assert!(fetches >= FAILURES);
-    assert_eq!((fx.unreadable.len(), fx.snapshots.len()), (0, 0));
-    assert!(fx.messages.iter().any(|m| m.kind == MessageKind::Append && !m.entries.is_empty()));
+    assert!(fetches >= FAILURES && appends > 0);
+    assert_eq!((group.fx.unreadable.len(), group.transfers.len()), (0, 0));
 }
 
-/// The disk is well again, or the memory that it lacked is there.
 #[test]
 fn entries_that_become_readable_are_read_again_after_a_pause() {
     let mut group = leader_with_cold_entries(meta(LAST, 1));
-    let (fetches, fx) = beat(&mut group, 10, fail);
-    assert_eq!((fetches, fx.snapshots.len()), (FAILURES, 1));
-    drop(fx);
-    let pause = crate::core::UNREADABLE_PAUSE_TICKS / HEARTBEAT;
+    assert_eq!((beat(&mut group, 10, fail).0, group.transfers.len()), (FAILURES, 1));
+    let pause = PAUSE_TICKS / HEARTBEAT;
     for beats in 10..2 * pause {
         // Every transfer fails meanwhile.
-        drain(&mut group);
-        let (fetches, fx) = beat(&mut group, 1, || Ok(vec![entry(11, 1), entry(12, 1)]));
+        group.transfers.clear();
+        group.drain();
+        let (fetches, appends) = beat(&mut group, 1, succeed);
         if fetches > 0 {
-            assert!(fx.messages.iter().any(|m| m.kind == MessageKind::Append && !m.entries.is_empty()));
-            assert!((pause..pause + 120).contains(&beats), "{beats}");
+            assert!(appends > 0 && (pause..pause + 120).contains(&beats), "{appends} after {beats}");
             return;
         }
     }
