@@ -1,4 +1,4 @@
-//! Adapts what the engine counts to the metrics crate, with handles made once.
+//! Adapts the engine's counters to the metrics crate, with cached handles.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,13 +17,13 @@ use crate::transport::{CertRefusal, Nack, NackCause, Refusal};
 /// The counters of a node.
 pub(crate) struct Counters {
     pub(crate) metrics: NodeMetrics,
-    /// Reports have no transport label, but a peer's handle is made with one: the one its lanes use.
+    /// Made with the transport that the peer's lanes use, because reports name no transport.
     peers: Mutex<BTreeMap<NodeId, PeerMetrics>>,
-    /// Nacks for messages the shard refused after the lane had taken them; sent with the next answer on that lane.
+    /// Nacks for messages that the shard refused after the lane had taken them. The lane's next answer carries them.
     late: Mutex<BTreeMap<NodeId, Vec<Nack>>>,
 }
 
-/// Late nacks kept a peer; one a group is enough, and more are dropped and counted.
+/// The most late nacks of one peer. More are dropped and counted.
 const LATE_NACKS_MAX: usize = 64;
 
 impl Counters {
@@ -44,12 +44,12 @@ impl Counters {
         }
     }
 
-    /// What is counted of a connection that a peer made over the transport of this scheme.
+    /// The metrics of a connection that a peer made over the transport of this scheme.
     pub(crate) fn inbound(&self, peer: NodeId, scheme: &str) -> PeerMetrics {
         self.metrics.peer(peer.as_u64(), static_scheme(scheme))
     }
 
-    /// For a snapshot that goes out, over the transport that the lanes of the peer use too.
+    /// The byte counter for a snapshot to the peer.
     pub(crate) fn snapshot_sent(&self, peer: NodeId) -> impl RecordTotal + use<> {
         self.peer(peer, None).snapshot_record(labels::Direction::Sent)
     }
@@ -115,8 +115,7 @@ impl Counters {
     }
 }
 
-/// What the peer is told of a message that its lane had taken and the group then refused. What the peer cannot mend by
-/// probing is only counted.
+/// The nack for a message that the group refused after its lane had taken it. `None` if probing does not help the peer.
 pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
     match reject {
         Reject::Full => Some(Nack { group, cause: NackCause::InboxFull }),
@@ -125,7 +124,7 @@ pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
     }
 }
 
-/// Metric labels live for ever; schemes are the few that transports have.
+/// Metric labels are static, so only known schemes get their own.
 fn static_scheme(scheme: &str) -> &'static str {
     match scheme {
         "grpc" => "grpc",

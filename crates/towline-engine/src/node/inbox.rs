@@ -24,7 +24,7 @@ use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 pub(crate) type ShardGroup = GroupCore<Waiter, ReadWaiter>;
 
-/// The id of a group's write. It tells a late completion from those of the group's next generation.
+/// The id of a group's write. It distinguishes a late completion from those of the group's next generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriteId {
     pub(crate) group: GroupId,
@@ -57,7 +57,7 @@ pub(crate) enum Control {
         target: Option<NodeId>,
         /// Answered when the transfer has ended.
         answer: Answer<Result<(), TransferLeaderError>>,
-        /// `None` for the node's own, at shutdown.
+        /// `None` for a transfer at shutdown.
         room: Option<OwnedSemaphorePermit>,
     },
     /// A peer offers a snapshot.
@@ -104,7 +104,7 @@ pub(crate) struct StartGroup {
     pub(crate) started: Answer<()>,
 }
 
-/// The way to the shard. Never blocks.
+/// A handle to the shard's inbox. Never blocks.
 #[derive(Clone)]
 pub(crate) struct ShardSender {
     /// `None` once the shard has ended.
@@ -113,12 +113,12 @@ pub(crate) struct ShardSender {
 }
 
 impl ShardSender {
-    /// Posts an event. After the end of the shard the event is dropped, and so is the answer that its caller waits for.
+    /// Posts an event. After the end of the shard it drops the event, and with it the caller's answer.
     pub(crate) fn post(&self, event: ShardEvent) {
         let late = match self.lock().as_mut() {
             Some(events) => {
                 match (events.last_mut(), event) {
-                    // A newer applied index says everything an older one does.
+                    // A newer applied index replaces an older one.
                     (
                         Some(ShardEvent::Applied { group, generation, index }),
                         ShardEvent::Applied { group: of, generation: of_generation, index: newer },
@@ -134,14 +134,14 @@ impl ShardSender {
         }
     }
 
-    /// Takes what was posted, in the place of an empty `into`.
+    /// Swaps the posted events with an empty `into`.
     pub(super) fn take(&self, into: &mut Vec<ShardEvent>) {
         if let Some(events) = self.lock().as_mut() {
             std::mem::swap(events, into);
         }
     }
 
-    /// From now on nothing is taken; what was is dropped.
+    /// Drops the posted events and all later ones.
     pub(super) fn close(&self) {
         let unread = self.lock().take();
         drop(unread);
@@ -152,7 +152,7 @@ impl ShardSender {
     }
 }
 
-/// Wakes the shard thread, at most one system call for any number of posts between two turns.
+/// Wakes the shard thread, with one system call for all posts between two turns.
 pub(super) struct Unpark {
     pub(super) woken: AtomicBool,
     pub(super) thread: Mutex<Option<Thread>>,
@@ -172,7 +172,7 @@ impl Wake for Unpark {
     }
 }
 
-/// The shard's inbox. It is made before the shard's thread, because other threads need its handle.
+/// The shard's inbox, made before the shard's thread because other threads need its handle.
 pub(crate) struct ShardInbox {
     pub(crate) sender: ShardSender,
     pub(crate) scheduled: Arc<Scheduled>,
@@ -193,7 +193,7 @@ impl ShardInbox {
     }
 }
 
-/// Dropped when the shard ends, for whatever reason: the answers of queued events are dropped then.
+/// The shard drops it on every exit, and so drops the answers of queued events.
 impl Drop for ShardInbox {
     fn drop(&mut self) {
         self.sender.close();

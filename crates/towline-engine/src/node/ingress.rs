@@ -1,4 +1,4 @@
-//! What waits for the shard: one bounded set of queues a group, filled by callers and by peers.
+//! The bounded queues of a group, which callers and peers fill and the shard empties.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,10 +16,10 @@ use crate::lanes::policy::{ConflatingQueue, keep_round};
 use crate::message::{Message, MessageKind};
 use crate::transport::NackCause;
 
-/// Memory an append message costs in the inbox beside its payload.
+/// Memory of an append message in the inbox beside its payload.
 const MESSAGE_OVERHEAD_BYTES: usize = 128;
 
-/// The queues of one group. Nothing here blocks; what does not fit is refused to whoever brought it.
+/// The queues of one group. Nothing here blocks: a full queue refuses new elements.
 pub(crate) struct Ingress {
     group: GroupId,
     limits: Limits,
@@ -38,9 +38,9 @@ struct Limits {
 
 #[derive(Default)]
 struct Queues {
-    /// Why nothing is taken any more.
+    /// Set once the group has ended, with the cause.
     closed: Option<Arc<str>>,
-    /// Whether the shard was told already.
+    /// Whether the group is in [`Scheduled`].
     scheduled: bool,
     control: ConflatingQueue<(NodeId, MessageKind), (NodeId, Message)>,
     read_messages: VecDeque<(NodeId, Message)>,
@@ -48,14 +48,14 @@ struct Queues {
     append_bytes: usize,
     proposals: VecDeque<(Bytes, Waiter)>,
     proposal_bytes: usize,
-    /// Proposals in the order of the calls, wherever they are by now, until they are answered.
+    /// The unanswered proposals, wherever they are.
     deadlines: Deadlines,
     reads: Vec<ReadWaiter>,
-    /// Reads that the core holds: they count against the bound too.
+    /// Reads in the core, which count against the bound too.
     reads_held: usize,
 }
 
-/// Groups that have something for the shard, and its wake-up.
+/// The groups whose queues the shard must visit.
 pub(crate) struct Scheduled {
     groups: Mutex<Vec<GroupId>>,
     wake: Waker,
@@ -76,18 +76,17 @@ impl Scheduled {
     }
 }
 
-/// What became of a message that was taken.
+/// How a message was queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// It waits.
     Queued,
-    /// It waits in the place of an older one, which nobody will see.
+    /// It replaced an older message.
     Superseded,
 }
 
-/// What the shard takes in one turn.
+/// What the shard takes from a group in one turn.
 #[derive(Default)]
-pub(crate) struct Taken {
+pub(crate) struct IngressBatch {
     pub(crate) control: Vec<(NodeId, Message)>,
     pub(crate) appends: Vec<(NodeId, Message)>,
     pub(crate) proposals: Vec<(Bytes, Waiter)>,
@@ -155,10 +154,10 @@ impl Ingress {
         self.schedule(queues);
     }
 
-    /// Queues a message that the connection of `from` brought.
+    /// Queues a message from the connection of `from`. Control messages conflate, so they always fit.
     ///
     /// # Errors
-    /// Why it could not be taken. Control messages conflate and are always taken.
+    /// The group is down, or the queue is full.
     pub(crate) fn deliver(&self, from: NodeId, message: Message) -> Result<Delivered, NackCause> {
         let mut queues = self.lock();
         let mut delivered = Delivered::Queued;
@@ -170,8 +169,8 @@ impl Ingress {
                 let bytes = message.payload_bytes() + MESSAGE_OVERHEAD_BYTES;
                 let full = queues.appends.len() >= self.limits.appends_max
                     || queues.append_bytes + bytes > self.limits.append_bytes_max;
-                // One that is larger than the inbox is taken alone: its entry may have been committed under a higher
-                // `proposal_bytes_max` than this node's, and the leader sends it until it is taken.
+                // An empty queue takes a message of any size. A leader with a higher `proposal_bytes_max` may have
+                // committed a larger entry, and it resends the entry until this node takes it.
                 if full && !queues.appends.is_empty() {
                     return Err(NackCause::InboxFull);
                 }
@@ -179,7 +178,7 @@ impl Ingress {
                 queues.appends.push_back((from, message));
             }
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => {
-                // One heartbeat's answer can release several of these at once, so they are never conflated.
+                // One heartbeat's answer can release several of these, so they are not conflated.
                 if queues.read_messages.len() >= self.limits.read_messages_max {
                     return Err(NackCause::InboxFull);
                 }
@@ -198,17 +197,14 @@ impl Ingress {
         Ok(delivered)
     }
 
-    /// Takes what one turn may handle: all control messages, and at most `burst_max` appends and as many proposals.
-    /// What is left is scheduled again.
-    pub(crate) fn take(&self, burst_max: usize, taken: &mut Taken) {
+    /// Takes all control messages and reads, and at most `burst_max` appends and proposals each. Schedules the rest again.
+    pub(crate) fn take(&self, burst_max: usize, taken: &mut IngressBatch) {
         let mut queues = self.lock();
         queues.scheduled = false;
         queues.control.drain(&mut taken.control);
         taken.control.extend(queues.read_messages.drain(..));
         let appends = queues.appends.len().min(burst_max);
-        for (from, message) in queues.appends.drain(..appends) {
-            taken.appends.push((from, message));
-        }
+        taken.appends.extend(queues.appends.drain(..appends));
         let bytes: usize =
             taken.appends.iter().map(|(_, m)| m.payload_bytes() + MESSAGE_OVERHEAD_BYTES).sum();
         queues.append_bytes = queues.append_bytes.saturating_sub(bytes);
@@ -234,12 +230,11 @@ impl Ingress {
         self.lock().deadlines.take_all()
     }
 
-    /// How many reads the core holds now.
     pub(crate) fn set_reads_held(&self, held: usize) {
         self.lock().reads_held = held;
     }
 
-    /// Takes nothing any more, and tells everybody who waits here.
+    /// Refuses new elements, and fails the queued proposals and reads.
     pub(crate) fn close(&self, cause: &Arc<str>) {
         let (proposals, reads) = {
             let mut queues = self.lock();

@@ -1,4 +1,4 @@
-//! Whom this node knows: its own identity, the members of its groups, and the incarnation each peer last came with.
+//! The identity of this node, the members of its groups, and the incarnations of its peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -24,7 +24,7 @@ use crate::transport::{
 /// The groups of a node, as the connections see them.
 pub(crate) type Registry = Arc<RwLock<BTreeMap<GroupId, Arc<Ingress>>>>;
 
-/// What a node knows of itself and of others.
+/// The node's identity and its known peers; the gate of every handshake.
 pub(crate) struct Peers {
     node: NodeId,
     cluster: ClusterId,
@@ -38,9 +38,9 @@ pub(crate) struct Peers {
 
 #[derive(Default)]
 struct Known {
-    /// `None` until the first group is bootstrapped: until then nobody is let in and nobody is called.
+    /// `None` until the first group is bootstrapped. Until then the node admits no peer and calls no peer.
     identity: Option<Identity>,
-    /// As the identity records them.
+    /// The groups that the identity records.
     groups: BTreeSet<GroupId>,
     members: BTreeMap<GroupId, BTreeSet<NodeId>>,
     seen: BTreeMap<NodeId, Incarnation>,
@@ -68,7 +68,7 @@ impl Peers {
         Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
     }
 
-    /// The node stops.
+    /// Ends the offers of snapshots that are being decided.
     pub(crate) fn close(&self) {
         self.receives.close();
     }
@@ -86,7 +86,7 @@ impl Peers {
         self.store.may_found()
     }
 
-    /// Makes the identity of a new directory, with a fresh incarnation; an existing one stays.
+    /// Creates the identity of a new directory, with a random incarnation. Keeps an existing identity.
     pub(crate) fn found(&self) -> Result<(), IdentityError> {
         let mut known = self.lock();
         if known.identity.is_some() {
@@ -103,7 +103,7 @@ impl Peers {
         Ok(())
     }
 
-    /// Records a group that the log has durably, before it runs.
+    /// Records a group before it runs. The log must have it durably.
     pub(crate) fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
         let mut known = self.lock();
         if !known.groups.contains(&group) {
@@ -117,7 +117,7 @@ impl Peers {
         self.lock().members.insert(group, members);
     }
 
-    /// What to say to a peer first. Only asked for once a group runs, so there is an identity.
+    /// The first message to a peer. Called only once a group runs, so there is an identity.
     pub(crate) fn hello(&self, to: NodeId) -> Hello {
         let incarnation = self.identity().map(|i| i.incarnation).or(Incarnation::new(u64::MAX));
         Hello {
@@ -129,8 +129,8 @@ impl Peers {
         }
     }
 
-    /// Compares a peer's incarnation with the one it came with before; the first is remembered, durably, before it
-    /// counts. So a peer whose disk was emptied is told apart from the one that gave its votes.
+    /// Refuses a peer whose incarnation differs from the remembered one: its disk was emptied, and it forgot its votes. The
+    /// first incarnation is made durable before it counts.
     fn recognise(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), Refusal> {
         let mut known = self.lock();
         match known.seen.get(&peer) {
@@ -178,10 +178,10 @@ impl PeerGate for Peers {
     }
 }
 
-/// The way in over one transport.
+/// The inbound side of one transport.
 pub(crate) struct NodeInbound {
     pub(crate) peers: Arc<Peers>,
-    /// Told who called.
+    /// Notified of each peer that connects.
     pub(crate) lanes: Lanes,
     pub(crate) scheme: &'static str,
 }
@@ -210,7 +210,7 @@ struct Session {
     peers: Arc<Peers>,
     peer: NodeId,
     welcome: Welcome,
-    /// Of the transport that the peer came over, which need not be the one it is called with.
+    /// Of the transport that the peer used, which may differ from the one that this node uses to call it.
     metrics: PeerMetrics,
 }
 
@@ -241,7 +241,7 @@ impl PeerSession for Session {
             match result {
                 Ok(Delivered::Queued) => {}
                 Ok(Delivered::Superseded) => superseded += 1,
-                // One a group is enough: the sender goes back to probing either way.
+                // One nack for each group is enough: it makes the sender probe.
                 Err(cause) if !nacks.iter().any(|nack| nack.group == group) => {
                     nacks.push(Nack { group, cause });
                 }

@@ -1,4 +1,4 @@
-//! Snapshots between the network, the shard and the files.
+//! Connects snapshot transfers to the shard and the settings.
 
 use std::sync::{Arc, PoisonError};
 
@@ -18,7 +18,7 @@ use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::SnapshotGroups;
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-/// Asks the shard about offers.
+/// Passes offers and received snapshots to the shard.
 pub(crate) struct NodeGroups {
     pub(crate) node: NodeId,
     pub(crate) registry: Registry,
@@ -26,8 +26,8 @@ pub(crate) struct NodeGroups {
 }
 
 impl NodeGroups {
-    /// A group that does not run here may be about to start: a leader that was told that this is the wrong node would
-    /// not ask again for long.
+    /// Refuses an offer for a group that does not run. A member's group may be about to start, so it is not `WrongNode`:
+    /// after that the leader would not retry for long.
     fn check(&self, offer: &SnapshotOffer) -> Result<(), SnapshotRefusal> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         if registry.contains_key(&offer.meta.head.group) {
@@ -72,12 +72,12 @@ impl SnapshotGroups for NodeGroups {
     }
 }
 
-/// Counts the bytes of a transfer that goes out when it ends.
+/// Makes the byte tally of a sent snapshot, which counts when the transfer ends.
 pub(crate) fn sent(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync> {
     Arc::new(move |peer| ByteTally::new(counters.snapshot_sent(peer)))
 }
 
-/// The settings as the core counts them: in ticks.
+/// The core's snapshot settings, with times in ticks.
 pub(crate) fn policy(config: &ValidConfig) -> SnapshotPolicy {
     SnapshotPolicy {
         every_entries: config.snapshot_entries,

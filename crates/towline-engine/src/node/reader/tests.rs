@@ -10,22 +10,22 @@ use crate::node::inbox::ShardInbox;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Keeps the queue of its reader full, and panics in every call while a flag is set.
+/// A log store that keeps its reader's queue full, and panics in every call while a flag is set.
 #[derive(Default)]
-struct Store {
+struct BusyLog {
     refill: OnceLock<LogReader>,
     panics: AtomicBool,
     compactions: AtomicUsize,
     purges: AtomicUsize,
 }
 
-impl Store {
+impl BusyLog {
     fn call(&self) {
         assert!(!self.panics.load(Ordering::SeqCst), "a bad block");
     }
 }
 
-impl LogStore for Store {
+impl LogStore for BusyLog {
     fn recover(&self, _: GroupId) -> Result<Recovered, LogError> {
         Ok(Recovered::default())
     }
@@ -41,7 +41,7 @@ impl LogStore for Store {
         _: usize,
         out: &mut Vec<Entry>,
     ) -> Result<(), LogReadError> {
-        // Before the panic, so that a part of the answer is there.
+        // Before the panic, so that the answer is partial.
         out.push(Entry { index: range.start, term: 1, data: "x".into(), ..Entry::default() });
         self.call();
         Ok(())
@@ -53,7 +53,6 @@ impl LogStore for Store {
 
     fn compact(&self, group: GroupId, through: u64) -> Result<(), LogError> {
         if let Some(reader) = self.refill.get() {
-            // Before this task ends the next one waits.
             reader.compact(group, through);
         }
         self.compactions.fetch_add(1, Ordering::SeqCst);
@@ -76,19 +75,19 @@ impl LogStore for Store {
     }
 }
 
-struct Running {
-    store: Arc<Store>,
+struct ReaderFixture {
+    store: Arc<BusyLog>,
     inbox: ShardInbox,
     reader: LogReader,
     thread: JoinHandle<()>,
 }
 
-fn start(store: Store, purge_interval: Duration) -> Running {
+fn start(store: BusyLog, purge_interval: Duration) -> ReaderFixture {
     let (store, inbox) = (Arc::new(store), ShardInbox::new());
-    let (work, queue) = channel();
-    let thread = Reader { store: store.clone(), shard: inbox.sender.clone(), purge_interval };
+    let (tasks, queue) = channel();
+    let thread = ReaderThread { store: store.clone(), shard: inbox.sender.clone(), purge_interval };
     let thread = std::thread::spawn(move || thread.run(&queue));
-    Running { store, inbox, reader: LogReader { work }, thread }
+    ReaderFixture { store, inbox, reader: LogReader { tasks }, thread }
 }
 
 fn wait(what: &str, mut condition: impl FnMut() -> bool) {
@@ -99,7 +98,7 @@ fn wait(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-impl Running {
+impl ReaderFixture {
     /// The entries of the next fetch that comes back.
     fn fetched(&self) -> usize {
         self.reader.fetch(GroupId::DEFAULT, 1, Fetch { low: 3, high: 4 });
@@ -123,23 +122,22 @@ impl Running {
 }
 
 #[test]
-fn a_queue_that_is_never_empty_does_not_keep_the_store_from_a_purge() {
-    let running = start(Store::default(), Duration::from_millis(20));
+fn purges_run_although_the_queue_is_never_empty() {
+    let running = start(BusyLog::default(), Duration::from_millis(20));
     assert!(running.store.refill.set(running.reader.clone()).is_ok());
     running.reader.compact(GroupId::DEFAULT, 1);
     wait("purges under load", || running.store.purges.load(Ordering::SeqCst) >= 3);
-    // The other way round purges must not be all that is done.
     let done = running.store.compactions.load(Ordering::SeqCst);
     wait("compactions beside purges", || running.store.compactions.load(Ordering::SeqCst) > done + 10);
     running.end();
 }
 
 #[test]
-fn a_store_that_panics_ends_one_call_and_not_the_thread() {
-    let running = start(Store::default(), Duration::from_millis(20));
+fn a_panic_of_the_store_ends_one_call_and_not_the_thread() {
+    let running = start(BusyLog::default(), Duration::from_millis(20));
     running.store.panics.store(true, Ordering::SeqCst);
     let purges = running.store.purges.load(Ordering::SeqCst);
-    assert_eq!(running.fetched(), 0, "nothing of an answer that ended in a panic");
+    assert_eq!(running.fetched(), 0, "a partial answer is dropped");
     running.reader.compact(GroupId::DEFAULT, 1);
     wait("a compaction that panics", || running.store.compactions.load(Ordering::SeqCst) == 1);
     wait("purges that panic", || running.store.purges.load(Ordering::SeqCst) > purges + 1);
