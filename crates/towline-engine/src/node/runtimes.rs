@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::config::ValidConfig;
-use crate::snapshots::step_back;
+use crate::snapshots::lower_priority;
 
 /// The names of the runtimes' threads.
 const NET: &str = "towline-net";
@@ -39,7 +39,7 @@ impl Runtimes {
         };
         let mut own = Self(Vec::with_capacity(2));
         own.0.push((NET, named(NET).build()?));
-        own.0.push((BULK, named(BULK).on_thread_start(step_back).build()?));
+        own.0.push((BULK, named(BULK).on_thread_start(lower_priority).build()?));
         let [(_, net), (_, bulk)] = own.0.as_slice() else { return Err(io::ErrorKind::NotFound.into()) };
         let handles = Handles { net: net.handle().clone(), bulk: bulk.handle().clone() };
         Ok((own, handles))

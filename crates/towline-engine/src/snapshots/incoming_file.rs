@@ -9,7 +9,7 @@ use crate::snapshot_store::{
 };
 use crate::transport::SnapshotRefusal;
 
-/// Bytes of a file that are read at once.
+/// Bytes of one read while a file is verified.
 const CHECK_BYTES: usize = 256 << 10;
 
 /// A file that receives a snapshot, and the pin that keeps it.
@@ -26,8 +26,8 @@ pub(super) enum IncomingState {
 }
 
 impl IncomingFile {
-    /// Opens the file. Blocks, and for long if a large part of the snapshot is here already. Meanwhile `goes_on` gets the
-    /// number of verified bytes and returns whether to go on.
+    /// Opens the file. Blocks for long if a large part of the snapshot is here already. Meanwhile `goes_on` gets the number
+    /// of verified bytes and returns whether to continue.
     pub(super) fn open(
         store: &dyn SnapshotStore,
         worker: &SnapshotWorker,
@@ -44,7 +44,7 @@ impl IncomingFile {
         let whole = match whole {
             Ok(whole) => whole,
             Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(stopped),
-            // Not used: Raft would record the install and drop the log before the file is read.
+            // A damaged file must not be used: Raft would drop the log before the file is read.
             Err(error) => {
                 let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
                 tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
@@ -59,7 +59,7 @@ impl IncomingFile {
         Ok(Self { file, pin })
     }
 
-    /// The length of the body's part that is here already.
+    /// The number of body bytes that are here already.
     pub(super) fn offset(&self, meta: &SnapshotMeta) -> u64 {
         match &self.file {
             IncomingState::Open(writer) => writer.verified(),

@@ -24,30 +24,30 @@ pub(super) struct Precedence {
 }
 
 /// The opened file for a waiting attempt. The tuple drops the file before the slot.
-pub(super) type Opened<F> = Result<(F, ReceiveSlot<F>), SnapshotRefusal>;
+pub(super) type OpenedFile<F> = Result<(F, ReceiveSlot<F>), SnapshotRefusal>;
 
 /// The running transfers, each into an `F`. Clones share them.
 pub(super) struct ReceiveSlots<F> {
     slots_max: usize,
-    taken: Arc<Mutex<BTreeMap<GroupId, Taken<F>>>>,
+    held: Arc<Mutex<BTreeMap<GroupId, HeldSlot<F>>>>,
     freed: Arc<Notify>,
     /// The node is stopping.
     closed: Arc<AtomicBool>,
 }
 
-struct Taken<F> {
+struct HeldSlot<F> {
     of: Precedence,
     content: ContentId,
     /// The attempt that waits for the file. A later attempt at the same content replaces it and gets the same file: opening
     /// may read the whole file, and a sender that gave up early must not restart that.
-    waits: Option<Waits<F>>,
+    waiting: Option<WaitingOffer<F>>,
     /// Whether a later attempt wants the slot. Never reset: the holder then ends.
     superseded: watch::Sender<bool>,
 }
 
 /// An attempt that waits while the file is opened.
-struct Waits<F> {
-    to: oneshot::Sender<Opened<F>>,
+struct WaitingOffer<F> {
+    to: oneshot::Sender<OpenedFile<F>>,
     /// The progress that its sender sees meanwhile.
     deciding: ProgressCell,
 }
@@ -55,7 +55,7 @@ struct Waits<F> {
 /// The right to receive.
 pub(super) struct Claim<F> {
     /// The file, once it is open.
-    pub(super) opened: oneshot::Receiver<Opened<F>>,
+    pub(super) opened: oneshot::Receiver<OpenedFile<F>>,
     /// The slot for opening the file. `None` if an earlier attempt is opening it.
     pub(super) slot: Option<ReceiveSlot<F>>,
 }
@@ -64,7 +64,7 @@ impl<F> Clone for ReceiveSlots<F> {
     fn clone(&self) -> Self {
         Self {
             slots_max: self.slots_max,
-            taken: self.taken.clone(),
+            held: self.held.clone(),
             freed: self.freed.clone(),
             closed: self.closed.clone(),
         }
@@ -73,7 +73,7 @@ impl<F> Clone for ReceiveSlots<F> {
 
 impl<F> ReceiveSlots<F> {
     pub(super) fn new(slots_max: usize) -> Self {
-        Self { slots_max, taken: Arc::default(), freed: Arc::default(), closed: Arc::default() }
+        Self { slots_max, held: Arc::default(), freed: Arc::default(), closed: Arc::default() }
     }
 
     /// Claims the slot of a group. Waits up to [`SLOT_TIMEOUT`] for an earlier attempt to end. `None` if the group or the node
@@ -107,26 +107,26 @@ impl<F> ReceiveSlots<F> {
         let mut all = self.lock();
         let room = all.len() < self.slots_max;
         let (to, opened) = oneshot::channel();
-        let waits = Waits { to, deciding: deciding.clone() };
+        let waiting = WaitingOffer { to, deciding: deciding.clone() };
         match all.entry(group) {
             Entry::Vacant(_) if !room => Ok(None),
             Entry::Vacant(free) => {
                 let (superseded, ends) = watch::channel(false);
-                free.insert(Taken { of, content, waits: Some(waits), superseded });
+                free.insert(HeldSlot { of, content, waiting: Some(waiting), superseded });
                 let slot = ReceiveSlot { group, slots: self.clone(), superseded: ends };
                 Ok(Some(Claim { opened, slot: Some(slot) }))
             }
-            Entry::Occupied(mut taken) if taken.get().of < of => {
-                let taken = taken.get_mut();
-                let ends = *taken.superseded.borrow();
-                match taken.waits.take_if(|_| taken.content == content && !ends) {
+            Entry::Occupied(mut held) if held.get().of < of => {
+                let held = held.get_mut();
+                let ends = *held.superseded.borrow();
+                match held.waiting.take_if(|_| held.content == content && !ends) {
                     Some(earlier) => {
-                        (taken.of, taken.waits) = (of, Some(waits));
+                        (held.of, held.waiting) = (of, Some(waiting));
                         let _ = earlier.to.send(Err(SnapshotRefusal::Superseded));
                         Ok(Some(Claim { opened, slot: None }))
                     }
                     None => {
-                        taken.superseded.send_replace(true);
+                        held.superseded.send_replace(true);
                         Err(Later)
                     }
                 }
@@ -140,8 +140,8 @@ impl<F> ReceiveSlots<F> {
         self.closed.store(true, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Taken<F>>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, HeldSlot<F>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,8 +166,8 @@ impl<F> ReceiveSlot<F> {
 
     /// Reports the bytes verified so far to the waiting attempt. Returns whether to go on.
     pub(super) fn goes_on(&self, read: u64) -> bool {
-        if let Some(waits) = self.slots.lock().get(&self.group).and_then(|taken| taken.waits.as_ref()) {
-            waits.deciding.advance(TransferProgress { acked: read, phase: TransferPhase::Verifying });
+        if let Some(waiting) = self.slots.lock().get(&self.group).and_then(|held| held.waiting.as_ref()) {
+            waiting.deciding.advance(TransferProgress { acked: read, phase: TransferPhase::Verifying });
         }
         self.ends().is_none()
     }
@@ -182,9 +182,9 @@ impl<F> ReceiveSlot<F> {
 
     /// Passes the opened file, or the refusal, to the waiting attempt. Without one, drops the file and then the slot.
     pub(super) fn hand_over(self, file: Result<F, SnapshotRefusal>) {
-        let waits = self.slots.lock().get_mut(&self.group).and_then(|taken| taken.waits.take());
-        match waits {
-            Some(waits) => drop(waits.to.send(file.map(|file| (file, self)))),
+        let waiting = self.slots.lock().get_mut(&self.group).and_then(|held| held.waiting.take());
+        match waiting {
+            Some(waiting) => drop(waiting.to.send(file.map(|file| (file, self)))),
             None => drop(file),
         }
     }
