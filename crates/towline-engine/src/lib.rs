@@ -99,5 +99,7 @@ pub(crate) mod snapshots;
 pub mod state_machine;
 pub mod status;
 pub mod storage;
+#[cfg(feature = "driver")]
+pub(crate) mod sync;
 pub mod transport;
 pub mod units;

@@ -5,7 +5,7 @@
 //! equal, the format is wrong.
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod incoming_file;
 mod pace;
 mod priority;

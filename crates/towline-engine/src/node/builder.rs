@@ -30,6 +30,7 @@ use crate::reporter::{Mailbox, Reporter};
 use crate::snapshot_store::SnapshotStoreError;
 use crate::snapshots::{Receives, ReceivesDeps, Sends, SendsDeps, SnapshotWorker, TransferSettings};
 use crate::storage::Storage;
+use crate::sync::lock;
 use crate::transport::{Hello, Transport, TransportError};
 
 /// Wraps the node's own reporter.
@@ -267,7 +268,7 @@ impl NodeBuilder {
             let during = format!("while it began to listen on {at}");
             let listening = runtime.spawn(async move { transport.listen(&at, inbound).await });
             let listener = listening.await.map_err(|error| StartError::ended(&during, error))??;
-            node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
+            lock(&node.listeners).push(listener);
         }
         Ok(node)
     }

@@ -1,7 +1,7 @@
 //! Adapts the engine's counters to the metrics crate, with cached handles.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use towline_metrics::labels::{self, NackDropReason, RejectCause, ReportKind, ReportOutcome};
 use towline_metrics::{NodeMetrics, PeerMetrics, RecordTotal};
@@ -12,6 +12,7 @@ use crate::lanes::policy::{Depth, DropReason};
 use crate::lanes::{LaneCounter, LaneCounters};
 use crate::message::Lane;
 use crate::reporter::ReportCounter;
+use crate::sync::lock;
 use crate::transport::{CertRefusal, Nack, NackCause, Refusal};
 
 /// The counters of a node.
@@ -32,7 +33,7 @@ impl Counters {
     }
 
     fn peer(&self, peer: NodeId, scheme: Option<&str>) -> PeerMetrics {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = lock(&self.peers);
         match (peers.get(&peer), scheme) {
             (Some(known), _) => known.clone(),
             (None, None) => self.metrics.other_peers().clone(),
@@ -97,7 +98,7 @@ impl Counters {
 
     /// Keeps a nack until the peer's lane delivers again.
     pub(crate) fn nack_later(&self, peer: NodeId, nack: Nack) {
-        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut late = lock(&self.late);
         let nacks = late.entry(peer).or_default();
         if nacks.contains(&nack) {
             return;
@@ -110,7 +111,7 @@ impl Counters {
     }
 
     pub(crate) fn take_late(&self, peer: NodeId) -> Vec<Nack> {
-        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut late = lock(&self.late);
         late.get_mut(&peer).map(std::mem::take).unwrap_or_default()
     }
 }

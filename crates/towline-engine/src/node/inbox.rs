@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 
@@ -20,6 +20,7 @@ use crate::message::{Entry, Message};
 use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::Made;
 use crate::status::{GroupState, GroupStatus};
+use crate::sync::lock;
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 pub(crate) type ShardGroup = GroupCore<Waiter, ReadWaiter>;
@@ -115,7 +116,7 @@ pub(crate) struct ShardSender {
 impl ShardSender {
     /// Posts an event. After the end of the shard it drops the event, and with it the caller's answer.
     pub(crate) fn post(&self, event: ShardEvent) {
-        let late = match self.lock().as_mut() {
+        let late = match lock(&self.events).as_mut() {
             Some(events) => {
                 match (events.last_mut(), event) {
                     // A newer applied index replaces an older one.
@@ -136,19 +137,15 @@ impl ShardSender {
 
     /// Swaps the posted events with an empty `into`.
     pub(super) fn take(&self, into: &mut Vec<ShardEvent>) {
-        if let Some(events) = self.lock().as_mut() {
+        if let Some(events) = lock(&self.events).as_mut() {
             std::mem::swap(events, into);
         }
     }
 
     /// Drops the posted events and all later ones.
     pub(super) fn close(&self) {
-        let unread = self.lock().take();
+        let unread = lock(&self.events).take();
         drop(unread);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<ShardEvent>>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -165,7 +162,7 @@ impl Wake for Unpark {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.woken.swap(true, Ordering::AcqRel)
-            && let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+            && let Some(thread) = lock(&self.thread).as_ref()
         {
             thread.unpark();
         }

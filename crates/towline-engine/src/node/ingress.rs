@@ -1,7 +1,7 @@
 //! The bounded queues of a group, which callers and peers fill and the shard empties.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::policy::{ConflatingQueue, keep_round};
 use crate::message::{Message, MessageKind};
+use crate::sync::lock;
 use crate::transport::NackCause;
 
 /// Memory of an append message in the inbox beside its payload.
@@ -22,18 +23,9 @@ const MESSAGE_OVERHEAD_BYTES: usize = 128;
 /// The queues of one group. Nothing here blocks: a full queue refuses new elements.
 pub(crate) struct Ingress {
     group: GroupId,
-    limits: Limits,
+    config: ValidConfig,
     queues: Mutex<Queues>,
     scheduled: Arc<Scheduled>,
-}
-
-struct Limits {
-    proposals_max: usize,
-    proposal_bytes_max: usize,
-    reads_max: usize,
-    appends_max: usize,
-    append_bytes_max: usize,
-    read_messages_max: usize,
 }
 
 #[derive(Default)]
@@ -67,12 +59,12 @@ impl Scheduled {
     }
 
     fn add(&self, group: GroupId) {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner).push(group);
+        lock(&self.groups).push(group);
         self.wake.wake_by_ref();
     }
 
     pub(crate) fn take(&self, out: &mut Vec<GroupId>) {
-        out.append(&mut self.groups.lock().unwrap_or_else(PoisonError::into_inner));
+        out.append(&mut lock(&self.groups));
     }
 }
 
@@ -95,19 +87,7 @@ pub(crate) struct IngressBatch {
 
 impl Ingress {
     pub(crate) fn new(group: GroupId, config: &ValidConfig, scheduled: Arc<Scheduled>) -> Self {
-        let limits = Limits {
-            proposals_max: config.proposal_queue_max,
-            proposal_bytes_max: config.proposal_queue_bytes_max.as_usize(),
-            reads_max: config.read_queue_max,
-            appends_max: config.inbox_messages_max,
-            append_bytes_max: config.inbox_bytes_max.as_usize(),
-            read_messages_max: config.lane_reads_max,
-        };
-        Self { group, limits, queues: Mutex::default(), scheduled }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { group, config: config.clone(), queues: Mutex::default(), scheduled }
     }
 
     fn schedule(&self, mut queues: MutexGuard<'_, Queues>) {
@@ -119,11 +99,11 @@ impl Ingress {
 
     /// Queues a command in the order of the calls. The error goes to the waiter.
     pub(crate) fn propose(&self, command: Bytes, waiter: Waiter) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let error = if let Some(cause) = &queues.closed {
             Some(ProposeError::Stopped { cause: cause.clone() })
-        } else if queues.proposals.len() >= self.limits.proposals_max
-            || queues.proposal_bytes + command.len() > self.limits.proposal_bytes_max
+        } else if queues.proposals.len() >= self.config.proposal_queue_max
+            || queues.proposal_bytes + command.len() > self.config.proposal_queue_bytes_max.as_usize()
         {
             Some(ProposeError::Busy)
         } else {
@@ -141,12 +121,12 @@ impl Ingress {
 
     /// Queues a read. The error goes to the waiter.
     pub(crate) fn read(&self, reader: ReadWaiter) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         if let Some(cause) = queues.closed.clone() {
             drop(queues);
             return reader.fail(ReadError::Stopped { cause });
         }
-        if queues.reads.len() + queues.reads_held >= self.limits.reads_max {
+        if queues.reads.len() + queues.reads_held >= self.config.read_queue_max {
             drop(queues);
             return reader.fail(ReadError::Busy);
         }
@@ -159,7 +139,7 @@ impl Ingress {
     /// # Errors
     /// The group is down, or the queue is full.
     pub(crate) fn deliver(&self, from: NodeId, message: Message) -> Result<Delivered, NackCause> {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let mut delivered = Delivered::Queued;
         if queues.closed.is_some() {
             return Err(NackCause::GroupDown);
@@ -167,8 +147,8 @@ impl Ingress {
         match message.kind {
             MessageKind::Append | MessageKind::AppendResponse | MessageKind::Snapshot => {
                 let bytes = message.payload_bytes() + MESSAGE_OVERHEAD_BYTES;
-                let full = queues.appends.len() >= self.limits.appends_max
-                    || queues.append_bytes + bytes > self.limits.append_bytes_max;
+                let full = queues.appends.len() >= self.config.inbox_messages_max
+                    || queues.append_bytes + bytes > self.config.inbox_bytes_max.as_usize();
                 // An empty queue takes a message of any size. A leader with a higher `proposal_bytes_max` may have
                 // committed a larger entry, and it resends the entry until this node takes it.
                 if full && !queues.appends.is_empty() {
@@ -179,7 +159,7 @@ impl Ingress {
             }
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => {
                 // One heartbeat's answer can release several of these, so they are not conflated.
-                if queues.read_messages.len() >= self.limits.read_messages_max {
+                if queues.read_messages.len() >= self.config.lane_reads_max {
                     return Err(NackCause::InboxFull);
                 }
                 queues.read_messages.push_back((from, message));
@@ -199,7 +179,7 @@ impl Ingress {
 
     /// Takes all control messages and reads, and at most `burst_max` appends and proposals each. Schedules the rest again.
     pub(crate) fn take(&self, burst_max: usize, taken: &mut IngressBatch) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         queues.scheduled = false;
         queues.control.drain(&mut taken.control);
         taken.control.extend(queues.read_messages.drain(..));
@@ -222,22 +202,22 @@ impl Ingress {
     /// Takes the unanswered proposals that were made at `before` or earlier. The caller must answer them. The queue, the core
     /// or the apply worker may still hold their waiters: a later answer has no effect.
     pub(crate) fn take_late(&self, before: Instant) -> Vec<Arc<dyn Unanswered>> {
-        self.lock().deadlines.take_late(before)
+        lock(&self.queues).deadlines.take_late(before)
     }
 
     /// Takes every proposal that is not answered, wherever it is.
     pub(crate) fn take_unanswered(&self) -> Vec<Arc<dyn Unanswered>> {
-        self.lock().deadlines.take_all()
+        lock(&self.queues).deadlines.take_all()
     }
 
     pub(crate) fn set_reads_held(&self, held: usize) {
-        self.lock().reads_held = held;
+        lock(&self.queues).reads_held = held;
     }
 
     /// Refuses new elements, and fails the queued proposals and reads.
     pub(crate) fn close(&self, cause: &Arc<str>) {
         let (proposals, reads) = {
-            let mut queues = self.lock();
+            let mut queues = lock(&self.queues);
             queues.closed.get_or_insert_with(|| cause.clone());
             queues.appends.clear();
             queues.read_messages.clear();

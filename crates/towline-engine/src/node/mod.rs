@@ -30,7 +30,7 @@ pub use self::start::{GroupBuilder, Start};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tokio::runtime::Handle;
@@ -51,6 +51,7 @@ use crate::snapshot_store::SnapshotStore;
 use crate::snapshots::{Sends, SnapshotWorker};
 use crate::state_machine::StateMachine;
 use crate::status::GroupState;
+use crate::sync::lock;
 use crate::transport::Listener;
 
 /// One member of a cluster. Hosts any number of groups.
@@ -104,7 +105,7 @@ impl Node {
 
     /// The addresses on which the node listens, with the real port where port 0 was requested.
     pub fn listen_addrs(&self) -> Vec<std::net::SocketAddr> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|l| l.local_addr()).collect()
+        lock(&self.listeners).iter().map(|l| l.local_addr()).collect()
     }
 
     /// Whether the group is stored here. If so, restart it; else bootstrap it.

@@ -1,7 +1,7 @@
 //! The identity of this node, the members of its groups, and the incarnations of its peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::{Lanes, PeerGate};
 use crate::message::{Batch, Lane};
 use crate::snapshots::Receives;
+use crate::sync::lock;
 use crate::transport::{
     CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, ProgressCell, Refusal,
     SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
@@ -73,12 +74,8 @@ impl Peers {
         self.receives.close();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn identity(&self) -> Option<Identity> {
-        self.lock().identity.clone()
+        lock(&self.known).identity.clone()
     }
 
     /// Whether the storage was made for a new node.
@@ -88,7 +85,7 @@ impl Peers {
 
     /// Creates the identity of a new directory, with a random incarnation. Keeps an existing identity.
     pub(crate) fn found(&self) -> Result<(), IdentityError> {
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         if known.identity.is_some() {
             return Ok(());
         }
@@ -105,7 +102,7 @@ impl Peers {
 
     /// Records a group before it runs. The log must have it durably.
     pub(crate) fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         if !known.groups.contains(&group) {
             self.store.add_group(group)?;
             known.groups.insert(group);
@@ -114,7 +111,7 @@ impl Peers {
     }
 
     pub(crate) fn set_members(&self, group: GroupId, members: BTreeSet<NodeId>) {
-        self.lock().members.insert(group, members);
+        lock(&self.known).members.insert(group, members);
     }
 
     /// The first message to a peer. Called only once a group runs, so there is an identity.
@@ -132,7 +129,7 @@ impl Peers {
     /// Refuses a peer whose incarnation differs from the remembered one: its disk was emptied, and it forgot its votes. The
     /// first incarnation is made durable before it counts.
     fn recognise(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), Refusal> {
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         match known.seen.get(&peer) {
             Some(seen) if *seen == incarnation => Ok(()),
             Some(_) => Err(Refusal::WrongIncarnation { peer: peer.as_u64() }),
@@ -163,7 +160,7 @@ impl Peers {
             });
         }
         let identity = self.identity().ok_or(Refusal::UnknownPeer { peer: hello.from.as_u64() })?;
-        let member = self.lock().members.values().any(|members| members.contains(&hello.from));
+        let member = lock(&self.known).members.values().any(|members| members.contains(&hello.from));
         if !member || hello.from == self.node {
             return Err(Refusal::UnknownPeer { peer: hello.from.as_u64() });
         }
@@ -196,7 +193,7 @@ impl Inbound for NodeInbound {
 
     fn refused(&self, refusal: &Refusal) {
         let (peers, node) = (&self.peers, self.peers.node);
-        let runs = !peers.lock().members.is_empty();
+        let runs = !lock(&peers.known).members.is_empty();
         match peers.refusals.loudness(refusal, runs, Instant::now()) {
             Loudness::Quiet => tracing::debug!(%node, runs, %refusal, "a connection was refused"),
             Loudness::Info => tracing::info!(%node, runs, %refusal, "a connection was refused"),

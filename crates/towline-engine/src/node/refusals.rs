@@ -1,9 +1,10 @@
 //! The log level of refused connections. All are counted and few are logged: callers that retry hundreds of times a second
 //! must not fill a disk.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
 use crate::transport::Refusal;
 
 /// The length of a period, in election timeouts. Early callers get a warning after one period.
@@ -57,7 +58,7 @@ impl Refusals {
     }
 
     fn warning(&self, now: Instant) -> Loudness {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = lock(&self.warned);
         let (since, count) = warned
             .filter(|(since, _)| now.saturating_duration_since(*since) < self.patience)
             .unwrap_or((now, 0));
@@ -66,7 +67,7 @@ impl Refusals {
     }
 
     fn early(&self, now: Instant) -> Loudness {
-        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut early = lock(&self.early);
         let Some(early) = early.as_mut() else {
             *early = Some(Early { first: now, warned: None });
             return Loudness::Info;

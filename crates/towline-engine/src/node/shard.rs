@@ -5,8 +5,8 @@
 //! touched, one write for all of them, and the messages.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -36,6 +36,7 @@ use crate::reporter::{
 };
 use crate::snapshots::{Made, Sends, SnapshotWorker};
 use crate::status::{GroupState, GroupStatus, Role};
+use crate::sync::lock;
 
 type CoreEffects = Effects<Waiter, ReadWaiter>;
 
@@ -88,7 +89,7 @@ struct Shard {
 /// Starts the thread.
 pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("towline-shard".into()).spawn(move || {
-        *inbox.unpark.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        *lock(&inbox.unpark.thread) = Some(std::thread::current());
         let span = tracing::info_span!("shard", node = deps.node.as_u64());
         let _entered = span.enter();
         let shard = Shard {

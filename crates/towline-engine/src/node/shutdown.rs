@@ -1,7 +1,7 @@
 //! Stops a node in time, even if a call of a state machine, a store or a transport does not return.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use super::{Node, NodeInner};
 use crate::cause::chain;
 use crate::ids::{GroupId, NodeId};
 use crate::status::{GroupState, Role};
+use crate::sync::lock;
 use crate::transport::Listener;
 
 /// How long after its deadline a shutdown may return: the time to close and join everything.
@@ -66,7 +67,7 @@ impl Node {
     pub async fn shutdown(mut self, deadline: Duration) -> ShutdownReport {
         let (began, deadline) = (Instant::now(), deadline.min(DEADLINE_MAX));
         let until = began + deadline;
-        let states = self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let states = lock(&self.inner.states).clone();
         let mut report = ShutdownReport::default();
         if !deadline.is_zero() {
             self.inner.hand_over(&states, began + deadline / 2).await;
@@ -74,7 +75,7 @@ impl Node {
         }
         let closed = until.max(Instant::now()) + SHUTDOWN_MARGIN / CLOSE_SHARE;
         self.inner.close_groups(&states, !deadline.is_zero(), closed).await;
-        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        let listeners = std::mem::take(&mut *lock(&self.listeners));
         report.left.extend(self.inner.close_listeners(listeners, closed).await);
         if timeout_at(closed.into(), self.inner.lanes.shutdown()).await.is_err() {
             tracing::warn!("lanes to peers were not closed in time");
@@ -92,7 +93,7 @@ impl Node {
 
     /// Tells every thread and task to stop. Returns what the caller must wait for.
     fn begin_end(&mut self) -> Ending {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.listeners).clear();
         self.inner.lanes.close();
         self.inner.peers.close();
         self.inner.sends.close();
@@ -101,7 +102,7 @@ impl Node {
         self.inner.reader.stop();
         self.inner.worker.stop();
         self.inner.apply_workers.iter().for_each(ApplyWorker::stop);
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         let apply_workers = self.inner.apply_workers.clone();
         Ending { node: self.inner.id, threads, apply_workers, runtimes: std::mem::take(&mut self.runtimes) }
     }

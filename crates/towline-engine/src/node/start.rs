@@ -19,6 +19,7 @@ use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{ConfState, HardState, LogId, Member, MemberTable};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, Role};
+use crate::sync::lock;
 use crate::transport::Peer;
 
 /// How a group starts on a node. An empty directory never becomes a voter by itself.
@@ -113,7 +114,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         node.shard.post(ShardEvent::Control(Control::Start(Box::new(start))));
         // Before any wait: if this future is dropped, the group runs on and must be registered.
         node.registry.write().unwrap_or_else(PoisonError::into_inner).insert(group, ingress.clone());
-        node.states.lock().unwrap_or_else(PoisonError::into_inner).insert(group, watched.clone());
+        lock(&node.states).insert(group, watched.clone());
         running.await.map_err(|_| StartError::Stopped)?;
         Ok(Group::new(Shared {
             id: group,
@@ -140,7 +141,7 @@ struct Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.node.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+        lock(&self.node.starting).remove(&self.group);
     }
 }
 
@@ -153,7 +154,7 @@ impl NodeInner {
         ingress: &Arc<Ingress>,
         state: &watch::Receiver<GroupState>,
     ) -> Result<(), StopError> {
-        let newest = self.states.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned();
+        let newest = lock(&self.states).get(&group).cloned();
         if newest.is_none_or(|newest| !newest.same_channel(state)) {
             return Ok(());
         }
@@ -178,7 +179,7 @@ impl NodeInner {
         }
         // Waits until the worker has dropped the state machine.
         let _ = self.apply_worker(group).flush(group).await;
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = lock(&self.states);
         if states.get(&group).is_some_and(|newest| newest.same_channel(state)) {
             states.remove(&group);
         }
@@ -191,8 +192,8 @@ impl NodeInner {
 
     /// Reserves the group for one start: two generations at a time could vote twice.
     fn reserve(self: &Arc<Self>, group: GroupId) -> Result<Reserved, StartError> {
-        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let states = lock(&self.states);
+        let mut starting = lock(&self.starting);
         let known = states.get(&group);
         if known.is_some_and(|state| state.borrow().role != Role::Down) || starting.contains(&group) {
             return Err(StartError::AlreadyRuns { group });

@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -14,6 +14,7 @@ use towline_metrics::labels::ProposalOutcome;
 
 use crate::cause::catch;
 use crate::errors::{ProposeError, ReadError};
+use crate::sync::lock;
 
 /// A pending proposal. The core and the shard do not know the type of its answer. Dropping it tells the caller that no answer
 /// will come.
@@ -88,7 +89,7 @@ impl Drop for Waiter {
 impl<R> PendingProposal<R> {
     fn take(&self) -> Option<Answer<Result<R, ProposeError>>> {
         self.is_open.store(false, Ordering::Release);
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.answer).take()
     }
 }
 

@@ -36,22 +36,25 @@ pub(super) fn meta(length: u64, content: ContentId) -> SnapshotMeta {
 }
 
 type StoreResult<T> = Result<T, SnapshotStoreError>;
-type Open = dyn Fn(&SnapshotMeta) -> StoreResult<Box<dyn SnapshotReader>> + Send + Sync;
+type Complete = dyn Fn(GroupId) -> Vec<SnapshotMeta> + Send + Sync;
+type Open = dyn Fn(&SnapshotMeta, u64) -> StoreResult<Box<dyn SnapshotReader>> + Send + Sync;
 type Receive =
     dyn Fn(&SnapshotMeta, &mut dyn FnMut(u64) -> bool) -> StoreResult<Box<dyn SnapshotWriter>> + Send + Sync;
 type Retain = dyn Fn(&[ContentId]) + Send + Sync;
 
 /// A store without files. Tests replace the calls that matter to them.
-pub(super) struct TestStore {
-    pub(super) open: Box<Open>,
-    pub(super) receive: Box<Receive>,
-    pub(super) retain: Box<Retain>,
+pub(crate) struct TestStore {
+    pub(crate) complete: Box<Complete>,
+    pub(crate) open: Box<Open>,
+    pub(crate) receive: Box<Receive>,
+    pub(crate) retain: Box<Retain>,
 }
 
 impl Default for TestStore {
     fn default() -> Self {
         Self {
-            open: Box::new(|meta| Err(SnapshotStoreError::Missing { content: meta.content })),
+            complete: Box::new(|_| Vec::new()),
+            open: Box::new(|meta, _| Err(SnapshotStoreError::Missing { content: meta.content })),
             receive: Box::new(|meta, _| Err(SnapshotStoreError::Busy { content: meta.content })),
             retain: Box::new(|_| ()),
         }
@@ -59,12 +62,12 @@ impl Default for TestStore {
 }
 
 impl SnapshotStore for TestStore {
-    fn complete(&self, _: GroupId) -> StoreResult<Vec<SnapshotMeta>> {
-        Ok(Vec::new())
+    fn complete(&self, group: GroupId) -> StoreResult<Vec<SnapshotMeta>> {
+        Ok((self.complete)(group))
     }
 
-    fn find(&self, _: GroupId, _: ContentId) -> StoreResult<Option<SnapshotMeta>> {
-        Ok(None)
+    fn find(&self, group: GroupId, content: ContentId) -> StoreResult<Option<SnapshotMeta>> {
+        Ok((self.complete)(group).into_iter().find(|meta| meta.content == content))
     }
 
     fn create(&self, _: &SnapshotHead) -> StoreResult<Box<dyn SnapshotWriter>> {
@@ -79,8 +82,8 @@ impl SnapshotStore for TestStore {
         (self.receive)(meta, goes_on)
     }
 
-    fn open(&self, meta: &SnapshotMeta, _: u64) -> StoreResult<Box<dyn SnapshotReader>> {
-        (self.open)(meta)
+    fn open(&self, meta: &SnapshotMeta, offset: u64) -> StoreResult<Box<dyn SnapshotReader>> {
+        (self.open)(meta, offset)
     }
 
     fn retain(&self, _: GroupId, keep: &[ContentId]) -> StoreResult<()> {

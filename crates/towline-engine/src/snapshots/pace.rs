@@ -3,13 +3,14 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::TransferSettings;
 use crate::flow::Window;
+use crate::sync::lock;
 use crate::transport::{ProgressCell, TransferPhase, TransferProgress};
 
 /// A rate limit that all transfers of a node share.
@@ -31,7 +32,7 @@ impl RateLimit {
         }
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let start = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = lock(&self.free_at);
             let start = free_at.unwrap_or_else(Instant::now).max(Instant::now());
             *free_at = Some(start + cost);
             start
@@ -138,17 +139,7 @@ pub(super) struct StallWatch {
 const CHECKS: u32 = 10;
 
 impl StallWatch {
-    /// Watches a receiver that decides on an offer.
-    pub(super) fn of_offer(settings: &TransferSettings, deciding: ProgressCell) -> Self {
-        Self::new(settings.offer_timeout, settings.phase_timeout, deciding)
-    }
-
-    /// Watches a receiver that takes chunks.
-    pub(super) fn of_transfer(settings: &TransferSettings, progress: ProgressCell) -> Self {
-        Self::new(settings.progress_timeout, settings.phase_timeout, progress)
-    }
-
-    fn new(silence_max: Duration, phase_max: Duration, cell: ProgressCell) -> Self {
+    pub(super) fn new(silence_max: Duration, phase_max: Duration, cell: ProgressCell) -> Self {
         let seen = cell.now();
         Self { silence_max, phase_max, cell, seen, since: Instant::now() }
     }

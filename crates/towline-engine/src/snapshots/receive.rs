@@ -3,7 +3,7 @@
 
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
@@ -22,6 +22,7 @@ use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
 use crate::snapshot_store::{SnapshotMeta, SnapshotStore, SnapshotStoreError, Trailer};
+use crate::sync::lock;
 use crate::transport::{
     CHUNK_BYTES_MAX, Chunk, ProgressCell, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal,
     SnapshotSink, TransferPhase, TransferProgress,
@@ -212,7 +213,7 @@ impl Receives {
                     let cause = refusal.as_ref().map_or_else(|| SENDER_GONE.into(), ToString::to_string);
                     record.end(outcome, cause);
                     // Set before `to` and the queue are dropped: the drop makes the sink look here.
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = refusal;
+                    *lock(&failed) = refusal;
                 }
             }
         });
@@ -242,7 +243,7 @@ struct QueueSink {
 
 impl QueueSink {
     fn failure(&self) -> SnapshotRefusal {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failure = lock(&self.failure).clone();
         failure.unwrap_or_else(|| SnapshotRefusal::NotTaken { detail: "the receiver has stopped".into() })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -19,6 +19,7 @@ use crate::ids::NodeId;
 use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotTicket};
 use crate::snapshot_store::{BodyPart, SnapshotMeta, SnapshotStore, Trailer};
 use crate::status::AttemptStatus;
+use crate::sync::lock;
 use crate::transport::{
     Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
     TransferPhase, TransferProgress, Transport,
@@ -84,13 +85,9 @@ impl Sends {
         Self { inner: Arc::new(SendsInner { deps, rate, table: Mutex::default() }) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, SendTable> {
-        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Sets the address of a peer.
     pub(crate) fn set_peer(&self, peer: Peer) {
-        self.lock().peers.insert(peer.id, peer);
+        lock(&self.inner.table).peers.insert(peer.id, peer);
     }
 
     /// Starts a transfer. On every exit the ticket reports and the transfer record is written.
@@ -99,7 +96,7 @@ impl Sends {
         let record = self.inner.open_record(attempt, &send.meta);
         let running = Arc::new(RunningSend::default());
         let listed = {
-            let mut table = self.lock();
+            let mut table = lock(&self.inner.table);
             if !table.closed {
                 table.running.insert(attempt, running.clone());
             }
@@ -121,17 +118,17 @@ impl Sends {
 
     /// The number of running transfers, with cancelled ones that have not ended yet.
     pub(crate) fn count(&self) -> usize {
-        self.lock().running.len()
+        lock(&self.inner.table).running.len()
     }
 
     /// Whether the transfer of the attempt runs, and so holds the ticket.
     pub(crate) fn is_running(&self, attempt: &SnapshotAttempt) -> bool {
-        self.lock().running.contains_key(attempt)
+        lock(&self.inner.table).running.contains_key(attempt)
     }
 
     /// Cancels a transfer.
     pub(crate) fn cancel(&self, attempt: &SnapshotAttempt, cause: &Arc<str>) {
-        let running = self.lock().running.get(attempt).cloned();
+        let running = lock(&self.inner.table).running.get(attempt).cloned();
         if let Some(running) = running {
             running.cancel(cause);
         }
@@ -139,10 +136,10 @@ impl Sends {
 
     /// Adds the progress of the attempt to `status`.
     pub(crate) fn observe(&self, attempt: &SnapshotAttempt, status: &mut AttemptStatus) {
-        let Some(running) = self.lock().running.get(attempt).cloned() else { return };
+        let Some(running) = lock(&self.inner.table).running.get(attempt).cloned() else { return };
         status.offset = running.offset.load(Ordering::Relaxed);
         status.sent = running.sent.load(Ordering::Relaxed);
-        let receiver = running.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        let receiver = lock(&running.receiver);
         let Some(ReceiverProgress { answered, progress }) = &*receiver else { return };
         let TransferProgress { acked, phase } = progress.now();
         status.acked = acked;
@@ -152,7 +149,7 @@ impl Sends {
     /// Cancels all transfers, and refuses new ones.
     pub(crate) fn close(&self) {
         let running: Vec<_> = {
-            let mut table = self.lock();
+            let mut table = lock(&self.inner.table);
             table.closed = true;
             table.running.values().cloned().collect()
         };
@@ -163,7 +160,7 @@ impl Sends {
 impl RunningSend {
     fn set_receiver(&self, answered: bool, progress: ProgressCell) {
         let receiver = ReceiverProgress { answered, progress };
-        *self.receiver.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+        *lock(&self.receiver) = Some(receiver);
     }
 
     /// Keeps the first cause.
@@ -190,14 +187,8 @@ struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.sends.lock().running.remove(&self.attempt);
+        lock(&self.sends.inner.table).running.remove(&self.attempt);
     }
-}
-
-/// The successful outcomes of a transfer.
-enum SendOutcome {
-    Finished,
-    AlreadyHad,
 }
 
 /// Why a transfer failed.
@@ -274,12 +265,8 @@ impl SendsInner {
             result = self.transfer(peer, offer, running, &mut record) => result,
         };
         match result {
-            Ok(SendOutcome::Finished) => {
-                record.end(SnapshotOutcome::Finished, "");
-                ticket.finish();
-            }
-            Ok(SendOutcome::AlreadyHad) => {
-                record.end(SnapshotOutcome::AlreadyHad, "");
+            Ok(outcome) => {
+                record.end(outcome, "");
                 ticket.finish();
             }
             Err(error) => {
@@ -295,17 +282,17 @@ impl SendsInner {
         offer: SnapshotOffer,
         running: &RunningSend,
         record: &mut TransferRecord,
-    ) -> Result<SendOutcome, SendError> {
+    ) -> Result<SnapshotOutcome, SendError> {
         let settings = &self.deps.settings;
         let peer = peer.ok_or(SendError::NoRoute)?;
         let transport = self.deps.transports.get(peer.address.scheme()).ok_or(SendError::NoRoute)?;
         let hello = (self.deps.hello)(peer.id);
         let deciding = ProgressCell::new(0);
         running.set_receiver(false, deciding.clone());
-        let mut watch = StallWatch::of_offer(settings, deciding.clone());
+        let mut watch = StallWatch::new(settings.offer_timeout, settings.phase_timeout, deciding.clone());
         let asked = watch.guard(transport.offer(&peer, &hello, &offer, &deciding));
         let (offset, transfer) = match asked.await.map_err(SendError::NoAnswer)?? {
-            OfferAnswer::AlreadyHave { .. } => return Ok(SendOutcome::AlreadyHad),
+            OfferAnswer::AlreadyHave { .. } => return Ok(SnapshotOutcome::AlreadyHad),
             OfferAnswer::Refused(refusal) => return Err(SendError::Refused(refusal)),
             OfferAnswer::Accepted { offset, transfer } => (offset, transfer),
         };
@@ -329,9 +316,11 @@ impl SendsInner {
         mut window: TransferWindow,
         running: &RunningSend,
         record: &mut TransferRecord,
-    ) -> Result<SendOutcome, SendError> {
+    ) -> Result<SnapshotOutcome, SendError> {
         let mut offset = running.offset.load(Ordering::Relaxed);
-        let mut watch = StallWatch::of_transfer(&self.deps.settings, transfer.progress());
+        let settings = &self.deps.settings;
+        let mut watch =
+            StallWatch::new(settings.progress_timeout, settings.phase_timeout, transfer.progress());
         loop {
             watch.guard(window.wait()).await.map_err(SendError::Stalled)?;
             let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? else { break };
@@ -354,7 +343,7 @@ impl SendsInner {
         let trailer = Trailer { length: meta.length, content: meta.content };
         let receipt = watch.guard(transfer.finish(trailer)).await.map_err(SendError::Stalled)??;
         tracing::debug!(commit = receipt.commit, "the peer has the snapshot");
-        Ok(SendOutcome::Finished)
+        Ok(SnapshotOutcome::Finished)
     }
 
     /// Reads the file on a blocking thread, a few chunks ahead. Ends when the receiving half is dropped.

@@ -1,12 +1,13 @@
 //! Reports a slow disk of a receiver, so that its sender does not count the transfer as stalled.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::sync::lock;
 use crate::transport::{ProgressCell, TransferPhase, TransferProgress};
 
 /// A write is reported after one part in this many of the sender's progress timeout. The report must arrive in the rest.
@@ -56,10 +57,6 @@ impl Drop for StoreWatch {
     fn drop(&mut self) {
         self.watcher.abort();
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use crate::ids::GroupId;
 use crate::message::LogId;
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
 use crate::state_machine::SnapshotSource;
+use crate::sync::lock;
 
 /// Bytes gathered before they are written to a file.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
@@ -77,7 +78,7 @@ impl SnapshotWorker {
 
     /// Keeps a file until the pin is dropped. Blocks while files are removed: a file found after this call stays.
     pub(crate) fn pin(&self, group: GroupId, content: ContentId) -> Pin {
-        *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry((group, content)).or_default() += 1;
+        *lock(&self.pins).entry((group, content)).or_default() += 1;
         Pin { worker: self.clone(), group, content }
     }
 
@@ -118,7 +119,7 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<WorkerOrder>, ma
                 tracing::warn!(%group, cause, "old snapshots could not be removed");
             }
             WorkerOrder::Unpin { group, content } => {
-                let mut pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut pins = lock(&pins);
                 if let Some(count) = pins.get_mut(&(group, content)) {
                     *count -= 1;
                     if *count == 0 {
@@ -138,7 +139,7 @@ fn retain(
     group: GroupId,
     mut keep: Vec<ContentId>,
 ) -> Result<(), SnapshotStoreError> {
-    let pinned = pins.lock().unwrap_or_else(PoisonError::into_inner);
+    let pinned = lock(&pins);
     keep.extend(pinned.keys().filter(|(of, _)| *of == group).map(|(_, content)| *content));
     store.retain(group, &keep)
 }

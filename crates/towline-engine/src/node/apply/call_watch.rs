@@ -1,9 +1,10 @@
 //! Shows other threads which state machine call an apply worker is in.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::ids::GroupId;
+use crate::sync::lock;
 
 /// The present call of one apply worker.
 #[derive(Debug, Default)]
@@ -20,18 +21,14 @@ pub(crate) struct Call {
 impl CallWatch {
     /// Runs a call, which must not panic.
     pub(super) fn run<T>(&self, group: GroupId, method: &'static str, call: impl FnOnce() -> T) -> T {
-        *self.lock() = Some(Call { group, method, since: Instant::now() });
+        *lock(&self.0) = Some(Call { group, method, since: Instant::now() });
         let result = call();
-        *self.lock() = None;
+        *lock(&self.0) = None;
         result
     }
 
     pub(crate) fn now(&self) -> Option<Call> {
-        *self.lock()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Call>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::message::{
 use crate::node::{Group, Start};
 use crate::reporter::{Reporter, SnapshotAttempt};
 use crate::snapshot_store::*;
+use crate::snapshots::fixture::TestStore;
 use crate::status::{PeerStatus, Role};
 use crate::storage::Storage;
 use crate::transport::*;
@@ -70,8 +71,7 @@ impl LeaderFixture {
             answers: watch::Sender::new(true),
             beats: watch::Sender::new(0),
         });
-        let storage =
-            Storage { log: Arc::new(log), snapshots: Arc::new(OneSnapshot), identity: Arc::new(ids) };
+        let storage = Storage { log: Arc::new(log), snapshots: Arc::new(store()), identity: Arc::new(ids) };
         let (hooks, losses) = (ShardHooks::default(), Losses::none(played.beats.subscribe()));
         let own = Arc::new(OnceLock::new());
         let (hooked, lossy, given) = (hooks.clone(), losses.clone(), own.clone());
@@ -297,36 +297,11 @@ fn meta(group: GroupId) -> SnapshotMeta {
 }
 
 /// A store with one snapshot for each group.
-struct OneSnapshot;
-
-impl SnapshotStore for OneSnapshot {
-    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
-        Ok(vec![meta(group)])
-    }
-
-    fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        Ok(Some(meta(group)).filter(|meta| meta.content == content))
-    }
-
-    fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Missing { content: meta(head.group).content })
-    }
-
-    fn receive_while(
-        &self,
-        meta: &SnapshotMeta,
-        _: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Busy { content: meta.content })
-    }
-
-    fn open(&self, _: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
+fn store() -> TestStore {
+    let open = |_: &SnapshotMeta, offset: u64| -> Result<Box<dyn SnapshotReader>, _> {
         Ok(Box::new(Body(BODY.slice(offset as usize..))))
-    }
-
-    fn retain(&self, _: GroupId, _: &[ContentId]) -> Result<(), SnapshotStoreError> {
-        Ok(())
-    }
+    };
+    TestStore { complete: Box::new(|group| vec![meta(group)]), open: Box::new(open), ..TestStore::default() }
 }
 
 struct Body(Bytes);

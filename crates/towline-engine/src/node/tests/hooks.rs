@@ -1,6 +1,6 @@
 //! Hooks in a running node: a recorder that runs code on the shard's thread, and a reporter that loses reports.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
@@ -11,6 +11,7 @@ use towline_metrics::SharedRecorder;
 use super::common::DEADLINE;
 use crate::ids::NodeId;
 use crate::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, UnreachableCause};
+use crate::sync::lock;
 
 /// The shard sets this gauge of a group at every tick, where a panic is contained.
 const SET_AT_TICKS: &str = "towline_group_commit_index";
@@ -37,10 +38,6 @@ impl ShardHooks {
     pub(super) fn after_turn(&self, act: impl FnOnce() + Send + 'static) {
         *lock(&self.after_turn) = Some(Box::new(act));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A recorder that runs the hooks.

@@ -129,7 +129,7 @@ impl SendFixture {
         let trace: Arc<SendTrace> = Arc::default();
         let recorded = trace.clone();
         let transport: Arc<dyn Transport> = Arc::new(TestTransport { trace: trace.clone(), accepts });
-        let open = |meta: &SnapshotMeta| -> Result<Box<dyn SnapshotReader>, _> {
+        let open = |meta: &SnapshotMeta, _| -> Result<Box<dyn SnapshotReader>, _> {
             Ok(Box::new(ZeroBody(meta.length as usize)))
         };
         let sends = Sends::new(SendsDeps {

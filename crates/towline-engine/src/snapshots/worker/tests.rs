@@ -25,7 +25,7 @@ impl WorkerFixture {
         let then = Mutex::new(then);
         let retain = move |keep: &[ContentId]| {
             kept.send(keep.to_vec()).unwrap();
-            let then = then.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(DEADLINE);
+            let then = lock(&then).recv_timeout(DEADLINE);
             assert!(!matches!(then, Ok(Then::Panic)), "the store panics");
         };
         let store = TestStore { retain: Box::new(retain), ..TestStore::default() };
