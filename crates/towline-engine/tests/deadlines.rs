@@ -14,11 +14,7 @@ use towline_engine::node::{Consistency, Group, SHUTDOWN_MARGIN};
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 fn config() -> Config {
-    Config {
-        read_timeout: TIMEOUT,
-        proposal_timeout: TIMEOUT,
-        ..steady()
-    }
+    Config { read_timeout: TIMEOUT, proposal_timeout: TIMEOUT, ..steady() }
 }
 
 /// A node whose state machine is held in a call until the gate opens.
@@ -171,15 +167,4 @@ async fn a_shutdown_flushes_a_slow_state_machine_before_its_deadline() {
     assert!(shutdown.is_complete(), "{shutdown:?}");
     assert_eq!(gate.flushes(), 1);
     assert!(gate.calls().last().unwrap().through < 5_000, "the machine applied everything in time");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_shutdown_with_the_longest_deadline_returns_once_all_is_done() {
-    let (test, gate) = (TestNode::start(config()).await, Arc::new(Gate::default()));
-    let group = test.lead(1, Gated::new(&gate)).await;
-    group.propose("x").await.unwrap();
-    let shutdown = test.node.shutdown(Duration::MAX);
-    let shutdown = tokio::time::timeout(DEADLINE, shutdown).await.expect("it returns");
-    assert!(shutdown.is_complete(), "{shutdown:?}");
-    assert_eq!(gate.flushes(), 1);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
-use towline_metrics::NodeMetrics;
+use towline_metrics::{ByteTally, NodeMetrics};
 
 use super::apply::{self, ApplyDeps};
 use super::counters::Counters;
@@ -17,7 +17,7 @@ use super::peers::{NodeInbound, Peers, Registry};
 use super::reader::LogReader;
 use super::runtimes::Runtimes;
 use super::shard::{self, ShardDeps};
-use super::snapshots::{NodeGroups, sent};
+use super::snapshots::NodeGroups;
 use super::writer::LogWriter;
 use super::{Node, NodeInner};
 use crate::cause::{catch, panic_text};
@@ -185,6 +185,7 @@ impl NodeBuilder {
         let transports = self.diallers.iter().chain(self.transports.iter().map(|(transport, _)| transport));
         let transports: BTreeMap<_, _> = transports.map(|t| (t.scheme().to_owned(), t.clone())).collect();
         let hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync> = Arc::new(move |to| hello_of.hello(to));
+        let counted = counters.clone();
         let sends = Sends::new(SendsDeps {
             node: self.id,
             settings: TransferSettings::from(&config),
@@ -192,7 +193,7 @@ impl NodeBuilder {
             transports: transports.clone(),
             hello: hello.clone(),
             runtime: handles.bulk,
-            tally: sent(counters.clone()),
+            tally: Arc::new(move |peer| ByteTally::new(counted.snapshot_sent(peer))),
         });
         let deps = LanesDeps {
             reporter: reporter.clone(),

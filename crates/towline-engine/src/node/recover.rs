@@ -1,15 +1,14 @@
 //! Recovers a group from the stores. Blocks.
 
-use super::StartError;
 use super::apply::{AnyMachine, MachineFailure, restore};
 use super::inbox::ShardGroup;
 use super::snapshots::policy;
-use crate::config::ValidConfig;
+use super::{NodeInner, StartError};
 use crate::core::{GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
-use crate::ids::{GroupId, NodeId};
-use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
+use crate::ids::GroupId;
+use crate::log_store::{ConfRecord, LogReadError, Recovered};
 use crate::message::{Entry, EntryKind, HardState, LogId};
-use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
+use crate::snapshot_store::SnapshotMeta;
 
 /// The remedy where files are missing. An empty directory is none: peers would refuse its new incarnation.
 const UNRECOVERABLE: &str = "put the missing files back, but no older copy of them; if they are lost, keep this node \
@@ -20,11 +19,8 @@ const READ_BYTES_MAX: usize = 4 << 20;
 
 /// The inputs of a recovery.
 pub(crate) struct Recovery<'a> {
-    pub(crate) store: &'a dyn LogStore,
-    pub(crate) snapshots: &'a dyn SnapshotStore,
+    pub(super) node: &'a NodeInner,
     pub(crate) group: GroupId,
-    pub(crate) node: NodeId,
-    pub(crate) config: &'a ValidConfig,
     /// Ticks in which the group gives no vote. Zero for a group that was just bootstrapped.
     pub(crate) quiet_ticks: u64,
     pub(crate) origin: [u8; 16],
@@ -45,20 +41,20 @@ impl Recovery<'_> {
     /// [`StartError`] if nothing is stored, or if log, snapshots and state machine do not match.
     pub(crate) fn run(&self, machine: &mut dyn AnyMachine) -> Result<RecoveredGroup, StartError> {
         let group = self.group;
-        let recovered = self.store.recover(group).map_err(|error| StartError::log(group, error))?;
+        let recovered = self.node.store.recover(group).map_err(|error| StartError::log(group, error))?;
         let conf = recovered.conf.clone().ok_or(StartError::NothingStored { group })?;
         let durable = self.restore(&recovered, machine)?;
         let hard_state = self.check(&recovered, &conf, durable)?;
         let applied = self.replay(machine, durable, hard_state.commit, conf.index)?;
         let tail = self.read(applied.index + 1, recovered.last_index + 1)?;
         let terms = self.terms(recovered.truncated.index + 1, recovered.last_index)?;
-        let config = self.config;
+        let config = &self.node.config;
         let cache_bytes = config.log_cache_bytes_max.as_usize();
         let ticks = |time| config.ticks(time) as usize;
         let log =
             GroupLog::new(recovered.truncated, terms, recovered.last_index, tail, applied.index, cache_bytes);
         let replica = ReplicaSetup {
-            node: self.node,
+            node: self.node.id,
             group,
             log,
             hard_state,
@@ -98,7 +94,7 @@ impl Recovery<'_> {
 
     /// The newest snapshot that matches the log. The next removal takes the others.
     fn newest(&self, stored: &Recovered) -> Result<Option<SnapshotMeta>, StartError> {
-        let complete = self.snapshots.complete(self.group);
+        let complete = self.node.snapshots.complete(self.group);
         for meta in complete.map_err(|source| StartError::Snapshots { group: self.group, source })? {
             if self.matches_log(stored, meta.head.at)? {
                 return Ok(Some(meta));
@@ -116,7 +112,7 @@ impl Recovery<'_> {
         if !(stored.truncated.index..=stored.last_index).contains(&at.index) {
             return Ok(false);
         }
-        let term = self.store.term(self.group, at.index).map_err(|error| self.unread(error))?;
+        let term = self.node.store.term(self.group, at.index).map_err(|error| self.unread(error))?;
         Ok(term == at.term)
     }
 
@@ -138,7 +134,7 @@ impl Recovery<'_> {
             let (group, snapshot) = (self.group, meta.head.at.index);
             tracing::warn!(%group, why, snapshot, "the state machine does not go with the log and is restored");
         }
-        restore(self.snapshots, machine, &meta).map_err(|source| self.failed(source))?;
+        restore(&*self.node.snapshots, machine, &meta).map_err(|source| self.failed(source))?;
         Ok(meta.head.at)
     }
 
@@ -156,7 +152,7 @@ impl Recovery<'_> {
         if durable.index == 0 || durable.index > committed.min(stored.last_index) {
             return Ok(None);
         }
-        let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
+        let term = self.node.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
         Ok((term != durable.term).then(|| other_history(durable, term)))
     }
 
@@ -178,13 +174,13 @@ impl Recovery<'_> {
                 .mismatch(format!("entry {} is committed, but the log ends at {last}", hard_state.commit)));
         }
         if durable.index > 0 {
-            let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
+            let term = self.node.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
             if term != durable.term {
                 return Err(self.mismatch(other_history(durable, term)));
             }
         }
-        if !conf.conf_state.contains(self.node) {
-            return Err(self.mismatch(format!("node {} is no member", self.node)));
+        if !conf.conf_state.contains(self.node.id) {
+            return Err(self.mismatch(format!("node {} is no member", self.node.id)));
         }
         Ok(hard_state)
     }
@@ -201,7 +197,8 @@ impl Recovery<'_> {
         let mut at = from;
         while at.index < commit {
             let mut entries = Vec::new();
-            self.store
+            self.node
+                .store
                 .entries(self.group, at.index + 1..commit + 1, READ_BYTES_MAX, &mut entries)
                 .map_err(|error| self.unread(error))?;
             let open = entries.iter().position(|e| e.kind != EntryKind::Normal && e.index > conf_index);
@@ -225,7 +222,8 @@ impl Recovery<'_> {
                 return Ok(entries);
             }
             let before = entries.len();
-            self.store
+            self.node
+                .store
                 .entries(self.group, next..high, READ_BYTES_MAX, &mut entries)
                 .map_err(|error| self.unread(error))?;
             if entries.len() == before {
@@ -236,7 +234,7 @@ impl Recovery<'_> {
 
     /// The terms of the log as runs. Terms never decrease, so a binary search finds the end of a run.
     fn terms(&self, first: u64, last: u64) -> Result<Vec<(u64, u64)>, StartError> {
-        let term = |index| self.store.term(self.group, index).map_err(|error| self.unread(error));
+        let term = |index| self.node.store.term(self.group, index).map_err(|error| self.unread(error));
         let (mut runs, mut start) = (Vec::new(), first);
         while start <= last {
             let of_run = term(start)?;

@@ -1,12 +1,10 @@
 //! Connects snapshot transfers to the shard and the settings.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use towline_metrics::ByteTally;
 
-use super::counters::Counters;
 use super::inbox::{Control, ShardEvent, ShardSender};
 use super::peers::Registry;
 use super::waiter::answer;
@@ -70,11 +68,6 @@ impl SnapshotGroups for NodeGroups {
         let (answer, answered) = answer();
         self.ask(Control::Received { from, received: Box::new((message, meta)), answer }, answered).await
     }
-}
-
-/// Makes the byte tally of a sent snapshot, which counts when the transfer ends.
-pub(crate) fn sent(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync> {
-    Arc::new(move |peer| ByteTally::new(counters.snapshot_sent(peer)))
 }
 
 /// The core's snapshot settings, with times in ticks.

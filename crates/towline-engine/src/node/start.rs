@@ -268,15 +268,7 @@ impl NodeInner {
         node.copy_from_slice(&self.id.as_u64().to_be_bytes());
         // Unique to this run: a leader may still remember rounds of the last run.
         run.copy_from_slice(&(incarnation ^ fastrand::u64(..)).to_be_bytes());
-        let recovery = Recovery {
-            store: &*self.store,
-            snapshots: &*self.snapshots,
-            group,
-            node: self.id,
-            config: &self.config,
-            quiet_ticks,
-            origin,
-        };
+        let recovery = Recovery { node: self, group, quiet_ticks, origin };
         Ok((recovery.run(machine.as_mut())?, machine))
     }
 

@@ -36,25 +36,21 @@ impl IncomingFile {
     ) -> Result<Self, SnapshotStoreError> {
         // The pin comes first, so that a file found afterwards stays.
         let pin = worker.pin(meta.head.group, meta.content);
-        let whole = match store.find(meta.head.group, meta.content) {
+        let checked = match store.find(meta.head.group, meta.content) {
             Ok(Some(here)) if here == *meta => check(store, meta, goes_on).map(|()| true),
-            Ok(_) => Ok(false),
-            Err(error) => Err(error),
+            found => found.map(|_| false),
         };
-        let whole = match whole {
-            Ok(whole) => whole,
+        let file = match checked {
+            Ok(true) => IncomingState::Complete,
             Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(stopped),
-            // A damaged file must not be used: Raft would drop the log before the file is read.
-            Err(error) => {
-                let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
-                tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
-                false
+            missing => {
+                // A damaged file must not be used: Raft would drop the log before the file is read.
+                if let Err(error) = missing {
+                    let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
+                    tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
+                }
+                IncomingState::Open(store.receive_while(meta, goes_on)?)
             }
-        };
-        let file = match whole {
-            true => IncomingState::Complete,
-            // Replaces a damaged file, if there is one.
-            false => IncomingState::Open(store.receive_while(meta, goes_on)?),
         };
         Ok(Self { file, pin })
     }

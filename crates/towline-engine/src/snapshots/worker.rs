@@ -119,7 +119,7 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<WorkerOrder>, ma
                 tracing::warn!(%group, cause, "old snapshots could not be removed");
             }
             WorkerOrder::Unpin { group, content } => {
-                let mut pins = lock(&pins);
+                let mut pins = lock(pins);
                 if let Some(count) = pins.get_mut(&(group, content)) {
                     *count -= 1;
                     if *count == 0 {
@@ -139,7 +139,7 @@ fn retain(
     group: GroupId,
     mut keep: Vec<ContentId>,
 ) -> Result<(), SnapshotStoreError> {
-    let pinned = lock(&pins);
+    let pinned = lock(pins);
     keep.extend(pinned.keys().filter(|(of, _)| *of == group).map(|(_, content)| *content));
     store.retain(group, &keep)
 }

@@ -31,7 +31,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The defaults with long election timeouts, so that a node on a busy machine stays leader, and one apply worker.
 pub(crate) fn steady() -> Config {
-    let (election_timeout_min, election_timeout_max) = (Duration::from_millis(500), Duration::from_millis(800));
+    let (election_timeout_min, election_timeout_max) =
+        (Duration::from_millis(500), Duration::from_millis(800));
     Config { election_timeout_min, election_timeout_max, apply_workers: 1, ..Config::default() }
 }
 
