@@ -61,7 +61,7 @@ impl StateMachine for PanickyMachine {
             replies.push(Reply { bytes: command.data.len(), panics: command.data == "drop" });
             self.failed |= command.data == "fail";
         }
-        if self.failed { Err(Fatal::new("told to")) } else { Ok(()) }
+        if self.failed { Err(Fatal::new("the command fails")) } else { Ok(()) }
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {

@@ -1,25 +1,24 @@
 //! The inbox of the shard: events of other threads, requests of callers, and the handle that posts them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use towline_metrics::GroupMetrics;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::apply::ApplyWorker;
-use super::ingress::{Ingress, Scheduled};
+use super::ingress::Scheduled;
+use super::shard::RunningGroup;
 use super::waiter::{Answer, ReadWaiter, Waiter};
 use super::writer::WriteFailure;
 use crate::core::{GroupCore, OfferVerdict};
 use crate::errors::TransferLeaderError;
-use crate::ids::{GroupId, NodeId, PeerAddr};
+use crate::ids::{GroupId, NodeId};
 use crate::message::{Entry, Message};
 use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::Made;
-use crate::status::{GroupState, GroupStatus};
+use crate::status::GroupStatus;
 use crate::sync::lock;
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
@@ -93,15 +92,9 @@ pub(crate) enum Control {
 /// A recovered group, ready to run.
 pub(crate) struct StartGroup {
     pub(crate) id: GroupId,
-    pub(crate) generation: u64,
-    pub(crate) group: ShardGroup,
+    pub(super) running: RunningGroup,
     /// The other members.
     pub(crate) peers: BTreeSet<NodeId>,
-    pub(crate) ingress: Arc<Ingress>,
-    pub(crate) state: watch::Sender<GroupState>,
-    pub(crate) apply: ApplyWorker,
-    pub(crate) metrics: Arc<GroupMetrics>,
-    pub(crate) addresses: BTreeMap<NodeId, PeerAddr>,
     pub(crate) started: Answer<()>,
 }
 

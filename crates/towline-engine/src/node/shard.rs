@@ -56,21 +56,22 @@ pub(crate) struct ShardDeps {
     pub(crate) counters: Arc<Counters>,
 }
 
-struct RunningGroup {
-    generation: u64,
-    group: ShardGroup,
-    ingress: Arc<Ingress>,
-    state: watch::Sender<GroupState>,
-    apply: ApplyWorker,
-    metrics: Arc<GroupMetrics>,
-    transfer: Option<PendingTransfer>,
+/// A group in service.
+pub(super) struct RunningGroup {
+    pub(super) generation: u64,
+    pub(super) group: ShardGroup,
+    pub(super) ingress: Arc<Ingress>,
+    pub(super) state: watch::Sender<GroupState>,
+    pub(super) apply: ApplyWorker,
+    pub(super) metrics: Arc<GroupMetrics>,
+    pub(super) transfer: Option<PendingTransfer>,
     /// The addresses of the members, for hints.
-    addresses: BTreeMap<NodeId, PeerAddr>,
-    dirty: bool,
+    pub(super) addresses: BTreeMap<NodeId, PeerAddr>,
+    pub(super) dirty: bool,
 }
 
 /// A leadership transfer whose caller waits.
-struct PendingTransfer {
+pub(super) struct PendingTransfer {
     target: NodeId,
     answer: Answer<Result<(), TransferLeaderError>>,
 }
@@ -308,21 +309,8 @@ impl Shard {
     }
 
     fn start_group(&mut self, start: StartGroup) {
-        let StartGroup { id, generation, group, peers, ingress, state, apply, metrics, addresses, started } =
-            start;
+        let StartGroup { id, running, peers, started } = start;
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
-        let transfer = None;
-        let running = RunningGroup {
-            generation,
-            group,
-            ingress,
-            state,
-            apply,
-            metrics,
-            transfer,
-            addresses,
-            dirty: true,
-        };
         self.groups.insert(id, running);
         started.send(());
         // Elements queued before this turn were scheduled before the group was here.

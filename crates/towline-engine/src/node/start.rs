@@ -10,6 +10,7 @@ use super::handle::{Group, QUESTIONS_MAX, Shared};
 use super::inbox::{Control, ShardEvent, StartGroup};
 use super::ingress::Ingress;
 use super::recover::{RecoveredGroup, Recovery};
+use super::shard::RunningGroup;
 use super::waiter::answer;
 use super::writer::WriteFailure;
 use super::{Node, NodeInner, StartError};
@@ -96,26 +97,26 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let (state, watched) = watch::channel(core.state());
         let apply = node.apply_worker(group).clone();
         apply.start_group(group, generation, machine);
-        let (started, running) = answer();
         let addresses = node.addresses_of(&conf);
         let peers = node.meet(group, &conf, &addresses);
-        let start = StartGroup {
-            id: group,
+        let running = RunningGroup {
             generation,
             group: core,
-            peers,
             ingress: ingress.clone(),
             state,
             apply,
             metrics: metrics.clone(),
+            transfer: None,
             addresses,
-            started,
+            dirty: true,
         };
+        let (started, confirmed) = answer();
+        let start = StartGroup { id: group, running, peers, started };
         node.shard.post(ShardEvent::Control(Control::Start(Box::new(start))));
         // Before any wait: if this future is dropped, the group runs on and must be registered.
         node.registry.write().unwrap_or_else(PoisonError::into_inner).insert(group, ingress.clone());
         lock(&node.states).insert(group, watched.clone());
-        running.await.map_err(|_| StartError::Stopped)?;
+        confirmed.await.map_err(|_| StartError::Stopped)?;
         Ok(Group::new(Shared {
             id: group,
             generation,

@@ -1,7 +1,7 @@
 //! Tests of a running node that need its private parts: its mailbox, its shard's thread, and its snapshot transfers.
 
 #[path = "../../tests/common/mod.rs"]
-mod common;
+pub(super) mod common;
 mod fixture;
 mod hooks;
 mod leaks;

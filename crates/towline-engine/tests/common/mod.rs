@@ -175,11 +175,21 @@ impl StateMachine for EmptyMachine {
 
 /// A log in memory.
 #[derive(Default)]
-pub(crate) struct MemLog(Mutex<BTreeMap<GroupId, GroupWrite>>);
+pub(crate) struct MemLog {
+    groups: Mutex<BTreeMap<GroupId, GroupWrite>>,
+    /// Called in `entries`, `compact` and `purge`, with the name of the call.
+    pub(crate) hook: OnceLock<Box<dyn Fn(&str) + Send + Sync>>,
+}
+
+impl MemLog {
+    fn run_hook(&self, call: &str) {
+        self.hook.get().into_iter().for_each(|hook| hook(call));
+    }
+}
 
 impl LogStore for MemLog {
     fn recover(&self, group: GroupId) -> Result<Recovered, LogError> {
-        let log = self.0.lock().unwrap();
+        let log = self.groups.lock().unwrap();
         let Some(stored) = log.get(&group) else { return Ok(Recovered::default()) };
         let truncated = truncated(stored);
         Ok(Recovered {
@@ -192,7 +202,7 @@ impl LogStore for MemLog {
     }
 
     fn append(&self, batch: &mut LogBatch) -> Result<(), LogError> {
-        let mut log = self.0.lock().unwrap();
+        let mut log = self.groups.lock().unwrap();
         for write in batch.writes.drain(..) {
             log.entry(write.group).or_insert_with(|| GroupWrite::new(write.group)).append(write);
         }
@@ -207,14 +217,15 @@ impl LogStore for MemLog {
         out: &mut Vec<Entry>,
     ) -> Result<(), LogReadError> {
         out.clear();
-        let log = self.0.lock().unwrap();
+        let log = self.groups.lock().unwrap();
         let stored = log.get(&group).into_iter().flat_map(|stored| &stored.entries);
         out.extend(stored.filter(|entry| range.contains(&entry.index)).cloned());
+        self.run_hook("entries");
         Ok(())
     }
 
     fn term(&self, group: GroupId, index: u64) -> Result<u64, LogReadError> {
-        let log = self.0.lock().unwrap();
+        let log = self.groups.lock().unwrap();
         if let Some(begin) = log.get(&group).map(truncated).filter(|begin| begin.index == index) {
             return Ok(begin.term);
         }
@@ -224,19 +235,21 @@ impl LogStore for MemLog {
     }
 
     fn compact(&self, _group: GroupId, _through: u64) -> Result<(), LogError> {
+        self.run_hook("compact");
         Ok(())
     }
 
     fn purge(&self) -> Result<Vec<GroupId>, LogError> {
+        self.run_hook("purge");
         Ok(Vec::new())
     }
 
     fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        Ok(self.0.lock().unwrap().keys().copied().collect())
+        Ok(self.groups.lock().unwrap().keys().copied().collect())
     }
 
     fn remove(&self, group: GroupId) -> Result<(), LogError> {
-        self.0.lock().unwrap().remove(&group);
+        self.groups.lock().unwrap().remove(&group);
         Ok(())
     }
 }

@@ -156,8 +156,8 @@ async fn posts_to_a_held_shard_neither_wait_nor_allocate_nor_lose_an_outcome() {
     let peers: BTreeMap<(GroupId, NodeId), _> =
         fixture.peers().await.into_iter().map(|(group, peer)| ((group, peer.id), peer)).collect();
     for attempt in storm.attempts.iter().chain([&last]) {
-        let told = peers[&(attempt.group, attempt.peer)].last_attempt.unwrap();
-        assert_eq!((told.number, told.outcome), (attempt.number, ended(attempt)));
+        let last_attempt = peers[&(attempt.group, attempt.peer)].last_attempt.unwrap();
+        assert_eq!((last_attempt.number, last_attempt.outcome), (attempt.number, ended(attempt)));
     }
 
     let finishes = storm.attempts.len() as u64;
