@@ -220,6 +220,7 @@ impl LogStore for MemLog {
         let log = self.groups.lock().unwrap();
         let stored = log.get(&group).into_iter().flat_map(|stored| &stored.entries);
         out.extend(stored.filter(|entry| range.contains(&entry.index)).cloned());
+        drop(log); // the hook may panic
         self.run_hook("entries");
         Ok(())
     }
