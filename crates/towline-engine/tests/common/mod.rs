@@ -173,12 +173,14 @@ impl StateMachine for EmptyMachine {
     }
 }
 
+type LogHook = Box<dyn Fn(&str) + Send + Sync>;
+
 /// A log in memory.
 #[derive(Default)]
 pub(crate) struct MemLog {
     groups: Mutex<BTreeMap<GroupId, GroupWrite>>,
     /// Called in `entries`, `compact` and `purge`, with the name of the call.
-    pub(crate) hook: OnceLock<Box<dyn Fn(&str) + Send + Sync>>,
+    pub(crate) hook: OnceLock<LogHook>,
 }
 
 impl MemLog {
