@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Formats an error and its causes on one line. A cause that the text already ends with is left out.
 pub(crate) fn chain(error: &dyn Error) -> String {
@@ -24,6 +25,15 @@ pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+/// Runs code that may panic. The error is the text of the panic.
+pub(crate) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic_text(panic.as_ref()).to_owned();
+        std::mem::forget(panic); // its drop may panic again; this leaks a few bytes
+        text
+    })
 }
 
 #[cfg(test)]

@@ -100,5 +100,7 @@ pub mod status;
 pub mod storage;
 #[cfg(test)]
 mod subscriber_double;
+#[cfg(feature = "driver")]
+pub(crate) mod sync;
 pub mod transport;
 pub mod units;

@@ -1,9 +1,11 @@
-//! Moving snapshots: sending them, receiving them, and keeping their files.
+//! Snapshot transfers: sending, receiving, and making and removing files.
 //!
-//! Who may be sent one, and when, is decided in the core (`core::attempts`) before Raft commits to it. Here the bytes move.
-//! Every way out of a transfer records its payload bytes and logs one line, on both sides, so that the totals of sender
-//! and receiver can be compared: if they differ the wire lost something, if they are equal the format is wrong.
+//! The core (`core::attempts`) decides which peer gets a snapshot, and when. Here the bytes move. On every exit of a transfer
+//! both sides record the payload bytes and log one line. If the byte totals differ, the wire lost something; if they are
+//! equal, the format is wrong.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod incoming_file;
 mod pace;
 mod priority;
@@ -16,13 +18,13 @@ mod worker;
 
 use std::time::Duration;
 
-pub(crate) use self::priority::step_back;
+pub(crate) use self::priority::lower_priority;
 pub(crate) use self::receive::{Receives, ReceivesDeps, SnapshotGroups};
 pub(crate) use self::send::{Sends, SendsDeps};
 pub(crate) use self::worker::{Made, Making, SnapshotWorker};
 use crate::config::ValidConfig;
 
-/// The bounds and times of transfers. See [`Config`](crate::config::Config) for each.
+/// The bounds and timeouts of transfers. [`Config`](crate::config::Config) explains each.
 #[derive(Debug, Clone)]
 pub(crate) struct TransferSettings {
     pub(crate) chunk_bytes: usize,

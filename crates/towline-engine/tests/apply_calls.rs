@@ -1,36 +1,19 @@
-//! What one call of a state machine gets, and how long others wait for it.
+//! The size of state machine calls, and how long other groups wait for one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::common::gated::{Gate, Gated, Opened};
-use crate::common::{Alone, DEADLINE, address, id, wait};
+use crate::common::gated::{Gate, Gated, OpenOnDrop};
+use crate::common::{TestNode, steady, wait};
 use towline_engine::config::Config;
-use towline_engine::ids::GroupId;
-use towline_engine::node::{Group, Start};
+use towline_engine::node::Group;
 use towline_engine::units::ByteSize;
 
-fn config() -> Config {
-    Config {
-        election_timeout_min: Duration::from_millis(500),
-        election_timeout_max: Duration::from_millis(800),
-        apply_workers: 1,
-        ..Config::default()
-    }
-}
-
-async fn group(alone: &Alone, number: u64, machine: Gated) -> Group<Gated> {
-    let members = Start::Bootstrap(vec![(id(1), address(1))]);
-    let group = alone.node.group(GroupId::new(number), machine).start(members).await.unwrap();
-    group.wait_leader(DEADLINE).await.unwrap();
-    group
-}
-
-/// A machine that is held in its first call while `commands` of `bytes` each come.
-async fn held_with(config: Config, commands: usize, bytes: usize) -> (Alone, Group<Gated>, Opened) {
-    let (alone, gate) = (Alone::start(config).await, Arc::new(Gate::default()));
-    let group = group(&alone, 1, Gated::new(&gate)).await;
+/// A machine that is held in its first call, with `commands` of `bytes` each committed behind it.
+async fn held_with(config: Config, commands: usize, bytes: usize) -> (TestNode, Group<Gated>, OpenOnDrop) {
+    let (test, gate) = (TestNode::start(config).await, Arc::new(Gate::default()));
+    let group = test.lead(1, Gated::new(&gate)).await;
     gate.permit(0);
     drop(group.submit(vec![0; bytes]).unwrap());
     gate.wait_held();
@@ -39,13 +22,12 @@ async fn held_with(config: Config, commands: usize, bytes: usize) -> (Alone, Gro
         drop(group.submit(vec![0; bytes]).unwrap());
     }
     wait("the commit", || (group.state().commit >= last + commands as u64).then_some(())).await;
-    (alone, group, Opened(gate))
+    (test, group, OpenOnDrop(gate))
 }
 
-/// Progress that is reported only at the end of the whole queue keeps proposals busy and reads waiting for as long.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_applied_index_moves_with_each_call() {
-    let (_alone, group, gate) = held_with(config(), 10_000, 10).await;
+    let (_alone, group, gate) = held_with(steady(), 10_000, 10).await;
     for calls in 1..=4 {
         gate.0.permit(1);
         wait("a call", || {
@@ -60,8 +42,8 @@ async fn the_applied_index_moves_with_each_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_has_no_more_bytes_than_the_setting_says_or_one_entry() {
-    let config = Config { committed_bytes_max: ByteSize::bytes(10_000), ..config() };
+async fn a_call_has_at_most_the_bytes_of_the_setting_or_one_entry() {
+    let config = Config { committed_bytes_max: ByteSize::bytes(10_000), ..steady() };
     let (_alone, group, gate) = held_with(config.clone(), 2_000, 1_000).await;
     drop(group.submit(vec![0; 50_000]).unwrap());
     gate.0.open();
@@ -72,13 +54,13 @@ async fn a_call_has_no_more_bytes_than_the_setting_says_or_one_entry() {
     assert!(calls.iter().any(|call| call.bytes == 50_000), "{calls:?}");
 }
 
-/// Two groups of one apply worker: one has seconds of work queued.
+/// One of two groups on an apply worker has seconds of work queued.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_state_machine_delays_another_by_a_call_and_not_by_all_that_is_queued() {
-    let alone = Alone::start(config()).await;
+async fn a_slow_state_machine_delays_another_by_one_call() {
+    let test = TestNode::start(steady()).await;
     let (slow_gate, gate) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
     let slow = Gated { cost: Duration::from_millis(5), ..Gated::new(&slow_gate) };
-    let (slow, other) = (group(&alone, 1, slow).await, group(&alone, 2, Gated::new(&gate)).await);
+    let (slow, other) = (test.lead(1, slow).await, test.lead(2, Gated::new(&gate)).await);
     let queued = 4_000;
     for _ in 0..queued {
         drop(slow.submit("x").unwrap());

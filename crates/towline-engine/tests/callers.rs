@@ -1,5 +1,5 @@
-//! A caller's code that panics where the engine runs it: its waker, the drop of an answer, the drop of a machine. The
-//! threads of a node serve other callers and other groups, so it must end nothing but itself.
+//! Panics in a caller's code on the engine's threads: in a waker, the drop of a reply, or the drop of a state machine. They
+//! must not end other groups. Also: stopping a group.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use std::future::Future;
@@ -9,9 +9,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
-use std::time::Duration;
 
-use crate::common::{Alone, DEADLINE, Log, address, id, wait};
+use crate::common::{DEADLINE, MemLog, TestNode, steady, wait};
 use towline_engine::config::Config;
 use towline_engine::errors::{ProposeError, ReadError, StatusError, WaitLeaderError};
 use towline_engine::ids::GroupId;
@@ -22,10 +21,10 @@ use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::status::Role;
 
-/// Answers each command with its length; the answer to `drop` panics when it is dropped, and so does the machine of a
-/// group that is told to `fail`.
+/// Replies with the length of the command. The reply to `drop` panics on drop. The command `fail` fails the machine, whose
+/// drop then panics.
 #[derive(Default)]
-struct Machine {
+struct PanickyMachine {
     failed: bool,
 }
 
@@ -37,17 +36,17 @@ struct Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        assert!(!std::mem::take(&mut self.panics), "an answer is dropped");
+        assert!(!std::mem::take(&mut self.panics), "a reply is dropped");
     }
 }
 
-impl Drop for Machine {
+impl Drop for PanickyMachine {
     fn drop(&mut self) {
         assert!(!std::mem::take(&mut self.failed), "a machine is dropped");
     }
 }
 
-impl StateMachine for Machine {
+impl StateMachine for PanickyMachine {
     type Response = Reply;
     type View = ();
 
@@ -62,7 +61,7 @@ impl StateMachine for Machine {
             replies.push(Reply { bytes: command.data.len(), panics: command.data == "drop" });
             self.failed |= command.data == "fail";
         }
-        if self.failed { Err(Fatal::new("told to")) } else { Ok(()) }
+        if self.failed { Err(Fatal::new("the command fails")) } else { Ok(()) }
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
@@ -76,21 +75,21 @@ impl StateMachine for Machine {
 
 /// Counts its wakes, and panics at each.
 #[derive(Default)]
-struct Panics(AtomicUsize);
+struct PanickyWaker(AtomicUsize);
 
-impl Wake for Panics {
+impl Wake for PanickyWaker {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
         panic!("a waker");
     }
 }
 
-/// Polls a future once with a waker that panics, and waits until it was woken.
+/// Polls a future with a waker that panics, and waits for the wake.
 async fn polled_and_woken<F: Future>(mut ask: impl FnMut() -> F, meanwhile: impl FnOnce()) {
-    let panics = Arc::new(Panics::default());
+    let panics = Arc::new(PanickyWaker::default());
     let waker = Waker::from(panics.clone());
-    // An answer may be there before it is polled for.
-    let _asked: Pin<Box<F>> = wait("a question that waits", || {
+    // Repeated, because the answer may come before the poll.
+    let _pending: Pin<Box<F>> = wait("a pending future", || {
         let mut future = Box::pin(ask());
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
         polled.is_pending().then_some(future)
@@ -101,24 +100,14 @@ async fn polled_and_woken<F: Future>(mut ask: impl FnMut() -> F, meanwhile: impl
 }
 
 /// Two groups on one shard thread and one apply worker.
-async fn two_groups() -> (Alone, Group<Machine>, Group<Machine>) {
-    let config = Config {
-        election_timeout_min: Duration::from_millis(500),
-        election_timeout_max: Duration::from_millis(800),
-        ..Config::default()
-    };
-    let alone = Alone::start(Config { apply_workers: 1, ..config }).await;
-    let start = |group| {
-        let members = Start::Bootstrap(vec![(id(1), address(1))]);
-        alone.node.group(GroupId::new(group), Machine::default()).start(members)
-    };
-    let (one, other) = (start(1).await.unwrap(), start(2).await.unwrap());
-    one.wait_leader(DEADLINE).await.unwrap();
-    other.wait_leader(DEADLINE).await.unwrap();
-    (alone, one, other)
+async fn two_groups() -> (TestNode, Group<PanickyMachine>, Group<PanickyMachine>) {
+    let test = TestNode::start(steady()).await;
+    let one = test.lead(1, PanickyMachine::default()).await;
+    let other = test.lead(2, PanickyMachine::default()).await;
+    (test, one, other)
 }
 
-async fn serves(group: &Group<Machine>) {
+async fn assert_serves(group: &Group<PanickyMachine>) {
     let served = async {
         assert_eq!(group.propose("four").await.unwrap().bytes, 4);
         group.read(Consistency::Linearizable).await.unwrap();
@@ -133,12 +122,12 @@ async fn a_waker_that_panics_ends_no_group() {
     polled_and_woken(|| one.read(Consistency::Linearizable), || {}).await;
     polled_and_woken(|| one.propose("four"), || {}).await;
     polled_and_woken(|| one.status(), || {}).await;
-    serves(&other).await;
-    serves(&one).await;
+    assert_serves(&other).await;
+    assert_serves(&one).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waker_that_panics_at_a_change_of_state_ends_no_group() {
+async fn a_watcher_whose_waker_panics_ends_no_group() {
     let (_alone, one, other) = two_groups().await;
     let change = || {
         let mut watch = one.watch();
@@ -146,27 +135,27 @@ async fn a_waker_that_panics_at_a_change_of_state_ends_no_group() {
         async move { watch.changed().await.is_ok() }
     };
     polled_and_woken(change, || drop(one.submit("four"))).await;
-    serves(&other).await;
-    serves(&one).await;
+    assert_serves(&other).await;
+    assert_serves(&one).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_panics_when_it_is_dropped_ends_no_group() {
+async fn a_reply_that_panics_on_drop_ends_no_group() {
     let (_alone, one, other) = two_groups().await;
-    // An answer that comes before the proposal is dropped panics here, so the next one is tried.
-    wait("an answer that the engine drops", || {
+    // A reply that comes before the drop panics here, so another proposal follows.
+    wait("a reply that the engine drops", || {
         let proposal = one.submit("drop").unwrap();
         catch_unwind(AssertUnwindSafe(|| drop(proposal))).ok()
     })
     .await;
-    serves(&other).await;
-    serves(&one).await;
+    assert_serves(&other).await;
+    assert_serves(&one).await;
 }
 
-/// The end of a group answers everybody who waits in it, lets go of its machine, and is told to who follows it.
+/// The end of a group wakes its watchers and drops its machine.
 #[tokio::test(flavor = "multi_thread")]
-async fn callers_that_panic_while_their_group_goes_down_end_no_other_group() {
-    let (alone, one, other) = two_groups().await;
+async fn panics_at_the_end_of_a_group_end_no_other_group() {
+    let (test, one, other) = two_groups().await;
     let down = || {
         let mut watch = one.watch();
         async move { watch.wait_for(|state| state.role == Role::Down).await.is_ok() }
@@ -174,17 +163,16 @@ async fn callers_that_panic_while_their_group_goes_down_end_no_other_group() {
     polled_and_woken(down, || drop(one.submit("fail"))).await;
     wait("the quarantine", || (one.state().role == Role::Down).then_some(())).await;
     assert!(matches!(one.propose("x").await.unwrap_err(), ProposeError::Stopped { .. }));
-    serves(&other).await;
-    tokio::time::timeout(DEADLINE, alone.node.shutdown(DEADLINE)).await.expect("the node stops");
+    assert_serves(&other).await;
+    tokio::time::timeout(DEADLINE, test.node.shutdown(DEADLINE)).await.expect("the node stops");
 }
 
-/// The node and its other groups go on, and the group starts again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_that_is_stopped_ends_typed_and_may_be_started_again() {
-    let (alone, one, other) = two_groups().await;
+async fn a_stopped_group_returns_stopped_and_may_start_again() {
+    let (test, one, other) = two_groups().await;
     let copy = one.clone();
     one.stop().await.unwrap();
-    assert_eq!(one.stop().await, Ok(()), "it has stopped already");
+    assert_eq!(one.stop().await, Ok(()), "a second stop");
     let cause: Arc<str> = "the group was stopped on this node".into();
     let group = GroupId::new(1);
     assert_eq!(copy.propose("four").await.err(), Some(ProposeError::Stopped { cause: cause.clone() }));
@@ -192,27 +180,22 @@ async fn a_group_that_is_stopped_ends_typed_and_may_be_started_again() {
     let waited = copy.wait_leader(DEADLINE).await;
     assert_eq!(waited, Err(WaitLeaderError::Stopped { group, cause }));
     assert!(matches!(copy.read(Consistency::Linearizable).await, Err(ReadError::Stopped { .. })));
-    serves(&other).await;
+    assert_serves(&other).await;
 
-    let again = alone.node.group(group, Machine::default()).start(Start::Restart).await.unwrap();
+    let again = test.node.group(group, PanickyMachine::default()).start(Start::Restart).await.unwrap();
     again.wait_leader(DEADLINE).await.unwrap();
     copy.stop().await.unwrap();
-    serves(&again).await;
+    assert_serves(&again).await;
 }
 
 /// A stop wrote its last commit index when its future was polled again. By then the next generation could have voted in a
 /// newer term, and the old hard state replaced that vote.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_that_is_polled_late_leaves_the_term_of_the_next_generation() {
-    let log = Arc::new(Log::default());
-    let config = Config {
-        election_timeout_min: Duration::from_millis(500),
-        election_timeout_max: Duration::from_millis(800),
-        ..Config::default()
-    };
-    let alone = Alone::start_on(log.clone(), config).await;
-    let (group, members) = (GroupId::new(1), Start::Bootstrap(vec![(id(1), address(1))]));
-    let mut running = alone.node.group(group, Machine::default()).start(members).await.unwrap();
+async fn a_stop_polled_late_keeps_the_term_of_the_next_generation() {
+    let log = Arc::new(MemLog::default());
+    let test = TestNode::start_on(log.clone(), steady()).await;
+    let group = GroupId::new(1);
+    let mut running = test.lead(1, PanickyMachine::default()).await;
     for _ in 0..3 {
         running.wait_leader(DEADLINE).await.unwrap();
         running.propose("four").await.unwrap();
@@ -225,7 +208,7 @@ async fn a_stop_that_is_polled_late_leaves_the_term_of_the_next_generation() {
             (is_down || has_ended).then_some(has_ended)
         })
         .await;
-        running = alone.node.group(group, Machine::default()).start(Start::Restart).await.unwrap();
+        running = test.node.group(group, PanickyMachine::default()).start(Start::Restart).await.unwrap();
         running.wait_leader(DEADLINE).await.unwrap();
         // Committed, so the term is durable.
         running.propose("four").await.unwrap();
@@ -241,17 +224,12 @@ async fn a_stop_that_is_polled_late_leaves_the_term_of_the_next_generation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_after_a_quarantine_frees_the_place_of_the_group() {
     let config = Config { groups_max: 1, ..Config::default() };
-    let alone = Alone::start(config).await;
-    let start = |group| {
-        let members = Start::Bootstrap(vec![(id(1), address(1))]);
-        alone.node.group(GroupId::new(group), Machine::default()).start(members)
-    };
-    let one = start(1).await.unwrap();
-    one.wait_leader(DEADLINE).await.unwrap();
+    let test = TestNode::start(config).await;
+    let one = test.lead(1, PanickyMachine::default()).await;
     drop(one.submit("fail").unwrap());
     wait("the quarantine", || (one.state().role == Role::Down).then_some(())).await;
-    let Err(refused) = start(2).await else { panic!("no place is free") };
+    let Err(refused) = test.found(2, PanickyMachine::default()).await else { panic!("no place is free") };
     assert!(matches!(refused, StartError::TooManyGroups { groups_max: 1 }), "{refused}");
     one.stop().await.unwrap();
-    start(2).await.unwrap();
+    test.found(2, PanickyMachine::default()).await.unwrap();
 }

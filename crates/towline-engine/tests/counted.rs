@@ -1,19 +1,19 @@
-//! What a node counts of the messages that come in, read from its scrape.
+//! The counters of inbound messages and refusals.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
-use crate::common::{Alone, Machine, address, id, wait};
+use crate::common::{EmptyMachine, TestNode, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
 use towline_engine::node::Start;
 use towline_engine::transport::Refusal;
 
-async fn follower() -> Alone {
-    let alone = Alone::start(Config::default()).await;
+async fn follower() -> TestNode {
+    let test = TestNode::start(Config::default()).await;
     let members = (1..=3).map(|peer| (id(peer), address(peer))).collect();
-    let group = alone.node.group(GroupId::DEFAULT, Machine::default());
+    let group = test.node.group(GroupId::DEFAULT, EmptyMachine::default());
     group.start(Start::Bootstrap(members)).await.unwrap();
-    alone
+    test
 }
 
 fn heartbeats(term: u64, count: usize) -> Batch {
@@ -22,36 +22,36 @@ fn heartbeats(term: u64, count: usize) -> Batch {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_that_give_way_to_newer_ones_are_counted() {
-    let alone = follower().await;
-    let session = alone.session(2);
-    // The shard may look between any two of them, so it takes luck to have some give way; not much.
+async fn superseded_messages_are_counted() {
+    let test = follower().await;
+    let session = test.session(2);
+    // Repeated, because the shard may take each message before the next one comes.
     wait("superseded messages", || {
         session.deliver(Lane::Control, heartbeats(1, 64)).unwrap();
-        (alone.counter("towline_received_superseded_total", "lane=\"control\"") > 0).then_some(())
+        (test.counter("towline_received_superseded_total", "lane=\"control\"") > 0).then_some(())
     })
     .await;
-    assert_eq!(alone.counter("towline_received_superseded_total", "lane=\"append\""), 0);
+    assert_eq!(test.counter("towline_received_superseded_total", "lane=\"append\""), 0);
     let (superseded, received) = (
-        alone.counter("towline_received_superseded_total", ""),
-        alone.counter("towline_messages_received", ""),
+        test.counter("towline_received_superseded_total", ""),
+        test.counter("towline_messages_received", ""),
     );
     assert!(superseded < received, "{superseded} of {received}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nacks_a_transport_had_no_room_for_are_counted() {
-    let alone = follower().await;
-    alone.session(2).nacks_dropped(Lane::Append, 3);
+async fn nacks_that_a_transport_drops_are_counted() {
+    let test = follower().await;
+    test.session(2).nacks_dropped(Lane::Append, 3);
     let label = "peer=\"2\",transport=\"other\",lane=\"append\",reason=\"no_room\"";
-    assert_eq!(alone.counter("towline_nacks_dropped_total", label), 3);
+    assert_eq!(test.counter("towline_nacks_dropped_total", label), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_because_of_the_end_of_the_node_is_no_malformed_hello() {
-    let alone = follower().await;
-    alone.inbound().refused(&Refusal::ShuttingDown);
-    let rejects = |cause: &str| alone.counter("towline_inbound_rejects_total", cause);
+async fn a_refusal_at_shutdown_is_not_counted_as_malformed() {
+    let test = follower().await;
+    test.inbound().refused(&Refusal::ShuttingDown);
+    let rejects = |cause: &str| test.counter("towline_inbound_rejects_total", cause);
     assert_eq!(rejects("cause=\"shutting_down\""), 1);
     assert_eq!(rejects("cause=\"malformed\""), 0);
 }

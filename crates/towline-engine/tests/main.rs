@@ -1,4 +1,4 @@
-//! The integration tests that can share a process, in one binary: linking each file alone takes longer than most tests.
+//! The integration tests in one binary, because linking each file takes longer than most tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 mod apply_calls;

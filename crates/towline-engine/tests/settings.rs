@@ -1,20 +1,19 @@
-//! Settings as text, and at their bounds: each is refused by name, or a node runs with it.
+//! Settings as text, and at their bounds: validation refuses a value by name, or a node runs with it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use std::time::Duration;
 
-use crate::common::{Alone, DEADLINE, Machine, address, id};
+use crate::common::{DEADLINE, EmptyMachine, TestNode};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::{Error, MapDeserializer};
 use towline_engine::config::{Config, TIME_MAX};
-use towline_engine::ids::GroupId;
-use towline_engine::node::{Consistency, Start};
+use towline_engine::node::Consistency;
 use towline_engine::units::ByteSize;
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Settings that are refused at their largest value, with the setting that the error names.
+/// Settings whose largest value is refused, with the setting that the error names.
 const REFUSED: &[(&str, &str)] = &[
     ("tick", "tick"),
     ("heartbeat_interval", "heartbeat_interval"),
@@ -38,7 +37,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("network_workers", "network_workers"),
 ];
 
-/// The defaults, but for one number, time or size that is as large as its type allows.
+/// The defaults, with the largest value of its type in one field.
 fn largest(field: &str) -> Config {
     fn with<T: IntoDeserializer<'static, Error>>(field: &str, value: T) -> Result<Config, Error> {
         let entries = [(field.to_owned(), value)].into_iter();
@@ -174,7 +173,7 @@ fn a_time_of_zero_is_refused_by_name() {
     }
 }
 
-/// The largest that are accepted: nothing that is added to them may overflow.
+/// Sums with the longest valid times must not overflow.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_runs_with_the_longest_times() {
     let longest = [
@@ -199,25 +198,24 @@ async fn a_node_runs_with_the_longest_times() {
     run_all(configs.to_vec()).await;
 }
 
-/// With each of these settings a node starts, decides, reads, and ends.
+/// With each of these settings a node starts, elects, commits, reads and stops.
 async fn run_all(settings: Vec<(String, Config)>) {
     let run = |(field, config)| (field, tokio::spawn(run(config)));
     let running: Vec<_> = settings.into_iter().map(run).collect();
     for (field, running) in running {
         let ended = tokio::time::timeout(3 * DEADLINE, running).await;
         ended
-            .unwrap_or_else(|_| panic!("{field}: it hangs"))
+            .unwrap_or_else(|_| panic!("{field}: the node hangs"))
             .unwrap_or_else(|error| panic!("{field}: {error}"));
     }
 }
 
 async fn run(config: Config) {
-    let alone = Alone::start(config).await;
-    let group = alone.node.group(GroupId::DEFAULT, Machine::default());
-    let group = group.start(Start::Bootstrap(vec![(id(1), address(1))])).await.unwrap();
+    let test = TestNode::start(config).await;
+    let group = test.found(1, EmptyMachine::default()).await.unwrap();
     group.wait_leader(Duration::MAX).await.unwrap();
     group.propose("x").await.unwrap();
     group.read(Consistency::Linearizable).await.unwrap();
-    let shutdown = alone.node.shutdown(Duration::MAX).await;
+    let shutdown = test.node.shutdown(Duration::MAX).await;
     assert!(shutdown.is_complete(), "{shutdown:?}");
 }

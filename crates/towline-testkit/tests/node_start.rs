@@ -56,10 +56,10 @@ async fn a_group_that_cannot_start_says_why() {
     assert!(matches!(error, StartError::JoinRefused), "{error}");
     let stranger = vec![(node_id(2), address())];
     let error = start(&node, ONE, Start::Bootstrap(stranger)).await.unwrap_err();
-    assert_eq!(error.to_string(), "the list of members cannot be: node 1 itself is not among them");
+    assert_eq!(error.to_string(), "invalid member list: node 1 itself is missing");
     let twice = [alone(), alone()].concat();
     let error = start(&node, ONE, Start::Bootstrap(twice)).await.unwrap_err();
-    assert_eq!(error.to_string(), "the list of members cannot be: a node is named twice");
+    assert_eq!(error.to_string(), "invalid member list: node 1 appears twice");
     assert!(!node.has_group(ONE).unwrap(), "a refused start stores nothing");
 
     start(&node, ONE, Start::Bootstrap(alone())).await.unwrap();
@@ -369,7 +369,8 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     assert_eq!(
         text(stored(10, 4), at(11, 2)).await,
         "group 1 cannot start: the state machine is at 11, past the end of the log, 10: entries that this node \
-         acknowledged are lost; replace this node by one with an empty directory"
+         acknowledged are lost; put the missing files back, but no older copy of them; if they are lost, keep this node \
+         stopped, because this version cannot replace a member"
     );
     let foreign = "group 1 cannot start: the state machine is at entry 8 of term 1, but the log has term 2 there: they are \
                    of different histories";
@@ -388,7 +389,8 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     assert_eq!(
         text(compacted.clone(), ListMachine::new()).await,
         "group 1 cannot start: the state machine is at 0, the log begins after 5, and there is no snapshot to restore; \
-         replace this node by one with an empty directory"
+         put the missing files back, but no older copy of them; if they are lost, keep this node stopped, because this \
+         version cannot replace a member"
     );
     assert_eq!(restart(&compacted, at(5, 1)).await.unwrap(), 5);
     let failing = ListMachine::new().failing("3", Trouble::Fatal);

@@ -1,4 +1,14 @@
-//! The way to an apply worker.
+//! Apply workers: threads that run state machines and answer the callers whose commands they applied.
+
+mod call_size;
+mod call_watch;
+mod machine;
+mod thread;
+
+pub(crate) use self::machine::{
+    AnyMachine, ApplyTask, MachineFailure, TypedMachine, caught, fail_tasks, restore,
+};
+pub(super) use self::thread::{ApplyDeps, THREAD_NAME, start};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,70 +16,66 @@ use std::sync::mpsc::Sender;
 
 use tokio::sync::oneshot;
 
-use super::call_watch::{Call, CallWatch};
-use super::target::{Target, Task, fail_tasks};
-use super::waiter::{Answer, answer};
+use self::call_watch::{Call, CallWatch};
+use self::thread::{ApplyRequest, Job};
+use super::waiter::answer;
 use crate::ids::GroupId;
 use crate::message::LogId;
 
-pub(super) enum Work {
-    Start { group: GroupId, generation: u64, target: Box<dyn Target> },
-    Apply { group: GroupId, generation: u64, tasks: Vec<Task> },
-    Flush { group: GroupId, done: Answer<Result<LogId, Arc<str>>> },
-    Remove { group: GroupId, generation: u64 },
-    Stop,
-}
-
-/// The way to one worker. What queues is bounded by `unapplied_bytes_max` of each group.
+/// A handle to one apply worker. `unapplied_bytes_max` bounds the queue of each group.
 #[derive(Clone)]
 pub(crate) struct ApplyWorker {
-    pub(super) work: Sender<Work>,
-    /// Set once: what is still queued is given up, however long it would take.
-    pub(super) stopping: Arc<AtomicBool>,
-    pub(super) watch: Arc<CallWatch>,
+    requests: Sender<ApplyRequest>,
+    /// Once set, the worker fails queued entries instead of applying them.
+    stopping: Arc<AtomicBool>,
+    watch: Arc<CallWatch>,
 }
 
 impl ApplyWorker {
-    /// From now on the group's work goes to `target`.
-    pub(crate) fn start_group(&self, group: GroupId, generation: u64, target: Box<dyn Target>) {
-        let _ = self.work.send(Work::Start { group, generation, target });
+    /// Gives the worker the state machine of a group.
+    pub(crate) fn start_group(&self, group: GroupId, generation: u64, machine: Box<dyn AnyMachine>) {
+        self.send(group, Job::Start { generation, machine });
     }
 
-    pub(crate) fn apply(&self, group: GroupId, generation: u64, tasks: Vec<Task>) {
-        if let Err(lost) = self.work.send(Work::Apply { group, generation, tasks })
-            && let Work::Apply { tasks, .. } = lost.0
-        {
-            fail_tasks(tasks, &"the apply worker has stopped".into());
+    pub(crate) fn apply(&self, group: GroupId, generation: u64, tasks: Vec<ApplyTask>) {
+        for task in tasks {
+            self.send(group, Job::Call { generation, call: task.into() });
         }
     }
 
-    /// Makes durable what is applied by the time the worker has done, or [given up](Self::give_up), what was queued
-    /// before.
+    /// Flushes the group's state machine after the jobs that are queued now.
     pub(crate) fn flush(&self, group: GroupId) -> oneshot::Receiver<Result<LogId, Arc<str>>> {
         let (done, flushed) = answer();
-        let _ = self.work.send(Work::Flush { group, done });
+        self.send(group, Job::Flush { done });
         flushed
     }
 
-    /// Lets go of the group's state machine.
+    /// Drops the group's state machine.
     pub(crate) fn remove_group(&self, group: GroupId, generation: u64) {
-        let _ = self.work.send(Work::Remove { group, generation });
+        self.send(group, Job::Remove { generation });
     }
 
-    /// The call of a state machine that the worker is in.
+    /// The state machine call that the worker is in.
     pub(crate) fn call(&self) -> Option<Call> {
         self.watch.now()
     }
 
-    /// From now on entries are not applied: their callers are answered, and the worker reaches what was queued
-    /// behind them.
+    /// Makes the worker fail queued entries, so that it soon reaches the jobs behind them.
     pub(crate) fn give_up(&self) {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Ends the thread after the call it is in.
+    /// Ends the thread after its present call.
     pub(crate) fn stop(&self) {
         self.give_up();
-        let _ = self.work.send(Work::Stop);
+        let _ = self.requests.send(ApplyRequest::Stop);
+    }
+
+    fn send(&self, group: GroupId, job: Job) {
+        if let Err(lost) = self.requests.send(ApplyRequest::Run { group, job })
+            && let ApplyRequest::Run { job, .. } = lost.0
+        {
+            job.fail(&"the apply worker has stopped".into());
+        }
     }
 }

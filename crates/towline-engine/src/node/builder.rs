@@ -1,28 +1,26 @@
-//! Describing and starting a node.
+//! Describes and starts a node.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::panic::catch_unwind;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
-use towline_metrics::NodeMetrics;
+use towline_metrics::{ByteTally, NodeMetrics};
 
-use super::applier::{self, ApplierDeps};
+use super::apply::{self, ApplyDeps};
 use super::counters::Counters;
 use super::inbox::{ShardEvent, ShardInbox};
 use super::peers::{NodeInbound, Peers, Registry};
 use super::reader::LogReader;
 use super::runtimes::Runtimes;
 use super::shard::{self, ShardDeps};
-use super::snapshots::{NodeGroups, sent};
-use super::writer::Writer;
-use super::{Inner, Node};
-use crate::cause::panic_text;
+use super::snapshots::NodeGroups;
+use super::writer::LogWriter;
+use super::{Node, NodeInner};
+use crate::cause::{catch, panic_text};
 use crate::config::{Config, ConfigError};
 use crate::identity::{IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
@@ -32,9 +30,10 @@ use crate::reporter::{Mailbox, Reporter};
 use crate::snapshot_store::SnapshotStoreError;
 use crate::snapshots::{Receives, ReceivesDeps, Sends, SendsDeps, SnapshotWorker, TransferSettings};
 use crate::storage::Storage;
+use crate::sync::lock;
 use crate::transport::{Hello, Transport, TransportError};
 
-/// Makes the reporter that everybody reports to out of the node's own.
+/// Wraps the node's own reporter.
 type WrapReporter = Box<dyn FnOnce(Arc<dyn Reporter>) -> Arc<dyn Reporter> + Send>;
 
 /// Describes a node; [`start`](Self::start) runs it.
@@ -68,61 +67,61 @@ impl NodeBuilder {
         }
     }
 
-    /// Settings; the defaults are meant for production.
+    /// The settings. The defaults suit production.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
     }
 
-    /// Where to keep what must survive.
+    /// The durable stores. Required.
     pub fn storage(mut self, storage: impl Into<Storage>) -> Self {
         self.storage = Some(storage.into());
         self
     }
 
-    /// A transport, and where this node listens with it. May be called once for each scheme: the scheme of a peer's
-    /// address picks the transport it is called with.
+    /// Adds a transport and the address at which this node listens with it. Call it once for each scheme; at least one is
+    /// required. The scheme of a peer's address picks the transport for calls to that peer.
     pub fn transport(mut self, transport: Arc<dyn Transport>, listen: PeerAddr) -> Self {
         self.transports.push((transport, listen));
         self
     }
 
-    /// A transport to call peers with whose addresses have its scheme, without listening with it: in a cluster that
-    /// mixes transports each node listens with one and calls with all.
+    /// Adds a transport that only calls peers. In a cluster with mixed transports, each node listens with one and calls
+    /// with all.
     pub fn dialler(mut self, transport: Arc<dyn Transport>) -> Self {
         self.diallers.push(transport);
         self
     }
 
-    /// Calls a peer at another address than the one it was bootstrapped with.
+    /// Replaces the address that a peer was bootstrapped with.
     pub fn peer_address(mut self, peer: NodeId, address: PeerAddr) -> Self {
         self.addresses.insert(peer, address);
         self
     }
 
-    /// What counts. Without it the recorder of the process is used, if one is installed by the time of the start.
+    /// Counts into these metrics. By default the node uses the recorder of the process, if one is installed before
+    /// [`start`](Self::start).
     pub fn metrics(mut self, metrics: NodeMetrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// Counts into the recorder of `exporter`, with the names described there and the label `node` of this node.
+    /// Counts into the recorder of `exporter`, with this node's label `node`.
     #[cfg(feature = "prometheus")]
     pub fn prometheus(self, exporter: &towline_metrics::exporter::Exporter) -> Self {
         let metrics = NodeMetrics::new(self.id.as_u64(), Some(exporter.recorder()));
         self.metrics(metrics)
     }
 
-    /// Moves bytes, snapshots too, on the caller's runtime instead of two of the node's own. Work that blocks that runtime
-    /// then delays heartbeats, and snapshots have the priority of everything else.
+    /// Moves bytes on the caller's runtime instead of two runtimes of the node. Work that blocks that runtime then delays
+    /// heartbeats, and snapshots get the same priority as everything else.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self
     }
 
-    /// Places a reporter in front of the node's own, which `wrap` is given: lanes, tickets and the watchdog report to what
-    /// `wrap` returns. A report that is not passed on is lost, and a peer may then wait for ever. For tests, and for
-    /// experiments that show what lost reports do.
+    /// Wraps the node's own reporter: lanes, tickets and the watchdog report to the reporter that `wrap` returns. A report
+    /// that it does not pass on is lost, and a peer may then wait for ever. For tests and experiments with lost reports.
     pub fn reporter(
         mut self,
         wrap: impl FnOnce(Arc<dyn Reporter>) -> Arc<dyn Reporter> + Send + 'static,
@@ -134,7 +133,7 @@ impl NodeBuilder {
     /// Starts the threads and listens. No group runs yet.
     ///
     /// # Errors
-    /// [`StartError`] says what is wrong, and nothing runs.
+    /// [`StartError`]; then nothing runs.
     pub async fn start(self) -> Result<Node, StartError> {
         let config = self.config.validate()?;
         let storage = self.storage.ok_or(StartError::Incomplete { missing: "storage" })?;
@@ -155,7 +154,7 @@ impl NodeBuilder {
         let inbox = ShardInbox::new();
         let (sender, scheduled) = (inbox.sender.clone(), inbox.scheduled.clone());
         let made = sender.clone();
-        let (worker, keeping) = SnapshotWorker::start(storage.snapshots.clone(), move |done| {
+        let (worker, snapshotting) = SnapshotWorker::start(storage.snapshots.clone(), move |done| {
             made.post(ShardEvent::SnapshotMade(done))
         })
         .map_err(io)?;
@@ -186,6 +185,7 @@ impl NodeBuilder {
         let transports = self.diallers.iter().chain(self.transports.iter().map(|(transport, _)| transport));
         let transports: BTreeMap<_, _> = transports.map(|t| (t.scheme().to_owned(), t.clone())).collect();
         let hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync> = Arc::new(move |to| hello_of.hello(to));
+        let counted = counters.clone();
         let sends = Sends::new(SendsDeps {
             node: self.id,
             settings: TransferSettings::from(&config),
@@ -193,7 +193,7 @@ impl NodeBuilder {
             transports: transports.clone(),
             hello: hello.clone(),
             runtime: handles.bulk,
-            tally: sent(counters.clone()),
+            tally: Arc::new(move |peer| ByteTally::new(counted.snapshot_sent(peer))),
         });
         let deps = LanesDeps {
             reporter: reporter.clone(),
@@ -206,18 +206,18 @@ impl NodeBuilder {
         let lanes = Lanes::new(LaneSettings::from(&config), deps);
 
         let (writer, writing) =
-            Writer::start(storage.log.clone(), sender.clone(), metrics.clone()).map_err(io)?;
+            LogWriter::start(storage.log.clone(), sender.clone(), metrics.clone()).map_err(io)?;
         let (reader, reading) = LogReader::start(storage.log.clone(), sender.clone()).map_err(io)?;
-        let (mut appliers, mut threads) = (Vec::new(), vec![writing, reading, keeping]);
+        let (mut apply_workers, mut threads) = (Vec::new(), vec![writing, reading, snapshotting]);
         for number in 0..config.apply_workers {
-            let deps = ApplierDeps {
+            let deps = ApplyDeps {
                 shard: sender.clone(),
                 store: storage.snapshots.clone(),
                 worker: worker.clone(),
                 call_bytes_max: config.committed_bytes_max.as_u64(),
             };
-            let (worker, thread) = applier::start(number, deps).map_err(io)?;
-            appliers.push(worker);
+            let (worker, thread) = apply::start(number, deps).map_err(io)?;
+            apply_workers.push(worker);
             threads.push(thread);
         }
         let shard_deps = ShardDeps {
@@ -234,7 +234,7 @@ impl NodeBuilder {
             counters: counters.clone(),
         };
         threads.push(shard::start(inbox, shard_deps).map_err(io)?);
-        let inner = Inner {
+        let inner = NodeInner {
             id: self.id,
             config,
             store: storage.log,
@@ -248,15 +248,15 @@ impl NodeBuilder {
             worker,
             writer,
             reader,
-            appliers,
+            apply_workers,
             metrics,
             addresses: self.addresses,
             runtime: runtime.clone(),
-            lives: AtomicU64::new(1),
+            generations: AtomicU64::new(1),
             states: Mutex::default(),
             starting: Mutex::default(),
         };
-        // From here on dropping the node stops its threads, so that a failure to listen leaves nothing behind.
+        // From here on a drop of the node stops its threads, so a failure to listen leaves nothing behind.
         let node = Node {
             inner: Arc::new(inner),
             listeners: Mutex::default(),
@@ -269,17 +269,17 @@ impl NodeBuilder {
             let during = format!("while it began to listen on {at}");
             let listening = runtime.spawn(async move { transport.listen(&at, inbound).await });
             let listener = listening.await.map_err(|error| StartError::ended(&during, error))??;
-            node.listeners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(listener);
+            lock(&node.listeners).push(listener);
         }
         Ok(node)
     }
 }
 
-/// A runtime without timers would panic in a task of the node, later.
+/// Refuses a runtime without timers, which would panic later in a task of the node.
 fn check_timers(runtime: &Handle) -> Result<(), StartError> {
     let _entered = runtime.enter();
-    let sleep = catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO)));
-    sleep.map_err(|panic| StartError::panicked("while it looked for timers", panic))
+    let sleep = catch(|| drop(tokio::time::sleep(Duration::ZERO)));
+    sleep.map_err(|cause| StartError::panicked("while it looked for timers", cause))
 }
 
 fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) -> Result<(), StartError> {
@@ -294,8 +294,8 @@ fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) ->
     }
 }
 
-/// A log that has fewer groups than were founded or joined here is lost, or an old copy. The node gave votes that this log
-/// does not know of, in the groups it still has too.
+/// Refuses a log that lacks a recorded group: the log is lost, or an old copy. It also lacks votes that this node gave in
+/// its other groups.
 fn check_groups(identity: &dyn IdentityStore, log: &dyn LogStore) -> Result<(), StartError> {
     for group in identity.groups()? {
         let stored = log.recover(group).map_err(|error| StartError::log(group, error))?;
@@ -313,7 +313,7 @@ pub enum StartError {
     /// A setting breaks a rule.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The builder was not told everything.
+    /// A required part was not given to the builder.
     #[error("the node has no {missing}")]
     Incomplete {
         /// What is missing.
@@ -325,26 +325,26 @@ pub enum StartError {
     /// The data directory belongs to another node.
     #[error("the data directory belongs to node {found}, not to node {expected}")]
     OtherNode {
-        /// Whose it is.
+        /// The owner of the directory.
         found: NodeId,
-        /// Who was to be started.
+        /// The node that was started.
         expected: NodeId,
     },
     /// The data directory belongs to another cluster.
     #[error("the data directory belongs to cluster `{found}`, not to `{expected}`")]
     OtherCluster {
-        /// Of which cluster it is.
+        /// The cluster of the directory.
         found: ClusterId,
-        /// Which was to be started.
+        /// The cluster that the builder names.
         expected: ClusterId,
     },
     /// The node could not listen.
     #[error(transparent)]
     Listen(#[from] TransportError),
-    /// A thread or the runtime could not be made.
+    /// A thread or the runtime could not start.
     #[error("a thread could not be started")]
     Thread {
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -353,8 +353,8 @@ pub enum StartError {
     Log {
         /// The group.
         group: GroupId,
-        /// What happened, with the place: a [`LogError`](crate::log_store::LogError), a
-        /// [`LogReadError`](crate::log_store::LogReadError), or what the log writer said.
+        /// A [`LogError`](crate::log_store::LogError), a [`LogReadError`](crate::log_store::LogReadError), or the error of
+        /// the log writer.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The snapshots of the group could not be listed.
@@ -362,52 +362,53 @@ pub enum StartError {
     Snapshots {
         /// The group.
         group: GroupId,
-        /// What happened.
+        /// The store's error.
         source: SnapshotStoreError,
     },
-    /// There is nothing to restart, and the storage was not made for a new node. Nothing was founded.
+    /// There is nothing to restart, and the storage was not made for a new node.
     #[error(
-        "nothing is stored of group {group}, and an empty directory founds it only when told to: found a new group by \
-         `Start::Bootstrap`, or by `Start::auto` on a directory made by `DataDir::create`; if this node had the group, its \
-         disk was lost and another node must take its place"
+        "nothing is stored of group {group}: found it with `Start::Bootstrap`, or with `Start::auto` on a directory made by \
+         `DataDir::create`; if this node ran the group before, put its files back, or keep it stopped if they are lost, \
+         because this version cannot replace a member"
     )]
     NothingStored {
         /// The group.
         group: GroupId,
     },
-    /// The identity says that the group was founded or joined here, but the log has nothing of it. The log was lost, or it
-    /// is an older copy. Put the right log back; if it is gone, remove this node from its groups and let a node with an
-    /// empty directory take its place. It must not be bootstrapped again: it could vote twice.
+    /// The identity records the group, but the log has nothing of it: the log is lost, or an older copy. Put the right log
+    /// back. If it is gone, keep this node stopped: bootstrapped again it could vote twice, and an empty directory would
+    /// start under a new incarnation, which peers refuse.
     #[error(
         "group {group} was founded or joined here, but the log has nothing of it: the log was lost or is an old copy. \
-         Put the right log back (is its volume mounted?), or replace this node by one with an empty directory"
+         Put the right log back (is its volume mounted?); if it is gone, keep this node stopped, because this version \
+         cannot replace a member"
     )]
     GroupLost {
         /// The group.
         group: GroupId,
     },
-    /// There is a log, but nobody it belongs to: the identity file is gone.
+    /// The group has a log, but the identity file is gone.
     #[error("group {group} is stored here, but the directory has no identity")]
     NoIdentity {
         /// The group.
         group: GroupId,
     },
     /// The group is stored already. Restart it.
-    #[error("group {group} is stored here already: it is to be restarted, not bootstrapped")]
+    #[error("group {group} is stored here already: restart it with `Start::Restart`")]
     AlreadyBootstrapped {
         /// The group.
         group: GroupId,
     },
-    /// The list of founding members cannot be.
-    #[error("the list of members cannot be: {detail}")]
+    /// The list of founding members is invalid.
+    #[error("invalid member list: {detail}")]
     Members {
         /// What is wrong.
         detail: String,
     },
-    /// This version does not change memberships.
+    /// This version has no membership changes.
     #[error("joining an existing group is not supported by this version")]
     JoinRefused,
-    /// The group runs already on this node, or another start of it is under way.
+    /// The group runs already on this node, or is starting.
     #[error("group {group} runs already")]
     AlreadyRuns {
         /// The group.
@@ -419,21 +420,21 @@ pub enum StartError {
         /// The limit.
         groups_max: usize,
     },
-    /// What is stored does not fit together, or not to the state machine.
+    /// Log, snapshots and state machine do not match.
     #[error("group {group} cannot start: {detail}")]
     Mismatch {
         /// The group.
         group: GroupId,
-        /// What does not fit.
+        /// The mismatch and its remedy.
         detail: String,
     },
-    /// The state machine failed or panicked: in `view` or `durable`, while it was restored from a snapshot, or while
-    /// committed entries were applied to it. The group does not run. Start it again with a state machine opened anew.
+    /// The state machine failed or panicked, in `view`, `durable`, `restore` or `apply`. Start the group again with a state
+    /// machine opened anew.
     #[error("group {group} cannot start")]
     StateMachine {
         /// The group.
         group: GroupId,
-        /// What it said: a [`Fatal`](crate::state_machine::Fatal), or the call that panicked with the words of the panic.
+        /// A [`Fatal`](crate::state_machine::Fatal), or the call that panicked with the text of the panic.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The runtime that [`NodeBuilder::runtime`] was given cannot run this node. Build it with `enable_all`.
@@ -441,18 +442,18 @@ pub enum StartError {
         "the runtime given to `NodeBuilder::runtime` cannot run this node; build it with `enable_all`: {detail}"
     )]
     Runtime {
-        /// What is missing, in the words of tokio.
+        /// Tokio's text on what is missing.
         detail: String,
     },
-    /// A store or a transport panicked. What ran of the start has ended.
+    /// A store or a transport panicked.
     #[error("the start panicked {during}: {cause}")]
     Panicked {
-        /// What was being done.
+        /// The step of the start.
         during: String,
-        /// What the panic said.
+        /// The text of the panic.
         cause: String,
     },
-    /// The node stopped meanwhile.
+    /// The node stopped during the start.
     #[error("the node has stopped")]
     Stopped,
 }
@@ -462,18 +463,20 @@ impl StartError {
         Self::Log { group, source: source.into() }
     }
 
-    /// A part of a start that ran on its own and gave no result.
+    /// The error of a task that gave no result.
     pub(super) fn ended(during: &str, error: JoinError) -> Self {
         match error.try_into_panic() {
-            Ok(panic) => Self::panicked(during, panic),
+            Ok(panic) => {
+                let cause = panic_text(panic.as_ref()).to_owned();
+                std::mem::forget(panic); // its drop may panic again
+                Self::panicked(during, cause)
+            }
             Err(_) => Self::Stopped,
         }
     }
 
-    fn panicked(during: &str, panic: Box<dyn Any + Send>) -> Self {
-        let cause = panic_text(panic.as_ref()).to_owned();
-        std::mem::forget(panic); // its drop may panic again
-        // Tokio has no other way to say, and to ask it for, what a runtime lacks.
+    fn panicked(during: &str, cause: String) -> Self {
+        // Tokio reports what a runtime lacks only in the text of a panic.
         match cause.contains("Call `enable_") {
             true => Self::Runtime { detail: cause },
             false => Self::Panicked { during: during.to_owned(), cause },

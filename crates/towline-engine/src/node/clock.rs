@@ -1,26 +1,25 @@
-//! When ticks are due.
+//! The shard's ticks.
 
 use std::time::{Duration, Instant};
 
-/// Ticks at equal distances. One that is late moves none of those that follow, and those that were missed are not made up
-/// for.
+/// Ticks at equal intervals. A late tick does not move later ones, and missed ticks are not replayed.
 pub(super) struct Ticks {
     every: Duration,
     due: Instant,
 }
 
 impl Ticks {
-    /// The first is due `every` from now. The length must not be zero.
+    /// The first tick is due after `every`, which must not be zero.
     pub(super) fn start(every: Duration, now: Instant) -> Self {
         Self { every, due: now + every }
     }
 
-    /// How long until the next is due.
+    /// The time until the next tick.
     pub(super) fn wait(&self, now: Instant) -> Duration {
         self.due.saturating_duration_since(now)
     }
 
-    /// `None` if none is due. Else one is, and it is done now; so many others before it were missed.
+    /// Takes the tick that is due, and returns how many were missed before it. `None` if no tick is due.
     pub(super) fn take(&mut self, now: Instant) -> Option<u64> {
         let late = now.checked_duration_since(self.due)?.as_nanos();
         let every = self.every.as_nanos().max(1);
@@ -34,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_late_tick_moves_none_of_those_that_follow() {
+    fn a_late_tick_does_not_move_later_ones() {
         let start = Instant::now();
         let at = |micros| start + Duration::from_micros(micros);
         let mut ticks = Ticks::start(Duration::from_millis(10), start);

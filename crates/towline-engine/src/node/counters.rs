@@ -1,7 +1,7 @@
-//! Adapts what the engine counts to the metrics crate, with handles made once.
+//! Adapts the engine's counters to the metrics crate, with cached handles.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use towline_metrics::labels::{self, NackDropReason, RejectCause, ReportKind, ReportOutcome};
 use towline_metrics::{NodeMetrics, PeerMetrics, RecordTotal};
@@ -12,18 +12,19 @@ use crate::lanes::policy::{Depth, DropReason};
 use crate::lanes::{LaneCounter, LaneCounters};
 use crate::message::Lane;
 use crate::reporter::ReportCounter;
+use crate::sync::lock;
 use crate::transport::{CertRefusal, Nack, NackCause, Refusal};
 
 /// The counters of a node.
 pub(crate) struct Counters {
     pub(crate) metrics: NodeMetrics,
-    /// Reports have no transport label, but a peer's handle is made with one: the one its lanes use.
+    /// Made with the transport that the peer's lanes use, because reports name no transport.
     peers: Mutex<BTreeMap<NodeId, PeerMetrics>>,
-    /// Nacks for messages the shard refused after the lane had taken them; sent with the next answer on that lane.
+    /// Nacks for messages that the shard refused after the lane had taken them. The lane's next answer carries them.
     late: Mutex<BTreeMap<NodeId, Vec<Nack>>>,
 }
 
-/// Late nacks kept a peer; one a group is enough, and more are dropped and counted.
+/// The most late nacks of one peer. More are dropped and counted.
 const LATE_NACKS_MAX: usize = 64;
 
 impl Counters {
@@ -32,7 +33,7 @@ impl Counters {
     }
 
     fn peer(&self, peer: NodeId, scheme: Option<&str>) -> PeerMetrics {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peers = lock(&self.peers);
         match (peers.get(&peer), scheme) {
             (Some(known), _) => known.clone(),
             (None, None) => self.metrics.other_peers().clone(),
@@ -44,12 +45,12 @@ impl Counters {
         }
     }
 
-    /// What is counted of a connection that a peer made over the transport of this scheme.
+    /// The metrics of a connection that a peer made over the transport of this scheme.
     pub(crate) fn inbound(&self, peer: NodeId, scheme: &str) -> PeerMetrics {
         self.metrics.peer(peer.as_u64(), static_scheme(scheme))
     }
 
-    /// For a snapshot that goes out, over the transport that the lanes of the peer use too.
+    /// The byte counter for a snapshot to the peer.
     pub(crate) fn snapshot_sent(&self, peer: NodeId) -> impl RecordTotal + use<> {
         self.peer(peer, None).snapshot_record(labels::Direction::Sent)
     }
@@ -97,7 +98,7 @@ impl Counters {
 
     /// Keeps a nack until the peer's lane delivers again.
     pub(crate) fn nack_later(&self, peer: NodeId, nack: Nack) {
-        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut late = lock(&self.late);
         let nacks = late.entry(peer).or_default();
         if nacks.contains(&nack) {
             return;
@@ -110,13 +111,12 @@ impl Counters {
     }
 
     pub(crate) fn take_late(&self, peer: NodeId) -> Vec<Nack> {
-        let mut late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut late = lock(&self.late);
         late.get_mut(&peer).map(std::mem::take).unwrap_or_default()
     }
 }
 
-/// What the peer is told of a message that its lane had taken and the group then refused. What the peer cannot mend by
-/// probing is only counted.
+/// The nack for a message that the group refused after its lane had taken it. `None` if probing does not help the peer.
 pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
     match reject {
         Reject::Full => Some(Nack { group, cause: NackCause::InboxFull }),
@@ -125,7 +125,7 @@ pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
     }
 }
 
-/// Metric labels live for ever; schemes are the few that transports have.
+/// Metric labels are static, so only known schemes get their own.
 fn static_scheme(scheme: &str) -> &'static str {
     match scheme {
         "grpc" => "grpc",

@@ -1,5 +1,5 @@
-//! Proposals of a group by age, so that each is answered in time wherever it is: in a queue, in the core, or in a call of
-//! the state machine that does not return.
+//! The deadlines of a group's proposals, wherever they are: in a queue, in the core, or in a state machine call that does
+//! not return.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,58 +7,58 @@ use std::time::Instant;
 
 use super::waiter::Unanswered;
 
-/// Answered proposals that are dropped with each new one: two keep up with one.
+/// Answered proposals dropped per push. Two keep up with one new proposal.
 const DROPPED_AT_PUSH: usize = 2;
 
-/// Below this length nothing is swept.
+/// Shorter queues are not swept.
 const SWEEP_MIN: usize = 1_024;
 
-/// The oldest first.
+/// The proposals by age, the oldest first.
 #[derive(Default)]
 pub(super) struct Deadlines {
-    line: VecDeque<Arc<dyn Unanswered>>,
-    /// What was left after the last sweep. The line is at most twice as long: one proposal that is never answered must
-    /// not keep all that come after it in memory.
+    queue: VecDeque<Arc<dyn Unanswered>>,
+    /// The length after the last sweep. The queue grows to twice of it, so one proposal that is never answered does not
+    /// keep all later ones in memory.
     swept: usize,
 }
 
 impl Deadlines {
-    /// Gives back some that are answered, to be dropped without the lock that this is under.
+    /// Returns some answered proposals, which the caller drops outside of the lock.
     pub(super) fn push(
         &mut self,
         proposal: Arc<dyn Unanswered>,
     ) -> [Option<Arc<dyn Unanswered>>; DROPPED_AT_PUSH] {
         let answered = std::array::from_fn(|_| {
-            if self.line.front().is_some_and(|oldest| oldest.is_open()) {
+            if self.queue.front().is_some_and(|oldest| oldest.is_open()) {
                 None
             } else {
-                self.line.pop_front()
+                self.queue.pop_front()
             }
         });
-        if self.line.len() >= SWEEP_MIN.max(2 * self.swept) {
-            self.line.retain(|proposal| proposal.is_open());
-            self.swept = self.line.len();
+        if self.queue.len() >= SWEEP_MIN.max(2 * self.swept) {
+            self.queue.retain(|proposal| proposal.is_open());
+            self.swept = self.queue.len();
         }
-        self.line.push_back(proposal);
+        self.queue.push_back(proposal);
         answered
     }
 
-    /// Takes those that wait since `before` or longer.
+    /// Takes the open proposals that were made at `before` or earlier.
     pub(super) fn take_late(&mut self, before: Instant) -> Vec<Arc<dyn Unanswered>> {
         let mut late = Vec::new();
-        while let Some(oldest) = self.line.front() {
+        while let Some(oldest) = self.queue.front() {
             let is_open = oldest.is_open();
             if is_open && oldest.since() > before {
                 break;
             }
-            late.extend(self.line.pop_front().filter(|_| is_open));
+            late.extend(self.queue.pop_front().filter(|_| is_open));
         }
         late
     }
 
     pub(super) fn take_all(&mut self) -> Vec<Arc<dyn Unanswered>> {
         self.swept = 0;
-        self.line.drain(..).filter(|proposal| proposal.is_open()).collect()
+        self.queue.drain(..).filter(|proposal| proposal.is_open()).collect()
     }
 }
 
@@ -73,7 +73,7 @@ mod tests {
     use crate::node::waiter::Waiter;
 
     #[test]
-    fn a_proposal_that_is_never_answered_does_not_keep_those_that_are() {
+    fn an_unanswered_proposal_does_not_keep_answered_ones() {
         let metrics = Arc::new(NodeMetrics::noop().group(1));
         let mut deadlines = Deadlines::default();
         let (stuck, _wanted) = Waiter::new::<()>(metrics.clone());
@@ -83,12 +83,12 @@ mod tests {
             deadlines.push(waiter.unanswered());
             waiter.answer((), Instant::now());
         }
-        assert!(deadlines.line.len() <= SWEEP_MIN + 1, "{}", deadlines.line.len());
+        assert!(deadlines.queue.len() <= SWEEP_MIN + 1, "{}", deadlines.queue.len());
         assert_eq!(deadlines.take_late(Instant::now()).len(), 1);
     }
 
     #[test]
-    fn only_what_is_late_and_not_answered_is_taken() {
+    fn only_late_open_proposals_are_taken() {
         let metrics = Arc::new(NodeMetrics::noop().group(1));
         let waiters: Vec<_> = (0..4).map(|_| Waiter::new::<()>(metrics.clone())).collect();
         let mut deadlines = Deadlines::default();
@@ -103,7 +103,7 @@ mod tests {
         let error = ProposeError::Uncertain { cause: UncertainCause::Down("late".into()) };
         taken.iter().for_each(|proposal| proposal.fail(error.clone()));
         assert_eq!(wanted.try_recv().unwrap(), Err(error));
-        late.answer((), Instant::now()); // too late: no caller waits, nothing panics
+        late.answer((), Instant::now()); // without effect
         assert!(deadlines.take_late(Instant::now() - Duration::from_secs(60)).is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! What a user holds of a group.
+//! The public handle of a group.
 
 use std::future::Future;
 use std::panic::catch_unwind;
@@ -13,7 +13,7 @@ use tokio::time::Sleep;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
-use super::Inner;
+use super::NodeInner;
 use super::inbox::{Control, ShardEvent, ShardSender};
 use super::ingress::Ingress;
 use super::waiter::{ReadWaiter, Waiter, answer};
@@ -24,12 +24,12 @@ use crate::ids::{GroupId, NodeId};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, GroupStatus, Role};
 
-/// Calls of `status` and `transfer` of one group that wait for the shard at a time.
+/// The most calls of `status` and `transfer` of one group that wait for the shard.
 pub(super) const QUESTIONS_MAX: usize = 1_024;
 
-/// A running group on this node. Clones are the same group; they may be used from any thread or task.
+/// A running group on this node. Clones are the same group; use them from any thread or task.
 ///
-/// Dropping a future of it never harms the engine: a proposal that was queued goes on without anybody waiting.
+/// Dropping a future of it never harms the engine: a queued proposal goes on without its caller.
 pub struct Group<S: StateMachine> {
     shared: Arc<Shared<S>>,
 }
@@ -38,17 +38,17 @@ pub(crate) struct Shared<S: StateMachine> {
     pub(crate) id: GroupId,
     pub(crate) generation: u64,
     pub(crate) node: NodeId,
-    /// A handle keeps neither the node nor its storage.
-    pub(super) inner: Weak<Inner>,
+    /// Weak: a handle keeps neither the node nor its storage.
+    pub(super) inner: Weak<NodeInner>,
     pub(crate) view: S::View,
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) shard: ShardSender,
     pub(crate) state: watch::Receiver<GroupState>,
     pub(crate) metrics: Arc<GroupMetrics>,
     pub(crate) proposal_bytes_max: usize,
-    /// Room for questions to the shard.
+    /// Bounds the requests to the shard by [`QUESTIONS_MAX`].
     pub(crate) questions: Arc<Semaphore>,
-    /// How long a hand-over of leadership may take: one election timeout, after which raft gives it up.
+    /// One election timeout, after which raft gives up a leadership transfer.
     pub(crate) transfer_timeout: Duration,
 }
 
@@ -67,14 +67,14 @@ impl<S: StateMachine> std::fmt::Debug for Group<S> {
     }
 }
 
-/// How new the state must be that a read sees.
+/// How new the state of a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Consistency {
-    /// Sees every command that was acknowledged anywhere before the read began. Costs a round of heartbeats, shared by
-    /// all reads that wait at the same time. Works on every node: one that does not lead asks the leader.
+    /// Sees every command that was acknowledged anywhere before the read began. Costs a round of heartbeats, which
+    /// concurrent reads share. Works on every node: a follower asks the leader.
     #[default]
     Linearizable,
-    /// Sees what this node has applied, which may be old, without asking anybody.
+    /// Sees what this node has applied, which may be old, without a message to other nodes.
     Local,
 }
 
@@ -93,7 +93,7 @@ impl<S: StateMachine> Group<S> {
         self.shared.node
     }
 
-    /// Replicates a command and gives the state machine's answer once it is applied on this node.
+    /// Replicates a command. Returns the state machine's reply once the command is applied on this node.
     ///
     /// # Errors
     /// [`ProposeError`]; its [`outcome`](ProposeError::outcome) says whether the command may have been applied.
@@ -105,7 +105,7 @@ impl<S: StateMachine> Group<S> {
     /// this node leads. Dropping the [`Proposal`] abandons the answer, not the command.
     ///
     /// # Errors
-    /// [`ProposeError::Empty`] and [`ProposeError::TooLarge`]; everything else comes out of the [`Proposal`].
+    /// [`ProposeError::Empty`] and [`ProposeError::TooLarge`]. The [`Proposal`] returns all other errors.
     pub fn submit(&self, command: impl Into<Bytes>) -> Result<Proposal<S::Response>, ProposeError> {
         let command = command.into();
         let bytes_max = self.shared.proposal_bytes_max;
@@ -121,10 +121,10 @@ impl<S: StateMachine> Group<S> {
         Ok(Proposal { answer })
     }
 
-    /// The state machine's view, once it is as new as `consistency` asks for.
+    /// Returns the state machine's view once it is as new as `consistency` requires.
     ///
     /// # Errors
-    /// [`ReadError`]; a read has no effect and may always be tried again.
+    /// [`ReadError`]. A read has no effect, so it may always be retried.
     pub async fn read(&self, consistency: Consistency) -> Result<S::View, ReadError> {
         if consistency == Consistency::Linearizable {
             let (reader, answer) = ReadWaiter::new(self.shared.metrics.clone());
@@ -136,17 +136,17 @@ impl<S: StateMachine> Group<S> {
         Ok(self.shared.view.clone())
     }
 
-    /// The newest state. Cheap.
+    /// The newest published state. Cheap.
     pub fn state(&self) -> GroupState {
         self.shared.state.borrow().clone()
     }
 
-    /// Follows the state.
+    /// A receiver of state changes.
     pub fn watch(&self) -> watch::Receiver<GroupState> {
         self.shared.state.clone()
     }
 
-    /// Waits until a leader is known, and says who.
+    /// Waits until a leader is known, and returns it.
     ///
     /// # Errors
     /// [`WaitLeaderError`]: [`NoLeader`](WaitLeaderError::NoLeader) when `deadline` has passed.
@@ -166,11 +166,11 @@ impl<S: StateMachine> Group<S> {
         }
     }
 
-    /// Hands leadership over to another voter, and returns once it has taken over. Meanwhile proposals are refused as
-    /// busy, for one election timeout at most.
+    /// Transfers leadership to another voter, and returns once that voter leads. Meanwhile proposals fail with `Busy`, for
+    /// one election timeout at most.
     ///
     /// # Errors
-    /// [`TransferLeaderError`]; nothing changed then, or the outcome shows in [`state`](Self::state).
+    /// [`TransferLeaderError`]. [`state`](Self::state) shows who leads.
     pub async fn transfer(&self, target: NodeId) -> Result<(), TransferLeaderError> {
         let stopped = || TransferLeaderError::Stopped { cause: self.down_cause() };
         let room =
@@ -195,7 +195,7 @@ impl<S: StateMachine> Group<S> {
         }
     }
 
-    /// A closer look, taken on the shard.
+    /// A detailed status, which the shard takes.
     ///
     /// # Errors
     /// [`StatusError`].
@@ -208,19 +208,20 @@ impl<S: StateMachine> Group<S> {
         answered.await.map_err(|_| StatusError::Stopped { group, cause: self.down_cause() })
     }
 
-    /// Stops the group on this node: flushes its state machine, takes the group out of service, and lets go of the state
-    /// machine before it returns. The node and its other groups go on, and [`Start::Restart`](super::Start::Restart)
-    /// starts the group again, with a state machine opened anew.
+    /// Stops the group on this node: flushes its state machine, takes the group out of service, and drops the state machine.
+    /// The node and its other groups go on. [`Start::Restart`](super::Start::Restart) starts the group again, with a state
+    /// machine opened anew.
     ///
-    /// All handles of the group then answer `Stopped`; commands that are under way end as
-    /// [`Uncertain`](ProposeError::Uncertain). A leader hands nothing over: [`transfer`](Self::transfer) first, or the
-    /// others miss a leader for an election timeout. If the group has stopped already, nothing happens. After a quarantine,
-    /// `stop` releases the state machine and frees the group's place among `groups_max`. There is no deadline: `stop`
-    /// waits for a call of the state machine that is under way. A pending `stop` keeps the node's storage open. If this
-    /// future is dropped early, the group may stop or run on; call it again.
+    /// All handles of the group then return `Stopped`; pending commands end as [`Uncertain`](ProposeError::Uncertain). A
+    /// leader does not transfer leadership: call [`transfer`](Self::transfer) first, or the group has no leader for an
+    /// election timeout. After a quarantine, `stop` drops the state machine and frees the group's place among `groups_max`.
+    /// A second `stop` does nothing.
+    ///
+    /// There is no deadline: `stop` waits for the present call of the state machine, and keeps the node's storage open
+    /// meanwhile. If this future is dropped early, the group may stop or run on; call it again.
     ///
     /// # Errors
-    /// [`StopError`]: the group has stopped all the same.
+    /// [`StopError`] if the state machine was not flushed. The group has stopped nevertheless.
     pub async fn stop(&self) -> Result<(), StopError> {
         let shared = &self.shared;
         match shared.inner.upgrade() {
@@ -243,15 +244,15 @@ fn down_cause(state: &GroupState) -> Arc<str> {
     state.down.clone().unwrap_or_else(|| "the node has stopped".into())
 }
 
-/// A timer of the runtime that polls this; `None` if there is no runtime, or it has no timers.
+/// A timer of the present runtime. `None` if there is no runtime, or it has no timers.
 fn timer(after: Duration) -> Option<Sleep> {
     tokio::runtime::Handle::try_current().ok()?;
-    // Tokio panics in a runtime without timers, and a caller cannot ask it.
+    // Tokio panics in a runtime without timers, and offers no check.
     catch_unwind(|| tokio::time::sleep(after)).ok()
 }
 
-/// The answer to a command that is on its way. Dropping it abandons the answer, not the command.
-#[must_use = "dropping it abandons the answer"]
+/// The pending reply to a command. Dropping it abandons the reply, not the command.
+#[must_use = "dropping it abandons the reply"]
 pub struct Proposal<R> {
     answer: oneshot::Receiver<Result<R, ProposeError>>,
 }
@@ -261,7 +262,7 @@ impl<R> Future for Proposal<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.answer).poll(cx).map(|answered| {
-            // A waiter that was dropped unanswered had its group torn down around it.
+            // A waiter is dropped unanswered only with its group.
             let lost = || UncertainCause::Down("the group was torn down".into());
             answered.unwrap_or_else(|_| Err(ProposeError::Uncertain { cause: lost() }))
         })

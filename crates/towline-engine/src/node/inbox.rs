@@ -1,30 +1,30 @@
 //! The inbox of the shard: events of other threads, requests of callers, and the handle that posts them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Wake, Waker};
 use std::thread::Thread;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
-use towline_metrics::GroupMetrics;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::apply::ApplyWorker;
-use super::ingress::{Ingress, Scheduled};
+use super::ingress::Scheduled;
+use super::shard::RunningGroup;
 use super::waiter::{Answer, ReadWaiter, Waiter};
 use super::writer::WriteFailure;
 use crate::core::{GroupCore, OfferVerdict};
 use crate::errors::TransferLeaderError;
-use crate::ids::{GroupId, NodeId, PeerAddr};
+use crate::ids::{GroupId, NodeId};
 use crate::message::{Entry, Message};
 use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::Made;
-use crate::status::{GroupState, GroupStatus};
+use crate::status::GroupStatus;
+use crate::sync::lock;
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
 pub(crate) type ShardGroup = GroupCore<Waiter, ReadWaiter>;
 
-/// The id of a group's write. It tells a late completion from those of the group's next generation.
+/// The id of a group's write. It distinguishes a late completion from those of the group's next generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WriteId {
     pub(crate) group: GroupId,
@@ -57,7 +57,7 @@ pub(crate) enum Control {
         target: Option<NodeId>,
         /// Answered when the transfer has ended.
         answer: Answer<Result<(), TransferLeaderError>>,
-        /// `None` for the node's own, at shutdown.
+        /// `None` for a transfer at shutdown.
         room: Option<OwnedSemaphorePermit>,
     },
     /// A peer offers a snapshot.
@@ -92,19 +92,13 @@ pub(crate) enum Control {
 /// A recovered group, ready to run.
 pub(crate) struct StartGroup {
     pub(crate) id: GroupId,
-    pub(crate) generation: u64,
-    pub(crate) group: ShardGroup,
+    pub(super) running: RunningGroup,
     /// The other members.
     pub(crate) peers: BTreeSet<NodeId>,
-    pub(crate) ingress: Arc<Ingress>,
-    pub(crate) state: watch::Sender<GroupState>,
-    pub(crate) apply: ApplyWorker,
-    pub(crate) metrics: Arc<GroupMetrics>,
-    pub(crate) addresses: BTreeMap<NodeId, PeerAddr>,
     pub(crate) started: Answer<()>,
 }
 
-/// The way to the shard. Never blocks.
+/// A handle to the shard's inbox. Never blocks.
 #[derive(Clone)]
 pub(crate) struct ShardSender {
     /// `None` once the shard has ended.
@@ -113,12 +107,12 @@ pub(crate) struct ShardSender {
 }
 
 impl ShardSender {
-    /// Posts an event. After the end of the shard the event is dropped, and so is the answer that its caller waits for.
+    /// Posts an event. After the end of the shard it drops the event, and with it the caller's answer.
     pub(crate) fn post(&self, event: ShardEvent) {
-        let late = match self.lock().as_mut() {
+        let late = match lock(&self.events).as_mut() {
             Some(events) => {
                 match (events.last_mut(), event) {
-                    // A newer applied index says everything an older one does.
+                    // A newer applied index replaces an older one.
                     (
                         Some(ShardEvent::Applied { group, generation, index }),
                         ShardEvent::Applied { group: of, generation: of_generation, index: newer },
@@ -134,25 +128,21 @@ impl ShardSender {
         }
     }
 
-    /// Takes what was posted, in the place of an empty `into`.
+    /// Swaps the posted events with an empty `into`.
     pub(super) fn take(&self, into: &mut Vec<ShardEvent>) {
-        if let Some(events) = self.lock().as_mut() {
+        if let Some(events) = lock(&self.events).as_mut() {
             std::mem::swap(events, into);
         }
     }
 
-    /// From now on nothing is taken; what was is dropped.
+    /// Drops the posted events and all later ones.
     pub(super) fn close(&self) {
-        let unread = self.lock().take();
+        let unread = lock(&self.events).take();
         drop(unread);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<ShardEvent>>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Wakes the shard thread, at most one system call for any number of posts between two turns.
+/// Wakes the shard thread, with one system call for all posts between two turns.
 pub(super) struct Unpark {
     pub(super) woken: AtomicBool,
     pub(super) thread: Mutex<Option<Thread>>,
@@ -165,14 +155,14 @@ impl Wake for Unpark {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.woken.swap(true, Ordering::AcqRel)
-            && let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+            && let Some(thread) = lock(&self.thread).as_ref()
         {
             thread.unpark();
         }
     }
 }
 
-/// The shard's inbox. It is made before the shard's thread, because other threads need its handle.
+/// The shard's inbox, made before the shard's thread because other threads need its handle.
 pub(crate) struct ShardInbox {
     pub(crate) sender: ShardSender,
     pub(crate) scheduled: Arc<Scheduled>,
@@ -193,7 +183,7 @@ impl ShardInbox {
     }
 }
 
-/// Dropped when the shard ends, for whatever reason: the answers of queued events are dropped then.
+/// The shard drops it on every exit, and so drops the answers of queued events.
 impl Drop for ShardInbox {
     fn drop(&mut self) {
         self.sender.close();

@@ -1,7 +1,7 @@
-//! What waits for the shard: one bounded set of queues a group, filled by callers and by peers.
+//! The bounded queues of a group, which callers and peers fill and the shard empties.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -14,33 +14,25 @@ use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::policy::{ConflatingQueue, keep_round};
 use crate::message::{Message, MessageKind};
+use crate::sync::lock;
 use crate::transport::NackCause;
 
-/// Memory an append message costs in the inbox beside its payload.
+/// Memory of an append message in the inbox beside its payload.
 const MESSAGE_OVERHEAD_BYTES: usize = 128;
 
-/// The queues of one group. Nothing here blocks; what does not fit is refused to whoever brought it.
+/// The queues of one group. Nothing here blocks: a full queue refuses new elements.
 pub(crate) struct Ingress {
     group: GroupId,
-    limits: Limits,
+    config: ValidConfig,
     queues: Mutex<Queues>,
     scheduled: Arc<Scheduled>,
 }
 
-struct Limits {
-    proposals_max: usize,
-    proposal_bytes_max: usize,
-    reads_max: usize,
-    appends_max: usize,
-    append_bytes_max: usize,
-    read_messages_max: usize,
-}
-
 #[derive(Default)]
 struct Queues {
-    /// Why nothing is taken any more.
+    /// Set once the group has ended, with the cause.
     closed: Option<Arc<str>>,
-    /// Whether the shard was told already.
+    /// Whether the group is in [`Scheduled`].
     scheduled: bool,
     control: ConflatingQueue<(NodeId, MessageKind), (NodeId, Message)>,
     read_messages: VecDeque<(NodeId, Message)>,
@@ -48,14 +40,14 @@ struct Queues {
     append_bytes: usize,
     proposals: VecDeque<(Bytes, Waiter)>,
     proposal_bytes: usize,
-    /// Proposals in the order of the calls, wherever they are by now, until they are answered.
+    /// The unanswered proposals, wherever they are.
     deadlines: Deadlines,
     reads: Vec<ReadWaiter>,
-    /// Reads that the core holds: they count against the bound too.
+    /// Reads in the core, which count against the bound too.
     reads_held: usize,
 }
 
-/// Groups that have something for the shard, and its wake-up.
+/// The groups whose queues the shard must visit.
 pub(crate) struct Scheduled {
     groups: Mutex<Vec<GroupId>>,
     wake: Waker,
@@ -67,27 +59,26 @@ impl Scheduled {
     }
 
     fn add(&self, group: GroupId) {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner).push(group);
+        lock(&self.groups).push(group);
         self.wake.wake_by_ref();
     }
 
     pub(crate) fn take(&self, out: &mut Vec<GroupId>) {
-        out.append(&mut self.groups.lock().unwrap_or_else(PoisonError::into_inner));
+        out.append(&mut lock(&self.groups));
     }
 }
 
-/// What became of a message that was taken.
+/// How a message was queued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivered {
-    /// It waits.
     Queued,
-    /// It waits in the place of an older one, which nobody will see.
+    /// It replaced an older message.
     Superseded,
 }
 
-/// What the shard takes in one turn.
+/// What the shard takes from a group in one turn.
 #[derive(Default)]
-pub(crate) struct Taken {
+pub(crate) struct IngressBatch {
     pub(crate) control: Vec<(NodeId, Message)>,
     pub(crate) appends: Vec<(NodeId, Message)>,
     pub(crate) proposals: Vec<(Bytes, Waiter)>,
@@ -96,19 +87,7 @@ pub(crate) struct Taken {
 
 impl Ingress {
     pub(crate) fn new(group: GroupId, config: &ValidConfig, scheduled: Arc<Scheduled>) -> Self {
-        let limits = Limits {
-            proposals_max: config.proposal_queue_max,
-            proposal_bytes_max: config.proposal_queue_bytes_max.as_usize(),
-            reads_max: config.read_queue_max,
-            appends_max: config.inbox_messages_max,
-            append_bytes_max: config.inbox_bytes_max.as_usize(),
-            read_messages_max: config.lane_reads_max,
-        };
-        Self { group, limits, queues: Mutex::default(), scheduled }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { group, config: config.clone(), queues: Mutex::default(), scheduled }
     }
 
     fn schedule(&self, mut queues: MutexGuard<'_, Queues>) {
@@ -120,11 +99,11 @@ impl Ingress {
 
     /// Queues a command in the order of the calls. The error goes to the waiter.
     pub(crate) fn propose(&self, command: Bytes, waiter: Waiter) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let error = if let Some(cause) = &queues.closed {
             Some(ProposeError::Stopped { cause: cause.clone() })
-        } else if queues.proposals.len() >= self.limits.proposals_max
-            || queues.proposal_bytes + command.len() > self.limits.proposal_bytes_max
+        } else if queues.proposals.len() >= self.config.proposal_queue_max
+            || queues.proposal_bytes + command.len() > self.config.proposal_queue_bytes_max.as_usize()
         {
             Some(ProposeError::Busy)
         } else {
@@ -142,12 +121,12 @@ impl Ingress {
 
     /// Queues a read. The error goes to the waiter.
     pub(crate) fn read(&self, reader: ReadWaiter) {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         if let Some(cause) = queues.closed.clone() {
             drop(queues);
             return reader.fail(ReadError::Stopped { cause });
         }
-        if queues.reads.len() + queues.reads_held >= self.limits.reads_max {
+        if queues.reads.len() + queues.reads_held >= self.config.read_queue_max {
             drop(queues);
             return reader.fail(ReadError::Busy);
         }
@@ -155,12 +134,12 @@ impl Ingress {
         self.schedule(queues);
     }
 
-    /// Queues a message that the connection of `from` brought.
+    /// Queues a message from the connection of `from`. Control messages conflate, so they always fit.
     ///
     /// # Errors
-    /// Why it could not be taken. Control messages conflate and are always taken.
+    /// The group is down, or the queue is full.
     pub(crate) fn deliver(&self, from: NodeId, message: Message) -> Result<Delivered, NackCause> {
-        let mut queues = self.lock();
+        let mut queues = lock(&self.queues);
         let mut delivered = Delivered::Queued;
         if queues.closed.is_some() {
             return Err(NackCause::GroupDown);
@@ -168,10 +147,10 @@ impl Ingress {
         match message.kind {
             MessageKind::Append | MessageKind::AppendResponse | MessageKind::Snapshot => {
                 let bytes = message.payload_bytes() + MESSAGE_OVERHEAD_BYTES;
-                let full = queues.appends.len() >= self.limits.appends_max
-                    || queues.append_bytes + bytes > self.limits.append_bytes_max;
-                // One that is larger than the inbox is taken alone: its entry may have been committed under a higher
-                // `proposal_bytes_max` than this node's, and the leader sends it until it is taken.
+                let full = queues.appends.len() >= self.config.inbox_messages_max
+                    || queues.append_bytes + bytes > self.config.inbox_bytes_max.as_usize();
+                // An empty queue takes a message of any size. A leader with a higher `proposal_bytes_max` may have
+                // committed a larger entry, and it resends the entry until this node takes it.
                 if full && !queues.appends.is_empty() {
                     return Err(NackCause::InboxFull);
                 }
@@ -179,8 +158,8 @@ impl Ingress {
                 queues.appends.push_back((from, message));
             }
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => {
-                // One heartbeat's answer can release several of these at once, so they are never conflated.
-                if queues.read_messages.len() >= self.limits.read_messages_max {
+                // One heartbeat's answer can release several of these, so they are not conflated.
+                if queues.read_messages.len() >= self.config.lane_reads_max {
                     return Err(NackCause::InboxFull);
                 }
                 queues.read_messages.push_back((from, message));
@@ -198,17 +177,14 @@ impl Ingress {
         Ok(delivered)
     }
 
-    /// Takes what one turn may handle: all control messages, and at most `burst_max` appends and as many proposals.
-    /// What is left is scheduled again.
-    pub(crate) fn take(&self, burst_max: usize, taken: &mut Taken) {
-        let mut queues = self.lock();
+    /// Takes all control messages and reads, and at most `burst_max` appends and proposals each. Schedules the rest again.
+    pub(crate) fn take(&self, burst_max: usize, taken: &mut IngressBatch) {
+        let mut queues = lock(&self.queues);
         queues.scheduled = false;
         queues.control.drain(&mut taken.control);
         taken.control.extend(queues.read_messages.drain(..));
         let appends = queues.appends.len().min(burst_max);
-        for (from, message) in queues.appends.drain(..appends) {
-            taken.appends.push((from, message));
-        }
+        taken.appends.extend(queues.appends.drain(..appends));
         let bytes: usize =
             taken.appends.iter().map(|(_, m)| m.payload_bytes() + MESSAGE_OVERHEAD_BYTES).sum();
         queues.append_bytes = queues.append_bytes.saturating_sub(bytes);
@@ -226,23 +202,22 @@ impl Ingress {
     /// Takes the unanswered proposals that were made at `before` or earlier. The caller must answer them. The queue, the core
     /// or the apply worker may still hold their waiters: a later answer has no effect.
     pub(crate) fn take_late(&self, before: Instant) -> Vec<Arc<dyn Unanswered>> {
-        self.lock().deadlines.take_late(before)
+        lock(&self.queues).deadlines.take_late(before)
     }
 
     /// Takes every proposal that is not answered, wherever it is.
     pub(crate) fn take_unanswered(&self) -> Vec<Arc<dyn Unanswered>> {
-        self.lock().deadlines.take_all()
+        lock(&self.queues).deadlines.take_all()
     }
 
-    /// How many reads the core holds now.
     pub(crate) fn set_reads_held(&self, held: usize) {
-        self.lock().reads_held = held;
+        lock(&self.queues).reads_held = held;
     }
 
-    /// Takes nothing any more, and tells everybody who waits here.
+    /// Refuses new elements, and fails the queued proposals and reads.
     pub(crate) fn close(&self, cause: &Arc<str>) {
         let (proposals, reads) = {
-            let mut queues = self.lock();
+            let mut queues = lock(&self.queues);
             queues.closed.get_or_insert_with(|| cause.clone());
             queues.appends.clear();
             queues.read_messages.clear();

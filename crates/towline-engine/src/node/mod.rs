@@ -1,13 +1,10 @@
 //! The driver: the threads around the core, and the public handles.
 //!
-//! One shard thread runs all groups, one thread writes the log, one reads cold entries from it, apply workers run state
-//! machines, and a small runtime moves bytes. Each knows the others only as queues.
+//! One shard thread runs all groups, one thread writes the log, one reads cold entries from it, and apply workers run state
+//! machines. Small runtimes move bytes. They know one another only as queues.
 
-mod applier;
 mod apply;
 mod builder;
-mod call_size;
-mod call_watch;
 mod clock;
 mod counters;
 mod deadlines;
@@ -23,7 +20,6 @@ mod shard;
 mod shutdown;
 mod snapshots;
 mod start;
-mod target;
 mod waiter;
 mod writer;
 
@@ -34,7 +30,7 @@ pub use self::start::{GroupBuilder, Start};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use tokio::runtime::Handle;
@@ -46,7 +42,7 @@ use self::inbox::ShardSender;
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
 use self::runtimes::Runtimes;
-use self::writer::Writer;
+use self::writer::LogWriter;
 use crate::config::ValidConfig;
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
@@ -55,22 +51,23 @@ use crate::snapshot_store::SnapshotStore;
 use crate::snapshots::{Sends, SnapshotWorker};
 use crate::state_machine::StateMachine;
 use crate::status::GroupState;
+use crate::sync::lock;
 use crate::transport::Listener;
 
-/// One process's part in a cluster. Hosts any number of groups.
+/// One member of a cluster. Hosts any number of groups.
 ///
-/// [`shutdown`](Self::shutdown) ends it in order. Dropping it ends it as a crash would, but joins its threads, and lets
-/// go of its storage and its ports before the drop returns. On a runtime of the caller the tasks of the node notice a
-/// little later, and hold both until then; [`shutdown`](Self::shutdown) waits for them. A thread whose call of a state
-/// machine, a store or a transport does not return within 10 s is left, and named in the log.
+/// [`shutdown`](Self::shutdown) ends it in order. A drop ends it as a crash would, but joins its threads, and releases its
+/// storage and ports before it returns. On a caller's runtime the tasks of the node end a little later and hold both until
+/// then; [`shutdown`](Self::shutdown) waits for them. A thread whose call of a state machine, a store or a transport does
+/// not return within 10 s is left running, and the log names it.
 pub struct Node {
-    inner: Arc<Inner>,
+    inner: Arc<NodeInner>,
     listeners: Mutex<Vec<Box<dyn Listener>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     runtimes: Runtimes,
 }
 
-struct Inner {
+struct NodeInner {
     id: NodeId,
     config: ValidConfig,
     store: Arc<dyn LogStore>,
@@ -82,21 +79,21 @@ struct Inner {
     snapshots: Arc<dyn SnapshotStore>,
     sends: Sends,
     worker: SnapshotWorker,
-    writer: Writer,
+    writer: LogWriter,
     reader: LogReader,
-    appliers: Vec<ApplyWorker>,
+    apply_workers: Vec<ApplyWorker>,
     metrics: NodeMetrics,
     addresses: BTreeMap<NodeId, PeerAddr>,
     runtime: Handle,
-    lives: AtomicU64,
-    /// Groups that run or ran, to follow their state at shutdown.
+    generations: AtomicU64,
+    /// The states of groups that run or ran.
     states: Mutex<BTreeMap<GroupId, watch::Receiver<GroupState>>>,
-    /// Groups whose start is under way.
+    /// Groups that are starting.
     starting: Mutex<BTreeSet<GroupId>>,
 }
 
 impl Node {
-    /// Describes a node of a cluster.
+    /// Describes a node.
     pub fn builder(id: NodeId, cluster: ClusterId) -> NodeBuilder {
         NodeBuilder::new(id, cluster)
     }
@@ -106,21 +103,21 @@ impl Node {
         self.inner.id
     }
 
-    /// Where the node listens, with real ports where port 0 was asked for.
+    /// The addresses on which the node listens, with the real port where port 0 was requested.
     pub fn listen_addrs(&self) -> Vec<std::net::SocketAddr> {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|l| l.local_addr()).collect()
+        lock(&self.listeners).iter().map(|l| l.local_addr()).collect()
     }
 
-    /// Whether something is stored for a group: then it is to be restarted, else bootstrapped.
+    /// Whether the group is stored here. If so, restart it; else bootstrap it.
     ///
     /// # Errors
-    /// [`StartError::Log`] if the log cannot say.
+    /// [`StartError::Log`] if the log cannot be read.
     pub fn has_group(&self, group: GroupId) -> Result<bool, StartError> {
         let recovered = self.inner.store.recover(group).map_err(|error| StartError::log(group, error))?;
         Ok(recovered.conf.is_some())
     }
 
-    /// Describes a group to be started on this node, with its state machine.
+    /// Describes a group on this node, with its state machine.
     pub fn group<S: StateMachine>(&self, id: GroupId, machine: S) -> GroupBuilder<'_, S> {
         GroupBuilder::new(self, id, machine)
     }
@@ -132,15 +129,14 @@ impl std::fmt::Debug for Node {
     }
 }
 
-impl Inner {
-    fn applier(&self, group: GroupId) -> &ApplyWorker {
-        // There is at least one, by the validation of the settings.
-        let number = group.as_u64() as usize % self.appliers.len().max(1);
-        self.appliers.get(number).unwrap_or_else(|| unreachable!("the settings ask for an apply worker"))
+impl NodeInner {
+    fn apply_worker(&self, group: GroupId) -> &ApplyWorker {
+        let number = group.as_u64() as usize % self.apply_workers.len().max(1);
+        self.apply_workers.get(number).unwrap_or_else(|| unreachable!("`apply_workers` is at least one"))
     }
 
     fn next_generation(&self) -> u64 {
-        self.lives.fetch_add(1, Ordering::Relaxed)
+        self.generations.fetch_add(1, Ordering::Relaxed)
     }
 }
 

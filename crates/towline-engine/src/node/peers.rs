@@ -1,7 +1,7 @@
-//! Whom this node knows: its own identity, the members of its groups, and the incarnation each peer last came with.
+//! The identity of this node, the members of its groups, and the incarnations of its peers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -16,6 +16,7 @@ use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::{Lanes, PeerGate};
 use crate::message::{Batch, Lane};
 use crate::snapshots::Receives;
+use crate::sync::lock;
 use crate::transport::{
     CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, ProgressCell, Refusal,
     SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
@@ -24,7 +25,7 @@ use crate::transport::{
 /// The groups of a node, as the connections see them.
 pub(crate) type Registry = Arc<RwLock<BTreeMap<GroupId, Arc<Ingress>>>>;
 
-/// What a node knows of itself and of others.
+/// The node's identity and its known peers; the gate of every handshake.
 pub(crate) struct Peers {
     node: NodeId,
     cluster: ClusterId,
@@ -38,9 +39,9 @@ pub(crate) struct Peers {
 
 #[derive(Default)]
 struct Known {
-    /// `None` until the first group is bootstrapped: until then nobody is let in and nobody is called.
+    /// `None` until the first group is bootstrapped. Until then the node admits no peer and calls no peer.
     identity: Option<Identity>,
-    /// As the identity records them.
+    /// The groups that the identity records.
     groups: BTreeSet<GroupId>,
     members: BTreeMap<GroupId, BTreeSet<NodeId>>,
     seen: BTreeMap<NodeId, Incarnation>,
@@ -68,17 +69,13 @@ impl Peers {
         Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
     }
 
-    /// The node stops.
+    /// Ends the offers of snapshots that are being decided.
     pub(crate) fn close(&self) {
         self.receives.close();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn identity(&self) -> Option<Identity> {
-        self.lock().identity.clone()
+        lock(&self.known).identity.clone()
     }
 
     /// Whether the storage was made for a new node.
@@ -86,9 +83,9 @@ impl Peers {
         self.store.may_found()
     }
 
-    /// Makes the identity of a new directory, with a fresh incarnation; an existing one stays.
+    /// Creates the identity of a new directory, with a random incarnation. Keeps an existing identity.
     pub(crate) fn found(&self) -> Result<(), IdentityError> {
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         if known.identity.is_some() {
             return Ok(());
         }
@@ -103,9 +100,9 @@ impl Peers {
         Ok(())
     }
 
-    /// Records a group that the log has durably, before it runs.
+    /// Records a group before it runs. The log must have it durably.
     pub(crate) fn add_group(&self, group: GroupId) -> Result<(), IdentityError> {
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         if !known.groups.contains(&group) {
             self.store.add_group(group)?;
             known.groups.insert(group);
@@ -114,10 +111,10 @@ impl Peers {
     }
 
     pub(crate) fn set_members(&self, group: GroupId, members: BTreeSet<NodeId>) {
-        self.lock().members.insert(group, members);
+        lock(&self.known).members.insert(group, members);
     }
 
-    /// What to say to a peer first. Only asked for once a group runs, so there is an identity.
+    /// The first message to a peer. Called only once a group runs, so there is an identity.
     pub(crate) fn hello(&self, to: NodeId) -> Hello {
         let incarnation = self.identity().map(|i| i.incarnation).or(Incarnation::new(u64::MAX));
         Hello {
@@ -129,10 +126,10 @@ impl Peers {
         }
     }
 
-    /// Compares a peer's incarnation with the one it came with before; the first is remembered, durably, before it
-    /// counts. So a peer whose disk was emptied is told apart from the one that gave its votes.
+    /// Refuses a peer whose incarnation differs from the remembered one: its disk was emptied, and it forgot its votes. The
+    /// first incarnation is made durable before it counts.
     fn recognise(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), Refusal> {
-        let mut known = self.lock();
+        let mut known = lock(&self.known);
         match known.seen.get(&peer) {
             Some(seen) if *seen == incarnation => Ok(()),
             Some(_) => Err(Refusal::WrongIncarnation { peer: peer.as_u64() }),
@@ -163,7 +160,7 @@ impl Peers {
             });
         }
         let identity = self.identity().ok_or(Refusal::UnknownPeer { peer: hello.from.as_u64() })?;
-        let member = self.lock().members.values().any(|members| members.contains(&hello.from));
+        let member = lock(&self.known).members.values().any(|members| members.contains(&hello.from));
         if !member || hello.from == self.node {
             return Err(Refusal::UnknownPeer { peer: hello.from.as_u64() });
         }
@@ -178,10 +175,10 @@ impl PeerGate for Peers {
     }
 }
 
-/// The way in over one transport.
+/// The inbound side of one transport.
 pub(crate) struct NodeInbound {
     pub(crate) peers: Arc<Peers>,
-    /// Told who called.
+    /// Notified of each peer that connects.
     pub(crate) lanes: Lanes,
     pub(crate) scheme: &'static str,
 }
@@ -196,7 +193,7 @@ impl Inbound for NodeInbound {
 
     fn refused(&self, refusal: &Refusal) {
         let (peers, node) = (&self.peers, self.peers.node);
-        let runs = !peers.lock().members.is_empty();
+        let runs = !lock(&peers.known).members.is_empty();
         match peers.refusals.loudness(refusal, runs, Instant::now()) {
             Loudness::Quiet => tracing::debug!(%node, runs, %refusal, "a connection was refused"),
             Loudness::Info => tracing::info!(%node, runs, %refusal, "a connection was refused"),
@@ -210,7 +207,7 @@ struct Session {
     peers: Arc<Peers>,
     peer: NodeId,
     welcome: Welcome,
-    /// Of the transport that the peer came over, which need not be the one it is called with.
+    /// Of the transport that the peer used, which may differ from the one that this node uses to call it.
     metrics: PeerMetrics,
 }
 
@@ -241,7 +238,7 @@ impl PeerSession for Session {
             match result {
                 Ok(Delivered::Queued) => {}
                 Ok(Delivered::Superseded) => superseded += 1,
-                // One a group is enough: the sender goes back to probing either way.
+                // One nack for each group is enough: it makes the sender probe.
                 Err(cause) if !nacks.iter().any(|nack| nack.group == group) => {
                     nacks.push(Nack { group, cause });
                 }

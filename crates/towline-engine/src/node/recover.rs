@@ -1,59 +1,60 @@
-//! From what is stored to a group that can run. Blocking.
+//! Recovers a group from the stores. Blocks.
 
-use super::StartError;
+use super::apply::{AnyMachine, MachineFailure, restore};
+use super::inbox::ShardGroup;
 use super::snapshots::policy;
-use super::target::{Cause, Target, restore};
-use crate::config::ValidConfig;
+use super::{NodeInner, StartError};
 use crate::core::{GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
-use crate::ids::{GroupId, NodeId};
-use crate::log_store::{ConfRecord, LogReadError, LogStore, Recovered};
+use crate::ids::GroupId;
+use crate::log_store::{ConfRecord, LogReadError, Recovered};
 use crate::message::{Entry, EntryKind, HardState, LogId};
-use crate::snapshot_store::{SnapshotMeta, SnapshotStore};
+use crate::snapshot_store::SnapshotMeta;
 
-/// Payload bytes read at once while the log is read at start.
+/// The remedy where files are missing. An empty directory is none: peers would refuse its new incarnation.
+const UNRECOVERABLE: &str = "put the missing files back, but no older copy of them; if they are lost, keep this node \
+                             stopped, because this version cannot replace a member";
+
+/// Payload bytes of one read of the log.
 const READ_BYTES_MAX: usize = 4 << 20;
 
-/// What a start has to know.
+/// The inputs of a recovery.
 pub(crate) struct Recovery<'a> {
-    pub(crate) store: &'a dyn LogStore,
-    pub(crate) snapshots: &'a dyn SnapshotStore,
+    pub(super) node: &'a NodeInner,
     pub(crate) group: GroupId,
-    pub(crate) node: NodeId,
-    pub(crate) config: &'a ValidConfig,
-    /// Ticks without a vote: zero for a group that was just bootstrapped.
+    /// Ticks in which the group gives no vote. Zero for a group that was just bootstrapped.
     pub(crate) quiet_ticks: u64,
     pub(crate) origin: [u8; 16],
 }
 
 /// A group that can run.
-pub(crate) struct Start<W, R> {
-    pub(crate) group: GroupCore<W, R>,
+pub(crate) struct RecoveredGroup {
+    pub(crate) group: ShardGroup,
     pub(crate) conf: ConfRecord,
-    /// A snapshot that was being installed is installed now: to be recorded before the group runs.
+    /// Whether an interrupted install was completed. The log must record this before the group runs.
     pub(crate) installed: bool,
 }
 
 impl Recovery<'_> {
-    /// Brings the state machine up to the commit index that is stored, and makes the group.
+    /// Brings the state machine up to the stored commit index, and makes the group.
     ///
     /// # Errors
-    /// [`StartError`] if nothing is stored, or what is stored does not fit together or to the state machine.
-    pub(crate) fn run<W, R>(&self, target: &mut dyn Target) -> Result<Start<W, R>, StartError> {
+    /// [`StartError`] if nothing is stored, or if log, snapshots and state machine do not match.
+    pub(crate) fn run(&self, machine: &mut dyn AnyMachine) -> Result<RecoveredGroup, StartError> {
         let group = self.group;
-        let recovered = self.store.recover(group).map_err(|error| StartError::log(group, error))?;
+        let recovered = self.node.store.recover(group).map_err(|error| StartError::log(group, error))?;
         let conf = recovered.conf.clone().ok_or(StartError::NothingStored { group })?;
-        let durable = self.restore(&recovered, target)?;
+        let durable = self.restore(&recovered, machine)?;
         let hard_state = self.check(&recovered, &conf, durable)?;
-        let applied = self.replay(target, durable, hard_state.commit, conf.index)?;
+        let applied = self.replay(machine, durable, hard_state.commit, conf.index)?;
         let tail = self.read(applied.index + 1, recovered.last_index + 1)?;
         let terms = self.terms(recovered.truncated.index + 1, recovered.last_index)?;
-        let config = self.config;
+        let config = &self.node.config;
         let cache_bytes = config.log_cache_bytes_max.as_usize();
         let ticks = |time| config.ticks(time) as usize;
         let log =
             GroupLog::new(recovered.truncated, terms, recovered.last_index, tail, applied.index, cache_bytes);
         let replica = ReplicaSetup {
-            node: self.node,
+            node: self.node.id,
             group,
             log,
             hard_state,
@@ -82,20 +83,20 @@ impl Recovery<'_> {
             },
         };
         let group = GroupCore::new(setup).map_err(|cause| self.mismatch(cause))?;
-        Ok(Start { group, conf, installed: recovered.installing.is_some() })
+        Ok(RecoveredGroup { group, conf, installed: recovered.installing.is_some() })
     }
 
-    /// What may be sent to others. If that cannot be found out it is as good as none: the next one takes its place.
+    /// The snapshot that may be sent to peers. A failed lookup counts as none: the next snapshot replaces it.
     fn available(&self, stored: &Recovered) -> Option<SnapshotMeta> {
         let newest = self.newest(stored);
         newest.inspect_err(|error| tracing::warn!(group = %self.group, %error, "no snapshot")).unwrap_or(None)
     }
 
-    /// The newest snapshot that the log vouches for. The others are of no use here and go with the next removal.
+    /// The newest snapshot that matches the log. The next removal takes the others.
     fn newest(&self, stored: &Recovered) -> Result<Option<SnapshotMeta>, StartError> {
-        let complete = self.snapshots.complete(self.group);
+        let complete = self.node.snapshots.complete(self.group);
         for meta in complete.map_err(|source| StartError::Snapshots { group: self.group, source })? {
-            if self.vouched_for(stored, meta.head.at)? {
+            if self.matches_log(stored, meta.head.at)? {
                 return Ok(Some(meta));
             }
             let (index, content) = (meta.head.at.index, meta.content);
@@ -104,28 +105,28 @@ impl Recovery<'_> {
         Ok(None)
     }
 
-    /// Whether the log has this very entry, or begins right after it. What a snapshot covers was committed, so then it is
-    /// of the history that the log goes on with. A file that was received and not installed need not be: it may lie
-    /// beyond the end of the log, or beside a tail that was never committed.
-    fn vouched_for(&self, stored: &Recovered, at: LogId) -> Result<bool, StartError> {
+    /// Whether the log has the entry at `at`, or begins right after it. A snapshot covers committed entries, so it then
+    /// has the same history as the log. A file that was received and not installed may lie beyond the end of the log, or
+    /// beside an uncommitted tail.
+    fn matches_log(&self, stored: &Recovered, at: LogId) -> Result<bool, StartError> {
         if !(stored.truncated.index..=stored.last_index).contains(&at.index) {
             return Ok(false);
         }
-        let term = self.store.term(self.group, at.index).map_err(|error| self.unread(error))?;
+        let term = self.node.store.term(self.group, at.index).map_err(|error| self.unread(error))?;
         Ok(term == at.term)
     }
 
-    /// Restores a state machine that the log cannot go on from, and says where it stands then. Such a machine is behind
-    /// the first entry of the log (its installation was interrupted, it is volatile, or its files were lost), or it is of
-    /// another history.
-    fn restore(&self, stored: &Recovered, target: &mut dyn Target) -> Result<LogId, StartError> {
-        let durable = target.durable().map_err(|source| self.failed(source))?;
+    /// Restores a state machine that the log cannot continue, and returns its durable position. Such a machine is behind
+    /// the first entry of the log (an install was interrupted, it is volatile, or its files were lost), or it has another
+    /// history.
+    fn restore(&self, stored: &Recovered, machine: &mut dyn AnyMachine) -> Result<LogId, StartError> {
+        let durable = machine.durable().map_err(|source| self.failed(source))?;
         let truncated = stored.truncated;
         let Some(why) = self.disagreement(stored, durable)? else { return Ok(durable) };
         let meta = self.newest(stored)?.ok_or_else(|| {
             let remedy = match truncated.index {
                 0 => "remove the files of the state machine: the log is whole and is applied again",
-                _ => "replace this node by one with an empty directory",
+                _ => UNRECOVERABLE,
             };
             self.mismatch(format!("{why}, and there is no snapshot to restore; {remedy}"))
         })?;
@@ -133,14 +134,14 @@ impl Recovery<'_> {
             let (group, snapshot) = (self.group, meta.head.at.index);
             tracing::warn!(%group, why, snapshot, "the state machine does not go with the log and is restored");
         }
-        restore(self.snapshots, target, &meta).map_err(|source| self.failed(source))?;
+        restore(&*self.node.snapshots, machine, &meta).map_err(|source| self.failed(source))?;
         Ok(meta.head.at)
     }
 
-    /// Why the log cannot go on from where the state machine is, if a snapshot can help.
+    /// Why the log cannot continue the state machine, if a snapshot can help.
     ///
-    /// It cannot help a machine that is past what the log knows as committed. Then the log may have lost entries that
-    /// this node acknowledged, and the votes with them: [`check`](Self::check) refuses.
+    /// It cannot help a machine that is past the stored commit index: the log may have lost acknowledged entries and
+    /// votes. [`check`](Self::check) refuses that start.
     fn disagreement(&self, stored: &Recovered, durable: LogId) -> Result<Option<String>, StartError> {
         let truncated = stored.truncated;
         if durable.index < truncated.index {
@@ -151,20 +152,20 @@ impl Recovery<'_> {
         if durable.index == 0 || durable.index > committed.min(stored.last_index) {
             return Ok(None);
         }
-        let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
+        let term = self.node.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
         Ok((term != durable.term).then(|| other_history(durable, term)))
     }
 
-    /// Everything raft would panic on later, or that would lose acknowledged commands without a word.
+    /// Refuses what raft would panic on later, and what would silently lose acknowledged commands.
     fn check(&self, stored: &Recovered, conf: &ConfRecord, durable: LogId) -> Result<HardState, StartError> {
         let mut hard_state = stored.hard_state.unwrap_or_default();
-        // What is applied was committed; the commit index is only written along with other things.
+        // Applied entries were committed; the stored commit index lags behind.
         hard_state.commit = hard_state.commit.max(durable.index).max(stored.truncated.index);
         let last = stored.last_index;
         if durable.index > last {
             return Err(self.mismatch(format!(
                 "the state machine is at {}, past the end of the log, {last}: entries that this node acknowledged are lost; \
-                 replace this node by one with an empty directory",
+                 {UNRECOVERABLE}",
                 durable.index
             )));
         }
@@ -172,29 +173,23 @@ impl Recovery<'_> {
             return Err(self
                 .mismatch(format!("entry {} is committed, but the log ends at {last}", hard_state.commit)));
         }
-        if durable.index < stored.truncated.index {
-            return Err(self.mismatch(format!(
-                "the state machine is at {}, but the log begins after {}",
-                durable.index, stored.truncated.index
-            )));
-        }
         if durable.index > 0 {
-            let term = self.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
+            let term = self.node.store.term(self.group, durable.index).map_err(|error| self.unread(error))?;
             if term != durable.term {
                 return Err(self.mismatch(other_history(durable, term)));
             }
         }
-        if !conf.conf_state.contains(self.node) {
-            return Err(self.mismatch(format!("node {} is no member", self.node)));
+        if !conf.conf_state.contains(self.node.id) {
+            return Err(self.mismatch(format!("node {} is no member", self.node.id)));
         }
         Ok(hard_state)
     }
 
-    /// Applies what is known to be committed, in pieces, so that it need not be in memory at once. Stops before a change
-    /// of membership that is not stored yet: that one goes through raft.
+    /// Applies the committed entries, in pieces that fit in memory. Stops before a membership change that is not stored
+    /// yet: that one goes through raft.
     fn replay(
         &self,
-        target: &mut dyn Target,
+        machine: &mut dyn AnyMachine,
         from: LogId,
         commit: u64,
         conf_index: u64,
@@ -202,14 +197,15 @@ impl Recovery<'_> {
         let mut at = from;
         while at.index < commit {
             let mut entries = Vec::new();
-            self.store
+            self.node
+                .store
                 .entries(self.group, at.index + 1..commit + 1, READ_BYTES_MAX, &mut entries)
                 .map_err(|error| self.unread(error))?;
             let open = entries.iter().position(|e| e.kind != EntryKind::Normal && e.index > conf_index);
             entries.truncate(open.unwrap_or(entries.len()));
             let Some(last) = entries.last() else { break };
             let through = LogId { index: last.index, term: last.term };
-            target.apply(&entries, Vec::new(), through).map_err(|source| self.failed(source))?;
+            machine.apply(&entries, Vec::new(), through).map_err(|source| self.failed(source))?;
             at = through;
             if open.is_some() {
                 break;
@@ -226,7 +222,8 @@ impl Recovery<'_> {
                 return Ok(entries);
             }
             let before = entries.len();
-            self.store
+            self.node
+                .store
                 .entries(self.group, next..high, READ_BYTES_MAX, &mut entries)
                 .map_err(|error| self.unread(error))?;
             if entries.len() == before {
@@ -235,9 +232,9 @@ impl Recovery<'_> {
         }
     }
 
-    /// The terms of the log as runs. Terms only rise, so the end of a run is found by halving.
+    /// The terms of the log as runs. Terms never decrease, so a binary search finds the end of a run.
     fn terms(&self, first: u64, last: u64) -> Result<Vec<(u64, u64)>, StartError> {
-        let term = |index| self.store.term(self.group, index).map_err(|error| self.unread(error));
+        let term = |index| self.node.store.term(self.group, index).map_err(|error| self.unread(error));
         let (mut runs, mut start) = (Vec::new(), first);
         while start <= last {
             let of_run = term(start)?;
@@ -260,7 +257,7 @@ impl Recovery<'_> {
         StartError::log(self.group, error)
     }
 
-    fn failed(&self, source: Cause) -> StartError {
+    fn failed(&self, source: MachineFailure) -> StartError {
         StartError::StateMachine { group: self.group, source }
     }
 }

@@ -1,33 +1,34 @@
-//! How loudly a refused connection is logged. Every one is counted, and some have a line: strangers who call hundreds of
-//! times a second must not fill a disk.
+//! The log level of refused connections. All are counted and few are logged: callers that retry hundreds of times a second
+//! must not fill a disk.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
 use crate::transport::Refusal;
 
-/// Election timeouts for which callers may come too early before that is a warning.
+/// The length of a period, in election timeouts. Early callers get a warning after one period.
 const PATIENCE_ELECTIONS: u32 = 3;
-/// Warnings in such a time.
+/// The most warnings in one period.
 const WARNINGS_MAX: u32 = 20;
 
-/// How a refusal is told.
+/// The log level of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Loudness {
-    /// Something calls that should not.
+    /// A caller that should not call.
     Warn,
-    /// As it must be now and then.
+    /// An expected refusal.
     Info,
-    /// It was told already, or too many were.
+    /// Logged already in this period, or too many warnings.
     Quiet,
 }
 
-/// Remembers since when callers come before any group runs here. While a cluster starts they all do, again and again, and
-/// nothing is wrong; but a node whose group is never started must not stay silent about it.
+/// Chooses the log level of refusals. While a cluster starts, peers call before a group runs here, and nothing is wrong. If
+/// that lasts, the node warns: its group may never have been started.
 pub(super) struct Refusals {
     patience: Duration,
     early: Mutex<Option<Early>>,
-    /// When the present period began, and warnings since.
+    /// The begin of the present period, and its warnings.
     warned: Mutex<Option<(Instant, u32)>>,
 }
 
@@ -37,7 +38,7 @@ struct Early {
 }
 
 impl Refusals {
-    /// `election_timeout` is the longest.
+    /// `election_timeout` is the maximum of the random range.
     pub(super) fn new(election_timeout: Duration) -> Self {
         Self {
             patience: election_timeout * PATIENCE_ELECTIONS,
@@ -46,18 +47,18 @@ impl Refusals {
         }
     }
 
-    /// Of a refusal at `now`, by a node that runs a group or does not yet.
+    /// The log level of a refusal at `now`. `runs`: whether the node runs a group.
     pub(super) fn loudness(&self, refusal: &Refusal, runs: bool, now: Instant) -> Loudness {
         match refusal {
             Refusal::UnknownPeer { .. } if !runs => self.early(now),
-            // Transports say so of what they cut while this node stops.
+            // Transports refuse so while this node stops.
             Refusal::ShuttingDown => Loudness::Info,
             _ => self.warning(now),
         }
     }
 
     fn warning(&self, now: Instant) -> Loudness {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = lock(&self.warned);
         let (since, count) = warned
             .filter(|(since, _)| now.saturating_duration_since(*since) < self.patience)
             .unwrap_or((now, 0));
@@ -66,12 +67,12 @@ impl Refusals {
     }
 
     fn early(&self, now: Instant) -> Loudness {
-        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut early = lock(&self.early);
         let Some(early) = early.as_mut() else {
             *early = Some(Early { first: now, warned: None });
             return Loudness::Info;
         };
-        // A warning a period: peers call several times a second.
+        // One warning in a period, because peers call several times a second.
         if now.saturating_duration_since(early.warned.unwrap_or(early.first)) < self.patience {
             return Loudness::Quiet;
         }
@@ -87,7 +88,7 @@ mod tests {
     const ELECTION: Duration = Duration::from_secs(2);
 
     #[test]
-    fn callers_before_the_first_group_are_told_once_and_warned_of_only_when_it_lasts() {
+    fn callers_before_the_first_group_are_logged_once_then_warned_about_once_a_period() {
         let (refusals, start) = (Refusals::new(ELECTION), Instant::now());
         let at = |seconds| {
             let now = start + Duration::from_secs(seconds);
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_time_does_not_mend_is_a_warning_at_once_and_each_time() {
+    fn other_refusals_are_warnings_at_once() {
         let (refusals, now) = (Refusals::new(ELECTION), Instant::now());
         let wrong_cluster = Refusal::WrongCluster { ours: "c".into() };
         for _ in 0..2 {
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_has_so_many_lines_a_period_and_no_more() {
+    fn a_flood_gets_a_bounded_number_of_warnings_a_period() {
         let (refusals, start) = (Refusals::new(ELECTION), Instant::now());
         let warned = |from: Duration| {
             let loud = |n: u32| {

@@ -1,13 +1,12 @@
 //! The shard: one thread that runs the loop of all groups of a node.
 //!
-//! A turn goes in a fixed order, and the order is the point: what became durable is told to raft before anything else,
-//! then reports, then messages of peers (control before appends), then proposals, then the clock; last comes one ready
-//! for each group that was touched, one write for all of them, and the messages.
+//! The order of a turn matters. First come completions of the log, so that Raft knows what is durable. Then come reports,
+//! messages of peers (control before appends), proposals, and the tick. Last come one ready for each group that was
+//! touched, one write for all of them, and the messages.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -15,16 +14,15 @@ use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
-use super::apply::ApplyWorker;
+use super::apply::{ApplyTask, ApplyWorker, fail_tasks};
 use super::clock::Ticks;
 use super::counters::Counters;
 use super::inbox::{Control, ShardEvent, ShardGroup, ShardInbox, StartGroup, WriteId};
-use super::ingress::{Ingress, Taken};
+use super::ingress::{Ingress, IngressBatch};
 use super::reader::LogReader;
-use super::target::{Task, fail_tasks};
 use super::waiter::{Answer, ReadWaiter, Waiter, contained};
-use super::writer::Writer;
-use crate::cause::panic_text;
+use super::writer::LogWriter;
+use crate::cause::catch;
 use crate::config::ValidConfig;
 use crate::core::{Apply, AttemptEffect, Effects, SendBudget, Unreadable};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
@@ -38,18 +36,19 @@ use crate::reporter::{
 };
 use crate::snapshots::{Made, Sends, SnapshotWorker};
 use crate::status::{GroupState, GroupStatus, Role};
+use crate::sync::lock;
 
 type CoreEffects = Effects<Waiter, ReadWaiter>;
 
-/// What the shard works with.
+/// What the shard needs from the node.
 pub(crate) struct ShardDeps {
     pub(crate) node: NodeId,
     pub(crate) config: ValidConfig,
     pub(crate) mailbox: Arc<Mailbox>,
-    /// Where everybody reports: the mailbox, or what stands in front of it.
+    /// The mailbox, or the caller's reporter in front of it.
     pub(crate) reporter: Arc<dyn Reporter>,
     pub(crate) lanes: Lanes,
-    pub(crate) writer: Writer,
+    pub(crate) writer: LogWriter,
     pub(crate) reader: LogReader,
     pub(crate) sends: Sends,
     pub(crate) worker: SnapshotWorker,
@@ -57,28 +56,29 @@ pub(crate) struct ShardDeps {
     pub(crate) counters: Arc<Counters>,
 }
 
-struct Running {
-    generation: u64,
-    group: ShardGroup,
-    ingress: Arc<Ingress>,
-    state: watch::Sender<GroupState>,
-    apply: ApplyWorker,
-    metrics: Arc<GroupMetrics>,
-    /// A transfer of leadership that is under way.
-    transfer: Option<Transfer>,
-    /// Of the members, for hints.
-    addresses: BTreeMap<NodeId, PeerAddr>,
-    dirty: bool,
+/// A group in service.
+pub(super) struct RunningGroup {
+    pub(super) generation: u64,
+    pub(super) group: ShardGroup,
+    pub(super) ingress: Arc<Ingress>,
+    pub(super) state: watch::Sender<GroupState>,
+    pub(super) apply: ApplyWorker,
+    pub(super) metrics: Arc<GroupMetrics>,
+    pub(super) transfer: Option<PendingTransfer>,
+    /// The addresses of the members, for hints.
+    pub(super) addresses: BTreeMap<NodeId, PeerAddr>,
+    pub(super) dirty: bool,
 }
 
-struct Transfer {
+/// A leadership transfer whose caller waits.
+pub(super) struct PendingTransfer {
     target: NodeId,
     answer: Answer<Result<(), TransferLeaderError>>,
 }
 
 struct Shard {
     deps: ShardDeps,
-    groups: BTreeMap<GroupId, Running>,
+    groups: BTreeMap<GroupId, RunningGroup>,
     /// Lent to each group in turn.
     budget: SendBudget,
     fx: CoreEffects,
@@ -90,7 +90,7 @@ struct Shard {
 /// Starts the thread.
 pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("towline-shard".into()).spawn(move || {
-        *inbox.unpark.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        *lock(&inbox.unpark.thread) = Some(std::thread::current());
         let span = tracing::info_span!("shard", node = deps.node.as_u64());
         let _entered = span.enter();
         let shard = Shard {
@@ -106,19 +106,17 @@ pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinH
     })
 }
 
-/// However the thread ends: nobody reads the mailbox any more, and nobody is to wait for a group that nobody runs.
+/// On every exit: closes the mailbox and fails pending requests.
 impl Drop for Shard {
     fn drop(&mut self) {
         self.deps.mailbox.close();
         if self.groups.is_empty() {
             return;
         }
-        // Some are left only if the thread panicked, and then a second panic that got out would end the process.
+        // Groups are left only if the thread panicked. A second panic that escaped would end the process.
         let cause: Arc<str> = "the shard of the node panicked".into();
         tracing::error!(%cause, "all groups are quarantined on this node");
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.go_silent(&cause))) {
-            std::mem::forget(panic);
-        }
+        let _ = catch(|| self.go_silent(&cause));
     }
 }
 
@@ -157,7 +155,7 @@ impl Shard {
         groups.into_iter().for_each(|group| self.retire(group, &cause, GroupRole::Stopped));
     }
 
-    /// Completions of the log come first of all; what callers ask is kept for its place in the turn.
+    /// Handles completions. Returns the requests of callers, which come later in the turn.
     fn take_events(&mut self, events: &mut Vec<ShardEvent>) -> Vec<Control> {
         let mut control = Vec::new();
         for event in events.drain(..) {
@@ -194,8 +192,10 @@ impl Shard {
         match report {
             Report::Unreachable { group, peer, cause } => {
                 tracing::debug!(%group, %peer, ?cause, "messages were lost");
-                let told = self.carry_report(group, report);
-                let outcome = if told { ReportOutcome::Applied } else { ReportOutcome::Stale };
+                let outcome = match self.carry_report(group, report) {
+                    true => ReportOutcome::Applied,
+                    false => ReportOutcome::Stale,
+                };
                 self.deps.counters.count(peer, ReportKind::Unreachable, outcome, 1);
             }
             Report::Snapshot { attempt: SnapshotAttempt { group, peer, .. }, status } => {
@@ -212,11 +212,9 @@ impl Shard {
         }
     }
 
-    /// Whether Raft was told.
+    /// Passes a report to the core. Returns whether Raft took it.
     fn carry_report(&mut self, group: GroupId, report: Report) -> bool {
-        let mut told = false;
-        self.with(group, None, |running, _| told = running.group.take_report(report));
-        told
+        self.with(group, None, |running, _| running.group.take_report(report)).unwrap_or(false)
     }
 
     fn take_control(&mut self, control: Control) {
@@ -241,35 +239,32 @@ impl Shard {
             }
             Control::Offered { from, offer, answer } => {
                 let group = offer.meta.head.group;
-                let mut result = None;
-                self.with(group, None, |running, _| result = Some(running.group.offer(from, &offer)));
-                if let Some(result) = result {
+                if let Some(result) = self.with(group, None, |running, _| running.group.offer(from, &offer)) {
                     answer.send(result);
                 }
             }
             Control::Received { from, received, answer } => {
                 let (message, meta) = *received;
                 let group = meta.head.group;
-                let mut result = None;
-                self.with(group, None, |running, _| {
-                    result = Some(running.group.receive(from, message, meta));
-                });
-                if let Some(result) = result {
+                let received =
+                    self.with(group, None, |running, _| running.group.receive(from, message, meta));
+                if let Some(result) = received {
                     answer.send(result);
                 }
             }
             Control::ForceCompaction { group } => {
-                self.with(group, None, |running, _| running.group.force_compaction())
+                self.with(group, None, |running, _| running.group.force_compaction());
             }
             Control::Close { group, generation, cause, write, answer } => {
-                let of_generation =
-                    |running: &&Running| generation.is_none_or(|generation| running.generation == generation);
+                let of_generation = |running: &&RunningGroup| {
+                    generation.is_none_or(|generation| running.generation == generation)
+                };
                 let Some(running) = self.groups.get(&group).filter(of_generation) else {
                     return answer.send(None);
                 };
                 let hard_state = running.group.unwritten_hard_state().filter(|_| write);
-                // Queued behind the group's other writes, and before `retire` shows that the group is down. The barrier of
-                // its next start then comes later: an old hard state must not replace the votes of a new generation.
+                // Queued behind the group's other writes, and before `retire` shows that the group is down. Its next start
+                // waits behind this write, so an old hard state never replaces the votes of a new generation.
                 let last = hard_state.map(|hard_state| {
                     self.send_writes();
                     let last = GroupWrite { hard_state: Some(hard_state), ..GroupWrite::new(group) };
@@ -291,7 +286,7 @@ impl Shard {
         let mut asked = Some(answer);
         let mut result = Err(TransferLeaderError::Stopped { cause: "the group is not running".into() });
         self.with(group, None, |running, _| {
-            // Raft may have ended the last one in this turn.
+            // Raft may have ended the last transfer in this turn.
             running.settle_transfer();
             let target = target.or_else(|| best_successor(&running.group.status()));
             result = match target {
@@ -305,7 +300,7 @@ impl Shard {
             }
             if result.is_ok() {
                 running.transfer =
-                    target.zip(asked.take()).map(|(target, answer)| Transfer { target, answer });
+                    target.zip(asked.take()).map(|(target, answer)| PendingTransfer { target, answer });
             }
         });
         if let Some(answer) = asked {
@@ -314,15 +309,11 @@ impl Shard {
     }
 
     fn start_group(&mut self, start: StartGroup) {
-        let StartGroup { id, generation, group, peers, ingress, state, apply, metrics, addresses, started } =
-            start;
+        let StartGroup { id, running, peers, started } = start;
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
-        let transfer = None;
-        let running =
-            Running { generation, group, ingress, state, apply, metrics, transfer, addresses, dirty: true };
         self.groups.insert(id, running);
         started.send(());
-        // What came for it before this turn was announced when there was nobody to take it.
+        // Elements queued before this turn were scheduled before the group was here.
         self.take_ingress(id);
     }
 
@@ -330,7 +321,7 @@ impl Shard {
         let burst_max = self.deps.config.turn_burst_max;
         let counters = self.deps.counters.clone();
         self.with(group, None, |running, fx| {
-            let mut taken = Taken::default();
+            let mut taken = IngressBatch::default();
             running.ingress.take(burst_max, &mut taken);
             for (from, message) in taken.control.into_iter().chain(taken.appends) {
                 let kind = message.kind;
@@ -347,13 +338,13 @@ impl Shard {
         });
     }
 
-    /// One tick, however many were missed: replaying them would let an election time out in one go.
+    /// Makes one tick. Missed ticks are skipped: replaying them would end an election timeout at once.
     fn tick(&mut self, missed: u64) {
         if missed > 0 {
             self.deps.metrics.ticks_skipped(missed);
         }
         let (mailbox, sends) = (self.deps.mailbox.clone(), self.deps.sends.clone());
-        // In this order: a task reports before it leaves the list.
+        // In this order, because a task reports before it leaves the list.
         let is_owed = |attempt: &SnapshotAttempt| sends.is_running(attempt) || mailbox.has_outcome(*attempt);
         let unsent: usize = self.groups.values().map(|running| running.group.unsent_attempts()).sum();
         self.budget.slots = self.deps.config.snapshot_sends_max.saturating_sub(unsent + sends.count());
@@ -368,7 +359,7 @@ impl Shard {
         }
     }
 
-    /// Proposals past their deadline, wherever they are: in the core, or in a call of the state machine.
+    /// Fails the proposals past their deadline, wherever they are.
     fn answer_late(&mut self, group: GroupId) {
         let after = self.deps.config.proposal_timeout;
         let Some(before) = Instant::now().checked_sub(after) else { return };
@@ -385,7 +376,7 @@ impl Shard {
         }
     }
 
-    /// One ready for each group that was touched, one write for all, then the messages.
+    /// Handles one ready for each touched group, then sends one write for all, then the messages.
     fn poll(&mut self) {
         let dirty: Vec<_> = self.groups.iter().filter(|(_, r)| r.dirty).map(|(id, _)| *id).collect();
         for group in dirty {
@@ -409,32 +400,35 @@ impl Shard {
         }
     }
 
-    /// Runs something on a group and carries its effects out. A panic in there ends this group alone.
-    fn with(
+    /// Runs something on a group and carries out its effects. A panic quarantines this group alone. `None` if there is no
+    /// such generation, or it panicked.
+    fn with<T>(
         &mut self,
         id: GroupId,
         generation: Option<u64>,
-        run: impl FnOnce(&mut Running, &mut CoreEffects),
-    ) {
-        let Some(running) = self
-            .groups
-            .get_mut(&id)
-            .filter(|r| generation.is_none_or(|generation| r.generation == generation))
-        else {
-            return;
-        };
+        run: impl FnOnce(&mut RunningGroup, &mut CoreEffects) -> T,
+    ) -> Option<T> {
+        let running = self.groups.get_mut(&id)?;
+        if generation.is_some_and(|generation| running.generation != generation) {
+            return None;
+        }
         running.dirty = true;
         running.group.lend(self.budget);
         let fx = &mut self.fx;
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(running, fx))) {
-            let cause = format!("the group panicked: {}", panic_text(panic.as_ref()));
-            // Its half-made effects must not get out: a write without its messages, or the other way round.
-            let fx = std::mem::take(&mut self.fx);
-            abandon(fx, &cause.as_str().into());
-            return self.quarantine(id, &cause.into());
+        match catch(|| run(running, fx)) {
+            Ok(result) => {
+                self.budget = running.group.budget();
+                self.carry_out(id);
+                Some(result)
+            }
+            Err(panic) => {
+                let cause: Arc<str> = format!("the group panicked: {panic}").into();
+                // Incomplete effects must not get out, such as a write without its messages.
+                abandon(std::mem::take(&mut self.fx), &cause);
+                self.quarantine(id, &cause);
+                None
+            }
         }
-        self.budget = running.group.budget();
-        self.carry_out(id);
     }
 
     fn carry_out(&mut self, id: GroupId) {
@@ -478,14 +472,14 @@ impl Shard {
         }
     }
 
-    /// Takes one group out of service, and says so loudly.
+    /// Takes one group out of service after a failure.
     fn quarantine(&mut self, group: GroupId, cause: &Arc<str>) {
         tracing::error!(%group, %cause, "the group is quarantined on this node");
         self.retire(group, cause, GroupRole::Quarantined);
     }
 
-    /// A node whose log cannot be written must not go on as if it could: a leader that kept its heartbeats up would keep
-    /// its office without ever committing again. No tick, no heartbeat, no vote.
+    /// Takes all groups out of service: no tick, no heartbeat, no vote. With a failed log, a leader that kept sending
+    /// heartbeats would stay leader without ever committing.
     fn go_silent(&mut self, cause: &Arc<str>) {
         let groups: Vec<_> = self.groups.keys().copied().collect();
         groups.into_iter().for_each(|group| self.retire(group, cause, GroupRole::Quarantined));
@@ -494,14 +488,14 @@ impl Shard {
     fn retire(&mut self, group: GroupId, cause: &Arc<str>, role: GroupRole) {
         let Some(mut running) = self.groups.remove(&group) else { return };
         running.ingress.close(cause);
-        let attempts = catch_unwind(AssertUnwindSafe(|| running.group.live_attempts())).unwrap_or_default();
+        let attempts = catch(|| running.group.live_attempts()).unwrap_or_default();
         attempts.iter().for_each(|attempt| self.deps.disarm(attempt, cause));
         let mut fx = CoreEffects::default();
-        // The group may be in any state after a panic; whoever waits in it is told by the drop of its waiter then.
-        if catch_unwind(AssertUnwindSafe(|| running.group.dissolve(cause, &mut fx))).is_ok() {
+        // After a panic the group may be in any state. If this fails too, the drops of the waiters answer their callers.
+        if catch(|| running.group.dissolve(cause, &mut fx)).is_ok() {
             abandon(fx, cause);
         }
-        // Those that the state machine has, in a call that may not return.
+        // The state machine may hold proposals in a call that does not return.
         for proposal in running.ingress.take_unanswered() {
             proposal.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
         }
@@ -514,7 +508,7 @@ impl Shard {
                 state.down = Some(cause.clone());
             });
         });
-        // It wakes whoever still waits in it or follows its state.
+        // The drop wakes waiters and watchers of the group.
         contained(|| drop(running));
     }
 }
@@ -529,7 +523,7 @@ impl ShardDeps {
             }
             AttemptEffect::Settle { attempt, cause } => {
                 self.reporter.report_snapshot(attempt, SnapshotStatus::Failure(cause));
-                // An attempt that is lost has no transfer: the only other cause is the log that it keeps.
+                // A lost attempt has no transfer to cancel, so the cause is the pinned log.
                 self.sends.cancel(&attempt, &"the log grew by snapshot_pin_bytes_max meanwhile".into());
             }
             AttemptEffect::Disarm { attempt, cause } => self.disarm(&attempt, &cause.to_string().into()),
@@ -542,7 +536,7 @@ impl ShardDeps {
     }
 }
 
-fn note_commit_times(tasks: &[Task], metrics: &GroupMetrics) {
+fn note_commit_times(tasks: &[ApplyTask], metrics: &GroupMetrics) {
     let now = Instant::now();
     for task in tasks {
         if let Apply::Entries { waiters, .. } = task {
@@ -559,13 +553,13 @@ fn abandon(fx: CoreEffects, cause: &Arc<str>) {
     fx.unread.into_iter().for_each(|(reader, error)| reader.fail(error));
 }
 
-/// The voter that has the most of the log.
+/// The active peer with the most of the log.
 fn best_successor(status: &GroupStatus) -> Option<NodeId> {
     status.peers.iter().filter(|p| p.recent_active).max_by_key(|p| p.matched).map(|p| p.id)
 }
 
-impl Running {
-    /// With what this thread does not know.
+impl RunningGroup {
+    /// Adds the present state machine call to the error.
     fn explained(&self, error: ReadError) -> ReadError {
         match error {
             ReadError::NotApplied { index, applied, call: None } => {
@@ -582,7 +576,7 @@ impl Running {
         }
     }
 
-    /// What a proposal that is late waits for.
+    /// What a late proposal waits for.
     fn holdup(&self) -> Arc<str> {
         let GroupState { commit, applied, .. } = self.group.state();
         match self.apply.call() {
@@ -595,12 +589,12 @@ impl Running {
         }
     }
 
-    /// Answers the caller of a leadership transfer once raft has ended it: `Ok` if this node no longer leads.
+    /// Answers the caller of a leadership transfer that raft has ended: `Ok` if this node no longer leads.
     fn settle_transfer(&mut self) {
         if self.group.is_transferring() {
             return;
         }
-        if let Some(Transfer { target, answer }) = self.transfer.take() {
+        if let Some(PendingTransfer { target, answer }) = self.transfer.take() {
             answer.send(match self.group.state().role {
                 Role::Leader => Err(TransferLeaderError::Timeout { target }),
                 _ => Ok(()),
@@ -608,7 +602,7 @@ impl Running {
         }
     }
 
-    /// Tells watchers and gauges what changed.
+    /// Publishes changes to watchers and gauges.
     fn publish(&self) {
         let state = self.group.state();
         self.metrics.commit(state.commit);

@@ -1,7 +1,7 @@
-//! Ending a node in time, whatever the code does that it runs for others.
+//! Stops a node in time, even if a call of a state machine, a store or a transport does not return.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,41 +12,41 @@ use super::apply::ApplyWorker;
 use super::inbox::{Control, ShardEvent};
 use super::runtimes::Runtimes;
 use super::waiter::answer;
-use super::{Inner, Node};
+use super::{Node, NodeInner};
 use crate::cause::chain;
 use crate::ids::{GroupId, NodeId};
 use crate::status::{GroupState, Role};
+use crate::sync::lock;
 use crate::transport::Listener;
 
-/// How long after its deadline a shutdown may return: what it closes and joins has this time.
+/// How long after its deadline a shutdown may return: the time to close and join everything.
 pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(2);
 
-/// A longer deadline counts as this: the clock cannot add every duration.
+/// The longest deadline, because the clock cannot add every duration. A longer one counts as this.
 const DEADLINE_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// How long the drop of a node waits for its threads and tasks.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The part of its margin that a shutdown gives to listeners, lanes and the last write: one over this.
+/// Listeners, lanes and the last write get one part in this many of the margin.
 const CLOSE_SHARE: u32 = 4;
 
-/// How often a thread that ends is looked at.
 const JOIN_POLL: Duration = Duration::from_millis(1);
 
 /// What a shutdown could not end in time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// Groups whose state machine was not flushed, and why. Nothing acknowledged is lost: the next start applies more
+    /// Groups whose state machine was not flushed, and why. Nothing acknowledged is lost: the next start applies more entries
     /// again. Empty after a deadline of zero, which flushes nothing.
     pub unflushed: Vec<(GroupId, Arc<str>)>,
-    /// Threads and runtimes that still run, with the call they are in where that is known. They hold their part of the
-    /// node's storage until the call returns: a data directory stays locked, so that no second node opens it meanwhile.
+    /// Threads and runtimes that still run, with their present call if it is known. They hold the node's storage until the
+    /// call returns: a data directory stays locked, and no second node can open it.
     pub left: Vec<String>,
 }
 
 impl ShutdownReport {
-    /// Whether everything ended, and every state machine was flushed that was to be.
+    /// Whether nothing is left running or unflushed.
     pub fn is_complete(&self) -> bool {
         self.unflushed.is_empty() && self.left.is_empty()
     }
@@ -55,20 +55,19 @@ impl ShutdownReport {
 type States = BTreeMap<GroupId, watch::Receiver<GroupState>>;
 
 impl Node {
-    /// Ends the node in order, and returns at `deadline` or soon after, whatever a state machine, a store or a transport
-    /// does: at most [`SHUTDOWN_MARGIN`] later.
+    /// Ends the node in order. Returns at most [`SHUTDOWN_MARGIN`] after `deadline`, even if a call of a state machine, a
+    /// store or a transport hangs.
     ///
-    /// All groups share the deadline. Their leaders hand over leadership in its first half. Then the state machines apply
-    /// what is committed and are flushed; in the last quarter they are flushed as they are. Everybody who still waits is
-    /// answered, the last commit index is written, and listeners and threads end. A thread whose call does not return is
-    /// left to itself and named in the report and in the log.
+    /// All groups share the deadline. In its first half, leaders transfer leadership. Then the state machines apply what is
+    /// committed and are flushed; in the last quarter they are flushed without applying more. At the end, pending callers
+    /// get an answer, the last commit index is written, and listeners and threads end. A thread whose call does not return
+    /// is left running; the report and the log name it.
     ///
-    /// With a deadline of zero nothing is handed over or flushed, as in a crash. What was acknowledged is durable either
-    /// way.
+    /// A deadline of zero skips transfers and flushes, as in a crash. Acknowledged commands are durable either way.
     pub async fn shutdown(mut self, deadline: Duration) -> ShutdownReport {
         let (began, deadline) = (Instant::now(), deadline.min(DEADLINE_MAX));
         let until = began + deadline;
-        let states = self.inner.states.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let states = lock(&self.inner.states).clone();
         let mut report = ShutdownReport::default();
         if !deadline.is_zero() {
             self.inner.hand_over(&states, began + deadline / 2).await;
@@ -76,15 +75,14 @@ impl Node {
         }
         let closed = until.max(Instant::now()) + SHUTDOWN_MARGIN / CLOSE_SHARE;
         self.inner.close_groups(&states, !deadline.is_zero(), closed).await;
-        let listeners = std::mem::take(&mut *self.listeners.lock().unwrap_or_else(PoisonError::into_inner));
+        let listeners = std::mem::take(&mut *lock(&self.listeners));
         report.left.extend(self.inner.close_listeners(listeners, closed).await);
         if timeout_at(closed.into(), self.inner.lanes.shutdown()).await.is_err() {
             tracing::warn!("lanes to peers were not closed in time");
         }
         let ending = self.begin_end();
         let (done, ended) = oneshot::channel();
-        // On a thread of its own: joining would hold up the caller's runtime, and a runtime must not be dropped inside
-        // another one.
+        // On a new thread: joining would block the caller's runtime, and a runtime must not be dropped inside another.
         let end = until.max(began) + SHUTDOWN_MARGIN;
         std::thread::spawn(move || {
             let _ = done.send(ending.wait(end));
@@ -93,9 +91,9 @@ impl Node {
         report
     }
 
-    /// Stops everything, and returns what the caller must wait for.
+    /// Tells every thread and task to stop. Returns what the caller must wait for.
     fn begin_end(&mut self) -> Ending {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.listeners).clear();
         self.inner.lanes.close();
         self.inner.peers.close();
         self.inner.sends.close();
@@ -103,15 +101,15 @@ impl Node {
         self.inner.writer.stop();
         self.inner.reader.stop();
         self.inner.worker.stop();
-        self.inner.appliers.iter().for_each(ApplyWorker::stop);
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let appliers = self.inner.appliers.clone();
-        Ending { node: self.inner.id, threads, appliers, runtimes: std::mem::take(&mut self.runtimes) }
+        self.inner.apply_workers.iter().for_each(ApplyWorker::stop);
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        let apply_workers = self.inner.apply_workers.clone();
+        Ending { node: self.inner.id, threads, apply_workers, runtimes: std::mem::take(&mut self.runtimes) }
     }
 }
 
-impl Inner {
-    /// Asks every leader to hand over, and waits until each has, or raft has given it up.
+impl NodeInner {
+    /// Asks every leader to transfer leadership, and waits until each has done so or raft has given up.
     async fn hand_over(&self, states: &States, until: Instant) {
         let leaders = states.iter().filter(|(_, state)| state.borrow().role == Role::Leader);
         let ask = |(group, _): (&GroupId, &watch::Receiver<GroupState>)| {
@@ -128,17 +126,16 @@ impl Inner {
         }
     }
 
-    /// Flushes all state machines, those of several workers at the same time. From `hurry` on what is queued before is
-    /// given up.
+    /// Flushes all state machines, in parallel on the apply workers. From `hurry` on, queued entries are no longer applied.
     async fn flush(&self, states: &States, hurry: Instant, until: Instant) -> Vec<(GroupId, Arc<str>)> {
         let running = states.iter().filter(|(_, state)| state.borrow().role != Role::Down);
         let flushing: Vec<_> =
-            running.map(|(group, _)| (*group, self.applier(*group).flush(*group))).collect();
+            running.map(|(group, _)| (*group, self.apply_worker(*group).flush(*group))).collect();
         let mut unflushed = Vec::new();
         for (group, mut flushed) in flushing {
             let mut result = timeout_at(hurry.into(), &mut flushed).await;
             if result.is_err() {
-                self.appliers.iter().for_each(ApplyWorker::give_up);
+                self.apply_workers.iter().for_each(ApplyWorker::give_up);
                 result = timeout_at(until.into(), &mut flushed).await;
             }
             let cause: Arc<str> = match result {
@@ -149,7 +146,7 @@ impl Inner {
                 }
                 Ok(Err(_)) => "the apply worker has stopped".into(),
                 Err(_) => {
-                    let call = self.applier(group).call().map(|call| call.to_string());
+                    let call = self.apply_worker(group).call().map(|call| call.to_string());
                     let cause = call.unwrap_or_else(|| "other groups were flushed first".into());
                     tracing::warn!(%group, cause, "the state machine was not flushed in time");
                     cause.into()
@@ -160,7 +157,7 @@ impl Inner {
         unflushed
     }
 
-    /// Takes all groups out of service, and writes what their hard states have gained.
+    /// Takes all groups out of service, and writes their last commit indexes.
     async fn close_groups(&self, states: &States, write: bool, until: Instant) {
         let cause: Arc<str> = "the node was shut down".into();
         let close = |group: &GroupId| {
@@ -188,7 +185,7 @@ impl Inner {
         }
     }
 
-    /// In tasks of their own: what a transport does there ends neither the caller nor the shutdown.
+    /// Closes listeners in separate tasks, so that a hang or panic of a transport does not stop the shutdown.
     async fn close_listeners(&self, listeners: Vec<Box<dyn Listener>>, until: Instant) -> Vec<String> {
         let close = |listener: Box<dyn Listener>| {
             let address = listener.local_addr();
@@ -212,11 +209,11 @@ impl Inner {
     }
 }
 
-/// What a node leaves to be waited for.
+/// The threads and runtimes of a node that has been told to stop.
 struct Ending {
     node: NodeId,
     threads: Vec<JoinHandle<()>>,
-    appliers: Vec<ApplyWorker>,
+    apply_workers: Vec<ApplyWorker>,
     runtimes: Runtimes,
 }
 
@@ -225,10 +222,10 @@ impl Ending {
         self.threads.is_empty() && self.runtimes.is_empty()
     }
 
-    /// Blocks until threads and tasks have ended, or `until`; names those that have not. Not to be called inside a
+    /// Blocks until threads and tasks have ended, or `until`. Returns the names of those that still run. Panics inside a
     /// runtime.
     fn wait(mut self, until: Instant) -> Vec<String> {
-        // Their tasks hold the data directory too.
+        // Reserves time for the runtimes, because their tasks hold the data directory too.
         let share = until.saturating_duration_since(Instant::now()) / CLOSE_SHARE;
         self.join(until - share);
         let mut left = self.runtimes.wait(until);
@@ -240,7 +237,7 @@ impl Ending {
         left
     }
 
-    /// Joins threads that end by then.
+    /// Joins the threads that end before `until`.
     fn join(&mut self, until: Instant) {
         loop {
             let threads = std::mem::take(&mut self.threads).into_iter();
@@ -260,8 +257,9 @@ impl Ending {
 
     fn name(&self, thread: &JoinHandle<()>) -> String {
         let name = thread.thread().name().unwrap_or("a thread");
-        let number = name.strip_prefix(super::applier::THREAD_NAME).and_then(|number| number.parse().ok());
-        let call = number.and_then(|number: usize| self.appliers.get(number)).and_then(ApplyWorker::call);
+        let number = name.strip_prefix(super::apply::THREAD_NAME).and_then(|number| number.parse().ok());
+        let call =
+            number.and_then(|number: usize| self.apply_workers.get(number)).and_then(ApplyWorker::call);
         call.map_or_else(|| name.to_owned(), |call| format!("{name}: {call}"))
     }
 }
@@ -270,7 +268,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         let ending = self.begin_end();
         if !ending.is_empty() {
-            // On a thread of its own, because this may be inside a runtime.
+            // On a new thread, because this may be inside a runtime.
             let until = Instant::now() + DROP_TIMEOUT;
             let _ = std::thread::spawn(move || ending.wait(until)).join();
         }

@@ -1,12 +1,10 @@
-//! Snapshots between the network, the shard and the files.
+//! Connects snapshot transfers to the shard and the settings.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
-use towline_metrics::ByteTally;
 
-use super::counters::Counters;
 use super::inbox::{Control, ShardEvent, ShardSender};
 use super::peers::Registry;
 use super::waiter::answer;
@@ -18,7 +16,7 @@ use crate::snapshot_store::SnapshotMeta;
 use crate::snapshots::SnapshotGroups;
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
 
-/// Asks the shard about offers.
+/// Passes offers and received snapshots to the shard.
 pub(crate) struct NodeGroups {
     pub(crate) node: NodeId,
     pub(crate) registry: Registry,
@@ -26,8 +24,8 @@ pub(crate) struct NodeGroups {
 }
 
 impl NodeGroups {
-    /// A group that does not run here may be about to start: a leader that was told that this is the wrong node would
-    /// not ask again for long.
+    /// Refuses an offer for a group that does not run. A member's group may be about to start, so it is not `WrongNode`:
+    /// after that the leader would not retry for long.
     fn check(&self, offer: &SnapshotOffer) -> Result<(), SnapshotRefusal> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         if registry.contains_key(&offer.meta.head.group) {
@@ -72,12 +70,7 @@ impl SnapshotGroups for NodeGroups {
     }
 }
 
-/// Counts the bytes of a transfer that goes out when it ends.
-pub(crate) fn sent(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync> {
-    Arc::new(move |peer| ByteTally::new(counters.snapshot_sent(peer)))
-}
-
-/// The settings as the core counts them: in ticks.
+/// The core's snapshot settings, with times in ticks.
 pub(crate) fn policy(config: &ValidConfig) -> SnapshotPolicy {
     SnapshotPolicy {
         every_entries: config.snapshot_entries,

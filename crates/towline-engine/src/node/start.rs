@@ -1,54 +1,53 @@
-//! Starting a group.
+//! Starts and stops groups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{Semaphore, watch};
 
+use super::apply::{AnyMachine, TypedMachine, caught};
 use super::handle::{Group, QUESTIONS_MAX, Shared};
 use super::inbox::{Control, ShardEvent, StartGroup};
 use super::ingress::Ingress;
-use super::recover::{Recovery, Start as Recovered};
-use super::target::{Machine, Target, caught};
-use super::waiter::{ReadWaiter, Waiter, answer};
+use super::recover::{RecoveredGroup, Recovery};
+use super::shard::RunningGroup;
+use super::waiter::answer;
 use super::writer::WriteFailure;
-use super::{Inner, Node, StartError};
+use super::{Node, NodeInner, StartError};
 use crate::errors::StopError;
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{ConfState, HardState, LogId, Member, MemberTable};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, Role};
+use crate::sync::lock;
 use crate::transport::Peer;
 
-type CoreStart = Recovered<Waiter, ReadWaiter>;
-
-/// How a group comes to life on a node. An empty directory never becomes a voter by itself.
+/// How a group starts on a node. An empty directory never becomes a voter by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// Founds a group with these voters. Every one of them is started with the same list; nothing may be stored yet.
+    /// Founds a group with these voters. Each voter starts with the same list; nothing may be stored yet.
     Bootstrap(Vec<(NodeId, PeerAddr)>),
-    /// Joins a group that exists. Refused by this version: membership does not change yet.
+    /// Joins an existing group. This version refuses it, because it has no membership changes.
     Join,
-    /// Goes on with what is stored.
+    /// Restarts the stored group.
     Restart,
     /// See [`Start::auto`].
     Auto(Vec<(NodeId, PeerAddr)>),
 }
 
 impl Start {
-    /// The common case, the same at the first start and at every later one: goes on with what is stored of the group.
+    /// Restarts the group if it is stored, else founds it. Use it for the first start and for every later one.
     ///
-    /// If nothing is stored, the group is founded with the voters `founders`, but only on storage that was made for a
-    /// new node ([`IdentityStore::may_found`](crate::identity::IdentityStore::may_found); for a directory,
-    /// `DataDir::create` says so). Elsewhere the start fails with [`StartError::NothingStored`]: a node whose disk was
-    /// lost must not vote a second time.
+    /// Founds the group, with the voters `founders`, only on storage for a new node
+    /// ([`IdentityStore::may_found`](crate::identity::IdentityStore::may_found), as `DataDir::create` makes it).
+    /// Otherwise the start fails with [`StartError::NothingStored`]: a node whose disk was lost must not vote twice.
     pub fn auto(founders: impl Into<Vec<(NodeId, PeerAddr)>>) -> Self {
         Self::Auto(founders.into())
     }
 }
 
-/// A group to be started.
+/// Describes a group; [`start`](Self::start) runs it.
 #[must_use = "nothing happens before `start`"]
 pub struct GroupBuilder<'a, S> {
     node: &'a Node,
@@ -61,20 +60,20 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         Self { node, id, machine }
     }
 
-    /// Starts the group: brings the state machine up to what is known to be committed, then runs it. A group that was
-    /// quarantined can be started again, with a state machine opened anew.
+    /// Brings the state machine up to the stored commit index, then runs the group. A quarantined group can start again,
+    /// with a state machine opened anew.
     ///
     /// # Errors
-    /// [`StartError`]; the node and its other groups are not concerned.
+    /// [`StartError`]. The node and its other groups go on.
     pub async fn start(self, start: Start) -> Result<Group<S>, StartError> {
         let (node, group) = (&self.node.inner, self.id);
         let _reserved = node.reserve(group)?;
         let view = caught("view", || Ok(self.machine.view()));
         let view = view.map_err(|source| StartError::StateMachine { group, source })?;
-        // Whatever an earlier generation of this group still has in the queue must be written before its log is read.
+        // The queued writes of an earlier generation must be durable before its log is read.
         let log_error = |failure: WriteFailure| StartError::log(group, failure);
         node.writer.barrier(None).await.map_err(log_error)?;
-        // The same for its compactions: one that came later would remove entries below the recovered first index.
+        // So must its compactions: a later one would remove entries of the recovered log.
         node.reader.barrier().await;
         let founding = node.clone().blocking(move |node| node.prepare(group, start)).await?;
         let quiet_ticks =
@@ -82,13 +81,13 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         if let Some(write) = founding {
             node.writer.barrier(Some(write)).await.map_err(log_error)?;
         }
-        // The log has the group, and it has not voted yet: from now on a log without it is a lost one.
+        // Recorded before the first vote: from now on a log without the group counts as lost.
         node.clone().blocking(move |node| Ok(node.peers.add_group(group)?)).await?;
         let metrics = Arc::new(node.metrics.group(group.as_u64()));
-        let target: Box<dyn Target> = Box::new(Machine { machine: self.machine, metrics: metrics.clone() });
-        let (start, target) =
-            node.clone().blocking(move |node| node.recover(group, quiet_ticks, target)).await?;
-        let Recovered { group: core, conf, installed } = start;
+        let machine = Box::new(TypedMachine { machine: self.machine, metrics: metrics.clone() });
+        let (recovered, machine) =
+            node.clone().blocking(move |node| node.recover(group, quiet_ticks, machine)).await?;
+        let RecoveredGroup { group: core, conf, installed } = recovered;
         if installed {
             let write = GroupWrite { installed, ..GroupWrite::new(group) };
             node.writer.barrier(Some(write)).await.map_err(log_error)?;
@@ -96,28 +95,28 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         let generation = node.next_generation();
         let ingress = Arc::new(Ingress::new(group, &node.config, node.scheduled.clone()));
         let (state, watched) = watch::channel(core.state());
-        let apply = node.applier(group).clone();
-        apply.start_group(group, generation, target);
-        let (started, running) = answer();
+        let apply = node.apply_worker(group).clone();
+        apply.start_group(group, generation, machine);
         let addresses = node.addresses_of(&conf);
         let peers = node.meet(group, &conf, &addresses);
-        let start = StartGroup {
-            id: group,
+        let running = RunningGroup {
             generation,
             group: core,
-            peers,
             ingress: ingress.clone(),
             state,
             apply,
             metrics: metrics.clone(),
+            transfer: None,
             addresses,
-            started,
+            dirty: true,
         };
+        let (started, confirmed) = answer();
+        let start = StartGroup { id: group, running, peers, started };
         node.shard.post(ShardEvent::Control(Control::Start(Box::new(start))));
-        // Before anything is waited for: if this future is dropped, the group runs on and must be known.
+        // Before any wait: if this future is dropped, the group runs on and must be registered.
         node.registry.write().unwrap_or_else(PoisonError::into_inner).insert(group, ingress.clone());
-        node.states.lock().unwrap_or_else(PoisonError::into_inner).insert(group, watched.clone());
-        running.await.map_err(|_| StartError::Stopped)?;
+        lock(&node.states).insert(group, watched.clone());
+        confirmed.await.map_err(|_| StartError::Stopped)?;
         Ok(Group::new(Shared {
             id: group,
             generation,
@@ -135,19 +134,19 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
     }
 }
 
-/// A start that is under way.
+/// Keeps other starts of the group out until it is dropped.
 struct Reserved {
-    node: Arc<Inner>,
+    node: Arc<NodeInner>,
     group: GroupId,
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.node.starting.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.group);
+        lock(&self.node.starting).remove(&self.group);
     }
 }
 
-impl Inner {
+impl NodeInner {
     /// Takes one generation of a group out of service, if it still runs.
     pub(super) async fn stop_group(
         &self,
@@ -156,7 +155,7 @@ impl Inner {
         ingress: &Arc<Ingress>,
         state: &watch::Receiver<GroupState>,
     ) -> Result<(), StopError> {
-        let newest = self.states.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned();
+        let newest = lock(&self.states).get(&group).cloned();
         if newest.is_none_or(|newest| !newest.same_channel(state)) {
             return Ok(());
         }
@@ -164,7 +163,7 @@ impl Inner {
         let was_down = state.borrow().role == Role::Down;
         let flushed = match was_down {
             true => Ok(LogId::NONE),
-            false => self.applier(group).flush(group).await.unwrap_or_else(lost),
+            false => self.apply_worker(group).flush(group).await.unwrap_or_else(lost),
         };
         let (answer, answered) = answer();
         let cause = "the group was stopped on this node".into();
@@ -176,12 +175,12 @@ impl Inner {
             answer,
         }));
         if let Ok(Some(written)) = answered.await {
-            // The last commit index only: without it the next start applies less before it runs.
+            // The result does not matter: without the last commit index the next start applies less before it runs.
             let _ = written.await;
         }
-        // Behind the removal of the state machine in the worker's queue.
-        let _ = self.applier(group).flush(group).await;
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        // Waits until the worker has dropped the state machine.
+        let _ = self.apply_worker(group).flush(group).await;
+        let mut states = lock(&self.states);
         if states.get(&group).is_some_and(|newest| newest.same_channel(state)) {
             states.remove(&group);
         }
@@ -192,10 +191,10 @@ impl Inner {
         flushed.map(drop).map_err(|cause| StopError { group, cause })
     }
 
-    /// Keeps every other start of the group out: two generations of one group at a time could vote twice.
+    /// Reserves the group for one start: two generations at a time could vote twice.
     fn reserve(self: &Arc<Self>, group: GroupId) -> Result<Reserved, StartError> {
-        let states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let states = lock(&self.states);
+        let mut starting = lock(&self.starting);
         let known = states.get(&group);
         if known.is_some_and(|state| state.borrow().role != Role::Down) || starting.contains(&group) {
             return Err(StartError::AlreadyRuns { group });
@@ -217,7 +216,7 @@ impl Inner {
         ran.map_err(|error| StartError::ended("in a store of the node", error))?
     }
 
-    /// Checks that the act fits what is stored; gives the first write of a new group.
+    /// Checks `start` against the stores. Returns the first write of a new group.
     fn prepare(&self, group: GroupId, start: Start) -> Result<Option<GroupWrite>, StartError> {
         let stored = self.store.recover(group).map_err(|error| StartError::log(group, error))?;
         let is_stored = stored.conf.is_some();
@@ -236,7 +235,7 @@ impl Inner {
             (Some(_), true) => Err(StartError::AlreadyBootstrapped { group }),
             (Some(members), false) => {
                 let conf = self.founding_members(members)?;
-                // The identity first: a group without one would never start, one without a group can be bootstrapped.
+                // The identity comes first: without it a stored group never starts.
                 self.peers.found()?;
                 let hard_state = Some(HardState::default());
                 Ok(Some(GroupWrite { hard_state, conf: Some(conf), ..GroupWrite::new(group) }))
@@ -245,14 +244,14 @@ impl Inner {
     }
 
     fn founding_members(&self, list: Vec<(NodeId, PeerAddr)>) -> Result<ConfRecord, StartError> {
-        let count = list.len();
-        let members: MemberTable =
-            list.into_iter().map(|(id, address)| (id, Member { address, incarnation: None })).collect();
-        if members.len() != count {
-            return Err(StartError::Members { detail: "a node is named twice".into() });
+        let mut members = MemberTable::new();
+        for (id, address) in list {
+            if members.insert(id, Member { address, incarnation: None }).is_some() {
+                return Err(StartError::Members { detail: format!("node {id} appears twice") });
+            }
         }
         if !members.contains_key(&self.id) {
-            return Err(StartError::Members { detail: format!("node {} itself is not among them", self.id) });
+            return Err(StartError::Members { detail: format!("node {} itself is missing", self.id) });
         }
         let conf_state = ConfState { voters: members.keys().copied().collect(), ..ConfState::default() };
         Ok(ConfRecord { conf_state, index: 0, members })
@@ -262,28 +261,18 @@ impl Inner {
         &self,
         group: GroupId,
         quiet_ticks: u64,
-        mut target: Box<dyn Target>,
-    ) -> Result<(CoreStart, Box<dyn Target>), StartError> {
+        mut machine: Box<dyn AnyMachine>,
+    ) -> Result<(RecoveredGroup, Box<dyn AnyMachine>), StartError> {
         let incarnation = self.peers.identity().map_or(0, |identity| identity.incarnation.as_u64());
         let mut origin = [0; 16];
         let (node, run) = origin.split_at_mut(8);
         node.copy_from_slice(&self.id.as_u64().to_be_bytes());
-        // Unique to this run too: a leader may still remember rounds of the one before.
+        // Unique to this run: a leader may still remember rounds of the last run.
         run.copy_from_slice(&(incarnation ^ fastrand::u64(..)).to_be_bytes());
-        let recovery = Recovery {
-            store: &*self.store,
-            snapshots: &*self.snapshots,
-            group,
-            node: self.id,
-            config: &self.config,
-            quiet_ticks,
-            origin,
-        };
-        let start = recovery.run(target.as_mut())?;
-        Ok((start, target))
+        let recovery = Recovery { node: self, group, quiet_ticks, origin };
+        Ok((recovery.run(machine.as_mut())?, machine))
     }
 
-    /// The addresses of the members of a group.
     fn addresses_of(&self, conf: &ConfRecord) -> BTreeMap<NodeId, PeerAddr> {
         let given = |id, member: &Member| self.addresses.get(id).unwrap_or(&member.address).clone();
         conf.members.iter().map(|(id, member)| (*id, given(id, member))).collect()

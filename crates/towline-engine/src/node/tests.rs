@@ -1,10 +1,10 @@
-//! A node that runs, looked at from inside: what reaches its mailbox, and what its shard does about it.
+//! Tests of a running node that need its private parts: its mailbox, its shard's thread, and its snapshot transfers.
 
 #[path = "../../tests/common/mod.rs"]
-mod common;
+pub(super) mod common;
+mod fixture;
+mod hooks;
 mod leaks;
 mod pauses;
 mod reports;
-mod seams;
-mod stage;
 mod stops;

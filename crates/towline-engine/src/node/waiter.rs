@@ -1,20 +1,20 @@
 //! Pending callers and their answers. The core only carries waiters; the apply worker and the shard answer them.
 //!
-//! An answer runs a caller's code on a thread of the engine: the caller's waker, or the drop of the answer if the caller is
-//! gone. That code may panic, and the thread serves other callers too. So it runs contained.
+//! An answer runs a caller's code on a thread of the engine: the waker, or the drop of the answer if the caller is gone. That
+//! code may panic, and the thread serves other callers too, so [`contained`] runs it.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
 
-use crate::cause::panic_text;
+use crate::cause::catch;
 use crate::errors::{ProposeError, ReadError};
+use crate::sync::lock;
 
 /// A pending proposal. The core and the shard do not know the type of its answer. Dropping it tells the caller that no answer
 /// will come.
@@ -22,7 +22,6 @@ pub(crate) struct Waiter(Arc<dyn Unanswered>);
 
 /// A pending proposal, as the check of deadlines sees it. The first answer counts; later ones have no effect.
 pub(crate) trait Unanswered: Send + Sync {
-    /// Whether it is not answered yet.
     fn is_open(&self) -> bool;
     /// When the caller submitted it.
     fn since(&self) -> Instant;
@@ -30,15 +29,15 @@ pub(crate) trait Unanswered: Send + Sync {
     fn fail(&self, error: ProposeError);
     /// Tells the caller that no answer will come, unless one has come.
     fn lose(&self);
-    /// For the apply worker, which knows the type of the answer.
+    /// For a downcast by the apply worker, which knows the type of the answer.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// The slot of an answer of type `R`.
-struct Slot<R> {
-    /// `None` once it was given.
+/// A pending proposal whose answer has type `R`.
+struct PendingProposal<R> {
+    /// `None` once the answer was given.
     answer: Mutex<Option<Answer<Result<R, ProposeError>>>>,
-    /// Whether `answer` is still there. Read without the lock, by the check of deadlines.
+    /// Whether `answer` is still there. The check of deadlines reads it without the lock.
     is_open: AtomicBool,
     since: Instant,
     metrics: Arc<GroupMetrics>,
@@ -50,16 +49,16 @@ impl Waiter {
     ) -> (Self, oneshot::Receiver<Result<R, ProposeError>>) {
         let (answer, answered) = answer();
         let (answer, is_open) = (Mutex::new(Some(answer)), AtomicBool::new(true));
-        (Self(Arc::new(Slot { answer, is_open, since: Instant::now(), metrics })), answered)
+        (Self(Arc::new(PendingProposal { answer, is_open, since: Instant::now(), metrics })), answered)
     }
 
     /// Answers with the state machine's reply. `now` is the end of the call that applied the command.
     pub(crate) fn answer<R: Send + 'static>(self, reply: R, now: Instant) {
-        let slot = self.0.as_any().downcast_ref::<Slot<R>>();
-        match slot.and_then(|slot| Some((slot, slot.take()?))) {
-            Some((slot, answer)) => {
-                slot.metrics.proposals(ProposalOutcome::Committed, 1);
-                slot.metrics.proposal_time(now.saturating_duration_since(slot.since));
+        let pending = self.0.as_any().downcast_ref::<PendingProposal<R>>();
+        match pending.and_then(|pending| Some((pending, pending.take()?))) {
+            Some((pending, answer)) => {
+                pending.metrics.proposals(ProposalOutcome::Committed, 1);
+                pending.metrics.proposal_time(now.saturating_duration_since(pending.since));
                 answer.send(Ok(reply));
             }
             None => contained(|| drop(reply)),
@@ -71,7 +70,6 @@ impl Waiter {
         self.0.fail(error);
     }
 
-    /// When it began to wait.
     pub(crate) fn since(&self) -> Instant {
         self.0.since()
     }
@@ -88,14 +86,14 @@ impl Drop for Waiter {
     }
 }
 
-impl<R> Slot<R> {
+impl<R> PendingProposal<R> {
     fn take(&self) -> Option<Answer<Result<R, ProposeError>>> {
         self.is_open.store(false, Ordering::Release);
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.answer).take()
     }
 }
 
-impl<R: Send + 'static> Unanswered for Slot<R> {
+impl<R: Send + 'static> Unanswered for PendingProposal<R> {
     fn is_open(&self) -> bool {
         self.is_open.load(Ordering::Acquire)
     }
@@ -156,10 +154,8 @@ impl ReadWaiter {
 
 /// Runs code that may run a caller's code. Catches and logs a panic.
 pub(crate) fn contained(run: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-        tracing::error!(cause = panic_text(panic.as_ref()), "a caller's code panicked while it was answered");
-        // Not dropped: its drop may panic again. This leaks a few bytes.
-        std::mem::forget(panic);
+    if let Err(cause) = catch(run) {
+        tracing::error!(cause, "a caller's code panicked while it was answered");
     }
 }
 
@@ -198,31 +194,25 @@ mod tests {
 
     use super::*;
 
-    struct Panics;
+    struct PanicsOnDrop;
 
-    impl Wake for Panics {
-        fn wake(self: Arc<Self>) {
-            panic!("a waker")
-        }
-    }
-
-    impl Drop for Panics {
+    impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
             panic!("a drop")
         }
     }
 
-    struct Wakes;
+    struct PanicsOnWake;
 
-    impl Wake for Wakes {
+    impl Wake for PanicsOnWake {
         fn wake(self: Arc<Self>) {
             panic!("a waker")
         }
     }
 
     #[test]
-    fn an_answer_survives_a_waker_that_panics_and_arrives() {
-        let waker = Waker::from(Arc::new(Wakes));
+    fn an_answer_arrives_although_the_waker_panics() {
+        let waker = Waker::from(Arc::new(PanicsOnWake));
         for given in [Some(7), None] {
             let (answer, receiver) = answer();
             let mut receiver = pin!(receiver);
@@ -237,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_a_caller_survives_its_drop() {
+    fn an_answer_without_a_caller_may_panic_on_drop() {
         let (answer, receiver) = answer();
         drop(receiver);
-        answer.send(Panics);
+        answer.send(PanicsOnDrop);
     }
 
     #[test]
-    fn what_a_panic_carries_is_not_dropped() {
-        contained(|| std::panic::panic_any(Panics));
+    fn a_panic_payload_is_not_dropped() {
+        contained(|| std::panic::panic_any(PanicsOnDrop));
     }
 }

@@ -1,8 +1,7 @@
-//! The log writer: one thread, the only one that appends. It writes together whatever queued while its last write ran,
-//! so that one fsync serves all groups and all turns of the shard that came meanwhile.
+//! The log writer: the one thread that appends. It merges the writes that queued during its last write, so one fsync serves
+//! several groups and turns of the shard.
 
 use std::error::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -13,48 +12,48 @@ use towline_metrics::NodeMetrics;
 
 use super::inbox::{ShardEvent, ShardSender, WriteId};
 use super::waiter::{Answer, answer};
-use crate::cause::{chain, panic_text};
+use crate::cause::{catch, chain};
 use crate::log_store::{GroupWrite, LogBatch, LogStore};
 
-/// Group writes merged into one durable write at most; a bound on memory and on the time of one write.
+/// The most payload bytes merged into one write. Bounds its memory and time.
 const MERGE_BYTES_MAX: usize = 16 << 20;
 
 /// Why the log cannot be written. All pending writes share the cause.
 pub(crate) type WriteFailure = Arc<dyn Error + Send + Sync>;
 
-enum Work {
+enum WriterTask {
     Write(Vec<(WriteId, GroupWrite)>),
-    /// A write somebody waits for; also a barrier: everything before it is durable when it is answered.
+    /// A write whose caller waits, or without a write a barrier: all earlier writes are durable when it is answered.
     Waited(Option<Box<GroupWrite>>, Answer<Result<(), WriteFailure>>),
     Stop,
 }
 
-/// The way to the writer. Bounded by what the groups may have unapplied.
+/// A handle to the log writer. `unapplied_bytes_max` of each group bounds its queue.
 #[derive(Clone)]
-pub(crate) struct Writer {
-    work: Sender<Work>,
+pub(crate) struct LogWriter {
+    tasks: Sender<WriterTask>,
 }
 
-impl Writer {
+impl LogWriter {
     /// Starts the thread.
     pub(crate) fn start(
         store: Arc<dyn LogStore>,
         shard: ShardSender,
         metrics: NodeMetrics,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (work, queue) = channel();
+        let (tasks, queue) = channel();
         let thread = std::thread::Builder::new()
             .name("towline-log".into())
             .spawn(move || WriterThread { store, shard, metrics, poisoned: None }.run(&queue))?;
-        Ok((Self { work }, thread))
+        Ok((Self { tasks }, thread))
     }
 
     pub(crate) fn write(&self, writes: Vec<(WriteId, GroupWrite)>) {
-        // A writer that is gone has told the shard why.
-        let _ = self.work.send(Work::Write(writes));
+        // A writer that has ended has told the shard why.
+        let _ = self.tasks.send(WriterTask::Write(writes));
     }
 
-    /// Everything queued before is durable, and `write` too, when this resolves.
+    /// Waits until `write` and all earlier writes are durable.
     ///
     /// # Errors
     /// Why the log cannot be written.
@@ -62,15 +61,15 @@ impl Writer {
         self.queue(write).await.unwrap_or_else(|_| Err(failure("the log writer has stopped")))
     }
 
-    /// As [`barrier`](Self::barrier); queued at once, whether or not anybody waits.
+    /// Like [`barrier`](Self::barrier), but queues at once, before a caller waits.
     pub(crate) fn queue(&self, write: Option<GroupWrite>) -> oneshot::Receiver<Result<(), WriteFailure>> {
         let (done, written) = answer();
-        let _ = self.work.send(Work::Waited(write.map(Box::new), done));
+        let _ = self.tasks.send(WriterTask::Waited(write.map(Box::new), done));
         written
     }
 
     pub(crate) fn stop(&self) {
-        let _ = self.work.send(Work::Stop);
+        let _ = self.tasks.send(WriterTask::Stop);
     }
 }
 
@@ -92,12 +91,12 @@ struct Merged {
 }
 
 impl WriterThread {
-    fn run(mut self, queue: &Receiver<Work>) {
+    fn run(mut self, queue: &Receiver<WriterTask>) {
         let span = tracing::info_span!("log", node = self.metrics.node());
         let _entered = span.enter();
         let mut merged = Merged::default();
-        while let Ok(work) = queue.recv() {
-            merged.add(work);
+        while let Ok(task) = queue.recv() {
+            merged.add(task);
             while !merged.stop
                 && merged.bytes < MERGE_BYTES_MAX
                 && let Ok(more) = queue.try_recv()
@@ -143,15 +142,10 @@ impl WriterThread {
     }
 
     fn append(&self, batch: &mut LogBatch) -> Result<(), WriteFailure> {
-        // A store may panic when its disk fails; that is a failed write like any other.
-        match catch_unwind(AssertUnwindSafe(|| self.store.append(batch))) {
-            Ok(result) => result.map_err(|error| Arc::new(error) as WriteFailure),
-            Err(panic) => {
-                let cause = format!("the log store panicked during a write: {}", panic_text(panic.as_ref()));
-                std::mem::forget(panic); // its drop may panic again
-                Err(failure(cause))
-            }
-        }
+        // A store may panic when its disk fails. That counts as a failed write.
+        catch(|| self.store.append(batch))
+            .map_err(|panic| failure(format!("the log store panicked during a write: {panic}")))?
+            .map_err(|error| Arc::new(error) as WriteFailure)
     }
 }
 
@@ -161,21 +155,21 @@ fn failure(text: impl Into<Box<dyn Error + Send + Sync>>) -> WriteFailure {
 }
 
 impl Merged {
-    fn add(&mut self, work: Work) {
-        match work {
-            Work::Write(writes) => {
+    fn add(&mut self, task: WriterTask) {
+        match task {
+            WriterTask::Write(writes) => {
                 for (id, write) in writes {
                     self.writes.push(id);
                     self.merge(write);
                 }
             }
-            Work::Waited(write, done) => {
+            WriterTask::Waited(write, done) => {
                 if let Some(write) = write {
                     self.merge(*write);
                 }
                 self.waiting.push(done);
             }
-            Work::Stop => self.stop = true,
+            WriterTask::Stop => self.stop = true,
         }
     }
 

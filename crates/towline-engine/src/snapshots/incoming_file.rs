@@ -9,7 +9,7 @@ use crate::snapshot_store::{
 };
 use crate::transport::SnapshotRefusal;
 
-/// Bytes of a file that are read at once.
+/// Bytes of one read while a file is verified.
 const CHECK_BYTES: usize = 256 << 10;
 
 /// A file that receives a snapshot, and the pin that keeps it.
@@ -26,8 +26,8 @@ pub(super) enum IncomingState {
 }
 
 impl IncomingFile {
-    /// Opens the file. Blocks, and for long if a large part of the snapshot is here already. Meanwhile `goes_on` gets the
-    /// number of verified bytes and returns whether to go on.
+    /// Opens the file. Blocks for long if a large part of the snapshot is here already. Meanwhile `goes_on` gets the number
+    /// of verified bytes and returns whether to continue.
     pub(super) fn open(
         store: &dyn SnapshotStore,
         worker: &SnapshotWorker,
@@ -36,30 +36,26 @@ impl IncomingFile {
     ) -> Result<Self, SnapshotStoreError> {
         // The pin comes first, so that a file found afterwards stays.
         let pin = worker.pin(meta.head.group, meta.content);
-        let whole = match store.find(meta.head.group, meta.content) {
+        let checked = match store.find(meta.head.group, meta.content) {
             Ok(Some(here)) if here == *meta => check(store, meta, goes_on).map(|()| true),
-            Ok(_) => Ok(false),
-            Err(error) => Err(error),
+            found => found.map(|_| false),
         };
-        let whole = match whole {
-            Ok(whole) => whole,
+        let file = match checked {
+            Ok(true) => IncomingState::Complete,
             Err(stopped @ SnapshotStoreError::Stopped { .. }) => return Err(stopped),
-            // Not used: Raft would record the install and drop the log before the file is read.
-            Err(error) => {
-                let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
-                tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
-                false
+            missing => {
+                // A damaged file must not be used: Raft would drop the log before the file is read.
+                if let Err(error) = missing {
+                    let (group, index, cause) = (meta.head.group, meta.head.at.index, chain(&error));
+                    tracing::warn!(%group, index, cause, "a snapshot file is not usable; it is received anew");
+                }
+                IncomingState::Open(store.receive_while(meta, goes_on)?)
             }
-        };
-        let file = match whole {
-            true => IncomingState::Complete,
-            // Replaces a damaged file, if there is one.
-            false => IncomingState::Open(store.receive_while(meta, goes_on)?),
         };
         Ok(Self { file, pin })
     }
 
-    /// The length of the body's part that is here already.
+    /// The number of body bytes that are here already.
     pub(super) fn offset(&self, meta: &SnapshotMeta) -> u64 {
         match &self.file {
             IncomingState::Open(writer) => writer.verified(),

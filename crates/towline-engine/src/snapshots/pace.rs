@@ -1,18 +1,19 @@
-//! How fast a transfer goes: not above the rate limit, and not below "some progress".
+//! The pace of a transfer: the rate limit, the bytes under way, and the stall watch.
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::TransferSettings;
 use crate::flow::Window;
+use crate::sync::lock;
 use crate::transport::{ProgressCell, TransferPhase, TransferProgress};
 
-/// A rate shared by all transfers of a node.
+/// A rate limit that all transfers of a node share.
 pub(super) struct RateLimit {
     bytes_per_second: u64,
     free_at: Mutex<Option<Instant>>,
@@ -24,14 +25,14 @@ impl RateLimit {
         Self { bytes_per_second, free_at: Mutex::default() }
     }
 
-    /// Waits until `bytes` may go.
+    /// Waits until `bytes` may be sent.
     pub(super) async fn take(&self, bytes: usize) {
         if self.bytes_per_second == 0 {
             return;
         }
         let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
         let start = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = lock(&self.free_at);
             let start = free_at.unwrap_or_else(Instant::now).max(Instant::now());
             *free_at = Some(start + cost);
             start
@@ -40,30 +41,30 @@ impl RateLimit {
     }
 }
 
-/// Bytes of one transfer under way at first, and never fewer: a second at 1 Mbit/s.
+/// The least bytes of one transfer under way, and the initial bound: a second at 1 Mbit/s.
 const UNDER_WAY_MIN: u64 = 128 << 10;
 
-/// Bytes of one transfer under way at most.
+/// The most bytes of one transfer under way.
 const UNDER_WAY_MAX: u64 = 16 << 20;
 
-/// Bounds the bytes of one transfer that are under way by what its receiver acknowledges within a quarter of the time after
-/// which it would count as stalled. Chunks are so large that at least two are under way.
-pub(super) struct Room {
+/// Bounds the bytes of one transfer under way to what its receiver acknowledges within a quarter of the progress timeout. At
+/// least two chunks fit.
+pub(super) struct TransferWindow {
     window: Window,
     begun: Instant,
     cell: ProgressCell,
     seen: TransferProgress,
-    /// What was acknowledged before the first byte.
+    /// The acknowledged bytes at the start.
     offset: u64,
     chunk_bytes_max: usize,
-    /// For the thread that reads them.
+    /// Shared with the thread that reads the chunks.
     chunk_bytes: Arc<AtomicUsize>,
 }
 
-impl Room {
+impl TransferWindow {
     pub(super) fn new(settings: &TransferSettings, cell: ProgressCell) -> Self {
         let delay_max = settings.progress_timeout.as_millis() as u64 / 4;
-        let mut room = Self {
+        let mut window = Self {
             window: Window::new(UNDER_WAY_MIN, UNDER_WAY_MAX, delay_max),
             begun: Instant::now(),
             seen: cell.now(),
@@ -72,41 +73,41 @@ impl Room {
             chunk_bytes_max: settings.chunk_bytes,
             chunk_bytes: Arc::default(),
         };
-        room.size_chunks();
-        room
+        window.size_chunks();
+        window
     }
 
     fn now_ms(&self) -> u64 {
         self.begun.elapsed().as_millis() as u64
     }
 
-    /// How large chunks should be at the moment.
+    /// The present chunk size.
     pub(super) fn chunk_bytes(&self) -> Arc<AtomicUsize> {
         self.chunk_bytes.clone()
     }
 
-    /// Only powers of two: parts of a file that begin where its checksums do are read once.
+    /// Uses powers of two, so that chunks begin where the checksums of the file do.
     fn size_chunks(&mut self) {
         let half = usize::try_from(self.window.limit() / 2).unwrap_or(usize::MAX);
         let bytes = 1_usize << half.max(1).ilog2();
         self.chunk_bytes.store(bytes.min(self.chunk_bytes_max), Ordering::Relaxed);
     }
 
-    /// A chunk is sent.
-    pub(super) fn take(&mut self, bytes: usize) {
+    /// Counts a sent chunk.
+    pub(super) fn sent(&mut self, bytes: usize) {
         self.window.sent(bytes as u64, self.now_ms());
     }
 
-    /// Waits until another chunk may be sent, or the transfer is over: to send then gives the error. Cancel-safe.
+    /// Waits until another chunk may be sent, or the transfer has ended: the next send then returns the error. Cancel-safe.
     pub(super) async fn wait(&mut self) {
-        self.look();
+        self.update();
         while self.window.room() == 0 && !self.cell.is_closed() {
             self.cell.moved(self.seen).await;
-            self.look();
+            self.update();
         }
     }
 
-    fn look(&mut self) {
+    fn update(&mut self) {
         let seen = self.cell.now();
         if seen.acked != self.seen.acked {
             self.window.acked(seen.acked.saturating_sub(self.offset), self.now_ms());
@@ -116,16 +117,16 @@ impl Room {
     }
 }
 
-/// Nothing moved for too long.
+/// A transfer made no progress within its timeout.
 #[derive(Debug)]
 pub(super) struct Stalled {
     pub(super) at: TransferProgress,
     pub(super) waited: Duration,
 }
 
-/// Watches one transfer for progress: bytes taken by flow control, bytes acknowledged, or another phase.
+/// Watches one transfer for progress: bytes that flow control took, acknowledged bytes, or a new phase.
 pub(super) struct StallWatch {
-    /// While the receiver is in no phase of its own.
+    /// The timeout while the receiver is in phase `Receiving`.
     silence_max: Duration,
     phase_max: Duration,
     cell: ProgressCell,
@@ -133,22 +134,12 @@ pub(super) struct StallWatch {
     since: Instant,
 }
 
-/// Looks at the progress so many times within the time allowed while chunks are due, whatever the phase: one that has ended
-/// meanwhile must not be waited for. So a stall is found at most a tenth late.
-const LOOKS: u32 = 10;
+/// Progress checks within `silence_max`, in every phase, because a phase may end meanwhile. A stall is found at most a tenth
+/// late.
+const CHECKS: u32 = 10;
 
 impl StallWatch {
-    /// While a receiver decides on an offer.
-    pub(super) fn of_offer(settings: &TransferSettings, deciding: ProgressCell) -> Self {
-        Self::new(settings.offer_timeout, settings.phase_timeout, deciding)
-    }
-
-    /// While it takes what it wanted.
-    pub(super) fn of_transfer(settings: &TransferSettings, progress: ProgressCell) -> Self {
-        Self::new(settings.progress_timeout, settings.phase_timeout, progress)
-    }
-
-    fn new(silence_max: Duration, phase_max: Duration, cell: ProgressCell) -> Self {
+    pub(super) fn new(silence_max: Duration, phase_max: Duration, cell: ProgressCell) -> Self {
         let seen = cell.now();
         Self { silence_max, phase_max, cell, seen, since: Instant::now() }
     }
@@ -156,7 +147,7 @@ impl StallWatch {
     fn patience(&self) -> Duration {
         match self.seen.phase {
             TransferPhase::Receiving => self.silence_max,
-            // To read, or to sync, a large file takes longer than any healthy pause between chunks.
+            // Reading or syncing a large file takes longer than a healthy pause between chunks.
             TransferPhase::Storing
             | TransferPhase::Verifying
             | TransferPhase::Syncing
@@ -164,21 +155,21 @@ impl StallWatch {
         }
     }
 
-    /// Something moved on this side.
+    /// Restarts the timeout after progress on this side.
     pub(super) fn moved(&mut self) {
         self.since = Instant::now();
     }
 
-    /// Waits for `work`, but not for ever.
+    /// Waits for `work`.
     ///
     /// # Errors
-    /// [`Stalled`] once nothing moved for as long as the phase allows.
+    /// [`Stalled`] after the timeout of the phase without progress.
     pub(super) async fn guard<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stalled> {
         let mut work = pin!(work);
         loop {
             let patience = self.patience();
-            let look = self.silence_max.min(patience) / LOOKS;
-            let until = (self.since + patience).min(Instant::now() + look);
+            let check = self.silence_max.min(patience) / CHECKS;
+            let until = (self.since + patience).min(Instant::now() + check);
             if let Ok(done) = tokio::time::timeout_at(until, &mut work).await {
                 return Ok(done);
             }
@@ -205,7 +196,7 @@ mod tests {
     const SILENCE_MAX: Duration = Duration::from_secs(10);
     const PHASE_MAX: Duration = Duration::from_secs(300);
 
-    /// How long two tasks take together that take ten times 100 kB each of one rate.
+    /// The time in which two tasks each take ten times 100 kB from one rate limit.
     async fn both(bytes_per_second: u64) -> Duration {
         let (rate, begun) = (Arc::new(RateLimit::new(bytes_per_second)), Instant::now());
         let mut tasks = JoinSet::new();
@@ -222,16 +213,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_who_share_a_rate_go_at_that_rate_together() {
+    async fn tasks_that_share_a_rate_limit_keep_it_together() {
         let (last, late) = (Duration::from_millis(1_900), Duration::from_millis(50));
         let waited = both(1_000_000).await;
         assert!(waited >= last && waited <= last + late, "the last of 20 went after {waited:?}");
         assert_eq!(both(0).await, Duration::ZERO, "no limit");
     }
 
-    /// What was not used is gone: after a pause no burst goes above the rate.
     #[tokio::test(start_paused = true)]
-    async fn a_pause_is_not_made_up_for() {
+    async fn a_pause_is_not_followed_by_a_burst_above_the_rate() {
         let rate = RateLimit::new(1_000_000);
         rate.take(100_000).await;
         sleep(Duration::from_secs(60)).await; // not synchronisation: the clock is the test's own
@@ -242,7 +232,7 @@ mod tests {
         assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
     }
 
-    /// How long a transfer is waited for that does nothing but what `receiver` says.
+    /// The time until a transfer counts as stalled, if the receiver reports only what `receiver` does.
     async fn patience(receiver: impl AsyncFnOnce(&dyn Fn(u64, TransferPhase))) -> Duration {
         let (cell, begun) = (ProgressCell::new(0), Instant::now());
         let mut watch = StallWatch::new(SILENCE_MAX, PHASE_MAX, cell.clone());
@@ -260,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_receiver_has_the_time_of_what_it_says_that_it_does() {
+    async fn the_timeout_depends_on_the_reported_phase() {
         assert_about(patience(async |_| ()).await, SILENCE_MAX);
         for phase in [
             TransferPhase::Storing,
@@ -272,9 +262,9 @@ mod tests {
         }
     }
 
-    /// It was looked at ten times a phase, whose end was so seen half a minute late.
+    /// The checks were ten in a phase, so its end was noticed half a minute late.
     #[tokio::test(start_paused = true)]
-    async fn a_receiver_that_has_stored_has_no_more_time_than_any_other() {
+    async fn after_storing_the_timeout_is_short_again() {
         let stored = Duration::from_secs(40);
         let waited = patience(async |says| {
             says(0, TransferPhase::Storing);

@@ -1,23 +1,21 @@
-//! Threads that move snapshots stand back behind those that move everything else.
+//! The lower priority of threads that move snapshots.
 
-/// How much less such a thread counts when there is not enough processor for all: it gets about a third of another's
-/// share. Heartbeats and appends go first, and a transfer still gets on.
+/// On a busy processor such a thread gets about a third of another's share. Heartbeats and appends go first, and a transfer
+/// still progresses.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 5;
 
-/// Lets others go first, from now on: this thread, and those that it starts. Where the system knows no such thing for
-/// single threads, nothing happens.
-pub(crate) fn step_back() {
+/// Lowers the priority of this thread and of those that it starts. Does nothing on systems other than Linux.
+pub(crate) fn lower_priority() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = behind_the_process() {
+    if let Err(error) = renice() {
         tracing::debug!(%error, "the priority of a thread could not be lowered");
     }
 }
 
-/// Counted from the process, and not from this thread: it has what the thread that started it had, which may stand back
-/// already.
+/// Counts from the process, because this thread inherits a priority that may be lowered already.
 #[cfg(target_os = "linux")]
-fn behind_the_process() -> rustix::io::Result<()> {
+fn renice() -> rustix::io::Result<()> {
     use rustix::process::{getpid, getpriority_process, setpriority_process};
     let process = getpriority_process(Some(getpid()))?;
     setpriority_process(None, process.saturating_add(NICENESS).min(19))

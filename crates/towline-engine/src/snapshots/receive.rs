@@ -1,9 +1,9 @@
-//! Receiving: an offer is decided before a byte of it moves; then the bytes go to a file on a thread that may block; and
-//! only when the file is durable and verified is Raft told of it, and asked whether it took it.
+//! The receiving side. An offer is decided before any payload byte moves. Then a blocking thread writes the chunks to a file.
+//! Once the file is verified and durable, the thread passes the message to Raft, and answers whether Raft took it.
 
 use std::io;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
@@ -22,26 +22,27 @@ use crate::core::OfferVerdict;
 use crate::ids::NodeId;
 use crate::message::Message;
 use crate::snapshot_store::{SnapshotMeta, SnapshotStore, SnapshotStoreError, Trailer};
+use crate::sync::lock;
 use crate::transport::{
     CHUNK_BYTES_MAX, Chunk, ProgressCell, SinkAnswer, SnapshotOffer, SnapshotReceipt, SnapshotRefusal,
     SnapshotSink, TransferPhase, TransferProgress,
 };
 
-/// Chunks that may wait for the disk, so that network and disk work at the same time.
+/// The most chunks that wait for the disk. Network and disk work in parallel.
 const QUEUED_CHUNKS: usize = 8;
 
-/// Why a transfer ended that its sender gave up.
+/// The cause of a transfer whose sender gave up.
 const SENDER_GONE: &str = "the stream of the sender ended";
 
-/// Offers that wait for their group at a time; more are told that the node is busy.
+/// The most offers that wait for their group. The node refuses more as busy.
 const OFFERS_MAX: usize = 64;
 
-/// The groups of a node, as a receiver of snapshots sees them.
+/// The groups of a node, for offers and received snapshots.
 #[async_trait]
 pub(crate) trait SnapshotGroups: Send + Sync + 'static {
     /// See `core::GroupCore::offer`.
     async fn offer(&self, from: NodeId, offer: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal>;
-    /// See `core::GroupCore::receive`. May be called on any thread of the runtime that may block.
+    /// See `core::GroupCore::receive`. Called on blocking threads.
     async fn receive(
         &self,
         from: NodeId,
@@ -50,7 +51,7 @@ pub(crate) trait SnapshotGroups: Send + Sync + 'static {
     ) -> Result<u64, SnapshotRefusal>;
 }
 
-/// What receiving works with.
+/// What receiving needs from the node.
 pub(crate) struct ReceivesDeps {
     pub(crate) node: NodeId,
     pub(crate) settings: TransferSettings,
@@ -73,12 +74,12 @@ impl Receives {
         Self { deps: Arc::new(deps), offers: Semaphore::new(OFFERS_MAX), slots }
     }
 
-    /// The node stops: what is read again before an offer is decided is given up. Transfers end with their streams.
+    /// Ends the re-reading of partial files, because the node stops. Transfers end with their streams.
     pub(crate) fn close(&self) {
         self.slots.close();
     }
 
-    /// Decides on an offer, and keeps `deciding` current while that takes long. `tally` counts the bytes.
+    /// Decides on an offer, and reports progress in `deciding` meanwhile. `tally` counts the bytes.
     pub(crate) async fn offer(
         &self,
         from: NodeId,
@@ -109,8 +110,8 @@ impl Receives {
         let mut record = TransferRecord::open(Direction::Received, subject, tally);
         record.cancelled_by(SENDER_GONE);
         match self.decide(from, &offer, deciding).await {
-            Ok(Decided::Wanted { incoming, slot }) => Ok(self.accept(from, offer, record, incoming, slot)),
-            Ok(Decided::Have { commit }) => {
+            Ok(Decision::Wanted { incoming, slot }) => Ok(self.accept(from, offer, record, incoming, slot)),
+            Ok(Decision::Have { commit }) => {
                 record.end(SnapshotOutcome::AlreadyHad, "");
                 Ok(SinkAnswer::AlreadyHave { commit })
             }
@@ -126,7 +127,7 @@ impl Receives {
         from: NodeId,
         offer: &SnapshotOffer,
         deciding: &ProgressCell,
-    ) -> Result<Decided, SnapshotRefusal> {
+    ) -> Result<Decision, SnapshotRefusal> {
         let (length, length_max) = (offer.meta.length, self.deps.settings.bytes_max);
         if length > length_max {
             return Err(SnapshotRefusal::TooLarge { length, length_max });
@@ -136,16 +137,16 @@ impl Receives {
             self.deps.groups.offer(from, offer.clone()).await?
         };
         if let OfferVerdict::Have { commit } = verdict {
-            return Ok(Decided::Have { commit });
+            return Ok(Decision::Have { commit });
         }
         let precedence = Precedence { term: offer.message.term, attempt: offer.attempt };
         let claimed = self.slots.claim(offer.meta.head.group, precedence, offer.meta.content, deciding).await;
         let Claim { opened, slot } = claimed.ok_or(SnapshotRefusal::Busy)?;
-        // What is here of it is read again before it counts, which can take longer than any sender waits for silence.
+        // A partial file is read again before it counts. That can take longer than the sender waits without progress.
         deciding.advance(TransferProgress { acked: 0, phase: TransferPhase::Verifying });
         if let Some(slot) = slot {
             let (deps, meta) = (self.deps.clone(), offer.meta.clone());
-            // This thread holds the slot until it has closed the file, even if the offer is abandoned meanwhile.
+            // The thread holds the slot until it has closed the file, even if the sender abandons the offer.
             self.deps.runtime.spawn_blocking(move || {
                 let incoming =
                     IncomingFile::open(&*deps.store, &deps.worker, &meta, &mut |read| slot.goes_on(read));
@@ -156,10 +157,10 @@ impl Receives {
                 slot.hand_over(incoming);
             });
         }
-        // Nothing: the store panicked.
+        // The thread gives no answer if the store panicked.
         let failed = || SnapshotRefusal::Storage { detail: "the file could not be opened".into() };
         let (incoming, slot) = opened.await.unwrap_or_else(|_| Err(failed()))?;
-        Ok(Decided::Wanted { incoming, slot })
+        Ok(Decision::Wanted { incoming, slot })
     }
 
     fn accept(
@@ -174,9 +175,9 @@ impl Receives {
         record.offset = offset;
         record.cancelled_by("the receiver panicked");
         let progress = ProgressCell::new(offset);
-        let (commands, queue) = mpsc::channel(QUEUED_CHUNKS);
+        let (parts, mut queue) = mpsc::channel(QUEUED_CHUNKS);
         let failure = Arc::new(Mutex::new(None));
-        let receiver = Receiver {
+        let task = ReceiveTask {
             deps: self.deps.clone(),
             from,
             message: offer.message,
@@ -194,68 +195,68 @@ impl Receives {
         let span = tracing::Span::current();
         self.deps.runtime.spawn_blocking(move || {
             let _entered = span.entered();
-            // Until the file is closed: somebody who comes in its place must find what it left behind.
+            // Held until the file is closed, so that the next attempt finds the partial file.
             let _slot = slot;
-            let result = receiver.run(incoming, queue, superseded, &record);
+            let (to, result) = task.run(incoming, &mut queue, superseded, &record);
             match result {
-                Ok(answer) => {
+                Ok(commit) => {
                     record.end(SnapshotOutcome::Finished, "");
-                    let _ = answer.to.send(Ok(answer.receipt));
+                    if let Some(to) = to {
+                        let _ = to.send(Ok(SnapshotReceipt { commit }));
+                    }
                 }
-                Err(ended) => {
-                    let outcome = match &ended.refusal {
+                Err(refusal) => {
+                    let outcome = match &refusal {
                         None | Some(SnapshotRefusal::Superseded) => SnapshotOutcome::Cancelled,
                         Some(_) => SnapshotOutcome::Failed,
                     };
-                    let cause =
-                        ended.refusal.as_ref().map_or_else(|| SENDER_GONE.into(), ToString::to_string);
+                    let cause = refusal.as_ref().map_or_else(|| SENDER_GONE.into(), ToString::to_string);
                     record.end(outcome, cause);
-                    // First, because whoever finds the queue closed looks here.
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&ended.refusal);
-                    drop(ended.queue);
-                    if let (Some(to), Some(refusal)) = (ended.to, ended.refusal) {
-                        let _ = to.send(Err(refusal));
-                    }
+                    // Set before `to` and the queue are dropped: the drop makes the sink look here.
+                    *lock(&failed) = refusal;
                 }
             }
         });
-        SinkAnswer::Accept { offset, sink: Box::new(Sink { commands, failure, progress }) }
+        SinkAnswer::Accept { offset, sink: Box::new(QueueSink { parts, failure, progress }) }
     }
 }
 
-enum Decided {
+enum Decision {
     Wanted { incoming: IncomingFile, slot: ReceiveSlot<IncomingFile> },
     Have { commit: u64 },
 }
 
-enum Command {
+type ReceiptSender = oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>;
+
+/// What the sink passes to the thread.
+enum IncomingPart {
     Chunk(Chunk),
-    Finish(Trailer, oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>),
+    End(Trailer, ReceiptSender),
 }
 
-/// What the transport holds.
-struct Sink {
-    commands: mpsc::Sender<Command>,
+/// The transport's side of a transfer.
+struct QueueSink {
+    parts: mpsc::Sender<IncomingPart>,
     failure: Arc<Mutex<Option<SnapshotRefusal>>>,
     progress: ProgressCell,
 }
 
-impl Sink {
+impl QueueSink {
     fn failure(&self) -> SnapshotRefusal {
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let failure = lock(&self.failure).clone();
         failure.unwrap_or_else(|| SnapshotRefusal::NotTaken { detail: "the receiver has stopped".into() })
     }
 }
 
 #[async_trait]
-impl SnapshotSink for Sink {
+impl SnapshotSink for QueueSink {
     async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal> {
-        self.commands.send(Command::Chunk(chunk)).await.map_err(|_| self.failure())
+        self.parts.send(IncomingPart::Chunk(chunk)).await.map_err(|_| self.failure())
     }
 
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal> {
         let (answer, answered) = oneshot::channel();
-        self.commands.send(Command::Finish(trailer, answer)).await.map_err(|_| self.failure())?;
+        self.parts.send(IncomingPart::End(trailer, answer)).await.map_err(|_| self.failure())?;
         answered.await.unwrap_or_else(|_| Err(self.failure()))
     }
 
@@ -265,7 +266,7 @@ impl SnapshotSink for Sink {
 }
 
 /// The thread's side of a transfer.
-struct Receiver {
+struct ReceiveTask {
     deps: Arc<ReceivesDeps>,
     from: NodeId,
     message: Message,
@@ -275,27 +276,15 @@ struct Receiver {
     progress: ProgressCell,
 }
 
-struct Answer {
-    to: oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>,
-    receipt: SnapshotReceipt,
-}
-
-/// It did not end well. No refusal: the sender's side went away.
-struct Ended {
-    refusal: Option<SnapshotRefusal>,
-    to: Option<oneshot::Sender<Result<SnapshotReceipt, SnapshotRefusal>>>,
-    /// Closed only after the refusal is where [`Sink`] looks for it.
-    queue: mpsc::Receiver<Command>,
-}
-
-impl Receiver {
+impl ReceiveTask {
+    /// Receives until the end. The result is the commit index, or the refusal; without one, the sender gave up.
     fn run(
         mut self,
         mut incoming: IncomingFile,
-        mut queue: mpsc::Receiver<Command>,
+        queue: &mut mpsc::Receiver<IncomingPart>,
         superseded: impl Future<Output = ()>,
         record: &TransferRecord,
-    ) -> Result<Answer, Ended> {
+    ) -> (Option<ReceiptSender>, Result<u64, Option<SnapshotRefusal>>) {
         let timeout = self.deps.settings.progress_timeout;
         let mut superseded = pin!(superseded);
         loop {
@@ -308,30 +297,26 @@ impl Receiver {
                     () = &mut superseded => Err(SnapshotRefusal::Superseded),
                 }
             });
-            // The writer keeps what it verified, for a later attempt.
+            // On a refusal the writer keeps its verified bytes for a later attempt, unless they are corrupt.
             let refusal = match next {
-                // Nobody sends any more.
-                Ok(None) => None,
+                Ok(None) => None, // the sender gave up
                 Err(refusal) => Some(refusal),
-                Ok(Some(Command::Chunk(chunk))) => {
-                    // What arrived, whatever it is worth: so it can be compared with what was sent.
+                Ok(Some(IncomingPart::Chunk(chunk))) => {
+                    // Counted also if it is corrupt, for the comparison with the sender's total.
                     record.add(chunk.data.len() as u64);
                     match self.take(&mut incoming, &chunk) {
                         Ok(()) => continue,
                         Err(refusal) => Some(refusal),
                     }
                 }
-                Ok(Some(Command::Finish(trailer, to))) => {
-                    return match self.finish(incoming, trailer) {
-                        Ok(commit) => Ok(Answer { to, receipt: SnapshotReceipt { commit } }),
-                        Err(refusal) => Err(Ended { refusal: Some(refusal), to: Some(to), queue }),
-                    };
+                Ok(Some(IncomingPart::End(trailer, to))) => {
+                    return (Some(to), self.finish(incoming, trailer).map_err(Some));
                 }
             };
             if let Some(SnapshotRefusal::Corrupt { .. }) = &refusal {
                 incoming.discard();
             }
-            return Err(Ended { refusal, to: None, queue });
+            return (None, Err(refusal));
         }
     }
 
@@ -344,7 +329,7 @@ impl Receiver {
         if bytes == 0 || bytes > CHUNK_BYTES_MAX as u64 || bytes > self.meta.length - at {
             return corrupt(format!("a chunk of {bytes} bytes at {at} of {}", self.meta.length));
         }
-        // A incoming that is complete has no room for a chunk: none gets here.
+        // A complete file takes no chunk: the check above refuses it.
         if let IncomingState::Open(writer) = &mut incoming.file
             && let Err(error) = self.storing.during(|| writer.write_part(&chunk.data, chunk.crc32c))
         {

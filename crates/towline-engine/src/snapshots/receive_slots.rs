@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::ids::GroupId;
 use crate::snapshot_store::ContentId;
+use crate::sync::lock;
 use crate::transport::{ProgressCell, SnapshotRefusal, TransferPhase, TransferProgress};
 
 /// How long an offer waits for an earlier attempt to close its file.
@@ -24,30 +25,30 @@ pub(super) struct Precedence {
 }
 
 /// The opened file for a waiting attempt. The tuple drops the file before the slot.
-pub(super) type Opened<F> = Result<(F, ReceiveSlot<F>), SnapshotRefusal>;
+pub(super) type OpenedFile<F> = Result<(F, ReceiveSlot<F>), SnapshotRefusal>;
 
 /// The running transfers, each into an `F`. Clones share them.
 pub(super) struct ReceiveSlots<F> {
     slots_max: usize,
-    taken: Arc<Mutex<BTreeMap<GroupId, Taken<F>>>>,
+    held: Arc<Mutex<BTreeMap<GroupId, HeldSlot<F>>>>,
     freed: Arc<Notify>,
     /// The node is stopping.
     closed: Arc<AtomicBool>,
 }
 
-struct Taken<F> {
+struct HeldSlot<F> {
     of: Precedence,
     content: ContentId,
     /// The attempt that waits for the file. A later attempt at the same content replaces it and gets the same file: opening
     /// may read the whole file, and a sender that gave up early must not restart that.
-    waits: Option<Waits<F>>,
+    waiting: Option<WaitingOffer<F>>,
     /// Whether a later attempt wants the slot. Never reset: the holder then ends.
     superseded: watch::Sender<bool>,
 }
 
 /// An attempt that waits while the file is opened.
-struct Waits<F> {
-    to: oneshot::Sender<Opened<F>>,
+struct WaitingOffer<F> {
+    to: oneshot::Sender<OpenedFile<F>>,
     /// The progress that its sender sees meanwhile.
     deciding: ProgressCell,
 }
@@ -55,7 +56,7 @@ struct Waits<F> {
 /// The right to receive.
 pub(super) struct Claim<F> {
     /// The file, once it is open.
-    pub(super) opened: oneshot::Receiver<Opened<F>>,
+    pub(super) opened: oneshot::Receiver<OpenedFile<F>>,
     /// The slot for opening the file. `None` if an earlier attempt is opening it.
     pub(super) slot: Option<ReceiveSlot<F>>,
 }
@@ -64,7 +65,7 @@ impl<F> Clone for ReceiveSlots<F> {
     fn clone(&self) -> Self {
         Self {
             slots_max: self.slots_max,
-            taken: self.taken.clone(),
+            held: self.held.clone(),
             freed: self.freed.clone(),
             closed: self.closed.clone(),
         }
@@ -73,7 +74,7 @@ impl<F> Clone for ReceiveSlots<F> {
 
 impl<F> ReceiveSlots<F> {
     pub(super) fn new(slots_max: usize) -> Self {
-        Self { slots_max, taken: Arc::default(), freed: Arc::default(), closed: Arc::default() }
+        Self { slots_max, held: Arc::default(), freed: Arc::default(), closed: Arc::default() }
     }
 
     /// Claims the slot of a group. Waits up to [`SLOT_TIMEOUT`] for an earlier attempt to end. `None` if the group or the node
@@ -104,29 +105,29 @@ impl<F> ReceiveSlots<F> {
         content: ContentId,
         deciding: &ProgressCell,
     ) -> Result<Option<Claim<F>>, Later> {
-        let mut all = self.lock();
+        let mut all = lock(&self.held);
         let room = all.len() < self.slots_max;
         let (to, opened) = oneshot::channel();
-        let waits = Waits { to, deciding: deciding.clone() };
+        let waiting = WaitingOffer { to, deciding: deciding.clone() };
         match all.entry(group) {
             Entry::Vacant(_) if !room => Ok(None),
             Entry::Vacant(free) => {
                 let (superseded, ends) = watch::channel(false);
-                free.insert(Taken { of, content, waits: Some(waits), superseded });
+                free.insert(HeldSlot { of, content, waiting: Some(waiting), superseded });
                 let slot = ReceiveSlot { group, slots: self.clone(), superseded: ends };
                 Ok(Some(Claim { opened, slot: Some(slot) }))
             }
-            Entry::Occupied(mut taken) if taken.get().of < of => {
-                let taken = taken.get_mut();
-                let ends = *taken.superseded.borrow();
-                match taken.waits.take_if(|_| taken.content == content && !ends) {
+            Entry::Occupied(mut held) if held.get().of < of => {
+                let held = held.get_mut();
+                let ends = *held.superseded.borrow();
+                match held.waiting.take_if(|_| held.content == content && !ends) {
                     Some(earlier) => {
-                        (taken.of, taken.waits) = (of, Some(waits));
+                        (held.of, held.waiting) = (of, Some(waiting));
                         let _ = earlier.to.send(Err(SnapshotRefusal::Superseded));
                         Ok(Some(Claim { opened, slot: None }))
                     }
                     None => {
-                        taken.superseded.send_replace(true);
+                        held.superseded.send_replace(true);
                         Err(Later)
                     }
                 }
@@ -138,10 +139,6 @@ impl<F> ReceiveSlots<F> {
     /// Makes every slot end, because the node stops.
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<GroupId, Taken<F>>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -166,8 +163,9 @@ impl<F> ReceiveSlot<F> {
 
     /// Reports the bytes verified so far to the waiting attempt. Returns whether to go on.
     pub(super) fn goes_on(&self, read: u64) -> bool {
-        if let Some(waits) = self.slots.lock().get(&self.group).and_then(|taken| taken.waits.as_ref()) {
-            waits.deciding.advance(TransferProgress { acked: read, phase: TransferPhase::Verifying });
+        if let Some(waiting) = lock(&self.slots.held).get(&self.group).and_then(|held| held.waiting.as_ref())
+        {
+            waiting.deciding.advance(TransferProgress { acked: read, phase: TransferPhase::Verifying });
         }
         self.ends().is_none()
     }
@@ -182,9 +180,9 @@ impl<F> ReceiveSlot<F> {
 
     /// Passes the opened file, or the refusal, to the waiting attempt. Without one, drops the file and then the slot.
     pub(super) fn hand_over(self, file: Result<F, SnapshotRefusal>) {
-        let waits = self.slots.lock().get_mut(&self.group).and_then(|taken| taken.waits.take());
-        match waits {
-            Some(waits) => drop(waits.to.send(file.map(|file| (file, self)))),
+        let waiting = lock(&self.slots.held).get_mut(&self.group).and_then(|held| held.waiting.take());
+        match waiting {
+            Some(waiting) => drop(waiting.to.send(file.map(|file| (file, self)))),
             None => drop(file),
         }
     }
@@ -192,7 +190,7 @@ impl<F> ReceiveSlot<F> {
 
 impl<F> Drop for ReceiveSlot<F> {
     fn drop(&mut self) {
-        self.slots.lock().remove(&self.group);
+        lock(&self.slots.held).remove(&self.group);
         self.slots.freed.notify_waiters();
     }
 }
@@ -200,110 +198,92 @@ impl<F> Drop for ReceiveSlot<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshots::fixture::CONTENT;
 
-    const CONTENT: ContentId = ContentId([7; 16]);
-
-    fn deciding() -> ProgressCell {
-        ProgressCell::new(0)
+    async fn claim(
+        slots: &ReceiveSlots<()>,
+        group: u64,
+        attempt: u64,
+        deciding: &ProgressCell,
+    ) -> Option<Claim<()>> {
+        slots.claim(GroupId::new(group), Precedence { term: 1, attempt }, CONTENT, deciding).await
     }
 
-    fn attempt(attempt: u64) -> Precedence {
-        Precedence { term: 1, attempt }
+    /// One slot, the first attempt's claim, and its sender's progress.
+    async fn claimed() -> (ReceiveSlots<()>, oneshot::Receiver<OpenedFile<()>>, ReceiveSlot<()>, ProgressCell)
+    {
+        let (slots, deciding) = (ReceiveSlots::new(1), ProgressCell::new(0));
+        let Claim { opened, slot } = claim(&slots, 1, 1, &deciding).await.expect("a free slot");
+        (slots, opened, slot.expect("the first attempt opens the file"), deciding)
     }
 
     /// The notification of a free slot came before the slot was free. An attempt that waited at the node's bound was refused
     /// as busy.
     #[tokio::test]
     async fn an_attempt_that_waits_for_the_last_slot_of_a_node_gets_it() {
-        let slots = ReceiveSlots::<()>::new(1);
-        let group = GroupId::DEFAULT;
-        let first = slots.claim(group, attempt(1), CONTENT, &deciding()).await.expect("it is free");
-        let slot = first.slot.expect("it is free");
+        let (slots, opened, slot, deciding) = claimed().await;
         slot.hand_over(Ok(()));
-        let Ok((_, slot)) = first.opened.await.expect("it was handed over") else { panic!("refused") };
+        let Ok((_, slot)) = opened.await.expect("a file") else { panic!("refused") };
         let superseded = slot.superseded();
-        let cell = deciding();
-        let (second, ()) = tokio::join!(slots.claim(group, attempt(2), CONTENT, &cell), async {
+        let (second, ()) = tokio::join!(claim(&slots, 1, 2, &deciding), async {
             superseded.await;
             drop(slot);
         });
-        assert!(second.expect("it waited for it").slot.is_some());
+        assert!(second.expect("the slot").slot.is_some());
     }
 
     #[tokio::test]
-    async fn beyond_its_slots_a_node_is_busy_at_once() {
-        let slots = ReceiveSlots::<()>::new(1);
-        let _first =
-            slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.expect("it is free");
-        assert!(slots.claim(GroupId::new(9), attempt(2), CONTENT, &deciding()).await.is_none());
-        assert!(
-            slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.is_none(),
-            "no later one"
-        );
+    async fn without_a_free_slot_a_node_is_busy_at_once() {
+        let (slots, _opened, _slot, deciding) = claimed().await;
+        assert!(claim(&slots, 9, 2, &deciding).await.is_none());
+        assert!(claim(&slots, 1, 1, &deciding).await.is_none(), "the attempt is not a later one");
     }
 
     #[tokio::test]
     async fn a_file_without_a_waiting_attempt_frees_its_slot() {
-        let slots = ReceiveSlots::<()>::new(1);
-        let Claim { opened, slot } =
-            slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.expect("free");
+        let (slots, opened, slot, deciding) = claimed().await;
         drop(opened);
-        slot.expect("it is free").hand_over(Ok(()));
-        assert!(slots.claim(GroupId::new(9), attempt(2), CONTENT, &deciding()).await.is_some());
-    }
-
-    #[tokio::test]
-    async fn a_later_attempt_at_the_same_content_gets_the_file_that_is_being_opened() {
-        let slots = ReceiveSlots::<()>::new(2);
-        let earlier = slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.expect("free");
-        let later =
-            slots.claim(GroupId::DEFAULT, attempt(2), CONTENT, &deciding()).await.expect("it takes over");
-        assert!(later.slot.is_none());
-        assert!(matches!(earlier.opened.await, Ok(Err(SnapshotRefusal::Superseded))));
-        earlier.slot.expect("its own").hand_over(Ok(()));
-        assert!(matches!(later.opened.await, Ok(Ok(_))));
+        slot.hand_over(Ok(()));
+        assert!(claim(&slots, 9, 2, &deciding).await.is_some());
     }
 
     /// A later attempt waited for a file that an earlier one was opening, saw no progress, and gave up.
     #[tokio::test]
-    async fn a_later_attempt_hears_how_far_the_file_is_that_an_earlier_one_began_to_open() {
-        let slots = ReceiveSlots::<()>::new(1);
-        let (earlier, later) = (deciding(), deciding());
-        let first = slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &earlier).await.expect("free");
-        let slot = first.slot.expect("its own");
+    async fn a_later_attempt_at_the_same_content_gets_the_progress_and_the_file() {
+        let (slots, earlier, slot, deciding) = claimed().await;
         assert!(slot.goes_on(5));
-        assert!(slots.claim(GroupId::DEFAULT, attempt(2), CONTENT, &later).await.is_some());
+        let cell = ProgressCell::new(0);
+        let later = claim(&slots, 1, 2, &cell).await.expect("the claim takes over");
+        assert!(later.slot.is_none());
+        assert!(matches!(earlier.await, Ok(Err(SnapshotRefusal::Superseded))));
         assert!(slot.goes_on(7));
-        assert_eq!((earlier.now().acked, later.now().acked), (5, 7));
-        assert_eq!(later.now().phase, TransferPhase::Verifying);
+        assert_eq!((deciding.now().acked, cell.now().acked), (5, 7));
+        assert_eq!(cell.now().phase, TransferPhase::Verifying);
+        slot.hand_over(Ok(()));
+        assert!(matches!(later.opened.await, Ok(Ok(_))));
     }
 
     /// The claim of an attempt that had given up stayed behind. The attempt after both was then refused as superseded, though
     /// no later one had come.
     #[tokio::test(start_paused = true)]
     async fn a_superseded_slot_is_not_taken_over() {
-        const OTHER: ContentId = ContentId([8; 16]);
-        let slots = ReceiveSlots::<()>::new(1);
-        let first = slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.expect("free");
-        let slot = first.slot.expect("its own");
-        assert!(slots.claim(GroupId::DEFAULT, attempt(2), OTHER, &deciding()).await.is_none(), "it waits");
+        let (slots, opened, slot, deciding) = claimed().await;
+        let (second, other) = (Precedence { term: 1, attempt: 2 }, ContentId([8; 16]));
+        assert!(slots.claim(GroupId::new(1), second, other, &deciding).await.is_none(), "no slot in time");
         assert!(!slot.goes_on(1), "the opening of a file that is no longer needed stops");
-        let cell = deciding();
-        let (third, ()) = tokio::join!(slots.claim(GroupId::DEFAULT, attempt(3), CONTENT, &cell), async {
+        let (third, ()) = tokio::join!(claim(&slots, 1, 3, &deciding), async {
             tokio::task::yield_now().await;
-            let why = slot.ends().expect("it must end");
+            let why = slot.ends().expect("a superseded slot must end");
             slot.hand_over(Err(why));
         });
-        assert!(matches!(first.opened.await, Ok(Err(SnapshotRefusal::Superseded))));
-        let slot = third.expect("it waited").slot.expect("its own");
+        assert!(matches!(opened.await, Ok(Err(SnapshotRefusal::Superseded))));
+        let slot = third.expect("a claim").slot.expect("a free slot");
         assert!(slot.goes_on(1), "no attempt wants its slot");
     }
 
     #[tokio::test]
     async fn opening_a_file_ends_when_the_node_stops() {
-        let slots = ReceiveSlots::<()>::new(1);
-        let first = slots.claim(GroupId::DEFAULT, attempt(1), CONTENT, &deciding()).await.expect("free");
-        let slot = first.slot.expect("its own");
+        let (slots, _opened, slot, _deciding) = claimed().await;
         assert!(slot.goes_on(1) && slot.ends().is_none());
         slots.close();
         assert!(!slot.goes_on(2));

@@ -1,8 +1,8 @@
-//! Sending: one task a transfer, which ends in exactly one report because it owns the ticket.
+//! The sending side: one task for each transfer. The task owns the ticket, so it makes exactly one report.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -11,7 +11,7 @@ use towline_metrics::labels::{Direction, SnapshotOutcome};
 use tracing::Instrument;
 
 use super::TransferSettings;
-use super::pace::{RateLimit, Room, StallWatch, Stalled};
+use super::pace::{RateLimit, StallWatch, Stalled, TransferWindow};
 use super::transfer_record::{Subject, TransferRecord};
 use crate::cause::chain;
 use crate::core::SnapshotSend;
@@ -19,18 +19,19 @@ use crate::ids::NodeId;
 use crate::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotTicket};
 use crate::snapshot_store::{BodyPart, SnapshotMeta, SnapshotStore, Trailer};
 use crate::status::AttemptStatus;
+use crate::sync::lock;
 use crate::transport::{
     Chunk, Hello, OfferAnswer, Peer, ProgressCell, SnapshotOffer, SnapshotRefusal, Transfer, TransferError,
     TransferPhase, TransferProgress, Transport,
 };
 
-/// Why a transfer ends, or does not begin, that the node has no time for any more.
+/// The cause of transfers that a shutdown ends.
 const STOPS: &str = "the node stops";
 
-/// Chunks read ahead of the transport.
+/// The most chunks read ahead of the transport.
 const READ_AHEAD_CHUNKS: usize = 4;
 
-/// What sending works with.
+/// What sending needs from the node.
 pub(crate) struct SendsDeps {
     pub(crate) node: NodeId,
     pub(crate) settings: TransferSettings,
@@ -38,41 +39,42 @@ pub(crate) struct SendsDeps {
     pub(crate) transports: BTreeMap<String, Arc<dyn Transport>>,
     pub(crate) hello: Arc<dyn Fn(NodeId) -> Hello + Send + Sync>,
     pub(crate) runtime: Handle,
-    /// Makes the obligation to count the bytes of one transfer, which also gets its line in the log.
+    /// Makes the byte tally of one transfer.
     pub(crate) tally: Arc<dyn Fn(NodeId) -> ByteTally + Send + Sync>,
 }
 
-/// The transfers this node sends. Clones are the same.
+/// The transfers this node sends. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Sends {
-    inner: Arc<Inner>,
+    inner: Arc<SendsInner>,
 }
 
-struct Inner {
+struct SendsInner {
     deps: SendsDeps,
     rate: RateLimit,
-    state: Mutex<State>,
+    table: Mutex<SendTable>,
 }
 
 #[derive(Default)]
-struct State {
+struct SendTable {
     closed: bool,
     peers: BTreeMap<NodeId, Peer>,
-    running: BTreeMap<SnapshotAttempt, Arc<Running>>,
+    running: BTreeMap<SnapshotAttempt, Arc<RunningSend>>,
 }
 
-/// What others may see of a transfer, and do to it.
+/// The shared state of a transfer's task: its progress, and its cancellation.
 #[derive(Default)]
-struct Running {
-    /// Why it is to end, once it is.
+struct RunningSend {
+    /// The cause of a cancellation.
     cancelled: watch::Sender<Option<Arc<str>>>,
     offset: AtomicU64,
     sent: AtomicU64,
-    receiver: Mutex<Option<Receiver>>,
+    receiver: Mutex<Option<ReceiverProgress>>,
 }
 
-/// What a receiver says of itself.
-struct Receiver {
+/// The progress that a receiver reports.
+struct ReceiverProgress {
+    /// Whether it has accepted the offer.
     answered: bool,
     progress: ProgressCell,
 }
@@ -80,29 +82,25 @@ struct Receiver {
 impl Sends {
     pub(crate) fn new(deps: SendsDeps) -> Self {
         let rate = RateLimit::new(deps.settings.bytes_per_second);
-        Self { inner: Arc::new(Inner { deps, rate, state: Mutex::default() }) }
+        Self { inner: Arc::new(SendsInner { deps, rate, table: Mutex::default() }) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where a peer is.
+    /// Sets the address of a peer.
     pub(crate) fn set_peer(&self, peer: Peer) {
-        self.lock().peers.insert(peer.id, peer);
+        lock(&self.inner.table).peers.insert(peer.id, peer);
     }
 
-    /// Starts a transfer. Whatever happens to it, its ticket reports and its books are closed.
+    /// Starts a transfer. On every exit the ticket reports and the transfer record is written.
     pub(crate) fn start(&self, send: SnapshotSend, ticket: SnapshotTicket) {
         let attempt = send.attempt;
         let record = self.inner.open_record(attempt, &send.meta);
-        let running = Arc::new(Running::default());
+        let running = Arc::new(RunningSend::default());
         let listed = {
-            let mut state = self.lock();
-            if !state.closed {
-                state.running.insert(attempt, running.clone());
+            let mut table = lock(&self.inner.table);
+            if !table.closed {
+                table.running.insert(attempt, running.clone());
             }
-            (!state.closed).then(|| state.peers.get(&attempt.peer).cloned())
+            (!table.closed).then(|| table.peers.get(&attempt.peer).cloned())
         };
         // The ticket reports in its drop.
         let Some(peer) = listed else { return record.end(SnapshotOutcome::Cancelled, STOPS) };
@@ -111,61 +109,61 @@ impl Sends {
         let (node, number) = (inner.deps.node.as_u64(), attempt.number);
         let span = tracing::info_span!("snapshot", node, group = %attempt.group, peer = %attempt.peer, attempt = number);
         let task = async move {
-            // Dropped last, after the ticket: an attempt is listed for as long as its ticket is held.
+            // Dropped after the ticket: an attempt stays listed as long as its ticket exists.
             let _listed = listed;
             inner.run(send, ticket, peer, &running, record).await;
         };
         self.inner.deps.runtime.spawn(task.instrument(span));
     }
 
-    /// The transfers that run, also those that were cancelled and have not ended yet.
+    /// The number of running transfers, with cancelled ones that have not ended yet.
     pub(crate) fn count(&self) -> usize {
-        self.lock().running.len()
+        lock(&self.inner.table).running.len()
     }
 
-    /// Whether the transfer of the attempt runs. As long as it does it holds the ticket.
+    /// Whether the transfer of the attempt runs, and so holds the ticket.
     pub(crate) fn is_running(&self, attempt: &SnapshotAttempt) -> bool {
-        self.lock().running.contains_key(attempt)
+        lock(&self.inner.table).running.contains_key(attempt)
     }
 
-    /// Ends a transfer that is of no use any more.
+    /// Cancels a transfer.
     pub(crate) fn cancel(&self, attempt: &SnapshotAttempt, cause: &Arc<str>) {
-        let running = self.lock().running.get(attempt).cloned();
+        let running = lock(&self.inner.table).running.get(attempt).cloned();
         if let Some(running) = running {
             running.cancel(cause);
         }
     }
 
-    /// Adds to `status` how far the attempt is.
+    /// Adds the progress of the attempt to `status`.
     pub(crate) fn observe(&self, attempt: &SnapshotAttempt, status: &mut AttemptStatus) {
-        let Some(running) = self.lock().running.get(attempt).cloned() else { return };
+        let Some(running) = lock(&self.inner.table).running.get(attempt).cloned() else { return };
         status.offset = running.offset.load(Ordering::Relaxed);
         status.sent = running.sent.load(Ordering::Relaxed);
-        let receiver = running.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Receiver { answered, progress }) = &*receiver else { return };
+        let receiver = lock(&running.receiver);
+        let Some(ReceiverProgress { answered, progress }) = &*receiver else { return };
         let TransferProgress { acked, phase } = progress.now();
         status.acked = acked;
         status.phase = Some(phase).filter(|phase| *answered || *phase != TransferPhase::Receiving);
     }
 
-    /// Ends all transfers, and takes no more.
+    /// Cancels all transfers, and refuses new ones.
     pub(crate) fn close(&self) {
         let running: Vec<_> = {
-            let mut state = self.lock();
-            state.closed = true;
-            state.running.values().cloned().collect()
+            let mut table = lock(&self.inner.table);
+            table.closed = true;
+            table.running.values().cloned().collect()
         };
         running.iter().for_each(|running| running.cancel(&STOPS.into()));
     }
 }
 
-impl Running {
-    fn hears(&self, answered: bool, progress: ProgressCell) {
-        let receiver = Receiver { answered, progress };
-        *self.receiver.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+impl RunningSend {
+    fn set_receiver(&self, answered: bool, progress: ProgressCell) {
+        let receiver = ReceiverProgress { answered, progress };
+        *lock(&self.receiver) = Some(receiver);
     }
 
-    /// The first cause stays.
+    /// Keeps the first cause.
     fn cancel(&self, cause: &Arc<str>) {
         self.cancelled.send_if_modified(|cancelled| {
             let first = cancelled.is_none();
@@ -181,7 +179,7 @@ impl Running {
     }
 }
 
-/// Takes an attempt off the list when its task is gone, however that happened.
+/// Removes the attempt from the table on every exit of its task.
 struct Listed {
     sends: Sends,
     attempt: SnapshotAttempt,
@@ -189,17 +187,11 @@ struct Listed {
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.sends.lock().running.remove(&self.attempt);
+        lock(&self.sends.inner.table).running.remove(&self.attempt);
     }
 }
 
-/// How a transfer that was not cancelled ended well.
-enum Sent {
-    Finished,
-    AlreadyHad,
-}
-
-/// Why one did not.
+/// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 enum SendError {
     #[error("no address is known, or no transport for it")]
@@ -248,7 +240,7 @@ impl SendError {
     }
 }
 
-impl Inner {
+impl SendsInner {
     fn open_record(&self, attempt: SnapshotAttempt, meta: &SnapshotMeta) -> TransferRecord {
         let SnapshotAttempt { group, peer, index, number, .. } = attempt;
         let subject = Subject { group, peer, index, attempt: number, total: meta.length };
@@ -262,7 +254,7 @@ impl Inner {
         send: SnapshotSend,
         ticket: SnapshotTicket,
         peer: Option<Peer>,
-        running: &Running,
+        running: &RunningSend,
         mut record: TransferRecord,
     ) {
         let SnapshotSend { attempt, message, meta } = send;
@@ -273,12 +265,8 @@ impl Inner {
             result = self.transfer(peer, offer, running, &mut record) => result,
         };
         match result {
-            Ok(Sent::Finished) => {
-                record.end(SnapshotOutcome::Finished, "");
-                ticket.finish();
-            }
-            Ok(Sent::AlreadyHad) => {
-                record.end(SnapshotOutcome::AlreadyHad, "");
+            Ok(outcome) => {
+                record.end(outcome, "");
                 ticket.finish();
             }
             Err(error) => {
@@ -292,19 +280,19 @@ impl Inner {
         &self,
         peer: Option<Peer>,
         offer: SnapshotOffer,
-        running: &Running,
+        running: &RunningSend,
         record: &mut TransferRecord,
-    ) -> Result<Sent, SendError> {
+    ) -> Result<SnapshotOutcome, SendError> {
         let settings = &self.deps.settings;
         let peer = peer.ok_or(SendError::NoRoute)?;
         let transport = self.deps.transports.get(peer.address.scheme()).ok_or(SendError::NoRoute)?;
         let hello = (self.deps.hello)(peer.id);
         let deciding = ProgressCell::new(0);
-        running.hears(false, deciding.clone());
-        let mut watch = StallWatch::of_offer(settings, deciding.clone());
+        running.set_receiver(false, deciding.clone());
+        let mut watch = StallWatch::new(settings.offer_timeout, settings.phase_timeout, deciding.clone());
         let asked = watch.guard(transport.offer(&peer, &hello, &offer, &deciding));
         let (offset, transfer) = match asked.await.map_err(SendError::NoAnswer)?? {
-            OfferAnswer::AlreadyHave { .. } => return Ok(Sent::AlreadyHad),
+            OfferAnswer::AlreadyHave { .. } => return Ok(SnapshotOutcome::AlreadyHad),
             OfferAnswer::Refused(refusal) => return Err(SendError::Refused(refusal)),
             OfferAnswer::Accepted { offset, transfer } => (offset, transfer),
         };
@@ -314,10 +302,10 @@ impl Inner {
         }
         record.offset = offset;
         running.offset.store(offset, Ordering::Relaxed);
-        running.hears(true, transfer.progress());
-        let room = Room::new(settings, transfer.progress());
-        let chunks = self.read(offer.meta.clone(), offset, room.chunk_bytes());
-        self.stream(chunks, transfer, &offer.meta, room, running, record).await
+        running.set_receiver(true, transfer.progress());
+        let window = TransferWindow::new(settings, transfer.progress());
+        let chunks = self.read(offer.meta.clone(), offset, window.chunk_bytes());
+        self.stream(chunks, transfer, &offer.meta, window, running, record).await
     }
 
     async fn stream(
@@ -325,38 +313,40 @@ impl Inner {
         mut chunks: mpsc::Receiver<Result<BodyPart, String>>,
         mut transfer: Box<dyn Transfer>,
         meta: &SnapshotMeta,
-        mut room: Room,
-        running: &Running,
+        mut window: TransferWindow,
+        running: &RunningSend,
         record: &mut TransferRecord,
-    ) -> Result<Sent, SendError> {
+    ) -> Result<SnapshotOutcome, SendError> {
         let mut offset = running.offset.load(Ordering::Relaxed);
-        let mut watch = StallWatch::of_transfer(&self.deps.settings, transfer.progress());
+        let settings = &self.deps.settings;
+        let mut watch =
+            StallWatch::new(settings.progress_timeout, settings.phase_timeout, transfer.progress());
         loop {
-            watch.guard(room.wait()).await.map_err(SendError::Stalled)?;
+            watch.guard(window.wait()).await.map_err(SendError::Stalled)?;
             let Some(part) = watch.guard(chunks.recv()).await.map_err(SendError::Stalled)? else { break };
             let BodyPart { bytes: data, crc32c } = part.map_err(SendError::File)?;
             let bytes = data.len();
             self.rate.take(bytes).await;
             watch.moved();
             let chunk = Chunk { offset, data, crc32c };
-            room.take(bytes);
+            window.sent(bytes);
             watch.guard(transfer.send(chunk)).await.map_err(SendError::Stalled)??;
             watch.moved();
             offset += bytes as u64;
             record.add(bytes as u64);
             running.sent.fetch_add(bytes as u64, Ordering::Relaxed);
         }
-        // A store that panics ends the reading without a word. A trailer now would tell the receiver to forget what it has.
+        // A store that panics ends the chunks early. A trailer now would make the receiver discard its bytes.
         if offset != meta.length {
             return Err(SendError::File(format!("reading stopped at {offset} of {} bytes", meta.length)));
         }
         let trailer = Trailer { length: meta.length, content: meta.content };
         let receipt = watch.guard(transfer.finish(trailer)).await.map_err(SendError::Stalled)??;
         tracing::debug!(commit = receipt.commit, "the peer has the snapshot");
-        Ok(Sent::Finished)
+        Ok(SnapshotOutcome::Finished)
     }
 
-    /// Reads the file on a thread that may block, a few chunks ahead. It ends when nobody takes them any more.
+    /// Reads the file on a blocking thread, a few chunks ahead. Ends when the receiving half is dropped.
     fn read(
         &self,
         meta: SnapshotMeta,

@@ -1,40 +1,38 @@
-//! A receiver whose disk is slow says so, or its sender takes it for one that stands still.
+//! Reports a slow disk of a receiver, so that its sender does not count the transfer as stalled.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::sync::lock;
 use crate::transport::{ProgressCell, TransferPhase, TransferProgress};
 
-/// What part of the time that a sender waits for progress a write may take before the sender is told of it. The word must
-/// reach it in the rest.
+/// A write is reported after one part in this many of the sender's progress timeout. The report must arrive in the rest.
 const NOTICED_AFTER: u32 = 4;
 
-/// Watches the writes of one transfer, whose thread can say nothing while it waits for one. Ends when it is dropped.
+/// Watches the writes of one transfer, whose thread cannot report while it blocks in a write. A drop ends the watch.
 ///
-/// Only a write that takes long is told of. A sender that was told waits for as long as a phase may take, also if its
-/// connection stands still just then; one told of each chunk would never wait for less.
+/// It reports only slow writes. Reporting `Storing` for every chunk would give every stall the longer phase timeout.
 pub(super) struct StoreWatch {
-    /// When the write that is under way began.
+    /// The begin of the present write.
     since: Arc<Mutex<Option<Instant>>>,
     watcher: AbortHandle,
 }
 
 impl StoreWatch {
-    /// `silence_max`: how long a sender waits for progress.
+    /// `silence_max` is the sender's progress timeout.
     pub(super) fn new(runtime: &Handle, progress: ProgressCell, silence_max: Duration) -> Self {
         let since: Arc<Mutex<Option<Instant>>> = Arc::default();
         let (watched, noticed_after) = (since.clone(), silence_max / NOTICED_AFTER);
         let watcher = runtime.spawn(async move {
             loop {
                 tokio::time::sleep(noticed_after / 2).await;
-                // Held until it is told, so that whoever ends the write has the last word.
+                // Locked during the report, so that the end of the write is reported after it.
                 let since = lock(&watched);
                 if since.is_some_and(|since| since.elapsed() >= noticed_after) {
-                    // It acknowledges nothing.
                     progress.advance(TransferProgress { acked: 0, phase: TransferPhase::Storing });
                 }
             }
@@ -42,7 +40,7 @@ impl StoreWatch {
         Self { since, watcher: watcher.abort_handle() }
     }
 
-    /// Writes. Once it has returned nobody says of this write that it is under way.
+    /// Runs a write. After its return no report about this write follows.
     pub(super) fn during<T>(&self, write: impl FnOnce() -> T) -> T {
         self.set(Some(Instant::now()));
         let written = write();
@@ -61,10 +59,6 @@ impl Drop for StoreWatch {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_takes_long_is_told_of_in_time_and_acknowledges_nothing() {
+    async fn a_slow_write_is_reported_in_time_and_acknowledges_nothing() {
         let (watch, cell) = watch();
         pass(SILENCE_MAX).await;
         assert_eq!(cell.now().phase, TransferPhase::Receiving, "nothing is written");
@@ -90,9 +84,8 @@ mod tests {
         assert_eq!(cell.now(), TransferProgress { acked: 5, phase: TransferPhase::Storing });
     }
 
-    /// Or a connection that stands still after any chunk would be waited for as a phase is.
     #[tokio::test(start_paused = true)]
-    async fn writes_that_do_not_take_long_are_not_told_of_however_many_they_are() {
+    async fn quick_writes_are_not_reported() {
         let (watch, cell) = watch();
         for _ in 0..100 {
             watch.set(Some(Instant::now()));
@@ -103,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_has_ended_is_not_told_of_any_more() {
+    async fn a_write_that_has_ended_is_not_reported() {
         let (watch, cell) = watch();
         watch.set(Some(Instant::now()));
         pass(SILENCE_MAX).await;
@@ -114,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_with_the_transfer() {
+    async fn the_watch_ends_with_the_transfer() {
         let (watch, cell) = watch();
         watch.set(Some(Instant::now()));
         drop(watch);

@@ -11,11 +11,7 @@ use crate::ids::{GroupId, NodeId};
 /// was cancelled, or failed by a panic.
 pub(super) struct TransferRecord {
     direction: Direction,
-    group: GroupId,
-    peer: NodeId,
-    index: u64,
-    attempt: u64,
-    total: u64,
+    subject: Subject,
     /// The offset at which the transfer began, known once the receiver has answered.
     pub(super) offset: u64,
     started: Instant,
@@ -34,21 +30,9 @@ pub(super) struct Subject {
 }
 
 impl TransferRecord {
-    pub(super) fn open(direction: Direction, of: Subject, tally: ByteTally) -> Self {
-        let Subject { group, peer, index, attempt, total } = of;
-        Self {
-            direction,
-            group,
-            peer,
-            index,
-            attempt,
-            total,
-            offset: 0,
-            started: Instant::now(),
-            tally,
-            outcome: SnapshotOutcome::Cancelled,
-            cause: String::new(),
-        }
+    pub(super) fn open(direction: Direction, subject: Subject, tally: ByteTally) -> Self {
+        let (outcome, cause) = (SnapshotOutcome::Cancelled, String::new());
+        Self { direction, subject, offset: 0, started: Instant::now(), tally, outcome, cause }
     }
 
     /// Adds moved payload bytes.
@@ -75,10 +59,10 @@ impl Drop for TransferRecord {
         }
         let payload_bytes = self.tally.settle(self.outcome);
         let seconds = self.started.elapsed().as_secs_f64();
+        let Subject { group, peer, index, attempt, total } = self.subject;
         tracing::info!(
-            group = %self.group, peer = %self.peer, index = self.index, attempt = self.attempt,
-            direction = self.direction.as_str(), offset = self.offset, payload_bytes, total = self.total, seconds,
-            outcome = self.outcome.as_str(), cause = %self.cause, "snapshot transfer ended"
+            %group, %peer, index, attempt, direction = self.direction.as_str(), offset = self.offset, payload_bytes, total,
+            seconds, outcome = self.outcome.as_str(), cause = %self.cause, "snapshot transfer ended"
         );
     }
 }

@@ -1,20 +1,19 @@
 //! The snapshot worker: one thread that writes snapshots of this node's state and removes unneeded files.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::priority::step_back;
-use crate::cause::{chain, panic_text};
+use super::priority::lower_priority;
+use crate::cause::{catch, chain};
 use crate::ids::GroupId;
 use crate::message::LogId;
 use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
 use crate::state_machine::SnapshotSource;
+use crate::sync::lock;
 
 /// Bytes gathered before they are written to a file.
 const WRITE_BUFFER_BYTES: usize = 256 << 10;
@@ -35,7 +34,7 @@ pub(crate) struct Made {
     pub(crate) result: Option<(SnapshotMeta, LogId)>,
 }
 
-enum Work {
+enum WorkerOrder {
     Make(Box<Making>),
     Retain { group: GroupId, keep: Vec<ContentId> },
     Unpin { group: GroupId, content: ContentId },
@@ -48,7 +47,7 @@ type Pins = Arc<Mutex<BTreeMap<(GroupId, ContentId), usize>>>;
 /// A handle to the worker. The queue is bounded: one order for each group, and one removal for each new snapshot.
 #[derive(Clone)]
 pub(crate) struct SnapshotWorker {
-    work: Sender<Work>,
+    orders: Sender<WorkerOrder>,
     pins: Pins,
 }
 
@@ -58,33 +57,33 @@ impl SnapshotWorker {
         store: Arc<dyn SnapshotStore>,
         made: impl Fn(Made) + Send + 'static,
     ) -> io::Result<(Self, JoinHandle<()>)> {
-        let (work, queue) = channel();
+        let (orders, queue) = channel();
         let pins = Pins::default();
         let pinned = pins.clone();
         let thread = std::thread::Builder::new().name("towline-snapshots".into()).spawn(move || {
-            step_back();
+            lower_priority();
             run(&*store, &pinned, &queue, &made);
         })?;
-        Ok((Self { work, pins }, thread))
+        Ok((Self { orders, pins }, thread))
     }
 
     pub(crate) fn make(&self, making: Making) {
-        let _ = self.work.send(Work::Make(Box::new(making)));
+        let _ = self.orders.send(WorkerOrder::Make(Box::new(making)));
     }
 
     /// Removes every file of the group except these and the pinned ones.
     pub(crate) fn retain(&self, group: GroupId, keep: Vec<ContentId>) {
-        let _ = self.work.send(Work::Retain { group, keep });
+        let _ = self.orders.send(WorkerOrder::Retain { group, keep });
     }
 
     /// Keeps a file until the pin is dropped. Blocks while files are removed: a file found after this call stays.
     pub(crate) fn pin(&self, group: GroupId, content: ContentId) -> Pin {
-        *self.pins.lock().unwrap_or_else(PoisonError::into_inner).entry((group, content)).or_default() += 1;
+        *lock(&self.pins).entry((group, content)).or_default() += 1;
         Pin { worker: self.clone(), group, content }
     }
 
     pub(crate) fn stop(&self) {
-        let _ = self.work.send(Work::Stop);
+        let _ = self.orders.send(WorkerOrder::Stop);
     }
 }
 
@@ -98,30 +97,29 @@ pub(crate) struct Pin {
 impl Drop for Pin {
     fn drop(&mut self) {
         // Through the queue: a removal ordered before the group knew the file must still see the pin.
-        let _ = self.worker.work.send(Work::Unpin { group: self.group, content: self.content });
+        let _ = self.worker.orders.send(WorkerOrder::Unpin { group: self.group, content: self.content });
     }
 }
 
-fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dyn Fn(Made)) {
-    while let Ok(work) = queue.recv() {
-        match work {
-            Work::Make(making) => {
+fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<WorkerOrder>, made: &dyn Fn(Made)) {
+    while let Ok(order) = queue.recv() {
+        match order {
+            WorkerOrder::Make(making) => {
                 let (group, generation, durable) = (making.head.group, making.generation, making.durable);
                 let result = make(store, *making).map(|meta| (meta, durable));
                 made(Made { group, generation, result });
             }
-            Work::Retain { group, keep } => {
+            WorkerOrder::Retain { group, keep } => {
                 // A store that panics here must not end the worker: the next order tries again.
-                let retained = catch_unwind(AssertUnwindSafe(|| retain(store, pins, group, keep)));
-                let cause = match retained {
+                let cause = match catch(|| retain(store, pins, group, keep)) {
                     Ok(Ok(())) => continue,
                     Ok(Err(error)) => chain(&error),
-                    Err(panic) => format!("the store panicked: {}", said(panic)),
+                    Err(panic) => format!("the store panicked: {panic}"),
                 };
                 tracing::warn!(%group, cause, "old snapshots could not be removed");
             }
-            Work::Unpin { group, content } => {
-                let mut pins = pins.lock().unwrap_or_else(PoisonError::into_inner);
+            WorkerOrder::Unpin { group, content } => {
+                let mut pins = lock(pins);
                 if let Some(count) = pins.get_mut(&(group, content)) {
                     *count -= 1;
                     if *count == 0 {
@@ -129,19 +127,19 @@ fn run(store: &dyn SnapshotStore, pins: &Pins, queue: &Receiver<Work>, made: &dy
                     }
                 }
             }
-            Work::Stop => return,
+            WorkerOrder::Stop => return,
         }
     }
 }
 
-/// Holds the lock of the pins until its end: a pin made meanwhile could name a file that is being removed.
+/// Locks the pins until its end: a new pin could name a file that is being removed.
 fn retain(
     store: &dyn SnapshotStore,
     pins: &Pins,
     group: GroupId,
     mut keep: Vec<ContentId>,
 ) -> Result<(), SnapshotStoreError> {
-    let pinned = pins.lock().unwrap_or_else(PoisonError::into_inner);
+    let pinned = lock(pins);
     keep.extend(pinned.keys().filter(|(of, _)| *of == group).map(|(_, content)| *content));
     store.retain(group, &keep)
 }
@@ -151,24 +149,17 @@ fn make(store: &dyn SnapshotStore, making: Making) -> Option<SnapshotMeta> {
     let started = Instant::now();
     let Making { head, source, .. } = making;
     let (group, index) = (head.group, head.at.index);
-    let written = catch_unwind(AssertUnwindSafe(|| write(store, &head, source)));
-    let cause = match written {
+    let cause = match catch(|| write(store, &head, source)) {
         Ok(Ok(meta)) => {
             let seconds = started.elapsed().as_secs_f64();
             tracing::info!(%group, index, bytes = meta.length, content = %meta.content, seconds, "snapshot made");
             return Some(meta);
         }
         Ok(Err(error)) => chain(&error),
-        Err(panic) => format!("the state machine or the store panicked: {}", said(panic)),
+        Err(panic) => format!("the state machine or the store panicked: {panic}"),
     };
     tracing::warn!(%group, index, %cause, "a snapshot could not be made");
     None
-}
-
-fn said(panic: Box<dyn Any + Send>) -> String {
-    let text = panic_text(panic.as_ref()).to_owned();
-    std::mem::forget(panic); // its drop may panic again
-    text
 }
 
 fn write(

@@ -1,4 +1,4 @@
-//! A state machine whose calls wait until a test lets them through.
+//! A state machine whose calls wait at a gate that the test controls.
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)] // helpers of tests; each file uses its part
 
 use std::io;
@@ -11,25 +11,25 @@ use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, 
 
 use super::DEADLINE;
 
-/// What a test sees of a machine, and holds it with. Open at first.
+/// Holds a machine's calls and records them. Open at first.
 #[derive(Default)]
 pub(crate) struct Gate {
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
-    /// Calls that may pass; `None`: all.
+struct GateState {
+    /// The number of calls that may pass; `None` for all.
     permits: Option<usize>,
-    /// A call waits.
+    /// Whether a call waits.
     held: bool,
-    calls: Vec<Call>,
+    calls: Vec<GatedCall>,
     flushes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Call {
+pub(crate) struct GatedCall {
     pub(crate) commands: usize,
     pub(crate) bytes: usize,
     pub(crate) through: u64,
@@ -50,13 +50,13 @@ impl Gate {
     /// Waits until a call is held.
     pub(crate) fn wait_held(&self) {
         let state = self.state.lock().unwrap();
-        let held = |state: &mut State| !(state.held && state.permits == Some(0));
+        let held = |state: &mut GateState| !(state.held && state.permits == Some(0));
         let (_state, late) = self.changed.wait_timeout_while(state, DEADLINE, held).unwrap();
-        assert!(!late.timed_out(), "no call came to be held");
+        assert!(!late.timed_out(), "no call is held");
     }
 
-    /// Calls that ended, in order.
-    pub(crate) fn calls(&self) -> Vec<Call> {
+    /// The calls that have ended.
+    pub(crate) fn calls(&self) -> Vec<GatedCall> {
         self.state.lock().unwrap().calls.clone()
     }
 
@@ -74,20 +74,20 @@ impl Gate {
     }
 }
 
-/// However a test ends: the thread of the machine must not wait for ever.
-pub(crate) struct Opened(pub(crate) Arc<Gate>);
+/// Opens the gate on every exit of a test, so that the machine's thread ends.
+pub(crate) struct OpenOnDrop(pub(crate) Arc<Gate>);
 
-impl Drop for Opened {
+impl Drop for OpenOnDrop {
     fn drop(&mut self) {
         self.0.open();
     }
 }
 
-/// Answers with the index of the command.
+/// Replies with the index of the command.
 #[derive(Default)]
 pub(crate) struct Gated {
     pub(crate) gate: Arc<Gate>,
-    /// What each command costs.
+    /// The time that each command takes.
     pub(crate) cost: Duration,
     pub(crate) applied: LogId,
 }
@@ -113,12 +113,12 @@ impl StateMachine for Gated {
             self.gate.pass();
         }
         for command in batch.commands() {
-            std::thread::sleep(self.cost); // not synchronisation: what the command costs
+            std::thread::sleep(self.cost); // not synchronisation: the time of the command
             replies.push(command.index);
         }
         self.applied = batch.through();
         let bytes = batch.commands().map(|command| command.data.len()).sum();
-        let call = Call { commands: batch.len(), bytes, through: self.applied.index };
+        let call = GatedCall { commands: batch.len(), bytes, through: self.applied.index };
         self.gate.state.lock().unwrap().calls.push(call);
         Ok(())
     }

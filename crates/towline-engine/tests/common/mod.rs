@@ -1,4 +1,4 @@
-//! A node of one process on doubles: a log in memory, no snapshots, and a transport that goes nowhere.
+//! A node with a log in memory, no snapshots, and a transport that reaches no peer.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests; each file uses its part
 
 pub(crate) mod gated;
@@ -16,7 +16,7 @@ use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
 use towline_engine::message::{Entry, Lane, LogId};
-use towline_engine::node::{Node, NodeBuilder};
+use towline_engine::node::{Group, Node, NodeBuilder, Start, StartError};
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
 };
@@ -26,8 +26,15 @@ use towline_engine::transport::*;
 use towline_metrics::NodeMetrics;
 use towline_metrics::exporter::Exporter;
 
-/// How long anything that must happen may take on a machine that is busy with other work.
+/// The longest wait of a test, on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The defaults with long election timeouts, so that a node on a busy machine stays leader, and one apply worker.
+pub(crate) fn steady() -> Config {
+    let (election_timeout_min, election_timeout_max) =
+        (Duration::from_millis(500), Duration::from_millis(800));
+    Config { election_timeout_min, election_timeout_max, apply_workers: 1, ..Config::default() }
+}
 
 pub(crate) fn id(raw: u64) -> NodeId {
     NodeId::new(raw).unwrap()
@@ -45,26 +52,27 @@ pub(crate) async fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>
     }
 }
 
-/// A node that listens nowhere, with the way in that its transport was given and what it counts.
-pub(crate) struct Alone {
+/// A node without peers, with its inbound side and its counters.
+pub(crate) struct TestNode {
     pub(crate) node: Node,
     pub(crate) exporter: Exporter,
     inbound: Arc<OnceLock<Arc<dyn Inbound>>>,
 }
 
-impl Alone {
+impl TestNode {
     pub(crate) async fn start(config: Config) -> Self {
         Self::start_on(Arc::default(), config).await
     }
 
-    pub(crate) async fn start_on(log: Arc<Log>, config: Config) -> Self {
-        let storage = Storage { log, snapshots: Arc::new(NoSnapshots), identity: Arc::new(Ids::default()) };
+    pub(crate) async fn start_on(log: Arc<MemLog>, config: Config) -> Self {
+        let storage =
+            Storage { log, snapshots: Arc::new(NoSnapshots), identity: Arc::new(MemIdentity::default()) };
         let inbound = Arc::default();
-        Self::over(config, storage, Arc::new(Nowhere(Arc::clone(&inbound))), inbound, |builder, _| builder)
+        Self::over(config, storage, Arc::new(NoPeers(Arc::clone(&inbound))), inbound, |builder, _| builder)
             .await
     }
 
-    /// The same on what is stored already, over a transport of the scheme `nowhere` that fills `inbound`, after `change`.
+    /// Starts a node on this storage, over a transport of the scheme `nowhere` that sets `inbound`.
     pub(crate) async fn over(
         config: Config,
         storage: Storage,
@@ -82,11 +90,28 @@ impl Alone {
         Self { node, exporter, inbound }
     }
 
+    /// Starts a group whose only voter is this node.
+    pub(crate) async fn found<S: StateMachine>(
+        &self,
+        group: u64,
+        machine: S,
+    ) -> Result<Group<S>, StartError> {
+        let members = vec![(id(1), address(1))];
+        self.node.group(GroupId::new(group), machine).start(Start::Bootstrap(members)).await
+    }
+
+    /// Like [`found`](Self::found), and waits until the node leads the group.
+    pub(crate) async fn lead<S: StateMachine>(&self, group: u64, machine: S) -> Group<S> {
+        let group = self.found(group, machine).await.unwrap();
+        group.wait_leader(DEADLINE).await.unwrap();
+        group
+    }
+
     pub(crate) fn inbound(&self) -> &Arc<dyn Inbound> {
         self.inbound.get().expect("the node listens")
     }
 
-    /// The session of a peer that passed the handshake.
+    /// The session of a peer after its handshake.
     pub(crate) fn session(&self, peer: u64) -> Arc<dyn PeerSession> {
         let hello = Hello {
             cluster: ClusterId::new("c").unwrap(),
@@ -98,7 +123,6 @@ impl Alone {
         self.inbound().admit(&hello, None).unwrap()
     }
 
-    /// [`counter`] of this node.
     pub(crate) fn counter(&self, name: &str, label: &str) -> u64 {
         counter(&self.exporter, name, label)
     }
@@ -115,14 +139,14 @@ pub(crate) fn address(peer: u64) -> PeerAddr {
     PeerAddr::new(&format!("nowhere://peer:{peer}")).unwrap()
 }
 
-/// A state machine that keeps nothing.
+/// A state machine without state.
 #[derive(Default)]
-pub(crate) struct Machine {
+pub(crate) struct EmptyMachine {
     /// The call that panics.
     pub(crate) panics_in: &'static str,
 }
 
-impl StateMachine for Machine {
+impl StateMachine for EmptyMachine {
     type Response = ();
     type View = ();
 
@@ -149,13 +173,25 @@ impl StateMachine for Machine {
     }
 }
 
-/// Keeps the last state of each group; entries stay in the engine's own memory.
-#[derive(Default)]
-pub(crate) struct Log(Mutex<BTreeMap<GroupId, GroupWrite>>);
+type LogHook = Box<dyn Fn(&str) + Send + Sync>;
 
-impl LogStore for Log {
+/// A log in memory.
+#[derive(Default)]
+pub(crate) struct MemLog {
+    groups: Mutex<BTreeMap<GroupId, GroupWrite>>,
+    /// Called in `entries`, `compact` and `purge`, with the name of the call.
+    pub(crate) hook: OnceLock<LogHook>,
+}
+
+impl MemLog {
+    fn run_hook(&self, call: &str) {
+        self.hook.get().into_iter().for_each(|hook| hook(call));
+    }
+}
+
+impl LogStore for MemLog {
     fn recover(&self, group: GroupId) -> Result<Recovered, LogError> {
-        let log = self.0.lock().unwrap();
+        let log = self.groups.lock().unwrap();
         let Some(stored) = log.get(&group) else { return Ok(Recovered::default()) };
         let truncated = truncated(stored);
         Ok(Recovered {
@@ -168,7 +204,7 @@ impl LogStore for Log {
     }
 
     fn append(&self, batch: &mut LogBatch) -> Result<(), LogError> {
-        let mut log = self.0.lock().unwrap();
+        let mut log = self.groups.lock().unwrap();
         for write in batch.writes.drain(..) {
             log.entry(write.group).or_insert_with(|| GroupWrite::new(write.group)).append(write);
         }
@@ -183,17 +219,18 @@ impl LogStore for Log {
         out: &mut Vec<Entry>,
     ) -> Result<(), LogReadError> {
         out.clear();
-        let log = self.0.lock().unwrap();
+        let log = self.groups.lock().unwrap();
         let stored = log.get(&group).into_iter().flat_map(|stored| &stored.entries);
         out.extend(stored.filter(|entry| range.contains(&entry.index)).cloned());
+        drop(log); // the hook may panic
+        self.run_hook("entries");
         Ok(())
     }
 
     fn term(&self, group: GroupId, index: u64) -> Result<u64, LogReadError> {
-        let log = self.0.lock().unwrap();
-        let place = log.get(&group).map(truncated).filter(|place| place.index == index);
-        if let Some(place) = place {
-            return Ok(place.term);
+        let log = self.groups.lock().unwrap();
+        if let Some(begin) = log.get(&group).map(truncated).filter(|begin| begin.index == index) {
+            return Ok(begin.term);
         }
         let mut stored = log.get(&group).into_iter().flat_map(|stored| &stored.entries);
         let found = stored.find(|entry| entry.index == index);
@@ -201,32 +238,34 @@ impl LogStore for Log {
     }
 
     fn compact(&self, _group: GroupId, _through: u64) -> Result<(), LogError> {
+        self.run_hook("compact");
         Ok(())
     }
 
     fn purge(&self) -> Result<Vec<GroupId>, LogError> {
+        self.run_hook("purge");
         Ok(Vec::new())
     }
 
     fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        Ok(self.0.lock().unwrap().keys().copied().collect())
+        Ok(self.groups.lock().unwrap().keys().copied().collect())
     }
 
     fn remove(&self, group: GroupId) -> Result<(), LogError> {
-        self.0.lock().unwrap().remove(&group);
+        self.groups.lock().unwrap().remove(&group);
         Ok(())
     }
 }
 
-/// Where the log of a group begins.
+/// The log position after which the log of a group begins.
 fn truncated(stored: &GroupWrite) -> LogId {
     stored.install.as_ref().map_or(LogId::NONE, |install| install.at)
 }
 
 #[derive(Default)]
-pub(crate) struct Ids(Mutex<(Option<Identity>, BTreeMap<NodeId, Incarnation>)>);
+pub(crate) struct MemIdentity(Mutex<(Option<Identity>, BTreeMap<NodeId, Incarnation>)>);
 
-impl IdentityStore for Ids {
+impl IdentityStore for MemIdentity {
     fn load(&self) -> Result<Option<Identity>, IdentityError> {
         Ok(self.0.lock().unwrap().0.clone())
     }
@@ -286,11 +325,11 @@ impl SnapshotStore for NoSnapshots {
     }
 }
 
-/// Reaches nobody, and keeps the way in for the test to use.
-struct Nowhere(Arc<OnceLock<Arc<dyn Inbound>>>);
+/// A transport that reaches no peer. It keeps the inbound side for the test.
+struct NoPeers(Arc<OnceLock<Arc<dyn Inbound>>>);
 
 #[async_trait]
-impl Transport for Nowhere {
+impl Transport for NoPeers {
     fn scheme(&self) -> &'static str {
         "nowhere"
     }
@@ -301,7 +340,7 @@ impl Transport for Nowhere {
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
         let _ = self.0.set(inbound);
-        Ok(Box::new(Deaf))
+        Ok(Box::new(TestListener))
     }
 
     async fn connect(
@@ -325,10 +364,10 @@ impl Transport for Nowhere {
     }
 }
 
-pub(crate) struct Deaf;
+pub(crate) struct TestListener;
 
 #[async_trait]
-impl Listener for Deaf {
+impl Listener for TestListener {
     fn local_addr(&self) -> SocketAddr {
         ([127, 0, 0, 1], 1).into()
     }

@@ -3,7 +3,7 @@ use towline_metrics::exporter::Exporter;
 use super::*;
 
 #[test]
-fn late_nacks_past_their_bound_are_counted_and_repeated_ones_are_not() {
+fn late_nacks_beyond_the_bound_are_counted_and_repeated_nacks_are_not() {
     let exporter = Exporter::new();
     let counters = Counters::new(NodeMetrics::new(1, Some(exporter.recorder())));
     let peer = NodeId::new(2).unwrap();

@@ -10,10 +10,10 @@ fn append(bytes: usize) -> Message {
     Message { entries: vec![entry], ..Message::new(MessageKind::Append, from, to) }
 }
 
-/// A leader whose `proposal_bytes_max` is higher may have committed an entry that is larger than this inbox. To refuse it
-/// would stop replication to this node for ever.
+/// A leader with a higher `proposal_bytes_max` may have committed such an entry. Refusing it would stop replication to this
+/// node for ever.
 #[test]
-fn an_append_larger_than_the_inbox_is_taken_when_nothing_waits() {
+fn an_empty_inbox_takes_an_append_larger_than_its_bound() {
     let config = Config {
         append_bytes_max: ByteSize::kib(1),
         append_inflight_max: 1,
@@ -23,7 +23,7 @@ fn an_append_larger_than_the_inbox_is_taken_when_nothing_waits() {
     let config = config.validate().unwrap();
     let ingress = Ingress::new(GroupId::DEFAULT, &config, ShardInbox::new().scheduled.clone());
     let from = NodeId::new(2).unwrap();
-    let mut taken = Taken::default();
+    let mut taken = IngressBatch::default();
     for _ in 0..2 {
         assert_eq!(ingress.deliver(from, append(1 << 20)), Ok(Delivered::Queued));
         assert_eq!(ingress.deliver(from, append(1)), Err(NackCause::InboxFull), "one at a time");
@@ -31,5 +31,5 @@ fn an_append_larger_than_the_inbox_is_taken_when_nothing_waits() {
     }
     assert_eq!(taken.appends.len(), 2);
     assert_eq!(ingress.deliver(from, append(1)), Ok(Delivered::Queued));
-    assert_eq!(ingress.deliver(from, append(1 << 20)), Err(NackCause::InboxFull), "something waits");
+    assert_eq!(ingress.deliver(from, append(1 << 20)), Err(NackCause::InboxFull), "the queue is not empty");
 }

@@ -1,94 +1,58 @@
-use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::*;
-use crate::core::Fetch;
-use crate::log_store::{LogBatch, LogError, LogReadError, Recovered};
+use crate::log_store::{GroupWrite, LogBatch};
 use crate::message::Entry;
 use crate::node::inbox::ShardInbox;
+use crate::node::tests::common::{DEADLINE, MemLog};
 
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Keeps the queue of its reader full, and panics in every call while a flag is set.
+/// What the log store does in its calls.
 #[derive(Default)]
-struct Store {
+struct LogCalls {
+    /// Compactions queue another compaction, so that the queue is never empty.
     refill: OnceLock<LogReader>,
     panics: AtomicBool,
     compactions: AtomicUsize,
     purges: AtomicUsize,
 }
 
-impl Store {
-    fn call(&self) {
+impl LogCalls {
+    fn called(&self, call: &str) {
+        match call {
+            "compact" => {
+                self.refill.get().into_iter().for_each(|reader| reader.compact(GroupId::DEFAULT, 1));
+                self.compactions.fetch_add(1, Ordering::SeqCst);
+            }
+            "purge" => {
+                self.purges.fetch_add(1, Ordering::SeqCst);
+            }
+            _ => {}
+        }
         assert!(!self.panics.load(Ordering::SeqCst), "a bad block");
     }
 }
 
-impl LogStore for Store {
-    fn recover(&self, _: GroupId) -> Result<Recovered, LogError> {
-        Ok(Recovered::default())
-    }
-
-    fn append(&self, _: &mut LogBatch) -> Result<(), LogError> {
-        Ok(())
-    }
-
-    fn entries(
-        &self,
-        _: GroupId,
-        range: Range<u64>,
-        _: usize,
-        out: &mut Vec<Entry>,
-    ) -> Result<(), LogReadError> {
-        // Before the panic, so that a part of the answer is there.
-        out.push(Entry { index: range.start, term: 1, data: "x".into(), ..Entry::default() });
-        self.call();
-        Ok(())
-    }
-
-    fn term(&self, _: GroupId, index: u64) -> Result<u64, LogReadError> {
-        Err(LogReadError::Beyond { index, last: 0 })
-    }
-
-    fn compact(&self, group: GroupId, through: u64) -> Result<(), LogError> {
-        if let Some(reader) = self.refill.get() {
-            // Before this task ends the next one waits.
-            reader.compact(group, through);
-        }
-        self.compactions.fetch_add(1, Ordering::SeqCst);
-        self.call();
-        Ok(())
-    }
-
-    fn purge(&self) -> Result<Vec<GroupId>, LogError> {
-        self.purges.fetch_add(1, Ordering::SeqCst);
-        self.call();
-        Ok(Vec::new())
-    }
-
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        Ok(Vec::new())
-    }
-
-    fn remove(&self, _: GroupId) -> Result<(), LogError> {
-        Ok(())
-    }
-}
-
-struct Running {
-    store: Arc<Store>,
+struct ReaderFixture {
+    calls: Arc<LogCalls>,
     inbox: ShardInbox,
     reader: LogReader,
     thread: JoinHandle<()>,
 }
 
-fn start(store: Store, purge_interval: Duration) -> Running {
-    let (store, inbox) = (Arc::new(store), ShardInbox::new());
-    let (work, queue) = channel();
-    let thread = Reader { store: store.clone(), shard: inbox.sender.clone(), purge_interval };
+/// A reader of a log with one entry, at index 3.
+fn start() -> ReaderFixture {
+    let (log, calls, inbox) = (MemLog::default(), Arc::new(LogCalls::default()), ShardInbox::new());
+    let entries = vec![Entry { index: 3, term: 1, data: "x".into(), ..Entry::default() }];
+    let write = GroupWrite { entries, ..GroupWrite::new(GroupId::DEFAULT) };
+    log.append(&mut LogBatch { writes: vec![write] }).unwrap();
+    let hooked = calls.clone();
+    assert!(log.hook.set(Box::new(move |call| hooked.called(call))).is_ok());
+    let (tasks, queue) = channel();
+    let (shard, purge_interval) = (inbox.sender.clone(), Duration::from_millis(20));
+    let thread = ReaderThread { store: Arc::new(log), shard, purge_interval };
     let thread = std::thread::spawn(move || thread.run(&queue));
-    Running { store, inbox, reader: LogReader { work }, thread }
+    ReaderFixture { calls, inbox, reader: LogReader { tasks }, thread }
 }
 
 fn wait(what: &str, mut condition: impl FnMut() -> bool) {
@@ -99,7 +63,7 @@ fn wait(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-impl Running {
+impl ReaderFixture {
     /// The entries of the next fetch that comes back.
     fn fetched(&self) -> usize {
         self.reader.fetch(GroupId::DEFAULT, 1, Fetch { low: 3, high: 4 });
@@ -123,27 +87,26 @@ impl Running {
 }
 
 #[test]
-fn a_queue_that_is_never_empty_does_not_keep_the_store_from_a_purge() {
-    let running = start(Store::default(), Duration::from_millis(20));
-    assert!(running.store.refill.set(running.reader.clone()).is_ok());
+fn purges_run_although_the_queue_is_never_empty() {
+    let running = start();
+    assert!(running.calls.refill.set(running.reader.clone()).is_ok());
     running.reader.compact(GroupId::DEFAULT, 1);
-    wait("purges under load", || running.store.purges.load(Ordering::SeqCst) >= 3);
-    // The other way round purges must not be all that is done.
-    let done = running.store.compactions.load(Ordering::SeqCst);
-    wait("compactions beside purges", || running.store.compactions.load(Ordering::SeqCst) > done + 10);
+    wait("purges under load", || running.calls.purges.load(Ordering::SeqCst) >= 3);
+    let done = running.calls.compactions.load(Ordering::SeqCst);
+    wait("compactions beside purges", || running.calls.compactions.load(Ordering::SeqCst) > done + 10);
     running.end();
 }
 
 #[test]
-fn a_store_that_panics_ends_one_call_and_not_the_thread() {
-    let running = start(Store::default(), Duration::from_millis(20));
-    running.store.panics.store(true, Ordering::SeqCst);
-    let purges = running.store.purges.load(Ordering::SeqCst);
-    assert_eq!(running.fetched(), 0, "nothing of an answer that ended in a panic");
+fn a_panic_of_the_store_ends_one_call_and_not_the_thread() {
+    let running = start();
+    running.calls.panics.store(true, Ordering::SeqCst);
+    let purges = running.calls.purges.load(Ordering::SeqCst);
+    assert_eq!(running.fetched(), 0, "a partial answer is dropped");
     running.reader.compact(GroupId::DEFAULT, 1);
-    wait("a compaction that panics", || running.store.compactions.load(Ordering::SeqCst) == 1);
-    wait("purges that panic", || running.store.purges.load(Ordering::SeqCst) > purges + 1);
-    running.store.panics.store(false, Ordering::SeqCst);
+    wait("a compaction that panics", || running.calls.compactions.load(Ordering::SeqCst) == 1);
+    wait("purges that panic", || running.calls.purges.load(Ordering::SeqCst) > purges + 1);
+    running.calls.panics.store(false, Ordering::SeqCst);
     assert_eq!(running.fetched(), 1);
     running.end();
 }

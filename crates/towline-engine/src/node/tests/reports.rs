@@ -1,15 +1,14 @@
-//! Cases 8 and 9 on a node that runs: posts through the reporter that its lanes and transfers have, while its shard is held,
-//! while it goes down, and afterwards.
+//! Cases 8 and 9 on a running node: posts to its reporter while its shard is held, while it stops, and afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::common::{Alone, DEADLINE, counter, id, wait};
-use super::seams::Held;
-use super::stage::{BEHIND, Stage};
+use super::common::{DEADLINE, TestNode, counter, id, wait};
+use super::fixture::{BEHIND, LeaderFixture};
+use super::hooks::HeldShard;
 use crate::config::Config;
 use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
@@ -28,7 +27,7 @@ const STRANGER: u64 = 99;
 const KINDS: u64 = 5;
 const OF_A_KIND: u64 = POSTS / KINDS;
 
-/// No post waits for anybody: what it may take is what a busy machine keeps a thread from running.
+/// The longest post on a busy machine. No post waits for another thread.
 const POST_MAX: Duration = Duration::from_secs(1);
 
 fn config() -> Config {
@@ -44,26 +43,26 @@ fn config() -> Config {
     }
 }
 
-/// Leads [`GROUPS`] groups; two peers of each are to be sent a snapshot, and do not answer.
-async fn sending() -> (Stage, Vec<SnapshotAttempt>) {
-    let mut stage = Stage::node(config()).await;
-    stage.script.answers.send_replace(false);
-    stage.lead(GROUPS).await;
-    let attempts = stage.attempts().await;
+/// A leader of [`GROUPS`] groups with offers to two peers of each, which do not answer.
+async fn sending() -> (LeaderFixture, Vec<SnapshotAttempt>) {
+    let mut fixture = LeaderFixture::new(config()).await;
+    fixture.played.answers.send_replace(false);
+    fixture.lead(GROUPS).await;
+    let attempts = fixture.attempts().await;
     assert_eq!(attempts.len() as u64, GROUPS * BEHIND.len() as u64);
-    (stage, attempts)
+    (fixture, attempts)
 }
 
-/// What is posted, by a number.
+/// Posts of all kinds, chosen by a number.
 #[derive(Clone)]
 struct Storm {
     reporter: Arc<dyn Reporter>,
     attempts: Vec<SnapshotAttempt>,
 }
 
-/// What a thread saw of its posts.
+/// What a thread measured of its posts.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Seen {
+struct PostCosts {
     slowest: Duration,
     allocations: u64,
 }
@@ -86,63 +85,63 @@ impl Storm {
         }
     }
 
-    /// All posts from all threads; each tells what it saw when it is through.
-    fn rage(&self) -> Receiver<Seen> {
+    /// Makes all posts from all threads. Each thread sends its costs at its end.
+    fn rage(&self) -> Receiver<PostCosts> {
         let (done, all) = mpsc::channel();
         for thread in 0..THREADS {
             let (storm, done) = (self.clone(), done.clone());
             std::thread::spawn(move || {
-                let mut seen = Seen::default();
+                let mut costs = PostCosts::default();
                 for n in (thread..POSTS).step_by(THREADS as usize) {
                     let started = Instant::now();
                     let allocated = allocation_counter::measure(|| storm.post(n));
-                    seen.slowest = seen.slowest.max(started.elapsed());
-                    seen.allocations += allocated.count_total;
+                    costs.slowest = costs.slowest.max(started.elapsed());
+                    costs.allocations += allocated.count_total;
                 }
-                let _ = done.send(seen);
+                let _ = done.send(costs);
             });
         }
         all
     }
 }
 
-/// The worst of all threads; `None` if one of them does not come back.
-fn worst(all: &Receiver<Seen>, patience: Duration) -> Option<Seen> {
-    let mut worst = Seen::default();
+/// The total of all threads. `None` if a thread does not end in time.
+fn total(all: &Receiver<PostCosts>, timeout: Duration) -> Option<PostCosts> {
+    let mut total = PostCosts::default();
     for _ in 0..THREADS {
-        let seen = all.recv_timeout(patience).ok()?;
-        worst.slowest = worst.slowest.max(seen.slowest);
-        worst.allocations += seen.allocations;
+        let costs = all.recv_timeout(timeout).ok()?;
+        total.slowest = total.slowest.max(costs.slowest);
+        total.allocations += costs.allocations;
     }
-    Some(worst)
+    Some(total)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_allocate_nor_lose_an_outcome() {
-    let (stage, mut attempts) = sending().await;
-    let reporter = stage.reporter.clone();
-    // What counts reports about strangers is made with the first of them, once for all.
+async fn posts_to_a_held_shard_neither_wait_nor_allocate_nor_lose_an_outcome() {
+    let (fixture, mut attempts) = sending().await;
+    let reporter = fixture.reporter.clone();
+    // The first report about a stranger allocates the counters of all strangers.
     reporter.report_unreachable(id(STRANGER), Scope::Node, UnreachableCause::NoRoute);
     let outcomes = |kind| {
         ["applied", "stale", "coalesced", "unknown_peer", "after_close", "synthesized"]
-            .map(|outcome| (outcome, stage.reports(kind, outcome)))
+            .map(|outcome| (outcome, fixture.reports(kind, outcome)))
     };
     let kinds = ["unreachable", "snapshot_finish", "snapshot_failure"];
     let before = kinds.map(outcomes);
-    let turns = || stage.alone.counter("towline_shard_turns_total", "");
-    let held = Held::shard(&stage.acts);
+    let turns = || fixture.test.counter("towline_shard_turns_total", "");
+    let held = HeldShard::new(&fixture.hooks);
     let turns_before = turns();
 
     let last = attempts.pop().unwrap();
     let storm = Storm { reporter, attempts };
-    let seen = worst(&storm.rage(), DEADLINE).expect("every post returns while the shard is held");
-    // The outcome that comes after all of them.
+    let costs = total(&storm.rage(), DEADLINE).expect("every post returns while the shard is held");
+    // An outcome after all other posts.
     storm.reporter.report_snapshot(last, SnapshotStatus::Failure(SnapshotFailure::Corrupt));
     assert_eq!(turns(), turns_before, "the shard was held all the time");
-    assert!(seen.slowest < POST_MAX, "{seen:?}");
-    assert_eq!(seen.allocations, 0);
+    assert!(costs.slowest < POST_MAX, "{costs:?}");
+    assert_eq!(costs.allocations, 0);
 
-    stage.groups.iter().for_each(|group| stage.script.have(group.id(), BEHIND));
+    fixture.groups.iter().for_each(|group| fixture.played.have(group.id(), BEHIND));
     drop(held);
     let ended = |attempt: &SnapshotAttempt| match *attempt == last {
         true => AttemptOutcome::Failed(SnapshotFailure::Corrupt),
@@ -150,19 +149,19 @@ async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_alloca
     };
     wait("every outcome", || {
         let applied =
-            stage.reports("snapshot_finish", "applied") + stage.reports("snapshot_failure", "applied");
+            fixture.reports("snapshot_finish", "applied") + fixture.reports("snapshot_failure", "applied");
         (applied >= GROUPS * 2).then_some(())
     })
     .await;
     let peers: BTreeMap<(GroupId, NodeId), _> =
-        stage.peers().await.into_iter().map(|(group, peer)| ((group, peer.id), peer)).collect();
+        fixture.peers().await.into_iter().map(|(group, peer)| ((group, peer.id), peer)).collect();
     for attempt in storm.attempts.iter().chain([&last]) {
-        let told = peers[&(attempt.group, attempt.peer)].last_attempt.unwrap();
-        assert_eq!((told.number, told.outcome), (attempt.number, ended(attempt)));
+        let last_attempt = peers[&(attempt.group, attempt.peer)].last_attempt.unwrap();
+        assert_eq!((last_attempt.number, last_attempt.outcome), (attempt.number, ended(attempt)));
     }
 
     let finishes = storm.attempts.len() as u64;
-    let lost = OF_A_KIND + OF_A_KIND * GROUPS; // a node-wide one is one for each group
+    let lost = OF_A_KIND + OF_A_KIND * GROUPS; // a node-wide report counts once for each group
     let cells = GROUPS * PEERS;
     let expected = [
         [cells, 0, lost - cells, OF_A_KIND, 0, 0],
@@ -177,26 +176,26 @@ async fn ten_thousand_posts_against_a_shard_that_is_held_neither_wait_nor_alloca
         );
     }
 
-    // The tickets come with what was posted in their place.
-    stage.script.answers.send_replace(true);
+    // The tickets report the outcomes that were posted already.
+    fixture.played.answers.send_replace(true);
     wait("the tickets' own reports", || {
-        (stage.reports("snapshot_finish", "stale") == GROUPS * 2).then_some(())
+        (fixture.reports("snapshot_finish", "stale") == GROUPS * 2).then_some(())
     })
     .await;
-    stage.when_behind("served", |peer| peer.progress == PeerProgress::Replicate).await;
+    fixture.when_behind("served", |peer| peer.progress == PeerProgress::Replicate).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_counted() {
-    let (stage, attempts) = sending().await;
+async fn posts_during_and_after_a_shutdown_return_at_once_and_are_counted() {
+    let (fixture, attempts) = sending().await;
     let (over, posted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let reporter = stage.reporter.clone();
+    let reporter = fixture.reporter.clone();
     let threads = (0..THREADS).map(|_| {
         let (reporter, attempts) = (reporter.clone(), attempts.clone());
         let (over, posted) = (over.clone(), posted.clone());
         std::thread::spawn(move || {
             let (mut slowest, mut left) = (Duration::ZERO, 100);
-            // A hundred rounds more once it is over.
+            // A hundred more rounds after the shutdown.
             while left > 0 {
                 left -= u32::from(over.load(Ordering::SeqCst));
                 for attempt in &attempts {
@@ -211,7 +210,7 @@ async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_co
         })
     });
     let threads: Vec<_> = threads.collect();
-    let Stage { alone: Alone { node, exporter, .. }, script: _script, groups, .. } = stage;
+    let LeaderFixture { test: TestNode { node, exporter, .. }, played: _played, groups, .. } = fixture;
     let counted = |outcome: &str| {
         let label = format!("kind=\"snapshot_finish\",outcome=\"{outcome}\"");
         counter(&exporter, "towline_reports_total", &label)
@@ -232,50 +231,49 @@ async fn posts_while_a_node_goes_down_and_after_it_return_at_once_and_are_all_co
     assert_eq!(sum, posted.load(Ordering::SeqCst));
 }
 
-/// No order to stop comes before a panic: only the end of the shard itself can close the mailbox then.
+/// After a panic only the end of the shard's thread can close the mailbox.
 #[tokio::test(flavor = "multi_thread")]
-async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close_and_do_not_pile_up() {
-    let (stage, attempts) = sending().await;
-    let reporter = stage.reporter.clone();
-    // What counts reports about strangers is made with the first of them, once for all.
+async fn posts_after_a_panic_of_the_shard_are_counted_as_after_close() {
+    let (fixture, attempts) = sending().await;
+    let reporter = fixture.reporter.clone();
+    // The first report about a stranger allocates the counters of all strangers.
     reporter.report_unreachable(id(STRANGER), Scope::Node, UnreachableCause::NoRoute);
-    stage.panic_shard().await;
+    fixture.panic_shard().await;
     let kinds = ["unreachable", "snapshot_finish", "snapshot_failure"];
-    let after_close = || kinds.map(|kind| stage.reports(kind, "after_close"));
-    // Nobody goes on sending for a group that does not run, and a ticket reports before its task is over.
-    let sends = &stage.alone.node.inner.sends;
+    let after_close = || kinds.map(|kind| fixture.reports(kind, "after_close"));
+    // The panic cancels the transfers, and a ticket reports before its task ends.
+    let sends = &fixture.test.node.inner.sends;
     wait("the end of the tasks", || {
         (!attempts.iter().any(|attempt| sends.is_running(attempt))).then_some(())
     })
     .await;
     assert_eq!(after_close()[2], attempts.len() as u64);
 
-    let all = || stage.alone.counter("towline_reports_total", "");
+    let all = || fixture.test.counter("towline_reports_total", "");
     let (before, all_before) = (after_close(), all());
     let storm = Storm { reporter, attempts: attempts.clone() };
-    let seen = worst(&storm.rage(), DEADLINE).expect("every post returns");
-    assert!(seen.slowest < POST_MAX, "{seen:?}");
-    assert_eq!(seen.allocations, 0);
+    let costs = total(&storm.rage(), DEADLINE).expect("every post returns");
+    assert!(costs.slowest < POST_MAX, "{costs:?}");
+    assert_eq!(costs.allocations, 0);
     let counted = std::array::from_fn::<_, 3, _>(|kind| after_close()[kind] - before[kind]);
     assert_eq!(counted, [3 * OF_A_KIND, OF_A_KIND, OF_A_KIND]);
-    assert_eq!(all() - all_before, POSTS, "and as nothing else");
+    assert_eq!(all() - all_before, POSTS, "and with no other outcome");
 }
 
-/// Its groups were dropped without a word: whoever proposed waited for ever, and a leader that was none was shown as one.
+/// The shard dropped its groups silently: pending proposals waited for ever, and the published state still named a leader.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still_goes_down() {
-    let mut stage = Stage::node(config()).await;
-    stage.lead(2).await;
-    let held = Held::shard(&stage.acts);
-    // Queued where the shard has not looked yet, or in the core: answered either way.
-    let early = stage.groups.iter().map(|group| group.submit("early").unwrap()).collect::<Vec<_>>();
+async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still_stops() {
+    let mut fixture = LeaderFixture::new(config()).await;
+    fixture.lead(2).await;
+    let held = HeldShard::new(&fixture.hooks);
+    // In the queue of the shard, or in the core.
+    let early = fixture.groups.iter().map(|group| group.submit("early").unwrap()).collect::<Vec<_>>();
     drop(held);
-    stage.panic_shard().await;
+    fixture.panic_shard().await;
     for proposal in early {
-        // Its fate depends on how far it came.
         let _ = tokio::time::timeout(DEADLINE, proposal).await.expect("an answer");
     }
-    for group in &stage.groups {
+    for group in &fixture.groups {
         let state = group.state();
         assert_eq!((state.role, state.leader), (Role::Down, None));
         assert!(state.down.is_some_and(|cause| cause.contains("panicked")));
@@ -284,108 +282,74 @@ async fn a_panic_of_the_shard_takes_its_groups_out_of_service_and_the_node_still
         let read = tokio::time::timeout(DEADLINE, group.read(Consistency::Linearizable)).await;
         assert!(matches!(read.expect("an answer"), Err(ReadError::Stopped { .. })));
     }
-    let Stage { alone: Alone { node, .. }, groups, script: _script, .. } = stage;
+    let LeaderFixture { test: TestNode { node, .. }, groups, played: _played, .. } = fixture;
     drop(groups);
     tokio::time::timeout(DEADLINE, node.shutdown(Duration::from_millis(200))).await.expect("it goes down");
 }
 
-/// Three reporters that one might write instead, and what the test above would say of them.
+/// Other designs of a reporter. The tests above would fail with each of them.
 mod controls {
     use super::*;
 
-    fn storm(reporter: Arc<dyn Reporter>) -> Storm {
-        let attempt = SnapshotAttempt { group: GroupId::new(1), peer: id(4), term: 1, index: 10, number: 1 };
-        Storm { reporter, attempts: vec![attempt] }
-    }
+    /// A reporter that passes each report to a queue.
+    struct QueueReporter<F>(F);
 
-    fn unreachable(peer: NodeId, cause: UnreachableCause) -> Report {
-        Report::Unreachable { group: GroupId::new(1), peer, cause }
-    }
-
-    /// Blocks when it is full.
-    struct Blocks {
-        queue: SyncSender<Report>,
-        waiting: AtomicUsize,
-    }
-
-    impl Blocks {
-        fn send(&self, report: Report) {
-            if let Err(TrySendError::Full(report)) = self.queue.try_send(report) {
-                self.waiting.fetch_add(1, Ordering::SeqCst);
-                let _ = self.queue.send(report);
-            }
-        }
-    }
-
-    impl Reporter for Blocks {
+    impl<F: Fn(Report) + Send + Sync + 'static> Reporter for QueueReporter<F> {
         fn report_unreachable(&self, peer: NodeId, _: Scope, cause: UnreachableCause) {
-            self.send(unreachable(peer, cause));
+            (self.0)(Report::Unreachable { group: GroupId::new(1), peer, cause });
         }
 
         fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
-            self.send(Report::Snapshot { attempt, status });
+            (self.0)(Report::Snapshot { attempt, status });
         }
+    }
+
+    fn storm(queue: impl Fn(Report) + Send + Sync + 'static) -> Storm {
+        let attempt = SnapshotAttempt { group: GroupId::new(1), peer: id(4), term: 1, index: 10, number: 1 };
+        Storm { reporter: Arc::new(QueueReporter(queue)), attempts: vec![attempt] }
     }
 
     #[tokio::test]
     async fn posts_to_a_bounded_queue_wait_for_the_loop() {
         let (queue, stalled) = mpsc::sync_channel(1_024);
-        let blocks = Arc::new(Blocks { queue, waiting: AtomicUsize::new(0) });
-        let all = storm(blocks.clone()).rage();
-        wait("all threads to wait", || {
-            (blocks.waiting.load(Ordering::SeqCst) as u64 == THREADS).then_some(())
-        })
-        .await;
-        assert_eq!(worst(&all, Duration::ZERO), None, "none of them came back");
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let waits = waiting.clone();
+        let storm = storm(move |report| {
+            if let Err(TrySendError::Full(report)) = queue.try_send(report) {
+                waits.fetch_add(1, Ordering::SeqCst);
+                let _ = queue.send(report);
+            }
+        });
+        let all = storm.rage();
+        wait("all threads to wait", || (waiting.load(Ordering::SeqCst) as u64 == THREADS).then_some(()))
+            .await;
+        assert_eq!(total(&all, Duration::ZERO), None, "no thread has ended");
         drop(stalled);
-        assert!(worst(&all, DEADLINE).is_some(), "they did wait for the loop");
-    }
-
-    /// Grows.
-    struct Grows(Mutex<Sender<Report>>);
-
-    impl Reporter for Grows {
-        fn report_unreachable(&self, peer: NodeId, _: Scope, cause: UnreachableCause) {
-            let _ = self.0.lock().unwrap().send(unreachable(peer, cause));
-        }
-
-        fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
-            let _ = self.0.lock().unwrap().send(Report::Snapshot { attempt, status });
-        }
+        assert!(total(&all, DEADLINE).is_some(), "the threads waited for the loop");
     }
 
     #[test]
     fn posts_to_an_unbounded_queue_allocate() {
         let (queue, stalled) = mpsc::channel();
-        let seen = worst(&storm(Arc::new(Grows(Mutex::new(queue)))).rage(), DEADLINE).unwrap();
-        assert!(seen.allocations > 100, "{seen:?}");
+        let queue = Mutex::new(queue);
+        let storm = storm(move |report| queue.lock().unwrap().send(report).unwrap());
+        let costs = total(&storm.rage(), DEADLINE).unwrap();
+        assert!(costs.allocations > 100, "{costs:?}");
+        drop(storm);
         assert_eq!(stalled.iter().count() as u64, POSTS);
     }
 
-    /// Drops when it is full.
-    struct Drops(SyncSender<Report>);
-
-    impl Reporter for Drops {
-        fn report_unreachable(&self, peer: NodeId, _: Scope, cause: UnreachableCause) {
-            let _ = self.0.try_send(unreachable(peer, cause));
-        }
-
-        fn report_snapshot(&self, attempt: SnapshotAttempt, status: SnapshotStatus) {
-            let _ = self.0.try_send(Report::Snapshot { attempt, status });
-        }
-    }
-
     #[test]
-    fn posts_to_a_queue_that_drops_lose_the_outcome_that_comes_last() {
+    fn posts_to_a_queue_that_drops_lose_the_last_outcome() {
         let (queue, stalled) = mpsc::sync_channel(1_024);
-        let storm = storm(Arc::new(Drops(queue)));
-        worst(&storm.rage(), DEADLINE).unwrap();
+        let storm = storm(move |report| {
+            let _ = queue.try_send(report);
+        });
+        total(&storm.rage(), DEADLINE).unwrap();
         let last = SnapshotAttempt { number: 2, ..storm.attempts[0] };
         storm.reporter.report_snapshot(last, SnapshotStatus::Finish);
         drop(storm);
-        let kept = stalled
-            .iter()
-            .any(|report| matches!(report, Report::Snapshot { attempt, .. } if attempt == last));
-        assert!(!kept);
+        let is_last = |report| matches!(report, Report::Snapshot { attempt, .. } if attempt == last);
+        assert!(!stalled.iter().any(is_last));
     }
 }

@@ -1,76 +1,47 @@
-use std::time::Duration;
-
 use super::*;
-use crate::ids::GroupId;
-use crate::message::{ConfState, LogId, MemberTable, MessageKind};
-use crate::snapshot_store::{ContentId, SnapshotHead, SnapshotReader, SnapshotWriter};
+use crate::message::MessageKind;
+use crate::snapshot_store::ContentId;
+use crate::snapshots::fixture::{CONTENT as PARTIAL, DEADLINE, TestStore, id, meta, settings};
 
-const DEADLINE: Duration = Duration::from_secs(20);
 const EIO: i32 = 5;
 
-/// Part of it is here, and is read again for as long as that may go on.
-const PARTIAL: ContentId = ContentId([7; 16]);
-/// What a later attempt offers. Its file is damaged, which nothing else is told of.
+/// The content of a later attempt. Its file is damaged.
 const OTHER: ContentId = ContentId([8; 16]);
 
-/// How it ends to read the partial file again.
+/// How reading the partial file ends.
 #[derive(Debug, Clone, Copy)]
-enum Ends {
-    /// As it is asked to.
+enum ReadEnd {
     Stops,
-    /// The disk fails, just when it is asked to.
+    /// The disk fails in the moment in which the read must stop.
     DiskFails,
 }
 
-impl SnapshotStore for Ends {
-    fn complete(&self, _: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
-        Ok(Vec::new())
-    }
-
-    fn find(&self, _: GroupId, _: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        Ok(None)
-    }
-
-    fn create(&self, _: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Busy { content: PARTIAL })
-    }
-
-    fn receive_while(
-        &self,
-        meta: &SnapshotMeta,
-        goes_on: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
+/// A store that reads a partial file until it must stop.
+fn store(end: ReadEnd) -> TestStore {
+    let receive = move |meta: &SnapshotMeta, goes_on: &mut dyn FnMut(u64) -> bool| {
         let content = meta.content;
         if content == OTHER {
-            return Err(SnapshotStoreError::Corrupt { content, detail: "the later one's".into() });
+            return Err(SnapshotStoreError::Corrupt { content, detail: "of the later attempt".into() });
         }
         let begun = std::time::Instant::now();
         while goes_on(1) {
-            assert!(begun.elapsed() < DEADLINE, "nobody asks it to stop");
+            assert!(begun.elapsed() < DEADLINE, "the read is not stopped");
             std::thread::yield_now();
         }
-        match self {
-            Self::Stops => Err(SnapshotStoreError::Stopped { content }),
-            Self::DiskFails => {
-                Err(SnapshotStoreError::Io { during: "reading", source: io::Error::from_raw_os_error(EIO) })
+        Err(match end {
+            ReadEnd::Stops => SnapshotStoreError::Stopped { content },
+            ReadEnd::DiskFails => {
+                SnapshotStoreError::Io { during: "reading", source: io::Error::from_raw_os_error(EIO) }
             }
-        }
-    }
-
-    fn open(&self, meta: &SnapshotMeta, _: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Missing { content: meta.content })
-    }
-
-    fn retain(&self, _: GroupId, _: &[ContentId]) -> Result<(), SnapshotStoreError> {
-        Ok(())
-    }
+        })
+    };
+    TestStore { receive: Box::new(receive), ..TestStore::default() }
 }
 
-/// Wants everything.
-struct Wants;
+struct WantsAll;
 
 #[async_trait]
-impl SnapshotGroups for Wants {
+impl SnapshotGroups for WantsAll {
     async fn offer(&self, _: NodeId, _: SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
         Ok(OfferVerdict::Wanted)
     }
@@ -80,100 +51,79 @@ impl SnapshotGroups for Wants {
     }
 }
 
-struct Bench {
+struct ReceiveFixture {
     receives: Receives,
     worker: SnapshotWorker,
-    keeping: std::thread::JoinHandle<()>,
+    thread: std::thread::JoinHandle<()>,
 }
 
-/// To be made on the runtime of a test.
-fn bench(store: Ends) -> Bench {
-    let store: Arc<dyn SnapshotStore> = Arc::new(store);
-    let (worker, keeping) = SnapshotWorker::start(store.clone(), |_| ()).unwrap();
-    let receives = Receives::new(ReceivesDeps {
-        node: id(1),
-        settings: TransferSettings {
-            chunk_bytes: 4,
-            bytes_max: 100,
-            receives_max: 1,
-            bytes_per_second: 0,
-            offer_timeout: DEADLINE,
-            progress_timeout: DEADLINE,
-            phase_timeout: DEADLINE,
-        },
-        store,
-        worker: worker.clone(),
-        groups: Arc::new(Wants),
-        runtime: Handle::current(),
-    });
-    Bench { receives, worker, keeping }
-}
+impl ReceiveFixture {
+    /// Must be called on a runtime.
+    fn new(end: ReadEnd) -> Self {
+        let store: Arc<dyn SnapshotStore> = Arc::new(store(end));
+        let (worker, thread) = SnapshotWorker::start(store.clone(), |_| ()).unwrap();
+        let receives = Receives::new(ReceivesDeps {
+            node: id(1),
+            settings: settings(0),
+            store,
+            worker: worker.clone(),
+            groups: Arc::new(WantsAll),
+            runtime: Handle::current(),
+        });
+        Self { receives, worker, thread }
+    }
 
-impl Bench {
-    /// What the sender of this attempt is told.
-    async fn told(&self, attempt: u64, content: ContentId) -> SnapshotRefusal {
-        let head = SnapshotHead {
-            group: GroupId::DEFAULT,
-            at: LogId { index: 7, term: 2 },
-            conf_state: ConfState::default(),
-            members: MemberTable::new(),
-        };
-        let offer = SnapshotOffer {
-            message: Message { term: 3, ..Message::new(MessageKind::Snapshot, id(2), id(1)) },
-            meta: SnapshotMeta { head, length: 20, content },
-            attempt,
-        };
+    /// The refusal that the sender of this attempt gets.
+    async fn refusal(&self, attempt: u64, content: ContentId) -> SnapshotRefusal {
+        let message = Message { term: 3, ..Message::new(MessageKind::Snapshot, id(2), id(1)) };
+        let offer = SnapshotOffer { message, meta: meta(20, content), attempt };
         let answer =
             self.receives.offer(id(2), offer, ByteTally::new(|_, _| ()), &ProgressCell::new(0)).await;
-        answer.err().expect("no file of these can be opened")
+        answer.err().expect("no file can be opened")
     }
 
     fn stop(self) {
         self.worker.stop();
-        self.keeping.join().unwrap();
+        self.thread.join().unwrap();
     }
 }
 
-fn id(raw: u64) -> NodeId {
-    NodeId::new(raw).unwrap()
-}
-
-/// The refusal that a sender gets if its partial file is being verified when a later attempt at other content claims the
-/// slot. The later attempt gets the slot. A paused clock waits for a reading thread, so no offer times out on a busy machine.
-async fn told_when_the_slot_is_wanted(store: Ends) -> SnapshotRefusal {
-    let bench = bench(store);
-    let (earlier, later) = tokio::join!(bench.told(1, PARTIAL), bench.told(2, OTHER));
+/// The refusal of a sender whose partial file is being read when a later attempt at other content claims the slot. A paused
+/// clock waits for a reading thread, so no offer times out on a busy machine.
+async fn refusal_when_superseded(end: ReadEnd) -> SnapshotRefusal {
+    let fixture = ReceiveFixture::new(end);
+    let (earlier, later) = tokio::join!(fixture.refusal(1, PARTIAL), fixture.refusal(2, OTHER));
     assert!(matches!(&later, SnapshotRefusal::Corrupt { .. }), "{later:?}");
-    bench.stop();
+    fixture.stop();
     earlier
 }
 
-/// The same when the node stops.
-async fn told_when_the_node_stops(store: Ends) -> SnapshotRefusal {
-    let bench = bench(store);
-    let (told, ()) = tokio::join!(bench.told(1, PARTIAL), async { bench.receives.close() });
-    bench.stop();
-    told
+/// The refusal of a sender whose partial file is being read when the node stops.
+async fn refusal_when_the_node_stops(end: ReadEnd) -> SnapshotRefusal {
+    let fixture = ReceiveFixture::new(end);
+    let (refusal, ()) = tokio::join!(fixture.refusal(1, PARTIAL), async { fixture.receives.close() });
+    fixture.stop();
+    refusal
 }
 
-/// It was told that another attempt had taken its place, or that the node stops, and nobody heard of the disk.
+/// The sender heard that a later attempt had superseded it, or that the node stops, and no line named the disk.
 #[tokio::test(start_paused = true)]
-async fn a_disk_that_fails_while_a_part_is_read_again_is_told_whoever_wanted_the_slot_meanwhile() {
-    let told = [
-        told_when_the_slot_is_wanted(Ends::DiskFails).await,
-        told_when_the_node_stops(Ends::DiskFails).await,
-    ];
-    let reads = io::Error::from_raw_os_error(EIO).to_string();
-    for told in told {
-        let of_disk = matches!(&told, SnapshotRefusal::Storage { detail } if detail.contains(&reads));
-        assert!(of_disk, "{told:?}");
+async fn a_disk_failure_during_a_stopped_read_reaches_the_sender() {
+    let cause = io::Error::from_raw_os_error(EIO).to_string();
+    for refusal in [
+        refusal_when_superseded(ReadEnd::DiskFails).await,
+        refusal_when_the_node_stops(ReadEnd::DiskFails).await,
+    ] {
+        let of_disk = matches!(&refusal, SnapshotRefusal::Storage { detail } if detail.contains(&cause));
+        assert!(of_disk, "{refusal:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_stops_to_read_a_part_again_says_for_whom() {
-    let told = told_when_the_slot_is_wanted(Ends::Stops).await;
-    assert!(matches!(told, SnapshotRefusal::Superseded), "{told:?}");
-    let told = told_when_the_node_stops(Ends::Stops).await;
-    assert!(matches!(&told, SnapshotRefusal::NotTaken { detail } if detail == "the node stops"), "{told:?}");
+async fn a_stopped_read_is_refused_with_the_cause_of_the_stop() {
+    let refusal = refusal_when_superseded(ReadEnd::Stops).await;
+    assert!(matches!(refusal, SnapshotRefusal::Superseded), "{refusal:?}");
+    let refusal = refusal_when_the_node_stops(ReadEnd::Stops).await;
+    let stops = matches!(&refusal, SnapshotRefusal::NotTaken { detail } if detail == "the node stops");
+    assert!(stops, "{refusal:?}");
 }

@@ -2,112 +2,84 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use super::*;
-use crate::snapshot_store::{SnapshotReader, SnapshotWriter};
+use crate::snapshots::fixture::{CONTENT, DEADLINE, TestStore};
 
 const GROUP: GroupId = GroupId::DEFAULT;
-const CONTENT: ContentId = ContentId([7; 16]);
-const DEADLINE: Duration = Duration::from_secs(20);
-
-/// A store that reports what it keeps, and waits or panics on request.
-struct Told {
-    kept: Sender<Vec<ContentId>>,
-    go_on: Mutex<Receiver<Then>>,
-}
 
 enum Then {
-    Answer,
+    Return,
     Panic,
 }
 
-impl SnapshotStore for Told {
-    fn complete(&self, _: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
-        Ok(Vec::new())
-    }
-
-    fn find(&self, _: GroupId, _: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        Ok(None)
-    }
-
-    fn create(&self, _: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Busy { content: CONTENT })
-    }
-
-    fn receive_while(
-        &self,
-        _: &SnapshotMeta,
-        _: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Busy { content: CONTENT })
-    }
-
-    fn open(&self, _: &SnapshotMeta, _: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Missing { content: CONTENT })
-    }
-
-    fn retain(&self, _: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
-        self.kept.send(keep.to_vec()).unwrap();
-        match self.go_on.lock().unwrap().recv_timeout(DEADLINE) {
-            Ok(Then::Panic) => panic!("the store"),
-            _ => Ok(()),
-        }
-    }
-}
-
-struct Bench {
+/// A worker whose store shows what it retains, and then waits for the test.
+struct WorkerFixture {
     worker: SnapshotWorker,
     thread: JoinHandle<()>,
-    kept: Receiver<Vec<ContentId>>,
+    retained: Receiver<Vec<ContentId>>,
     go_on: Sender<Then>,
 }
 
-fn bench() -> Bench {
-    let ((kept, told), (go_on, waits)) = (channel(), channel());
-    let store = Arc::new(Told { kept, go_on: Mutex::new(waits) });
-    let (worker, thread) = SnapshotWorker::start(store, |_| ()).unwrap();
-    Bench { worker, thread, kept: told, go_on }
+impl WorkerFixture {
+    fn new() -> Self {
+        let ((kept, retained), (go_on, then)) = (channel(), channel());
+        let then = Mutex::new(then);
+        let retain = move |keep: &[ContentId]| {
+            kept.send(keep.to_vec()).unwrap();
+            let then = lock(&then).recv_timeout(DEADLINE);
+            assert!(!matches!(then, Ok(Then::Panic)), "the store panics");
+        };
+        let store = TestStore { retain: Box::new(retain), ..TestStore::default() };
+        let (worker, thread) = SnapshotWorker::start(Arc::new(store), |_| ()).unwrap();
+        Self { worker, thread, retained, go_on }
+    }
+
+    fn assert_retains(&self, content: &[ContentId]) {
+        assert_eq!(self.retained.recv_timeout(DEADLINE), Ok(content.to_vec()));
+    }
+
+    fn stop(self) {
+        self.worker.stop();
+        self.thread.join().unwrap();
+    }
 }
 
-/// The worker looked which files are pinned, let go of the pins, and then removed all others. A transfer that pinned a
-/// file in between, and found it, had it taken from under its feet: Raft wrote down that it installs a snapshot whose file
-/// was gone, and the node was lost.
+/// The worker read the pins, unlocked them, and removed all other files. A transfer could pin a file in between, and find
+/// it. Raft then recorded the install of a snapshot whose file was gone, and the node was lost.
 #[test]
 fn no_file_is_pinned_while_files_are_removed() {
-    let Bench { worker, thread, kept, go_on } = bench();
-    worker.retain(GROUP, Vec::new());
-    assert_eq!(kept.recv_timeout(DEADLINE), Ok(Vec::new()), "the removal has begun");
+    let fixture = WorkerFixture::new();
+    fixture.worker.retain(GROUP, Vec::new());
+    fixture.assert_retains(&[]);
     let (pinned, pins) = channel();
-    let other = worker.clone();
+    let other = fixture.worker.clone();
     let pinning = std::thread::spawn(move || {
         let pin = other.pin(GROUP, CONTENT);
         pinned.send(()).unwrap();
         pin
     });
-    // Nothing is to happen in this time.
-    assert!(pins.recv_timeout(Duration::from_millis(200)).is_err(), "it pinned what is about to go");
-    go_on.send(Then::Answer).unwrap();
+    // Nothing must happen in this time.
+    assert!(pins.recv_timeout(Duration::from_millis(200)).is_err(), "a file that is being removed is pinned");
+    fixture.go_on.send(Then::Return).unwrap();
     let pin = pinning.join().unwrap();
-    worker.retain(GROUP, Vec::new());
-    assert_eq!(kept.recv_timeout(DEADLINE), Ok(vec![CONTENT]), "from now on it is kept");
-    go_on.send(Then::Answer).unwrap();
+    fixture.worker.retain(GROUP, Vec::new());
+    fixture.assert_retains(&[CONTENT]);
+    fixture.go_on.send(Then::Return).unwrap();
     drop(pin);
-    worker.retain(GROUP, Vec::new());
-    assert_eq!(kept.recv_timeout(DEADLINE), Ok(Vec::new()));
-    go_on.send(Then::Answer).unwrap();
-    worker.stop();
-    thread.join().unwrap();
+    fixture.worker.retain(GROUP, Vec::new());
+    fixture.assert_retains(&[]);
+    fixture.go_on.send(Then::Return).unwrap();
+    fixture.stop();
 }
 
-/// A store that panicked while it removed files ended the worker without a word: no snapshot was ever made again, and no
-/// file removed.
+/// A panic of the store ended the worker silently: it made no snapshot any more, and removed no file.
 #[test]
-fn a_store_that_panics_while_it_removes_files_is_asked_again() {
-    let Bench { worker, thread, kept, go_on } = bench();
-    for then in [Then::Panic, Then::Answer] {
-        worker.retain(GROUP, vec![CONTENT]);
-        assert_eq!(kept.recv_timeout(DEADLINE), Ok(vec![CONTENT]));
-        go_on.send(then).unwrap();
+fn the_worker_goes_on_after_a_panic_of_the_store() {
+    let fixture = WorkerFixture::new();
+    for then in [Then::Panic, Then::Return] {
+        fixture.worker.retain(GROUP, vec![CONTENT]);
+        fixture.assert_retains(&[CONTENT]);
+        fixture.go_on.send(then).unwrap();
     }
-    let _pin = worker.pin(GROUP, CONTENT);
-    worker.stop();
-    thread.join().unwrap();
+    let _pin = fixture.worker.pin(GROUP, CONTENT);
+    fixture.stop();
 }

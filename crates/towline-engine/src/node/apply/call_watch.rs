@@ -1,39 +1,34 @@
-//! Which call of a state machine a thread is in: what to say when it does not return.
+//! Shows other threads which state machine call an apply worker is in.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use crate::ids::GroupId;
+use crate::sync::lock;
 
-/// The call that one apply worker is in, for other threads to see.
+/// The present call of one apply worker.
 #[derive(Debug, Default)]
 pub(crate) struct CallWatch(Mutex<Option<Call>>);
 
-/// A call of a state machine that has not returned.
+/// A state machine call that has not returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Call {
     pub(crate) group: GroupId,
-    /// The method.
     pub(crate) method: &'static str,
     pub(crate) since: Instant,
 }
 
 impl CallWatch {
-    /// Runs a call; it must not panic.
+    /// Runs a call, which must not panic.
     pub(super) fn run<T>(&self, group: GroupId, method: &'static str, call: impl FnOnce() -> T) -> T {
-        *self.lock() = Some(Call { group, method, since: Instant::now() });
+        *lock(&self.0) = Some(Call { group, method, since: Instant::now() });
         let result = call();
-        *self.lock() = None;
+        *lock(&self.0) = None;
         result
     }
 
-    /// The call the worker is in now.
     pub(crate) fn now(&self) -> Option<Call> {
-        *self.lock()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Call>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 

@@ -1,6 +1,6 @@
-//! What tests place in the seams of a node: a recorder that acts on the shard's thread, and a reporter that loses reports.
+//! Hooks in a running node: a recorder that runs code on the shard's thread, and a reporter that loses reports.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
@@ -11,53 +11,50 @@ use towline_metrics::SharedRecorder;
 use super::common::DEADLINE;
 use crate::ids::NodeId;
 use crate::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotFailure, SnapshotStatus, UnreachableCause};
+use crate::sync::lock;
 
-/// The shard sets it for a group at every tick, in a place where a panic is contained.
+/// The shard sets this gauge of a group at every tick, where a panic is contained.
 const SET_AT_TICKS: &str = "towline_group_commit_index";
 
-/// The shard counts it after every turn with work, in a place where nothing contains a panic.
+/// The shard increments this counter after every turn with work, where a panic is not contained.
 const COUNTED_AFTER_TURNS: &str = "towline_shard_turns_total";
 
-type Act = Box<dyn FnOnce() + Send>;
+type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
-/// What the thread of the shard is to do, once.
+/// Code that the shard's thread runs once.
 #[derive(Clone, Default)]
-pub(super) struct Acts {
-    at_tick: Arc<Mutex<Option<Act>>>,
-    after_turn: Arc<Mutex<Option<Act>>>,
+pub(super) struct ShardHooks {
+    at_tick: Hook,
+    after_turn: Hook,
 }
 
-impl Acts {
-    /// At its next tick of a group, where a panic is contained.
+impl ShardHooks {
+    /// Runs `act` at the next tick of a group, where a panic is contained.
     pub(super) fn at_tick(&self, act: impl FnOnce() + Send + 'static) {
         *lock(&self.at_tick) = Some(Box::new(act));
     }
 
-    /// After its next turn with work, where nothing contains a panic.
+    /// Runs `act` after the next turn with work, where a panic is not contained.
     pub(super) fn after_turn(&self, act: impl FnOnce() + Send + 'static) {
         *lock(&self.after_turn) = Some(Box::new(act));
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Passes everything on to a recorder, and acts.
-pub(super) struct ActingRecorder {
+/// A recorder that runs the hooks.
+pub(super) struct HookedRecorder {
     pub(super) inner: SharedRecorder,
-    pub(super) acts: Acts,
+    pub(super) hooks: ShardHooks,
 }
 
-/// A handle whose use acts first.
-struct Acting<H> {
+/// A counter or gauge that runs a hook first.
+struct Hooked<H> {
     inner: H,
-    act: Arc<Mutex<Option<Act>>>,
+    hook: Hook,
 }
 
-impl<H> Acting<H> {
-    fn act(&self) -> &H {
-        let act = lock(&self.act).take();
+impl<H> Hooked<H> {
+    fn run(&self) -> &H {
+        let act = lock(&self.hook).take();
         if let Some(act) = act {
             act();
         }
@@ -65,31 +62,31 @@ impl<H> Acting<H> {
     }
 }
 
-impl GaugeFn for Acting<Gauge> {
+impl GaugeFn for Hooked<Gauge> {
     fn increment(&self, value: f64) {
-        self.act().increment(value);
+        self.run().increment(value);
     }
 
     fn decrement(&self, value: f64) {
-        self.act().decrement(value);
+        self.run().decrement(value);
     }
 
     fn set(&self, value: f64) {
-        self.act().set(value);
+        self.run().set(value);
     }
 }
 
-impl CounterFn for Acting<Counter> {
+impl CounterFn for Hooked<Counter> {
     fn increment(&self, value: u64) {
-        self.act().increment(value);
+        self.run().increment(value);
     }
 
     fn absolute(&self, value: u64) {
-        self.act().absolute(value);
+        self.run().absolute(value);
     }
 }
 
-impl Recorder for ActingRecorder {
+impl Recorder for HookedRecorder {
     fn describe_counter(&self, key: KeyName, unit: Option<Unit>, description: SharedString) {
         self.inner.describe_counter(key, unit, description);
     }
@@ -106,7 +103,7 @@ impl Recorder for ActingRecorder {
         let inner = self.inner.register_counter(key, metadata);
         match key.name() {
             COUNTED_AFTER_TURNS => {
-                Counter::from_arc(Arc::new(Acting { inner, act: self.acts.after_turn.clone() }))
+                Counter::from_arc(Arc::new(Hooked { inner, hook: self.hooks.after_turn.clone() }))
             }
             _ => inner,
         }
@@ -115,7 +112,7 @@ impl Recorder for ActingRecorder {
     fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
         let inner = self.inner.register_gauge(key, metadata);
         match key.name() {
-            SET_AT_TICKS => Gauge::from_arc(Arc::new(Acting { inner, act: self.acts.at_tick.clone() })),
+            SET_AT_TICKS => Gauge::from_arc(Arc::new(Hooked { inner, hook: self.hooks.at_tick.clone() })),
             _ => inner,
         }
     }
@@ -125,17 +122,17 @@ impl Recorder for ActingRecorder {
     }
 }
 
-/// Holds the shard's thread, in a tick, until it is dropped.
-pub(super) struct Held(Arc<Gate>);
+/// Holds the shard's thread in a tick until it is dropped.
+pub(super) struct HeldShard(Arc<ShardGate>);
 
 #[derive(Default)]
-struct Gate {
+struct ShardGate {
     /// Whether a thread is in it, and whether it is open.
     state: Mutex<(bool, bool)>,
     changed: Condvar,
 }
 
-impl Gate {
+impl ShardGate {
     fn pass(&self) {
         let mut state = lock(&self.state);
         state.0 = true;
@@ -144,97 +141,96 @@ impl Gate {
     }
 }
 
-impl Held {
-    /// From its next tick on.
-    pub(super) fn shard(acts: &Acts) -> Self {
-        let gate = Arc::new(Gate::default());
+impl HeldShard {
+    /// Waits for the next tick, and holds the shard in it.
+    pub(super) fn new(hooks: &ShardHooks) -> Self {
+        let gate = Arc::new(ShardGate::default());
         let held = gate.clone();
-        acts.at_tick(move || held.pass());
+        hooks.at_tick(move || held.pass());
         let state = lock(&gate.state);
         let (state, late) = gate.changed.wait_timeout_while(state, DEADLINE, |(held, _)| !*held).unwrap();
-        assert!(!late.timed_out(), "the shard came to no tick");
+        assert!(!late.timed_out(), "the shard makes no tick");
         drop(state);
         Self(gate)
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldShard {
     fn drop(&mut self) {
         lock(&self.0.state).1 = true;
         self.0.changed.notify_all();
     }
 }
 
-/// Stands in front of the node's own reporter, and loses the reports about snapshots that [`Losses`] says.
-pub(super) struct Lossy {
+/// Wraps the node's reporter, and loses the snapshot reports that [`Losses`] selects.
+pub(super) struct LossyReporter {
     pub(super) inner: Arc<dyn Reporter>,
     pub(super) losses: Losses,
 }
 
 #[derive(Clone)]
 pub(super) struct Losses {
-    state: Arc<Mutex<(Lose, Vec<Loss>)>>,
+    state: Arc<Mutex<(LossRule, Vec<LostReport>)>>,
     /// Heartbeats to peers that are behind.
     beats: watch::Receiver<u64>,
 }
 
-/// Which reports about snapshots are lost.
-enum Lose {
-    /// This number of those that tickets make, as if the tickets were leaked.
+/// The snapshot reports to lose.
+enum LossRule {
+    /// The next reports of tickets, by number, as if the tickets were leaked.
     OfTickets(u64),
-    /// Every one, also those of the watchdog.
+    /// All, also those of the watchdog.
     All,
 }
 
-/// A report that was lost.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Loss {
+pub(super) struct LostReport {
     pub(super) attempt: SnapshotAttempt,
     beats_before: u64,
-    /// Heartbeats to peers that are behind until the watchdog reported in its place.
+    /// Heartbeats to peers that are behind, from the loss to the report of the watchdog.
     pub(super) beats: Option<u64>,
 }
 
 impl Losses {
     /// Nothing is lost.
     pub(super) fn none(beats: watch::Receiver<u64>) -> Self {
-        Self { state: Arc::new(Mutex::new((Lose::OfTickets(0), Vec::new()))), beats }
+        Self { state: Arc::new(Mutex::new((LossRule::OfTickets(0), Vec::new()))), beats }
     }
 
     pub(super) fn next_of_tickets(&self, count: u64) {
-        lock(&self.state).0 = Lose::OfTickets(count);
+        lock(&self.state).0 = LossRule::OfTickets(count);
     }
 
     pub(super) fn all(&self) {
-        lock(&self.state).0 = Lose::All;
+        lock(&self.state).0 = LossRule::All;
     }
 
-    pub(super) fn so_far(&self) -> Vec<Loss> {
+    pub(super) fn so_far(&self) -> Vec<LostReport> {
         lock(&self.state).1.clone()
     }
 
-    /// Whether this report is lost.
+    /// Whether to lose this report.
     fn hit(&self, attempt: SnapshotAttempt, status: SnapshotStatus) -> bool {
         let (lose, losses) = &mut *lock(&self.state);
         let beats = *self.beats.borrow();
         let of_watchdog = status == SnapshotStatus::Failure(SnapshotFailure::Lost);
         match lose {
-            Lose::OfTickets(_) if of_watchdog => {
+            LossRule::OfTickets(_) if of_watchdog => {
                 let of_attempt = losses.iter_mut().filter(|loss| loss.attempt == attempt);
                 of_attempt.for_each(|loss| loss.beats = Some(beats - loss.beats_before));
                 return false;
             }
-            Lose::OfTickets(0) => return false,
-            Lose::OfTickets(left) => *left -= 1,
-            Lose::All if of_watchdog => return true,
-            Lose::All => {}
+            LossRule::OfTickets(0) => return false,
+            LossRule::OfTickets(left) => *left -= 1,
+            LossRule::All if of_watchdog => return true,
+            LossRule::All => {}
         }
-        losses.push(Loss { attempt, beats_before: beats, beats: None });
+        losses.push(LostReport { attempt, beats_before: beats, beats: None });
         true
     }
 }
 
-impl Reporter for Lossy {
+impl Reporter for LossyReporter {
     fn report_unreachable(&self, peer: NodeId, scope: Scope, cause: UnreachableCause) {
         self.inner.report_unreachable(peer, scope, cause);
     }

@@ -1,4 +1,4 @@
-//! A node that leads groups of five. The peers are played: two have the whole log, two lack what only a snapshot has.
+//! A node that leads groups of five voters. The fixture plays the peers: two have the whole log, two need a snapshot.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use towline_metrics::NodeMetrics;
 
-use super::common::{Alone, DEADLINE, Deaf, Ids, Log, Machine, address, id, wait};
-use super::seams::{ActingRecorder, Acts, Losses, Lossy};
+use super::common::{DEADLINE, EmptyMachine, MemIdentity, MemLog, TestListener, TestNode, address, id, wait};
+use super::hooks::{HookedRecorder, Losses, LossyReporter, ShardHooks};
 use crate::config::Config;
 use crate::identity::{Identity, IdentityStore as _};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
@@ -21,6 +21,7 @@ use crate::message::{
 use crate::node::{Group, Start};
 use crate::reporter::{Reporter, SnapshotAttempt};
 use crate::snapshot_store::*;
+use crate::snapshots::fixture::TestStore;
 use crate::status::{PeerStatus, Role};
 use crate::storage::Storage;
 use crate::transport::*;
@@ -35,65 +36,64 @@ const BODY: Bytes = Bytes::from_static(b"body");
 /// The peers that need a snapshot.
 pub(super) const BEHIND: [u64; 2] = [4, 5];
 
-pub(super) struct Stage {
-    pub(super) alone: Alone,
-    pub(super) groups: Vec<Group<Machine>>,
-    pub(super) script: Arc<Script>,
-    pub(super) acts: Acts,
+pub(super) struct LeaderFixture {
+    pub(super) test: TestNode,
+    pub(super) groups: Vec<Group<EmptyMachine>>,
+    pub(super) played: Arc<PlayedPeers>,
+    pub(super) hooks: ShardHooks,
     pub(super) losses: Losses,
-    /// The node's own.
+    /// The node's own reporter.
     pub(super) reporter: Arc<dyn Reporter>,
 }
 
-/// What the peers are played by.
-pub(super) struct Script {
+pub(super) struct PlayedPeers {
     inbound: Arc<OnceLock<Arc<dyn Inbound>>>,
-    /// Who has the log of which group.
+    /// The peers that have the log of a group.
     have: Mutex<BTreeSet<(GroupId, NodeId)>>,
-    /// While it is not, offers are not answered.
+    /// While false, the peers do not answer offers.
     pub(super) answers: watch::Sender<bool>,
     /// Heartbeats to peers that are behind.
     pub(super) beats: watch::Sender<u64>,
 }
 
-impl Stage {
-    /// A node without groups.
-    pub(super) async fn node(config: Config) -> Self {
-        let (log, ids) = (Log::default(), Ids::default());
+impl LeaderFixture {
+    /// A node that runs no group yet.
+    pub(super) async fn new(config: Config) -> Self {
+        let (log, ids) = (MemLog::default(), MemIdentity::default());
         ids.create(&Identity { cluster: cluster(), node: id(1), incarnation: incarnation(1) }).unwrap();
         for group in 1..=GROUPS_MAX {
             log.append(&mut LogBatch { writes: vec![stored(GroupId::new(group))] }).unwrap();
         }
         let inbound = Arc::default();
-        let script = Arc::new(Script {
+        let played = Arc::new(PlayedPeers {
             inbound: Arc::clone(&inbound),
             have: Mutex::default(),
             answers: watch::Sender::new(true),
             beats: watch::Sender::new(0),
         });
-        let storage = Storage { log: Arc::new(log), snapshots: Arc::new(Files), identity: Arc::new(ids) };
-        let (acts, losses) = (Acts::default(), Losses::none(script.beats.subscribe()));
+        let storage = Storage { log: Arc::new(log), snapshots: Arc::new(store()), identity: Arc::new(ids) };
+        let (hooks, losses) = (ShardHooks::default(), Losses::none(played.beats.subscribe()));
         let own = Arc::new(OnceLock::new());
-        let (acting, lossy, given) = (acts.clone(), losses.clone(), own.clone());
-        let transport = Arc::new(Played(script.clone()));
-        let alone = Alone::over(config, storage, transport, inbound, |builder, exporter| {
-            let recorder = ActingRecorder { inner: exporter.recorder(), acts: acting };
+        let (hooked, lossy, given) = (hooks.clone(), losses.clone(), own.clone());
+        let transport = Arc::new(PlayedTransport(played.clone()));
+        let test = TestNode::over(config, storage, transport, inbound, |builder, exporter| {
+            let recorder = HookedRecorder { inner: exporter.recorder(), hooks: hooked };
             let wrap = move |inner: Arc<dyn Reporter>| -> Arc<dyn Reporter> {
                 let _ = given.set(inner.clone());
-                Arc::new(Lossy { inner, losses: lossy })
+                Arc::new(LossyReporter { inner, losses: lossy })
             };
             builder.metrics(NodeMetrics::new(1, Some(Arc::new(recorder)))).reporter(wrap)
         });
-        let alone = alone.await;
+        let test = test.await;
         let reporter = own.get().expect("the node has one").clone();
-        Self { alone, groups: Vec::new(), script, acts, losses, reporter }
+        Self { test, groups: Vec::new(), played, hooks, losses, reporter }
     }
 
-    /// Starts groups, up to [`GROUPS_MAX`], and waits until the node leads them.
+    /// Starts up to [`GROUPS_MAX`] groups, and waits until the node leads them.
     pub(super) async fn lead(&mut self, count: u64) {
         for group in (1..=count).map(GroupId::new) {
-            self.script.have(group, [2, 3]);
-            let group = self.alone.node.group(group, Machine::default());
+            self.played.have(group, [2, 3]);
+            let group = self.test.node.group(group, EmptyMachine::default());
             self.groups.push(group.start(Start::Restart).await.unwrap());
         }
         for group in &self.groups {
@@ -101,7 +101,6 @@ impl Stage {
         }
     }
 
-    /// The status of the peers of all groups.
     pub(super) async fn peers(&self) -> Vec<(GroupId, PeerStatus)> {
         let mut all = Vec::new();
         for group in &self.groups {
@@ -111,7 +110,7 @@ impl Stage {
         all
     }
 
-    /// The same of those that need a snapshot, once it is so with each of them.
+    /// Waits until `so` holds for all peers that need a snapshot, and returns their status.
     pub(super) async fn when_behind(
         &self,
         what: &str,
@@ -124,12 +123,12 @@ impl Stage {
             if behind.iter().all(&mut so) {
                 return behind;
             }
-            assert!(started.elapsed() < DEADLINE, "still not so: {what}: {behind:?}");
+            assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}: {behind:?}");
             tokio::task::yield_now().await;
         }
     }
 
-    /// The attempts that are live, two for each group, once all are.
+    /// Waits for two live attempts of each group.
     pub(super) async fn attempts(&self) -> Vec<SnapshotAttempt> {
         self.when_behind("a snapshot is on its way", |peer| peer.attempt.is_some()).await;
         let mut attempts = Vec::new();
@@ -144,10 +143,10 @@ impl Stage {
         attempts
     }
 
-    /// The thread of the shard panics, and ends.
+    /// Ends the shard's thread with a panic.
     pub(super) async fn panic_shard(&self) {
-        let node = &self.alone.node;
-        self.acts.after_turn(|| panic!("the shard panics, as it was told"));
+        let node = &self.test.node;
+        self.hooks.after_turn(|| panic!("a hook panics"));
         let is_over = |thread: &std::thread::JoinHandle<()>| {
             thread.thread().name() == Some("towline-shard") && thread.is_finished()
         };
@@ -155,14 +154,13 @@ impl Stage {
         wait("the end of the shard's thread", over).await;
     }
 
-    /// Reports that had this outcome, of all peers.
     pub(super) fn reports(&self, kind: &str, outcome: &str) -> u64 {
-        self.alone.counter("towline_reports_total", &format!("kind=\"{kind}\",outcome=\"{outcome}\""))
+        self.test.counter("towline_reports_total", &format!("kind=\"{kind}\",outcome=\"{outcome}\""))
     }
 }
 
-impl Script {
-    /// They have the log of the group from now on.
+impl PlayedPeers {
+    /// From now on these peers have the log of the group.
     pub(super) fn have(&self, group: GroupId, peers: impl IntoIterator<Item = u64>) {
         self.have.lock().unwrap().extend(peers.into_iter().map(|peer| (group, id(peer))));
     }
@@ -171,7 +169,7 @@ impl Script {
         self.have.lock().unwrap().contains(&(group, peer))
     }
 
-    /// What the peer says to a message.
+    /// The peer's answer to a message.
     fn answer(&self, group: GroupId, asked: &Message) -> Option<Message> {
         let kind = match asked.kind {
             MessageKind::RequestPreVote => MessageKind::RequestPreVoteResponse,
@@ -199,11 +197,10 @@ impl Script {
     }
 }
 
-/// The transport to the peers that are played.
-struct Played(Arc<Script>);
+struct PlayedTransport(Arc<PlayedPeers>);
 
 #[async_trait]
-impl Transport for Played {
+impl Transport for PlayedTransport {
     fn scheme(&self) -> &'static str {
         "nowhere"
     }
@@ -214,7 +211,7 @@ impl Transport for Played {
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
         let _ = self.0.inbound.set(inbound);
-        Ok(Box::new(Deaf))
+        Ok(Box::new(TestListener))
     }
 
     async fn connect(
@@ -227,7 +224,7 @@ impl Transport for Played {
         let incarnation = incarnation(to.id.as_u64());
         let back = Hello { from: to.id, to: hello.from, incarnation, ..hello.clone() };
         let session = self.0.inbound.get().expect("it listens").admit(&back, None).unwrap();
-        let link = Box::new(PlayedLink { script: self.0.clone(), session, _feedback: feedback });
+        let link = Box::new(PlayedLink { played: self.0.clone(), session, _feedback: feedback });
         Ok(Connected { link, welcome: Welcome { node: to.id, incarnation, protocol: PROTOCOL_VERSION } })
     }
 
@@ -246,7 +243,7 @@ impl Transport for Played {
 }
 
 struct PlayedLink {
-    script: Arc<Script>,
+    played: Arc<PlayedPeers>,
     session: Arc<dyn PeerSession>,
     _feedback: LinkFeedback,
 }
@@ -255,7 +252,7 @@ struct PlayedLink {
 impl Link for PlayedLink {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
         for Envelope { group, message } in batch.envelopes {
-            if let Some(message) = self.script.answer(group, &message) {
+            if let Some(message) = self.played.answer(group, &message) {
                 let lane = message.kind.lane().expect("no answer is a snapshot");
                 let _ = self.session.deliver(lane, Batch { envelopes: vec![Envelope { group, message }] });
             }
@@ -279,7 +276,7 @@ fn conf() -> ConfRecord {
     ConfRecord { conf_state, index: 0, members }
 }
 
-/// A group whose log begins behind its snapshot.
+/// A group whose log begins after its snapshot.
 fn stored(group: GroupId) -> GroupWrite {
     GroupWrite {
         install: Some(Install { at: TRUNCATED, installing: meta(group).content }),
@@ -299,37 +296,12 @@ fn meta(group: GroupId) -> SnapshotMeta {
     SnapshotMeta { head, length, content }
 }
 
-/// One file for each group.
-struct Files;
-
-impl SnapshotStore for Files {
-    fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
-        Ok(vec![meta(group)])
-    }
-
-    fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
-        Ok(Some(meta(group)).filter(|meta| meta.content == content))
-    }
-
-    fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Missing { content: meta(head.group).content })
-    }
-
-    fn receive_while(
-        &self,
-        meta: &SnapshotMeta,
-        _: &mut dyn FnMut(u64) -> bool,
-    ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Err(SnapshotStoreError::Busy { content: meta.content })
-    }
-
-    fn open(&self, _: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
+/// A store with one snapshot for each group.
+fn store() -> TestStore {
+    let open = |_: &SnapshotMeta, offset: u64| -> Result<Box<dyn SnapshotReader>, _> {
         Ok(Box::new(Body(BODY.slice(offset as usize..))))
-    }
-
-    fn retain(&self, _: GroupId, _: &[ContentId]) -> Result<(), SnapshotStoreError> {
-        Ok(())
-    }
+    };
+    TestStore { complete: Box::new(|group| vec![meta(group)]), open: Box::new(open), ..TestStore::default() }
 }
 
 struct Body(Bytes);

@@ -1,56 +1,49 @@
-//! What an apply worker runs: a state machine whose types are hidden, and the work there is for it.
+//! State machines with erased types, and the calls that an apply worker makes.
 
 use std::error::Error;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use towline_metrics::GroupMetrics;
 
-use super::waiter::{Waiter, contained};
-use crate::cause::{chain, panic_text};
+use crate::cause::{catch, chain};
 use crate::core::Apply;
 use crate::errors::{ProposeError, UncertainCause};
 use crate::message::{Entry, LogId};
+use crate::node::waiter::{Waiter, contained};
 use crate::snapshot_store::{BodyRead, SnapshotMeta, SnapshotStore};
 use crate::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 
-pub(crate) type Task = Apply<Waiter>;
+pub(crate) type ApplyTask = Apply<Waiter>;
 
-/// Why a group cannot go on.
-pub(crate) type Cause = Box<dyn Error + Send + Sync>;
+/// Why a state machine, and with it its group, cannot go on.
+pub(crate) type MachineFailure = Box<dyn Error + Send + Sync>;
 
-/// A state machine whose types are hidden.
-pub(crate) trait Target: Send {
-    /// # Errors
-    /// As for `apply`.
-    fn durable(&self) -> Result<LogId, Cause>;
-    /// # Errors
-    /// Why the group cannot go on; every waiter is answered either way.
-    fn apply(&mut self, entries: &[Entry], waiters: Vec<Option<Waiter>>, through: LogId)
-    -> Result<(), Cause>;
-    /// # Errors
-    /// As for `apply`.
-    fn flush(&mut self) -> Result<LogId, Cause>;
-    /// Makes durable what is applied, and gives how far that is with a view of the state.
-    ///
-    /// # Errors
-    /// As for `apply`.
-    fn snapshot(&mut self) -> Result<(LogId, Box<dyn SnapshotSource>), Cause>;
-    /// # Errors
-    /// As for `apply`.
-    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Cause>;
+/// A state machine without its type parameters. Every method fails as [`StateMachine`] does; a panic is an error too.
+pub(crate) trait AnyMachine: Send {
+    fn durable(&self) -> Result<LogId, MachineFailure>;
+    /// Applies entries. Answers every waiter, also on an error.
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        waiters: Vec<Option<Waiter>>,
+        through: LogId,
+    ) -> Result<(), MachineFailure>;
+    fn flush(&mut self) -> Result<LogId, MachineFailure>;
+    /// Flushes, and returns the durable log position with a view of the state.
+    fn snapshot(&mut self) -> Result<(LogId, Box<dyn SnapshotSource>), MachineFailure>;
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), MachineFailure>;
 }
 
-/// The [`Target`] around a user's machine.
-pub(crate) struct Machine<S> {
+/// The [`AnyMachine`] around a user's state machine.
+pub(crate) struct TypedMachine<S> {
     pub(crate) machine: S,
     pub(crate) metrics: Arc<GroupMetrics>,
 }
 
-impl<S: StateMachine> Target for Machine<S> {
-    fn durable(&self) -> Result<LogId, Cause> {
+impl<S: StateMachine> AnyMachine for TypedMachine<S> {
+    fn durable(&self) -> Result<LogId, MachineFailure> {
         caught("durable", || Ok(self.machine.durable()))
     }
 
@@ -59,7 +52,7 @@ impl<S: StateMachine> Target for Machine<S> {
         entries: &[Entry],
         waiters: Vec<Option<Waiter>>,
         through: LogId,
-    ) -> Result<(), Cause> {
+    ) -> Result<(), MachineFailure> {
         let started = Instant::now();
         let batch = ApplyBatch::new(entries, through);
         let commands = batch.len();
@@ -91,15 +84,15 @@ impl<S: StateMachine> Target for Machine<S> {
         result
     }
 
-    fn flush(&mut self) -> Result<LogId, Cause> {
+    fn flush(&mut self) -> Result<LogId, MachineFailure> {
         caught("flush", || self.machine.flush())
     }
 
-    fn snapshot(&mut self) -> Result<(LogId, Box<dyn SnapshotSource>), Cause> {
+    fn snapshot(&mut self) -> Result<(LogId, Box<dyn SnapshotSource>), MachineFailure> {
         Ok((self.flush()?, caught("snapshot", || self.machine.snapshot())?))
     }
 
-    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Cause> {
+    fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), MachineFailure> {
         caught("restore", || self.machine.restore(meta, body))?;
         let durable = self.durable()?;
         if durable != LogId::NONE && durable != meta.head.at {
@@ -112,53 +105,40 @@ impl<S: StateMachine> Target for Machine<S> {
 }
 
 /// Calls the state machine. A panic is an error that names the call.
-pub(super) fn caught<T>(call: &str, run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, Cause> {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(result) => Ok(result?),
-        Err(panic) => {
-            let cause = format!("state machine panicked in `{call}`: {}", panic_text(panic.as_ref())).into();
-            std::mem::forget(panic); // its drop may panic again
-            Err(cause)
-        }
-    }
+pub(crate) fn caught<T>(call: &str, run: impl FnOnce() -> Result<T, Fatal>) -> Result<T, MachineFailure> {
+    Ok(catch(run).map_err(|panic| format!("state machine panicked in `{call}`: {panic}"))??)
 }
 
-/// Answers every waiter of entries that were committed and not applied here.
+/// Fails the waiters of entries that were committed and not applied here.
 pub(super) fn fail_all(waiters: impl IntoIterator<Item = Option<Waiter>>, cause: &Arc<str>) {
     for waiter in waiters.into_iter().flatten() {
         waiter.fail(ProposeError::Uncertain { cause: UncertainCause::Down(cause.clone()) });
     }
 }
 
-/// Replaces the state by a snapshot that is on disk.
+/// Replaces the state by a complete snapshot.
 ///
 /// # Errors
-/// Why the group cannot go on.
+/// The store failed or panicked, or the state machine did not take the snapshot.
 pub(crate) fn restore(
     store: &dyn SnapshotStore,
-    target: &mut dyn Target,
+    machine: &mut dyn AnyMachine,
     meta: &SnapshotMeta,
-) -> Result<(), Cause> {
-    // The state machine's panics are caught where it is called; these are the store's.
-    match catch_unwind(AssertUnwindSafe(|| restore_from(store, target, meta))) {
-        Ok(result) => result,
-        Err(panic) => {
-            let cause = format!("the snapshot store panicked: {}", panic_text(panic.as_ref())).into();
-            std::mem::forget(panic); // its drop may panic again
-            Err(cause)
-        }
-    }
+) -> Result<(), MachineFailure> {
+    // `caught` catches the panics of the state machine; these are the store's.
+    catch(|| restore_from(store, machine, meta))
+        .unwrap_or_else(|panic| Err(format!("the snapshot store panicked: {panic}").into()))
 }
 
 fn restore_from(
     store: &dyn SnapshotStore,
-    target: &mut dyn Target,
+    machine: &mut dyn AnyMachine,
     meta: &SnapshotMeta,
-) -> Result<(), Cause> {
+) -> Result<(), MachineFailure> {
     let started = Instant::now();
     let mut body = BodyRead::new(store.open(meta, 0).map_err(|error| Unread(error.into()))?);
-    target.restore(meta, &mut body)?;
-    // A body that the machine did not read to its end may be another's.
+    machine.restore(meta, &mut body)?;
+    // An unread rest means that the body may be in another format.
     let rest = io::copy(&mut body, &mut io::sink()).map_err(|error| Unread(error.into()))?;
     if rest > 0 {
         return Err(format!("state machine left {rest} of {} bytes of the snapshot", meta.length).into());
@@ -172,15 +152,13 @@ fn restore_from(
 /// The snapshot for restoring the state machine could not be read.
 #[derive(Debug, thiserror::Error)]
 #[error("snapshot to restore")]
-struct Unread(#[source] Cause);
+struct Unread(#[source] MachineFailure);
 
-/// Answers everybody in tasks that will not be done.
-pub(crate) fn fail_tasks(tasks: Vec<Task>, cause: &Arc<str>) {
+/// Fails the waiters in tasks that will not run.
+pub(crate) fn fail_tasks(tasks: Vec<ApplyTask>, cause: &Arc<str>) {
     for task in tasks {
-        match task {
-            Apply::Entries { waiters, .. } => fail_all(waiters, cause),
-            // Nobody waits for these.
-            Apply::Restore(_) | Apply::Snapshot { .. } => {}
+        if let Apply::Entries { waiters, .. } = task {
+            fail_all(waiters, cause);
         }
     }
 }
@@ -191,19 +169,19 @@ mod tests {
 
     use super::*;
 
-    struct Panics(bool);
+    struct ReplyPanicsOnDrop;
 
-    impl Drop for Panics {
+    impl Drop for ReplyPanicsOnDrop {
         fn drop(&mut self) {
-            assert!(!self.0, "an answer is dropped");
+            panic!("a reply is dropped");
         }
     }
 
-    /// Gives an answer that panics when it is dropped to each command, and one too many if told to.
+    /// Gives a reply to each command, and one too many if the flag is set.
     struct Generous(bool);
 
     impl StateMachine for Generous {
-        type Response = Panics;
+        type Response = ReplyPanicsOnDrop;
         type View = ();
 
         fn view(&self) {}
@@ -212,8 +190,12 @@ mod tests {
             LogId::NONE
         }
 
-        fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Panics>) -> Result<(), Fatal> {
-            (0..batch.len() + usize::from(self.0)).for_each(|_| replies.push(Panics(true)));
+        fn apply(
+            &mut self,
+            batch: ApplyBatch<'_>,
+            replies: &mut Replies<ReplyPanicsOnDrop>,
+        ) -> Result<(), Fatal> {
+            (0..batch.len() + usize::from(self.0)).for_each(|_| replies.push(ReplyPanicsOnDrop));
             Ok(())
         }
 
@@ -226,13 +208,13 @@ mod tests {
         }
     }
 
-    /// On a follower, and at a start, nobody waits for the answers.
+    /// On a follower, and at a start, replies have no waiting caller.
     #[test]
-    fn answers_nobody_waits_for_are_let_go_one_by_one() {
+    fn replies_without_a_caller_may_panic_on_drop() {
         let entry = |index| Entry { index, term: 1, data: "x".into(), ..Entry::default() };
         let metrics = Arc::new(NodeMetrics::noop().group(1));
         for too_many in [false, true] {
-            let mut machine = Machine { machine: Generous(too_many), metrics: metrics.clone() };
+            let mut machine = TypedMachine { machine: Generous(too_many), metrics: metrics.clone() };
             let through = LogId { index: 2, term: 1 };
             let applied = machine.apply(&[entry(1), entry(2)], vec![None, None], through);
             assert_eq!(applied.is_err(), too_many);

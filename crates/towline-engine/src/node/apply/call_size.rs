@@ -2,26 +2,26 @@
 
 use std::time::Duration;
 
-/// Entries of one call at most.
-pub(super) const CALL_ENTRIES_MAX: usize = 4_096;
+/// The most entries in one call.
+const CALL_ENTRIES_MAX: usize = 4_096;
 
-/// What one call should take at most: the applied index moves, and other groups of the worker get their turn, once a
-/// call. A machine that pays more than half of this for a call of any size gets calls of twice that cost.
-pub(super) const CALL_TIME_TARGET: Duration = Duration::from_millis(50);
+/// The intended time of one call. The applied index moves, and other groups of the worker get their turn, once per call.
+/// A machine whose fixed cost per call exceeds half of this gets calls of twice that cost.
+const CALL_TIME_TARGET: Duration = Duration::from_millis(50);
 
-/// How fast calls grow at most. One estimate that is wrong then costs one call of this many times the target.
+/// The most by which one call exceeds the last: a wrong estimate then costs this many times the target.
 const GROWTH_MAX: usize = 4;
 
-/// One call in this many that the time limits is twice as large, to learn what a larger call costs.
+/// Of the calls that the time limits, one in this many is twice as large, to learn what a larger call costs.
 const PROBE_CALLS: u32 = 8;
 
 /// Weight of the past against one more call.
 const PAST_WEIGHT: f64 = 0.85;
 
-/// A call that took this many times longer or shorter than expected says that the machine has changed.
+/// A call that deviates by this factor from the estimate shows that the machine has changed.
 const CHANGE_MIN: f64 = 4.0;
 
-/// Spread of sizes, as a part of their mean, above which the cost of a call can be separated from the cost of its entries.
+/// Relative spread of the call sizes from which the cost of a call can be separated from the cost of its entries.
 const SPREAD_MIN: f64 = 0.1;
 
 /// Learns what a call costs (`fixed + each * entries`) and sizes the next one by [`CALL_TIME_TARGET`].
@@ -36,7 +36,7 @@ pub(super) struct CallSize {
     sums: Sums,
 }
 
-/// Of calls so far, the older ones with less weight.
+/// Sums over the calls so far; older calls have less weight.
 #[derive(Debug, Default)]
 struct Sums {
     weight: f64,
@@ -47,12 +47,12 @@ struct Sums {
 }
 
 impl CallSize {
-    /// The first call has one entry: nothing is known of the machine.
+    /// The first call has one entry, because the machine's speed is unknown.
     pub(super) fn new() -> Self {
         Self { entries_max: 1, fixed: 0.0, each: 0.0, limited: 0, sums: Sums::default() }
     }
 
-    /// Entries of the next call at most; at least one.
+    /// The most entries in the next call; at least one.
     pub(super) fn entries_max(&self) -> usize {
         let probe = if self.limited >= PROBE_CALLS { 2 } else { 1 };
         (self.entries_max * probe).min(CALL_ENTRIES_MAX)
@@ -68,7 +68,7 @@ impl CallSize {
         };
         let (entries, seconds) = (entries.max(1) as f64, took.as_secs_f64());
         let (target, expected) = (CALL_TIME_TARGET.as_secs_f64(), self.fixed + self.each * entries);
-        // Short times differ by chance, and neither of them would make calls smaller.
+        // Short calls vary by chance, and would not make calls smaller.
         let matters = seconds.max(expected) > target / 2.0;
         if matters && !(expected / CHANGE_MIN..=expected * CHANGE_MIN).contains(&seconds) {
             self.sums = Sums::default();
@@ -76,7 +76,7 @@ impl CallSize {
         self.sums.add(entries, seconds);
         match self.sums.line() {
             Some((fixed, each)) => (self.fixed, self.each) = (fixed, each),
-            // Sizes are all alike: what is known of the proportion of the two costs stays.
+            // All sizes are alike: keep the proportion of the two costs.
             None => {
                 if expected > 0.0 {
                     let factor = seconds / expected;
@@ -88,7 +88,7 @@ impl CallSize {
             }
         }
         let room = (target - self.fixed).max(self.fixed);
-        // A division by zero is infinite, which the bound takes.
+        // Division by zero gives infinity, which `min` bounds.
         let fitting = (room / self.each).min(CALL_ENTRIES_MAX as f64) as usize;
         self.entries_max = fitting.min(self.entries_max * GROWTH_MAX).max(1);
     }
@@ -107,7 +107,7 @@ impl Sums {
         }
     }
 
-    /// The line through the calls: seconds of a call, and of an entry. `None` if their sizes are too much alike.
+    /// Fits a line: seconds per call, and per entry. `None` if the sizes are too much alike.
     fn line(&self) -> Option<(f64, f64)> {
         let (entries, seconds) = (self.entries / self.weight, self.seconds / self.weight);
         let variance = self.entries_squared / self.weight - entries * entries;
@@ -123,7 +123,7 @@ impl Sums {
 mod tests {
     use super::*;
 
-    /// Runs a machine under full load: the sizes and seconds of its calls.
+    /// Runs a machine under full load. Returns sizes and seconds of its calls.
     fn run(calls: usize, fixed: f64, each: f64) -> Vec<(usize, f64)> {
         let mut size = CallSize::new();
         let call = |_| {
@@ -147,20 +147,20 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_takes_longer_than_the_target_comes_alone_but_for_probes() {
+    fn entries_slower_than_the_target_get_calls_of_one_except_probes() {
         let calls = run(100, 0.0, 0.2);
         assert!(calls.iter().skip(1).all(|(entries, _)| *entries <= 2), "{calls:?}");
     }
 
     #[test]
-    fn a_fast_machine_gets_the_largest_calls_after_a_few() {
+    fn a_fast_machine_soon_gets_the_largest_calls() {
         let calls = run(10, 0.000_01, 0.000_001);
         assert!(calls.iter().skip(6).all(|(entries, _)| *entries == CALL_ENTRIES_MAX), "{calls:?}");
     }
 
-    /// One fsync a call: smaller calls would only make it slower.
+    /// For example one fsync per call: smaller calls would only slow it down.
     #[test]
-    fn a_machine_that_pays_for_a_call_and_not_for_its_entries_gets_large_calls() {
+    fn a_machine_with_a_high_cost_per_call_gets_large_calls() {
         for fixed in [0.03, 0.06, 0.5] {
             let calls = run(40, fixed, 0.000_001);
             assert!(
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_becomes_slow_gets_smaller_calls_at_once_and_large_ones_when_it_is_fast_again() {
+    fn calls_shrink_at_once_when_the_machine_slows_down_and_grow_again() {
         let mut size = CallSize::new();
         let mut run = |calls, each: f64| {
             for _ in 0..calls {
@@ -186,7 +186,6 @@ mod tests {
         assert_eq!(run(30, 0.000_001), CALL_ENTRIES_MAX);
     }
 
-    /// Little load: single entries say nothing against large calls.
     #[test]
     fn single_entries_do_not_make_later_calls_small() {
         let mut size = CallSize::new();
