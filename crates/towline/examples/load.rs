@@ -1,5 +1,5 @@
-//! Durable proposals a second on a three-node cluster in this process, over gRPC on loopback and a real log, with 1, 64
-//! and 1024 callers of 256-byte commands. The state machine only counts, so this is the engine alone.
+//! Measures durable proposals per second: three nodes in this process, gRPC on loopback, a real log, and 1, 64 and 1024
+//! callers of 256-byte commands. The state machine only counts.
 //!
 //! `cargo run --release -p towline --example load -- [SECONDS] [DIR]`
 #![allow(clippy::print_stdout, clippy::indexing_slicing)] // a program that talks to a person
@@ -34,7 +34,7 @@ impl StateMachine for Count {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        Ok(Box::new(Counted(self.0.load(Ordering::Relaxed))))
+        Ok(Box::new(self.0.load(Ordering::Relaxed).to_be_bytes().to_vec()))
     }
 
     fn restore(&mut self, _: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
@@ -42,14 +42,6 @@ impl StateMachine for Count {
         body.read_exact(&mut count)?;
         self.0.store(u64::from_be_bytes(count), Ordering::Relaxed);
         Ok(())
-    }
-}
-
-struct Counted(u64);
-
-impl SnapshotSource for Counted {
-    fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
-        out.write_all(&self.0.to_be_bytes())
     }
 }
 

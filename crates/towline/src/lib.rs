@@ -29,7 +29,7 @@ pub use towline_engine::units::ByteSize;
 
 /// The seams, for authors of transports, logs and snapshot stores.
 pub use towline_engine as engine;
-/// Names, handles and the exporter of what the engine counts.
+/// Names, handles and the exporter of the engine's metrics.
 pub use towline_metrics as metrics;
 
 #[cfg(feature = "prometheus")]

@@ -1,12 +1,5 @@
-//! The repository's documents show the code that runs: the README of this crate is its first page, so doctests run its two
-//! programs, and the documents must show the same text.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! The documents of the repository show the programs in this crate's README, which doctests run.
+#![allow(clippy::expect_used)] // helpers of tests
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +8,14 @@ fn rust_blocks(text: &str) -> Vec<&str> {
     text.split("```rust\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect()
 }
 
-/// The root of the repository; `None` in a package, which has this crate alone.
+/// The root of the repository; `None` in a package of this crate.
 fn repository() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2)?;
     root.join("docs").is_dir().then(|| root.to_path_buf())
 }
 
 #[test]
-fn the_documents_show_the_examples_that_are_tested() {
+fn the_documents_show_tested_programs() {
     let tested = include_str!("../README.md");
     let tested = rust_blocks(tested);
     assert_eq!(tested.len(), 2, "the counter and the retry");

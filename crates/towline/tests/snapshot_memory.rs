@@ -1,4 +1,4 @@
-//! A snapshot moves through memory in pieces, however long it is. A process of its own, since it measures all of it.
+//! A snapshot of any length moves through memory in pieces. The test runs alone, because it measures the whole process.
 #![cfg(all(target_os = "linux", feature = "grpc", feature = "storage"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -6,7 +6,6 @@
 mod machine;
 
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,12 +14,12 @@ use towline::*;
 use self::machine::{Large, noise};
 
 const MIB: u64 = 96;
-/// What the sender and the receiver, which are one process here, may need together.
+/// The limit for sender and receiver together, which are one process here.
 const GROWTH_MIB_MAX: u64 = 64;
 const HOARDED: GroupId = GroupId::new(2);
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The control: holds its whole state while it restores it.
+/// The control: holds its whole state during a restore.
 struct Hoard(Large);
 
 impl StateMachine for Hoard {
@@ -49,14 +48,14 @@ impl StateMachine for Hoard {
     }
 }
 
-/// Memory of this process without files that the system caches.
+/// Anonymous memory of this process, without the page cache.
 fn resident_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
-/// By how much memory grew at most until the follower has applied what the leader has.
+/// The largest growth of memory until the follower has applied the leader's snapshot.
 async fn growth<S, T>(leader: &Group<S>, follower: Group<T>, before: u64) -> u64
 where
     S: StateMachine,
@@ -65,7 +64,7 @@ where
     let (mut most, end) = (0, Instant::now() + DEADLINE);
     let index = leader.status().await.unwrap().snapshot_index;
     while follower.status().await.unwrap().state.applied < index {
-        assert!(Instant::now() < end, "the follower is not served");
+        assert!(Instant::now() < end, "the follower gets no snapshot");
         most = most.max(resident_mib());
         tokio::task::yield_now().await;
     }
@@ -73,20 +72,10 @@ where
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_takes_memory_for_some_of_its_pieces_and_not_for_itself() {
+async fn a_snapshot_takes_memory_for_a_few_pieces_only() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { snapshot_entries: 200, snapshot_trailing_entries: 0, ..Config::default() };
-    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    // Held until all are known, so that no two are the same.
-    let sockets: Vec<_> = (0..3).map(|_| TcpListener::bind(loopback).unwrap()).collect();
-    let peers: Vec<(NodeId, PeerAddr)> = (1..)
-        .zip(&sockets)
-        .map(|(id, socket)| {
-            let address = format!("grpc://{}", socket.local_addr().unwrap());
-            (NodeId::new(id).unwrap(), address.parse().unwrap())
-        })
-        .collect();
-    drop(sockets);
+    let peers = machine::members().unwrap();
     let start = async |id: usize| {
         let (node, address) = peers[id - 1].clone();
         Node::builder(node, ClusterId::new("memory").unwrap())

@@ -1,6 +1,6 @@
-//! A transport over Unix sockets: one socket for each lane and each snapshot, and on it frames of `towline-wire`.
+//! A transport over Unix sockets. Each lane and each snapshot has a socket, with frames of `towline-wire`.
 //!
-//! An address `unix://NAME:PORT` is the socket file `NAME-PORT` in the transport's directory.
+//! The address `unix://NAME:PORT` names the socket file `NAME-PORT` in the transport's directory.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -19,17 +19,17 @@ use towline_wire::limits::{FRAME_BYTES_MAX, HELLO_BYTES_MAX};
 use towline_wire::streams::{self, Caller, FrameSink, FrameSource, Listening, Phase, StreamLimits};
 use towline_wire::{Prefixed, Purpose, check_answer, hello_frame, pb, prefixed};
 
-/// How long a dialler may take for its hello.
+/// The time limit for a dialler's hello.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections that one listener holds; the next dialler is refused.
 pub const CONNECTIONS_MAX: usize = 64;
 /// Bytes read at once.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// The transport.
+/// A transport over Unix sockets.
 #[derive(Debug, Clone)]
 pub struct UnixTransport {
-    /// Where the socket files are.
+    /// The directory of the socket files.
     pub directory: PathBuf,
 }
 
@@ -72,7 +72,7 @@ impl Transport for UnixTransport {
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
         let path = self.path(at);
-        // A file that nobody listens at was left behind by a process that was killed.
+        // A killed process left its socket file behind.
         if path.exists() && UnixStream::connect(&path).await.is_err() {
             let _ = std::fs::remove_file(&path);
         }
@@ -127,7 +127,7 @@ impl Listener for UnixSockets {
     async fn shutdown(self: Box<Self>) {
         self.accepting.abort();
         self.listening.enter(Phase::Closing);
-        // Each stream says its last word, for which it has not long.
+        // Each stream sends its last frame within a short time limit.
         self.listening.deserted().await;
     }
 }
@@ -136,7 +136,6 @@ impl Drop for UnixSockets {
     fn drop(&mut self) {
         self.accepting.abort();
         self.listening.enter(Phase::Closed);
-        // Gone before anybody binds it anew.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -144,10 +143,10 @@ impl Drop for UnixSockets {
 async fn accept(socket: UnixListener, listening: Arc<Listening>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok((stream, _)) = socket.accept().await {
-        let seat = room.clone().try_acquire_owned(); // held by the task below
-        let caller = Caller::new(&listening, seat.is_err());
+        let permit = room.clone().try_acquire_owned();
+        let caller = Caller::new(&listening, permit.is_err());
         tokio::spawn(async move {
-            let _seat = seat;
+            let _permit = permit;
             let why = tokio::select! {
                 () = serve(stream, caller.clone()) => Refusal::Malformed { detail: "no hello".into() },
                 why = caller.unwanted() => why.refusal(),
@@ -157,7 +156,7 @@ async fn accept(socket: UnixListener, listening: Arc<Listening>) {
     }
 }
 
-/// Serves one connection, which is one stream, to its end.
+/// Serves one connection, which carries one stream.
 async fn serve(stream: UnixStream, caller: Arc<Caller>) {
     let (read, write) = stream.into_split();
     let (answers, waiting) = mpsc::channel(streams::ANSWERS_WAITING_MAX);
@@ -165,9 +164,9 @@ async fn serve(stream: UnixStream, caller: Arc<Caller>) {
     let answering = answer(Write(write), waiting);
     tokio::pin!(serving, answering);
     tokio::select! {
-        // The dialler has given it up.
+        // The dialler closed the socket.
         () = &mut answering => serving.await,
-        // One that takes not even the last word will see the end of the stream.
+        // If the dialler does not take the last frame, it sees the end of the stream.
         () = &mut serving => { let _ = timeout(streams::FAREWELL, answering).await; }
     }
 }
@@ -180,11 +179,11 @@ async fn answer(mut write: Write, mut waiting: mpsc::Receiver<pb::Frame>) {
     }
 }
 
-/// Frames from a socket, each behind its length.
+/// Reads frames, each behind its length, from a socket.
 struct Read {
     socket: OwnedReadHalf,
     prefixed: Prefixed,
-    /// What the next frame may have: a hello's worth at first.
+    /// The bound of the next frame. The first one is a hello.
     bytes_max: usize,
 }
 
@@ -205,7 +204,7 @@ impl FrameSource for Read {
             }
             let mut piece = BytesMut::with_capacity(PIECE_BYTES);
             match self.socket.read_buf(&mut piece).await.map_err(|error| broken(error.to_string()))? {
-                // Nobody ends a socket in order: a dialler waits for the last word, and a listener says one.
+                // No side closes in order: the dialler waits for the last frame, and the listener sends one.
                 0 => return Err(broken("the socket was closed".into())),
                 _ => self.prefixed.push(piece.freeze()),
             }
@@ -213,7 +212,7 @@ impl FrameSource for Read {
     }
 }
 
-/// Frames to a socket.
+/// Writes frames to a socket.
 struct Write(OwnedWriteHalf);
 
 impl FrameSink for Write {
@@ -221,6 +220,6 @@ impl FrameSink for Write {
         self.0.write_all(&prefixed(&frame)).await.map_err(|error| error.to_string())
     }
 
-    // The end of a socket that was not announced by a last frame is a reset, so there is nothing to say here.
+    // The drop closes the socket. An end without a last frame counts as a reset.
     fn end(&mut self) {}
 }

@@ -1,4 +1,4 @@
-//! A replicated counter: three nodes in this process, real gRPC, real storage. One is stopped and brought back.
+//! A replicated counter on three nodes in this process, with gRPC and storage. Stops one node and starts it again.
 #![allow(clippy::print_stdout, clippy::indexing_slicing)] // a program that talks to a person
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -6,7 +6,7 @@ use std::{error::Error, io::Read, sync::Arc, time::Duration};
 
 use towline::*;
 
-/// In memory only: a restart applies the log again from its beginning.
+/// Keeps its state in memory: a restart applies the whole log again.
 #[derive(Default)]
 struct Counter(Arc<AtomicU64>);
 

@@ -1,4 +1,4 @@
-//! Accepting connections: what the system refuses is tried again.
+//! Accepts connections, and tries again after an error of the system.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,26 +8,25 @@ use metrics::Counter;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
-/// The pause after the system gave no connection, such as for want of file descriptors: the clients wait in its queue.
+/// The pause after an error, such as a lack of file descriptors. Clients wait in the system's queue.
 const RETRY: Duration = Duration::from_millis(100);
-/// A warning that each client may cause is logged once in this time.
+/// The shortest time between two log lines of a warning that any client can cause.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
-/// A connection whose other side is silent is probed after this...
+/// How long a connection is silent before the system probes it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// ...then at this interval, and is closed when none of this number of probes is answered.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// The system closes a connection after this number of probes without an answer.
 const KEEPALIVE_PROBES: u32 = 4;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// A listening socket that never fails.
+/// A listening socket that retries after every error.
 pub(crate) struct Acceptor {
     listener: TcpListener,
-    /// Whose connections these are, for the log.
     whose: &'static str,
     failures: Counter,
     warning: Throttle,
 }
 
-/// Lets one line into the log per [`WARNING_INTERVAL`], and counts the others.
+/// Lets one log line pass in each [`WARNING_INTERVAL`], and counts the others.
 #[derive(Default)]
 pub(crate) struct Throttle {
     logged: Option<Instant>,
@@ -35,7 +34,7 @@ pub(crate) struct Throttle {
 }
 
 impl Throttle {
-    /// The number of lines that were left out since the last one. `None`: leave this line out, too.
+    /// The number of lines left out since the last one. `None`: leave out this line too.
     pub(crate) fn pass(&mut self, now: Instant) -> Option<u64> {
         if self.logged.is_some_and(|logged| now < logged + WARNING_INTERVAL) {
             self.left_out += 1;
@@ -47,24 +46,22 @@ impl Throttle {
 }
 
 impl Acceptor {
-    /// `failures` counts the times that the system gave no connection.
+    /// `failures` counts the errors of the system.
     pub(crate) fn new(listener: TcpListener, whose: &'static str, failures: Counter) -> Self {
         Self { listener, whose, failures, warning: Throttle::default() }
     }
 
-    /// The next connection, with keep-alive, so that the end of the client's machine is noticed. Dropping the future
-    /// loses no connection.
+    /// The next connection, with keep-alive to notice a dead machine. Dropping the future loses no connection.
     pub(crate) async fn next(&mut self) -> (TcpStream, SocketAddr) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, from)) => {
-                    // Without it the connection works, too.
                     if let Err(error) = keep_alive(&stream) {
                         tracing::debug!(%error, %from, "keep-alive could not be set");
                     }
                     return (stream, from);
                 }
-                // The client was gone before we looked.
+                // The client had closed the connection before `accept`.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     self.failures.increment(1);
@@ -92,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_per_interval_is_logged_and_tells_how_many_were_left_out() {
+    fn one_line_per_interval_passes_with_the_count_of_the_others() {
         let (mut throttle, start) = (Throttle::default(), Instant::now());
         assert_eq!(throttle.pass(start), Some(0));
         for _ in 0..1_000 {

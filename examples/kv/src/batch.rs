@@ -1,10 +1,9 @@
-//! Group commit: commands that come while others are on their way enter the log together, as one entry.
+//! Group commit: commands that arrive during one round through the cluster enter the log together, in the next round.
 //!
-//! A round through the cluster costs about the same for one command as for a hundred: a synced write on each node,
-//! messages to each follower and back, and the threads that are woken for it. So one round is under way at a time, and
-//! what comes meanwhile gathers for the next. Clients that were answered just now mostly write again at once, so a round
-//! waits a moment for them: without that, they would split into halves that wait for each other's rounds. A client that
-//! writes alone waits for nobody.
+//! A round costs about the same for one command as for a hundred: a synced write on each node, messages to each follower
+//! and back, and the wake-ups of threads. So one round is under way at a time. Clients that just got their answers mostly
+//! write again at once, so a round waits up to [`GATHER_TIME`] for them. Without this wait, they would split into halves
+//! that wait for each other's rounds. A single writer does not wait.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,49 +14,48 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
-use towline::{Group, Proposal};
+use towline::{Group, Proposal, ProposeError, UncertainCause};
 
 use crate::machine::{Answer, KvMachine, PACK_BYTES, pack};
-use crate::node::write_error;
-use crate::replica::WriteError;
 
-/// Commands that wait to enter the log, and their bytes. More are refused.
+/// Bounds of the commands that wait for the next round. More are refused as busy.
 const QUEUE_COMMANDS_MAX: usize = 64 << 10;
 const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// Commands of one round. What is past it can be read and answered while the round is under way.
 const ROUND_COMMANDS_MAX: usize = 512;
-/// Bytes of one entry, unless a single command has more: what one append message carries by default. A round has as
-/// many entries as it takes.
+/// Bytes of one entry, unless a single command has more. One append message carries as much by default.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
-/// How long a round waits for commands that are expected.
+/// How long a round waits for the expected commands.
 const GATHER_TIME: Duration = Duration::from_millis(1);
 
-/// Takes the commands of all connections. Clones are the same.
+/// Takes the commands of all connections. All clones share one queue.
 #[derive(Clone)]
 pub(crate) struct Batcher {
     queue: mpsc::Sender<Queued>,
     bytes: Arc<AtomicUsize>,
 }
 
+type Waiter = oneshot::Sender<Result<Answer, ProposeError>>;
+
 struct Queued {
     command: Bytes,
-    answer: oneshot::Sender<Result<Answer, WriteError>>,
+    answer: Waiter,
 }
 
 /// Resolves once the command is applied.
-pub(crate) struct Pending(oneshot::Receiver<Result<Answer, WriteError>>);
+pub(crate) struct Pending(oneshot::Receiver<Result<Answer, ProposeError>>);
 
 impl Future for Pending {
-    type Output = Result<Answer, WriteError>;
+    type Output = Result<Answer, ProposeError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.0).poll(cx));
-        Poll::Ready(answer.unwrap_or_else(|_| Err(WriteError::Uncertain { cause: "the node stops".into() })))
+        let stopping = ProposeError::Uncertain { cause: UncertainCause::Down("the node stops".into()) };
+        Poll::Ready(answer.unwrap_or(Err(stopping)))
     }
 }
 
 impl Batcher {
-    /// Starts the task that proposes; it ends when all clones are gone.
+    /// Starts the task that proposes. It ends when the last clone is dropped.
     pub(crate) fn start(group: Group<KvMachine>) -> Self {
         let (queue, queued) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let bytes = Arc::new(AtomicUsize::new(0));
@@ -66,19 +64,19 @@ impl Batcher {
         Self { queue, bytes }
     }
 
-    /// Commands of one caller enter the log in the order of the calls.
-    pub(crate) fn submit(&self, command: Bytes) -> Result<Pending, WriteError> {
+    /// Queues a command. Commands of one caller enter the log in the order of the calls.
+    pub(crate) fn submit(&self, command: Bytes) -> Result<Pending, ProposeError> {
         let bytes = command.len();
         let (answer, pending) = oneshot::channel();
         let queued = if self.bytes.fetch_add(bytes, Ordering::Relaxed) < QUEUE_BYTES_MAX {
             self.queue.try_send(Queued { command, answer }).map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => WriteError::Busy,
+                mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
                 mpsc::error::TrySendError::Closed(_) => {
-                    WriteError::Stopped { cause: "the node stops".into() }
+                    ProposeError::Stopped { cause: "the node stops".into() }
                 }
             })
         } else {
-            Err(WriteError::Busy)
+            Err(ProposeError::Busy)
         };
         if queued.is_err() {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -91,15 +89,14 @@ struct Proposer {
     group: Group<KvMachine>,
     queued: mpsc::Receiver<Queued>,
     bytes: Arc<AtomicUsize>,
-    /// The next round.
     next: Vec<Queued>,
-    /// The last round and what gathered meanwhile: so many are likely to come, if clients write again once answered.
+    /// The size of the last round and of the queue after it. As many are likely to come, as clients write again.
     expected: usize,
 }
 
 struct Entry {
     proposal: Proposal<Vec<Answer>>,
-    waiting: Vec<oneshot::Sender<Result<Answer, WriteError>>>,
+    waiting: Vec<Waiter>,
 }
 
 impl Proposer {
@@ -112,11 +109,10 @@ impl Proposer {
                 match proposal.await {
                     Ok(answers) => {
                         for (waiting, answer) in waiting.into_iter().zip(answers) {
-                            // Its connection may be gone.
-                            let _ = waiting.send(Ok(answer));
+                            let _ = waiting.send(Ok(answer)); // the connection may be gone
                         }
                     }
-                    Err(error) => refuse(waiting, &write_error(error)),
+                    Err(error) => refuse(waiting, &error),
                 }
             }
             while self.next.len() < ROUND_COMMANDS_MAX
@@ -128,7 +124,7 @@ impl Proposer {
         }
     }
 
-    /// Waits for one command, and a moment for as many as are expected. False once nobody can bring one.
+    /// Waits for one command, then up to [`GATHER_TIME`] for the expected ones. False once the last [`Batcher`] is gone.
     async fn gather(&mut self) -> bool {
         let Self { queued, next, expected, .. } = self;
         if next.is_empty() && queued.recv_many(next, ROUND_COMMANDS_MAX).await == 0 {
@@ -137,12 +133,12 @@ impl Proposer {
         let all = async {
             while next.len() < *expected && queued.recv_many(next, *expected - next.len()).await > 0 {}
         };
-        // Those that came in time are in `next`, whether all did or not.
+        // After a timeout, `next` holds the commands that came in time.
         let _ = tokio::time::timeout(GATHER_TIME, all).await;
         true
     }
 
-    /// Proposes what has gathered.
+    /// Proposes the commands in `next`, in as few entries as their bytes allow.
     fn propose(&mut self) -> Vec<Entry> {
         let mut entries = Vec::new();
         let mut round = std::mem::take(&mut self.next).into_iter().peekable();
@@ -158,14 +154,14 @@ impl Proposer {
             }
             match self.group.submit(entry) {
                 Ok(proposal) => entries.push(Entry { proposal, waiting }),
-                Err(error) => refuse(waiting, &write_error(error)),
+                Err(error) => refuse(waiting, &error),
             }
         }
         entries
     }
 }
 
-fn refuse(waiting: Vec<oneshot::Sender<Result<Answer, WriteError>>>, error: &WriteError) {
+fn refuse(waiting: Vec<Waiter>, error: &ProposeError) {
     for waiting in waiting {
         let _ = waiting.send(Err(error.clone()));
     }

@@ -4,16 +4,11 @@ use std::path::Path;
 
 use towline::dev_certs::{Written, write};
 
-use crate::Failure;
-use crate::cli::Certs;
+use crate::failure::Failure;
 
-/// Writes what is missing, and says of each file what became of it.
-pub(crate) fn run(args: &Certs) -> Result<(), Failure> {
-    make(&args.dir, args.nodes)
-}
-
+/// Writes the missing files and prints what it did with each.
 pub(crate) fn make(dir: &Path, nodes: u64) -> Result<(), Failure> {
-    let failed = |e| Failure::run(format!("cannot make certificates in {}", dir.display()), e);
+    let failed = |error| Failure::run(format!("cannot make certificates in {}", dir.display()), error);
     for file in write(dir, nodes).map_err(failed)? {
         match file {
             Written::Created(path) => eprintln!("created {}", path.display()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use towline::{ClusterId, NodeId, PeerAddr};
 
 /// A Redis-protocol key-value cluster on Towline.
@@ -11,16 +11,16 @@ use towline::{ClusterId, NodeId, PeerAddr};
 #[command(name = "towline-kv", version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) task: Task,
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum Task {
     /// Runs one node.
     Serve(Box<Serve>),
-    /// Runs a whole cluster on this machine, one child process a node, until Ctrl-C.
+    /// Runs a whole cluster on this machine, each node as a child process, until Ctrl-C.
     Cluster(Cluster),
-    /// Writes a development authority and a certificate for each node. What is there already is kept.
+    /// Writes a development authority and a certificate for each node. Keeps the files that exist.
     Certs(Certs),
 }
 
@@ -36,82 +36,61 @@ pub(crate) struct Serve {
     /// transport, and a cluster may mix them.
     #[arg(long)]
     pub(crate) raft: PeerAddr,
-    /// Where to listen for peers, if that is not where they call: behind a proxy, or in a container.
+    /// Where to listen for peers, if they call another address: behind a proxy, or in a container.
     #[arg(long, value_name = "RAFT")]
     pub(crate) listen: Option<PeerAddr>,
     /// Where Redis clients reach this node, such as 127.0.0.1:6001.
     #[arg(long)]
     pub(crate) redis: HostPort,
-    /// Where /metrics, /status, /healthz and /digest are served.
+    /// Where to serve /metrics, /status, /healthz and /digest.
     #[arg(long)]
     pub(crate) http: HostPort,
-    /// A member of the cluster, this node among them: ID=grpc://HOST:PORT,REDIS_HOST:PORT, or quic://. Once for each.
+    /// A member of the cluster: ID=grpc://HOST:PORT,REDIS_HOST:PORT, or quic://. Give it for each member, this node too.
     #[arg(long = "peer", required = true)]
     pub(crate) peers: Vec<PeerSpec>,
-    /// Prove to peers who this node is, and demand it of them: a directory with ca.pem, node-ID.pem and node-ID.key, such
-    /// as `towline-kv certs` makes. Read again at SIGHUP. quic:// needs it; grpc:// without it is plain text on loopback.
+    /// Use TLS in both directions: a directory with ca.pem, node-ID.pem and node-ID.key, as `towline-kv certs` makes.
+    /// SIGHUP reads it again. quic:// needs it; grpc:// without it is plain text on loopback.
     #[arg(long, value_name = "DIR")]
     pub(crate) tls: Option<PathBuf>,
     /// The cluster's name.
     #[arg(long, default_value = "towline-kv")]
     pub(crate) cluster: ClusterId,
     /// Found the cluster if the data directory is empty. Give it to every node at the first start.
-    #[arg(long, conflicts_with = "join")]
-    pub(crate) bootstrap: bool,
-    /// Join a cluster that exists.
     #[arg(long)]
-    pub(crate) join: bool,
+    pub(crate) bootstrap: bool,
     /// Settings in TOML: tables `engine`, `store` and `kv`.
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
-    /// Loses reports about snapshots, as a service does that forgets to report. For the demo's control run.
+    /// Lose the reports about snapshots, as a service that forgets to report. For the demo's control run.
     #[arg(long, hide = true)]
     pub(crate) lose_reports: bool,
-    /// Stops when its standard input ends: so a node that `cluster` started notices that its parent is gone.
+    /// Stop when standard input ends. A node that `cluster` started notices so that its parent is gone.
     #[arg(long, hide = true)]
     pub(crate) exit_with_parent: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Cluster {
-    /// How many nodes.
+    /// The number of nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
     pub(crate) nodes: u64,
-    /// The first of the ports; each node takes three: Redis at +0.., peers at +100.., HTTP at +200...
+    /// The base of the ports. Node N takes three: Redis at +N, peers at +100+N, HTTP at +200+N.
     #[arg(long, default_value_t = 7000, value_parser = clap::value_parser!(u16).range(1..=65_000))]
     pub(crate) base_port: u16,
-    /// Where the nodes keep their data; a directory in the system's temporary folder, removed at the end, if not given.
+    /// Where the nodes keep their data. Default: a temporary directory, removed at the end.
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
-    /// How the nodes reach each other. For quic, certificates are made in the data directory.
-    #[arg(long, value_enum, default_value_t = TransportKind::Grpc)]
-    pub(crate) transport: TransportKind,
-}
-
-/// How nodes reach each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TransportKind {
-    /// gRPC, in plain text on loopback.
-    Grpc,
-    /// QUIC, with certificates.
-    Quic,
-}
-
-impl TransportKind {
-    pub(crate) fn scheme(self) -> &'static str {
-        match self {
-            Self::Grpc => "grpc",
-            Self::Quic => "quic",
-        }
-    }
+    /// How the nodes reach each other: in plain text over gRPC, or over QUIC with certificates in the data directory.
+    #[arg(long, value_parser = ["grpc", "quic"], default_value = "grpc")]
+    pub(crate) transport: String,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Certs {
-    /// Where to write them.
+    /// Where to write the files.
     #[arg(long)]
     pub(crate) dir: PathBuf,
-    /// For nodes 1 to this.
+    /// The number of nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1_000))]
     pub(crate) nodes: u64,
 }
@@ -164,20 +143,5 @@ impl FromStr for PeerSpec {
             raft: raft.parse().map_err(|e: towline::IdError| bad(e.to_string()))?,
             redis: redis.parse().map_err(bad)?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_peer_names_id_and_both_addresses() {
-        let peer: PeerSpec = "2=grpc://127.0.0.1:7102,localhost:7002".parse().unwrap();
-        assert_eq!((peer.id.as_u64(), peer.raft.authority(), peer.redis.port), (2, "127.0.0.1:7102", 7002));
-        for bad in ["2", "2=grpc://h:1", "0=grpc://h:1,h:2", "2=h:1,h:2", "2=grpc://h:1,h"] {
-            let error = bad.parse::<PeerSpec>().unwrap_err();
-            assert!(error.contains("is expected"), "{error}");
-        }
     }
 }

@@ -8,22 +8,18 @@ use serde::{Deserialize, Serialize};
 use towline::ByteSize;
 use towline::engine::units::duration;
 
-use crate::machine::{JOURNAL_BYTES_MIN, StoreConfig, VALUE_BYTES_MAX};
-use crate::redis::Limits;
+use crate::machine::{FILES_MIN, JOURNAL_BYTES_MIN, StoreConfig, VALUE_BYTES_MAX};
 
-/// More than a process may have sockets anywhere.
+/// More sockets than any system allows a process.
 const CONNECTIONS_MAX: usize = 1_000_000;
 /// A smaller memtable would be a file for every few writes.
 const MEMTABLE_BYTES_MIN: ByteSize = ByteSize::kib(64);
 const REPLY_BYTES_MAX: ByteSize = ByteSize::gib(1 << 10);
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
-/// A year: more is meant for never.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
-/// The least that fjall accepts.
-const STORE_FILES_MIN: usize = 10;
 const WORKER_THREADS_MAX: usize = 64;
 
-/// Everything a file may set; what it leaves out keeps its default, and what it misspells is refused.
+/// The settings. A missing field keeps its default; an unknown field is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
@@ -32,29 +28,30 @@ pub(crate) struct Settings {
     pub(crate) kv: KvConfig,
 }
 
+/// The limits of the ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct KvConfig {
-    /// Redis connections at a time. Default 4,096; fewer if the limit of file descriptors is too low.
+    /// Redis connections at a time; more get an error. Default 4,096; fewer if the limit of file descriptors is too low.
     pub(crate) connections_max: usize,
     /// HTTP connections at a time. Default 64; fewer if the limit of file descriptors is too low.
     pub(crate) http_connections_max: usize,
-    /// Commands of more than 32 KiB that are received at a time, over all connections. Each takes as much memory as the
-    /// longest command may. Default 32.
+    /// Commands over 32 KiB that all connections receive, or whose arguments are in use, at a time. Each may take as much
+    /// memory as the longest command. Default 32.
     pub(crate) long_commands_max: usize,
-    /// Bytes of large values that replies of all connections hold: half for values that were read or are the answer of a
-    /// write, half for those that a reply of many keys keeps from memory. Default 128 MiB, at least 32 MiB.
+    /// Bytes of large values that the replies of all connections hold. One half is for values that were read or answer a
+    /// write; the other is for values that a reply of many keys keeps. Default 128 MiB, at least 32 MiB.
     pub(crate) reply_bytes_max: ByteSize,
     /// Time from the first byte of a command to its last. Default 1 min.
     #[serde(with = "duration")]
     pub(crate) command_timeout: Duration,
-    /// Time in which a client takes at least 64 KiB of its replies, or all that wait. Default 30 s.
+    /// Time in which a client must take 64 KiB of its replies, or all that wait. Default 30 s.
     #[serde(with = "duration")]
     pub(crate) write_timeout: Duration,
-    /// Time in which a client takes the whole of one reply that is a large value, or has many values. Default 5 min.
+    /// Time in which a client must take one whole reply with a large value or many values. Default 5 min.
     #[serde(with = "duration")]
     pub(crate) reply_timeout: Duration,
-    /// Time a clean stop may take. Default 5 s.
+    /// Time that a clean stop may take. Default 5 s.
     #[serde(with = "duration")]
     pub(crate) shutdown_timeout: Duration,
 }
@@ -74,26 +71,10 @@ impl Default for KvConfig {
     }
 }
 
-impl KvConfig {
-    /// What the Redis port keeps to.
-    pub(crate) fn limits(&self, command_bytes_max: usize) -> Limits {
-        Limits {
-            command_bytes_max,
-            connections_max: self.connections_max,
-            long_commands_max: self.long_commands_max,
-            reply_bytes_max: self.reply_bytes_max.as_usize(),
-            command_timeout: self.command_timeout,
-            write_timeout: self.write_timeout,
-            reply_timeout: self.reply_timeout,
-        }
-    }
-}
-
 impl Default for Settings {
     fn default() -> Self {
-        // One group needs no more than one thread for its network, and each that is woken costs.
-        // Most reads go to the leader. A follower that reads learns the commit index with the read round's own
-        // heartbeat.
+        // One group needs one network thread, and each more costs wake-ups. A read at a follower learns the commit index
+        // from the heartbeat of its read round.
         let engine =
             towline::Config { network_workers: 1, commit_broadcast: false, ..towline::Config::default() };
         Self { engine, store: StoreConfig::default(), kv: KvConfig::default() }
@@ -101,7 +82,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads a file, or gives the defaults.
+    /// Reads a file. Without one, returns the defaults.
     pub(crate) fn load(file: Option<&Path>) -> Result<Self, String> {
         let Some(file) = file else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(file)
@@ -114,27 +95,32 @@ impl Settings {
 
     fn validate(&self) -> Result<(), String> {
         self.engine.clone().validate().map_err(|error| error.to_string())?;
-        let StoreConfig { cache_bytes: _, memtable_bytes, journal_bytes_max, worker_threads, files_max } =
-            self.store;
-        let KvConfig { connections_max, http_connections_max, long_commands_max, reply_bytes_max, .. } =
-            self.kv;
-        within("http_connections_max", http_connections_max, 1, Some(CONNECTIONS_MAX))?;
-        within("connections_max", connections_max, 1, Some(CONNECTIONS_MAX))?;
-        within("long_commands_max", long_commands_max, 1, Some(CONNECTIONS_MAX))?;
-        // Each half holds the longest value.
+        let Self { kv, store, .. } = self;
+        for (field, value, min, max) in [
+            ("http_connections_max", kv.http_connections_max, 1, CONNECTIONS_MAX),
+            ("connections_max", kv.connections_max, 1, CONNECTIONS_MAX),
+            ("long_commands_max", kv.long_commands_max, 1, CONNECTIONS_MAX),
+            ("files_max", store.files_max, FILES_MIN, CONNECTIONS_MAX),
+            ("worker_threads", store.worker_threads, 1, WORKER_THREADS_MAX),
+        ] {
+            within(field, value, min, Some(max))?;
+        }
+        for (field, value) in [
+            ("command_timeout", kv.command_timeout),
+            ("write_timeout", kv.write_timeout),
+            ("reply_timeout", kv.reply_timeout),
+        ] {
+            within(field, value, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
+        }
+        // Each half must hold the longest value.
         let reply_bytes_min = ByteSize::bytes(2 * VALUE_BYTES_MAX as u64);
-        within("reply_bytes_max", reply_bytes_max, reply_bytes_min, Some(REPLY_BYTES_MAX))?;
-        let KvConfig { command_timeout, write_timeout, reply_timeout, .. } = self.kv;
-        within("command_timeout", command_timeout, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
-        within("write_timeout", write_timeout, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
-        within("reply_timeout", reply_timeout, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
-        within("memtable_bytes", memtable_bytes, MEMTABLE_BYTES_MIN, None)?;
-        within("journal_bytes_max", journal_bytes_max, JOURNAL_BYTES_MIN, None)?;
-        within("files_max", files_max, STORE_FILES_MIN, Some(CONNECTIONS_MAX))?;
-        within("worker_threads", worker_threads, 1, Some(WORKER_THREADS_MAX))
+        within("reply_bytes_max", kv.reply_bytes_max, reply_bytes_min, Some(REPLY_BYTES_MAX))?;
+        within("memtable_bytes", store.memtable_bytes, MEMTABLE_BYTES_MIN, None)?;
+        within("journal_bytes_max", store.journal_bytes_max, JOURNAL_BYTES_MIN, None)
     }
 }
 
+/// Checks a setting. The error has the form of the engine's own.
 fn within<T: PartialOrd + Debug>(field: &str, value: T, min: T, max: Option<T>) -> Result<(), String> {
     if value >= min && max.as_ref().is_none_or(|max| value <= *max) {
         return Ok(());

@@ -1,32 +1,32 @@
-//! File descriptors: raises the limit of the process, and divides what there is.
+//! Raises the limit of file descriptors, and divides them between log, store, peers and clients.
 //!
-//! Clients must not take what the log, the store and the peers need: a node that cannot open its next log file takes no
-//! writes. So each port gets a bound below what is left.
+//! A node that cannot open its next log file takes no writes. So the clients of each port get a bound below what log, store
+//! and peers leave.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Settings;
 use crate::machine::WAITING_TABLES_MAX;
 
-/// More than a process needs here; some systems allow a number that costs memory.
+/// More than this program needs. Some systems allow a number that costs memory.
 const LIMIT_MAX: u64 = 1 << 20;
-/// Standard streams, listeners, the parts of three runtimes, locks, directories, and one client a port that is refused.
+/// Standard streams, listeners, three runtimes, locks, directories, and one refused client for each port.
 const BASE: usize = 56;
-/// Log files: 16 of them by default and those that a purge moved, and the next one.
+/// Log files: 16 by default, the ones that a purge moved, and the next one.
 const LOG: usize = 40;
-/// Snapshots that are made, sent and received.
+/// Files of snapshots that the node makes, sends and receives.
 const SNAPSHOTS: usize = 16;
-/// Files of the store beside those it keeps open. A compaction reads all tables that wait for one at the same time. The
-/// rest is for tables that come while it begins, for what it writes, for journals, and for reads of tables not kept open.
+/// Files of the store beside the ones it keeps open. A compaction reads all waiting tables at the same time. The rest is
+/// for new tables, the output of the compaction, journals, and reads of tables that are not kept open.
 const STORE: usize = WAITING_TABLES_MAX + 24;
-/// Files of each further worker of the store. Its compaction reads one table at a time of each of two levels, writes one,
-/// and records the new version.
+/// Files of each further worker of the store: its compaction reads one table of each of two levels, writes one, and
+/// records the new version.
 const WORKER: usize = 8;
 /// Connections to one peer: its lanes, before and after a reconnect, and snapshots.
 const DIALLED_PER_PEER: usize = 6;
-/// Connections of strangers that the transport lets in above its bound, to refuse them.
+/// Connections of strangers that the transport accepts above its bound, to refuse them.
 const SURPLUS_OF_PEERS: usize = 16;
-/// The least that a port needs to be of use.
+/// The least that each user needs to work.
 const PEERS_MIN: usize = 8;
 const HTTP_MIN: usize = 4;
 const REDIS_MIN: usize = 8;
@@ -37,14 +37,12 @@ const STORE_FILES_MIN: usize = 16;
 pub(crate) struct Plan {
     pub(crate) redis: usize,
     pub(crate) http: usize,
-    /// Accepted connections of peers.
     pub(crate) peers: usize,
-    /// Files that the store keeps open.
     pub(crate) store_files: usize,
 }
 
 impl Plan {
-    /// For `members` nodes, with `limit` descriptors. What `settings` ask for is an upper bound.
+    /// Divides `limit` descriptors in a cluster of `members` nodes. The numbers in `settings` are upper bounds.
     fn new(limit: usize, members: usize, settings: &Settings, peers_max: usize) -> Self {
         let others = members.saturating_sub(1);
         let workers = settings.store.worker_threads.saturating_sub(1);
@@ -59,7 +57,7 @@ impl Plan {
     }
 }
 
-/// Raises the soft limit to the hard one, and says what follows.
+/// Raises the soft limit to the hard one, divides it, and logs the result.
 pub(crate) fn plan(members: usize, settings: &Settings, peers_max: usize) -> Plan {
     let before = getrlimit(Resource::Nofile);
     let wanted = before.maximum.unwrap_or(LIMIT_MAX).min(LIMIT_MAX);
@@ -95,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_bounded_below_what_is_left() {
+    fn clients_get_what_log_store_and_peers_leave() {
         let settings = Settings::default();
         for limit in [256, 512, 1_024, 4_096, 65_536] {
             let plan = Plan::new(limit, 3, &settings, 256);
@@ -104,14 +102,15 @@ mod tests {
                 used + BASE + LOG + SNAPSHOTS + STORE + SURPLUS_OF_PEERS + 12 <= limit,
                 "{limit}: {plan:?}"
             );
-            assert!(
-                plan.redis >= REDIS_MIN && plan.http >= HTTP_MIN && plan.peers >= 12,
-                "{limit}: {plan:?}"
-            );
+            assert!(plan.redis >= REDIS_MIN && plan.http >= HTTP_MIN && plan.peers >= 12, "{plan:?}");
         }
         let plenty = Plan::new(65_536, 3, &settings, 256);
         assert_eq!((plenty.redis, plenty.peers), (settings.kv.connections_max, 256));
-        assert_eq!(Plan::new(0, 3, &settings, 256).redis, REDIS_MIN, "it starts all the same");
+        assert_eq!(
+            Plan::new(0, 3, &settings, 256).redis,
+            REDIS_MIN,
+            "the node starts even without descriptors to divide"
+        );
         let mut workers = settings;
         let before = Plan::new(1_024, 3, &workers, 256);
         workers.store.worker_threads += 20;

@@ -1,9 +1,8 @@
-//! What this program counts itself, beside the engine.
+//! The counters of this program, beside those of the engine.
 
 use metrics::{Counter, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use towline::metrics::labels;
 
-use crate::http::Bounds;
 use crate::redis::Counters;
 
 const REDIS_REFUSED: &str = "towline_kv_redis_refused_total";
@@ -62,9 +61,9 @@ impl<'a> Gauges<'a> {
         }
     }
 
-    pub(crate) fn http(&self, connections_max: usize) -> Bounds {
-        let (refused, accept_failures) = (self.counter(HTTP_REFUSED, None), self.accept_failures("http"));
-        Bounds { connections_max, refused, accept_failures }
+    /// Refused connections, and failed calls of `accept`.
+    pub(crate) fn http(&self) -> [Counter; 2] {
+        [self.counter(HTTP_REFUSED, None), self.accept_failures("http")]
     }
 
     /// `part` is the log or the store.

@@ -1,4 +1,4 @@
-//! The HTTP port: what operators and scripts look at.
+//! The HTTP port: pages for operators and scripts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,67 +12,60 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics::Counter;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towline::metrics::exporter::Exporter;
+use towline::{ClusterId, NodeId, PeerStatus, Role};
 
 use crate::accept::Acceptor;
 use crate::cli::PeerSpec;
-use crate::replica::{Replica, Role};
+use crate::replica::Replica;
 
 /// From the first byte of a request, or the answer before it, to the end of its headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of the headers of a request, and of what is read ahead. The library's least is half of it.
+/// Bytes of the headers of a request, and of what is read ahead.
 const BUFFER_BYTES_MAX: usize = 16 << 10;
-/// A connection takes no further request after this long, and is closed after as long again: a client that reads slowly
-/// keeps no other client out.
+/// After this time a connection takes no further request. After the same time again it is closed: a slow reader must not
+/// keep other clients out.
 const CONNECTION_TIME: Duration = Duration::from_secs(30);
-/// What reads the whole state runs one at a time.
-const DIGESTS_MAX: usize = 1;
+/// A digest reads the whole state, so one is computed at a time.
+static DIGEST: Semaphore = Semaphore::const_new(1);
 const REFUSAL: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 21\r\n\r\ntoo many connections\n";
 
-/// What the port keeps to, and counts.
-pub(crate) struct Bounds {
-    /// Connections at a time; more are refused and closed.
-    pub(crate) connections_max: usize,
-    /// Connections past the bound.
-    pub(crate) refused: Counter,
-    /// Times that the system gave no connection.
-    pub(crate) accept_failures: Counter,
-}
-
-/// Serves until it is dropped.
-pub(crate) async fn serve<R: Replica>(listener: TcpListener, pages: Pages<R>, bounds: Bounds) {
+/// Serves until it is dropped. Refuses and counts connections above `connections_max`.
+pub(crate) async fn serve<R: Replica>(
+    listener: TcpListener,
+    pages: Pages<R>,
+    connections_max: usize,
+    [refused, accept_failures]: [Counter; 2],
+) {
     let router = router(Arc::new(pages));
-    let room = Arc::new(Semaphore::new(bounds.connections_max));
-    let mut acceptor = Acceptor::new(listener, "HTTP", bounds.accept_failures);
+    let room = Arc::new(Semaphore::new(connections_max));
+    let mut acceptor = Acceptor::new(listener, "HTTP", accept_failures);
     let mut connections = JoinSet::new();
     loop {
         let (mut stream, from) = tokio::select! {
             accepted = acceptor.next() => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        match Arc::clone(&room).try_acquire_owned() {
-            Ok(permit) => {
-                let router = router.clone();
-                connections.spawn(async move {
-                    if let Err(error) = connection(stream, router).await {
-                        tracing::debug!(%from, %error, "an HTTP connection ended");
-                    }
-                    drop(permit);
-                });
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            refused.increment(1);
+            // The text fits in the socket's buffer, so this does not wait.
+            let _ = stream.write_all(REFUSAL).await;
+            continue;
+        };
+        let router = router.clone();
+        connections.spawn(async move {
+            if let Err(error) = connection(stream, router).await {
+                tracing::debug!(%from, %error, "an HTTP connection ended");
             }
-            Err(_) => {
-                bounds.refused.increment(1);
-                // It fits in the socket's buffer, so this does not wait.
-                let _ = stream.write_all(REFUSAL).await;
-            }
-        }
+            drop(permit);
+        });
     }
 }
 
@@ -88,26 +81,13 @@ async fn connection(stream: TcpStream, router: Router) -> Result<(), hyper::Erro
     timeout(CONNECTION_TIME, served).await.unwrap_or(Ok(()))
 }
 
-/// What the pages show.
 pub(crate) struct Pages<R> {
-    replica: R,
-    exporter: Exporter,
-    node: u64,
-    cluster: String,
-    peers: Vec<PeerSpec>,
-    digests: Arc<Semaphore>,
-}
-
-impl<R> Pages<R> {
-    pub(crate) fn new(
-        replica: R,
-        exporter: Exporter,
-        node: u64,
-        cluster: String,
-        peers: Vec<PeerSpec>,
-    ) -> Self {
-        Self { replica, exporter, node, cluster, peers, digests: Arc::new(Semaphore::new(DIGESTS_MAX)) }
-    }
+    pub(crate) replica: R,
+    pub(crate) exporter: Exporter,
+    pub(crate) node: NodeId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) peers: Vec<PeerSpec>,
+    pub(crate) tick: Duration,
 }
 
 fn router<R: Replica>(pages: Arc<Pages<R>>) -> Router {
@@ -119,7 +99,7 @@ fn router<R: Replica>(pages: Arc<Pages<R>>) -> Router {
         .with_state(pages)
 }
 
-fn json(status: StatusCode, value: &serde_json::Value) -> Response {
+fn json(status: StatusCode, value: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], format!("{value}\n")).into_response()
 }
 
@@ -128,7 +108,7 @@ fn failed(error: impl std::fmt::Display) -> Response {
 }
 
 async fn metrics<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
-    // Folding the histograms takes a while when nobody did for long.
+    // Folding the histograms takes long if the last scrape was long ago.
     match tokio::task::spawn_blocking(move || pages.exporter.render()).await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => failed(error),
@@ -136,35 +116,51 @@ async fn metrics<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
 }
 
 async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
-    let addresses: Vec<_> = pages
-        .peers
-        .iter()
-        .map(|p| json!({ "id": p.id, "raft": p.raft.as_str(), "redis": p.redis.to_string() }))
-        .collect();
-    let detail = pages.replica.detail().await;
+    let member = |p: &PeerSpec| json!({ "id": p.id, "raft": p.raft.as_str(), "redis": p.redis.to_string() });
+    let status = pages.replica.status().await;
+    let (first, last, snapshot) =
+        status.as_ref().map_or((0, 0, 0), |s| (s.first_index, s.last_index, s.snapshot_index));
+    let peers = status.map(|status| status.peers).unwrap_or_default();
     let value = json!({
         "node": pages.node,
         "cluster": pages.cluster,
         "state": pages.replica.state(),
-        "log": { "first": detail.first_index, "last": detail.last_index, "snapshot": detail.snapshot_index },
-        "peers": detail.peers,
-        "members": addresses,
+        "log": { "first": first, "last": last, "snapshot": snapshot },
+        "peers": peers.iter().map(|peer| progress(peer, last, pages.tick)).collect::<Vec<_>>(),
+        "members": pages.peers.iter().map(member).collect::<Vec<_>>(),
     });
     json(StatusCode::OK, &value)
 }
 
+/// What a leader knows of a peer. `lag` counts the entries that the peer lacks.
+fn progress(peer: &PeerStatus, last_index: u64, tick: Duration) -> Value {
+    let ms = |ticks: u64| u64::try_from(tick.as_nanos() * u128::from(ticks) / 1_000_000).unwrap_or(u64::MAX);
+    json!({
+        "id": peer.id,
+        "matched": peer.matched,
+        "next": peer.next,
+        "lag": last_index.saturating_sub(peer.matched),
+        "progress": peer.progress,
+        "progress_age_ms": ms(peer.progress_age_ticks),
+        "recent_active": peer.recent_active,
+        "attempt": peer.attempt,
+        "last_attempt": peer.last_attempt,
+        "backoff_ms": ms(peer.backoff_ticks),
+    })
+}
+
 async fn healthz<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
     let state = pages.replica.state();
-    let well = state.leader.is_some() && state.role != Role::Down;
-    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    json(status, &json!({ "ok": well, "role": state.role, "leader": state.leader, "down": state.down }))
+    let is_healthy = state.leader.is_some() && state.role != Role::Down;
+    let status = if is_healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(status, &json!({ "ok": is_healthy, "role": state.role, "leader": state.leader, "down": state.down }))
 }
 
 async fn digest<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
-    let turn = Arc::clone(&pages.digests).acquire_owned().await;
+    let permit = DIGEST.acquire().await;
     let digest = move || {
-        // Held until it is done, also if the client does not wait for it.
-        let _turn = turn;
+        // The permit is held until the digest is done, even if the client disconnects.
+        let _permit = permit;
         pages.replica.local().digest()
     };
     match tokio::task::spawn_blocking(digest).await {

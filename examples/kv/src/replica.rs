@@ -1,107 +1,73 @@
-//! What the Redis and HTTP ports need of a replica: the engine's group in production, a fake in tests.
+//! What the ports need of a replica: the engine's group in production, a fake in tests.
 
 use std::future::Future;
 
 use bytes::Bytes;
-use serde::Serialize;
+use towline::{Consistency, Group, GroupState, GroupStatus, ProposeError, ReadError, Role};
 
-use crate::machine::{Answer, View};
+use crate::batch::{Batcher, Pending};
+use crate::machine::{Answer, KvMachine, View};
 
 /// One replica of the state. Clones are cheap.
 pub(crate) trait Replica: Clone + Send + Sync + 'static {
-    type Pending: Future<Output = Result<Answer, WriteError>> + Send + Unpin + 'static;
+    type Pending: Future<Output = Result<Answer, ProposeError>> + Send + Unpin + 'static;
 
-    /// Proposes, in the order of calls. Never blocks.
-    fn submit(&self, command: Bytes) -> Result<Self::Pending, WriteError>;
+    /// Proposes commands in the order of the calls. Never blocks.
+    fn submit(&self, command: Bytes) -> Result<Self::Pending, ProposeError>;
 
-    /// A view that sees every write acknowledged before the call.
+    /// Returns a view that shows every write acknowledged before the call.
     fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static;
 
-    /// The time to stamp commands with. `None` if this replica does not lead, or has not applied all entries of earlier
-    /// leaders.
-    fn now_ms(&self) -> Option<u64> {
-        let ReplicaState { role, term, .. } = self.state();
-        if role == Role::Leader { self.local().stamp_ms(term) } else { None }
-    }
-
-    /// What the replica has applied, fresh or not.
+    /// What this replica has applied. It may be behind.
     fn local(&self) -> &View;
 
-    /// Cheap.
-    fn state(&self) -> ReplicaState;
+    /// The newest state of the group. Reading it is cheap.
+    fn state(&self) -> GroupState;
 
-    fn detail(&self) -> impl Future<Output = Detail> + Send;
+    /// The detailed status; `None` if the group has stopped.
+    fn status(&self) -> impl Future<Output = Option<GroupStatus>> + Send;
+
+    /// The time to stamp commands with. `None` unless this replica leads and has applied all entries of earlier leaders.
+    fn now_ms(&self) -> Option<u64> {
+        let GroupState { role, term, .. } = self.state();
+        if role == Role::Leader { self.local().stamp_ms(term) } else { None }
+    }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Role {
-    Follower,
-    Candidate,
-    Leader,
-    Down,
+#[derive(Clone)]
+pub(crate) struct GroupReplica {
+    group: Group<KvMachine>,
+    batcher: Batcher,
+    view: View,
 }
 
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct ReplicaState {
-    pub(crate) role: Role,
-    pub(crate) leader: Option<u64>,
-    pub(crate) term: u64,
-    pub(crate) commit: u64,
-    pub(crate) applied: u64,
-    pub(crate) down: Option<String>,
+impl GroupReplica {
+    pub(crate) fn new(group: Group<KvMachine>, view: View) -> Self {
+        Self { batcher: Batcher::start(group.clone()), group, view }
+    }
 }
 
-/// The log of this replica, and what a leader knows of the others. Times are in milliseconds.
-#[derive(Debug, Clone, Serialize, Default)]
-pub(crate) struct Detail {
-    pub(crate) first_index: u64,
-    pub(crate) last_index: u64,
-    pub(crate) snapshot_index: u64,
-    pub(crate) peers: Vec<PeerProgress>,
-}
+impl Replica for GroupReplica {
+    type Pending = Pending;
 
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct PeerProgress {
-    pub(crate) id: u64,
-    pub(crate) matched: u64,
-    pub(crate) next: u64,
-    /// Entries it does not have, as far as is known.
-    pub(crate) lag: u64,
-    pub(crate) progress: &'static str,
-    pub(crate) progress_age_ms: u64,
-    pub(crate) recent_active: bool,
-    /// The snapshot under way to it.
-    pub(crate) attempt: Option<towline::AttemptStatus>,
-    /// How the attempt before ended.
-    pub(crate) last_attempt: Option<towline::LastAttempt>,
-    /// Until another attempt may begin.
-    pub(crate) backoff_ms: u64,
-}
+    fn submit(&self, command: Bytes) -> Result<Pending, ProposeError> {
+        self.batcher.submit(command)
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum WriteError {
-    #[error("not the leader")]
-    NotLeader { hint: Option<u64> },
-    #[error("too much is under way")]
-    Busy,
-    #[error("the command has {bytes} bytes, the limit is {bytes_max}")]
-    TooLarge { bytes: usize, bytes_max: usize },
-    /// It may have happened, or may yet.
-    #[error("{cause}")]
-    Uncertain { cause: String },
-    #[error("{cause}")]
-    Stopped { cause: String },
-}
+    fn read(&self) -> impl Future<Output = Result<View, ReadError>> + Send + 'static {
+        let group = self.group.clone();
+        async move { group.read(Consistency::Linearizable).await }
+    }
 
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ReadError {
-    #[error("no leader")]
-    NoLeader,
-    #[error("too much is under way")]
-    Busy,
-    #[error("no majority confirmed the read in time")]
-    Timeout,
-    #[error("{cause}")]
-    Stopped { cause: String },
+    fn local(&self) -> &View {
+        &self.view
+    }
+
+    fn state(&self) -> GroupState {
+        self.group.state()
+    }
+
+    async fn status(&self) -> Option<GroupStatus> {
+        self.group.status().await.ok()
+    }
 }

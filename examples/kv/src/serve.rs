@@ -6,19 +6,20 @@ use std::time::Duration;
 use metrics::Counter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use towline::engine::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
-use towline::{DataDir, GroupId, Node, Start, StateMachine};
+use towline::{DataDir, GroupId, Node, NodeId, Start, StateMachine};
 
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
+use crate::failure::Failure;
 use crate::gauges::Gauges;
 use crate::http::{self, Pages};
-use crate::lost::LosesOutcomes;
 use crate::machine::{self, KvMachine, PACK_BYTES};
-use crate::node::GroupReplica;
-use crate::redis::{Member, Members, Server};
+use crate::redis::{self, Member, Members, Shared};
+use crate::replica::GroupReplica;
 use crate::stop::{self, Hangup, Signals};
-use crate::{Failure, descriptors, ticks, transports};
+use crate::{descriptors, ticks, transports};
 
 const WAITS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -28,7 +29,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     check_peers(&args)?;
     let tls = transports::identity(args.tls.as_deref(), args.id)?;
     let mut signals = Signals::listen(Hangup::Reloads(tls.clone()))
-        .map_err(|e| Failure::run("cannot hear signals".into(), e))?;
+        .map_err(|e| Failure::run("cannot listen for signals", e))?;
     let plan = descriptors::plan(args.peers.len(), &settings, transports::PEERS_MAX);
     settings.kv.connections_max = plan.redis;
     settings.store.files_max = plan.store_files;
@@ -51,37 +52,40 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     if args.lose_reports {
         builder = builder.reporter(|own| Arc::new(LosesOutcomes(own)));
     }
-    let redis = Server::bind(&args.redis.to_string())
+    let redis = TcpListener::bind(args.redis.to_string())
         .await
         .map_err(|e| Failure::run(format!("cannot listen for Redis clients at {}", args.redis), e))?;
     let web = TcpListener::bind(args.http.to_string())
         .await
         .map_err(|e| Failure::run(format!("cannot listen for HTTP at {}", args.http), e))?;
-    let node = builder.start().await.map_err(|e| Failure::run("cannot start".into(), e))?;
+    let node = builder.start().await.map_err(|e| Failure::run("cannot start", e))?;
     let start = how_to_start(&args, &node)?;
     let command_bytes_max = settings.engine.proposal_bytes_max.as_usize().saturating_sub(PACK_BYTES);
     let machine = KvMachine::open(&args.data.join("kv"), &settings.store)
-        .map_err(|e| Failure::run("cannot open the key-value store".into(), e))?;
+        .map_err(|e| Failure::run("cannot open the key-value store", e))?;
     let view = machine.view();
     let group = node.group(GroupId::DEFAULT, machine).start(start).await;
-    let group = group.map_err(|e| Failure::run("cannot start".into(), e))?;
-    let replica = GroupReplica::new(group, view, settings.engine.tick);
+    let replica = GroupReplica::new(group.map_err(|e| Failure::run("cannot start", e))?, view);
 
     let (stopping, stopped) = watch::channel(false);
     let ticks = tokio::spawn(ticks::run(replica.clone()));
-    let members = Members::new(args.id.as_u64(), args.peers.iter().map(member).collect());
+    let members = Members::new(args.id, args.peers.iter().map(member).collect());
     let health = tokio::spawn(members.clone().watch(replica.clone()));
-    let limits = settings.kv.limits(command_bytes_max);
-    let mut clients = tokio::spawn(redis.run(replica.clone(), members, limits, counters, stopped.clone()));
-    let (node_id, cluster) = (args.id.as_u64(), args.cluster.to_string());
-    let pages = Pages::new(replica, exporter.clone(), node_id, cluster, args.peers.clone());
-    let mut pages = tokio::spawn(http::serve(web, pages, gauges.http(plan.http)));
+    let shutdown_timeout = settings.kv.shutdown_timeout;
+    let shared = Shared::new(replica.clone(), members, settings.kv, command_bytes_max, counters);
+    let mut clients = tokio::spawn(redis::serve(redis, shared, stopped));
+    let pages = Pages {
+        replica,
+        exporter: exporter.clone(),
+        node: args.id,
+        cluster: args.cluster.clone(),
+        peers: args.peers.clone(),
+        tick: settings.engine.tick,
+    };
+    let mut pages = tokio::spawn(http::serve(web, pages, plan.http, gauges.http()));
     let upkeep = tokio::spawn(upkeep(exporter));
-    let waits = tokio::spawn(count_waits(
-        log_waits,
-        gauges.descriptor_waits("log"),
-        gauges.descriptor_waits("store"),
-    ));
+    let (of_log, of_store) = (gauges.descriptor_waits("log"), gauges.descriptor_waits("store"));
+    let waits = tokio::spawn(count_waits(log_waits, of_log, of_store));
     signals.started();
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
@@ -92,34 +96,44 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
             false => std::future::pending().await,
         }
     };
-    // A port that is served no more must not leave a node that looks well.
+    // A node that lost one of its ports must not look healthy, so it stops.
     let ended = tokio::select! {
         () = signals.requested() => None,
         () = parent_gone => {
             tracing::warn!(id = %args.id, "the parent process is gone");
             None
         }
-        ended = &mut clients => Some(("Redis clients", format!("{ended:?}"))),
-        ended = &mut pages => Some(("pages", format!("{ended:?}"))),
+        ended = &mut clients => Some(("the Redis port", format!("{ended:?}"))),
+        ended = &mut pages => Some(("the HTTP port", format!("{ended:?}"))),
     };
     tracing::info!(id = %args.id, "stopping");
     let _ = stopping.send(true);
     pages.abort();
-    upkeep.abort();
-    waits.abort();
-    health.abort();
-    ticks.abort();
-    node.shutdown(settings.kv.shutdown_timeout).await;
+    for task in [upkeep, waits, health, ticks] {
+        task.abort();
+    }
+    node.shutdown(shutdown_timeout).await;
     match ended {
         None => {
             let _ = clients.await;
             Ok(())
         }
-        Some((whom, how)) => Err(Failure::Run(format!("{whom} are served no more: {how}"))),
+        Some((port, how)) => Err(Failure::Run(format!("{port} stopped serving: {how}"))),
     }
 }
 
-/// Histograms keep their samples until somebody folds them.
+/// Passes on that messages were lost, but no outcome of a snapshot: the demo's control.
+struct LosesOutcomes(Arc<dyn Reporter>);
+
+impl Reporter for LosesOutcomes {
+    fn report_unreachable(&self, peer: NodeId, scope: Scope, cause: UnreachableCause) {
+        self.0.report_unreachable(peer, scope, cause);
+    }
+
+    fn report_snapshot(&self, _: SnapshotAttempt, _: SnapshotStatus) {}
+}
+
+/// Folds the samples of histograms, which otherwise grow until the next scrape.
 async fn upkeep(exporter: Exporter) {
     let mut every = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
@@ -129,7 +143,7 @@ async fn upkeep(exporter: Exporter) {
     }
 }
 
-/// Publishes what log and store count, until the log is closed.
+/// Publishes how often log and store waited for a file descriptor, until the log is closed.
 async fn count_waits(log_waits: impl Fn() -> Option<u64>, of_log: Counter, of_store: Counter) {
     let mut every = tokio::time::interval(WAITS_INTERVAL);
     while let Some(waits) = log_waits() {
@@ -140,48 +154,46 @@ async fn count_waits(log_waits: impl Fn() -> Option<u64>, of_log: Counter, of_st
 }
 
 fn member(peer: &PeerSpec) -> Member {
-    Member { id: peer.id.as_u64(), host: peer.redis.host.clone(), port: peer.redis.port }
+    Member { id: peer.id, host: peer.redis.host.clone(), port: peer.redis.port }
 }
 
 fn check_peers(args: &Serve) -> Result<(), Failure> {
     let mut ids: Vec<_> = args.peers.iter().map(|p| p.id).collect();
     ids.sort_unstable();
+    let usage = |text| Err(Failure::Usage(text));
     if ids.windows(2).any(|pair| pair.first() == pair.last()) {
-        return Err(Failure::Usage("--peer names the same id twice; each member is named once".into()));
+        return usage("--peer names the same id twice; name each member once".into());
     }
-    match args.peers.iter().find(|p| p.id == args.id) {
-        None => Err(Failure::Usage(format!(
-            "--peer does not name node {} itself; name every member, this node among them",
+    let Some(me) = args.peers.iter().find(|p| p.id == args.id) else {
+        return usage(format!(
+            "--peer does not name node {} itself; name every member, this node too",
             args.id
-        ))),
-        Some(me) if me.raft != args.raft => Err(Failure::Usage(format!(
+        ));
+    };
+    if me.raft != args.raft {
+        return usage(format!(
             "--raft is {}, but --peer says that node {} is at {}; both must be the same",
             args.raft, args.id, me.raft
-        ))),
-        Some(_) => match &args.listen {
-            Some(listen) if listen.scheme() != args.raft.scheme() => Err(Failure::Usage(format!(
-                "--listen is {listen}, but peers call {}; both must name the same transport",
-                args.raft
-            ))),
-            _ => Ok(()),
-        },
+        ));
+    }
+    match &args.listen {
+        Some(listen) if listen.scheme() != args.raft.scheme() => usage(format!(
+            "--listen is {listen}, but peers call {}; both must name the same transport",
+            args.raft
+        )),
+        _ => Ok(()),
     }
 }
 
-/// A directory with something in it is restarted; an empty one only becomes a member when told to.
+/// Restarts what the directory holds. An empty directory becomes a member only with `--bootstrap`.
 fn how_to_start(args: &Serve, node: &Node) -> Result<Start, Failure> {
-    let stored = node.has_group(GroupId::DEFAULT).map_err(|e| Failure::run("cannot start".into(), e))?;
-    if stored {
-        return Ok(Start::Restart);
-    }
-    if args.join {
-        return Ok(Start::Join);
-    }
-    if !args.bootstrap {
-        return Err(Failure::Usage(format!(
+    let stored = node.has_group(GroupId::DEFAULT).map_err(|e| Failure::run("cannot start", e))?;
+    match (stored, args.bootstrap) {
+        (true, _) => Ok(Start::Restart),
+        (false, true) => Ok(Start::Bootstrap(args.peers.iter().map(|p| (p.id, p.raft.clone())).collect())),
+        (false, false) => Err(Failure::Usage(format!(
             "data directory {} is empty: give --bootstrap to found a cluster (once, at the first start of every node)",
             args.data.display()
-        )));
+        ))),
     }
-    Ok(Start::Bootstrap(args.peers.iter().map(|p| (p.id, p.raft.clone())).collect()))
 }

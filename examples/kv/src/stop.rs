@@ -1,4 +1,4 @@
-//! Signals: what stops the program, and what it ignores.
+//! Signals: which ones stop the program, and which it ignores.
 
 use std::io::{self, ErrorKind, Read as _};
 use std::ops::RangeInclusive;
@@ -10,8 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use towline::TlsConfig;
 
-/// What would end the process by default, and means nothing to it.
-/// SIGPIPE is not among it: the standard library has it ignored, and writing to a closed socket raises it often.
+/// Signals that end a process by default and mean nothing here. The standard library already ignores SIGPIPE.
 const IGNORED: &[(Signal, &str)] = &[
     (Signal::USR1, "SIGUSR1"),
     (Signal::USR2, "SIGUSR2"),
@@ -23,11 +22,11 @@ const IGNORED: &[(Signal, &str)] = &[
     (Signal::POWER, "SIGPWR"),
     #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
     (Signal::STKFLT, "SIGSTKFLT"),
-    // The write that exceeds the limit fails, and says so.
+    // The write that exceeds the file size limit returns an error.
     (Signal::XFSZ, "SIGXFSZ"),
 ];
 
-/// Real-time signals end a process by default, too. The C library keeps the first ones.
+/// Real-time signals also end a process by default. The C library uses the first ones.
 const REAL_TIME: RangeInclusive<i32> = match (cfg!(target_os = "linux"), cfg!(target_env = "gnu")) {
     (true, true) => 34..=64,
     (true, false) => 35..=64,
@@ -35,36 +34,33 @@ const REAL_TIME: RangeInclusive<i32> = match (cfg!(target_os = "linux"), cfg!(ta
     (false, _) => 1..=0,
 };
 
-/// What SIGHUP does.
 pub(crate) enum Hangup {
-    /// Reads certificates again, if there are some.
+    /// Reads the certificates again, if the node has some.
     Reloads(Option<TlsConfig>),
-    /// Stops: the terminal is gone. If the process was started with SIGHUP ignored, SIGHUP stays ignored.
+    /// Stops, because the terminal is gone. A process that started with SIGHUP ignored keeps ignoring it.
     Stops,
 }
 
-/// Hears signals from [`listen`](Self::listen) on.
+/// Receives signals from [`listen`](Self::listen) on.
 pub(crate) struct Signals {
     stop: watch::Receiver<bool>,
     is_started: Arc<AtomicBool>,
 }
 
 impl Signals {
-    /// SIGINT and SIGTERM stop the program: at once until [`started`](Self::started) is called, later in order. A second
-    /// SIGINT ends it at once. Everything else that is not meant for it is ignored.
+    /// SIGINT and SIGTERM end the program at once until [`started`](Self::started) is called. Later they stop it in order,
+    /// and a second SIGINT ends it at once. Signals without a meaning here are logged and ignored.
     pub(crate) fn listen(hangup: Hangup) -> io::Result<Self> {
         let (stopping, stop) = watch::channel(false);
         let is_started = Arc::new(AtomicBool::new(false));
         let (mut interrupts, mut terminations) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        for &(number, name) in IGNORED {
-            ignore(number.as_raw(), name)?;
-        }
-        for number in REAL_TIME {
-            ignore(number, "real-time")?;
+        let named = IGNORED.iter().map(|(signal, name)| (signal.as_raw(), *name));
+        for (number, name) in named.chain(REAL_TIME.map(|number| (number, "real-time"))) {
+            ignore(number, name)?;
         }
         if !(matches!(hangup, Hangup::Stops) && hangup_is_ignored()) {
-            hear_hangups(hangup, Arc::clone(&is_started), stopping.clone())?;
+            handle_hangups(hangup, Arc::clone(&is_started), stopping.clone())?;
         }
         let started = Arc::clone(&is_started);
         tokio::spawn(async move {
@@ -87,18 +83,18 @@ impl Signals {
         Ok(Self { stop, is_started })
     }
 
-    /// From now on the program is stopped in order.
+    /// From now on a signal stops the program in order.
     pub(crate) fn started(&self) {
         self.is_started.store(true, Ordering::Release);
     }
 
-    /// Resolves once the program is to stop.
+    /// Resolves once a signal asks the program to stop.
     pub(crate) async fn requested(&mut self) {
         let _ = self.stop.wait_for(|stop| *stop).await;
     }
 }
 
-fn hear_hangups(
+fn handle_hangups(
     hangup: Hangup,
     is_started: Arc<AtomicBool>,
     stopping: watch::Sender<bool>,
@@ -109,7 +105,7 @@ fn hear_hangups(
             match &hangup {
                 Hangup::Reloads(Some(tls)) => {
                     let tls = tls.clone();
-                    // It says itself how that went; a failure changes nothing.
+                    // `reload` logs its outcome; after a failure the old certificates stay in use.
                     let _ = tokio::task::spawn_blocking(move || tls.reload()).await;
                 }
                 Hangup::Reloads(None) => {
@@ -125,7 +121,7 @@ fn hear_hangups(
     Ok(())
 }
 
-/// Whether the process was started with SIGHUP ignored, as `nohup` does. Only Linux tells; elsewhere the answer is no.
+/// Whether the process started with SIGHUP ignored, as under `nohup`. False on systems other than Linux.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -143,8 +139,7 @@ fn ignore(number: i32, name: &'static str) -> io::Result<()> {
     Ok(())
 }
 
-/// Nothing is served before the start is over, so there is nothing to stop in order. A start that is cut off is like one
-/// that was killed.
+/// Asks for a stop in order, or ends the program if it is still starting: it serves no client yet.
 fn stop_or_end(is_started: &AtomicBool, stopping: &watch::Sender<bool>, signal: &'static str) {
     if !is_started.load(Ordering::Acquire) {
         tracing::info!(signal, "ended while starting");
@@ -155,11 +150,10 @@ fn stop_or_end(is_started: &AtomicBool, stopping: &watch::Sender<bool>, signal: 
     }
 }
 
-/// Resolves at the end of standard input, of which the parent holds the other end for as long as it lives: no signal
-/// tells of a parent that was killed.
+/// Resolves at the end of standard input. The parent holds the other end while it lives, and no signal reports its death.
 pub(crate) fn parent_gone() -> impl Future<Output = ()> {
     let (gone, seen) = oneshot::channel::<()>();
-    // A thread of its own, not of the runtime, which would wait for the read to return before it ends.
+    // Not a thread of the runtime, which would wait for the read to return before it ends.
     let watching = std::thread::Builder::new().name("parent".into()).spawn(move || {
         let (mut input, mut buffer) = (std::io::stdin().lock(), [0; 64]);
         loop {

@@ -1,4 +1,4 @@
-//! A whole cluster on this machine: one child process a node.
+//! A whole cluster on this machine: each node is a child process.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -7,28 +7,29 @@ use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::cli::{Cluster, TransportKind};
+use crate::certs;
+use crate::cli::Cluster;
+use crate::failure::Failure;
 use crate::stop::{Hangup, Signals};
-use crate::{Failure, certs};
 
-/// Runs the nodes until a signal, or until one of them ends; none is restarted.
+/// Runs the nodes until a signal, or until one of them ends. Does not restart nodes.
 pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
     let (data, _temporary) = data_dir(&args)?;
-    let scheme = args.transport.scheme();
-    let certs = (args.transport == TransportKind::Quic).then(|| data.join("certs"));
+    let scheme = &args.transport;
+    let certs = (scheme == "quic").then(|| data.join("certs"));
     if let Some(certs) = &certs {
         certs::make(certs, args.nodes)?;
     }
-    let program = std::env::current_exe().map_err(|e| Failure::run("cannot find this program".into(), e))?;
+    let program = std::env::current_exe().map_err(|e| Failure::run("cannot find this program", e))?;
     let peers: Vec<String> = (1..=args.nodes)
         .map(|id| {
             let (redis, raft, _) = ports(&args, id);
             format!("{id}={scheme}://127.0.0.1:{raft},127.0.0.1:{redis}")
         })
         .collect();
-    // Before the first child: a signal that came earlier than this would leave children behind.
+    // Before the first child: an earlier signal would leave children behind.
     let mut signals =
-        Signals::listen(Hangup::Stops).map_err(|e| Failure::run("cannot hear signals".into(), e))?;
+        Signals::listen(Hangup::Stops).map_err(|e| Failure::run("cannot listen for signals", e))?;
     signals.started();
     let mut children = Vec::new();
     for id in 1..=args.nodes {
@@ -42,11 +43,10 @@ pub(crate) async fn run(args: Cluster) -> Result<(), Failure> {
             .args(["--http", &format!("127.0.0.1:{http}")])
             .args(peers.iter().flat_map(|peer| ["--peer", peer.as_str()]))
             .args(certs.iter().flat_map(|certs| [OsStr::new("--tls"), certs.as_os_str()]))
-            // Never written to: it ends with this process, however that ends, and the child with it.
+            // The pipe closes when this process ends, even by SIGKILL. The child then stops.
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // Whatever ends this function ends them at once.
             .kill_on_drop(true);
         let mut child = command.spawn().map_err(|e| Failure::run(format!("cannot start node {id}"), e))?;
         forward(id, child.stdout.take());
@@ -74,22 +74,22 @@ fn ports(args: &Cluster, id: u64) -> (u16, u16, u16) {
     (redis, redis + 100, redis + 200)
 }
 
-/// The directory is removed at the end if nobody named one.
-fn data_dir(args: &Cluster) -> Result<(PathBuf, Option<Removed>), Failure> {
+/// The data directory. Without `--data`, a temporary one that is removed at the end.
+fn data_dir(args: &Cluster) -> Result<(PathBuf, Option<TemporaryDir>), Failure> {
     match &args.data {
         Some(data) => Ok((data.clone(), None)),
         None => {
             let path = std::env::temp_dir().join(format!("towline-kv-{}", std::process::id()));
             std::fs::create_dir_all(&path)
                 .map_err(|e| Failure::run(format!("cannot make {}", path.display()), e))?;
-            Ok((path.clone(), Some(Removed(path))))
+            Ok((path.clone(), Some(TemporaryDir(path))))
         }
     }
 }
 
-struct Removed(PathBuf);
+struct TemporaryDir(PathBuf);
 
-impl Drop for Removed {
+impl Drop for TemporaryDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
@@ -119,12 +119,12 @@ async fn first_to_end(children: &mut [(u64, Child)]) -> (u64, String) {
     }
 }
 
-/// Asks first, so that the node flushes and hands over; then insists.
+/// Sends SIGTERM, so that the node flushes and hands over leadership, and later SIGKILL.
 async fn terminate(child: &mut Child) {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+    const TERM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
     if let Some(pid) = child.id() {
         let asked = Command::new("kill").args(["-TERM", &pid.to_string()]).status().await;
-        if asked.is_ok() && tokio::time::timeout(PATIENCE, child.wait()).await.is_ok() {
+        if asked.is_ok() && tokio::time::timeout(TERM_TIMEOUT, child.wait()).await.is_ok() {
             return;
         }
         let _ = child.kill().await;

@@ -1,18 +1,18 @@
-//! Keeps the agreed time moving while no client writes.
+//! Moves the time in the log while no client writes.
 //!
-//! Whether a key has expired is decided by the time in the log: a key that one node has shown as gone is gone on every
-//! node. A write brings the leader's time along. If a key is due and there is no write, the leader proposes its time alone.
+//! The time in the log decides whether a key has expired, so all nodes agree. Each write carries the leader's time. If a key
+//! is due and no client writes, the leader proposes its time alone.
 
 use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
+use towline::Role;
 
-use crate::replica::{Replica, Role};
+use crate::replica::Replica;
 
-/// How often the leader looks. A key outlives its time by at most this, and by what a commit takes.
+/// How often the leader checks. A key outlives its expiry by at most this interval and one commit.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Never ends.
 pub(crate) async fn run<R: Replica>(replica: R) {
     let mut every = interval(CHECK_INTERVAL);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -25,8 +25,7 @@ pub(crate) async fn run<R: Replica>(replica: R) {
         if let Some(command) = replica.local().tick(state.term)
             && let Ok(pending) = replica.submit(command)
         {
-            // A lost tick needs no retry: the next one carries a later time.
-            let _ = pending.await;
+            let _ = pending.await; // the next tick carries a later time, so a lost one needs no retry
         }
     }
 }

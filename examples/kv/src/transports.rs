@@ -1,4 +1,4 @@
-//! How a node listens for its peers and calls them: each address names its transport.
+//! The transports of a node. Each address names its transport.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,13 +9,13 @@ use towline::{
     Transport,
 };
 
-use crate::Failure;
 use crate::cli::Serve;
+use crate::failure::Failure;
 
-/// Connections of peers at a time, if there are descriptors for them.
+/// Connections of peers at a time, if the file descriptors suffice.
 pub(crate) const PEERS_MAX: usize = 256;
 
-/// The node's identity, if it was given one.
+/// The node's certificate and key, if `--tls` names some.
 pub(crate) fn identity(dir: Option<&Path>, node: NodeId) -> Result<Option<TlsConfig>, Failure> {
     let Some(dir) = dir else { return Ok(None) };
     let tls = TlsConfig::from_files(TlsFiles::in_dir(dir, node))
@@ -30,7 +30,8 @@ pub(crate) fn identity(dir: Option<&Path>, node: NodeId) -> Result<Option<TlsCon
     Ok(Some(tls))
 }
 
-/// Takes at most `connections_max` connections of peers. Listens with the transport of `--raft`, there or at `--listen`, and calls peers with those of their addresses.
+/// Adds the transport of `--raft`, which also listens, and those of the peers' addresses. At most `connections_max` peers
+/// may be connected.
 pub(crate) fn add(
     mut builder: NodeBuilder,
     args: &Serve,
@@ -54,7 +55,7 @@ fn transport(
     tls: Option<&TlsConfig>,
     connections_max: usize,
 ) -> Result<Arc<dyn Transport>, Failure> {
-    // QUIC's connections share one descriptor.
+    // QUIC needs no bound: its connections share one descriptor.
     let grpc = || GrpcConfig { connections_max, ..GrpcConfig::default() };
     match (address.scheme(), tls) {
         ("grpc", None) => Ok(Arc::new(GrpcTransport::new(grpc()))),

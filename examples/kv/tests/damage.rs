@@ -1,12 +1,4 @@
-//! Nodes whose files were lost or exchanged while they were stopped: they come back with the right values, or they are
-//! refused and say why.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Nodes that lose files while they are stopped. They come back with the right values, or refuse to start and say why.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,7 +16,7 @@ fn write(cluster: &mut Cluster, round: u64) {
     pipe.query::<()>(&mut client).unwrap();
 }
 
-/// SIGTERM: the state machine is flushed.
+/// Stops a node in order, so it flushes the state machine.
 fn stop(cluster: &mut Cluster, at: usize) {
     cluster.process(at).signal("TERM");
     let status = cluster.process(at).wait_end();
@@ -32,7 +24,7 @@ fn stop(cluster: &mut Cluster, at: usize) {
     cluster.running[at] = None;
 }
 
-/// A cluster with one round of values, and a follower that has them all and was stopped.
+/// A cluster with one round of values, and a stopped follower that has them all.
 fn with_stopped_follower() -> (Cluster, usize) {
     let mut cluster = Cluster::start(3);
     let leader = cluster.leader();
@@ -43,51 +35,7 @@ fn with_stopped_follower() -> (Cluster, usize) {
     (cluster, follower)
 }
 
-/// Every key has the value of this round, on the node itself once it leads.
-fn assert_leads_with(cluster: &mut Cluster, at: usize, round: u64) {
-    let others = cluster.others(at);
-    crate::common::wait("the node to lead", || {
-        if cluster.ports[at].leads() {
-            return Some(());
-        }
-        // A leader that stops hands over to one of the other two.
-        let leader = others
-            .iter()
-            .copied()
-            .find(|other| cluster.running[*other].is_some() && cluster.ports[*other].leads())?;
-        stop(cluster, leader);
-        cluster.restart(leader);
-        cluster.leader();
-        None
-    });
-    let mut client = cluster.ports[at].client().unwrap();
-    for key in 0..KEYS {
-        let value: String = redis::cmd("GET").arg(format!("k{key}")).query(&mut client).unwrap();
-        assert_eq!(value, format!("{round}-{key}"));
-    }
-}
-
-/// The follower started without a word, served old values at the current place, later led, and spread them by snapshot.
-#[test]
-fn a_follower_whose_journal_was_removed_shows_and_leads_with_current_values() {
-    let _alone = alone();
-    let mut cluster = Cluster::start(3);
-    let leader = cluster.leader();
-    let follower = cluster.others(leader)[0];
-    for round in 0..3 {
-        write(&mut cluster, round);
-        cluster.assert_equal();
-        stop(&mut cluster, follower);
-        fs::remove_file(cluster.data(follower).join("kv/0.jnl")).unwrap();
-        cluster.restart(follower);
-        cluster.leader();
-        cluster.assert_equal();
-    }
-    assert_leads_with(&mut cluster, follower, 2);
-    cluster.assert_equal();
-}
-
-/// A table of the state; keyspace 0 is of the store itself.
+/// A table of the state. Keyspace 0 belongs to fjall.
 fn table(data: &Path) -> PathBuf {
     let keyspaces = fs::read_dir(data.join("kv/keyspaces")).unwrap().map(|file| file.unwrap().path());
     let own = keyspaces.filter(|keyspace| !keyspace.ends_with("0"));
@@ -96,7 +44,7 @@ fn table(data: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_follower_with_a_damaged_table_builds_its_state_anew() {
+fn a_follower_with_a_damaged_table_rebuilds_its_state() {
     let _alone = alone();
     let (mut cluster, follower) = with_stopped_follower();
     let data = cluster.data(follower);
@@ -116,12 +64,12 @@ fn assert_refused(cluster: &Cluster, at: usize, words: &[&str]) {
     let status = process.wait_end();
     assert_eq!(status.code(), Some(1), "{}", process.log());
     for word in words {
-        assert!(process.log().contains(word), "`{word}` is not said: {}", process.log());
+        assert!(process.log().contains(word), "`{word}` is missing: {}", process.log());
     }
 }
 
-/// The volume of the log was not mounted. The start command founded the group anew under the incarnation that had voted
-/// before, and the peers let the node in: it could vote twice.
+/// The volume of the log was not mounted. The start founded the group again under the incarnation that had voted before.
+/// The peers let the node in, so it could vote twice.
 #[test]
 fn a_node_whose_log_was_lost_is_refused_until_it_is_back() {
     let _alone = alone();
@@ -129,7 +77,7 @@ fn a_node_whose_log_was_lost_is_refused_until_it_is_back() {
     let (data, away) = (cluster.data(follower), cluster.dir.path().join("log-away"));
     fs::rename(data.join("log"), &away).unwrap();
     assert_refused(&cluster, follower, &["0000000000000001.raftlog", "the file is missing"]);
-    // The list of log files went with it.
+    // The list of log files is lost too.
     fs::rename(data.join("log-files"), cluster.dir.path().join("log-files-away")).unwrap();
     let says = ["group 1 was founded or joined here", "the log has nothing of it", "is its volume mounted"];
     assert_refused(&cluster, follower, &says);

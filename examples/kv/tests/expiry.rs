@@ -1,15 +1,10 @@
-//! Keys that expire, on processes of the real program.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // tests
+//! Keys that expire.
 
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, alone, wait};
+use crate::common::{Cluster, alone, get, wait};
 
-fn get(client: &mut redis::Connection, key: &str) -> redis::RedisResult<Option<String>> {
-    redis::cmd("GET").arg(key).query(client)
-}
-
-/// How long after `since` the key is gone for a reader at the leader.
+/// The time from `since` until a read at the leader does not find the key.
 fn gone_after(cluster: &mut Cluster, key: &str, since: Instant) -> Duration {
     wait("the end of the key", || {
         let seen = get(&mut cluster.client(), key);
@@ -22,9 +17,9 @@ fn set(client: &mut redis::Connection, key: &str, ttl: Duration) {
     let () = redis::cmd("SET").arg(key).arg("v").arg("PX").arg(ttl_ms).query(client).unwrap();
 }
 
-/// Expired keys stayed until the next write, and counted.
+/// Expired keys stayed, and counted, until the next write.
 #[test]
-fn keys_expire_on_every_node_while_nobody_writes() {
+fn keys_expire_on_every_node_without_writes() {
     let _alone = alone();
     let mut cluster = Cluster::start(3);
     let mut client = cluster.client();
@@ -43,7 +38,7 @@ fn keys_expire_on_every_node_while_nobody_writes() {
     cluster.assert_equal();
 }
 
-/// The time goes on from what the log says: neither a new leader nor a restart of all nodes ends a key early or never.
+/// The time goes on from the log: no key expires early, and none stays for ever.
 #[test]
 fn expiry_goes_on_at_a_new_leader_and_after_a_restart_of_all_nodes() {
     let _alone = alone();

@@ -1,12 +1,4 @@
-//! Clients that do not read, do not finish, or are gone: the real program keeps its memory, its connections and its
-//! other clients.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Clients that do not read, do not finish, or are gone. The server must bound its memory and serve the others.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -14,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, DEADLINE, Ports, alone, settings, wait};
 
-/// A command as clients send it.
 fn command(args: &[&str]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", args.len()).into_bytes();
     for arg in args {
@@ -23,7 +14,7 @@ fn command(args: &[&str]) -> Vec<u8> {
     out
 }
 
-/// `MGET` of the same key, many times.
+/// `MGET` that names one key many times.
 fn mget(key: &str, times: usize) -> Vec<u8> {
     command(&[&["MGET"][..], &vec![key; times]].concat())
 }
@@ -64,7 +55,7 @@ fn answers(ports: &Ports) -> bool {
     })
 }
 
-/// The server reads nothing more once its bounds are reached, so that this ends.
+/// Sends until the server's bounds make it stop reading.
 fn send_until_refused(stream: &mut TcpStream, bytes: &[u8]) {
     stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     while stream.write_all(bytes).is_ok() {}
@@ -82,17 +73,17 @@ fn is_closed(stream: &mut TcpStream) -> bool {
     }
 }
 
-/// After a reply that the socket did not take at once the connection waited for nothing but the end of the server: the
-/// client got no further answer, and its end was not noticed.
+/// After a reply larger than the socket buffer, the connection waited only for the end of the server. The client got no
+/// further answer, and the server did not notice its end.
 #[test]
-fn a_reply_that_is_longer_than_the_socket_takes_is_followed_by_the_next() {
+fn a_reply_larger_than_the_socket_buffer_is_followed_by_the_next() {
     let _alone = alone();
     let cluster = Cluster::start(1);
     set(&cluster.ports[0], "v", 900_000);
     for times in [2, 2, 3, 8] {
         let mut stream = cluster.ports[0].socket();
         let mut reader = BufReader::new(stream.try_clone().unwrap());
-        // What follows comes once the reply was read, and while it is under way.
+        // A PING after the reply was read, then one during the reply.
         stream.write_all(&mget("v", times)).unwrap();
         read_values(&mut reader, times, 900_000);
         stream.write_all(b"PING\r\n").unwrap();
@@ -102,17 +93,17 @@ fn a_reply_that_is_longer_than_the_socket_takes_is_followed_by_the_next() {
         stream.write_all(b"PING\r\n").unwrap();
         read_values(&mut reader, times, 900_000);
         assert_eq!(line(&mut reader), "+PONG");
-        // It ends its side, and still gets what it asked for.
+        // The client ends its side and still gets all replies.
         stream.write_all(&[mget("v", times), b"PING\r\n".to_vec()].concat()).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         read_values(&mut reader, times, 900_000);
         assert_eq!(line(&mut reader), "+PONG");
-        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the server closes, too");
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0, "the server closes");
     }
 }
 
 #[test]
-fn a_client_that_is_gone_gives_its_place_back_in_every_state() {
+fn a_disconnected_client_frees_its_connection_in_every_state() {
     let _alone = alone();
     let cluster = Cluster::start_with(1, &settings("connections_max = 4"));
     let ports = cluster.ports[0];
@@ -133,7 +124,7 @@ fn a_client_that_is_gone_gives_its_place_back_in_every_state() {
     let unfinished: fn(&mut TcpStream) = |stream| {
         stream.write_all(b"*2\r\n$3\r\nGET\r\n$900000\r\nvvv").unwrap();
     };
-    let mut clients: Vec<_> = wait("four places", || {
+    let mut clients: Vec<_> = wait("four connections", || {
         let mut clients: Vec<_> = (0..4).map(|_| ports.socket()).collect();
         clients.iter_mut().all(is_answered).then_some(clients)
     });
@@ -147,20 +138,19 @@ fn a_client_that_is_gone_gives_its_place_back_in_every_state() {
     ] {
         clients.iter_mut().for_each(get_there);
         drop(clients);
-        clients = wait(&format!("all places of clients that were {state}"), || {
-            // All at once, and each is answered.
+        clients = wait(&format!("the connections of clients that were {state}"), || {
             let mut others: Vec<_> = (0..4).map(|_| ports.socket()).collect();
             others.iter_mut().all(is_answered).then_some(others)
         });
     }
 }
 
-/// One command of 136 KB asked for 18 GB, which were gathered in memory.
+/// One command of 136 KB asked for 18 GB, and the server gathered them in memory.
 #[test]
-fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
+fn long_replies_of_many_clients_take_bounded_memory_and_arrive_whole() {
     const NAMES: usize = 20_000;
     let _alone = alone();
-    // Values leave memory soon: those that are read from the store are copies.
+    // A small memtable: values leave memory soon, and reads from the store are copies.
     let settings = settings("reply_bytes_max = '64MiB'\n[store]\nmemtable_bytes = '64KiB'");
     let mut cluster = Cluster::start_with(1, &settings);
     let ports = cluster.ports[0];
@@ -179,7 +169,7 @@ fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
             _ => send_until_refused(client, &old_values),
         }
     }
-    // Others are served meanwhile: a value of their own, and a look at as many.
+    // The server answers others meanwhile.
     let mut reader = BufReader::new(ports.socket());
     reader.get_mut().write_all(&exists).unwrap();
     assert_eq!(line(&mut reader), format!(":{NAMES}"));
@@ -188,7 +178,7 @@ fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
         let grown = now.saturating_sub(before) >> 20;
         assert!(grown < 200, "memory grew by {grown} MiB");
     }
-    // And who reads gets all of it, whatever was written since.
+    // A client that reads gets the whole reply, although the key changes meanwhile.
     let mut reader = BufReader::with_capacity(1 << 20, ports.socket());
     reader.get_mut().write_all(&mget("v", 300)).unwrap();
     assert_eq!(reader.fill_buf().unwrap()[..1], *b"*");
@@ -199,13 +189,13 @@ fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
 }
 
 #[test]
-fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
+fn stalled_clients_are_closed_at_a_deadline_and_counted() {
     let _alone = alone();
     let timeouts = "command_timeout = '1s'\nwrite_timeout = '1s'\nreply_timeout = '4s'";
     let cluster = Cluster::start_with(1, &settings(timeouts));
     let ports = cluster.ports[0];
     set(&ports, "v", 900_000);
-    let closed = |cause: &str| ports.counter("towline_kv_redis_closed_total", &format!("\"{cause}\""));
+    let closed = |cause: &str| ports.counter("towline_kv_redis_closed_total", &[&format!("\"{cause}\"")]);
 
     let mut idle = ports.socket();
     for unfinished in
@@ -217,7 +207,7 @@ fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
         wait("the end of a command that does not", || is_closed(&mut stream).then_some(()));
         assert_eq!(closed("command_timeout"), before + 1);
     }
-    // One byte at a time is no way out.
+    // One byte at a time does not extend the deadline.
     let mut slow = ports.socket();
     wait("the end of a slow command", || slow.write_all(b"x").is_err().then_some(()));
 
@@ -227,7 +217,7 @@ fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
         unread.write_all(&asked).unwrap();
         wait("the end of an unread reply", || (closed("write_timeout") > before).then_some(()));
     }
-    // It reads, though never as fast as to have the whole in time.
+    // This client reads, but too slowly to get the whole reply in time.
     let mut dripping = ports.socket();
     dripping.write_all(&mget("v", 20_000)).unwrap();
     let mut taken = vec![0; 256 << 10];
@@ -236,23 +226,21 @@ fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
         (!matches!(dripping.read(&mut taken), Ok(1..))).then_some(())
     });
     assert_eq!(closed("reply_timeout"), 1);
-    // Who says nothing may stay.
     idle.write_all(b"PING\r\n").unwrap();
     idle.read_exact(&mut [0; 7]).unwrap();
 }
 
-/// Timeouts that no test waits for, and `more`.
+/// Settings with timeouts longer than any test, and `more`.
 fn patient(more: &str) -> String {
     let timeouts = "command_timeout = '10m'\nwrite_timeout = '10m'\nreply_timeout = '10m'";
     settings(&format!("{timeouts}\n{more}"))
 }
 
-/// A client that did not read its reply kept the values of the reply for as long as the reply timeout. Other clients waited
-/// for room for theirs.
+/// A client that did not read its reply kept the values until the reply timeout, and others waited for room.
 #[test]
-fn a_client_that_does_not_read_loses_kept_values_that_another_client_waits_for() {
+fn a_client_that_does_not_read_loses_the_kept_values_that_another_waits_for() {
     let _alone = alone();
-    // Half of it is for kept values: room for 18 of them.
+    // Half of the pool is for kept values: room for 18.
     let cluster = Cluster::start_with(1, &patient("reply_bytes_max = '32MiB'"));
     let ports = cluster.ports[0];
     let keys: Vec<String> = (0..18).map(|key| key.to_string()).collect();
@@ -260,20 +248,20 @@ fn a_client_that_does_not_read_loses_kept_values_that_another_client_waits_for()
     let mut unread = BufReader::new(ports.socket());
     let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
     unread.get_mut().write_all(&command(&words)).unwrap();
-    // The reply begins once its values are kept.
+    // The reply begins after the server has kept its values.
     assert_eq!(line(&mut unread), "*18");
     let mut reader = BufReader::new(ports.socket());
     reader.get_mut().write_all(&command(&["MGET", "0", "1"])).unwrap();
     read_values(&mut reader, 2, 900_000);
-    assert_eq!(ports.counter("towline_kv_redis_closed_total", "\"reply_timeout\""), 1);
-    assert!(ports.counter("towline_kv_redis_waits_total", "\"reply_bytes_max\"") > 0);
+    assert_eq!(ports.counter("towline_kv_redis_closed_total", &["\"reply_timeout\""]), 1);
+    assert!(ports.counter("towline_kv_redis_waits_total", &["\"reply_bytes_max\""]) > 0);
     assert!(is_closed(unread.get_mut()));
 }
 
-/// Clients that read nothing sent a part of a long command behind many reads. They kept the room of all long commands for as
-/// long as the write timeout.
+/// Clients sent many reads and a part of a long command, and read nothing. They kept the room of all long commands until the
+/// write timeout.
 #[test]
-fn clients_that_do_not_read_lose_rooms_for_long_commands_that_another_client_waits_for() {
+fn a_client_that_does_not_read_loses_the_long_command_that_another_waits_for() {
     let _alone = alone();
     let cluster = Cluster::start_with(1, &patient("long_commands_max = 2"));
     let ports = cluster.ports[0];
@@ -283,32 +271,35 @@ fn clients_that_do_not_read_lose_rooms_for_long_commands_that_another_client_wai
     input.extend_from_slice(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$900000\r\n");
     input.resize(input.len() + 100_000, b'v');
     let mut unread = Vec::new();
-    // A client whose replies come before the server has read its long command gets no room.
+    // A client gets no room if its replies come before the server reads the long command, so try several.
     wait("all rooms to be taken", || {
         let mut stream = ports.socket();
         send_until_refused(&mut stream, &input);
         unread.push(stream);
-        (ports.counter("towline_kv_redis_waits_total", "\"long_commands_max\"") > 0).then_some(())
+        (ports.counter("towline_kv_redis_waits_total", &["\"long_commands_max\""]) > 0).then_some(())
     });
     let mut reader = BufReader::new(ports.socket());
     reader.get_mut().write_all(&command(&["SET", "k", &"v".repeat(900_000)])).unwrap();
     assert_eq!(line(&mut reader), "+OK");
-    assert!(ports.counter("towline_kv_redis_closed_total", "\"reply_timeout\"") > 0);
+    assert!(ports.counter("towline_kv_redis_closed_total", &["\"reply_timeout\""]) > 0);
 }
 
-/// Each refused client was a line in the log.
+/// Each refused client wrote one line to the log.
 #[test]
 fn refused_clients_do_not_fill_the_log() {
     let _alone = alone();
     let started = Instant::now();
     let mut cluster = Cluster::start_with(1, &settings("connections_max = 1"));
     let ports = cluster.ports[0];
-    let _only = wait("the only place", || {
+    let _only = wait("the only connection", || {
         let mut stream = ports.socket();
         is_answered(&mut stream).then_some(stream)
     });
+    let mut error = String::new();
+    ports.socket().read_to_string(&mut error).unwrap();
+    assert_eq!(error, "-ERR max number of clients reached\r\n");
     (0..500).for_each(|_| drop(ports.socket()));
-    let refused = || ports.counter("towline_kv_redis_refused_total", "");
+    let refused = || ports.counter("towline_kv_redis_refused_total", &[]);
     wait("refusals", || (refused() >= 500).then_some(()));
     let log = cluster.process(0).log();
     let lines = log.lines().filter(|line| line.contains("too many Redis clients")).count() as u64;

@@ -1,5 +1,11 @@
-//! The integration tests that can share a process, in one binary: linking each file alone takes longer than most tests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+//! Tests of the real program, in one binary: linking one for each file would take longer than most tests.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr
+)] // helpers of tests
 
 mod cluster;
 mod common;
@@ -7,7 +13,7 @@ mod damage;
 mod expiry;
 mod hostile;
 mod limits;
-mod mixed;
 mod refusals;
 mod snapshots;
+mod supervisor;
 mod transports;

@@ -1,22 +1,13 @@
-//! What the real program says to bad input: the exit code and the words on stderr.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! The exit code and the error of the program for bad input.
 
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Ports, Process, program, run, wait};
+use crate::common::{Ports, SoloNode, program, run};
 
-/// Wrong use.
 const USAGE: i32 = 2;
-/// Right use of what is not so.
 const FAILED: i32 = 1;
 
 fn assert_refused(command: &mut Command, code: i32, words: &[&str]) {
@@ -24,70 +15,18 @@ fn assert_refused(command: &mut Command, code: i32, words: &[&str]) {
     let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(code), "{command:?}:\n{stderr}");
     for word in words {
-        assert!(stderr.contains(word), "`{word}` is not said:\n{stderr}");
+        assert!(stderr.contains(word), "`{word}` is missing:\n{stderr}");
     }
     assert!(!stderr.contains("panicked"), "{stderr}");
     assert!(out.stdout.is_empty(), "errors belong on stderr");
 }
 
-/// A node that is its whole cluster.
-struct Alone {
-    dir: tempfile::TempDir,
-    ports: Ports,
-}
-
-impl Alone {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), ports: Ports::free() }
-    }
-
-    fn data(&self) -> std::path::PathBuf {
-        self.dir.path().join("data")
-    }
-
-    fn command(&self) -> Command {
-        self.command_as(1)
-    }
-
-    fn command_as(&self, id: usize) -> Command {
-        let mut command = self.ports.serve(id, &self.data());
-        command.args(["--peer", &self.ports.peer(id)]);
-        command
-    }
-
-    fn bootstrap(&self) -> Command {
-        let mut command = self.command();
-        command.arg("--bootstrap");
-        command
-    }
-
-    /// Runs until it leads.
-    fn start(&self) -> Process {
-        let mut process = Process::start(&mut self.bootstrap(), &self.dir.path().join("log"));
-        wait("the node to lead", || {
-            assert!(process.ended().is_none(), "{}", process.log());
-            self.ports.leads().then_some(())
-        });
-        process
-    }
-
-    /// With the settings of a file.
-    fn with_settings(&self, settings: &str) -> Command {
-        let file = self.dir.path().join("settings.toml");
-        fs::write(&file, settings).unwrap();
-        let mut command = self.bootstrap();
-        command.arg("--config").arg(file);
-        command
-    }
-}
-
 #[test]
-fn wrong_arguments_are_told() {
-    let node = Alone::new();
+fn wrong_arguments_are_refused() {
+    let node = SoloNode::new();
     assert_refused(program().arg("--nope"), USAGE, &["unexpected argument '--nope'"]);
     assert_refused(program().args(["cluster", "--nodes", "0"]), USAGE, &["--nodes", "1..=9"]);
     assert_refused(node.bootstrap().arg("--nope"), USAGE, &["unexpected argument '--nope'"]);
-    assert_refused(node.bootstrap().arg("--join"), USAGE, &["cannot be used with"]);
     assert_refused(program().args(["serve", "--id", "0"]), USAGE, &["invalid node id `0`"]);
     let mut no_peer = node.ports.serve(1, &node.data());
     assert_refused(no_peer.arg("--bootstrap"), USAGE, &["--peer"]);
@@ -103,12 +42,12 @@ fn wrong_arguments_are_told() {
         let form = "`ID=grpc://HOST:PORT,REDIS_HOST:PORT` is expected";
         assert_refused(node.bootstrap().args(["--peer", peer]), USAGE, &["--peer", says, form]);
     }
-    assert!(!node.data().exists(), "nothing was made");
+    assert!(!node.data().exists(), "no directory was made");
 }
 
 #[test]
-fn peers_that_do_not_fit_are_told() {
-    let node = Alone::new();
+fn inconsistent_peers_are_refused() {
+    let node = SoloNode::new();
     let other = Ports::free();
     let mut stranger = node.ports.serve(1, &node.data());
     stranger.args(["--bootstrap", "--peer", &other.peer(2)]);
@@ -120,12 +59,12 @@ fn peers_that_do_not_fit_are_told() {
     let words = ["--listen is quic://127.0.0.1:1", &node.ports.raft_uri(), "must name the same transport"];
     assert_refused(node.bootstrap().args(["--listen", "quic://127.0.0.1:1"]), USAGE, &words);
     assert_refused(node.bootstrap().args(["--peer", &other.peer(1)]), USAGE, &["names the same id twice"]);
-    assert!(!node.data().exists(), "nothing was made");
+    assert!(!node.data().exists(), "no directory was made");
 }
 
 #[test]
-fn settings_that_cannot_be_are_named() {
-    let node = Alone::new();
+fn invalid_settings_are_named() {
+    let node = SoloNode::new();
     let huge = format!("[kv]\nconnections_max = {}", i64::MAX);
     for (settings, words) in [
         ("[engine]\nelection_tick = 5", vec!["unknown field `election_tick`", "line 2"]),
@@ -156,82 +95,50 @@ fn settings_that_cannot_be_are_named() {
     let mut missing = node.bootstrap();
     missing.args(["--config", "/nowhere/settings.toml"]);
     assert_refused(&mut missing, USAGE, &["/nowhere/settings.toml cannot be read", "No such file"]);
-    assert!(!node.data().exists(), "nothing was made");
+    assert!(!node.data().exists(), "no directory was made");
 }
 
 #[test]
-fn an_empty_directory_needs_to_be_told_what_to_become() {
-    let node = Alone::new();
-    assert_refused(&mut node.command(), USAGE, &["is empty: give --bootstrap", &shown(&node.data())]);
-    let words = ["joining an existing group is not supported by this version"];
-    assert_refused(node.command().arg("--join"), FAILED, &words);
-    // What these left behind hinders nobody.
-    drop(node.start());
+fn an_empty_directory_needs_bootstrap() {
+    let node = SoloNode::new();
+    assert_refused(&mut node.command(1), USAGE, &["is empty: give --bootstrap", &shown(&node.data())]);
+    drop(node.lead(&mut node.bootstrap()));
 }
 
 #[test]
-fn a_directory_of_another_is_refused() {
-    let node = Alone::new();
-    let running = node.start();
+fn a_directory_of_another_node_is_refused() {
+    let node = SoloNode::new();
+    let running = node.lead(&mut node.bootstrap());
     let words = ["is locked by another process", &shown(&node.data())];
-    let other = Alone { dir: tempfile::tempdir().unwrap(), ports: Ports::free() };
-    let mut second = other.ports.serve(1, &node.data());
-    second.args(["--peer", &other.ports.peer(1)]);
+    let other = Ports::free();
+    let mut second = other.serve(1, &node.data());
+    second.args(["--peer", &other.peer(1)]);
     assert_refused(&mut second, FAILED, &words);
-    assert!(node.ports.leads(), "the one that runs is not disturbed");
+    assert!(node.ports.leads(), "the running node goes on");
     drop(running);
 
     let words = ["belongs to node 1, not to node 2"];
-    assert_refused(&mut node.command_as(2), FAILED, &words);
+    assert_refused(&mut node.command(2), FAILED, &words);
     let words = ["belongs to cluster `towline-kv`, not to `other`"];
-    assert_refused(node.command().args(["--cluster", "other"]), FAILED, &words);
+    assert_refused(node.command(1).args(["--cluster", "other"]), FAILED, &words);
     let file = node.dir.path().join("file");
     fs::write(&file, "").unwrap();
     let mut command = node.ports.serve(1, &file);
     command.args(["--bootstrap", "--peer", &node.ports.peer(1)]);
     assert_refused(&mut command, FAILED, &["data directory", &shown(&file)]);
-    // None of these changed it.
-    drop(node.start());
+    drop(node.lead(&mut node.bootstrap()));
 }
 
 #[test]
 fn a_port_in_use_is_named() {
-    let node = Alone::new();
+    let node = SoloNode::new();
     for port in [node.ports.redis, node.ports.raft, node.ports.http] {
         let held = TcpListener::bind(("127.0.0.1", port)).unwrap();
         let address = format!("127.0.0.1:{port}");
         assert_refused(&mut node.bootstrap(), FAILED, &["cannot listen", &address, "in use"]);
         drop(held);
     }
-    drop(node.start());
-}
-
-#[test]
-fn a_corrupt_log_is_refused_and_the_place_named() {
-    let node = Alone::new();
-    let running = node.start();
-    let mut client = node.ports.client().unwrap();
-    for number in 0..50 {
-        redis::cmd("SET").arg(number).arg("x".repeat(100)).query::<()>(&mut client).unwrap();
-    }
-    drop(running);
-    let logs = fs::read_dir(node.data().join("log")).unwrap().map(|entry| entry.unwrap().path());
-    let log = logs.filter(|path| path.extension().is_some_and(|e| e == "raftlog")).max().unwrap();
-    let sound = fs::read(&log).unwrap();
-    let mut bytes = sound.clone();
-    // The file is longer than what is written of it.
-    let middle = bytes.iter().rposition(|byte| *byte != 0).unwrap() / 2;
-    bytes[middle] ^= 0xff;
-    fs::write(&log, &bytes).unwrap();
-    let words = ["log is corrupt at ", &shown(&log), "at offset "];
-    assert_refused(&mut node.command(), FAILED, &words);
-    assert_eq!(fs::read(&log).unwrap(), bytes, "what is left is not touched");
-
-    fs::write(&log, &sound).unwrap();
-    let _running = node.start();
-    let mut client = node.ports.client().unwrap();
-    let value: String = redis::cmd("GET").arg(49).query(&mut client).unwrap();
-    assert_eq!(value.len(), 100);
+    drop(node.lead(&mut node.bootstrap()));
 }
 
 fn shown(path: &Path) -> String {

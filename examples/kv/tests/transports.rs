@@ -1,17 +1,13 @@
-//! The real program over QUIC and with certificates.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! QUIC and certificates.
 
 use std::fs;
 
-use crate::common::{Cluster, Ports, alone, program, run, wait};
+use crate::common::{Cluster, Ports, SETTINGS, alone, program, run, wait};
 
-fn survives_its_leader(mut cluster: Cluster) {
+#[test]
+fn a_cluster_over_quic_survives_its_leader() {
+    let _alone = alone();
+    let mut cluster = Cluster::secure(&["quic"; 3], SETTINGS);
     let leader = cluster.leader();
     cluster.write_somewhere(&[leader], "before", "1");
     cluster.kill(leader);
@@ -24,46 +20,9 @@ fn survives_its_leader(mut cluster: Cluster) {
 }
 
 #[test]
-fn a_cluster_over_quic_survives_its_leader() {
+fn a_hangup_reloads_the_certificates() {
     let _alone = alone();
-    survives_its_leader(Cluster::secure(&["quic"; 3]));
-}
-
-#[test]
-fn a_cluster_may_mix_transports() {
-    let _alone = alone();
-    survives_its_leader(Cluster::secure(&["quic", "grpc", "quic"]));
-}
-
-#[test]
-fn a_node_of_another_authority_disturbs_nothing_and_is_counted() {
-    let _alone = alone();
-    let mut cluster = Cluster::secure(&["quic", "quic", "grpc"]);
-    // The last one is not the leader's whole majority.
-    cluster.kill(2);
-    let others = [0, 1];
-    let leader = cluster.leader_among(&others);
-    let foreign = cluster.dir.path().join("foreign");
-    assert!(run(program().args(["certs", "--dir"]).arg(&foreign)).status.success());
-    for file in ["node-3.pem", "node-3.key"] {
-        fs::copy(foreign.join(file), cluster.certs().join(file)).unwrap();
-    }
-    cluster.restart(2);
-    for at in others {
-        wait("refusals", || {
-            let cause = "cause=\"certificate_unknown_authority\"";
-            (cluster.ports[at].counter("towline_inbound_rejects_total", cause) > 0).then_some(())
-        });
-    }
-    assert!(!cluster.ports[2].is_healthy());
-    assert!(cluster.ports[leader].leads());
-    cluster.write_somewhere(&[leader], "undisturbed", "1");
-}
-
-#[test]
-fn certificates_are_read_again_at_a_hangup() {
-    let _alone = alone();
-    let mut cluster = Cluster::secure(&["quic"]);
+    let mut cluster = Cluster::secure(&["quic"], SETTINGS);
     cluster.process(0).signal("HUP");
     wait("a reload", || cluster.process(0).log().contains("certificates reloaded").then_some(()));
     fs::write(cluster.certs().join("node-1.pem"), "nothing").unwrap();
@@ -73,24 +32,7 @@ fn certificates_are_read_again_at_a_hangup() {
 }
 
 #[test]
-fn certificates_are_made_once_and_their_keys_are_private() {
-    use std::os::unix::fs::PermissionsExt as _;
-    let dir = tempfile::tempdir().unwrap();
-    let certs = dir.path().join("certs");
-    let first = run(program().args(["certs", "--nodes", "2", "--dir"]).arg(&certs));
-    assert!(first.status.success());
-    for file in ["ca.key", "node-1.key", "node-2.key"] {
-        assert_eq!(fs::metadata(certs.join(file)).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-    let before = fs::read(certs.join("node-1.key")).unwrap();
-    let second = run(program().args(["certs", "--nodes", "3", "--dir"]).arg(&certs));
-    let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(said.contains("kept") && said.contains("created"), "{said}");
-    assert_eq!(fs::read(certs.join("node-1.key")).unwrap(), before);
-}
-
-#[test]
-fn what_cannot_work_is_refused_with_the_way_out() {
+fn wrong_transports_and_certificates_are_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let certs = dir.path().join("certs");
     assert!(run(program().args(["certs", "--dir"]).arg(&certs)).status.success());
@@ -113,21 +55,34 @@ fn what_cannot_work_is_refused_with_the_way_out() {
     assert!(said(serve("quic", 1).arg("--tls").arg(&certs), 1).contains("is of node 2"));
 }
 
-/// The one command, with processes of its own.
 #[test]
-fn one_command_runs_a_cluster_over_quic() {
+fn followers_over_both_transports_get_snapshots() {
+    const SCHEMES: [&str; 3] = ["quic", "grpc", "quic"];
+    const OVER_GRPC: usize = 1;
     let _alone = alone();
-    let dir = tempfile::tempdir().unwrap();
-    let offsets: Vec<u16> = [0, 100, 200].iter().flat_map(|base| (1..=3).map(move |id| base + id)).collect();
-    let first = crate::common::free_ports(&offsets);
-    let mut command = program();
-    command.args(["cluster", "--transport", "quic", "--base-port", &first.to_string(), "--data"]);
-    command.arg(dir.path().join("data"));
-    let mut supervisor = crate::common::Process::start(&mut command, &dir.path().join("log"));
-    let nodes: Vec<Ports> = (1..=3)
-        .map(|id| Ports { scheme: "quic", redis: first + id, raft: first + 100 + id, http: first + 200 + id })
-        .collect();
-    wait("a leader", || nodes.iter().any(Ports::leads).then_some(()));
-    supervisor.signal("TERM");
-    assert!(supervisor.wait_end().success(), "{}", supervisor.log());
+    // The log keeps less than a stopped follower misses.
+    let settings = format!("{SETTINGS}snapshot_entries = 50\nsnapshot_trailing_entries = 5\n");
+    let mut cluster = Cluster::secure(&SCHEMES, &settings);
+    // A leader with QUIC has a follower of each kind.
+    while cluster.leader() == OVER_GRPC {
+        cluster.kill(OVER_GRPC);
+        cluster.leader_among(&cluster.others(OVER_GRPC));
+        cluster.restart(OVER_GRPC);
+    }
+    for scheme in ["grpc", "quic"] {
+        let leader = cluster.leader();
+        let behind = cluster.others(leader).into_iter().find(|at| SCHEMES[*at] == scheme).unwrap();
+        cluster.kill(behind);
+        let others = cluster.others(behind);
+        for number in 0..150 {
+            cluster.write_somewhere(&others, &format!("{scheme}-{number}"), "value");
+        }
+        cluster.restart(behind);
+        cluster.leader();
+        cluster.assert_equal();
+        let transport = format!("transport=\"{scheme}\"");
+        let labels = ["direction=\"sent\"", "outcome=\"finished\"", &transport];
+        let sent = |at: &usize| cluster.ports[*at].counter("towline_snapshot_transfers_total", &labels);
+        wait(&format!("a snapshot over {scheme}"), || others.iter().any(|at| sent(at) > 0).then_some(()));
+    }
 }

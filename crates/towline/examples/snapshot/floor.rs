@@ -1,4 +1,4 @@
-//! What disk and wire do alone, and a transfer beside them.
+//! The floors, disk and wire alone, and the figures of a transfer beside them.
 
 use std::fmt;
 use std::fs::File;
@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::bare_tonic::{self, Error};
 use crate::machine::noise;
-use crate::{Error, bare_tonic};
 
-/// Measures with the bytes of one transfer, in its pieces.
+/// Measures disk and wire with the bytes and pieces of one transfer.
 pub(crate) struct Floor {
     dir: PathBuf,
     mib: u64,
     piece: Bytes,
-    /// What was written stays until the end, as the snapshots do: where the host finds a guest's memory when it is used, a
-    /// file in the memory of one that was just removed costs a sixth of one that has to have new memory.
+    /// All written files, kept as the snapshots are. The host allocates a guest's memory at its first use, so a file in the
+    /// memory of a removed one costs a sixth of a file in new memory.
     files: Vec<File>,
 }
 
 impl Floor {
-    /// Measures the wire once without saying so: the first time, its buffers have to be found.
+    /// Measures the wire once without a result, to allocate its buffers.
     pub(crate) async fn new(dir: PathBuf, mib: u64, piece: usize) -> Result<Self, Error> {
         let piece = Bytes::from(noise().repeat(piece.div_ceil(1 << 20))).slice(..piece);
         let floor = Self { dir, mib, piece, files: Vec::new() };
@@ -30,7 +30,7 @@ impl Floor {
         Ok(floor)
     }
 
-    /// Write and `fdatasync`, in MiB a second.
+    /// The rate of write and `fdatasync`, in MiB/s.
     pub(crate) fn disk(&mut self) -> Result<f64, Error> {
         let (part, began) = (noise(), Instant::now());
         let mut file = tempfile::tempfile_in(&self.dir)?;
@@ -41,7 +41,7 @@ impl Floor {
         Ok(self.rate(took))
     }
 
-    /// Bare tonic, in MiB a second.
+    /// The rate of bare tonic, in MiB/s.
     pub(crate) async fn wire(&self) -> Result<f64, Error> {
         Ok(self.rate(bare_tonic::stream(&self.piece, self.mib << 20).await?))
     }
@@ -51,23 +51,23 @@ impl Floor {
     }
 }
 
-/// A transfer and the floors of the same minute. Rates are in MiB a second.
+/// A transfer and the floors just before it. Rates are in MiB/s.
 pub(crate) struct Round {
     pub(crate) rate: f64,
     pub(crate) disk: f64,
     pub(crate) wire: f64,
-    /// Seconds of processor time of the whole process.
+    /// Processor time of the process in seconds.
     pub(crate) processor: f64,
     pub(crate) grown_mib: u64,
 }
 
 impl Round {
-    /// To the slower floor.
+    /// The rate divided by the slower floor.
     pub(crate) fn ratio(&self) -> f64 {
         self.rate / self.disk.min(self.wire)
     }
 
-    /// Of each figure for itself. The memory is the most that was seen.
+    /// The median of each figure, and the maximum of the memory.
     pub(crate) fn median(rounds: &[Self]) -> Self {
         let of = |figure: fn(&Self) -> f64| {
             let mut all: Vec<_> = rounds.iter().map(figure).collect();

@@ -1,21 +1,20 @@
-//! When the machine itself stood still: spans in which a thread of the lowest niceness got none of its processors. On shared
-//! hosts that happens, and no program is to blame for what it does late then.
+//! Finds the spans in which a shared host stopped all processors of this machine. A thread of the highest priority on each
+//! processor notes when it wakes up late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a watch sleeps.
+/// How long a watching thread sleeps.
 const NAP: Duration = Duration::from_millis(1);
 
-/// A watch that is less late may have waited for a long call into the kernel, which nothing interrupts there.
+/// The shortest span. A long system call can make a thread late by less.
 const SPAN_MIN: Duration = Duration::from_millis(3);
 
-/// A span of time.
 pub(crate) type Span = (Instant, Instant);
 
-/// One watch on each processor, until this is asked what they saw.
+/// One watching thread on each processor.
 pub(crate) struct Watches {
     began: Instant,
     stop: Arc<AtomicBool>,
@@ -23,13 +22,12 @@ pub(crate) struct Watches {
     stolen: Option<Duration>,
 }
 
-/// What the watches saw.
 pub(crate) struct Freezes {
-    /// In which all processors stood still.
+    /// The spans in which all processors stood still.
     pub(crate) spans: Vec<Span>,
-    /// Of which time.
+    /// How long the threads watched.
     pub(crate) watched: Duration,
-    /// For how long the host says that it ran others meanwhile, on the processor from which it took least.
+    /// The time that the host took meanwhile, of the processor from which it took least.
     pub(crate) stolen: Duration,
 }
 
@@ -44,8 +42,8 @@ impl Watches {
         Self { began: Instant::now(), watches, stop, stolen: stolen() }
     }
 
-    /// `None` where nothing can be said: this program may not have a higher priority than the threads it measures, which could
-    /// then be what kept a watch from its processor, or the host does not say what it took.
+    /// `None` if the threads could not get the highest priority, so the measured threads may have delayed them, or if the
+    /// kernel does not report stolen time.
     pub(crate) fn end(self) -> Option<Freezes> {
         self.stop.store(true, Ordering::Relaxed);
         let watched = self.began.elapsed();
@@ -66,7 +64,7 @@ impl Freezes {
         self.spans.iter().map(|(from, to)| *to - *from).max().unwrap_or_default()
     }
 
-    /// How much of `span` lies in one of them.
+    /// The part of `span` that lies in a freeze.
     pub(crate) fn within(&self, span: Span) -> Duration {
         self.spans.iter().filter_map(|one| common(span, *one)).map(|(from, to)| to - from).sum()
     }
@@ -85,7 +83,7 @@ fn watch(stop: &AtomicBool) -> Vec<Span> {
     late
 }
 
-/// What lies in a span of each. Both are in order.
+/// The intersection of two ordered lists.
 fn both(a: &[Span], b: &[Span]) -> Vec<Span> {
     a.iter().flat_map(|one| b.iter().filter_map(|other| common(*one, *other))).collect()
 }
@@ -95,8 +93,8 @@ fn common(a: Span, b: Span) -> Option<Span> {
     (from < to).then_some((from, to))
 }
 
-/// What the host took from the processor from which it took least, since this machine started. The kernel counts in hundredths
-/// of a second.
+/// The time that the host took since the start of this machine, of the processor from which it took least. The kernel
+/// counts in hundredths of a second.
 fn stolen() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let of_one = |number| {
@@ -108,7 +106,6 @@ fn stolen() -> Option<Duration> {
     Some(Duration::from_millis(10 * all?.into_iter().min()?))
 }
 
-/// The processors that this program may use.
 #[cfg(target_os = "linux")]
 fn processors() -> Vec<usize> {
     use rustix::thread::{CpuSet, sched_getaffinity};
@@ -122,7 +119,7 @@ fn highest_priority_on(processor: usize) -> bool {
     use rustix::thread::{CpuSet, sched_setaffinity};
     let mut only = CpuSet::new();
     only.set(processor);
-    // Linux has a niceness for each thread; "none" is this one.
+    // On Linux the niceness belongs to a thread, and `None` means the calling one.
     sched_setaffinity(None, &only).is_ok() && setpriority_process(None, -20).is_ok()
 }
 

@@ -1,15 +1,15 @@
-//! How late heartbeats were, and how much of that the machine is to blame for.
+//! How late heartbeats came, with and without the freezes of the machine.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::freezes::{Freezes, Span};
 
-/// The host has to admit to at least this part of the time in which watches saw the machine stand still: else it may be this
-/// program that kept them waiting.
+/// The freezes count only if the kernel reports at least this part of them as stolen. Otherwise this program may have
+/// delayed the watching threads.
 const ADMITTED_MIN: f64 = 0.5;
 
-/// How late heartbeats came, in order: as the clock has it, and without the spans in which the machine stood still.
+/// Sorted delays: by the clock, and without the freezes.
 pub(crate) struct Late {
     all: Vec<Duration>,
     net: Option<Vec<Duration>>,
@@ -31,7 +31,7 @@ impl Late {
         Self { all, net, freezes }
     }
 
-    /// What the product answers for, at the 99th percentile, in milliseconds, and what that figure is.
+    /// The 99th percentile in milliseconds that the goal applies to, and its description.
     pub(crate) fn p99(&self) -> (f64, &'static str) {
         match &self.net {
             Some(net) => (at(net, 99), "but for the machine's pauses"),
@@ -52,7 +52,7 @@ impl fmt::Display for Late {
         write!(f, "by the clock: {}, of {}", figures(&self.all), self.all.len())?;
         match &self.freezes {
             Some(freezes) => write!(f, "\n  {freezes}")?,
-            None => write!(f, "\n  whether the machine stood still is not known")?,
+            None => write!(f, "\n  freezes of the machine are unknown")?,
         }
         self.net.as_ref().map_or(Ok(()), |net| write!(f, "\n  without those spans: {}", figures(net)))
     }
@@ -71,7 +71,7 @@ impl fmt::Display for Freezes {
     }
 }
 
-/// Of durations in order, in milliseconds.
+/// A percentile of sorted durations, in milliseconds.
 fn at(all: &[Duration], percent: usize) -> f64 {
     all.get(all.len().saturating_sub(1) * percent / 100).map_or(0.0, |time| time.as_secs_f64() * 1000.0)
 }

@@ -1,11 +1,14 @@
-//! A state machine whose state is so many MiB of noise, which nobody keeps.
+//! A state machine whose snapshot is noise of a given size. It keeps no state.
 
+use std::error::Error;
 use std::io::{self, Read, Write};
+use std::net::TcpListener;
 
 use towline::*;
 
 const PART_BYTES: usize = 1 << 20;
 
+/// The size of the snapshot in MiB.
 pub(crate) struct Large(pub(crate) u64);
 
 impl StateMachine for Large {
@@ -42,7 +45,17 @@ impl SnapshotSource for Noise {
     }
 }
 
-/// A MiB that nothing below can compress.
+/// Three nodes at free ports of the loopback interface.
+pub(crate) fn members() -> Result<Vec<(NodeId, PeerAddr)>, Box<dyn Error>> {
+    // All sockets are open at the same time, so each has its own port.
+    let sockets = (0..3).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+    let member = |(id, socket): (u64, &TcpListener)| {
+        Ok((NodeId::new(id).ok_or("zero")?, format!("grpc://{}", socket.local_addr()?).parse()?))
+    };
+    (1..).zip(&sockets).map(member).collect()
+}
+
+/// One MiB that no layer below can compress.
 pub(crate) fn noise() -> Vec<u8> {
     let mut seed = 1_u64;
     std::iter::repeat_with(|| {

@@ -1,7 +1,7 @@
-//! How fast a large snapshot gets from a leader to a follower that the log has left behind, over gRPC on loopback and
-//! real files, and what memory that takes. Beside it, in the same run: how fast the same bytes are written and synced
-//! alone, and how fast bare tonic streams them. Then once more, while another group saturates the same peer's append
-//! lane: how much later than due that peer's heartbeats come. It ends with an error where the product misses a goal.
+//! Measures a large snapshot from a leader to a follower that the log has left behind, over gRPC on loopback and real files.
+//! Beside each transfer it measures two floors with the same bytes: write and sync, and bare tonic. Then it repeats the
+//! transfer while another group saturates the append lane to the same peer, and measures how late that peer's heartbeats
+//! come. It ends with an error if a goal is missed.
 //!
 //! `cargo run --release -p towline --example snapshot -- [MIB] [DIR]`
 #![allow(clippy::print_stdout, clippy::indexing_slicing)] // a program that talks to a person
@@ -14,51 +14,39 @@ mod late;
 mod machine;
 mod probe;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use towline::*;
 
+use self::bare_tonic::Error;
 use self::floor::{Floor, Round};
 use self::freezes::Watches;
 use self::late::Late;
 use self::machine::Large;
-use self::probe::{Heartbeats, Probed, Times};
+use self::probe::{Heartbeats, Probed};
 
-pub(crate) type Error = Box<dyn std::error::Error>;
-
-pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-
-/// The groups whose snapshots move while the node does nothing else, each beside the floors of that minute: a disk that is
-/// shared with others gives twice as much now as a little later.
+/// The groups whose snapshots move while the node is idle. The floors are measured before each, because the speed of a shared
+/// disk varies by a factor of two.
 const QUIET: [GroupId; 3] = [GroupId::new(6), GroupId::new(7), GroupId::new(8)];
-/// The groups whose snapshots move, one after the other, while another one is busy: so many that their heartbeats have a
-/// 99th percentile to speak of.
+/// The groups whose snapshots move, one after the other, while another group is busy. Four give enough heartbeats for a 99th
+/// percentile.
 const OTHERS: [GroupId; 4] = [GroupId::new(2), GroupId::new(3), GroupId::new(4), GroupId::new(5)];
-/// The busy one. It has no state to speak of, so that its own snapshots cost nothing.
+/// The busy group. Its own snapshots are empty.
 const BUSY: GroupId = GroupId::new(9);
 /// Commands after which a group makes a snapshot.
 const SNAPSHOT_ENTRIES: u64 = 5_000;
-/// Commands of the busy group under way at once, and their size.
+/// Concurrent commands of the busy group, and their size.
 const WRITERS: usize = 512;
 const COMMAND_BYTES: usize = 4 << 10;
 
-/// What this program holds the product to. It ends with an error where one is missed.
+/// The goals.
 const RATIO_MIN: f64 = 0.6;
 const MEMORY_MIB_MAX: u64 = 64;
 
-/// `bytes` in pieces.
-pub(crate) fn pieces(piece: &Bytes, bytes: u64) -> impl Iterator<Item = Bytes> + Send + 'static {
-    let piece = piece.clone();
-    (0..bytes / piece.len() as u64).map(move |_| piece.clone())
-}
-
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    // Why a transfer failed, if one does.
     tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).init();
     let mib: u64 = std::env::args().nth(1).map_or(Ok(1024), |s| s.parse())?;
     let dir = match std::env::args().nth(2) {
@@ -68,16 +56,12 @@ async fn main() -> Result<(), Error> {
     let config =
         Config { snapshot_entries: SNAPSHOT_ENTRIES, snapshot_trailing_entries: 0, ..Config::default() };
     let (tick, interval) = (config.tick, config.heartbeat_interval);
-    let mut peers = Vec::new();
-    for id in 1..=3 {
-        let port = std::net::TcpListener::bind(LOOPBACK)?.local_addr()?.port();
-        peers.push((NodeId::new(id).ok_or("zero")?, format!("grpc://127.0.0.1:{port}").parse()?));
-    }
-    let (heartbeats, times) = (Heartbeats::default(), Times::default());
+    let peers = machine::members()?;
+    let heartbeats = Heartbeats::default();
     let start = async |id: usize| {
         let (node, address): (NodeId, PeerAddr) = peers[id - 1].clone();
         let heard = if id == 3 { heartbeats.clone() } else { Heartbeats::default() };
-        let transport = Probed(times.clone(), GrpcTransport::new(GrpcConfig::default()), heard);
+        let transport = Probed(GrpcTransport::default(), heard);
         let node = Node::builder(node, ClusterId::new("snapshot")?)
             .config(config.clone())
             .storage(DataDir::open(&dir.path().join(id.to_string()))?)
@@ -88,8 +72,8 @@ async fn main() -> Result<(), Error> {
         Ok::<_, Error>(node.group(id, Large(mib)).start(Start::Bootstrap(peers.clone())).await?)
     };
 
-    // Two of three, of which the first leads all groups, which have a snapshot and no log behind it. The second has no large
-    // snapshots: all files have to fit into the memory of this machine, or it is the disk's reads that are measured.
+    // Two of three nodes run, and the first leads all groups. Each group has a snapshot and no log before it. The second
+    // node's snapshots are empty: all files must fit into memory, or the disk's reads would be measured.
     let nodes = [start(1).await?, start(2).await?];
     let (mut large, mut busy) = (Vec::new(), None);
     for id in QUIET.into_iter().chain(OTHERS).chain([BUSY]) {
@@ -97,7 +81,7 @@ async fn main() -> Result<(), Error> {
         let second = group(&nodes[1], id, 0).await?;
         while second.wait_leader(Duration::from_secs(10)).await? != first.node() {
             let _ = second.transfer(first.node()).await;
-            tokio::time::sleep(interval).await; // nothing says when an election that was asked for is over
+            tokio::time::sleep(interval).await; // no event reports the end of the election
         }
         match id {
             BUSY => busy = Some(first),
@@ -121,18 +105,13 @@ async fn main() -> Result<(), Error> {
     let mut rounds = Vec::new();
     println!("{mib} MiB from the leader's file to the follower's, with all checks and syncs:");
     for (id, from) in QUIET.into_iter().zip(quiet) {
-        let watches = Watches::start();
         let (disk, wire) = (floor.disk()?, floor.wire().await?);
-        let alone = watches.end();
         let memory = resident_mib()?;
         let moved = transfer(from, async || group(&joined, id, mib).await).await?;
-        let Moved { began, took, processor, peak_mib } = moved;
+        let Moved { took, processor, peak_mib, .. } = moved;
         let rate = mib as f64 / took.as_secs_f64();
         let round = Round { rate, disk, wire, processor, grown_mib: peak_mib.saturating_sub(memory) };
-        println!("  {round}; {}", times.since(began));
-        if let Some(freezes) = alone {
-            println!("    with disk and bare tonic alone, {freezes}");
-        }
+        println!("  {round}");
         rounds.push(round);
     }
     let median = Round::median(&rounds);
@@ -201,12 +180,12 @@ fn judge(median: &Round, late: &Late, tick: Duration, due: usize) -> Result<(), 
 struct Moved {
     began: Instant,
     took: Duration,
-    /// Seconds of processor time that this process used meanwhile, both sides and all.
+    /// Processor time of this process, with both sides, in seconds.
     processor: f64,
     peak_mib: u64,
 }
 
-/// From the moment a follower joins until its transfer has ended. It has restored the state when this returns.
+/// Lets a follower join, and measures until its transfer ends. Returns after the follower has restored the state.
 async fn transfer(
     leader: &Group<Large>,
     join: impl AsyncFn() -> Result<Group<Large>, Error>,
@@ -231,7 +210,7 @@ async fn transfer(
     if ended.outcome != AttemptOutcome::Finished {
         return Err(format!("a transfer ended as {:?}", ended.outcome).into());
     }
-    // What is measured next is not to be measured beside it.
+    // The next measurement must not overlap with the restore.
     let (index, mut state) = (leader.status().await?.snapshot_index, joined.watch());
     state.wait_for(|state| state.applied >= index || state.down.is_some()).await?;
     Ok(Moved { began, took, processor, peak_mib: peak.load(Ordering::Relaxed) })
@@ -245,14 +224,14 @@ async fn write(group: Group<Large>, stop: Arc<AtomicBool>) -> u64 {
     written
 }
 
-/// Anonymous memory of this process: files in the page cache are not in it.
+/// Anonymous memory of this process, without the page cache.
 fn resident_mib() -> Result<u64, Error> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).ok_or("no RssAnon")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? / 1024)
 }
 
-/// Processor time of this process so far. The kernel counts in hundredths of a second.
+/// Processor time of this process. The kernel counts in hundredths of a second.
 fn processor_seconds() -> Result<f64, Error> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let fields = stat.rsplit(')').next().ok_or("no stat")?.split_whitespace();

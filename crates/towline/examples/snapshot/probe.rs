@@ -1,24 +1,23 @@
-//! A transport that notes when heartbeats arrive, and when a transfer gets how far.
+//! A transport that notes when heartbeats arrive.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use towline::engine::message::{Batch, Lane, MessageKind};
-use towline::engine::snapshot_store::Trailer;
 use towline::engine::transport::*;
 use towline::{GroupId, NodeId, PeerAddr};
 
 use crate::freezes::Span;
 
-/// When heartbeats arrived, and of which group.
+/// The group and arrival time of each heartbeat.
 #[derive(Clone, Default)]
 pub(crate) struct Heartbeats {
     at: Arc<Mutex<Vec<(GroupId, Instant)>>>,
 }
 
 impl Heartbeats {
-    /// From when each of a group was due, `interval` after the one before, until it came, of those since `from`.
+    /// The heartbeats of a group since `from`: when each was due, `interval` after the one before, and when it came.
     pub(crate) fn late(&self, group: GroupId, from: Instant, interval: Duration) -> Vec<Span> {
         let at = self.at.lock().unwrap_or_else(PoisonError::into_inner);
         let since: Vec<_> =
@@ -27,7 +26,7 @@ impl Heartbeats {
         pairs.map(|(a, b)| ((*a + interval).min(*b), *b)).collect()
     }
 
-    /// From when the next of a group is due until now.
+    /// When the next heartbeat of a group is due, and now.
     pub(crate) fn overdue(&self, group: GroupId, interval: Duration) -> Span {
         let (at, now) = (self.at.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
         let last = at.iter().rev().find(|(of, _)| *of == group).map_or(now, |(_, at)| *at);
@@ -42,52 +41,12 @@ impl Heartbeats {
     }
 }
 
-/// When the last transfer was offered, had sent its bytes, and had its receipt.
-#[derive(Clone, Default)]
-pub(crate) struct Times(Arc<Mutex<[Option<Instant>; 3]>>);
-
-impl Times {
-    fn note(&self, what: usize) {
-        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(time) = times.get_mut(what) {
-            *time = Some(Instant::now());
-        }
-    }
-
-    pub(crate) fn since(&self, began: Instant) -> String {
-        let times = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let [offered, sent, receipt] =
-            times.map(|time| time.unwrap_or(began).duration_since(began).as_millis());
-        format!("offered after {offered} ms, all sent after {sent} ms, receipt after {receipt} ms")
-    }
-}
-
-struct Timed(Box<dyn Transfer>, Times);
-
-#[async_trait]
-impl Transfer for Timed {
-    async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
-        self.0.send(chunk).await
-    }
-
-    async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
-        self.1.note(1);
-        let receipt = self.0.finish(trailer).await;
-        self.1.note(2);
-        receipt
-    }
-
-    fn progress(&self) -> ProgressCell {
-        self.0.progress()
-    }
-}
-
-pub(crate) struct Probed<T>(pub(crate) Times, pub(crate) T, pub(crate) Heartbeats);
+pub(crate) struct Probed<T>(pub(crate) T, pub(crate) Heartbeats);
 
 #[async_trait]
 impl<T: Transport> Transport for Probed<T> {
     fn scheme(&self) -> &'static str {
-        self.1.scheme()
+        self.0.scheme()
     }
 
     async fn listen(
@@ -95,7 +54,7 @@ impl<T: Transport> Transport for Probed<T> {
         at: &PeerAddr,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
-        self.1.listen(at, Arc::new(Door(inbound, self.2.clone()))).await
+        self.0.listen(at, Arc::new(ProbedInbound(inbound, self.1.clone()))).await
     }
 
     async fn connect(
@@ -105,7 +64,7 @@ impl<T: Transport> Transport for Probed<T> {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        self.1.connect(to, lane, hello, feedback).await
+        self.0.connect(to, lane, hello, feedback).await
     }
 
     async fn offer(
@@ -115,22 +74,15 @@ impl<T: Transport> Transport for Probed<T> {
         offer: &SnapshotOffer,
         deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
-        self.0.note(0);
-        Ok(match self.1.offer(to, hello, offer, deciding).await? {
-            OfferAnswer::Accepted { offset, transfer } => {
-                let transfer = Box::new(Timed(transfer, self.0.clone()));
-                OfferAnswer::Accepted { offset, transfer }
-            }
-            answer => answer,
-        })
+        self.0.offer(to, hello, offer, deciding).await
     }
 }
 
-struct Door(Arc<dyn Inbound>, Heartbeats);
+struct ProbedInbound(Arc<dyn Inbound>, Heartbeats);
 
-impl Inbound for Door {
+impl Inbound for ProbedInbound {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
-        Ok(Arc::new(Session(self.0.admit(hello, cert)?, self.1.clone())))
+        Ok(Arc::new(ProbedSession(self.0.admit(hello, cert)?, self.1.clone())))
     }
 
     fn refused(&self, refusal: &Refusal) {
@@ -138,10 +90,10 @@ impl Inbound for Door {
     }
 }
 
-struct Session(Arc<dyn PeerSession>, Heartbeats);
+struct ProbedSession(Arc<dyn PeerSession>, Heartbeats);
 
 #[async_trait]
-impl PeerSession for Session {
+impl PeerSession for ProbedSession {
     fn peer(&self) -> NodeId {
         self.0.peer()
     }

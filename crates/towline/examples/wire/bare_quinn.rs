@@ -1,4 +1,4 @@
-//! What quinn does alone: a stream of the same pieces, to a receiver that counts them.
+//! The floor of QUIC: bare quinn streams the same pieces to a receiver that counts them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,12 +7,12 @@ use bytes::Bytes;
 use quinn::rustls::pki_types::PrivatePkcs8KeyDer;
 use quinn::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::{Error, LOOPBACK, pieces};
+use crate::bare_tonic::{Error, LOOPBACK, pieces};
 
-/// Windows of the floor are those of the transport, or the comparison would be of windows.
+/// The windows of our transport, so that the comparison is fair.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 
-/// Quinn with its own settings but the windows, TLS as it comes, on one stream.
+/// Streams over one QUIC stream with quinn's default settings, except the windows.
 pub(crate) async fn stream(piece: &Bytes, bytes: u64) -> Result<Duration, Error> {
     let issued = rcgen::generate_simple_self_signed(["localhost".into()])?;
     let chain = vec![issued.cert.der().clone()];
@@ -63,7 +63,7 @@ pub(crate) async fn stream(piece: &Bytes, bytes: u64) -> Result<Duration, Error>
 }
 
 async fn count(server: quinn::Endpoint) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let connection = server.accept().await.ok_or("nobody came")?.await?;
+    let connection = server.accept().await.ok_or("no connection")?.await?;
     let (mut send, mut receive) = connection.accept_bi().await?;
     let (mut bytes, mut parts) = (0, [const { Bytes::new() }; 32]);
     while let Some(read) = receive.read_chunks(&mut parts).await? {

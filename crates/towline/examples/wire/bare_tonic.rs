@@ -1,5 +1,6 @@
-//! What tonic does alone: a stream of the same pieces, to a receiver that counts them.
+//! The floor of gRPC: bare tonic streams the same pieces to a receiver that counts them.
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,21 @@ use tonic::transport::{Endpoint, Server, server::TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::{Error, LOOPBACK, pieces};
+pub(crate) type Error = Box<dyn std::error::Error>;
 
-/// Windows of the floor are those of the transport, or the comparison would be of windows.
+pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// The windows of our transport, so that the comparison is fair.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
-/// Tonic with its own codec, on a stream of messages that are nothing but bytes.
+/// `bytes` in pieces.
+pub(crate) fn pieces(piece: &Bytes, bytes: u64) -> impl Iterator<Item = Bytes> + Send + 'static {
+    let piece = piece.clone();
+    (0..bytes / piece.len() as u64).map(move |_| piece.clone())
+}
+
+/// Streams messages of bytes with tonic's own codec.
 pub(crate) async fn stream(piece: &Bytes, bytes: u64) -> Result<Duration, Error> {
     let incoming = TcpIncoming::bind(LOOPBACK)?.with_nodelay(Some(true));
     let at = incoming.local_addr()?;

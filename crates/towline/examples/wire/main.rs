@@ -1,5 +1,5 @@
-//! Snapshots on the wire alone: each transport against the library under it, from memory to a sink that only checks, in
-//! turns, in one run.
+//! Measures snapshots on the wire alone: each transport in turns with the library under it, from memory to a sink that only
+//! checks.
 //!
 //! `cargo run --release -p towline --features quic,dev-certs --example wire -- [MIB] [ROUNDS]`
 #![allow(clippy::print_stdout)] // a program that talks to a person
@@ -8,22 +8,13 @@ mod bare_quinn;
 mod bare_tonic;
 mod ours;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use towline::dev_certs::DevAuthority;
 use towline::{Config, GrpcConfig, GrpcTransport, NodeId, QuicConfig, QuicTransport, TlsConfig};
 
-pub(crate) type Error = Box<dyn std::error::Error>;
-
-pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-
-/// `bytes` in pieces.
-pub(crate) fn pieces(piece: &Bytes, bytes: u64) -> impl Iterator<Item = Bytes> + Send + 'static {
-    let piece = piece.clone();
-    (0..bytes / piece.len() as u64).map(move |_| piece.clone())
-}
+use self::bare_tonic::Error;
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
@@ -49,7 +40,7 @@ async fn main() -> Result<(), Error> {
             bare_quinn::stream(&piece, bytes).await?,
             ours::transfer(&dialler, &accepter, &piece, bytes).await?,
         ];
-        // The first round finds out how much memory there is.
+        // The first round only allocates the memory.
         if round > 0 {
             took.iter_mut().zip(times).for_each(|(all, time)| all.push(time));
         }

@@ -1,4 +1,4 @@
-//! A snapshot over a transport, from memory to a sink that only checks.
+//! Sends a snapshot over a transport, from memory to a sink that only checks.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use towline::engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Tra
 use towline::engine::transport::*;
 use towline::{ClusterId, GroupId, Incarnation, LogId, NodeId, PeerAddr};
 
-use crate::{Error, pieces};
+use crate::bare_tonic::{Error, pieces};
 
-/// One snapshot of `bytes`: how long it took from the offer to the receipt.
+/// Sends one snapshot of `bytes`, and returns the time from the offer to the receipt.
 pub(crate) async fn transfer(
     dialler: &dyn Transport,
     accepter: &dyn Transport,
@@ -22,7 +22,7 @@ pub(crate) async fn transfer(
 ) -> Result<Duration, Error> {
     let scheme = accepter.scheme();
     let listener =
-        accepter.listen(&PeerAddr::new(&format!("{scheme}://127.0.0.1:0"))?, Arc::new(Door)).await?;
+        accepter.listen(&PeerAddr::new(&format!("{scheme}://127.0.0.1:0"))?, Arc::new(AdmitAll)).await?;
     let at: SocketAddr = listener.local_addr();
     let peer = Peer { id: node(2)?, address: PeerAddr::new(&format!("{scheme}://{at}"))? };
     let hello = Hello {
@@ -72,18 +72,18 @@ fn offer(trailer: &Trailer) -> Result<SnapshotOffer, Error> {
     Ok(SnapshotOffer { message, meta, attempt: 1 })
 }
 
-struct Door;
+struct AdmitAll;
 
-impl Inbound for Door {
+impl Inbound for AdmitAll {
     fn admit(&self, hello: &Hello, _: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
-        Ok(Arc::new(Session(hello.from, hello.to)))
+        Ok(Arc::new(AcceptingSession(hello.from, hello.to)))
     }
 }
 
-struct Session(NodeId, NodeId);
+struct AcceptingSession(NodeId, NodeId);
 
 #[async_trait]
-impl PeerSession for Session {
+impl PeerSession for AcceptingSession {
     fn peer(&self) -> NodeId {
         self.0
     }
@@ -102,14 +102,14 @@ impl PeerSession for Session {
     }
 }
 
-/// Checks each piece as the engine does, and keeps nothing.
+/// A sink that checks each piece as the engine does, and drops it.
 struct Checking(ProgressCell);
 
 #[async_trait]
 impl SnapshotSink for Checking {
     async fn write(&mut self, chunk: Chunk) -> Result<(), SnapshotRefusal> {
         if chunk.offset != self.0.now().acked || crc32c::crc32c(&chunk.data) != chunk.crc32c {
-            return Err(SnapshotRefusal::Corrupt { detail: "not what was sent".into() });
+            return Err(SnapshotRefusal::Corrupt { detail: "wrong offset or checksum".into() });
         }
         let acked = chunk.offset + chunk.data.len() as u64;
         self.0.advance(TransferProgress { acked, phase: TransferPhase::Receiving });

@@ -1,13 +1,13 @@
-//! The time that the replicas agree on, in milliseconds since the cluster was founded.
+//! The cluster's time, in milliseconds since the cluster was founded.
 //!
-//! Only time that passes moves it: the clock of the day is never read, so its steps change nothing. Each node adds the
-//! time that passes on it to the latest time it applied. The leader stamps commands with its own time, and the log makes
-//! the stamp the time of all nodes.
+//! The clock of the day is never read, so its steps change nothing. Each node adds the time that passes on it to the last
+//! time it applied. The leader stamps commands with its own time, and the log makes the stamp the time of all nodes.
 //!
-//! A key must never expire early, so no clock is ahead of the latest stamp plus the time since that stamp was made. A node
-//! that follows therefore takes over each stamp, even if its own clock is ahead: it may have run for hours before the
-//! cluster had a leader. A leader keeps its own clock while it leads, or each commit would set it back. A leader stamps
-//! nothing until it has applied every entry of earlier leaders, because those entries may hold later stamps.
+//! A key must never expire early. So no clock may be ahead of the last stamp plus the time since then:
+//!
+//! * A follower takes over each stamp, even if its own clock is ahead. It may have run for hours before there was a leader.
+//! * A leader keeps its own clock while it leads. Otherwise each commit would set it back.
+//! * A leader stamps nothing until it has applied all entries of earlier leaders, which may hold later stamps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 
 const NANOS_PER_MS: u64 = 1_000_000;
 
-/// The time on this node. Clones are the same.
+/// The time on this node. All clones share it.
 #[derive(Clone)]
 pub(crate) struct Clock {
-    /// Time that passed since any moment. Never goes back.
+    /// Time since any fixed moment. Never goes back.
     passed: Arc<dyn Fn() -> Duration + Send + Sync>,
     state: Arc<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The time when nothing had passed, in nanoseconds; wraps below zero.
+    /// The cluster's time at that moment, in nanoseconds; wraps below zero.
     origin: AtomicU64,
     /// The term of the last applied entry.
     applied_term: AtomicU64,
@@ -34,7 +34,7 @@ struct State {
 }
 
 impl Clock {
-    /// Follows the monotonic clock of the system. On Linux it stands still while the machine is suspended.
+    /// Follows the monotonic clock of the system. On Linux it stops while the machine is suspended.
     pub(crate) fn monotonic() -> Self {
         let start = Instant::now();
         Self::new(move || start.elapsed())
@@ -52,8 +52,8 @@ impl Clock {
         self.state.origin.load(Ordering::Acquire).wrapping_add(self.passed()) / NANOS_PER_MS
     }
 
-    /// The time with which the leader of `term` stamps a command. `None` until the leader has applied an entry of its
-    /// own term, and so all entries before it.
+    /// The time with which the leader of `term` stamps a command. `None` until it has applied an entry of its own term, and
+    /// so all entries before.
     pub(super) fn stamp_ms(&self, term: u64) -> Option<u64> {
         if self.state.applied_term.load(Ordering::Acquire) != term {
             return None;
@@ -62,7 +62,7 @@ impl Clock {
         Some(self.now_ms())
     }
 
-    /// Takes over the time in the log: a command was applied in `term`, at `now_ms`.
+    /// Takes over `now_ms`, the time in the log after a command that was applied in `term`.
     pub(super) fn observe(&self, now_ms: u64, term: u64) {
         if self.state.led_term.load(Ordering::Acquire) != term || self.now_ms() < now_ms {
             let origin = now_ms.saturating_mul(NANOS_PER_MS).wrapping_sub(self.passed());
@@ -70,7 +70,7 @@ impl Clock {
         }
     }
 
-    /// Everything up to an entry of `term` was applied, and observed.
+    /// Notes that all entries up to one of `term` were applied and observed.
     pub(super) fn applied(&self, term: u64) {
         self.state.applied_term.store(term, Ordering::Release);
     }
@@ -89,16 +89,7 @@ mod tests {
         (Clock::new(move || Duration::from_nanos(source.load(Ordering::Relaxed))), nanos)
     }
 
-    #[test]
-    fn a_restarted_clock_goes_on_from_the_time_in_the_log() {
-        let (clock, passed) = manual(0);
-        clock.observe(5_000, 1);
-        assert_eq!(clock.now_ms(), 5_000);
-        passed.fetch_add(2_500_000, Ordering::Relaxed);
-        assert_eq!(clock.now_ms(), 5_002);
-    }
-
-    /// A node that had waited an hour for the others brought its hour along when it led, and keys expired early.
+    /// A node waited an hour for the others. When it led, its clock was an hour ahead, and keys expired early.
     #[test]
     fn a_clock_that_is_ahead_follows_the_leader_and_only_a_leader_keeps_its_own() {
         let (clock, passed) = manual(3_600_000_000_000);
@@ -114,13 +105,11 @@ mod tests {
     }
 
     #[derive(Debug, Clone)]
-    enum Step {
+    enum ClockStep {
         Pass(u64),
-        /// Another node leads, in the next term.
         Elect(usize),
-        /// The leader proposes a command that is committed.
+        /// The leader proposes a command, which is committed.
         Stamp,
-        /// A node applies this number of entries.
         Apply {
             node: usize,
             entries: usize,
@@ -128,41 +117,40 @@ mod tests {
         Restart(usize),
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = ClockStep> {
         prop_oneof![
-            (0..5_000_000_u64).prop_map(Step::Pass),
-            (0..3_usize).prop_map(Step::Elect),
-            Just(Step::Stamp),
-            (0..3_usize, 1..4_usize).prop_map(|(node, entries)| Step::Apply { node, entries }),
-            (0..3_usize).prop_map(Step::Restart),
+            (0..5_000_000_u64).prop_map(ClockStep::Pass),
+            (0..3_usize).prop_map(ClockStep::Elect),
+            Just(ClockStep::Stamp),
+            (0..3_usize, 1..4_usize).prop_map(|(node, entries)| ClockStep::Apply { node, entries }),
+            (0..3_usize).prop_map(ClockStep::Restart),
         ]
     }
 
     proptest! {
-        /// Whatever the clocks showed before, and whichever node leads: from one entry to any later one, the time in the log moves
-        /// by no more than the time that passed.
+        /// Between two entries, the time in the log advances by no more than the time that passed.
         #[test]
-        fn the_time_in_the_log_is_never_faster_than_time(
+        fn the_time_in_the_log_is_never_faster_than_real_time(
             steps in prop::collection::vec(step(), 1..200),
             uptimes in prop::array::uniform3(0..10_000_000_000_000_u64),
         ) {
             let mut nodes = uptimes.map(manual);
             let mut applied = [0_usize; 3];
             let (mut real, mut term, mut leader) = (0_u64, 1, 0);
-            // Term and stamp, if it is a command; the agreed time after it; when it was proposed.
+            // Term; the stamp of a command; the time in the log after the entry; when it was proposed.
             let mut log: Vec<(u64, Option<u64>, u64, u64)> = vec![(1, None, 0, 0)];
             for step in steps {
                 match step {
-                    Step::Pass(nanos) => {
+                    ClockStep::Pass(nanos) => {
                         real += nanos;
                         nodes.iter().for_each(|(_, passed)| { passed.fetch_add(nanos, Ordering::Relaxed); });
                     }
-                    Step::Elect(node) => {
+                    ClockStep::Elect(node) => {
                         (term, leader) = (term + 1, node);
                         let agreed = log.last().map_or(0, |entry| entry.2);
                         log.push((term, None, agreed, real));
                     }
-                    Step::Stamp => {
+                    ClockStep::Stamp => {
                         let Some(stamp) = nodes[leader].0.stamp_ms(term) else { continue };
                         let before = log.iter().rfind(|entry| entry.1.is_some()).map(|entry| (entry.2, entry.3));
                         let agreed = before.map_or(0, |before| before.0).max(stamp);
@@ -171,7 +159,7 @@ mod tests {
                         }
                         log.push((term, Some(stamp), agreed, real));
                     }
-                    Step::Apply { node, entries } => {
+                    ClockStep::Apply { node, entries } => {
                         for (term, stamp, agreed, _) in log.iter().skip(applied[node]).take(entries) {
                             if stamp.is_some() {
                                 nodes[node].0.observe(*agreed, *term);
@@ -180,8 +168,8 @@ mod tests {
                         }
                         applied[node] = (applied[node] + entries).min(log.len());
                     }
-                    Step::Restart(node) => {
-                        // It no longer leads: the leader has another term.
+                    ClockStep::Restart(node) => {
+                        // Another node leads in a new term.
                         (term, leader) = (term + 1, (node + 1) % 3);
                         nodes[node] = manual(0);
                         if let Some((last, _, agreed, _)) = applied[node].checked_sub(1).and_then(|at| log.get(at)) {

@@ -1,26 +1,24 @@
-//! What goes into the log, and what comes out of applying it.
+//! The commands in the log, and the answers to them.
 
 use bytes::Bytes;
-use serde::de::{Error as _, Visitor};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use towline::codec::{self, CodecError};
 
-use super::StoreError;
+use super::error::StoreError;
 
-/// The longest key. The store itself ends at 65,535 bytes, of which the layout takes some.
+/// The longest key. The store allows 65,535 bytes, and the layout takes some.
 pub(crate) const KEY_BYTES_MAX: usize = 32 << 10;
-
-/// The longest value, however it came about (`APPEND` can grow one past a single command).
+/// The longest value. `APPEND` can make a value longer than one command.
 pub(crate) const VALUE_BYTES_MAX: usize = 16 << 20;
-/// Bytes of old values that the answers of one batch hold. A replica that catches up applies many commands at once, and
-/// makes the answers that no client waits for as well.
+/// Bytes of old values that the answers of one batch hold. A replica that catches up applies many commands at once, also
+/// ones without a waiting client.
 pub(super) const ANSWERS_BYTES_MAX: usize = 64 << 20;
 
-/// One write. Variants and fields are only ever added at the end of [`Op`]: old logs hold the old ones.
+/// One write. Old logs hold old variants, so add new ones only at the end of [`Op`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Command<'a> {
-    /// The time of the leader that proposed it (`clock.rs`). Logs of the first versions hold its clock of the day, in
-    /// milliseconds since 1970; the time goes on from there.
+    /// The cluster's time, as the leader stamped it (`clock.rs`). Logs of the first versions hold milliseconds since 1970;
+    /// the time goes on from there.
     pub(crate) now_ms: u64,
     #[serde(borrow)]
     pub(crate) op: Op<'a>,
@@ -39,11 +37,11 @@ pub(crate) enum Op<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Expiry {
-    /// None, and one that the key has is dropped.
+    /// The key never expires, and loses an expiry that it has.
     Never,
-    /// As the key has it.
+    /// The key keeps the expiry that it has.
     Keep,
-    /// So long after the machine's clock.
+    /// The key expires this long after the time in the log.
     After { ttl_ms: u64 },
 }
 
@@ -54,16 +52,15 @@ pub(crate) enum Condition {
     IfPresent,
 }
 
-/// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     Done,
     /// The condition did not hold.
     Skipped,
     Integer(i64),
-    /// The old value, if that was asked for.
+    /// The old value, if the command asked for it.
     Value(Option<Bytes>),
-    /// The command took effect, but its old value is left out: [`ANSWERS_BYTES_MAX`].
+    /// The command took effect. Its old value is left out because of [`ANSWERS_BYTES_MAX`].
     Omitted,
     NotAnInteger,
     Overflow,
@@ -71,7 +68,7 @@ pub(crate) enum Answer {
 }
 
 impl Command<'_> {
-    /// Moves the time, and changes nothing else. Every version can apply it.
+    /// A command that moves the time and changes nothing else. Every version can apply it.
     pub(super) fn tick(now_ms: u64) -> Option<Bytes> {
         Command { now_ms, op: Op::Delete { keys: Vec::new() } }.encode(TICK_BYTES_MAX).ok()
     }
@@ -83,8 +80,7 @@ impl Command<'_> {
 
 /// More than a tick takes.
 const TICK_BYTES_MAX: usize = 32;
-
-/// What a command takes in an entry of the log beside its own bytes.
+/// Bytes that an entry of the log takes for each command, beside the command itself.
 pub(crate) const PACK_BYTES: usize = 4;
 
 /// Adds an encoded command to an entry: its length (4, big endian), then its bytes.
@@ -93,7 +89,7 @@ pub(crate) fn pack(entry: &mut Vec<u8>, command: &[u8]) {
     entry.extend_from_slice(command);
 }
 
-/// The encoded commands of an entry. Nothing comes after an error.
+/// The encoded commands of an entry. An error ends the iteration.
 pub(super) fn unpack(mut entry: &[u8]) -> impl Iterator<Item = Result<&[u8], StoreError>> {
     std::iter::from_fn(move || {
         if entry.is_empty() {
@@ -111,37 +107,13 @@ pub(super) fn unpack(mut entry: &[u8]) -> impl Iterator<Item = Result<&[u8], Sto
     })
 }
 
-/// Bytes that serde treats as bytes, borrowed from the log entry when read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Blob<'a>(pub(crate) &'a [u8]);
+/// Bytes borrowed from the log entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) struct Blob<'a>(#[serde(borrow)] pub(crate) &'a [u8]);
 
 impl Serialize for Blob<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(self.0)
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Borrow;
-        impl<'de> Visitor<'de> for Borrow {
-            type Value = &'de [u8];
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("borrowed bytes")
-            }
-
-            fn visit_borrowed_bytes<E: serde::de::Error>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
-                Ok(bytes)
-            }
-
-            fn visit_bytes<E: serde::de::Error>(self, _: &[u8]) -> Result<Self::Value, E> {
-                Err(E::custom("bytes must be borrowed"))
-            }
-        }
-        let bytes = deserializer.deserialize_bytes(Borrow)?;
-        // A longer key would be refused by the store, on every replica, long after it was accepted.
-        if bytes.len() > VALUE_BYTES_MAX { Err(D::Error::custom("too long")) } else { Ok(Self(bytes)) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The whole state at one moment, in order of keys: what the store holds, and over it what it does not hold yet.
+//! The whole state at one moment, in order of keys: the store, and over it the layers in memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fjall::{Keyspace, Readable as _};
 
-use super::StoreError;
+use super::error::StoreError;
 use super::layout::{Meta, data_key, key_of_data, split};
 use super::overlay::{Layer, Overlay, Value};
 
@@ -15,7 +15,7 @@ pub(super) struct Cut {
     snapshot: fjall::Snapshot,
     store: Keyspace,
     sealed: Option<Arc<Layer>>,
-    /// The newest layer goes on to change, so this is a copy of what it says: the bytes themselves are shared.
+    /// A copy of the newest layer, which goes on changing. The bytes of keys and values are shared.
     newest: Vec<(Bytes, Option<Value>)>,
 }
 
@@ -31,7 +31,7 @@ impl Cut {
         }
     }
 
-    /// Calls `visit` with key, expiry and value of each key, expired ones too.
+    /// Calls `visit` with key, expiry and value of each key, also of expired ones.
     pub(super) fn for_each<E: From<StoreError>>(
         self,
         mut visit: impl FnMut(&[u8], u64, &[u8]) -> Result<(), E>,

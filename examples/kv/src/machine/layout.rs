@@ -1,20 +1,20 @@
-//! How the state lies in the store: one keyspace, so that one batch is one atom in journal and tables alike.
+//! The layout of the state in the store. One keyspace holds it all, so one batch is atomic in journal and tables.
 //!
 //! | key | value |
 //! | --- | --- |
 //! | `m` | [`Meta`] |
 //! | `d` generation (4, big endian) key | expiry in ms, 0 for never (8, big endian), then the value |
-//! | `x` generation (4, big endian) expiry (8, big endian) key | nothing: finds what is due |
+//! | `x` generation (4, big endian) expiry (8, big endian) key | empty: an index of the keys by expiry |
 //!
-//! A generation is what `FLUSHDB` and an installed snapshot replace: raising one number makes all old keys garbage,
-//! which later batches sweep away in bounded steps.
+//! `FLUSHDB` and a restored snapshot raise the generation. All keys of older generations are then dead, and later batches
+//! remove them in bounded steps.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use towline::{LogId, codec};
 use twox_hash::XxHash3_128;
 
-use super::StoreError;
+use super::error::StoreError;
 
 pub(super) const META_KEY: &[u8] = b"m";
 const META_BYTES_MAX: usize = 256;
@@ -26,12 +26,12 @@ const DUE_PREFIX_BYTES: usize = 13;
 pub(super) struct Meta {
     pub(super) index: u64,
     pub(super) term: u64,
-    /// The newest `now_ms` of any applied command: the time in the log. Never goes back.
+    /// The time in the log: the newest `now_ms` of all applied commands. Never goes back.
     pub(super) clock_ms: u64,
     pub(super) generation: u32,
-    /// Keys in the live generation, expired ones that were not removed yet among them.
+    /// Keys in the live generation, with the expired ones that are not removed yet.
     pub(super) keys: u64,
-    /// The sum of [`checksum`] over those keys: what the store must hold, whatever files it has it from.
+    /// The sum of [`checksum`] over those keys.
     pub(super) checksum: u128,
 }
 
@@ -50,20 +50,11 @@ impl Meta {
 }
 
 pub(super) fn data_key(generation: u32, key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(DATA_PREFIX_BYTES + key.len());
-    out.push(b'd');
-    out.extend_from_slice(&generation.to_be_bytes());
-    out.extend_from_slice(key);
-    out
+    [&b"d"[..], &generation.to_be_bytes(), key].concat()
 }
 
 pub(super) fn due_key(generation: u32, expiry_ms: u64, key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(DUE_PREFIX_BYTES + key.len());
-    out.push(b'x');
-    out.extend_from_slice(&generation.to_be_bytes());
-    out.extend_from_slice(&expiry_ms.to_be_bytes());
-    out.extend_from_slice(key);
-    out
+    [&b"x"[..], &generation.to_be_bytes(), &expiry_ms.to_be_bytes(), key].concat()
 }
 
 /// The user's key in a [`data_key`].
@@ -76,17 +67,14 @@ pub(super) fn key_of_due(stored: &[u8]) -> &[u8] {
     stored.get(DUE_PREFIX_BYTES..).unwrap_or_default()
 }
 
-/// The expiry in a [`due_key`]; zero, which is always due, if it is none.
+/// The expiry in a [`due_key`]; zero, which is always due, in other keys.
 pub(super) fn expiry_of_due(stored: &[u8]) -> u64 {
     let expiry = stored.get(DATA_PREFIX_BYTES..).and_then(|rest| rest.first_chunk::<EXPIRY_BYTES>());
     expiry.map_or(0, |ms| u64::from_be_bytes(*ms))
 }
 
 pub(super) fn record(expiry_ms: u64, value: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(EXPIRY_BYTES + value.len());
-    out.extend_from_slice(&expiry_ms.to_be_bytes());
-    out.extend_from_slice(value);
-    out
+    [&expiry_ms.to_be_bytes()[..], value].concat()
 }
 
 /// Expiry and value of a [`record`].
@@ -95,19 +83,18 @@ pub(super) fn split(record: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     Ok((u64::from_be_bytes(*expiry), value))
 }
 
-/// One record's part in the checksum of the state. The parts are added, so their order does not matter and each write
-/// changes the sum by what it replaces and what it writes.
+/// The part of one record in the checksum of the state. The checksum is a sum, so each write subtracts the old part and
+/// adds the new one.
 pub(super) fn checksum(key: &[u8], expiry_ms: u64, value: &[u8]) -> u128 {
-    // The low half is enough of a seed.
     XxHash3_128::oneshot_with_seed(due_checksum(key, expiry_ms) as u64, value)
 }
 
-/// The same of a [`due_key`].
+/// The part of a [`due_key`] in the checksum of the expiry index.
 pub(super) fn due_checksum(key: &[u8], expiry_ms: u64) -> u128 {
     XxHash3_128::oneshot_with_seed(expiry_ms, key)
 }
 
-/// Whether something that expires at `expiry_ms` (0: never) is still there at `now_ms`.
+/// Whether a key that expires at `expiry_ms` (0: never) is alive at `now_ms`.
 pub(super) fn alive(expiry_ms: u64, now_ms: u64) -> bool {
     expiry_ms == 0 || expiry_ms > now_ms
 }

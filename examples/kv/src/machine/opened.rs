@@ -1,8 +1,8 @@
-//! Opens the store, and finds out whether it holds what was written.
+//! Opens the store and verifies the state in it. Moves a damaged store aside.
 //!
-//! fjall 3.1 alone does not. It starts with sequence number 0 if its journal is missing, so that point reads see the newest
-//! place and scans see nothing. It does not compare a table with the checksum that its own manifest has of it. So the
-//! whole state is read here once, and compared with the checksum that lies beside it. A store that fails is moved aside.
+//! fjall 3.1 does not detect all damage. Without its journal it starts with sequence number 0: point reads then see the
+//! newest values, and scans see none. It does not check tables against the checksums in its manifest. So the start reads the
+//! whole state once and compares it with the checksum beside the applied index.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
+use super::config::{FILES_MIN, JOURNAL_BYTES_MIN, StoreConfig};
+use super::error::StoreError;
 use super::layout::{
     META_KEY, Meta, checksum, data_key, due_checksum, due_key, expiry_of_due, key_of_data, key_of_due, split,
 };
-use super::{FILES_MIN, JOURNAL_BYTES_MIN, StoreConfig, StoreError, snapshot};
+use super::snapshot;
+use crate::failure::with_causes;
 
-/// fjall's own memtable: only restoring a snapshot and sweeping fill it.
+/// fjall's own memtable. Only restoring a snapshot and removing dead keys fill it.
 const STORE_MEMTABLE_BYTES: u64 = 8 << 20;
-/// What fjall writes last when it makes a store.
+/// The file that fjall writes last when it makes a store.
 const VERSION_FILE: &str = "version";
 const FIRST_JOURNAL: &str = "0.jnl";
 
@@ -28,25 +31,25 @@ pub(super) struct Opened {
     pub(super) meta: Meta,
 }
 
-enum Failure {
-    /// Another start may find it well.
+enum OpenError {
+    /// Another start may succeed.
     Store(StoreError),
-    /// It never will be.
+    /// No start will succeed.
     Damaged(String),
 }
 
-impl From<StoreError> for Failure {
+impl From<StoreError> for OpenError {
     fn from(error: StoreError) -> Self {
         let damaged = match &error {
             StoreError::Fjall(error) => is_damage(error),
             StoreError::Codec(_) | StoreError::Corrupt(_) => true,
             _ => false,
         };
-        if damaged { Self::Damaged(error_text(&error)) } else { Self::Store(error) }
+        if damaged { Self::Damaged(with_causes(&error)) } else { Self::Store(error) }
     }
 }
 
-impl From<fjall::Error> for Failure {
+impl From<fjall::Error> for OpenError {
     fn from(error: fjall::Error) -> Self {
         StoreError::from(error).into()
     }
@@ -54,7 +57,7 @@ impl From<fjall::Error> for Failure {
 
 fn is_damage(error: &fjall::Error) -> bool {
     match error {
-        // In use, or written by another release: as good as it ever was.
+        // In use, or written by another release.
         fjall::Error::Locked | fjall::Error::InvalidVersion(Some(_)) => false,
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => matches!(
             error.kind(),
@@ -68,43 +71,37 @@ fn is_damage(error: &fjall::Error) -> bool {
     }
 }
 
-fn error_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
-}
-
 pub(super) fn open(path: &Path, config: &StoreConfig) -> Result<Opened, StoreError> {
     // fjall panics on some damage.
     let opened = catch_unwind(AssertUnwindSafe(|| open_sound(path, config)));
     let cause = match opened {
         Ok(Ok(opened)) => return Ok(opened),
-        Ok(Err(Failure::Store(error))) => return Err(error),
-        Ok(Err(Failure::Damaged(cause))) => cause,
+        Ok(Err(OpenError::Store(error))) => return Err(error),
+        Ok(Err(OpenError::Damaged(cause))) => cause,
         Err(_) => "opening it panicked".into(),
     };
     let aside = set_aside(path, &cause)?;
     tracing::error!(cause, aside = %aside.display(), "the key-value store is damaged and is built anew");
     open_sound(path, config).map_err(|failure| match failure {
-        Failure::Store(error) => error,
-        Failure::Damaged(_) => StoreError::Corrupt("new store"),
+        OpenError::Store(error) => error,
+        OpenError::Damaged(_) => StoreError::Corrupt("new store"),
     })
 }
 
-/// Moves the store out of the way, in place of what was moved there before.
+/// Moves the store to `kv.damaged`, and removes an older one there.
 fn set_aside(path: &Path, cause: &str) -> Result<PathBuf, StoreError> {
     let aside = path.with_extension("damaged");
-    match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::OpenFailed(error)),
-        _ => {}
-    }
+    remove_dir(&aside).map_err(StoreError::OpenFailed)?;
     fs::rename(path, &aside).map_err(|error| not_moved(path, cause, error))?;
     sync_parent(path).map_err(StoreError::OpenFailed)?;
     Ok(aside)
+}
+
+fn remove_dir(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn not_moved(path: &Path, cause: &str, error: io::Error) -> StoreError {
@@ -121,7 +118,7 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn open_sound(path: &Path, config: &StoreConfig) -> Result<Opened, Failure> {
+fn open_sound(path: &Path, config: &StoreConfig) -> Result<Opened, OpenError> {
     make_whole(path)?;
     prepare(path)?;
     let db = Database::builder(path)
@@ -137,37 +134,34 @@ fn open_sound(path: &Path, config: &StoreConfig) -> Result<Opened, Failure> {
     if let Some(next) = meta.generation.checked_add(1) {
         snapshot::remove_from(&db, &store, next)?;
     }
-    // A killed process may have left a restored snapshot in the page cache. And what was removed must not come back.
+    // A killed process may have left a restored snapshot in the page cache. Removed keys must not come back.
     db.persist(PersistMode::SyncAll)?;
     Ok(Opened { db, store, meta })
 }
 
-/// Makes the store at `path`, if there is none, as a whole or not at all. fjall cannot open a directory that it had not
-/// finished when the process was killed.
+/// Makes the store at `path`, if there is none, under another name first: fjall cannot open a store whose making a kill
+/// interrupted.
 fn make_whole(path: &Path) -> Result<(), fjall::Error> {
     if path.exists() {
         return Ok(());
     }
     let unfinished = path.with_extension("new");
-    match fs::remove_dir_all(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    remove_dir(&unfinished)?;
     drop(Database::builder(&unfinished).worker_threads(1).open()?);
     fs::rename(&unfinished, path)?;
     Ok(sync_parent(path)?)
 }
 
-/// Looks at the directory before fjall does, which makes a new store where it finds no version, and forgets its sequence
+/// Checks the directory before fjall does. fjall makes a new store where it finds no version, and forgets its sequence
 /// numbers where it finds no journal.
-fn prepare(path: &Path) -> Result<(), Failure> {
+fn prepare(path: &Path) -> Result<(), OpenError> {
     let files = fs::read_dir(path).and_then(|files| files.map(|file| Ok(file?.path())).collect());
     let files: Vec<PathBuf> = files.map_err(StoreError::OpenFailed)?;
     if !files.iter().any(|file| file.file_name().is_some_and(|name| name == VERSION_FILE)) {
-        return Err(Failure::Damaged(format!("its file `{VERSION_FILE}` is missing")));
+        return Err(OpenError::Damaged(format!("its file `{VERSION_FILE}` is missing")));
     }
     if !files.iter().any(|file| file.extension().is_some_and(|extension| extension == "jnl")) {
-        // Little goes through the journal. Whether anything that counts was in it, the checksum tells.
+        // Little goes through the journal. The checksum tells whether it mattered.
         tracing::warn!(store = %path.display(), "the journal of the key-value store is missing");
         let journal = path.join(FIRST_JOURNAL);
         let made =
@@ -177,8 +171,8 @@ fn prepare(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads the whole live state. A state that is not what its position says must not serve.
-fn verify(store: &Keyspace, meta: &Meta) -> Result<(), Failure> {
+/// Reads the whole live state and compares it with `meta`.
+fn verify(store: &Keyspace, meta: &Meta) -> Result<(), OpenError> {
     let (mut keys, mut found, mut to_expire): (u64, u128, u128) = (0, 0, 0);
     for item in store.prefix(data_key(meta.generation, b"")) {
         let (stored, record) = item.into_inner()?;
@@ -192,9 +186,8 @@ fn verify(store: &Keyspace, meta: &Meta) -> Result<(), Failure> {
     }
     if (keys, found) != (meta.keys, meta.checksum) {
         let (index, promised) = (meta.index, meta.keys);
-        return Err(Failure::Damaged(format!(
-            "it says that {index} entries are applied and that it has {promised} keys, but the {keys} keys that it has are \
-             not those"
+        return Err(OpenError::Damaged(format!(
+            "its {keys} keys do not match the checksum of the {promised} keys at applied index {index}"
         )));
     }
     for item in store.prefix(due_key(meta.generation, 0, b"").get(..5).unwrap_or_default()) {
@@ -202,7 +195,7 @@ fn verify(store: &Keyspace, meta: &Meta) -> Result<(), Failure> {
         to_expire = to_expire.wrapping_sub(due_checksum(key_of_due(&stored), expiry_of_due(&stored)));
     }
     if to_expire != 0 {
-        return Err(Failure::Damaged("the keys that expire are not those that are listed to".into()));
+        return Err(OpenError::Damaged("its keys do not match the index of expiries".into()));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! What was applied but does not lie in the store yet.
+//! The applied changes that are not in the store yet.
 //!
-//! Commands change memory only. Changes gather in the newest layer; once that is large it is sealed and written to the
-//! store as one sorted table while the next one fills (`writeback.rs`). A reader looks into the newest layer, the sealed
-//! one and the store, in this order. What a crash takes from memory is applied again from the Raft log.
+//! Commands change memory only. Changes gather in the newest layer. A large layer is sealed and written to the store as one
+//! sorted table, while the next one fills (`writeback.rs`). A reader looks into the newest layer, the sealed one and the
+//! store, in this order. After a crash the node applies lost changes again from the Raft log.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,30 +10,30 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fjall::Keyspace;
 
-use super::StoreError;
 use super::command::{Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, VALUE_BYTES_MAX};
+use super::error::StoreError;
 use super::layout::{Meta, alive, checksum, data_key, due_key, expiry_of_due, key_of_due, split};
 use super::patience::patiently;
 
-/// The most that `INCR` parses: `-9223372036854775808`.
+/// The longest number: `-9223372036854775808`.
 const INTEGER_BYTES_MAX: usize = 20;
-/// Expired keys that one batch removes at most, of those in memory and of those in the store.
+/// The most expired keys that one batch removes from memory, and from the store.
 pub(super) const SWEEP_KEYS_MAX: usize = 512;
-/// What a slot takes beside the bytes of key and value, roughly.
+/// About the memory of a slot beside the bytes of key and value.
 const SLOT_BYTES: usize = 176;
 
 pub(super) struct Overlay {
     store: Keyspace,
     pub(super) meta: Meta,
     newest: Layer,
-    /// On its way into the store: it may lie there as a whole or not at all, which makes no difference to a reader.
+    /// A thread writes it to the store in one atomic step. Readers see no difference.
     sealed: Option<Arc<Layer>>,
-    /// The keys of a layer that expire: so many there may be two of.
+    /// The keys of each layer that expire, by expiry.
     newest_due: BTreeSet<(u64, Bytes)>,
     sealed_due: BTreeSet<(u64, Bytes)>,
-    /// What is due in the store was looked for up to here...
+    /// How far the last sweep of the store came.
     swept: Vec<u8>,
-    /// ...and nothing behind it is due before: spares a batch the look. Zero: not known.
+    /// The earliest expiry in the store behind `swept`; until then batches sweep memory only. Zero: not known.
     store_due_ms: u64,
 }
 
@@ -46,11 +46,11 @@ pub(super) struct Layer {
 }
 
 pub(super) struct Slot {
-    /// The expiry that lies below this layer, if the key does.
+    /// The expiry of the key below this layer, if the key is there.
     pub(super) below: Option<u64>,
-    /// `None`: removed.
+    /// The value; `None` if the key was removed.
     pub(super) now: Option<Value>,
-    /// Of the record with that value, so that the next write of the key need not read the value again.
+    /// The checksum of that record, which the next write of the key subtracts.
     checksum: u128,
 }
 
@@ -71,7 +71,7 @@ impl Value {
     }
 }
 
-/// What the totals of the state count of a record.
+/// The part of a record in the totals of the state.
 struct Share {
     expiry_ms: u64,
     checksum: u128,
@@ -99,7 +99,7 @@ impl Layer {
 }
 
 impl Overlay {
-    /// With nothing in it, over a store that has `meta`.
+    /// An empty overlay on a store with `meta`.
     pub(super) fn new(store: Keyspace, meta: Meta) -> Self {
         Self {
             store,
@@ -113,12 +113,12 @@ impl Overlay {
         }
     }
 
-    /// Memory of the newest layer, roughly.
+    /// About the memory of the newest layer.
     pub(super) fn bytes(&self) -> usize {
         self.newest.bytes
     }
 
-    /// What memory says about a key, expired or not; `None`: nothing, the store knows.
+    /// The newest slot of a key in memory, expired or not. `None`: ask the store.
     pub(super) fn recent(&self, key: &[u8]) -> Option<&Slot> {
         self.newest.slots.get(key).or_else(|| self.sealed_layer()?.slots.get(key))
     }
@@ -132,7 +132,7 @@ impl Overlay {
         &self.newest
     }
 
-    /// Starts a new layer; the one before is to be written, then [`written`](Self::written) is to be called.
+    /// Starts a new layer. The caller writes the sealed one, then calls [`written`](Self::written).
     pub(super) fn seal(&mut self) -> Arc<Layer> {
         let layer = std::mem::replace(&mut self.newest, Layer::new(self.meta.generation));
         let layer = Arc::new(layer);
@@ -141,9 +141,9 @@ impl Overlay {
         layer
     }
 
-    /// The sealed layer lies in the store. Gives back what is to be dropped, which takes a while.
+    /// Notes that the sealed layer is in the store. Returns it for a drop without the lock, because that takes long.
     pub(super) fn written(&mut self) -> impl Sized + use<> {
-        // Of what came into the store some may be due already.
+        // Some of the written keys may be due already.
         (self.swept, self.store_due_ms) = (Vec::new(), 0);
         (self.sealed.take(), std::mem::take(&mut self.sealed_due))
     }
@@ -182,7 +182,7 @@ impl Overlay {
         if too_long(key, value.0.len()) {
             return Ok(Answer::TooLong);
         }
-        // Most writes are blind.
+        // Most writes need no look at the old value.
         let looks = condition != Condition::Always || expiry == Expiry::Keep || answer_old;
         let old = if looks { self.value(key.0)? } else { None };
         let met = match condition {
@@ -247,7 +247,6 @@ impl Overlay {
     }
 
     fn set_many(&mut self, pairs: &[(Blob<'_>, Blob<'_>)]) -> Result<Answer, StoreError> {
-        // All or nothing.
         if pairs.iter().any(|(key, value)| too_long(*key, value.0.len())) {
             return Ok(Answer::TooLong);
         }
@@ -262,7 +261,7 @@ impl Overlay {
         patiently(|| Ok(self.store.get(&key)?))
     }
 
-    /// What has expired by now is absent.
+    /// The value of a key, unless it has expired.
     fn value(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
         let value = match self.recent(key) {
             Some(slot) => slot.now.clone(),
@@ -306,7 +305,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// A record takes the place of another: what the store must hold in the end.
+    /// Replaces one record by another in the totals.
     fn count(&mut self, before: Option<&Share>, after: Option<&Share>) {
         let meta = &mut self.meta;
         if let Some(before) = before {
@@ -319,7 +318,7 @@ impl Overlay {
         }
     }
 
-    /// What lies below the newest layer.
+    /// The record of a key below the newest layer.
     fn below(&self, key: &[u8]) -> Result<Option<Share>, StoreError> {
         if let Some(slot) = self.sealed_layer().and_then(|layer| layer.slots.get(key)) {
             return Ok(Share::of_slot(slot.now.as_ref(), slot.checksum));
@@ -328,15 +327,15 @@ impl Overlay {
         record.map(|record| Share::of_record(key, &record)).transpose()
     }
 
-    /// When the next key is due, or zero if only a sweep can tell; `None` if no key expires.
+    /// When the next key is due; zero if only a sweep can tell; `None` if no key expires.
     pub(super) fn next_due_ms(&self) -> Option<u64> {
         let first = |due: &BTreeSet<(u64, Bytes)>| due.first().map_or(u64::MAX, |(due_ms, _)| *due_ms);
         let next = first(&self.newest_due).min(first(&self.sealed_due)).min(self.store_due_ms);
         (next != u64::MAX).then_some(next)
     }
 
-    /// Removes keys whose time has come. How many depends on how entries are batched, which differs between nodes:
-    /// nothing a client or the digest sees may depend on it.
+    /// Removes expired keys. Their number depends on the batches, which differ between nodes, so no answer and no digest may
+    /// depend on it.
     pub(super) fn sweep(&mut self) -> Result<(), StoreError> {
         for _ in 0..SWEEP_KEYS_MAX {
             let is_due = |entry: &&(u64, Bytes)| !alive(entry.0, self.meta.clock_ms);
@@ -357,7 +356,7 @@ impl Overlay {
         })?;
         for due in &due {
             let key = key_of_due(due);
-            // What is in memory is newer, and was swept there.
+            // A slot in memory is newer and was swept there.
             if self.recent(key).is_none() {
                 let record = self.stored(key)?.ok_or(StoreError::Corrupt("expiry"))?;
                 let before = Share::of_record(key, &record)?;
@@ -391,7 +390,7 @@ fn too_long(key: Blob<'_>, value_bytes: usize) -> bool {
     key.0.len() > KEY_BYTES_MAX || value_bytes > VALUE_BYTES_MAX
 }
 
-/// As Redis does: decimal, no plus sign, no leading zeros, no spaces.
+/// Parses a number as Redis does: decimal, no plus sign, no leading zeros, no spaces.
 pub(crate) fn parse_integer(bytes: &[u8]) -> Option<i64> {
     if bytes.len() > INTEGER_BYTES_MAX {
         return None;

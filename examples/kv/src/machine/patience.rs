@@ -1,22 +1,22 @@
-//! A lack of file descriptors is waited for: the store opens files again and again, and nothing is wrong with them.
+//! Waits while the process lacks file descriptors. The store opens files all the time, and they are sound.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::StoreError;
+use super::error::StoreError;
 
 const RETRY: Duration = Duration::from_millis(20);
-/// Of the process, as descriptors are.
+/// Pauses of all stores of the process.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
-/// How many pauses of [`RETRY`] there were.
+/// The number of pauses of [`RETRY`].
 pub(crate) fn descriptor_waits() -> u64 {
     WAITS.load(Ordering::Relaxed)
 }
 
 fn is_shortage(error: &StoreError) -> bool {
-    /// Of the process, and of the system.
+    // EMFILE of the process, ENFILE of the system.
     const NUMBERS: [i32; 2] = [24, 23];
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
@@ -29,8 +29,8 @@ fn is_shortage(error: &StoreError) -> bool {
     false
 }
 
-/// Does what leaves nothing behind if it fails, until there are file descriptors for it. For threads that apply and
-/// write; readers get the error.
+/// Repeats `act` while file descriptors are missing. `act` must leave nothing behind when it fails. For threads that apply
+/// and write; readers get the error.
 pub(super) fn patiently<T>(mut act: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let mut waits = false;
     loop {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_lack_of_descriptors_is_waited_for() {
+    fn only_a_lack_of_descriptors_is_retried() {
         let (before, mut tries) = (descriptor_waits(), 0);
         let done = patiently(|| {
             tries += 1;

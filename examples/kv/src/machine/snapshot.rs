@@ -1,40 +1,36 @@
-//! The whole state as a stream of bytes, and back.
+//! Writes and restores the whole state as a stream of bytes.
 //!
 //! Format, all numbers big endian: `TKV1`, clock (8), then for each key in order: 1, length of key (4), key, expiry (8),
 //! length of value (4), value; then 0, the count of keys (8), and FNV-1a of everything before it (8).
 
 use std::io::{self, Read, Write};
 
-use fjall::{Database, Keyspace, PersistMode};
-use towline::{LogId, SnapshotSource};
+use fjall::{Database, Keyspace};
+use towline::SnapshotSource;
 
 use super::command::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use super::cut::Cut;
-use super::layout::{META_KEY, Meta, checksum, data_key, due_key, record};
-use super::overlay::Overlay;
-use super::view::Fnv;
+use super::error::StoreError;
+use super::fnv::Fnv;
+use super::layout::{checksum, data_key, due_key, record};
 use super::writeback::commit;
-use super::{KvMachine, StoreError};
 
 const MAGIC: &[u8; 4] = b"TKV1";
 
-/// Keys that one batch of a restore writes.
+/// Bounds of one batch of a restore. A single larger value makes a batch alone.
 const RESTORE_BATCH_KEYS: usize = 1_024;
-/// Bytes that one batch of a restore writes, unless a single value is larger.
 const RESTORE_BATCH_BYTES: usize = 4 << 20;
 
-pub(super) struct Source {
-    pub(super) cut: Cut,
-}
+pub(super) struct Source(pub(super) Cut);
 
 impl SnapshotSource for Source {
     fn write_to(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
         let mut out = Hashing { inner: io::BufWriter::new(out), hash: Fnv::new() };
         out.put(MAGIC)?;
-        out.put(&self.cut.meta.clock_ms.to_be_bytes())?;
+        out.put(&self.0.meta.clock_ms.to_be_bytes())?;
         let (mut keys, mut found): (u64, u128) = (0, 0);
-        let promised = (self.cut.meta.keys, self.cut.meta.checksum);
-        self.cut
+        let promised = (self.0.meta.keys, self.0.meta.checksum);
+        self.0
             .for_each(|key, expiry_ms, value| {
                 out.put(&[1])?;
                 out.put_sized(key)?;
@@ -45,7 +41,7 @@ impl SnapshotSource for Source {
                 Ok::<_, StoreError>(())
             })
             .map_err(io::Error::other)?;
-        // What was damaged here must not reach others.
+        // Damage of this node must not reach others.
         if (keys, found) != promised {
             return Err(io::Error::other(StoreError::Corrupt("state")));
         }
@@ -57,11 +53,11 @@ impl SnapshotSource for Source {
     }
 }
 
-/// What has been written of a snapshot.
-#[derive(Default)]
-struct Restored {
-    keys: u64,
-    checksum: u128,
+/// The totals of a restored state.
+pub(super) struct Restored {
+    pub(super) clock_ms: u64,
+    pub(super) keys: u64,
+    pub(super) checksum: u128,
 }
 
 struct Hashing<W> {
@@ -102,86 +98,65 @@ impl<R: Read> Hashing<R> {
     }
 }
 
-impl KvMachine {
-    /// Writes `body` into the next generation, which nobody reads yet, and makes that the live one in one last batch
-    /// together with the index. A crash before it leaves the old state, and garbage that is removed when the store is
-    /// opened.
-    pub(super) fn restore_from(&mut self, applied: LogId, body: &mut dyn Read) -> Result<(), StoreError> {
-        // Whatever is under way there must not be written over the new state.
-        self.settle()?;
-        let old = self.meta();
-        let generation = old.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
-        remove_from(&self.db, &self.store, generation)?;
-        let mut body = Hashing { inner: io::BufReader::new(body), hash: Fnv::new() };
-        if &body.take::<4>()? != MAGIC {
-            return Err(StoreError::Corrupt("start of the snapshot"));
-        }
-        let clock_ms = u64::from_be_bytes(body.take()?);
-        let mut restored = Restored::default();
-        while self.restore_batch(&mut body, generation, &mut restored)? {}
-        let promised = u64::from_be_bytes(body.take()?);
-        let hash = body.hash.0;
-        if promised != restored.keys || u64::from_be_bytes(body.take()?) != hash {
-            return Err(StoreError::Corrupt("end of the snapshot"));
-        }
-        let meta = Meta {
-            index: applied.index,
-            term: applied.term,
-            clock_ms: clock_ms.max(old.clock_ms),
-            generation,
-            keys: restored.keys,
-            checksum: restored.checksum,
-        };
-        let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
-        write.insert(&self.store, META_KEY, &meta.encode()?[..]);
-        commit(&self.db, &self.store, write)?;
-        self.clock.observe(meta.clock_ms, meta.term);
-        self.clock.applied(meta.term);
-        *self.overlay() = Overlay::new(self.store.clone(), meta);
-        self.durable = applied;
-        self.replay_bytes = 0;
-        self.write_back.sweep_dead();
-        Ok(())
+/// Writes the state in `body` into `generation`, which no reader sees yet.
+pub(super) fn restore(
+    db: &Database,
+    store: &Keyspace,
+    generation: u32,
+    body: &mut dyn Read,
+) -> Result<Restored, StoreError> {
+    remove_from(db, store, generation)?;
+    let mut body = Hashing { inner: io::BufReader::new(body), hash: Fnv::new() };
+    if &body.take::<4>()? != MAGIC {
+        return Err(StoreError::Corrupt("start of the snapshot"));
     }
-
-    /// Whether there is more.
-    fn restore_batch<R: Read>(
-        &mut self,
-        body: &mut Hashing<R>,
-        generation: u32,
-        restored: &mut Restored,
-    ) -> Result<bool, StoreError> {
-        let mut write = self.db.batch();
-        let (mut count, mut bytes) = (0, 0);
-        let mut more = true;
-        while count < RESTORE_BATCH_KEYS && bytes < RESTORE_BATCH_BYTES {
-            match body.take()? {
-                [1] => {}
-                [0] => {
-                    more = false;
-                    break;
-                }
-                _ => return Err(StoreError::Corrupt("snapshot")),
-            }
-            let key = body.take_sized(KEY_BYTES_MAX)?;
-            let expiry_ms = u64::from_be_bytes(body.take()?);
-            let value = body.take_sized(VALUE_BYTES_MAX)?;
-            if expiry_ms != 0 {
-                write.insert(&self.store, due_key(generation, expiry_ms, &key), &b""[..]);
-            }
-            write.insert(&self.store, data_key(generation, &key), record(expiry_ms, &value));
-            restored.keys += 1;
-            restored.checksum = restored.checksum.wrapping_add(checksum(&key, expiry_ms, &value));
-            count += 1;
-            bytes += key.len() + value.len();
-        }
-        commit(&self.db, &self.store, write)?;
-        Ok(more)
+    let mut restored = Restored { clock_ms: u64::from_be_bytes(body.take()?), keys: 0, checksum: 0 };
+    while restore_batch(db, store, generation, &mut body, &mut restored)? {}
+    let promised = u64::from_be_bytes(body.take()?);
+    let hash = body.hash.0;
+    if promised != restored.keys || u64::from_be_bytes(body.take()?) != hash {
+        return Err(StoreError::Corrupt("end of the snapshot"));
     }
+    Ok(restored)
 }
 
-/// Removes what a restore that did not come to its end left: keys of this generation and all above. The live one is below
-/// them, but not always right below: `FLUSHDB` raises it in memory first, and a crash takes that back.
+/// Returns whether more keys follow.
+fn restore_batch<R: Read>(
+    db: &Database,
+    store: &Keyspace,
+    generation: u32,
+    body: &mut Hashing<R>,
+    restored: &mut Restored,
+) -> Result<bool, StoreError> {
+    let mut write = db.batch();
+    let (mut count, mut bytes, mut more) = (0, 0, true);
+    while more && count < RESTORE_BATCH_KEYS && bytes < RESTORE_BATCH_BYTES {
+        match body.take()? {
+            [1] => {}
+            [0] => {
+                more = false;
+                continue;
+            }
+            _ => return Err(StoreError::Corrupt("snapshot")),
+        }
+        let key = body.take_sized(KEY_BYTES_MAX)?;
+        let expiry_ms = u64::from_be_bytes(body.take()?);
+        let value = body.take_sized(VALUE_BYTES_MAX)?;
+        if expiry_ms != 0 {
+            write.insert(store, due_key(generation, expiry_ms, &key), &b""[..]);
+        }
+        write.insert(store, data_key(generation, &key), record(expiry_ms, &value));
+        restored.keys += 1;
+        restored.checksum = restored.checksum.wrapping_add(checksum(&key, expiry_ms, &value));
+        count += 1;
+        bytes += key.len() + value.len();
+    }
+    commit(db, store, write)?;
+    Ok(more)
+}
+
+/// Removes the keys of `generation` and all above, which an interrupted restore left. The live generation is below, but not
+/// always right below: `FLUSHDB` raises it in memory first, and a crash undoes that.
 pub(super) fn remove_from(db: &Database, store: &Keyspace, generation: u32) -> Result<(), StoreError> {
     for (first, end) in
         [(data_key(generation, b""), b"e".to_vec()), (due_key(generation, 0, b""), b"y".to_vec())]

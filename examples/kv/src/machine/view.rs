@@ -1,4 +1,4 @@
-//! What readers see.
+//! The state as readers see it.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -6,20 +6,23 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use bytes::Bytes;
 use fjall::{Database, Keyspace, Readable as _};
 
-use super::StoreError;
 use super::clock::Clock;
 use super::command::{Command, KEY_BYTES_MAX};
 use super::cut::Cut;
+use super::error::StoreError;
+use super::fnv::Fnv;
 use super::layout::{alive, data_key};
 use super::overlay::{Overlay, Value};
 
-/// Values from this size on are identified by their address, to count each once.
+/// Values from this size on are counted once, by their address.
 const SHARED_BYTES_MIN: usize = 1 << 10;
+/// The most that the time in the log may be behind while keys expire.
+const BEHIND_MS_MAX: u64 = 1_000;
 
-/// A handle on everything applied so far; clones are cheap.
+/// A handle on everything applied so far. Clones are cheap.
 ///
-/// Whether a key has expired is decided by the time in the log, never by the clock of this node, which may be ahead of
-/// another's: a key that one node has shown as gone is gone for every later read on any node.
+/// The time in the log decides whether a key has expired, never the clock of this node. So a key that one node shows as
+/// gone is gone for every later read on any node.
 #[derive(Clone)]
 pub(crate) struct View {
     pub(super) db: Database,
@@ -28,55 +31,52 @@ pub(crate) struct View {
     pub(super) clock: Clock,
 }
 
-/// While there are keys that expire, the time in the log is at most this far behind.
-const BEHIND_MS_MAX: u64 = 1_000;
-
 /// A value and when it expires (0: never).
 pub(crate) struct Stored {
     pub(crate) value: Bytes,
     pub(crate) expiry_ms: u64,
 }
 
-/// Many keys at one moment, to be read one by one in order. It keeps the values that were in memory then, and those of
-/// the store on disk, until it is dropped.
+/// Many keys at one moment, for reads one by one. Until its drop it keeps the values that were in memory, and a snapshot of
+/// the store.
 pub(crate) struct Gathered {
-    found: VecDeque<Found>,
+    found: VecDeque<Lookup>,
     snapshot: Option<fjall::Snapshot>,
     store: Keyspace,
     now_ms: u64,
     recent_bytes: usize,
 }
 
-enum Found {
+enum Lookup {
     Recent(Option<Value>),
-    /// By this key of the store, if at all.
+    /// In the store under this key, or absent.
     Stored(Vec<u8>),
 }
 
 /// What [`Gathered::read`] finds.
 pub(crate) struct Item {
     pub(crate) value: Option<Stored>,
-    /// Whether the value was kept already, or read and copied just now.
+    /// True: the value was in memory. False: it was copied from the store.
     pub(crate) is_kept: bool,
 }
 
 impl Gathered {
-    /// Keys that are left.
+    /// The number of keys left to read.
     pub(crate) fn len(&self) -> usize {
         self.found.len()
     }
 
-    /// Bytes of values that are kept in memory.
+    /// Bytes of values kept in memory.
     pub(crate) fn recent_bytes(&self) -> usize {
         self.recent_bytes
     }
 
-    /// The next key's value; `None` past the last key. The same again until [`advance`](Self::advance).
+    /// Reads the next key; `None` after the last one. Repeats the key until [`advance`](Self::advance).
     pub(crate) fn read(&self) -> Result<Option<Item>, StoreError> {
         let (value, is_kept) = match self.found.front() {
             None => return Ok(None),
-            Some(Found::Recent(value)) => (value.clone(), true),
-            Some(Found::Stored(key)) => {
+            Some(Lookup::Recent(value)) => (value.clone(), true),
+            Some(Lookup::Stored(key)) => {
                 let record = match &self.snapshot {
                     Some(snapshot) => snapshot.get(&self.store, key)?,
                     None => None,
@@ -92,7 +92,7 @@ impl Gathered {
     }
 }
 
-/// The state at one applied index, as one number.
+/// The hash of the state at one applied index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Digest {
     pub(crate) applied: u64,
@@ -120,8 +120,8 @@ impl View {
         self.clock.stamp_ms(term)
     }
 
-    /// The command with which the leader of `term` moves the time in the log, if it must move: a key is due, or there are
-    /// keys that expire and it is far behind.
+    /// The command that moves the time in the log, if the leader of `term` must: a key is due, or keys expire and the time
+    /// is far behind.
     pub(crate) fn tick(&self, term: u64) -> Option<Bytes> {
         let now_ms = self.clock.stamp_ms(term)?;
         let (next_due_ms, clock_ms) = {
@@ -145,7 +145,7 @@ impl View {
         Ok(value.and_then(|value| live(value, now_ms)))
     }
 
-    /// Bytes of a key's value, expired or not; zero if there is none that can be read.
+    /// Bytes of a key's value, expired or not; zero if the key is absent or unreadable.
     pub(crate) fn value_bytes(&self, key: &[u8]) -> usize {
         let overlay = self.overlay();
         match overlay.recent(key) {
@@ -159,8 +159,8 @@ impl View {
         }
     }
 
-    /// Finds `keys`, all at this moment. Values in the store are read later, one by one. Without `with_values` only
-    /// whether a key is there is kept.
+    /// Looks up `keys` at this moment. Values in the store are read later, one by one. Without `with_values` it keeps only
+    /// whether a key exists.
     pub(crate) fn gather<'a>(
         &self,
         keys: impl Iterator<Item = &'a [u8]>,
@@ -180,21 +180,21 @@ impl View {
                         }
                         Value { bytes, expiry_ms: *expiry_ms }
                     });
-                    Found::Recent(value)
+                    Lookup::Recent(value)
                 }
                 None => {
                     is_stored = true;
-                    Found::Stored(data_key(overlay.meta.generation, key))
+                    Lookup::Stored(data_key(overlay.meta.generation, key))
                 }
             })
             .collect();
-        // Under the same lock: what leaves memory meanwhile is in the snapshot already.
+        // Under the lock: a layer that leaves memory later is in the snapshot.
         let snapshot = is_stored.then(|| self.db.snapshot());
         drop(overlay);
         Gathered { found: found.into(), snapshot, store: self.store.clone(), now_ms, recent_bytes }
     }
 
-    /// The maintained count. Expired keys count until they are removed, as in Redis.
+    /// The number of keys. Expired ones count until they are removed, as in Redis.
     pub(crate) fn keys(&self) -> u64 {
         self.overlay().meta.keys
     }
@@ -204,8 +204,8 @@ impl View {
         Cut::new(&overlay, self.db.snapshot(), self.store.clone())
     }
 
-    /// Over key, value and expiry of all that has not expired by the machine's clock, in order of keys: equal on every
-    /// node that has applied the same index. Reads the whole state.
+    /// Hashes key, value and expiry of all live keys in order. Equal on every node at the same applied index. Reads the whole
+    /// state.
     pub(crate) fn digest(&self) -> Result<Digest, StoreError> {
         let cut = self.cut();
         let meta = cut.meta;
@@ -226,24 +226,4 @@ impl View {
 fn live(value: Value, now_ms: u64) -> Option<Stored> {
     let Value { bytes, expiry_ms } = value;
     alive(expiry_ms, now_ms).then_some(Stored { value: bytes, expiry_ms })
-}
-
-/// FNV-1a, 64 bits: fixed for ever, unlike the hasher of the standard library.
-pub(super) struct Fnv(pub(super) u64);
-
-impl Fnv {
-    pub(super) fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-
-    fn sized(&mut self, bytes: &[u8]) {
-        self.bytes(&(bytes.len() as u64).to_be_bytes());
-        self.bytes(bytes);
-    }
 }

@@ -1,7 +1,7 @@
-//! Layers of changes into the store, on a thread of their own.
+//! Writes layers to the store, on a thread for each.
 //!
-//! A layer becomes one sorted table that fjall takes in as one atom, together with the index up to which it was applied:
-//! no journal, no second copy in a memtable, and synced when it is done.
+//! A layer becomes one sorted table. fjall ingests it in one atomic step with the applied index: without a journal, without
+//! a copy in a memtable, and synced at the end.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -10,28 +10,28 @@ use std::time::Duration;
 use fjall::{Database, Keyspace, OwnedWriteBatch, PersistMode};
 use towline::LogId;
 
-use super::StoreError;
+use super::error::StoreError;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
 use super::overlay::{Layer, Overlay, Value};
 use super::patience::patiently;
 
-/// Tables that may wait for compaction. Taking one in does not wait by itself, as a write to fjall does. Below the 30 at
-/// which such a write waits without an end.
+/// Tables that may wait for compaction. An ingestion does not wait for compaction; a write to fjall waits at 30 tables, for
+/// ever if compaction has failed.
 pub(crate) const WAITING_TABLES_MAX: usize = 24;
-/// Memtables that may wait to be flushed. Below the 4 at which a write to fjall waits without an end.
+/// Memtables that may wait for a flush. A write to fjall waits at 4, for ever if the flush has failed.
 const WAITING_MEMTABLES_MAX: usize = 2;
 const WAIT_POLL: Duration = Duration::from_millis(10);
-/// Keys of dead generations that are removed after each layer, and in one batch of those.
+/// Keys of dead generations that each layer's thread removes, and of one batch.
 pub(super) const DEAD_KEYS_MAX: usize = 64 << 10;
 const DEAD_BATCH_KEYS: usize = 1_024;
 
-/// The thread that writes, if one does.
+/// The writing thread, and the state for the next one.
 pub(super) struct WriteBack {
     db: Database,
     store: Keyspace,
     overlay: Arc<RwLock<Overlay>>,
     running: Option<JoinHandle<Result<Written, StoreError>>>,
-    /// Where the sweep of dead generations goes on; `None` once nothing of them is left.
+    /// Where the removal of dead generations goes on; `None` once it is done.
     dead_from: Option<Vec<u8>>,
 }
 
@@ -42,30 +42,30 @@ struct Written {
 
 impl WriteBack {
     pub(super) fn new(db: Database, store: Keyspace, overlay: Arc<RwLock<Overlay>>) -> Self {
-        // A sweep may have been under way.
+        // The last run may have ended during a removal.
         Self { db, store, overlay, running: None, dead_from: Some(b"d".to_vec()) }
     }
 
-    /// There are keys of a generation that has just died.
+    /// Starts the removal of a generation that has just died.
     pub(super) fn sweep_dead(&mut self) {
         self.dead_from = Some(b"d".to_vec());
     }
 
-    /// How far the store has come, if a layer was written since the last call.
+    /// The applied index of the store, if a layer was written since the last call.
     pub(super) fn finished(&mut self) -> Result<Option<LogId>, StoreError> {
         if self.running.as_ref().is_some_and(JoinHandle::is_finished) { self.wait() } else { Ok(None) }
     }
 
-    /// As [`finished`](Self::finished), once nothing is under way.
+    /// Waits for the running thread, then returns as [`finished`](Self::finished).
     pub(super) fn wait(&mut self) -> Result<Option<LogId>, StoreError> {
         let Some(running) = self.running.take() else { return Ok(None) };
         let written = running.join().map_err(|_| StoreError::WriterPanicked)??;
-        // Another generation may have died meanwhile: then it starts over.
+        // If another generation died meanwhile, the removal starts over.
         self.dead_from = self.dead_from.take().or(written.dead_from);
         Ok(Some(written.through))
     }
 
-    /// Seals the newest layer and starts to write it. Nothing may be under way.
+    /// Seals the newest layer and starts a thread that writes it. No thread may be running.
     pub(super) fn start(&mut self) -> Result<(), StoreError> {
         let (layer, meta) = {
             let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
@@ -76,7 +76,6 @@ impl WriteBack {
         let write = move || {
             patiently(|| write_layer(&db, &store, &layer, meta))?;
             let written = overlay.write().unwrap_or_else(PoisonError::into_inner).written();
-            // Here, where nobody waits for it.
             drop((written, layer));
             let dead_from = patiently(|| remove_dead(&db, &store, meta.generation, dead_from.clone()))?;
             Ok(Written { through: meta.applied(), dead_from })
@@ -93,12 +92,12 @@ impl WriteBack {
 
 impl Drop for WriteBack {
     fn drop(&mut self) {
-        // The store stays locked as long as the thread runs. What it could not write is still in the log.
+        // The thread keeps the store locked. After an error the changes are still in the log.
         let _ = self.wait();
     }
 }
 
-/// What becomes of one key of the store.
+/// The change of one key in the store.
 enum Change<'a> {
     Remove,
     Empty,
@@ -106,16 +105,16 @@ enum Change<'a> {
     Meta,
 }
 
-/// Waits until fjall's own threads have caught up.
+/// Waits until fjall's own threads have caught up. Call it before every write.
 ///
-/// fjall waits too, inside its writes, but never looks whether those threads still run: they end at their first error, for
-/// want of room or because a file is damaged. Called before every write, so that fjall itself never waits without an end.
+/// A write of fjall waits for these threads too, but does not notice that they have ended. They end at their first error,
+/// such as a full disk or a damaged file.
 ///
 /// # Errors
-/// [`StoreError::Stopped`] once they have ended.
+/// [`StoreError::Stopped`] once the threads have ended.
 pub(super) fn wait_for_room(db: &Database, store: &Keyspace) -> Result<(), StoreError> {
     loop {
-        // Writes nothing but what waits in a buffer. It is fjall's only public word on whether it has failed.
+        // Writes only the buffer. No other public call of fjall tells whether it has failed.
         match db.persist(PersistMode::Buffer) {
             Ok(()) => {}
             Err(fjall::Error::Poisoned) => return Err(StoreError::Stopped),
@@ -126,15 +125,11 @@ pub(super) fn wait_for_room(db: &Database, store: &Keyspace) -> Result<(), Store
         {
             return Ok(());
         }
-        // fjall has no other way to wait; it does the same for its own writes.
-        std::thread::sleep(WAIT_POLL);
+        std::thread::sleep(WAIT_POLL); // fjall offers nothing to wait on
     }
 }
 
-/// Commits a batch once there is room for it.
-///
-/// # Errors
-/// As [`wait_for_room`], and whatever fjall says.
+/// Commits a batch once fjall's threads have caught up.
 pub(super) fn commit(db: &Database, store: &Keyspace, batch: OwnedWriteBatch) -> Result<(), StoreError> {
     wait_for_room(db, store)?;
     batch.commit().map_err(|error| match error {
@@ -177,8 +172,7 @@ fn write_layer(db: &Database, store: &Keyspace, layer: &Layer, meta: Meta) -> Re
     Ok(table.finish()?)
 }
 
-/// Removes keys of generations before the live one, a bounded number of them. Nobody sees those, so it need not be one
-/// atom. Where to go on, if there may be more.
+/// Removes a bounded number of keys of dead generations. Returns where to go on, if more may be left.
 fn remove_dead(
     db: &Database,
     store: &Keyspace,

@@ -1,52 +1,43 @@
-//! How one Raft group looks to cluster-aware clients: one shard that holds all slots, whose master is the leader.
+//! Shows the Raft group as a Redis Cluster of one shard with all slots. The leader is its master.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis_protocol::redis_keyslot;
+use towline::{GroupState, NodeId, Outcome, ProposeError, Role};
 
-use crate::replica::{Replica, ReplicaState, Role};
+use crate::replica::Replica;
 
-use super::commands::{unknown_subcommand, wrong_arity};
-use super::health::{self, Health};
-use super::reply::Reply;
+use super::health::{self, Health, Member};
+use super::reply::{Reply, one_line, unknown_subcommand, wrong_arity};
 
 pub(super) const SLOT_LAST: u16 = 16_383;
-
-/// One node of the cluster, as clients reach it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Member {
-    pub(crate) id: u64,
-    pub(crate) host: String,
-    pub(crate) port: u16,
-}
 
 /// All nodes, and which one this is.
 #[derive(Debug, Clone)]
 pub(crate) struct Members {
-    pub(crate) me: u64,
+    pub(crate) me: NodeId,
     all: Vec<Member>,
     health: Arc<Health>,
-    /// The last leader that was known; zero for none.
+    /// The last known leader; zero for none.
     led: Arc<AtomicU64>,
 }
 
-/// How often the leader is noted. Shorter than any election.
+/// How often a node notes the leader. Shorter than any election.
 const LEADER_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The slot of a key; with `{tag}`, of the tag.
+/// The slot of a key. With a `{tag}` in the key, the slot of the tag.
 pub(super) fn slot(key: &[u8]) -> u16 {
-    // An empty tag hashes the whole key, by Redis's rule.
     redis_keyslot(key)
 }
 
 impl Members {
-    pub(crate) fn new(me: u64, all: Vec<Member>) -> Self {
-        Self { me, health: Arc::new(Health::new(&all)), all, led: Arc::default() }
+    pub(crate) fn new(me: NodeId, all: Vec<Member>) -> Self {
+        Self { me, all, health: Arc::default(), led: Arc::default() }
     }
 
-    /// Keeps asking the others whether they are well, and notes who leads. Never ends.
+    /// Watches the health of the others and notes the leader. Never ends.
     pub(crate) async fn watch<R: Replica>(self, replica: R) {
         let peers = self.all.iter().filter(|member| member.id != self.me).cloned().collect();
         let noted = async {
@@ -58,39 +49,52 @@ impl Members {
         tokio::join!(health::watch(Arc::clone(&self.health), peers), noted);
     }
 
-    /// Who leads. Without a leader, who led: Redis lists a dead master until another one is elected, and clients call an
-    /// empty list an error that they do not retry.
-    fn master(&self, state: &ReplicaState) -> Option<u64> {
+    /// The leader, or the last known one. Redis also lists a dead master until the next election, and clients do not retry
+    /// after an empty list.
+    fn master(&self, state: &GroupState) -> Option<NodeId> {
         if let Some(id) = state.leader {
-            self.led.store(id, Ordering::Relaxed);
+            self.led.store(id.as_u64(), Ordering::Relaxed);
         }
-        state.leader.or_else(|| Some(self.led.load(Ordering::Relaxed)).filter(|id| *id != 0))
+        state.leader.or_else(|| NodeId::new(self.led.load(Ordering::Relaxed)))
     }
 
-    fn has_failed(&self, id: u64, state: &ReplicaState) -> bool {
+    fn has_failed(&self, id: NodeId, state: &GroupState) -> bool {
         if id == self.me { state.role == Role::Down } else { self.health.has_failed(id) }
     }
 
-    fn by_id(&self, id: u64) -> Option<&Member> {
-        self.all.iter().find(|member| member.id == id)
-    }
-
-    /// Where to go instead of here.
-    pub(super) fn moved(&self, slot: u16, leader: Option<u64>) -> Reply {
-        match leader.filter(|id| *id != self.me).and_then(|id| self.by_id(id)) {
+    /// Sends the client to the leader.
+    pub(super) fn moved(&self, slot: u16, leader: Option<NodeId>) -> Reply {
+        match self.all.iter().find(|member| Some(member.id) == leader && member.id != self.me) {
             Some(leader) => Reply::error(format!("MOVED {slot} {}:{}", leader.host, leader.port)),
             None => Reply::error("CLUSTERDOWN no leader is known"),
         }
     }
 
-    /// The master first.
-    fn ordered(&self, leader: u64) -> Vec<&Member> {
+    /// The reply to a failed write. Only the first word `UNCERTAIN` means that the write may have happened.
+    pub(super) fn write_error(&self, error: &ProposeError, slot: u16) -> Reply {
+        match error {
+            _ if error.outcome() == Outcome::MayHaveHappened => {
+                Reply::error(format!("UNCERTAIN {}", one_line(error)))
+            }
+            ProposeError::NotLeader { hint } | ProposeError::Superseded { hint } => {
+                self.moved(slot, hint.as_ref().map(|hint| hint.node))
+            }
+            ProposeError::Busy => Reply::error("TRYAGAIN too much is under way, the write was not taken"),
+            ProposeError::Stopped { cause } => {
+                Reply::error(format!("ERR this node is stopped: {}", one_line(cause)))
+            }
+            _ => Reply::error(format!("ERR {}", one_line(error))),
+        }
+    }
+
+    /// All members, the master first.
+    fn ordered(&self, master: Option<NodeId>) -> Vec<&Member> {
         let mut nodes: Vec<&Member> = self.all.iter().collect();
-        nodes.sort_by_key(|member| (member.id != leader, member.id));
+        nodes.sort_by_key(|member| (Some(member.id) != master, member.id));
         nodes
     }
 
-    pub(super) fn command(&self, args: &[&[u8]], state: &ReplicaState) -> Reply {
+    pub(super) fn command(&self, args: &[&[u8]], state: &GroupState) -> Reply {
         let Some((name, rest)) = args.split_first() else { return wrong_arity("cluster") };
         let name = String::from_utf8_lossy(name).to_ascii_lowercase();
         match (name.as_str(), rest) {
@@ -107,7 +111,7 @@ impl Members {
         }
     }
 
-    fn slots(&self, state: &ReplicaState) -> Reply {
+    fn slots(&self, state: &GroupState) -> Reply {
         let Some(leader) = self.master(state) else { return Reply::Array(Vec::new()) };
         let node = |member: &&Member| {
             Reply::Array(vec![
@@ -118,17 +122,17 @@ impl Members {
             ])
         };
         let mut range = vec![Reply::Integer(0), Reply::Integer(SLOT_LAST.into())];
-        // As in Redis: a replica that has failed is left out, a master stays until another one leads.
-        let ordered = self.ordered(leader);
+        // As in Redis: a failed replica is left out, a failed master stays until another node leads.
+        let ordered = self.ordered(Some(leader));
         let listed = ordered.iter().filter(|m| m.id == leader || !self.has_failed(m.id, state));
         range.extend(listed.map(node));
         Reply::Array(vec![Reply::Array(range)])
     }
 
-    fn shards(&self, state: &ReplicaState) -> Reply {
-        let leader = self.master(state).unwrap_or(0);
+    fn shards(&self, state: &GroupState) -> Reply {
+        let master = self.master(state);
         let node = |member: &&Member| {
-            let role = if member.id == leader { "master" } else { "replica" };
+            let role = if Some(member.id) == master { "master" } else { "replica" };
             let health = if self.has_failed(member.id, state) { "fail" } else { "online" };
             let offset = if member.id == self.me { state.applied } else { 0 };
             Reply::Map(vec![
@@ -141,18 +145,18 @@ impl Members {
                 (Reply::text("health"), Reply::text(health)),
             ])
         };
-        let slots = match self.master(state) {
+        let slots = match master {
             Some(_) => vec![Reply::Integer(0), Reply::Integer(SLOT_LAST.into())],
             None => Vec::new(),
         };
-        let nodes = self.ordered(leader).iter().map(node).collect();
+        let nodes = self.ordered(master).iter().map(node).collect();
         Reply::Array(vec![Reply::Map(vec![
             (Reply::text("slots"), Reply::Array(slots)),
             (Reply::text("nodes"), Reply::Array(nodes)),
         ])])
     }
 
-    fn nodes(&self, state: &ReplicaState) -> String {
+    fn nodes(&self, state: &GroupState) -> String {
         let master = self.master(state);
         let line = |member: &&Member| {
             let myself = if member.id == self.me { "myself," } else { "" };
@@ -165,17 +169,17 @@ impl Members {
             let has_failed = self.has_failed(*id, state);
             let fail = if has_failed { ",fail" } else { "" };
             let link = if has_failed && *id != self.me { "disconnected" } else { "connected" };
-            // There is no Redis bus: its port is given as 0.
+            // Port 0: there is no Redis bus.
             format!(
                 "{} {host}:{port}@0 {myself}{role}{fail} {master} 0 0 {} {link}{slots}\n",
                 node_name(*id),
                 state.term
             )
         };
-        self.ordered(master.unwrap_or(0)).iter().map(line).collect()
+        self.ordered(master).iter().map(line).collect()
     }
 
-    fn info(&self, state: &ReplicaState) -> String {
+    fn info(&self, state: &GroupState) -> String {
         let up = state.leader.is_some() && state.role != Role::Down;
         let (health, slots) = if up { ("ok", u32::from(SLOT_LAST) + 1) } else { ("fail", 0) };
         format!(
@@ -188,40 +192,34 @@ impl Members {
     }
 }
 
-/// Redis names nodes by 40 hex digits.
-fn node_name(id: u64) -> String {
-    format!("{id:040x}")
+/// The name of a node: 40 hex digits, as in Redis.
+fn node_name(id: NodeId) -> String {
+    format!("{:040x}", id.as_u64())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn slots_are_those_of_redis() {
-        for (key, expected) in
-            [("123456789", 12_739), ("foo", 12_182), ("a{foo}b", 12_182), ("{foo}{bar}", 12_182), ("", 0)]
-        {
-            assert_eq!(slot(key.as_bytes()), expected, "{key}");
-        }
-        assert_ne!(slot(b"{}foo"), slot(b""), "an empty tag is none");
+    fn id(id: u64) -> NodeId {
+        NodeId::new(id).unwrap()
     }
 
-    fn members() -> Members {
-        let member = |id| Member { id, host: "127.0.0.1".into(), port: 7_000 };
-        Members::new(1, (1..=3).map(member).collect())
+    fn members(leader: u64) -> (Members, GroupState) {
+        let member = |number| Member { id: id(number), host: "127.0.0.1".into(), port: 7_000 };
+        let role = if leader == 1 { Role::Leader } else { Role::Follower };
+        let state = GroupState { role, leader: Some(id(leader)), term: 4, commit: 9, applied: 9, down: None };
+        (Members::new(id(1), (1..=3).map(member).collect()), state)
     }
 
-    /// A peer that was dead for long was `connected`, and clients went on asking it.
+    /// A peer that was dead for long was shown as `connected`, and clients went on asking it.
     #[test]
     fn a_dead_replica_is_shown_as_failed_everywhere() {
-        let members = members();
-        let state =
-            ReplicaState { role: Role::Leader, leader: Some(1), term: 4, commit: 9, applied: 9, down: None };
+        let (members, state) = members(1);
         let shown = |what: &[u8]| format!("{:?}", members.command(&[what], &state));
-        let third = format!("{:?}", node_name(3));
+        let third = format!("{:?}", node_name(id(3)));
         assert!(shown(b"slots").contains(&third) && !shown(b"shards").contains("fail"));
-        members.health.fail(3);
+        members.health.set(id(3), true);
         let nodes = members.nodes(&state);
         let lines: Vec<&str> = nodes.lines().collect();
         assert!(lines[0].contains(" myself,master - 0 0 4 connected 0-16383"), "{nodes}");
@@ -233,23 +231,15 @@ mod tests {
 
     #[test]
     fn a_dead_master_is_listed_until_another_node_leads() {
-        let members = members();
-        let mut state = ReplicaState {
-            role: Role::Follower,
-            leader: Some(2),
-            term: 4,
-            commit: 9,
-            applied: 9,
-            down: None,
-        };
-        let slots = |state: &ReplicaState| format!("{:?}", members.slots(state));
-        assert!(slots(&state).contains(&node_name(2)));
-        members.health.fail(2);
+        let (members, mut state) = members(2);
+        let slots = |state: &GroupState| format!("{:?}", members.slots(state));
+        assert!(slots(&state).contains(&node_name(id(2))));
+        members.health.set(id(2), true);
         state.leader = None;
         assert!(members.nodes(&state).contains(" master,fail - 0 0 4 disconnected 0-16383"));
-        assert!(slots(&state).contains(&node_name(2)), "as long as no other node leads");
+        assert!(slots(&state).contains(&node_name(id(2))), "as long as no other node leads");
         assert!(members.info(&state).contains("cluster_state:fail"));
-        (state.role, state.leader) = (Role::Leader, Some(1));
-        assert!(!slots(&state).contains(&node_name(2)));
+        (state.role, state.leader) = (Role::Leader, Some(id(1)));
+        assert!(!slots(&state).contains(&node_name(id(2))));
     }
 }

@@ -1,4 +1,4 @@
-//! Commands on keys: from arguments to what is proposed or read.
+//! Commands on keys: turns arguments into proposals and reads.
 
 use bytes::Bytes;
 
@@ -6,24 +6,16 @@ use crate::machine::{
     Blob, Command, Condition, Expiry, Gathered, KEY_BYTES_MAX, Op, StoreError, Stored, View, parse_integer,
 };
 
-use super::reply::Reply;
+use super::reply::{QUOTED_BYTES_MAX, Reply, not_an_integer, quoted, wrong_arity};
 use super::table::{Spec, TABLE};
 
-/// The command of that name, if the number of arguments fits; otherwise Redis's error.
+/// Finds the command of these arguments. The errors are those of Redis.
 pub(super) fn find(args: &[Bytes]) -> Result<&'static Spec, Reply> {
     let (name, rest) = args.split_first().map_or((&b""[..], args), |(name, rest)| (&name[..], rest));
     let Some(spec) = TABLE.iter().find(|spec| name.eq_ignore_ascii_case(spec.name.as_bytes())) else {
         return Err(unknown_command(name, rest));
     };
     if spec.takes(args.len()) { Ok(spec) } else { Err(wrong_arity(spec.name)) }
-}
-
-/// Names and arguments in an error are cut here, as in Redis.
-const QUOTED_BYTES_MAX: usize = 128;
-
-pub(super) fn quoted(bytes: &[u8]) -> String {
-    let cut = bytes.get(..QUOTED_BYTES_MAX).unwrap_or(bytes);
-    super::reply::one_line(&String::from_utf8_lossy(cut))
 }
 
 fn unknown_command(name: &[u8], args: &[Bytes]) -> Reply {
@@ -38,23 +30,11 @@ fn unknown_command(name: &[u8], args: &[Bytes]) -> Reply {
     Reply::error(text)
 }
 
-pub(super) fn unknown_subcommand(command: &str, name: &str) -> Reply {
-    Reply::error(format!("ERR unknown subcommand '{}'. Try {command} HELP.", quoted(name.as_bytes())))
-}
-
-pub(super) fn wrong_arity(name: &str) -> Reply {
-    Reply::error(format!("ERR wrong number of arguments for '{name}' command"))
-}
-
 fn syntax() -> Reply {
     Reply::error("ERR syntax error")
 }
 
-fn not_an_integer() -> Reply {
-    Reply::error("ERR value is not an integer or out of range")
-}
-
-/// A read, to be answered from a view.
+/// A read. A view answers it.
 #[derive(Debug)]
 pub(super) enum Read {
     Get(Bytes),
@@ -65,14 +45,13 @@ pub(super) enum Read {
     Dbsize,
 }
 
-/// Something on keys.
 #[derive(Debug)]
 pub(super) enum Keyed {
     Write {
         key: Bytes,
         command: Bytes,
     },
-    /// A write that sets an expiry, which has no start yet.
+    /// A write with an expiry, at a node that has no time to stamp it with.
     Untimed {
         key: Bytes,
     },
@@ -82,7 +61,7 @@ pub(super) enum Keyed {
     },
 }
 
-/// `None` if the command is not about keys. `now_ms` is asked for by writes only.
+/// Parses a command on keys; `None` for other commands. Only writes call `now_ms`.
 pub(super) fn keyed(
     spec: &Spec,
     args: &[Bytes],
@@ -102,8 +81,7 @@ pub(super) fn keyed(
     let now_ms = match (now_ms(), &op) {
         (Some(now_ms), _) => now_ms,
         (None, Op::Set { expiry: Expiry::After { .. }, .. }) => return Ok(Some(Keyed::Untimed { key })),
-        // The time in the log stays as it is.
-        (None, _) => 0,
+        (None, _) => 0, // does not move the time in the log
     };
     let command = Command { now_ms, op }.encode(command_bytes_max);
     let command = command.map_err(|error| Reply::error(format!("ERR the command is {error}")))?;
@@ -193,34 +171,34 @@ fn set(args: &[Bytes]) -> Result<Op<'_>, Reply> {
     Ok(Op::Set { key: Blob(key), value: Blob(value), expiry, condition, answer_old })
 }
 
-/// What answers a read.
-pub(super) enum Found {
+/// The answer to a read.
+pub(super) enum ReadAnswer {
     Reply(Reply),
-    /// A reply made of many values, or of a look at many.
+    /// A reply that needs the values of many keys.
     Many(Many),
 }
 
-/// Keys whose values are read one by one while the reply goes out.
+/// Keys whose values are read one by one while the server sends the reply.
 pub(super) struct Many {
     pub(super) gathered: Gathered,
-    /// Present if only those that are there are counted.
+    /// The number of existing keys so far, if the command only counts them.
     pub(super) count: Option<u64>,
 }
 
 impl Read {
-    pub(super) fn answer(&self, view: &View) -> Found {
-        self.try_answer(view).unwrap_or_else(|error| Found::Reply(failed(&error)))
+    pub(super) fn answer(&self, view: &View) -> ReadAnswer {
+        self.try_answer(view).unwrap_or_else(|error| ReadAnswer::Reply(failed(&error)))
     }
 
-    fn try_answer(&self, view: &View) -> Result<Found, StoreError> {
+    fn try_answer(&self, view: &View) -> Result<ReadAnswer, StoreError> {
         let now_ms = view.now_ms();
         let one = |key: &Bytes| if key.len() > KEY_BYTES_MAX { Ok(None) } else { view.one(key, now_ms) };
-        // Longer keys than may be written are nowhere; the store would refuse to look.
+        // Keys over the limit do not exist, and the store refuses to look for them.
         let many = |keys: &[Bytes], with_values| {
             let keys = keys.iter().map(|key| key.get(..=KEY_BYTES_MAX).unwrap_or(key));
             view.gather(keys, now_ms, with_values)
         };
-        Ok(Found::Reply(match self {
+        Ok(ReadAnswer::Reply(match self {
             Self::Get(key) => value(one(key)?),
             Self::Strlen(key) => Reply::integer(one(key)?.map_or(0, |stored| stored.value.len())),
             Self::Ttl(key) => Reply::Integer(match one(key)? {
@@ -232,9 +210,11 @@ impl Read {
                 }
             }),
             Self::Exists(keys) => {
-                return Ok(Found::Many(Many { gathered: many(keys, false), count: Some(0) }));
+                return Ok(ReadAnswer::Many(Many { gathered: many(keys, false), count: Some(0) }));
             }
-            Self::Mget(keys) => return Ok(Found::Many(Many { gathered: many(keys, true), count: None })),
+            Self::Mget(keys) => {
+                return Ok(ReadAnswer::Many(Many { gathered: many(keys, true), count: None }));
+            }
             Self::Dbsize => Reply::integer(view.keys()),
         }))
     }

@@ -1,7 +1,7 @@
-//! The socket of one client, and how long the client may take.
+//! The socket of one client, and its deadlines.
 //!
-//! A loop does what can be done, then waits for whatever allows more. In every state it hears that the client reset the
-//! connection. A client that only ends its side may still read, so it gets its answers first. Whatever depends on the
+//! A loop does all possible work, then waits for an event that allows more. In every state it notices a reset of the
+//! connection. A client that ends only its side may still read, so it gets its answers first. Everything that depends on the
 //! client alone has a deadline.
 
 use std::future::poll_fn;
@@ -21,16 +21,16 @@ use crate::replica::Replica;
 
 use super::pipeline::{Pipeline, TURN_BYTES};
 use super::pool::Room;
-use super::server::{CloseCause, Shared};
+use super::shared::{CloseCause, Shared};
 
 const READ_BYTES: usize = 16 << 10;
-/// With less room than this the buffer of commands is made larger.
+/// The buffer of commands grows if it has less room than this.
 const READ_BYTES_MIN: usize = 2 << 10;
-/// What is read at once of an argument that is known to be long.
+/// Bytes read at once of a long argument.
 const LONG_READ_BYTES: usize = 256 << 10;
 /// Bytes that a client must take in each `write_timeout` while replies wait for it.
 const WRITE_BYTES_MIN: usize = 64 << 10;
-/// How often a client that keeps room for long is compared with those that wait for it.
+/// How often a connection checks whether others wait for the room that it keeps.
 const WANTED_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn serve<R: Replica>(
@@ -51,7 +51,7 @@ pub(super) async fn serve<R: Replica>(
         }
         let is_streaming = connection.line.streaming_since().is_some();
         if (answered || flushed > 0) && !connection.line.needs_input && !is_streaming {
-            // Replies went out, so that commands may be taken again.
+            // Replies made room for further commands.
             if flushed >= TURN_BYTES {
                 tokio::task::yield_now().await;
             }
@@ -61,14 +61,13 @@ pub(super) async fn serve<R: Replica>(
         let reads = connection.line.may_read();
         let writes = !connection.line.out.is_empty();
         tokio::select! {
-            // What ends the connection comes first: there may be progress for ever.
-            biased;
+            biased; // deadlines first: there may be progress for ever
             cause = due(deadline), if deadline.is_some() => {
                 let Some(cause) = cause else { continue };
                 connection.line.shared.counters.closed(cause).increment(1);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, cause.as_str()));
             }
-            // Reading would tell, too, but it waits for replies or room.
+            // A read would notice a reset too, but now the connection does not read.
             ready = socket.ready(Interest::ERROR), if !reads => {
                 ready?;
                 return Err(socket.take_error()?.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
@@ -79,7 +78,7 @@ pub(super) async fn serve<R: Replica>(
     }
 }
 
-/// Never, if there is no deadline. None: it is time to look again.
+/// Waits for the deadline, for ever without one. `None`: check again.
 async fn due(deadline: Option<(Instant, Option<CloseCause>)>) -> Option<CloseCause> {
     match deadline {
         None => std::future::pending().await,
@@ -92,9 +91,9 @@ async fn due(deadline: Option<(Instant, Option<CloseCause>)>) -> Option<CloseCau
 
 struct Connection<R: Replica> {
     line: Pipeline<R>,
-    /// Since when a part of a command is there.
+    /// Since when the input holds a part of a command.
     partial_since: Option<Instant>,
-    /// Since when replies wait for the client, and how many bytes it has taken since.
+    /// Since when replies wait for the client, and the bytes that it has taken since.
     unread_since: Option<Instant>,
     taken_bytes: usize,
 }
@@ -110,7 +109,7 @@ impl<R: Replica> Connection<R> {
         }
     }
 
-    /// Ready once there is an answer, room, or input.
+    /// Ready after an answer, room in a pool, or input.
     fn poll(&mut self, reader: &mut ReadHalf<'_>, reads: bool, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.line.poll_progress(cx).is_ready() {
             return Poll::Ready(Ok(()));
@@ -122,7 +121,6 @@ impl<R: Replica> Connection<R> {
         let Pipeline { decoder, input, .. } = &mut self.line;
         let missing = decoder.missing().clamp(READ_BYTES_MIN, LONG_READ_BYTES);
         let most = missing.max(READ_BYTES);
-        // Mostly nothing keeps the buffer any more, and it is used again from its start.
         if !input.try_reclaim(most) && input.capacity() - input.len() < missing {
             input.reserve(most);
         }
@@ -159,8 +157,7 @@ impl<R: Replica> Connection<R> {
         }
     }
 
-    /// When the client has had enough time for what only it can do, or when to look again whether others wait for what
-    /// this one keeps.
+    /// The next deadline of the client, or when to check again whether others wait for the room that it keeps.
     fn deadline(&mut self) -> Option<(Instant, Option<CloseCause>)> {
         let is_partial = self.line.may_read() && !self.line.input.is_empty();
         let streaming_since = self.line.streaming_since();
@@ -177,7 +174,7 @@ impl<R: Replica> Connection<R> {
                 room.renew(now);
             }
         }
-        // A command that is whole waits for the cluster, not for its client, unless replies wait for the client.
+        // A whole command waits for the cluster, not for its client, unless replies wait for the client.
         let wanted = match self.unread_since {
             Some(_) => {
                 let wanted = self.line.rooms().map(|room| wanted(room, CloseCause::Reply, now));
@@ -202,7 +199,7 @@ impl<R: Replica> Connection<R> {
     }
 }
 
-/// When the client must have given `room` back if others wait for it, or when to look whether they do.
+/// When the client must give `room` back if others wait for it, or when to check again.
 fn wanted(room: &Room, cause: CloseCause, now: Instant) -> (Instant, Option<CloseCause>) {
     match room.due() {
         at if at > now => (at, None),

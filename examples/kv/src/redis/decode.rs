@@ -1,7 +1,7 @@
-//! Bytes of a client to commands.
+//! Decodes commands from the bytes of a client.
 //!
-//! The codec crate parses the frames, but only once a scan has found a whole one that is a flat array of bulk strings
-//! within the limits: the crate's own parser recurses, starts over on every read, and has no limits.
+//! A scan first finds a whole frame: a flat array of bulk strings within the limits. Then the codec crate parses it. Its own
+//! parser recurses, starts over on every read, and has no limits.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use redis_protocol::resp2::{decode::decode_bytes_mut, types::BytesFrame};
@@ -13,7 +13,7 @@ pub(super) const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of a line that holds a length: type, sign, digits.
 const LENGTH_LINE_BYTES_MAX: usize = 32;
 
-/// What a client sent that no Redis client sends. Its connection is answered and closed.
+/// Input that no Redis client sends. The connection answers and closes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Protocol error: {0}")]
 pub(super) struct ProtocolError(pub(super) String);
@@ -22,13 +22,13 @@ fn bad<T>(text: impl Into<String>) -> Result<T, ProtocolError> {
     Err(ProtocolError(text.into()))
 }
 
-/// Finds commands in a buffer. Remembers how far the first one was scanned.
+/// Finds commands in a buffer. Remembers how far it scanned the first one.
 #[derive(Debug)]
 pub(super) struct Decoder {
     command_bytes_max: usize,
     scanned: usize,
     args_left: Option<usize>,
-    /// Bytes of the argument being received that are known to be missing.
+    /// Known missing bytes of the argument that is being received.
     missing: usize,
 }
 
@@ -37,12 +37,12 @@ impl Decoder {
         Self { command_bytes_max, scanned: 0, args_left: None, missing: 0 }
     }
 
-    /// How many more bytes the command at the start of the buffer needs at least, as far as it says.
+    /// The least number of bytes that the first command in the buffer still needs.
     pub(super) fn missing(&self) -> usize {
         self.missing
     }
 
-    /// The next whole command, taken off `buf`; never empty. `None`: more bytes are needed.
+    /// Takes the next whole command off `buf`. Never empty. `None`: the command needs more bytes.
     pub(super) fn next(&mut self, buf: &mut BytesMut) -> Result<Option<Vec<Bytes>>, ProtocolError> {
         self.missing = 0;
         loop {
@@ -60,14 +60,14 @@ impl Decoder {
                     Some(args) => args,
                 },
             };
-            // Redis passes over empty commands silently.
+            // Redis ignores empty commands.
             if !args.is_empty() {
                 return Ok(Some(args));
             }
         }
     }
 
-    /// Whether a whole command is there.
+    /// Whether `buf` begins with a whole command.
     fn scan(&mut self, buf: &BytesMut) -> Result<bool, ProtocolError> {
         if self.args_left.is_none() {
             let Some((count, next)) = length_line(buf, 0, "mbulk")? else { return Ok(false) };
@@ -139,7 +139,7 @@ fn frame_args(buf: &mut BytesMut) -> Result<Vec<Bytes>, ProtocolError> {
     }
 }
 
-/// A line of words, for people with telnet. Quotes are not interpreted.
+/// An inline command: a line of words. Does not interpret quotes.
 fn inline(buf: &mut BytesMut) -> Result<Option<Vec<Bytes>>, ProtocolError> {
     let window = buf.get(..INLINE_BYTES_MAX).unwrap_or(buf);
     let Some(end) = window.iter().position(|byte| *byte == b'\n') else {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_client_sends_is_refused_in_the_words_of_redis() {
+    fn protocol_errors_have_the_texts_of_redis() {
         let long = [b"*2\r\n$900\r\n".as_slice(), &[b'x'; 900], b"\r\n$900\r\n"].concat();
         let cases: [(&[u8], &str); 9] = [
             (b"*x\r\n", "invalid multibulk length"),
@@ -197,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_cut_of_the_stream_makes_no_difference(
+        fn commands_are_the_same_however_the_stream_is_cut(
             commands in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..5), 1..5),
             cuts in prop::collection::vec(1..9_usize, 1..200),
         ) {

@@ -1,59 +1,62 @@
-//! Which members answer at their Redis port: what `CLUSTER NODES` says of them.
+//! Finds out which members answer at their Redis port, for `CLUSTER NODES`.
 //!
-//! Raft knows a peer's health on the leader only, and clients ask any node. So each node asks every other `PING`, as
-//! the nodes of a Redis Cluster do.
+//! Only the leader's Raft knows the health of peers, and clients ask any node. So each node sends `PING` to every other, as
+//! in a Redis Cluster.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use towline::NodeId;
 
-use super::cluster::Member;
+/// One node of the cluster, at the address for clients.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) id: NodeId,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Pace {
     /// From one answer to the next `PING`, and from an error to the next attempt.
     interval: Duration,
-    /// A member that has not answered for this long is called failed.
+    /// A member that has not answered for this long has failed.
     fail_after: Duration,
 }
 
 const PACE: Pace = Pace { interval: Duration::from_millis(500), fail_after: Duration::from_secs(2) };
 
-/// What this node knows of the others. A member counts as healthy until it has not answered for a while.
-#[derive(Debug)]
+/// Which members have failed. A member counts as healthy at first.
+#[derive(Debug, Default)]
 pub(crate) struct Health {
-    failed: BTreeMap<u64, AtomicBool>,
+    failed: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Health {
-    pub(super) fn new(members: &[Member]) -> Self {
-        Self { failed: members.iter().map(|member| (member.id, AtomicBool::new(false))).collect() }
+    pub(super) fn has_failed(&self, id: NodeId) -> bool {
+        self.failed().contains(&id)
     }
 
-    pub(super) fn has_failed(&self, id: u64) -> bool {
-        self.failed.get(&id).is_some_and(|failed| failed.load(Ordering::Relaxed))
+    pub(super) fn set(&self, id: NodeId, failed: bool) {
+        if failed {
+            self.failed().insert(id)
+        } else {
+            self.failed().remove(&id)
+        };
     }
 
-    fn set(&self, id: u64, failed: bool) {
-        if let Some(flag) = self.failed.get(&id) {
-            flag.store(failed, Ordering::Relaxed);
-        }
-    }
-
-    #[cfg(test)]
-    pub(super) fn fail(&self, id: u64) {
-        self.set(id, true);
+    fn failed(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Asks all `peers` again and again. Never ends; dropping it stops the tasks it started.
+/// Sends `PING` to all `peers` again and again. Never ends; its drop stops the tasks that it started.
 pub(super) async fn watch(health: Arc<Health>, peers: Vec<Member>) {
     let mut tasks = JoinSet::new();
     for peer in peers {
@@ -66,7 +69,7 @@ pub(super) async fn watch(health: Arc<Health>, peers: Vec<Member>) {
 async fn watch_one(health: Arc<Health>, peer: Member, pace: Pace) {
     let mut answered = Instant::now();
     loop {
-        // The cause does not matter: only the time of the last answer does.
+        // The cause does not matter, only the time of the last answer.
         let _ = ask(&health, &peer, pace, &mut answered).await;
         if answered.elapsed() >= pace.fail_after {
             health.set(peer.id, true);
@@ -75,16 +78,16 @@ async fn watch_one(health: Arc<Health>, peer: Member, pace: Pace) {
     }
 }
 
-/// Asks over one connection until it fails.
+/// Sends `PING` over one connection until it fails.
 async fn ask(health: &Health, peer: &Member, pace: Pace, answered: &mut Instant) -> io::Result<()> {
-    // Waits until the member counts as failed, and no longer.
+    // The time until the member counts as failed.
     let left = |answered: &Instant| pace.fail_after.saturating_sub(answered.elapsed()).max(pace.interval);
     let connected = TcpStream::connect((peer.host.as_str(), peer.port));
     let mut stream = timeout(left(answered), connected).await??;
     let mut answer = [0; 64];
     loop {
         stream.write_all(b"PING\r\n").await?;
-        // Any answer will do, even one that says that there are too many clients.
+        // Any answer counts, even an error about too many clients.
         if timeout(left(answered), stream.read(&mut answer)).await?? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -102,7 +105,7 @@ mod tests {
 
     async fn wait(health: &Health, failed: bool) {
         let seen = async {
-            while health.has_failed(7) != failed {
+            while health.has_failed(NodeId::new(7).unwrap()) != failed {
                 sleep(Duration::from_millis(5)).await; // not synchronisation: poll interval under a deadline
             }
         };
@@ -113,10 +116,11 @@ mod tests {
     async fn a_member_has_failed_while_it_does_not_answer() {
         let pace = Pace { interval: Duration::from_millis(10), fail_after: Duration::from_millis(200) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peer = Member { id: 7, host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
-        let health = Arc::new(Health::new(std::slice::from_ref(&peer)));
+        let id = NodeId::new(7).unwrap();
+        let peer = Member { id, host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let health = Arc::<Health>::default();
         let watching = tokio::spawn(watch_one(Arc::clone(&health), peer, pace));
-        // It accepts, as the kernel does for a process that is stopped, and says nothing.
+        // Accepts and stays silent, as the kernel does for a stopped process.
         let (mut silent, _) = listener.accept().await.unwrap();
         wait(&health, true).await;
         silent.write_all(b"+PONG\r\n").await.ok();

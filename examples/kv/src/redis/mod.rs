@@ -11,10 +11,13 @@ mod pool;
 mod reply;
 mod server;
 mod session;
+mod shared;
 mod table;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cluster::{Member, Members};
-pub(crate) use server::{Counters, Limits, Server};
+pub(crate) use cluster::Members;
+pub(crate) use health::Member;
+pub(crate) use server::serve;
+pub(crate) use shared::{Counters, Shared};

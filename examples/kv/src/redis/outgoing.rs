@@ -1,4 +1,4 @@
-//! Replies on their way into a socket.
+//! The send buffer of a connection.
 
 use std::io::{self, IoSlice};
 
@@ -9,11 +9,11 @@ use tokio::time::Instant;
 use super::pool::Room;
 use super::reply::Reply;
 
-/// Bytes of small replies that wait for the client. From there on nothing is added.
+/// The connection adds no reply while this many bytes of small replies wait for the client.
 const SMALL_BYTES_HIGH: usize = 32 << 10;
-/// A buffer that grew past this for one burst is given back.
+/// A larger buffer is freed once it is empty.
 const SMALL_BYTES_KEPT: usize = 64 << 10;
-/// Values from this size on are sent from where they lie, one at a time, and need room in a pool.
+/// Values from this size on are sent without a copy, one at a time, and need room in a pool.
 pub(super) const LARGE_BYTES_MIN: usize = 16 << 10;
 
 /// Small replies in one buffer, then at most one large value.
@@ -38,22 +38,21 @@ impl Outgoing {
         self.large.is_none() && self.small.len() < SMALL_BYTES_HIGH
     }
 
-    /// Since when a large value is being sent.
     pub(super) fn large_since(&self) -> Option<Instant> {
         self.large.as_ref().map(|large| large.since)
     }
 
-    /// What the large value that is being sent takes of a pool.
+    /// The room of the large value that the connection sends.
     pub(super) fn large_room(&mut self) -> Option<&mut Room> {
         self.large.as_mut()?.room.as_mut()
     }
 
-    /// The start of an array, whose elements follow.
+    /// Adds the header of an array. The caller adds the elements.
     pub(super) fn array_header(&mut self, length: usize) {
         self.small.put_slice(format!("*{length}\r\n").as_bytes());
     }
 
-    /// `room` is what the pools gave for it; it is given back once the reply is sent.
+    /// Adds a reply, and frees its `room` once it is sent.
     pub(super) fn reply(&mut self, reply: Reply, resp3: bool, room: Option<Room>) {
         match reply {
             Reply::Bulk(value) if value.len() >= LARGE_BYTES_MIN => {
@@ -64,11 +63,11 @@ impl Outgoing {
         }
     }
 
-    /// Gives the system what it takes. How many bytes that were.
+    /// Writes as much as the socket takes, and returns the number of bytes.
     pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<usize> {
         let mut flushed = 0;
         while !self.is_empty() {
-            // A vectored write of one slice costs the system more than a plain one.
+            // A vectored write of one slice costs more than a plain write.
             let written = match &self.large {
                 None => stream.try_write(&self.small),
                 Some(large) => {

@@ -1,9 +1,8 @@
-//! The commands of one client, and the replies in their order.
+//! The commands of one client, and the replies in the same order.
 //!
-//! Writes are submitted as they are read, without waiting for each other; their replies stand in a bounded queue. A read
-//! starts its barrier once every earlier write of its connection is answered, so that it sees them, and a write behind a
-//! read is held back until the read is answered, so that it does not. One barrier serves the run of reads that waited
-//! when it started. Nothing is spawned for a command.
+//! The connection submits writes as they come, without waiting, and keeps their replies in a bounded queue. A read starts
+//! its barrier after every earlier write of the connection is answered, so it sees them. A write behind a read is held until
+//! the read is answered, so the read does not see it. One barrier serves all reads that waited when it started.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -13,29 +12,30 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
+use towline::{ReadError, Role};
 
 use crate::machine::View;
-use crate::replica::{ReadError, Replica, Role};
+use crate::replica::Replica;
 
 use super::cluster::slot;
-use super::commands::{self, Found, Keyed, Many, Read, find, keyed};
+use super::commands::{self, Keyed, Many, Read, ReadAnswer, find, keyed};
 use super::decode::Decoder;
 use super::outgoing::{LARGE_BYTES_MIN, Outgoing};
 use super::pool::{Claim, Pool, Room};
 use super::reply::Reply;
-use super::server::Shared;
 use super::session::Session;
+use super::shared::Shared;
 use super::table::Spec;
 
-/// Replies one connection may wait for. At the bound its socket is not read.
+/// Replies that one connection waits for. At the bound it does not read its socket.
 pub(super) const PENDING_MAX: usize = 1_024;
-/// Bytes of replies that are made and wait behind others.
+/// Bytes of finished replies that wait behind others.
 const READY_BYTES_MAX: usize = 32 << 10;
-/// Bytes of commands since the first read that waits: their arguments keep what they came in.
+/// Bytes of commands since the first waiting read. Their arguments keep the input buffers.
 const READ_BACKLOG_BYTES_MAX: usize = 64 << 10;
-/// Bytes of a command that came before it needs room in a pool.
+/// Bytes of a command that need no room in a pool.
 const INPUT_BYTES_FREE: usize = 32 << 10;
-/// Bytes of values, and keys, that are looked at before others get their turn.
+/// Bytes of values, and keys, that one connection handles before others get their turn.
 pub(super) const TURN_BYTES: usize = 1 << 20;
 const TURN_KEYS: usize = 256;
 
@@ -44,9 +44,9 @@ type Barrier = Pin<Box<dyn Future<Output = Result<View, ReadError>> + Send>>;
 struct Waiting<P> {
     kind: Kind<P>,
     resp3: bool,
-    /// Of [`READY_BYTES_MAX`].
+    /// Its part of [`READY_BYTES_MAX`].
     ready_bytes: usize,
-    /// Its arguments take the first of the rooms in `long_waiting`.
+    /// Its arguments occupy the first room in `long_waiting`.
     is_long: bool,
 }
 
@@ -57,7 +57,7 @@ enum Kind<P> {
         slot: u16,
     },
     Read(Read),
-    /// A read whose reply is under way.
+    /// A read whose reply is being sent.
     Many(Box<Streamed>),
 }
 
@@ -67,7 +67,7 @@ struct Streamed {
     kept: Option<Room>,
 }
 
-/// Everything of a connection but its socket and its deadlines.
+/// A connection without its socket and deadlines.
 pub(super) struct Pipeline<R: Replica> {
     pub(super) shared: Arc<Shared<R>>,
     session: Session,
@@ -78,33 +78,31 @@ pub(super) struct Pipeline<R: Replica> {
     ready_bytes: usize,
     read_backlog_bytes: usize,
     barrier: Option<Barrier>,
-    /// How many at the head of `waiting` the barrier covers, and once it is through, with what.
+    /// How many commands at the head of `waiting` the barrier covers.
     covered: usize,
     passed: Option<Result<View, ReadError>>,
-    /// A write that cannot be submitted yet, and how many bytes it came in.
+    /// A write that cannot be submitted yet, and its bytes.
     held: Option<(Vec<Bytes>, usize)>,
-    /// For the next reply.
+    /// The claim for the next reply.
     claim: Claim,
-    /// Of the write at the head, for its answer.
+    /// Room for the answer of the write at the head.
     write_room: Option<Room>,
-    /// For the command that is being received, and the room it got.
+    /// The claim of the command that is being received, and its room.
     long_claim: Claim,
     long_receiving: Option<Room>,
-    /// Of long commands that wait for their replies, in order.
+    /// Rooms of long commands that wait for their replies, in order.
     long_waiting: VecDeque<Room>,
     effort: Effort,
-    /// The next command is not there as a whole.
     pub(super) needs_input: bool,
-    /// No more bytes come.
     pub(super) ended: bool,
-    /// No more commands are taken; what waits is answered.
+    /// The connection takes no more commands, and answers the waiting ones.
     closing: bool,
 }
 
 impl<R: Replica> Pipeline<R> {
     pub(super) fn new(shared: Arc<Shared<R>>, id: u64) -> Self {
         Self {
-            decoder: Decoder::new(shared.limits.command_bytes_max),
+            decoder: Decoder::new(shared.command_bytes_max),
             shared,
             session: Session::new(id),
             input: BytesMut::new(),
@@ -128,8 +126,8 @@ impl<R: Replica> Pipeline<R> {
         }
     }
 
-    /// Since when a reply to a read of many keys is under way. It may take long without sending a byte, so the end of the
-    /// client and its deadlines are looked at in between.
+    /// Since when the connection answers a read of many keys. Such a reply may take long without sending a byte, so the
+    /// caller checks the client and the deadlines meanwhile.
     pub(super) fn streaming_since(&self) -> Option<Instant> {
         match self.waiting.front() {
             Some(Waiting { kind: Kind::Many(streamed), .. }) => Some(streamed.since),
@@ -137,7 +135,7 @@ impl<R: Replica> Pipeline<R> {
         }
     }
 
-    /// What this connection takes of the pools and keeps until its client goes on.
+    /// All rooms that this connection keeps until its client goes on.
     pub(super) fn rooms(&mut self) -> impl Iterator<Item = &mut Room> {
         let kept = match self.waiting.front_mut() {
             Some(Waiting { kind: Kind::Many(streamed), .. }) => streamed.kept.as_mut(),
@@ -147,7 +145,6 @@ impl<R: Replica> Pipeline<R> {
         long.chain(kept).chain(self.out.large_room())
     }
 
-    /// The room of the command that is being received.
     pub(super) fn receiving_room(&mut self) -> Option<&mut Room> {
         self.long_receiving.as_mut()
     }
@@ -157,7 +154,7 @@ impl<R: Replica> Pipeline<R> {
         no_more && self.waiting.is_empty() && self.out.is_empty()
     }
 
-    /// For another command.
+    /// Whether another command may start.
     fn has_room(&self) -> bool {
         self.waiting.len() < PENDING_MAX
             && self.ready_bytes < READY_BYTES_MAX
@@ -176,7 +173,7 @@ impl<R: Replica> Pipeline<R> {
         self.needs_input && !self.ended && !self.closing && !self.needs_long_room()
     }
 
-    /// Takes whole commands out of the input, as long as they may be started. Whether there were any.
+    /// Takes whole commands from the input while they may start. Returns whether it took one.
     pub(super) fn take_commands(&mut self) -> bool {
         let mut taken = false;
         self.needs_input = false;
@@ -209,7 +206,7 @@ impl<R: Replica> Pipeline<R> {
         taken
     }
 
-    /// Starts a command of `bytes` bytes. Otherwise it is held, and true is returned once it is started.
+    /// Starts a command of `bytes` bytes and returns true, or holds it and returns false.
     fn take(&mut self, args: Vec<Bytes>, bytes: usize) -> bool {
         let found = find(&args);
         if let Ok(spec) = &found
@@ -229,14 +226,14 @@ impl<R: Replica> Pipeline<R> {
         self.push(kind, bytes);
         if self.long_receiving.is_some() {
             self.long_waiting.extend(self.long_receiving.take());
-            // The rest no longer keeps the buffer of the long command.
+            // A copy, so that the rest does not keep the buffer of the long command.
             self.input = BytesMut::from(&self.input[..]);
         }
         self.closing |= self.session.quit;
         true
     }
 
-    /// False if a write must wait: for earlier reads, or for the room that its answer needs beforehand.
+    /// False if a write must wait for earlier reads, or for the room of its answer.
     fn may_write(&mut self, spec: &Spec, args: &[Bytes]) -> bool {
         if self.reads_wait() {
             return false;
@@ -244,7 +241,7 @@ impl<R: Replica> Pipeline<R> {
         let old = match args {
             [_, key, _, options @ ..] if spec.name == "set" => {
                 let answers_old = options.iter().any(|option| option.eq_ignore_ascii_case(b"get"));
-                // What it will find may differ, but not for many at once.
+                // An estimate: another write may come first.
                 if answers_old { self.shared.replica.local().value_bytes(key) } else { 0 }
             }
             _ => 0,
@@ -252,7 +249,7 @@ impl<R: Replica> Pipeline<R> {
         if old < LARGE_BYTES_MIN {
             return true;
         }
-        // The head of the queue may need room itself.
+        // The command at the head may need room first.
         if !self.waiting.is_empty() {
             return false;
         }
@@ -261,7 +258,7 @@ impl<R: Replica> Pipeline<R> {
         self.write_room.is_some()
     }
 
-    /// Reads stand behind writes, never before one: so it is enough to look at the end, past what is ready.
+    /// Whether reads wait. No write stands behind a read, so only the last command that is not ready matters.
     fn reads_wait(&self) -> bool {
         let last = self.waiting.iter().rev().find(|w| !matches!(w.kind, Kind::Ready(_)));
         matches!(last, Some(Waiting { kind: Kind::Read(_) | Kind::Many(_), .. }))
@@ -273,20 +270,20 @@ impl<R: Replica> Pipeline<R> {
         if self.read_backlog_bytes > 0 || matches!(kind, Kind::Read(_)) {
             self.read_backlog_bytes += bytes;
         }
-        // HELLO and RESET already answer in the protocol they switch to.
+        // HELLO and RESET answer in the protocol that they switch to.
         let (resp3, is_long) = (self.session.resp3, self.long_receiving.is_some());
         self.waiting.push_back(Waiting { kind, resp3, ready_bytes, is_long });
     }
 
     fn start(&mut self, spec: &Spec, args: &[Bytes]) -> Kind<R::Pending> {
-        let Shared { replica, members, limits, .. } = &*self.shared;
-        match keyed(spec, args, || replica.now_ms(), limits.command_bytes_max) {
+        let Shared { replica, members, command_bytes_max, .. } = &*self.shared;
+        match keyed(spec, args, || replica.now_ms(), *command_bytes_max) {
             Err(reply) => Kind::Ready(reply),
             Ok(Some(Keyed::Write { key, command })) => {
                 let slot = slot(&key);
                 match replica.submit(command) {
                     Ok(pending) => Kind::Write { pending, slot },
-                    Err(error) => Kind::Ready(Reply::of_write_error(&error, slot, members)),
+                    Err(error) => Kind::Ready(members.write_error(&error, slot)),
                 }
             }
             Ok(Some(Keyed::Untimed { key })) => {
@@ -309,8 +306,8 @@ impl<R: Replica> Pipeline<R> {
         }
     }
 
-    /// Answers all that can be answered. A batch that is applied resolves its writes one by one, so those that follow are
-    /// given one more turn before the system is called. Whether there were any.
+    /// Sends all available answers, and returns whether there was one. An applied batch resolves its writes one by one, so
+    /// later ones get one more turn before the next system call.
     pub(super) async fn answer_now(&mut self) -> bool {
         let answered = poll_fn(|cx| Poll::Ready(self.answer_some(cx))).await;
         if answered && !self.waiting.is_empty() {
@@ -320,10 +317,10 @@ impl<R: Replica> Pipeline<R> {
         answered
     }
 
-    /// Ready once something was answered, or there is room that there was not.
+    /// Ready after an answer, or after a pool granted room.
     pub(super) fn poll_progress(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.needs_long_room() {
-            let bytes = self.shared.limits.command_bytes_max;
+            let bytes = self.shared.command_bytes_max;
             if let Poll::Ready(room) = self.long_claim.poll_for(&self.shared.pools.commands, bytes, cx) {
                 self.long_receiving = Some(room);
                 return Poll::Ready(());
@@ -332,15 +329,15 @@ impl<R: Replica> Pipeline<R> {
         if self.answer_some(cx) { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Whether anything came of it.
+    /// Returns whether there was progress.
     fn answer_some(&mut self, cx: &mut Context<'_>) -> bool {
         let Poll::Ready(mut progress) = self.claim.poll(cx) else { return false };
         self.effort = Effort::default();
         while self.out.has_room() && self.effort.is_fair() {
             match self.step(cx) {
-                Step::Wait => break,
-                Step::Part => progress = true,
-                Step::Done => {
+                Progress::Wait => break,
+                Progress::Part => progress = true,
+                Progress::Done => {
                     progress = true;
                     self.claim = Claim::default();
                     self.covered = self.covered.saturating_sub(1);
@@ -359,119 +356,117 @@ impl<R: Replica> Pipeline<R> {
         progress
     }
 
-    /// Answers the head of the queue, or a part of it.
-    fn step(&mut self, cx: &mut Context<'_>) -> Step {
-        let Some(head) = self.waiting.front_mut() else { return Step::Wait };
+    /// Answers the command at the head, or a part of it.
+    fn step(&mut self, cx: &mut Context<'_>) -> Progress {
+        let Some(head) = self.waiting.front_mut() else { return Progress::Wait };
         let resp3 = head.resp3;
         match &mut head.kind {
             Kind::Ready(reply) => {
                 let is_long = std::mem::take(&mut head.is_long);
                 let room = if is_long { self.long_waiting.pop_front() } else { None };
                 self.out.reply(std::mem::replace(reply, Reply::Nil), resp3, room);
-                Step::Done
+                Progress::Done
             }
             Kind::Write { pending, slot } => {
                 let reply = match Pin::new(pending).poll(cx) {
-                    Poll::Pending => return Step::Wait,
+                    Poll::Pending => return Progress::Wait,
                     Poll::Ready(Ok(answer)) => Reply::of_answer(answer),
-                    Poll::Ready(Err(error)) => Reply::of_write_error(&error, *slot, &self.shared.members),
+                    Poll::Ready(Err(error)) => self.shared.members.write_error(&error, *slot),
                 };
                 self.out.reply(reply, resp3, self.write_room.take());
-                Step::Done
+                Progress::Done
             }
             Kind::Read(read) => {
                 let found = match &self.passed {
                     Some(Ok(view)) if self.covered > 0 => read.answer(view),
-                    Some(Err(error)) if self.covered > 0 => Found::Reply(Reply::of_read_error(error)),
+                    Some(Err(error)) if self.covered > 0 => ReadAnswer::Reply(Reply::of_read_error(error)),
                     _ => return self.poll_barrier(cx),
                 };
                 match found {
-                    Found::Reply(reply) => {
+                    ReadAnswer::Reply(reply) => {
                         let values = &self.shared.pools.values;
                         let Poll::Ready(room) = room_for(&mut self.claim, values, reply.bulk_bytes(), cx)
                         else {
-                            return Step::Wait;
+                            return Progress::Wait;
                         };
                         self.out.reply(reply, resp3, room);
-                        Step::Done
+                        Progress::Done
                     }
-                    Found::Many(many) => {
+                    ReadAnswer::Many(many) => {
                         let (pool, bytes) = (&self.shared.pools.kept, many.gathered.recent_bytes());
                         let Poll::Ready(kept) = room_for(&mut self.claim, pool, bytes, cx) else {
-                            return Step::Wait;
+                            return Progress::Wait;
                         };
                         if many.count.is_none() {
                             self.out.array_header(many.gathered.len());
                         }
                         let streamed = Streamed { many, since: Instant::now(), kept };
                         head.kind = Kind::Many(Box::new(streamed));
-                        Step::Part
+                        Progress::Part
                     }
                 }
             }
             Kind::Many(streamed) => {
                 let Many { gathered, count } = &mut streamed.many;
                 let (reply, is_kept) = match (gathered.read(), count) {
-                    (Ok(None), None) => return Step::Done,
+                    (Ok(None), None) => return Progress::Done,
                     (Ok(None), Some(count)) => {
                         self.out.reply(Reply::integer(*count), resp3, None);
-                        return Step::Done;
+                        return Progress::Done;
                     }
                     (Ok(Some(item)), Some(count)) => {
                         self.effort.add(item.value.as_ref().map_or(0, |stored| stored.value.len()));
                         *count += u64::from(item.value.is_some());
                         gathered.advance();
-                        return Step::Part;
+                        return Progress::Part;
                     }
                     (Ok(Some(item)), None) => (commands::value(item.value), item.is_kept),
                     (Err(error), None) => (commands::failed(&error), true),
                     (Err(error), Some(_)) => {
                         self.out.reply(commands::failed(&error), resp3, None);
-                        return Step::Done;
+                        return Progress::Done;
                     }
                 };
-                // What is kept has its room already.
                 let bytes = if is_kept { 0 } else { reply.bulk_bytes() };
                 let values = &self.shared.pools.values;
                 let Poll::Ready(room) = room_for(&mut self.claim, values, bytes, cx) else {
-                    return Step::Wait;
+                    return Progress::Wait;
                 };
                 self.effort.add(reply.bulk_bytes());
                 self.out.reply(reply, resp3, room);
                 gathered.advance();
-                Step::Part
+                Progress::Part
             }
         }
     }
 
-    /// A read is at the head. A read that came after a barrier was started is not covered by it: a write may have been
-    /// acknowledged to another client in between.
-    fn poll_barrier(&mut self, cx: &mut Context<'_>) -> Step {
+    /// Polls the barrier of the read at the head. A barrier does not cover later reads: another client's write may have been
+    /// acknowledged since it started.
+    fn poll_barrier(&mut self, cx: &mut Context<'_>) -> Progress {
         if self.barrier.is_none() {
             self.covered = self.waiting.iter().take_while(|w| !matches!(w.kind, Kind::Write { .. })).count();
             self.passed = None;
         }
         let barrier = self.barrier.get_or_insert_with(|| Box::pin(self.shared.replica.read()));
         match barrier.as_mut().poll(cx) {
-            Poll::Pending => Step::Wait,
+            Poll::Pending => Progress::Wait,
             Poll::Ready(result) => {
                 self.barrier = None;
                 self.passed = Some(result);
-                Step::Part
+                Progress::Part
             }
         }
     }
 }
 
-/// What became of the head of the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+/// How far the command at the head came.
+enum Progress {
     Wait,
     Part,
     Done,
 }
 
-/// What was looked at since others had their turn.
+/// The work since other connections had their turn.
 #[derive(Debug, Clone, Copy, Default)]
 struct Effort {
     bytes: usize,
@@ -489,8 +484,8 @@ impl Effort {
     }
 }
 
-/// Room for a part of the reply at the head of the queue, unless it is small. While that must be waited for, what the
-/// room is for is dropped, and read again later.
+/// Room for a part of the reply at the head. Small parts need none. While the connection waits for room, it drops the part
+/// and reads it again later.
 fn room_for(claim: &mut Claim, pool: &Pool, bytes: usize, cx: &mut Context<'_>) -> Poll<Option<Room>> {
     if bytes < LARGE_BYTES_MIN { Poll::Ready(None) } else { claim.poll_for(pool, bytes, cx).map(Some) }
 }

@@ -1,4 +1,4 @@
-//! Memory that all connections share for what one client can make large: long commands and large values.
+//! Pools of memory that all connections share, for long commands and large values.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,55 +11,54 @@ use metrics::Counter;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// What one permit stands for.
 const UNIT_BYTES: usize = 1 << 10;
-/// A client that keeps room which others wait for must be this fast...
+/// The least speed of a client that keeps room for which others wait.
 const BYTES_PER_SECOND_MIN: u64 = 8 << 20;
-/// ...and may fall behind by this.
+/// How far such a client may fall behind.
 const BEHIND_MAX: Duration = Duration::from_secs(2);
-/// Fewer than a semaphore holds on any system.
+/// Within the limit of a semaphore on any system.
 const UNITS_MAX: u32 = u32::MAX >> 4;
 
-/// A bounded number of bytes. Connections that find too few left queue in order of arrival.
+/// A bounded number of bytes. Connections queue for them in order of arrival.
 pub(super) struct Pool {
     permits: Arc<Semaphore>,
     units_max: u32,
     queue_length: Arc<AtomicUsize>,
-    /// Counts those that had to queue.
+    /// Counts the claims that had to queue.
     waits: Counter,
 }
 
-/// Bytes of a pool; dropping it gives them back.
+/// Bytes of a pool. Its drop returns them.
 pub(super) struct Room {
     permit: OwnedSemaphorePermit,
     due: Instant,
     queue_length: Arc<AtomicUsize>,
 }
 
-/// A place in the queue of a pool.
-pub(super) struct Queued {
-    place: Place,
+/// A claim in the queue of a pool.
+pub(super) struct QueuedClaim {
+    counted: QueueEntry,
     permit: Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>,
 }
 
-/// What one connection wants of a pool: a place in its queue, then room.
+/// The claim of one connection: first queued, then granted.
 #[derive(Default)]
 pub(super) struct Claim {
-    queued: Option<Queued>,
+    queued: Option<QueuedClaim>,
     granted: Option<Room>,
 }
 
-/// Counts one place in the queue for as long as it lives.
-struct Place(Arc<AtomicUsize>);
+/// Counts one claim in the queue until its drop.
+struct QueueEntry(Arc<AtomicUsize>);
 
-impl Place {
+impl QueueEntry {
     fn new(queue_length: &Arc<AtomicUsize>) -> Self {
         queue_length.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(queue_length))
     }
 }
 
-impl Drop for Place {
+impl Drop for QueueEntry {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -76,15 +75,15 @@ impl Pool {
         }
     }
 
-    /// Room for `bytes`, or the whole pool if they are more, at once or in turn.
-    pub(super) fn ask(&self, bytes: usize) -> Result<Room, Queued> {
+    /// Asks for room for `bytes`, or for the whole pool if they are more. Queues if the pool has too few.
+    pub(super) fn ask(&self, bytes: usize) -> Result<Room, QueuedClaim> {
         let units = units(bytes).min(self.units_max);
         if let Ok(permit) = Arc::clone(&self.permits).try_acquire_many_owned(units) {
             return Ok(Room::new(permit, &self.queue_length));
         }
         self.waits.increment(1);
-        let place = Place::new(&self.queue_length);
-        Err(Queued { place, permit: Box::pin(Arc::clone(&self.permits).acquire_many_owned(units)) })
+        let counted = QueueEntry::new(&self.queue_length);
+        Err(QueuedClaim { counted, permit: Box::pin(Arc::clone(&self.permits).acquire_many_owned(units)) })
     }
 
     /// Whether `room` is as much as [`ask`](Self::ask) would give.
@@ -99,17 +98,17 @@ impl Room {
         Self { permit, due, queue_length: Arc::clone(queue_length) }
     }
 
-    /// When the client has had it for as long as it may if others wait for it.
+    /// When the client must give the room back if others wait for it.
     pub(super) fn due(&self) -> Instant {
         self.due
     }
 
-    /// From now on the connection waits for its client.
+    /// Starts the time of the client.
     pub(super) fn renew(&mut self, now: Instant) {
         self.due = now + BEHIND_MAX;
     }
 
-    /// The client took, or sent, some bytes.
+    /// Extends the time of the client, which took or sent `bytes`.
     pub(super) fn moved(&mut self, bytes: usize, now: Instant) {
         let earned = Duration::from_nanos(bytes as u64 * 1_000_000_000 / BYTES_PER_SECOND_MIN);
         self.due = (self.due + earned).min(now + BEHIND_MAX);
@@ -121,7 +120,7 @@ impl Room {
 }
 
 impl Claim {
-    /// Room for `bytes`, if it was granted or there is some. Otherwise this queues for it.
+    /// Returns room for `bytes` if it was granted or is free. Otherwise queues for it.
     pub(super) fn take(&mut self, pool: &Pool, bytes: usize) -> Option<Room> {
         if let Some(room) = self.granted.take()
             && pool.is_enough(&room, bytes)
@@ -137,7 +136,7 @@ impl Claim {
         None
     }
 
-    /// Ready while there is no place in a queue. True if room was granted for it now.
+    /// Pending while the claim is queued. Returns true if the pool granted room just now.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(queued) = &mut self.queued else { return Poll::Ready(false) };
         self.granted = ready!(queued.poll(cx));
@@ -145,7 +144,7 @@ impl Claim {
         Poll::Ready(true)
     }
 
-    /// [`take`](Self::take), and waits for it.
+    /// As [`take`](Self::take), but waits for the room.
     pub(super) fn poll_for(&mut self, pool: &Pool, bytes: usize, cx: &mut Context<'_>) -> Poll<Room> {
         loop {
             if let Some(room) = self.take(pool, bytes) {
@@ -156,11 +155,10 @@ impl Claim {
     }
 }
 
-impl Queued {
+impl QueuedClaim {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Room>> {
-        // Pools are never closed.
         let permit = ready!(self.permit.as_mut().poll(cx)).ok();
-        Poll::Ready(permit.map(|permit| Room::new(permit, &self.place.0)))
+        Poll::Ready(permit.map(|permit| Room::new(permit, &self.counted.0)))
     }
 }
 

@@ -1,14 +1,12 @@
-//! Replies, and their bytes in RESP2 and RESP3.
+//! Replies and their encodings in RESP2 and RESP3.
 
 use std::borrow::Cow;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use redis_protocol::resp2::{encode::extend_encode_borrowed, types::BorrowedFrame};
+use towline::ReadError;
 
 use crate::machine::Answer;
-use crate::replica::{ReadError, WriteError};
-
-use super::cluster::Members;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
@@ -45,27 +43,12 @@ impl Reply {
             Answer::Skipped | Answer::Value(None) => Self::Nil,
             Answer::Integer(number) => Self::Integer(number),
             Answer::Value(Some(bytes)) => Self::Bulk(bytes),
-            Answer::NotAnInteger => Self::error("ERR value is not an integer or out of range"),
+            Answer::NotAnInteger => not_an_integer(),
             Answer::Overflow => Self::error("ERR increment or decrement would overflow"),
             Answer::Omitted => Self::error(
-                "ERR the command was applied, but too many old values were asked for at once to return this one",
+                "ERR the command was applied, but its old value is left out: too many were asked for at once",
             ),
             Answer::TooLong => Self::error("ERR key or string exceeds maximum allowed size"),
-        }
-    }
-
-    /// Says by its first word whether the write may have happened: only `UNCERTAIN` leaves that open.
-    pub(super) fn of_write_error(error: &WriteError, slot: u16, members: &Members) -> Self {
-        match error {
-            WriteError::NotLeader { hint } => members.moved(slot, *hint),
-            WriteError::Busy => Self::error("TRYAGAIN too much is under way, the write was not taken"),
-            WriteError::TooLarge { .. } => Self::error(format!("ERR {error}")),
-            WriteError::Uncertain { cause } => {
-                Self::error(format!("UNCERTAIN the outcome is not known: {}", one_line(cause)))
-            }
-            WriteError::Stopped { cause } => {
-                Self::error(format!("ERR this node is stopped: {}", one_line(cause)))
-            }
         }
     }
 
@@ -77,15 +60,16 @@ impl Reply {
             ReadError::Stopped { cause } => {
                 Self::error(format!("ERR this node is stopped: {}", one_line(cause)))
             }
+            _ => Self::error(format!("ERR {}", one_line(error))),
         }
     }
 
-    /// Bytes of the value that it is, if it is one.
+    /// Bytes of the value in the reply; zero for other replies.
     pub(super) fn bulk_bytes(&self) -> usize {
         if let Self::Bulk(value) = self { value.len() } else { 0 }
     }
 
-    /// Memory it takes, about.
+    /// About the memory of the reply.
     pub(super) fn size(&self) -> usize {
         let inside = match self {
             Self::Status(_) | Self::Integer(_) | Self::Nil => 0,
@@ -120,14 +104,33 @@ impl Reply {
                 });
             }
         };
-        // It grows the buffer first, so the only failure it has, one that is too small, cannot come.
+        // The only error is a buffer that is too small, and this call grows the buffer.
         let _ = extend_encode_borrowed(out, &frame, false);
     }
 }
 
-/// An error reply ends at the first line break.
-pub(super) fn one_line(text: &str) -> String {
-    text.replace(['\r', '\n'], " ")
+/// Replaces line breaks, because an error reply ends at the first one.
+pub(super) fn one_line(text: impl ToString) -> String {
+    text.to_string().replace(['\r', '\n'], " ")
+}
+
+/// The most bytes of a name or argument in an error, as in Redis.
+pub(super) const QUOTED_BYTES_MAX: usize = 128;
+
+pub(super) fn quoted(bytes: &[u8]) -> String {
+    one_line(String::from_utf8_lossy(bytes.get(..QUOTED_BYTES_MAX).unwrap_or(bytes)))
+}
+
+pub(super) fn unknown_subcommand(command: &str, name: &str) -> Reply {
+    Reply::error(format!("ERR unknown subcommand '{}'. Try {command} HELP.", quoted(name.as_bytes())))
+}
+
+pub(super) fn wrong_arity(name: &str) -> Reply {
+    Reply::error(format!("ERR wrong number of arguments for '{name}' command"))
+}
+
+pub(super) fn not_an_integer() -> Reply {
+    Reply::error("ERR value is not an integer or out of range")
 }
 
 #[cfg(test)]

@@ -1,25 +1,24 @@
-//! Commands about the connection and the server: answered at once, without the replica's log.
+//! Commands about the connection and the server. They need no log.
 
 use bytes::Bytes;
 
-use crate::replica::{ReplicaState, Role};
+use towline::{GroupState, NodeId, Role};
 
 use super::cluster::Members;
-use super::commands::{quoted, unknown_subcommand, wrong_arity};
-use super::reply::{OK, Reply};
+use super::reply::{OK, Reply, not_an_integer, quoted, unknown_subcommand, wrong_arity};
 use super::table::{self, Spec};
 
-/// The Redis whose commands and texts these are.
+/// The Redis version that commands and texts follow.
 const REDIS_VERSION: &str = "7.4.0";
 const NAME_BYTES_MAX: usize = 256;
 
-/// What a connection has said about itself.
+/// The state that a client sets for its connection.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: u64,
     pub(super) resp3: bool,
     pub(super) quit: bool,
-    /// After `READONLY`: this node answers reads although it follows.
+    /// Set by `READONLY`: a follower answers reads.
     pub(super) reads_here: bool,
     name: Bytes,
 }
@@ -35,7 +34,7 @@ impl Session {
         spec: &Spec,
         args: &[Bytes],
         members: &Members,
-        state: &ReplicaState,
+        state: &GroupState,
     ) -> Reply {
         let rest: Vec<&[u8]> = args.iter().skip(1).map(|arg| &arg[..]).collect();
         match (spec.name, rest.as_slice()) {
@@ -45,7 +44,7 @@ impl Session {
             ("select", [index]) => match crate::machine::parse_integer(index) {
                 Some(0) => OK,
                 Some(_) => Reply::error("ERR DB index is out of range"),
-                None => Reply::error("ERR value is not an integer or out of range"),
+                None => not_an_integer(),
             },
             ("readonly" | "readwrite", _) => {
                 self.reads_here = spec.name == "readonly";
@@ -69,7 +68,7 @@ impl Session {
         }
     }
 
-    fn hello(&mut self, args: &[&[u8]], state: &ReplicaState) -> Reply {
+    fn hello(&mut self, args: &[&[u8]], state: &GroupState) -> Reply {
         let (mut resp3, mut name) = (self.resp3, None);
         let mut rest = args;
         if let [version, options @ ..] = args {
@@ -147,7 +146,7 @@ impl Session {
     }
 }
 
-/// What benchmarks and clients ask for; everything else is unknown, which is an empty answer.
+/// The settings that benchmarks and clients ask for. Others are unknown: an empty answer.
 const SETTINGS: &[(&str, &str)] =
     &[("save", ""), ("appendonly", "yes"), ("appendfsync", "always"), ("databases", "1"), ("maxmemory", "0")];
 
@@ -166,14 +165,14 @@ fn config(args: &[&[u8]]) -> Reply {
     }
 }
 
-fn info(members: &Members, state: &ReplicaState) -> String {
+fn info(members: &Members, state: &GroupState) -> String {
     let role = if state.role == Role::Leader { "master" } else { "slave" };
     format!(
         "# Server\r\nredis_version:{REDIS_VERSION}\r\nredis_mode:cluster\r\nserver_name:towline-kv\r\n\r\n\
          # Replication\r\nrole:{role}\r\nnode_id:{}\r\nleader_id:{}\r\nterm:{}\r\ncommit:{}\r\napplied:{}\r\n\r\n\
          # Cluster\r\ncluster_enabled:1\r\n",
         members.me,
-        state.leader.unwrap_or(0),
+        state.leader.map_or(0, NodeId::as_u64),
         state.term,
         state.commit,
         state.applied,

@@ -1,11 +1,4 @@
-//! Processes of the real program, and how to talk to them.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Starts processes of the real program and talks to them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -18,25 +11,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long anything that must happen may take on a machine that is busy with other work.
+/// The time limit of every wait, generous for a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// The longest election timeout that [`SETTINGS`] allows.
 pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
-/// Elections are quicker than by default, so that the tests are.
 pub(crate) const SETTINGS: &str =
     "[engine]\nelection_timeout_min = '600ms'\nelection_timeout_max = '1200ms'\n";
 
-/// [`SETTINGS`] and `more` of the section for the server.
+/// [`SETTINGS`], and `more` in the section `[kv]`.
 pub(crate) fn settings(more: &str) -> String {
     format!("{SETTINGS}[kv]\n{more}\n")
 }
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// One cluster at a time: their election timeouts are measured.
+/// Held by one test at a time, because tests measure election timeouts.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for a condition; panics with `what` at the deadline.
@@ -47,13 +39,12 @@ pub(crate) fn wait<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T
             return value;
         }
         assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(POLL_INTERVAL); // not synchronisation: paces the look at a condition
+        std::thread::sleep(POLL_INTERVAL); // not synchronisation: poll interval under a deadline
     }
 }
 
-/// A first port such that nobody listens at it plus each of `offsets`. Below those the system gives to outgoing
-/// connections, so that none is taken before its process binds it. Tests of other packages run at the same time: those of
-/// towline-testkit use 10,000 to 20,000.
+/// A port such that it plus each of `offsets` is free. It is below the ports of outgoing connections, so the system takes
+/// none of them. The tests of towline-testkit run at the same time and use 10,000 to 20,000.
 pub(crate) fn free_ports(offsets: &[u16]) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 1_000).unwrap() * 19;
@@ -67,14 +58,13 @@ pub(crate) fn free_ports(offsets: &[u16]) -> u16 {
     panic!("no free ports");
 }
 
-/// The program, not yet with arguments.
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towline-kv"));
     command.env_remove("RUST_LOG").stdin(Stdio::null());
     command
 }
 
-/// The same command, with what the shell command `setup` has a process inherit, such as a limit.
+/// The same command in a process that inherits from the shell command `setup`, such as a limit.
 pub(crate) fn after(setup: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{setup} && exec \"$0\" \"$@\""));
@@ -83,7 +73,10 @@ pub(crate) fn after(setup: &str, command: &Command) -> Command {
     shell
 }
 
-/// Sends a signal by name.
+pub(crate) fn get(client: &mut redis::Connection, key: &str) -> redis::RedisResult<Option<String>> {
+    redis::cmd("GET").arg(key).query(client)
+}
+
 pub(crate) fn signal(pid: u32, name: &str) {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill -{name} {pid}");
@@ -96,7 +89,7 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     !stat.is_empty() && !stat.starts_with('Z')
 }
 
-/// A running process; dropping it kills it and waits for its end.
+/// A running process. Its drop kills it and waits for its end.
 pub(crate) struct Process {
     child: Child,
     log: PathBuf,
@@ -113,7 +106,6 @@ impl Process {
         self.child.id()
     }
 
-    /// Both streams.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -130,7 +122,7 @@ impl Process {
         self.child.try_wait().unwrap()
     }
 
-    /// Resident memory, where the system tells it.
+    /// Resident memory, on Linux.
     pub(crate) fn resident_bytes(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -140,8 +132,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // SIGKILL; an error means that it has ended already.
-        let _ = self.child.kill();
+        let _ = self.child.kill(); // it may have ended
         let _ = self.child.wait();
     }
 }
@@ -157,10 +148,10 @@ pub(crate) fn run(command: &mut Command) -> Output {
     Output { status, stdout, stderr }
 }
 
-/// Where a node is reached.
+/// The addresses of a node.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ports {
-    /// Of the address for peers.
+    /// The transport for peers.
     pub(crate) scheme: &'static str,
     pub(crate) redis: u16,
     pub(crate) raft: u16,
@@ -177,7 +168,6 @@ impl Ports {
         format!("{}://127.0.0.1:{}", self.scheme, self.raft)
     }
 
-    /// What `--peer` takes.
     pub(crate) fn peer(&self, id: usize) -> String {
         format!("{id}={},127.0.0.1:{}", self.raft_uri(), self.redis)
     }
@@ -191,7 +181,6 @@ impl Ports {
         command
     }
 
-    /// Status code and body of a page.
     pub(crate) fn page(&self, path: &str) -> Option<(u16, String)> {
         self.page_within(path, Duration::from_secs(5))
     }
@@ -225,21 +214,22 @@ impl Ports {
         self.page("/healthz").is_some_and(|(code, _)| code == 200)
     }
 
-    /// Index and digest of what is applied. The node reads its whole state for it.
+    /// Applied index and digest. The node reads its whole state for them.
     pub(crate) fn digest(&self) -> Option<(u64, String)> {
         let (_, body) = self.page_within("/digest", DEADLINE)?;
         let digest: Value = serde_json::from_str(&body).ok()?;
         Some((digest["applied"].as_u64()?, digest["digest"].as_str()?.to_owned()))
     }
 
-    /// The sum of a counter over all label sets that contain `label`.
-    pub(crate) fn counter(&self, name: &str, label: &str) -> u64 {
+    /// The sum of a counter over all label sets that contain `labels`.
+    pub(crate) fn counter(&self, name: &str, labels: &[&str]) -> u64 {
         let (_, text) = self.page("/metrics").unwrap_or_default();
-        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        let has_all = |line: &&str| labels.iter().all(|label| line.contains(label));
+        let lines = text.lines().filter(|line| line.starts_with(name)).filter(has_all);
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
     }
 
-    /// A client of this node alone; `None` if it does not answer.
+    /// A client of this node; `None` if the node does not answer.
     pub(crate) fn client(&self) -> Option<redis::Connection> {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}/", self.redis)).unwrap();
         let connection = client.get_connection_with_timeout(Duration::from_secs(2)).ok()?;
@@ -248,11 +238,60 @@ impl Ports {
         Some(connection)
     }
 
-    /// A socket to the Redis port.
     pub(crate) fn socket(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.redis)).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream
+    }
+}
+
+pub(crate) struct SoloNode {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) ports: Ports,
+}
+
+impl SoloNode {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), ports: Ports::free() }
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// `serve` without `--bootstrap`.
+    pub(crate) fn command(&self, id: usize) -> Command {
+        let mut command = self.ports.serve(id, &self.data());
+        command.args(["--peer", &self.ports.peer(id)]);
+        command
+    }
+
+    pub(crate) fn bootstrap(&self) -> Command {
+        let mut command = self.command(1);
+        command.arg("--bootstrap");
+        command
+    }
+
+    pub(crate) fn with_settings(&self, settings: &str) -> Command {
+        let file = self.dir.path().join("settings.toml");
+        fs::write(&file, settings).unwrap();
+        let mut command = self.bootstrap();
+        command.arg("--config").arg(file);
+        command
+    }
+
+    pub(crate) fn start(&self, command: &mut Command) -> Process {
+        Process::start(command, &self.dir.path().join("log"))
+    }
+
+    /// Starts the node and waits until it leads.
+    pub(crate) fn lead(&self, command: &mut Command) -> Process {
+        let mut process = self.start(command);
+        wait("the node to lead", || {
+            assert!(process.ended().is_none(), "{}", process.log());
+            self.ports.leads().then_some(())
+        });
+        process
     }
 }
 
@@ -261,10 +300,8 @@ pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) ports: Vec<Ports>,
     pub(crate) running: Vec<Option<Process>>,
-    /// Further flags of every node.
-    pub(crate) flags: Vec<&'static str>,
     /// The limit of file descriptors of every node, soft and hard.
-    pub(crate) descriptors: Option<u32>,
+    descriptors: Option<u32>,
 }
 
 impl Cluster {
@@ -273,69 +310,49 @@ impl Cluster {
     }
 
     pub(crate) fn start_with(nodes: usize, settings: &str) -> Self {
-        Self::start_with_flags(nodes, settings, &[])
+        Self::prepare(&vec!["grpc"; nodes], settings, None).started()
     }
 
-    pub(crate) fn start_with_flags(nodes: usize, settings: &str, flags: &[&'static str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("settings.toml"), settings).unwrap();
-        let ports = (0..nodes).map(|_| Ports::free()).collect();
-        let running = (0..nodes).map(|_| None).collect();
-        let mut cluster = Self { dir, ports, running, flags: flags.to_vec(), descriptors: None };
-        cluster.start_all();
-        cluster
+    pub(crate) fn start_with_descriptors(nodes: usize, descriptors: u32) -> Self {
+        Self::prepare(&vec!["grpc"; nodes], SETTINGS, Some(descriptors)).started()
     }
 
-    /// The most file descriptors that each node may have.
-    pub(crate) fn start_with_descriptors(nodes: usize, settings: &str, descriptors: u32) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("settings.toml"), settings).unwrap();
-        let ports = (0..nodes).map(|_| Ports::free()).collect();
-        let running = (0..nodes).map(|_| None).collect();
-        let descriptors = Some(descriptors);
-        let mut cluster = Self { dir, ports, running, flags: Vec::new(), descriptors };
-        cluster.start_all();
-        cluster
+    /// Starts nodes with certificates, each on the transport of its scheme.
+    pub(crate) fn secure(schemes: &[&'static str], settings: &str) -> Self {
+        let cluster = Self::prepare(schemes, settings, None);
+        let certs = run(program().args(["certs", "--dir"]).arg(cluster.certs()));
+        assert!(certs.status.success());
+        cluster.started()
     }
 
-    /// With certificates, and for each node the transport that its address names.
-    pub(crate) fn secure(schemes: &[&'static str]) -> Self {
-        Self::secure_with(schemes, SETTINGS)
-    }
-
-    pub(crate) fn secure_with(schemes: &[&'static str], settings: &str) -> Self {
+    fn prepare(schemes: &[&'static str], settings: &str, descriptors: Option<u32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = schemes.iter().map(|scheme| Ports { scheme, ..Ports::free() }).collect();
         let running = schemes.iter().map(|_| None).collect();
-        let mut cluster = Self { dir, ports, running, flags: Vec::new(), descriptors: None };
-        let certs = run(program().args(["certs", "--dir"]).arg(cluster.certs()));
-        assert!(certs.status.success());
-        cluster.start_all();
-        cluster
+        Self { dir, ports, running, descriptors }
     }
 
-    /// Nodes take their certificates from here, if it is there.
-    pub(crate) fn certs(&self) -> PathBuf {
-        self.dir.path().join("certs")
-    }
-
-    fn start_all(&mut self) {
+    fn started(mut self) -> Self {
         for at in 0..self.ports.len() {
             self.restart(at);
         }
         self.leader();
+        self
+    }
+
+    /// The directory of certificates, if it exists.
+    pub(crate) fn certs(&self) -> PathBuf {
+        self.dir.path().join("certs")
     }
 
     pub(crate) fn data(&self, at: usize) -> PathBuf {
         self.dir.path().join(format!("node-{}", at + 1))
     }
 
-    /// The command a node is started with, first and later.
     pub(crate) fn command(&self, at: usize) -> Command {
         let mut command = self.ports[at].serve(at + 1, &self.data(at));
         command.arg("--bootstrap").arg("--config").arg(self.dir.path().join("settings.toml"));
-        command.args(&self.flags);
         if self.certs().exists() {
             command.arg("--tls").arg(self.certs());
         }
@@ -354,7 +371,6 @@ impl Cluster {
         self.running[at] = Some(Process::start(&mut command, &log));
     }
 
-    /// kill -9.
     pub(crate) fn kill(&mut self, at: usize) {
         drop(self.running[at].take().expect("it runs"));
     }
@@ -363,13 +379,13 @@ impl Cluster {
         self.running[at].as_mut().expect("it runs")
     }
 
-    /// Waits for a leader, and for all that run to know one.
+    /// Waits for a leader that all running nodes know.
     pub(crate) fn leader(&mut self) -> usize {
         let all: Vec<usize> = (0..self.ports.len()).collect();
         self.leader_among(&all)
     }
 
-    /// As [`leader`](Self::leader), looking at some nodes only.
+    /// As [`leader`](Self::leader), but of some nodes.
     pub(crate) fn leader_among(&mut self, some: &[usize]) -> usize {
         wait("a leader", || {
             for at in 0..self.running.len() {
@@ -383,12 +399,10 @@ impl Cluster {
         })
     }
 
-    /// The nodes that are not `at`.
     pub(crate) fn others(&self, at: usize) -> Vec<usize> {
         (0..self.ports.len()).filter(|other| *other != at).collect()
     }
 
-    /// A client of the leader.
     pub(crate) fn client(&mut self) -> redis::Connection {
         let leader = self.leader();
         self.ports[leader].client().expect("the leader answers")
@@ -405,7 +419,7 @@ impl Cluster {
         });
     }
 
-    /// Waits until all nodes have applied as much, and asserts that it is the same.
+    /// Waits until all nodes have the same applied index, and asserts equal digests.
     pub(crate) fn assert_equal(&self) {
         wait("equal applied indexes", || {
             let digests: Option<Vec<_>> = self.ports.iter().map(Ports::digest).collect();

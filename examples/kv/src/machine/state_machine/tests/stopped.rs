@@ -1,4 +1,4 @@
-//! fjall's own threads end at their first error. Only the writes that wait for them notice.
+//! fjall's own threads end at their first error, and only the writes that wait for them notice.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// More layers than may wait for a compaction.
+/// More layers than may wait for compaction.
 const LAYERS: u32 = 40;
 
-/// Damages every table, as a bad block would: the next compaction fails.
+/// Damages every table, so the next compaction fails.
 fn damage_tables(dir: &Path) -> usize {
     let mut damaged = 0;
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -28,16 +28,13 @@ fn damage_tables(dir: &Path) -> usize {
     damaged
 }
 
-/// One layer after the other, each of keys that come after all before. The first error.
+/// Writes one layer for each index, in order of keys.
 fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>) -> Result<(), Fatal> {
     for index in indices {
         let (key, value) = (format!("k{index:05}"), vec![index as u8; 4 << 10]);
         let command = Command { now_ms: 1, op: set(key.as_bytes(), &value, Expiry::Never) };
-        let mut data = Vec::new();
-        pack(&mut data, &command.encode(MAX).unwrap());
-        let at = LogId { index: index.into(), term: 1 };
-        let entry = Entry { index: at.index, term: at.term, data: data.into(), ..Entry::default() };
-        machine.apply(ApplyBatch::new(&[entry], at), &mut Replies::with_capacity(1))?;
+        let entries = [entry(index.into(), &[command])];
+        machine.apply(ApplyBatch::new(&entries, at(index.into())), &mut Replies::with_capacity(1))?;
     }
     machine.flush().map(|_| ())
 }
@@ -50,7 +47,7 @@ fn a_store_whose_compaction_failed_fails_the_machine_with_its_cause() {
     write_layers(&mut machine, 1..=2).unwrap();
     assert!(damage_tables(dir.path()) >= 2);
     let (done, failed) = channel();
-    // On a thread that is left if it never comes back.
+    // On another thread, because a regression hangs.
     std::thread::spawn(move || {
         let _ = done.send(write_layers(&mut machine, 3..=LAYERS));
     });

@@ -1,4 +1,4 @@
-//! The machine under the suite that any state machine can run.
+//! Runs the testkit's suites for state machines.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ impl Fixture for OnDisk {
         open(&self.dir, &Arc::default())
     }
 
-    /// The process ends; what fjall has not synced stays in the page cache, which no test can take from it.
+    /// Data that fjall has not synced stays in the page cache, because no test can clear that.
     fn crash(&mut self) {}
 
     fn command(&self, number: u64) -> Bytes {
@@ -36,14 +36,11 @@ impl Fixture for OnDisk {
             2 => set(text.as_bytes(), b"", Expiry::After { ttl_ms: 1_000_000 + number }),
             _ => Op::SetMany { pairs: vec![(key, value)] },
         };
-        let mut data = Vec::new();
-        pack(&mut data, &Command { now_ms: 1, op }.encode(MAX).unwrap());
-        data.into()
+        entry(1, &[Command { now_ms: 1, op }]).data
     }
 
     fn contents(&self, view: &View) -> Vec<u8> {
-        let seen = view.digest().unwrap();
-        [seen.keys, seen.digest].map(u64::to_be_bytes).concat()
+        self.try_contents(view).unwrap()
     }
 
     fn reply(&self, reply: &Vec<Answer>) -> Vec<u8> {

@@ -9,11 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
-use towline::engine::message::{Entry, EntryKind};
+use towline::ByteSize;
+use towline::engine::message::Entry;
 
-use super::overlay::SWEEP_KEYS_MAX;
-use super::writeback::DEAD_KEYS_MAX;
 use super::*;
+use crate::machine::command::{Blob, Condition, Expiry, KEY_BYTES_MAX, Op, pack};
+use crate::machine::overlay::{SWEEP_KEYS_MAX, parse_integer};
+use crate::machine::writeback::DEAD_KEYS_MAX;
 
 const MAX: usize = 1 << 20;
 
@@ -21,7 +23,7 @@ struct Harness {
     dir: TempDir,
     machine: KvMachine,
     index: u64,
-    /// Milliseconds that passed on this node.
+    /// The monotonic clock of this node.
     passed_ms: Arc<AtomicU64>,
 }
 
@@ -33,30 +35,21 @@ impl Harness {
         Self { dir, machine, index: 0, passed_ms }
     }
 
-    /// Two commands an entry.
+    /// Applies commands as one batch, with two in each entry.
     fn batch(&mut self, commands: &[Command<'_>]) -> Vec<Answer> {
         let entries: Vec<Entry> = commands
             .chunks(2)
             .map(|commands| {
                 self.index += 1;
-                let mut data = Vec::new();
-                commands.iter().for_each(|command| pack(&mut data, &command.encode(MAX).unwrap()));
-                Entry {
-                    kind: EntryKind::Normal,
-                    term: 1,
-                    index: self.index,
-                    data: data.into(),
-                    context: Bytes::new(),
-                }
+                entry(self.index, commands)
             })
             .collect();
         let mut replies = Replies::with_capacity(entries.len());
-        let through = LogId { index: self.index, term: 1 };
-        self.machine.apply(ApplyBatch::new(&entries, through), &mut replies).unwrap();
+        self.machine.apply(ApplyBatch::new(&entries, at(self.index)), &mut replies).unwrap();
         replies.into_vec().concat()
     }
 
-    /// What the leader does every now and then. Whether it proposed its time.
+    /// The leader's check for due keys. Returns whether it proposed its time.
     fn tick(&mut self) -> bool {
         let Some(command) = self.machine.view().tick(1) else { return false };
         let command: Command<'_> = codec::decode(&command, MAX).unwrap();
@@ -85,6 +78,12 @@ impl Harness {
         Self { dir, machine, index, passed_ms }
     }
 
+    fn snapshot(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        self.machine.snapshot().unwrap().write_to(&mut body).unwrap();
+        body
+    }
+
     fn digest(&self) -> u64 {
         self.machine.view().digest().unwrap().digest
     }
@@ -92,6 +91,16 @@ impl Harness {
     fn value(&self, key: &[u8]) -> Option<Vec<u8>> {
         self.machine.view().one(key, 0).unwrap().map(|stored| stored.value.to_vec())
     }
+}
+
+fn at(index: u64) -> LogId {
+    LogId { index, term: 1 }
+}
+
+fn entry(index: u64, commands: &[Command<'_>]) -> Entry {
+    let mut data = Vec::new();
+    commands.iter().for_each(|command| pack(&mut data, &command.encode(codec::BYTES_MAX).unwrap()));
+    Entry { index, term: 1, data: data.into(), ..Entry::default() }
 }
 
 fn open(dir: &TempDir, passed_ms: &Arc<AtomicU64>) -> KvMachine {
@@ -104,45 +113,14 @@ fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Op<'a> {
     Op::Set { key: Blob(key), value: Blob(value), expiry, condition: Condition::Always, answer_old: false }
 }
 
+/// A node limits its own proposals. Entries in the log may come from another node, or an earlier start, with a higher limit.
 #[test]
-fn the_applied_index_and_the_data_come_back_together() {
+fn an_entry_larger_than_the_limit_of_proposals_is_applied() {
     let mut h = Harness::new();
-    h.one(1, set(b"a", b"1", Expiry::Never));
-    h.one(1, Op::Add { key: Blob(b"a"), delta: 41 });
-    assert_eq!(h.machine.durable(), LogId::NONE, "nothing was synced");
-    assert_eq!(h.machine.flush().unwrap(), LogId { index: 2, term: 1 });
-    let digest = h.digest();
-    h.one(1, set(b"a", b"lost", Expiry::Never));
-    let h = h.reopen();
-    assert_eq!(h.machine.durable(), LogId { index: 2, term: 1 }, "what came after is not there");
-    assert_eq!((h.value(b"a"), h.digest()), (Some(b"42".to_vec()), digest));
-}
-
-/// The limit of a node binds what it proposes. What is in the log was committed under the limit of another node, or of an
-/// earlier start, and must be applied as it is.
-#[test]
-fn a_lowered_limit_of_proposals_does_not_bind_what_is_in_the_log() {
-    let mut h = Harness::new();
-    let value = vec![7; 3 * MAX];
-    let command = Command { now_ms: 1, op: set(b"large", &value, Expiry::Never) };
-    let mut data = Vec::new();
-    pack(&mut data, &command.encode(4 * MAX).unwrap());
-    assert!(data.len() as u64 > towline::COMMAND_BYTES_MAX, "no node may propose a larger one");
-    let entry = Entry { index: 1, term: 1, data: data.into(), ..Entry::default() };
-    let mut replies = Replies::with_capacity(1);
-    let batch = ApplyBatch::new(std::slice::from_ref(&entry), LogId { index: 1, term: 1 });
-    h.machine.apply(batch, &mut replies).unwrap();
-    assert_eq!(replies.into_vec(), [[Answer::Done]]);
+    let value = vec![7; 3 << 20];
+    assert!(value.len() as u64 > towline::COMMAND_BYTES_MAX);
+    assert_eq!(h.one(1, set(b"large", &value, Expiry::Never)), Answer::Done);
     assert_eq!(h.value(b"large"), Some(value));
-}
-
-#[test]
-fn an_empty_batch_moves_the_applied_index() {
-    let mut h = Harness::new();
-    h.index = 7;
-    assert!(h.batch(&[]).is_empty());
-    h.machine.flush().unwrap();
-    assert_eq!(h.reopen().machine.durable(), LogId { index: 7, term: 1 });
 }
 
 #[test]
@@ -160,16 +138,15 @@ fn expiry_is_decided_by_the_clock_in_the_commands_only() {
     assert_eq!(h.one(1_500, nx(b"w")), Answer::Done);
 }
 
-/// The clock of the node that answers decided, so two nodes told different things: a key that was gone here was still
-/// there at the next leader.
+/// The clock of the answering node decided, so nodes disagreed: a key that was gone here was still there at the next leader.
 #[test]
-fn a_reader_sees_no_expiry_that_the_log_does_not_know_of() {
+fn a_key_expires_for_readers_only_by_the_time_in_the_log() {
     let mut h = Harness::new();
     h.one(h.machine.view().local_ms(), set(b"k", b"v", Expiry::After { ttl_ms: 500 }));
     h.pass(499);
     assert!(!h.tick() && h.is_there(b"k"));
     h.pass(1);
-    assert!(h.is_there(b"k"), "time passed here only");
+    assert!(h.is_there(b"k"), "time passed on this node only");
     assert!(h.tick());
     assert!(!h.is_there(b"k"));
     assert_eq!((h.machine.view().keys(), h.machine.view().now_ms()), (0, 500));
@@ -184,13 +161,13 @@ fn the_leader_proposes_its_time_only_while_a_key_expires() {
     let now = h.machine.view().local_ms();
     h.one(now, set(b"k", b"v", Expiry::After { ttl_ms: 5_000 }));
     h.machine.flush().unwrap();
-    assert!(h.tick(), "what lies in the store is looked for once");
+    assert!(h.tick(), "the store is searched once");
     h.pass(999);
     assert!(!h.tick());
     h.pass(1);
     assert!(h.tick(), "a restart loses no more than a second");
     let mut h = h.reopen();
-    assert_eq!(h.machine.view().local_ms(), now, "this is durable, the rest comes from the log");
+    assert_eq!(h.machine.view().local_ms(), now, "the durable time; the log has the rest");
     h.machine.clock.observe(now + 4_999, 1);
     assert!(h.tick() && h.is_there(b"k"));
     h.pass(1);
@@ -198,7 +175,7 @@ fn the_leader_proposes_its_time_only_while_a_key_expires() {
     assert!(!h.tick());
 }
 
-/// A node that had run for longer than the leader jumped ahead of it when it led in turn, and keys expired early.
+/// A node had run for longer than the leader. When it led, its clock was ahead, and keys expired early.
 #[test]
 fn a_node_that_has_run_for_longer_than_the_leader_ends_no_key_early() {
     let mut h = Harness::new();
@@ -212,13 +189,11 @@ fn a_node_that_has_run_for_longer_than_the_leader_ends_no_key_early() {
 }
 
 #[test]
-fn a_snapshot_brings_the_time_along() {
+fn a_snapshot_carries_the_time() {
     let mut from = Harness::new();
     from.one(70_000, set(b"k", b"v", Expiry::After { ttl_ms: 10 }));
-    let mut body = Vec::new();
-    from.machine.snapshot().unwrap().write_to(&mut body).unwrap();
     let mut to = Harness::new();
-    to.machine.restore_from(LogId { index: 1, term: 1 }, &mut &body[..]).unwrap();
+    to.machine.restore_from(at(1), &mut &from.snapshot()[..]).unwrap();
     to.index = 1;
     assert_eq!(to.machine.view().local_ms(), 70_000);
     to.pass(10);
@@ -226,7 +201,7 @@ fn a_snapshot_brings_the_time_along() {
 }
 
 #[test]
-fn a_leader_whose_clock_is_behind_brings_nothing_back() {
+fn an_earlier_stamp_revives_no_expired_key() {
     let mut h = Harness::new();
     h.one(1_000, set(b"k", b"v", Expiry::After { ttl_ms: 500 }));
     h.one(2_000, set(b"other", b"v", Expiry::Never));
@@ -234,42 +209,14 @@ fn a_leader_whose_clock_is_behind_brings_nothing_back() {
 }
 
 #[test]
-fn a_key_can_expire_between_two_commands_of_a_batch() {
-    let mut h = Harness::new();
-    let answers = h.batch(&[
-        Command { now_ms: 10, op: set(b"k", b"5", Expiry::After { ttl_ms: 5 }) },
-        Command { now_ms: 14, op: Op::Add { key: Blob(b"k"), delta: 1 } },
-        Command { now_ms: 15, op: Op::Add { key: Blob(b"k"), delta: 1 } },
-    ]);
-    assert_eq!(answers, [Answer::Done, Answer::Integer(6), Answer::Integer(1)]);
-}
-
-#[test]
-fn what_is_due_is_removed_and_counted_down() {
-    let mut h = Harness::new();
-    for i in 0..10_u8 {
-        h.one(100, set(&[i], b"v", Expiry::After { ttl_ms: 10 }));
-    }
-    assert_eq!(h.machine.view().keys(), 10);
-    h.one(200, set(b"other", b"v", Expiry::Never));
-    assert_eq!(h.machine.view().keys(), 1);
-    h.machine.flush().unwrap();
-    assert_eq!(h.machine.store.iter().count(), 2, "one key and the metadata");
-}
-
-#[test]
-fn what_is_due_is_found_wherever_it_lies() {
+fn due_keys_are_removed_from_memory_and_store() {
     let mut h = Harness::new();
     let many = SWEEP_KEYS_MAX as u64 + 10;
     for i in 0..many {
         h.one(100, set(&i.to_be_bytes(), b"v", Expiry::After { ttl_ms: 10 + i % 3 }));
     }
     h.machine.flush().unwrap();
-    assert_eq!(
-        h.machine.store.iter().count() as u64,
-        2 * many + 1,
-        "keys, when they are due, and the metadata"
-    );
+    assert_eq!(h.machine.store.iter().count() as u64, 2 * many + 1, "keys, expiries and metadata");
     h.one(100, set(b"in memory", b"v", Expiry::After { ttl_ms: 5 }));
     h.one(100, set(&7_u64.to_be_bytes(), b"kept", Expiry::Never));
     h.one(200, set(b"other", b"v", Expiry::Never));
@@ -282,7 +229,7 @@ fn what_is_due_is_found_wherever_it_lies() {
 }
 
 #[test]
-fn memory_is_bounded_by_writing_on_another_thread() {
+fn layers_in_memory_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { memtable_bytes: ByteSize::kib(64), ..StoreConfig::default() };
     let machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
@@ -300,7 +247,7 @@ fn memory_is_bounded_by_writing_on_another_thread() {
 }
 
 #[test]
-fn a_flush_empties_at_once_and_is_swept_in_bounded_steps() {
+fn a_flush_empties_at_once_and_removes_keys_in_bounded_steps() {
     let mut h = Harness::new();
     let keys: Vec<Vec<u8>> = (0..DEAD_KEYS_MAX as u32 + 10).map(|i| i.to_be_bytes().to_vec()).collect();
     let pairs = keys.iter().map(|key| (Blob(key), Blob(b"v"))).collect();
@@ -336,75 +283,43 @@ fn bad_commands_change_nothing() {
 }
 
 #[test]
-fn a_command_that_is_not_readable_is_fatal() {
+fn an_undecodable_command_is_fatal() {
     let mut h = Harness::new();
     for data in [&[0, 0, 0, 2, 0, 99][..], &[0, 0, 0, 3, 0, 5], &[0, 0, 0]] {
-        let data = Bytes::from_static(data);
-        let entry = Entry { kind: EntryKind::Normal, term: 1, index: 1, data, context: Bytes::new() };
-        let batch = ApplyBatch::new(std::slice::from_ref(&entry), LogId { index: 1, term: 1 });
+        let entry = Entry { term: 1, index: 1, data: Bytes::from_static(data), ..Entry::default() };
+        let batch = ApplyBatch::new(std::slice::from_ref(&entry), at(1));
         assert!(h.machine.apply(batch, &mut Replies::with_capacity(1)).is_err(), "{:?}", entry.data);
     }
 }
 
 #[test]
-fn a_snapshot_replaces_the_whole_state() {
-    let mut from = Harness::new();
-    for i in 0..3_000_u32 {
-        let expiry = if i % 2 == 0 { Expiry::After { ttl_ms: u64::from(i) + 10 } } else { Expiry::Never };
-        from.one(1, set(&i.to_be_bytes(), b"value", expiry));
-    }
-    let mut body = Vec::new();
-    let source = from.machine.snapshot().unwrap();
-    from.one(1, Op::Flush);
-    source.write_to(&mut body).unwrap();
-
-    let mut to = Harness::new();
-    to.one(1, set(b"old", b"v", Expiry::After { ttl_ms: 3 }));
-    to.machine.flush().unwrap();
-    let before = to.digest();
-    let at = LogId { index: 3_000, term: 1 };
-    let broken = &body[..body.len() - 9];
-    assert!(to.machine.restore_from(at, &mut &broken[..]).is_err());
-    let mut flipped = body.clone();
-    flipped[40] ^= 1;
-    assert!(to.machine.restore_from(at, &mut &flipped[..]).is_err());
-    let mut to = to.reopen();
-    assert_eq!(to.digest(), before, "a broken body changes nothing");
-
-    to.machine.restore_from(at, &mut &body[..]).unwrap();
-    let mut to = to.reopen();
-    assert_eq!((to.machine.durable(), to.machine.view().keys()), (at, 3_000));
-    to.index = 3_000;
-    to.one(2_000, Op::Delete { keys: vec![Blob(b"none")] });
-    assert_eq!(to.value(b"old"), None);
-    assert!(to.machine.view().one(&1_u32.to_be_bytes(), 2_000).unwrap().is_some());
-    assert!(to.machine.view().one(&2_u32.to_be_bytes(), 2_000).unwrap().is_none());
+fn a_restore_refuses_a_flipped_byte() {
+    let mut h = Harness::new();
+    h.one(1, set(b"k", b"value", Expiry::Never));
+    let mut body = h.snapshot();
+    let middle = body.len() / 2;
+    body[middle] ^= 1;
+    assert!(h.machine.restore_from(at(1), &mut &body[..]).is_err());
 }
 
-/// `FLUSHDB` raises the generation in memory, a restore writes into the one above, and a kill takes the flush back: what
-/// the restore left then lay two generations above the live one, where nothing removed it. The next restore and the next
-/// `FLUSHDB` made it the live one, and keys that no replica but this one has were there again.
+/// `FLUSHDB` raised the generation in memory, a restore wrote into the one above, and a kill undid the flush. Keys of the
+/// restore were then two generations above the live one, and nothing removed them. A later restore and a later `FLUSHDB`
+/// made their generation the live one, so they appeared on this replica only.
 #[test]
-fn what_an_interrupted_restore_left_never_comes_back() {
+fn keys_of_an_interrupted_restore_never_come_back() {
     let mut from = Harness::new();
     for i in 0..2_000_u32 {
         from.one(1, set(&i.to_be_bytes(), b"value", Expiry::After { ttl_ms: 1_000_000 }));
     }
-    let mut body = Vec::new();
-    from.machine.snapshot().unwrap().write_to(&mut body).unwrap();
+    let body = from.snapshot();
     let truncated = &body[..body.len() - 100];
-    let empty = {
-        let mut body = Vec::new();
-        Harness::new().machine.snapshot().unwrap().write_to(&mut body).unwrap();
-        body
-    };
+    let empty = Harness::new().snapshot();
 
     let mut to = Harness::new();
     to.one(1, Op::Flush);
-    let at = |index| LogId { index, term: 1 };
     assert!(to.machine.restore_from(at(2_000), &mut &truncated[..]).is_err());
     let mut to = to.reopen();
-    assert_eq!(to.machine.store.iter().count(), 0, "nothing of it is left");
+    assert_eq!(to.machine.store.iter().count(), 0, "the start removed its keys");
     to.machine.restore_from(at(2_001), &mut &empty[..]).unwrap();
     to.index = 2_001;
     to.one(1, Op::Flush);
@@ -417,17 +332,15 @@ fn what_an_interrupted_restore_left_never_comes_back() {
 }
 
 #[test]
-fn a_restore_holds_a_batch_of_a_snapshot_at_a_time() {
+fn a_restore_holds_one_batch_in_memory() {
     let mut from = Harness::new();
     let value = vec![b'v'; 64 << 10];
     for i in 0..100_u32 {
         from.one(1, set(&i.to_be_bytes(), &value, Expiry::Never));
     }
-    let mut body = Vec::new();
-    from.machine.snapshot().unwrap().write_to(&mut body).unwrap();
-    let mut to = Harness::new();
-    assert!(to.machine.restore_from(LogId { index: 9, term: 1 }, &mut &body[..5 << 20]).is_err());
-    assert_eq!(to.machine.store.iter().count(), 64, "4 MiB of the 5 that came are not in memory any more");
+    let (body, mut to) = (from.snapshot(), Harness::new());
+    assert!(to.machine.restore_from(at(9), &mut &body[..5 << 20]).is_err());
+    assert_eq!(to.machine.store.iter().count(), 64, "the first 4 MiB are in the store");
 }
 
 #[derive(Debug, Clone)]
@@ -487,8 +400,7 @@ fn model_step(model: &mut Model, now: u64, step: &Step) -> Answer {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Against a map, and replicas that got the same commands in other batches, wrote them to the store at other times,
-    /// or had them from a snapshot.
+    /// Compares a replica with a map, with a replica of other batches and write times, and with a restored one.
     #[test]
     fn replicas_agree_with_a_model_however_entries_are_batched(
         steps in prop::collection::vec((step(), 0..8_u64), 1..60),
@@ -527,10 +439,9 @@ proptest! {
         prop_assert_eq!(&from_a, &expected);
         prop_assert_eq!(&from_b, &expected);
         prop_assert_eq!(a.digest(), b.digest());
-        let mut body = Vec::new();
-        b.machine.snapshot().unwrap().write_to(&mut body).unwrap();
         let mut c = Harness::new();
-        c.machine.restore_from(b.machine.meta().applied(), &mut &body[..]).unwrap();
+        let (body, applied) = (b.snapshot(), b.machine.meta().applied());
+        c.machine.restore_from(applied, &mut &body[..]).unwrap();
         prop_assert_eq!(c.digest(), b.digest());
         for key in 0..6_u8 {
             let found = b.machine.view().one(&[key], now).unwrap().map(|s| (s.value.to_vec(), s.expiry_ms));
@@ -545,10 +456,9 @@ proptest! {
     }
 }
 
-/// fjall writes the file that marks a directory as its own before it is done: a kill in between left a directory that it
-/// refused for ever.
+/// fjall marks a directory as its own before it has finished it. After a kill in between it refused the directory for ever.
 #[test]
-fn a_store_whose_making_was_cut_off_is_made_again() {
+fn an_unfinished_store_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kv");
     let unfinished = dir.path().join("kv.new");

@@ -1,12 +1,13 @@
-//! What becomes of a store whose files are not what was written.
+//! Starts with a damaged store.
 
 use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::machine::layout::{data_key, record};
 
 impl Harness {
-    /// Closes the machine, changes its files, and opens it.
+    /// Closes the machine, changes its files, and opens it again.
     fn reopen_after(self, change: impl FnOnce(&Path)) -> Self {
         let Self { dir, machine, passed_ms, .. } = self;
         drop(machine);
@@ -21,37 +22,37 @@ impl Harness {
     }
 }
 
-/// The tables of the machine's own keyspace; that of fjall itself has number 0.
+/// The tables of the machine's keyspace. Keyspace 0 belongs to fjall.
 fn tables(store: &Path) -> Vec<PathBuf> {
     let keyspaces = fs::read_dir(store.join("keyspaces")).unwrap().map(|file| file.unwrap().path());
     let own = keyspaces.filter(|keyspace| !keyspace.ends_with("0"));
     own.flat_map(|own| fs::read_dir(own.join("tables")).unwrap().map(|table| table.unwrap().path())).collect()
 }
 
-/// fjall began with sequence number 0 if its journal was gone. Point reads saw the newest place. Scans, reads of many
-/// keys, and snapshots for other nodes saw none of the state, or an old one.
+/// Without its journal, fjall began with sequence number 0. Point reads saw the newest state. Scans, reads of many keys and
+/// snapshots for other nodes saw an old state or nothing.
 #[test]
-fn a_store_without_its_journal_shows_what_its_place_says() {
+fn a_store_without_its_journal_shows_the_state_of_its_applied_index() {
     let mut h = Harness::new();
     for round in 0..6_u64 {
         for key in 0..20_u8 {
             h.one(1, set(&[key], round.to_string().as_bytes(), Expiry::Never));
         }
         h.machine.flush().unwrap();
-        let (place, digest) = (h.machine.durable(), h.digest());
+        let (durable, digest) = (h.machine.durable(), h.digest());
         h = h.reopen_after(|store| {
             let journals = fs::read_dir(store).unwrap().map(|file| file.unwrap().path());
             journals
                 .filter(|file| file.extension().is_some_and(|e| e == "jnl"))
                 .for_each(|file| fs::remove_file(file).unwrap());
         });
-        assert_eq!((h.machine.durable(), h.digest()), (place, digest), "round {round}");
+        assert_eq!((h.machine.durable(), h.digest()), (durable, digest), "round {round}");
         assert_eq!(h.value(&[3]), Some(round.to_string().into_bytes()), "round {round}");
-        assert!(!h.aside().exists(), "nothing of the state was in it");
+        assert!(!h.aside().exists(), "the journal held nothing of the state");
     }
 }
 
-/// Each table is sound by itself, and fjall takes the one for the other.
+/// Exchanges two tables. Each is sound by itself, so fjall does not notice.
 #[test]
 fn a_damaged_store_is_moved_aside_and_an_empty_one_takes_its_place() {
     let mut h = Harness::new();
@@ -66,13 +67,13 @@ fn a_damaged_store_is_moved_aside_and_an_empty_one_takes_its_place() {
         });
         assert_eq!((h.machine.durable(), h.machine.view().keys()), (LogId::NONE, 0), "round {round}");
         assert_eq!(h.value(b"b"), None);
-        assert_eq!(tables(&h.aside()).len(), 2, "what was found is kept for a look");
+        assert_eq!(tables(&h.aside()).len(), 2, "the damaged store is kept");
     }
 }
 
-/// A lack of permissions or descriptors passes; a store that is moved away for it would have to be sent again.
+/// Such errors pass. A store moved aside for one would have to come from a peer again.
 #[test]
-fn a_store_that_is_in_use_is_refused_and_stays_where_it_is() {
+fn a_store_in_use_is_refused_and_not_moved() {
     let mut h = Harness::new();
     h.one(1, set(b"k", b"v", Expiry::Never));
     h.machine.flush().unwrap();
@@ -82,7 +83,7 @@ fn a_store_that_is_in_use_is_refused_and_stays_where_it_is() {
     assert_eq!(h.reopen().value(b"k"), Some(b"v".to_vec()));
 }
 
-/// A start on a volume that is mounted at the store itself said no more than "Device or resource busy".
+/// The error said only "Device or resource busy".
 #[test]
 fn a_store_that_is_a_mount_point_is_refused_with_the_remedy() {
     for number in [16, 18] {
@@ -98,14 +99,14 @@ fn a_store_that_is_a_mount_point_is_refused_with_the_remedy() {
     assert!(matches!(other, StoreError::OpenFailed(_)), "{other}");
 }
 
-/// A follower with a damaged state would hand it to others once it leads.
+/// Otherwise a damaged node would send its state to others once it leads.
 #[test]
-fn a_state_that_is_not_what_was_written_is_not_made_a_snapshot() {
+fn a_damaged_state_gives_no_snapshot() {
     let mut h = Harness::new();
     h.one(1, set(b"k", b"v", Expiry::Never));
     h.machine.flush().unwrap();
     let mut other = h.machine.store.start_ingestion().unwrap();
-    other.write(super::super::layout::data_key(0, b"k"), super::super::layout::record(0, b"w")).unwrap();
+    other.write(data_key(0, b"k"), record(0, b"w")).unwrap();
     other.finish().unwrap();
     let written = h.machine.snapshot().unwrap().write_to(&mut io::sink());
     assert_eq!(written.unwrap_err().to_string(), "the state in the key-value store is corrupt");

@@ -1,0 +1,41 @@
+//! The errors of the store.
+
+use std::io;
+use std::path::PathBuf;
+
+use towline::{Fatal, codec};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("the key-value store failed")]
+    Fjall(#[from] fjall::Error),
+    #[error("a record of the key-value store cannot be decoded")]
+    Codec(#[from] codec::CodecError),
+    #[error("the {0} in the key-value store is corrupt")]
+    Corrupt(&'static str),
+    #[error("the directory of the key-value store cannot be read or changed")]
+    OpenFailed(#[source] io::Error),
+    #[error(
+        "the key-value store at {} cannot be opened ({cause}), and no new one can take its place because its directory is \
+         a mount point; mount the volume at the data directory above it",
+        path.display()
+    )]
+    MountPoint { path: PathBuf, cause: String },
+    #[error("the snapshot cannot be read")]
+    Snapshot(#[from] io::Error),
+    #[error("the thread that writes to the key-value store cannot be started")]
+    NoWriter(#[source] io::Error),
+    #[error("the thread that writes to the key-value store panicked")]
+    WriterPanicked,
+    #[error(
+        "the key-value store has stopped after a flush or compaction failed: its disk is full or one of its files is \
+         damaged (a line of fjall in the log names the file); make room or replace the disk, then restart the node"
+    )]
+    Stopped,
+}
+
+impl From<StoreError> for Fatal {
+    fn from(error: StoreError) -> Self {
+        Self::new(error)
+    }
+}
