@@ -39,10 +39,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::Transport;
 
-mod bench;
 mod cases;
-mod engine;
-mod spool;
+mod harness;
+mod snapshot;
 
 pub use cases::ends::*;
 pub use cases::handshake::*;
@@ -163,70 +162,70 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> RawStream for T {}
 macro_rules! transport_suite {
     ($module:ident, $new:expr) => {
         $crate::transport_suite!(@tests $module, $new;
-            both_sides_learn_who_the_other_is
-            every_refusal_reaches_the_dialler_as_itself
+            both_sides_get_the_identity_of_the_other
+            every_refusal_reaches_the_dialler_with_its_fields
             another_protocol_version_is_refused_on_both_sides
-            connect_returns_only_once_the_peer_has_answered
-            every_connection_is_admitted_for_itself
-            another_node_than_expected_is_the_wrong_peer
-            nobody_there_is_unreachable
-            an_address_in_use_is_named
-            a_proven_identity_reaches_the_engine
-            connections_are_bounded_and_the_one_too_many_is_told
-            diallers_at_once_all_come_in
-            garbage_is_refused_and_others_come_in
+            connect_waits_for_the_answer_of_the_peer
+            each_connection_is_admitted_separately
+            another_node_than_expected_is_a_wrong_peer
+            an_address_without_a_listener_is_unreachable
+            listen_reports_an_address_in_use
+            the_certificate_reaches_admit
+            connections_are_bounded_and_the_next_dialler_is_refused
+            simultaneous_diallers_are_all_admitted
+            garbage_is_refused_and_others_are_admitted
             a_silent_dialler_is_cut
             a_flood_before_the_hello_is_cut
-            batches_arrive_in_order_and_equal
+            batches_arrive_in_order_and_unchanged
             every_kind_and_field_of_a_message_arrives
             equal_messages_are_all_delivered
             a_large_batch_arrives_whole
             the_largest_message_arrives
-            an_oversized_message_is_an_error_of_its_own_and_ends_the_link
-            nacks_name_their_group_alone_and_the_lane_goes_on
+            an_oversized_message_is_too_large_and_ends_the_link
+            a_nack_concerns_one_group_and_the_lane_goes_on
             every_nack_of_a_batch_arrives
             a_stuck_append_lane_does_not_delay_control
             a_saturated_append_lane_does_not_delay_control
             a_stuck_peer_does_not_delay_another
             a_stuck_snapshot_does_not_delay_the_lanes
             a_running_snapshot_does_not_delay_the_lanes
-            a_receiver_that_takes_nothing_pushes_back
-            small_messages_push_back_too
+            a_receiver_that_reads_nothing_blocks_dispatch
+            small_messages_block_dispatch_too
             a_snapshot_over_a_slow_link_arrives_in_one_attempt
             appends_over_a_slow_link_arrive_once
             a_slow_link_that_dies_is_noticed
-            a_transfer_that_is_not_taken_pushes_back
-            a_dropped_link_is_told_once_and_lets_go_of_the_session
-            a_listener_shut_down_ends_every_link
+            a_receiver_that_reads_nothing_blocks_send
+            a_dropped_link_closes_once_and_ends_the_session
+            shutdown_of_a_listener_ends_every_link
             a_dropped_listener_ends_every_link
-            a_link_with_a_batch_under_way_tells_of_its_end
-            a_violation_ends_its_lane_alone_with_its_reason
-            a_dispatch_dropped_midway_poisons_the_link
-            a_failed_connect_is_told_once
-            a_connect_dropped_midway_is_told_once_and_leaves_nothing
+            a_link_with_batches_in_flight_reports_its_end
+            a_violation_closes_one_lane_with_its_reason
+            a_dropped_dispatch_ends_the_link
+            a_failed_connect_closes_once
+            a_dropped_connect_closes_once_and_leaves_nothing
             a_cut_idle_link_is_noticed
             a_silent_idle_link_is_noticed
-            after_a_restart_the_same_address_works
+            a_restarted_listener_reuses_its_address
             a_batch_is_never_delivered_twice
-            the_offer_arrives_equal
-            a_snapshot_of_any_length_arrives_equal
+            an_offer_arrives_unchanged
+            a_snapshot_of_any_length_arrives_unchanged
             a_transfer_starts_at_the_offset_the_receiver_names
-            already_having_it_is_an_answer
-            every_refusal_of_an_offer_arrives_as_itself_before_a_byte
-            every_refusal_midway_arrives_as_itself
-            every_refusal_at_the_end_arrives_as_itself
-            a_handshake_refused_is_the_cause_of_a_failed_offer
+            already_have_carries_the_commit_index
+            every_refusal_of_an_offer_arrives_before_any_byte
+            every_refusal_of_a_chunk_arrives
+            every_refusal_at_the_end_arrives
+            an_offer_without_a_connection_reports_the_cause
             progress_is_readable_while_send_waits
-            a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again
+            the_sender_sees_storing_and_then_receiving
             phases_are_readable_while_finish_waits
-            a_receiver_that_decides_for_long_is_heard_of
-            two_transfers_at_once_do_not_mix
-            a_receipt_comes_only_after_the_receiver_has_it
-            a_dropped_transfer_is_a_reset_and_never_an_end
-            a_send_dropped_midway_is_a_reset
-            a_finish_dropped_midway_gives_the_transfer_up
-            an_offer_dropped_midway_leaves_nothing
-            a_receiver_that_is_gone_breaks_the_transfer
+            progress_is_readable_while_offer_waits
+            concurrent_transfers_do_not_mix
+            finish_waits_for_the_receipt
+            a_dropped_transfer_is_a_reset
+            a_dropped_send_is_a_reset
+            a_dropped_finish_aborts_the_transfer
+            a_dropped_offer_leaves_nothing
+            a_lost_receiver_breaks_the_transfer
             a_cut_path_breaks_the_transfer_on_both_sides
         );
     };
