@@ -12,7 +12,8 @@ use towline_engine::transport::{
 };
 
 use super::sink::{RecordingSink, SinkLog, SinkScript};
-use super::{Gate, incarnation, lock};
+use super::{Gate, incarnation};
+use crate::sync::lock;
 
 /// What a [`RecordingInbound`] recorded.
 #[derive(Debug, Default)]
