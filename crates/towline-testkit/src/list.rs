@@ -194,8 +194,8 @@ impl StateMachine for ListMachine {
         for command in batch.commands() {
             let trouble = self.trouble.as_ref().filter(|(on, _)| on == command.data).map(|(_, how)| *how);
             match trouble {
-                Some(Trouble::Panic) => panic!("a panic on request"),
-                Some(Trouble::Fatal) => return Err(Fatal::new("a failure on request")),
+                Some(Trouble::Panic) => panic!("told to panic"),
+                Some(Trouble::Fatal) => return Err(Fatal::new("told to fail")),
                 Some(Trouble::FewReplies) => continue,
                 None => {}
             }

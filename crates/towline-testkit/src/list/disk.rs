@@ -170,10 +170,10 @@ impl ListDisk {
         let Some((_, cut)) = state.cut.take_if(|(at, _)| at == step) else { return Ok(state) };
         state.cuts += 1;
         match cut {
-            RestoreCut::Fatal => Err(Fatal::new(format!("a failure on request at step {step}"))),
+            RestoreCut::Fatal => Err(Fatal::new(format!("told to fail at step {step}"))),
             RestoreCut::Panic => {
                 drop(state);
-                panic!("a panic on request at step {step}")
+                panic!("told to panic at step {step}")
             }
             RestoreCut::Hold => {
                 state.held = true;
