@@ -1,7 +1,7 @@
 //! A wrapper of any [`Transport`] that damages what it carries, on request and from a seed.
 //!
-//! It works at the seam: on messages, batches and chunks. To damage the bytes of a real wire, see [`proxy`](crate::proxy).
-//! Each [`Direction`] has its own faults, which change at any time, also on open links.
+//! It works at the seam: on messages, batches and chunks. To damage the bytes of a real wire, see
+//! [`proxy`](crate::proxy). Each [`Direction`] has its own faults, which change at any time, also on open links.
 //!
 //! ```
 //! use towline_engine::message::Lane;

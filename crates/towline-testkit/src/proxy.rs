@@ -68,8 +68,8 @@ impl ProxyDirection {
 pub struct Flow {
     /// Bytes arrive later by this time, at the same rate.
     pub delay: Duration,
-    /// The most bytes per second, over all connections. The proxy reads no more, so that the sender blocks once the buffers
-    /// of two sockets are full, about 64 KiB each.
+    /// The most bytes per second, over all connections. The proxy reads no more, so that the sender blocks once the
+    /// buffers of two sockets are full, about 64 KiB each.
     pub bytes_per_s: Option<u64>,
     /// The proxy reads nothing, so that the sender blocks.
     pub stall: bool,

@@ -1,11 +1,12 @@
-//! A simulator of a cluster of cores in one thread. One seed determines turns, delays, losses, syncs and crashes, so that a
-//! failure replays exactly.
+//! A simulator of a cluster of cores in one thread. One seed determines turns, delays, losses, syncs and crashes, so
+//! that a failure replays exactly.
 //!
-//! Each node is a [`GroupCore`](towline_engine::core::GroupCore), driven in the order of the engine's shard: durable writes,
-//! applied entries, reports, messages (control before appends), proposals, the clock, one poll. [`History`] checks that
+//! Each node is a [`GroupCore`](towline_engine::core::GroupCore), driven in the order of the engine's shard: durable
+//! writes, applied entries, reports, messages (control before appends), proposals, the clock, one poll. [`History`]
+//! checks that
 //! * all nodes apply the same entries in the same order, each command at most once;
 //! * an acknowledged command stays at its index on every node;
-//! * a command whose proposer got an error with [`Outcome::NeverHappened`](towline_engine::errors::Outcome) is never applied;
+//! * a command that failed with [`NeverHappened`](towline_engine::errors::Outcome::NeverHappened) is never applied;
 //! * a read sees everything that was acknowledged or seen before it began.
 //!
 //! ```
@@ -145,8 +146,8 @@ impl Sim {
         self.ids().into_iter().try_for_each(|id| self.turn(id, true))
     }
 
-    /// Ends all faults and starts all nodes. The cluster must then elect a leader, acknowledge a command, and apply the same
-    /// entries on every node.
+    /// Ends all faults and starts all nodes. The cluster must then elect a leader, acknowledge a command, and apply the
+    /// same entries on every node.
     pub fn converge(&mut self) -> Result<(), Violation> {
         self.calm = true;
         self.options.net = NetOptions::default();

@@ -52,8 +52,8 @@ pub const LISTENER_LINKS_MAX: usize = 256;
 pub enum Fault {
     /// Links break and attempts to connect fail at once.
     Cut,
-    /// Links take everything and deliver nothing; attempts to connect get no answer. Links that lost messages break when
-    /// the fault ends.
+    /// Links take everything and deliver nothing; attempts to connect get no answer. Links that lost messages break
+    /// when the fault ends.
     Swallow,
     /// Links take what flow control allows and deliver nothing; attempts to connect get no answer.
     Stall,
@@ -123,7 +123,8 @@ impl MemNet {
         Self::default()
     }
 
-    /// A network whose links break after [`Fault::Swallow`] or [`Fault::Stall`] lasted `silence_max` in either direction.
+    /// A network whose links break after [`Fault::Swallow`] or [`Fault::Stall`] lasted `silence_max` in either
+    /// direction.
     pub fn with_keepalive(silence_max: Duration) -> Self {
         Self::with(Some(silence_max))
     }

@@ -122,8 +122,8 @@ impl UdpProxy {
         self.shared.flows.send_replace(Default::default());
     }
 
-    /// Forgets all diallers, like a restarted router: their next datagrams come from other ports, and answers to the old
-    /// ports are lost.
+    /// Forgets all diallers, like a restarted router: their next datagrams come from other ports, and answers to the
+    /// old ports are lost.
     pub fn cut(&self) {
         self.shared.diallers().clear();
     }

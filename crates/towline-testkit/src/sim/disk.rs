@@ -3,7 +3,8 @@ use std::collections::VecDeque;
 use towline_engine::log_store::GroupWrite;
 use towline_engine::message::{Entry, HardState};
 
-/// The log of one node. Unlike in [`MemLog`](crate::log::MemLog), the simulator decides for each write when it is durable.
+/// The log of one node. Unlike in [`MemLog`](crate::log::MemLog), the simulator decides for each write when it is
+/// durable.
 #[derive(Debug, Default)]
 pub(super) struct SimDisk {
     pub(super) hard_state: HardState,

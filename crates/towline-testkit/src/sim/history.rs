@@ -28,8 +28,8 @@ pub enum ReadResult {
 
 /// All calls of clients, and the log that all nodes applied. Each event is checked.
 ///
-/// The state machine is a list, so the applied index names a view. A view is right if it is a prefix of the log and holds
-/// everything acknowledged or seen before the read began.
+/// The state machine is a list, so the applied index names a view. A view is right if it is a prefix of the log and
+/// holds everything acknowledged or seen before the read began.
 #[derive(Debug, Default)]
 pub struct History {
     proposals: Vec<ProposalResult>,

@@ -47,7 +47,7 @@ pub enum SnapshotFault {
     DiskFull,
     /// EIO: the operation does nothing, and the writer's file is removed.
     Eio,
-    /// Corruption: a write flips one bit, a read fails with [`io::ErrorKind::InvalidData`], any other operation fails with
+    /// Corruption: a write flips one bit, a read fails with [`io::ErrorKind::InvalidData`], any other operation with
     /// [`SnapshotStoreError::Corrupt`].
     Corrupt,
     /// The operation panics.

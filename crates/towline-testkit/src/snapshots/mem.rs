@@ -99,7 +99,8 @@ impl MemSnapshots {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Damages one byte of a complete snapshot or a partial file, as a failing disk would. `false` if it has no such byte.
+    /// Damages one byte of a complete snapshot or a partial file, as a failing disk would. `false` if it has no such
+    /// byte.
     pub fn damage(&self, meta: &SnapshotMeta, offset: usize) -> bool {
         let mut state = self.lock();
         let key = (meta.head.group, meta.content);

@@ -49,8 +49,8 @@ pub trait SnapshotStoreFixture {
     /// Bytes under one checksum.
     fn chunk_bytes(&self) -> usize;
 
-    /// Flips one bit of byte `offset` of a body on the disk: of the complete file, or else of the partial file. The file is
-    /// not open.
+    /// Flips one bit of byte `offset` of a body on the disk: of the complete file, or else of the partial file. The
+    /// file is not open.
     fn flip(&mut self, meta: &SnapshotMeta, offset: usize);
 
     /// The number of files on the disk: complete, partial, being written.

@@ -6,8 +6,8 @@
 //! towline_testkit::state_machine_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` for each case. Cases about durability apply to machines that report a durable
-//! log position. For a machine that keeps files, see also [`files`].
+//! makes a module `mine` with one `#[test]` for each case. Cases about durability apply to machines that report a
+//! durable log position. For a machine that keeps files, see also [`files`].
 
 #![allow(
     clippy::unwrap_used,

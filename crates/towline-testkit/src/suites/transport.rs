@@ -6,15 +6,15 @@
 //! towline_testkit::transport_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` for each case. Each case gets a new fixture, which is one network. The suite
-//! stands in for the engines on both sides: node 1 dials, others listen ([`RecordingInbound`](crate::doubles)). Each case
-//! runs on its own multi-threaded runtime of tokio.
+//! makes a module `mine` with one `#[test]` for each case. Each case gets a new fixture, which is one network. The
+//! suite stands in for the engines on both sides: node 1 dials, others listen ([`RecordingInbound`](crate::doubles)).
+//! Each case runs on its own multi-threaded runtime of tokio.
 //!
-//! Every wait has a deadline ([`TransportFixture::deadline`]). A failure names the sentence of the contract. A panic on any
-//! thread of the runtime also fails the case.
+//! Every wait has a deadline ([`TransportFixture::deadline`]). A failure names the sentence of the contract. A panic on
+//! any thread of the runtime also fails the case.
 //!
-//! [`Capabilities`] states what may differ between transports. A fixture may also have a [`Path`] that fails on request, and
-//! a [`RawStream`] that does not speak the protocol. Cases that need one of them pass without it.
+//! [`Capabilities`] states what may differ between transports. A fixture may also have a [`Path`] that fails on
+//! request, and a [`RawStream`] that does not speak the protocol. Cases that need one of them pass without it.
 //!
 //! `tests/transport_flaws.rs` tests the suite itself, with broken transports.
 
@@ -49,8 +49,8 @@ pub const LANE_DELAY_MAX: Duration = Duration::from_secs(1);
 /// A transport under test.
 #[async_trait]
 pub trait TransportFixture: Send + Sync + 'static {
-    /// Makes the transport of a node, from 1 to 1000; called once for each node. Transports of one fixture reach each other.
-    /// A transport that authenticates proves to be `node`.
+    /// Makes the transport of a node, from 1 to 1000; called once for each node. Transports of one fixture reach each
+    /// other. A transport that authenticates proves to be `node`.
     fn transport(&self, node: NodeId) -> Arc<dyn Transport>;
 
     /// An unused address to listen at, usually with port 0.
@@ -92,17 +92,18 @@ pub struct Capabilities {
     ///
     /// [`Unsupported`]: towline_engine::transport::TransferError::Unsupported
     pub snapshots: bool,
-    /// Whether the transport proves the dialler's identity. [`Inbound::admit`] then always gets a certificate, otherwise never.
+    /// Whether the transport proves the dialler's identity. [`Inbound::admit`] then always gets a certificate,
+    /// otherwise never.
     ///
     /// [`Inbound::admit`]: towline_engine::transport::Inbound::admit
     pub authenticates: bool,
-    /// Bytes that one link takes while its receiver reads nothing: in memory of both ends and the kernel. The next dispatch
-    /// waits.
+    /// Bytes that one link takes while its receiver reads nothing: in memory of both ends and the kernel. The next
+    /// dispatch waits.
     pub link_bytes_max: usize,
     /// Bytes that one snapshot transfer takes while its receiver reads nothing.
     pub transfer_bytes_max: usize,
-    /// Connections or links of one listener, over all peers. The next dialler gets `TooManyConnections`. A fixture should set
-    /// it low.
+    /// Connections or links of one listener, over all peers. The next dialler gets `TooManyConnections`. A fixture
+    /// should set it low.
     pub connections_max: usize,
     /// The longest time until an idle link over a silent path ends. `None` for a transport without keep-alive.
     pub silence_max: Option<Duration>,

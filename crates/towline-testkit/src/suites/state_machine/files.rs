@@ -1,8 +1,8 @@
 //! How a [`StateMachine`] with files must react to damage of a file while the machine is closed.
 //!
-//! A file is lost, cut, or replaced by an older copy or by another file. The machine may then refuse to open, open with the
-//! state of an earlier log position, or fail at the first read of the damage. It must never show a state that its log
-//! position never had.
+//! A file is lost, cut, or replaced by an older copy or by another file. The machine may then refuse to open, open with
+//! the state of an earlier log position, or fail at the first read of the damage. It must never show a state that its
+//! log position never had.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,8 +30,8 @@ pub trait FilesFixture: StateMachineFixture {
     fn try_contents(&self, view: &<Self::Machine as StateMachine>::View) -> Result<Vec<u8>, String>;
 }
 
-/// Makes a module with one `#[test]` for each kind of damage to the files of a machine. The second argument makes an empty
-/// [`FilesFixture`](crate::suites::state_machine::files::FilesFixture).
+/// Makes a module with one `#[test]` for each kind of damage to the files of a machine. The second argument makes an
+/// empty [`FilesFixture`](crate::suites::state_machine::files::FilesFixture).
 #[macro_export]
 macro_rules! state_machine_files_suite {
     ($module:ident, $new:expr) => {
@@ -46,8 +46,8 @@ macro_rules! state_machine_files_suite {
 
 /// The last index of the log when the file is damaged.
 const REACHED: u64 = 8;
-/// The index that the machine reaches afterwards. It flushes after each second command, because a merge must not bring old
-/// values back.
+/// The index that the machine reaches afterwards. It flushes after each second command, because a merge must not bring
+/// old values back.
 const LAST: u64 = 14;
 /// The index of the snapshot with which one history begins.
 const RESTORED: u64 = 5;
@@ -174,8 +174,8 @@ fn history<F: FilesFixture>(
     FilesHistory { name, files, older, begins_after, snapshot }
 }
 
-/// Opens the machine on damaged files, applies the log like the engine, and continues. The machine may fail at any time, but
-/// its states and replies before must be right.
+/// Opens the machine on damaged files, applies the log like the engine, and continues. The machine may fail at any
+/// time, but its states and replies before must be right.
 fn go_on<F: FilesFixture>(
     fixture: &mut F,
     expected: &Expected,

@@ -245,8 +245,8 @@ pub fn a_batch_is_never_delivered_twice(fixture: SharedFixture) {
                 case.dispatch(&mut opened, batch(index, 5_000)).await;
                 index += 1;
             }
-            // After a link that delivered everything, a repeated batch would arrive before those of the next link. After
-            // a link that was dropped with batches in flight, a repeated batch could be the first delivery.
+            // After a link that delivered everything, a repeated batch would arrive before those of the next link.
+            // After a link that was dropped with batches in flight, a repeated batch could be the first delivery.
             if round != 2 {
                 let last = index - 1;
                 let what = "the delivery of every batch that a link took";

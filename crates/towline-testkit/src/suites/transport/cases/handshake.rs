@@ -162,7 +162,8 @@ pub fn listen_reports_an_address_in_use(fixture: SharedFixture) {
     });
 }
 
-/// With authentication, `admit` gets the node of the certificate, which may differ from the hello. Otherwise it gets none.
+/// With authentication, `admit` gets the node of the certificate, which may differ from the hello. Otherwise it gets
+/// none.
 pub fn the_certificate_reaches_admit(fixture: SharedFixture) {
     with_host(
         fixture,

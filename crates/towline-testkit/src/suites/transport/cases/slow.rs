@@ -16,7 +16,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
-/// How long the byte count of a link may stand still while its peer receives. The engine drops a dispatch after twice as long.
+/// How long the byte count of a link may stand still while its peer receives. The engine drops a dispatch after twice
+/// as long.
 const STANDSTILL_MAX: Duration = Duration::from_millis(1_500);
 
 const ALIVE: &str = "a link is alive while its peer receives what it carries, however slowly";
