@@ -14,14 +14,14 @@ use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::log::MemLog;
 use towline_testkit::log_store_suite;
-use towline_testkit::suites::log_store::Fixture;
+use towline_testkit::suites::log_store::LogStoreFixture;
 
 #[derive(Default)]
 struct InMemory {
     log: MemLog,
 }
 
-impl Fixture for InMemory {
+impl LogStoreFixture for InMemory {
     fn open(&mut self) -> Arc<dyn LogStore> {
         Arc::new(self.log.clone())
     }
@@ -52,7 +52,7 @@ impl OnDisk {
     }
 }
 
-impl Fixture for OnDisk {
+impl LogStoreFixture for OnDisk {
     fn open(&mut self) -> Arc<dyn LogStore> {
         #[allow(clippy::unwrap_used)]
         DataDir::open_with(self.dir.path(), self.config.clone()).unwrap().log()

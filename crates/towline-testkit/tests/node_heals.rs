@@ -125,7 +125,7 @@ impl Fault {
             TooLarge => patient.snapshot_bytes_max = ByteSize::bytes(1_000),
             WireEnds(bytes) => {
                 let flow = Flow { cut_after: Some(*bytes), ..Flow::default() };
-                bench.proxies[behind as usize - 1].set(proxy::Direction::Forth, flow);
+                bench.proxies[behind as usize - 1].set(proxy::ProxyDirection::Forth, flow);
             }
             _ => {}
         }
@@ -194,7 +194,7 @@ fn between(bench: &Bench, fault: mem::Fault) {
     bench.cluster.net.fault(behind, leader, fault);
     if let Some(proxy) = bench.proxies.get(bench.behind as usize - 1) {
         let hole = Flow { black_hole: true, ..Flow::default() };
-        proxy::Direction::ALL.into_iter().for_each(|way| proxy.set(way, hole));
+        proxy::ProxyDirection::ALL.into_iter().for_each(|way| proxy.set(way, hole));
     }
 }
 

@@ -17,7 +17,7 @@ use towline_engine::status::AttemptOutcome;
 use towline_engine::units::ByteSize;
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
-use towline_testkit::proxy::{DatagramFlow, Direction, UdpProxy};
+use towline_testkit::proxy::{DatagramFlow, ProxyDirection, UdpProxy};
 use towline_tls::TlsConfig;
 use towline_tls::dev::DevAuthority;
 
@@ -55,7 +55,7 @@ async fn over_quic_through(config: Config, poor_network: bool) -> Cluster {
     if poor_network {
         for (seed, address) in called.iter_mut().enumerate() {
             let proxy = UdpProxy::to(address.authority().parse().unwrap(), seed as u64).await.unwrap();
-            Direction::ALL.into_iter().for_each(|direction| proxy.set(direction, poor()));
+            ProxyDirection::ALL.into_iter().for_each(|direction| proxy.set(direction, poor()));
             *address = format!("quic://{}", proxy.local_addr()).parse().unwrap();
             // Until the process ends.
             std::mem::forget(proxy);

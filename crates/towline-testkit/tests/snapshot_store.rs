@@ -14,7 +14,7 @@ use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
 use towline_storage::{DataDir, SNAPSHOT_CHUNK_BYTES};
 use towline_testkit::snapshot_store_suite;
 use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots};
-use towline_testkit::suites::snapshot_store::Fixture;
+use towline_testkit::suites::snapshot_store::SnapshotStoreFixture;
 
 #[derive(Default)]
 struct InMemory {
@@ -28,7 +28,7 @@ impl InMemory {
     }
 }
 
-impl Fixture for InMemory {
+impl SnapshotStoreFixture for InMemory {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         let store = Arc::new(self.store.clone());
         if self.through_the_double { Arc::new(FaultySnapshots::new(store)) } else { store }
@@ -70,7 +70,7 @@ impl OnDisk {
     }
 }
 
-impl Fixture for OnDisk {
+impl SnapshotStoreFixture for OnDisk {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         DataDir::open(self.dir.path()).unwrap().snapshots()
     }

@@ -22,7 +22,7 @@ use towline_engine::snapshot_store::{
     SnapshotWriter, Trailer,
 };
 use towline_testkit::snapshots::MemSnapshots;
-use towline_testkit::suites::snapshot_store::{self as suite, Fixture, New};
+use towline_testkit::suites::snapshot_store::{self as suite, NewSnapshotStore, SnapshotStoreFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flaw {
@@ -138,7 +138,7 @@ impl Store {
     }
 }
 
-impl Fixture for Store {
+impl SnapshotStoreFixture for Store {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         Arc::new(self.clone())
     }
@@ -432,7 +432,7 @@ impl Drop for Writer {
     }
 }
 
-type Check = fn(New<'_>);
+type Check = fn(NewSnapshotStore<'_>);
 
 fn finds(check: Check, flaw: Flaw) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -444,48 +444,48 @@ fn finds(check: Check, flaw: Flaw) -> bool {
 #[test]
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
     for (flaw, check) in [
-        (Flaw::LosesTheName, suite::what_was_committed_survives_a_crash as Check),
-        (Flaw::LosesTheBytes, suite::what_was_committed_survives_a_crash),
-        (Flaw::LosesPartials, suite::a_broken_transfer_goes_on_after_a_restart),
-        (Flaw::ListsWhatIsWritten, suite::nothing_is_visible_before_the_commit),
-        (Flaw::CommitsAtVerify, suite::verify_makes_nothing_visible),
-        (Flaw::CommitsAtVerify, suite::a_writer_that_is_discarded_leaves_nothing),
+        (Flaw::LosesTheName, suite::a_commit_survives_a_crash as Check),
+        (Flaw::LosesTheBytes, suite::a_commit_survives_a_crash),
+        (Flaw::LosesPartials, suite::a_broken_transfer_resumes_after_a_restart),
+        (Flaw::ListsWhatIsWritten, suite::a_snapshot_is_invisible_before_its_commit),
+        (Flaw::CommitsAtVerify, suite::verify_makes_no_snapshot_visible),
+        (Flaw::CommitsAtVerify, suite::a_discarded_writer_leaves_no_file),
         (Flaw::ListsAsTheyCame, suite::latest_has_the_highest_index),
         (Flaw::ListsLowerTermsFirst, suite::the_higher_term_breaks_a_tie),
         (Flaw::ListsTheNewestOnly, suite::complete_lists_every_snapshot_the_newest_first),
-        (Flaw::FindsAnother, suite::find_knows_every_complete_snapshot),
-        (Flaw::FindsInAnyGroup, suite::groups_are_apart),
-        (Flaw::ForgetsTheOffer, suite::a_wrong_digest_is_refused_and_gone),
-        (Flaw::ForgetsTheOffer, suite::a_short_body_is_refused_and_gone),
-        (Flaw::ForgetsTheOffer, suite::a_long_body_is_refused_and_gone),
+        (Flaw::FindsAnother, suite::find_returns_every_complete_snapshot),
+        (Flaw::FindsInAnyGroup, suite::groups_are_independent),
+        (Flaw::ForgetsTheOffer, suite::a_wrong_digest_is_refused_and_removed),
+        (Flaw::ForgetsTheOffer, suite::a_short_body_is_refused_and_removed),
+        (Flaw::ForgetsTheOffer, suite::a_long_body_is_refused_and_removed),
         (Flaw::ForgetsTheOffer, suite::another_head_is_another_content),
-        (Flaw::IgnoresTheTrailer, suite::a_snapshot_of_its_own_is_held_to_what_is_expected_too),
-        (Flaw::IgnoresTheTrailer, suite::a_wrong_digest_is_refused_and_gone),
-        (Flaw::CommitsUnverified, suite::a_commit_without_verify_fails_and_the_file_is_gone),
-        (Flaw::VerifiedForGood, suite::a_write_after_verify_takes_the_verification_back),
-        (Flaw::VerifiedForGood, suite::a_part_after_verify_takes_the_verification_back),
-        (Flaw::TrustsThePrefix, suite::a_damaged_prefix_is_cut_back_to_what_holds),
-        (Flaw::TrustsThePrefix, suite::a_prefix_that_is_damaged_at_its_start_begins_anew),
-        (Flaw::ResumesAnotherOffer, suite::a_prefix_of_another_offer_is_not_gone_on_with),
-        (Flaw::ClaimsMore, suite::flush_puts_what_was_taken_into_the_file),
-        (Flaw::ClaimsMore, suite::a_complete_prefix_needs_no_further_byte),
-        (Flaw::ClaimsNothing, suite::a_transfer_may_break_at_any_chunk_and_again),
-        (Flaw::KeepsNoPrefix, suite::a_broken_transfer_goes_on_where_it_was),
-        (Flaw::KeepsNoPrefix, suite::a_broken_transfer_goes_on_in_parts),
-        (Flaw::LeavesItsOwn, suite::a_writer_that_is_dropped_leaves_nothing_of_its_own),
-        (Flaw::DiscardsNothing, suite::a_writer_that_is_discarded_leaves_nothing),
+        (Flaw::IgnoresTheTrailer, suite::a_created_snapshot_is_checked_against_a_trailer),
+        (Flaw::IgnoresTheTrailer, suite::a_wrong_digest_is_refused_and_removed),
+        (Flaw::CommitsUnverified, suite::a_commit_without_verify_fails_and_removes_the_file),
+        (Flaw::VerifiedForGood, suite::a_write_after_verify_voids_the_verification),
+        (Flaw::VerifiedForGood, suite::a_part_after_verify_voids_the_verification),
+        (Flaw::TrustsThePrefix, suite::a_damaged_partial_file_is_cut_at_the_damage),
+        (Flaw::TrustsThePrefix, suite::a_partial_file_with_a_damaged_start_begins_anew),
+        (Flaw::ResumesAnotherOffer, suite::a_partial_file_of_another_offer_is_not_resumed),
+        (Flaw::ClaimsMore, suite::flush_writes_buffered_bytes_to_the_file),
+        (Flaw::ClaimsMore, suite::a_complete_partial_file_needs_no_further_byte),
+        (Flaw::ClaimsNothing, suite::a_transfer_may_break_several_times),
+        (Flaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_where_it_broke),
+        (Flaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_in_parts),
+        (Flaw::LeavesItsOwn, suite::a_dropped_writer_of_a_created_snapshot_leaves_no_file),
+        (Flaw::DiscardsNothing, suite::a_discarded_writer_leaves_no_file),
         (Flaw::NeverBusy, suite::a_second_writer_of_one_content_is_busy),
         (Flaw::RemovesWhatIsOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
         (Flaw::KeepsWhatWasOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
-        (Flaw::NeverForgives, suite::a_file_that_is_kept_after_all_stays),
+        (Flaw::NeverForgives, suite::a_file_that_is_retained_again_stays),
         (Flaw::NeverForgives, suite::a_reader_is_not_disturbed_by_the_same_snapshot_again),
-        (Flaw::RemovesWhatIsWritten, suite::retain_spares_what_is_being_written),
-        (Flaw::KeepsPartials, suite::retain_removes_what_broken_transfers_left),
-        (Flaw::KeepsNothing, suite::retain_keeps_what_is_named),
-        (Flaw::KeepsNothing, suite::retain_removes_what_is_not_kept),
-        (Flaw::RemovesOfEveryGroup, suite::groups_are_apart),
-        (Flaw::OpensNothing, suite::what_is_not_here_is_missing),
-        (Flaw::OpensAnyLength, suite::what_is_not_here_is_missing),
+        (Flaw::RemovesWhatIsWritten, suite::retain_keeps_files_of_open_writers),
+        (Flaw::KeepsPartials, suite::retain_removes_partial_files),
+        (Flaw::KeepsNothing, suite::retain_keeps_named_files),
+        (Flaw::KeepsNothing, suite::retain_removes_other_snapshots),
+        (Flaw::RemovesOfEveryGroup, suite::groups_are_independent),
+        (Flaw::OpensNothing, suite::an_absent_snapshot_is_missing),
+        (Flaw::OpensAnyLength, suite::an_absent_snapshot_is_missing),
     ] {
         assert!(finds(check, flaw), "{flaw:?} was not found");
         assert!(!finds(check, Flaw::Sound), "{flaw:?}: its check refuses the sound store");

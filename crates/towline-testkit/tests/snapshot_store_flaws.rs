@@ -19,7 +19,7 @@ use towline_engine::snapshot_store::{
     SnapshotWriter, Trailer,
 };
 use towline_testkit::snapshots::MemSnapshots;
-use towline_testkit::suites::snapshot_store::{self as suite, Fixture, New};
+use towline_testkit::suites::snapshot_store::{self as suite, NewSnapshotStore, SnapshotStoreFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flaw {
@@ -64,7 +64,7 @@ struct Flawed {
     flaw: Flaw,
 }
 
-impl Fixture for Flawed {
+impl SnapshotStoreFixture for Flawed {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         Arc::new(Store { inner: self.inner.clone(), flaw: self.flaw })
     }
@@ -249,7 +249,7 @@ impl SnapshotWriter for Writer {
     }
 }
 
-type Check = fn(New<'_>);
+type Check = fn(NewSnapshotStore<'_>);
 
 fn finds(check: Check, flaw: Flaw) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -261,9 +261,9 @@ fn finds(check: Check, flaw: Flaw) -> bool {
 #[test]
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
     let sums: Check = suite::every_part_carries_its_own_checksum;
-    let damage: Check = suite::parts_end_before_damage_and_nothing_comes_behind_it;
-    let rereading: Check = suite::what_is_read_again_is_told_of_and_may_be_left_for_later;
-    let refusal: Check = suite::a_part_whose_checksum_does_not_hold_is_not_taken;
+    let damage: Check = suite::parts_end_before_damage;
+    let rereading: Check = suite::rereading_a_partial_file_reports_progress_and_may_stop;
+    let refusal: Check = suite::a_part_with_a_wrong_checksum_is_refused;
     for (flaw, check) in [
         (Flaw::SumOfMore, sums),
         (Flaw::SumOfUncut, sums),

@@ -9,7 +9,7 @@ use towline_engine::node::{Consistency, Group};
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id};
 use towline_testkit::list::ListMachine;
-use towline_testkit::proxy::{Direction, Flow, TcpProxy};
+use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
 
 use super::ports::free_port;
 
@@ -41,7 +41,7 @@ impl Distant {
         for _ in 0..3 {
             let port = free_port();
             let proxy = TcpProxy::to(port).await.unwrap();
-            for direction in Direction::ALL {
+            for direction in ProxyDirection::ALL {
                 proxy.set(direction, Flow { delay: round_trip / 2, ..Flow::default() });
             }
             ports.push(port);
