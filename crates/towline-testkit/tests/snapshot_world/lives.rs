@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use towline_engine::core::{
-    Group, GroupLog, GroupSetup, ReplicaSetup, RetryPolicy, SnapshotPolicy, SnapshotSetup,
+    GroupCore, GroupLog, GroupSetup, ReplicaSetup, RetryPolicy, SnapshotPolicy, SnapshotSetup,
 };
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
@@ -54,7 +54,7 @@ impl World {
         let snapshots = SnapshotSetup { available, policy: self.policy(), seed: self.seed ^ life };
         let mut origin = [0; 16];
         origin[..8].copy_from_slice(&life.to_be_bytes());
-        let group = Group::new(GroupSetup {
+        let group = GroupCore::new(GroupSetup {
             replica: ReplicaSetup {
                 node: id,
                 group: GroupId::DEFAULT,

@@ -12,7 +12,7 @@ mod transfers;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use towline_engine::core::{Apply, AttemptEffect, Effects, Group, SendBudget};
+use towline_engine::core::{Apply, AttemptEffect, Effects, GroupCore, SendBudget};
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::GroupWrite;
 use towline_engine::message::{ConfState, LogId, Message};
@@ -125,7 +125,7 @@ impl Arrow {
     ];
 }
 
-type Core = Group<u64, u64>;
+type Core = GroupCore<u64, u64>;
 type Fx = Effects<u64, u64>;
 
 struct Up {
