@@ -1,12 +1,4 @@
 //! One scenario a test: cases that every release must survive, on a simulated cluster of cores.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
 
 use towline_engine::core::Reject;
 use towline_engine::errors::{Outcome, ProposeError, TransferLeaderError};

@@ -1,12 +1,4 @@
 //! Whole clusters of cores under random faults. `TOWLINE_SIM_SEED` replays one seed, `TOWLINE_SIM_CASES` runs more.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

@@ -1,12 +1,4 @@
 //! Case 31: whatever a peer sends, `step` refuses it or takes it; nothing panics.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;

@@ -1,12 +1,4 @@
 //! The control of case 1, on the raft crate alone: why snapshots must be reported.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
 
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::storage::MemStorage;

@@ -1,6 +1,5 @@
 //! Linearizable reads of a simulated cluster of cores whose nodes are far apart, or whose disks are slow. A tick is 10 ms, and
 //! all settings are the defaults of the engine.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 use towline_engine::core::Reject;
 use towline_engine::ids::NodeId;

@@ -1,5 +1,4 @@
 //! Single cases of snapshots in simulated clusters of cores, each with its control.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 use crate::snapshot_world::{Plant, World};
 use towline_engine::ids::NodeId;

@@ -2,14 +2,6 @@
 //! Raft exactly once, or its leadership or its node is over. Whole clusters of cores run under random faults. After each
 //! input the world checks Raft's own state: no Raft waits for an attempt that is over. `TOWLINE_SIM_SEED` replays one seed,
 //! `TOWLINE_SIM_CASES` runs more.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,12 @@
 //! The integration tests that can share a process, in one binary: linking each file alone takes longer than most tests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)] // helpers of tests
 
 mod common;
 mod core_cases;

@@ -1,12 +1,5 @@
 //! Attempts that end in odd ways, each in exactly one report: transports that panic or say nothing, phases that take long,
 //! a sender that has no end of patience, more offers than a node takes, a receipt that is lost.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::{Duration, Instant};
 

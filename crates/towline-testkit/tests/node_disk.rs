@@ -1,11 +1,4 @@
 //! A node on a data directory whose log disk fails: at each of its writes and syncs in turn.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::path::{Path, PathBuf};
 

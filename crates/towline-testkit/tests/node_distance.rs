@@ -1,5 +1,4 @@
 //! Linearizable reads on nodes that are far apart.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 use std::time::Duration;
 

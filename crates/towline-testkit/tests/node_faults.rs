@@ -1,5 +1,4 @@
 //! What fails alone: a disk, a state machine, a peer, a link, a group's memory. The rest goes on.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -1,5 +1,4 @@
 //! Who may talk to a node, in memory and over gRPC: everybody else is refused by name, counted, and changes nothing.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,14 +1,6 @@
 //! Each fault of a snapshot that a node can meet, alone, and then healed: the peer is sent a new attempt within two
 //! heartbeats of its backoff, catches up, and every attempt had one report. The time is taken from the heal, or from the
 //! end of the attempt that failed if that is later, to the moment the transport is asked to offer the next one.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr,
-    clippy::print_stdout
-)] // helpers of tests
 
 use std::time::{Duration, Instant};
 

@@ -1,13 +1,6 @@
 //! Case 13: a snapshot of each awkward length goes through everything a snapshot goes through: it is made, stored in a file,
 //! offered, read in chunks, sent, received into a file, and restored. Both ends have the same bytes, and both books the same
 //! totals.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};

@@ -1,12 +1,5 @@
 //! A member that lies about a snapshot: in its offer, in its chunks, in its end. A real node refuses by type, restores
 //! nothing, keeps nothing of it, and has its seat free for the next.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::sync::Arc;
 

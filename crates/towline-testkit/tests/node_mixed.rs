@@ -1,12 +1,5 @@
 //! Case 53: a cluster in which each address names its transport. Some nodes are reached over gRPC and some over QUIC, so
 //! the two ends of most pairs talk over one transport one way and over the other one back.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::sync::Arc;
 

@@ -1,11 +1,4 @@
 //! Three nodes that reach each other over QUIC alone: replication, a lost leader, a follower brought back by a snapshot.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,12 +1,5 @@
 //! Case 30: who may not come in. One table for gRPC and QUIC, against a real node: what the dialler hears, what the
 //! listener says it was, and what is counted, once and under nothing else. docs/transports.md shows the table.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::mem::discriminant;
 use std::net::SocketAddr;

@@ -1,5 +1,4 @@
 //! What a cluster does for its users: order, reads, honest errors, changes of leader.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -1,11 +1,4 @@
 //! A receiver reads again what it has of a snapshot: its sender hears of every piece, and a node that stops does not read on.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::Duration;
 

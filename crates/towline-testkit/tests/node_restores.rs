@@ -1,11 +1,4 @@
 //! A state machine that is cut off while it is restored: what it holds after a restart is the old state or the new one.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

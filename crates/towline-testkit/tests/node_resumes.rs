@@ -1,12 +1,5 @@
 //! A receiver that has a part of a snapshot, or all of it, reads it again before it answers an offer, however long that
 //! takes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,4 @@
 //! Attempts to send a snapshot that meet: two at once to one peer, two leaders, a receiver that is gone for good.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::Duration;
 

@@ -1,12 +1,5 @@
 //! Case 67, while bytes still come: a receiver whose disk keeps it waiting in one write says so, and is not taken for one
 //! that stands still; and one that does stand still is.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::net::TcpListener;
 use std::sync::Arc;

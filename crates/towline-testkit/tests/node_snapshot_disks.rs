@@ -1,11 +1,4 @@
 //! Disks of snapshots that are full or fail: the attempt pays for it, the node and its groups do not.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::Duration;
 

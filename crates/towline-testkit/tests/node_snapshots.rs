@@ -1,11 +1,4 @@
 //! Snapshots between nodes: made, sent, cut, resumed, installed, and the log forgotten behind them.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use bytes::Bytes;
 use towline_engine::config::Config;

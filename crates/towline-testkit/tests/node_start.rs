@@ -1,5 +1,4 @@
 //! Starting and ending: every refusal of a start is typed and says what is wrong, and every end lets go of everything.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;

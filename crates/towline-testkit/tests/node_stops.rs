@@ -1,11 +1,4 @@
 //! What comes too late for a node that stops is told so, and keeps nobody waiting.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::{Duration, Instant};
 

@@ -5,13 +5,6 @@
 //! to another history. A start used to look at the file with the highest index only: a node whose state machine is
 //! volatile then refused to start although the file of its own, which the log goes on from, was there. And where it did
 //! start, the stray file stood for the newest snapshot: the node's own next ones were removed in its favour.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

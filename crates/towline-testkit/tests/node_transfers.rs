@@ -1,12 +1,5 @@
 //! What becomes of a snapshot when something goes wrong on its way: one report, one line in each log, and a follower that
 //! is served again. Each fault stands beside what the books of both sides say of it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::time::{Duration, Instant};
 

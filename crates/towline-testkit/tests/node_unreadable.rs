@@ -1,5 +1,4 @@
 //! A leader whose disk cannot read a part of the log that a follower needs.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 use std::ops::Range;
 use std::sync::Arc;

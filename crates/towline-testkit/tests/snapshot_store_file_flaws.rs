@@ -1,13 +1,6 @@
 //! Snapshot stores that lose, show, keep or remove files as they should not, and the checks of the suite that must find
 //! them. What is wrong with bytes and their checksums is in `snapshot_store_flaws.rs`; syncs and renames that are left out
 //! stand here as what a crash then leaves.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,12 +1,5 @@
 //! Snapshot stores that break one sentence of the contract each, and the checks of the suite that must find them. The
 //! sound store under them passes the same checks: `snapshot_store.rs`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,11 +1,4 @@
 //! State machines under the suite: those of the testkit, and machines with one flaw each, which it must find.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};

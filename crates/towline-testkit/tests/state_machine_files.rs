@@ -1,6 +1,5 @@
 //! Machines with files under the suite that damages files: one that checks everything, and one for each check that may be
 //! left out, which the suite must find.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 use std::fs;
 use std::io::{self, Read};

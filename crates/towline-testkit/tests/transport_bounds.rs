@@ -1,12 +1,5 @@
 //! What a peer, or a stranger, may cost a listener: connections of one peer, handshakes a second. The same for gRPC and
 //! QUIC.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

@@ -1,12 +1,5 @@
 //! The transport suite sees what it claims to see: transports that are broken on purpose, each in one way, and the case
 //! that finds it. The sound transport below them passes every case (`transport_suite.rs`).
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

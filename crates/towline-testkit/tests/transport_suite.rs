@@ -1,11 +1,4 @@
 //! The transports of this workspace under the suite.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,6 +1,5 @@
 //! Counts what nodes count, for tests.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod bench;
