@@ -6,6 +6,7 @@
 //!   double around any that fails, panics or waits on request.
 //! * [`sim`]: a cluster of cores in one thread, where every delay, loss and crash comes from a seed.
 //! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
+//! * [`doubles`]: the engine's side of a transport, which records what the transport does.
 //! * [`fault`]: a layer over any transport that drops, delays, duplicates, corrupts and cuts.
 //! * [`proxy`]: TCP and UDP proxies that do the same to the bytes of a real one.
 //! * [`list`]: a state machine that remembers everything and fails on request.
@@ -29,6 +30,7 @@
 //! It is for tests: its suites panic where an assertion fails.
 
 pub mod cluster;
+pub mod doubles;
 pub mod fault;
 pub mod list;
 pub mod log;
