@@ -51,5 +51,8 @@ mod state_machine;
 mod state_machine_files;
 mod transport_bounds;
 mod transport_flaws;
+mod transport_grpc;
+mod transport_peers;
+mod transport_quic;
 mod transport_suite;
 mod wires;

@@ -146,7 +146,10 @@ async fn a_link_reports_whether_the_peer_closed_it_or_fell_silent() {
             Some(flow) => Direction::ALL.into_iter().for_each(|way| proxy.set(way, flow)),
         }
         let closed = within(log.closed()).await;
-        assert!(matches!(&closed, LinkClosed::Broken { detail } if detail == cause), "{closed:?}, not {cause}");
+        assert!(
+            matches!(&closed, LinkClosed::Broken { detail } if detail == cause),
+            "{closed:?}, not {cause}"
+        );
     }
 }
 

@@ -86,8 +86,7 @@ async fn a_tls_handshake_that_does_not_go_on_is_refused() {
     let listening = Listening::on(&quick(2)).await;
     let trap = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let to = peer(trap.local_addr().unwrap());
-    let dialling =
-        tokio::spawn(async move { connect(&quick(1), &to, Lane::Control, &hello(1, 2)).await.0 });
+    let dialling = tokio::spawn(async move { connect(&quick(1), &to, Lane::Control, &hello(1, 2)).await.0 });
     let mut packet = vec![0; 2048];
     let (length, _) = within(trap.recv_from(&mut packet)).await.unwrap();
     let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -180,7 +179,8 @@ async fn a_server_of_another_protocol_is_a_protocol_error() {
 
 #[tokio::test]
 async fn an_address_of_another_transport_is_refused() {
-    let (inbound, address) = (RecordingInbound::new(node_id(2)), PeerAddr::new("grpc://127.0.0.1:0").unwrap());
+    let (inbound, address) =
+        (RecordingInbound::new(node_id(2)), PeerAddr::new("grpc://127.0.0.1:0").unwrap());
     let error = quic(2).listen(&address, inbound.inbound()).await.err().unwrap();
     assert!(matches!(error, TransportError::Address { .. }), "{error}");
     let to = Peer { id: node_id(2), address };

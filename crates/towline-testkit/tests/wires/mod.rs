@@ -12,8 +12,9 @@ use towline_engine::ids::{GroupId, PeerAddr};
 use towline_engine::message::{Batch, Lane, LogId, Message, MessageKind};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
 use towline_engine::transport::{
-    CertIdentity, ConnectError, Connected, Hello, Inbound, Link, LinkClosed, LinkFeedback, Listener, OfferAnswer, Peer,
-    PeerSession, ProgressCell, Refusal, SnapshotOffer, TransferError, Transport, TransportError,
+    CertIdentity, ConnectError, Connected, Hello, Inbound, Link, LinkClosed, LinkFeedback, Listener,
+    OfferAnswer, Peer, PeerSession, ProgressCell, Refusal, SnapshotOffer, TransferError, Transport,
+    TransportError,
 };
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_quic::{QuicConfig, QuicTransport};
