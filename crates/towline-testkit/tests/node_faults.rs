@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::Counts;
+use crate::common::{Counts, REPORTS};
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError};
@@ -63,10 +63,8 @@ async fn a_full_group_refuses_its_own_messages_and_no_others() {
     assert!(counts.sum("towline_inbound_rejects_total", &[&format!("node={full}"), "cause=inbox_full"]) > 0);
     // Heard of by the lane; the shard takes it in its next turn.
     let of_leader = format!("node={leader}");
-    until("the report", || {
-        counts.sum("towline_reports_total", &[&of_leader, "kind=unreachable", "outcome=applied"]) > 0
-    })
-    .await;
+    until("the report", || counts.sum(REPORTS, &[&of_leader, "kind=unreachable", "outcome=applied"]) > 0)
+        .await;
     let links = |counts: &Counts| counts.sum("towline_links_closed_total", &[]);
     let broken = links(&counts);
 
@@ -381,7 +379,7 @@ async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_th
     }
     let reports = |outcome: &str| {
         let of = [format!("node={leader}"), format!("peer={peer}"), format!("outcome={outcome}")];
-        counts.sum("towline_reports_total", &[&of[0], &of[1], &of[2], "kind=unreachable"])
+        counts.sum(REPORTS, &[&of[0], &of[1], &of[2], "kind=unreachable"])
     };
     // Fresh incidents only: the links of the start may have come late.
     for _ in 0..3 {

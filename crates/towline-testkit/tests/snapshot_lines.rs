@@ -16,7 +16,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::bench::{Bench, config, load};
+use common::{LaggingCluster, config, load};
 use towline_engine::config::Config;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_grpc::{GrpcConfig, GrpcTransport};
@@ -168,17 +168,18 @@ fn verdict(sent: &Line, received: &Line) -> Verdict {
 }
 
 /// Over gRPC, so that there is a wire that can end.
-async fn wired() -> Bench {
-    Bench::grpc(Plan::new(3, 1).config(Config { snapshot_progress_timeout_ms: 10_000, ..config() })).await
+async fn wired() -> LaggingCluster {
+    LaggingCluster::grpc(Plan::new(3, 1).config(Config { snapshot_progress_timeout_ms: 10_000, ..config() }))
+        .await
 }
 
 /// The node that is behind comes back, and heals once its first attempt is over.
-async fn first_attempt(bench: &mut Bench, lines: &Lines) -> (Line, Line) {
+async fn first_attempt(setup: &mut LaggingCluster, lines: &Lines) -> (Line, Line) {
     lines.lines.lock().unwrap().clear();
-    bench.comes_back().await;
-    let found = lines.of_first_attempt(bench.leader, bench.behind).await;
-    bench.proxies.iter().for_each(TcpProxy::clear);
-    assert!(bench.cluster.settled(1).await.len() >= 45);
+    setup.restart_follower().await;
+    let found = lines.of_first_attempt(setup.leader, setup.behind).await;
+    setup.proxies.iter().for_each(TcpProxy::clear);
+    assert!(setup.cluster.settled(1).await.len() >= 45);
     found
 }
 
@@ -234,16 +235,16 @@ async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
         let mut disks = of.lock().unwrap();
         ListMachine::new().stored_in(disks.entry(node).or_insert_with(|| ListDisk::new(Replacing::Aside)))
     });
-    let mut bench = Bench::grpc(plan).await;
-    disks.lock().unwrap()[&node_id(bench.behind)].cut_restore(1, RestoreCut::Fatal);
+    let mut setup = LaggingCluster::grpc(plan).await;
+    disks.lock().unwrap()[&node_id(setup.behind)].cut_restore(1, RestoreCut::Fatal);
     lines.lines.lock().unwrap().clear();
-    bench.comes_back().await;
-    let (sent, received) = lines.of_first_attempt(bench.leader, bench.behind).await;
+    setup.restart_follower().await;
+    let (sent, received) = lines.of_first_attempt(setup.leader, setup.behind).await;
     assert_eq!(verdict(&sent, &received), Verdict::Sound, "{sent:?}\n{received:?}");
     for line in [&sent, &received] {
         assert_eq!((line.text("outcome"), line.text("cause")), ("finished", ""));
     }
-    let down = || bench.cluster.group(bench.behind, 1).state().down;
+    let down = || setup.cluster.group(setup.behind, 1).state().down;
     until("the group is down", || down().is_some()).await;
     assert!(down().unwrap().contains("told to fail"), "{:?}", down());
 }
@@ -254,7 +255,7 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     let (_alone, lines) = listen().await;
     let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
 
-    let mut stops = Bench::new(slow.clone()).await;
+    let mut stops = LaggingCluster::new(slow.clone()).await;
     stops.cluster.restart(stops.behind).await;
     stops.midway().await;
     stops.cluster.stop(stops.leader, Duration::ZERO).await;
@@ -264,17 +265,17 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     drop(stops);
 
     lines.lines.lock().unwrap().clear();
-    let mut steps_down = Bench::new(slow.clone()).await;
+    let mut steps_down = LaggingCluster::new(slow.clone()).await;
     steps_down.cluster.restart(steps_down.behind).await;
     steps_down.midway().await;
     let next = (1..=3).find(|node| ![steps_down.leader, steps_down.behind].contains(node)).unwrap();
-    steps_down.hands_over(next).await;
+    steps_down.transfer_leadership(next).await;
     let line = lines.ended("sent", "cancelled").await;
     assert!(line.text("cause").starts_with("the leadership it belonged to is over"), "{line:?}");
     drop(steps_down);
 
     lines.lines.lock().unwrap().clear();
-    let mut grows = Bench::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
+    let mut grows = LaggingCluster::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
     grows.cluster.restart(grows.behind).await;
     grows.midway().await;
     load(&grows.cluster, 2, 20_000).await;
@@ -289,14 +290,14 @@ async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let nowhere: PeerAddr = format!("grpc://{}", held.local_addr().unwrap()).parse().unwrap();
     drop(held);
-    let mut lost = Bench::new(config()).await;
+    let mut lost = LaggingCluster::new(config()).await;
     lost.offers.elsewhere(Arc::new(GrpcTransport::new(GrpcConfig::default())), nowhere);
     lost.cluster.restart(lost.behind).await;
     lines.ended_for("sent", "failed", "Connection refused").await;
     drop(lost);
 
     lines.lines.lock().unwrap().clear();
-    let mut full = Bench::new(config()).await;
+    let mut full = LaggingCluster::new(config()).await;
     full.full_from_start(full.behind, 1);
     full.cluster.restart(full.behind).await;
     for side in ["sent", "received"] {
@@ -305,7 +306,7 @@ async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
     drop(full);
 
     lines.lines.lock().unwrap().clear();
-    let mut unread = Bench::new(config()).await;
+    let mut unread = LaggingCluster::new(config()).await;
     unread.store(unread.leader).fail_next(SnapshotOp::Open, SnapshotFault::Eio);
     unread.cluster.restart(unread.behind).await;
     lines.ended_for("sent", "failed", "Input/output error").await;
