@@ -1,5 +1,5 @@
-//! The line that each side of a transfer leaves in its log: the two tell bytes that were lost on the way from a content
-//! that is wrong. Alone in its binary, because it listens to everything the process logs.
+//! The log line that each side writes for a transfer. The two lines distinguish lost bytes from wrong content. Alone in its
+//! binary, because it reads every log line of the process.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -28,7 +28,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// There is one log for the whole process: one test at a time listens to it.
+/// The subscriber is global, so one test at a time reads it.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn listen() -> (tokio::sync::MutexGuard<'static, ()>, Lines) {
@@ -43,13 +43,13 @@ async fn listen() -> (tokio::sync::MutexGuard<'static, ()>, Lines) {
     (alone, lines.clone())
 }
 
-/// Keeps the lines of transfers.
+/// Records the log lines of transfers.
 #[derive(Clone, Default)]
 struct Lines {
     lines: Arc<Mutex<Vec<Line>>>,
 }
 
-/// The fields of one line, as they are written.
+/// The fields of one log line.
 #[derive(Clone, Debug, Default)]
 struct Line(BTreeMap<&'static str, String>);
 
@@ -95,12 +95,12 @@ impl Subscriber for Lines {
 }
 
 impl Lines {
-    /// The first line of a side whose transfer ended with this outcome.
+    /// The first line of one side with this outcome.
     async fn ended(&self, direction: &str, outcome: &str) -> Line {
         self.ended_for(direction, outcome, "").await
     }
 
-    /// The first such line whose cause contains `cause`. On a busy machine an attempt may fail for another cause first.
+    /// The first such line whose cause contains `cause`. On a busy machine an attempt may first fail for another cause.
     async fn ended_for(&self, direction: &str, outcome: &str, cause: &str) -> Line {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -112,11 +112,11 @@ impl Lines {
                 return line.clone();
             }
             assert!(Instant::now() < end, "none is {outcome}: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
         }
     }
 
-    /// The lines of both sides about the first attempt: what the leader says of its peer, and the peer of the leader.
+    /// The lines of both sides for the first attempt: the sender's, then the receiver's.
     async fn of_first_attempt(&self, leader: u64, behind: u64) -> (Line, Line) {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -134,20 +134,18 @@ impl Lines {
             if let (Some(sent), Some(received)) = (find("sent", behind), find("received", leader)) {
                 return (sent, received);
             }
-            assert!(Instant::now() < end, "not both sides wrote: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
+            assert!(Instant::now() < end, "a side wrote no line: {:?}", self.lines.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
         }
     }
 }
 
-/// What somebody reads out of the two lines, and nothing else.
+/// What an operator concludes from the two lines alone.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Bytes that one side sent never came to the other: look at the network.
-    LostOnTheWay {
-        bytes: u64,
-    },
-    /// All of them came, and are not what was announced: look at the files and the format.
+    /// Bytes were lost: look at the network.
+    BytesLost(u64),
+    /// All bytes arrived with the wrong content: look at the files and the format.
     WrongContent,
     Sound,
 }
@@ -160,20 +158,20 @@ fn verdict(sent: &Line, received: &Line) -> Verdict {
     match (out - came, received.text("outcome")) {
         (0, "finished") => Verdict::Sound,
         (0, _) => {
-            assert_eq!(came, received.number("total"), "all of it");
+            assert_eq!(came, received.number("total"), "all bytes");
             Verdict::WrongContent
         }
-        (bytes, _) => Verdict::LostOnTheWay { bytes },
+        (bytes, _) => Verdict::BytesLost(bytes),
     }
 }
 
-/// Over gRPC, so that there is a wire that can end.
+/// Uses gRPC, whose connections can break.
 async fn wired() -> LaggingCluster {
     LaggingCluster::grpc(Plan::new(3, 1).config(Config { snapshot_progress_timeout_ms: 10_000, ..config() }))
         .await
 }
 
-/// The node that is behind comes back, and heals once its first attempt is over.
+/// Starts the follower and ends the faults after its first attempt.
 async fn first_attempt(setup: &mut LaggingCluster, lines: &Lines) -> (Line, Line) {
     lines.lines.lock().unwrap().clear();
     setup.restart_follower().await;
@@ -184,7 +182,7 @@ async fn first_attempt(setup: &mut LaggingCluster, lines: &Lines) -> (Line, Line
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content() {
+async fn the_two_lines_of_a_transfer_distinguish_lost_bytes_from_wrong_content() {
     let (_alone, lines) = listen().await;
     let mut sound = wired().await;
     let (sent, received) = first_attempt(&mut sound, &lines).await;
@@ -198,12 +196,12 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     }
     drop(sound);
 
-    // The wire ends in the middle of the stream: what is behind that never comes.
+    // The connection breaks in the middle of the stream.
     let mut cut = wired().await;
     let flow = Flow { cut_after: Some(300_000), ..Flow::default() };
     cut.proxies[cut.behind as usize - 1].set(Direction::Forth, flow);
     let (sent, received) = first_attempt(&mut cut, &lines).await;
-    let Verdict::LostOnTheWay { bytes } = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
+    let Verdict::BytesLost(bytes) = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
     assert!(bytes > 0 && received.number("payload_bytes") <= 300_000, "{sent:?}\n{received:?}");
     assert_eq!(sent.text("outcome"), "failed");
     assert!(!sent.text("cause").contains("corrupt"), "{sent:?}");
@@ -211,7 +209,7 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     assert_eq!(ended, ("cancelled", "the stream of the sender ended"), "{received:?}");
     drop(cut);
 
-    // Every byte comes, and the whole is not what its digest says.
+    // Every byte arrives, and the digest does not match.
     let mut corrupt = wired().await;
     let length = corrupt.latest(corrupt.leader).length;
     let damage = move |store: &FaultySnapshots| store.fail_write_at(length / 2, SnapshotFault::Corrupt);
@@ -225,9 +223,9 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     }
 }
 
-/// Every byte comes and is what was announced, and the state machine cannot read it: another version of the program wrote it.
+/// Every byte arrives intact, but the state machine cannot read the format.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
+async fn equal_lines_and_a_group_that_is_down_show_an_unreadable_format() {
     let (_alone, lines) = listen().await;
     let disks: Arc<Mutex<BTreeMap<NodeId, ListDisk>>> = Arc::default();
     let of = disks.clone();
@@ -249,9 +247,9 @@ async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
     assert!(down().unwrap().contains("told to fail"), "{:?}", down());
 }
 
-/// Nothing was said of why a transfer was cancelled, and nothing at all of one that was cancelled before it had begun.
+/// The line of a cancelled transfer had no cause, and a transfer cancelled before its start had no line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_line_of_a_cancelled_transfer_says_why() {
+async fn the_line_of_a_cancelled_transfer_has_its_cause() {
     let (_alone, lines) = listen().await;
     let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
 
@@ -260,7 +258,7 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     stops.midway().await;
     stops.cluster.stop(stops.leader, Duration::ZERO).await;
     let line = lines.ended("sent", "cancelled").await;
-    // Without time for the stop, either the transfer or its runtime ends first.
+    // In a stop without a deadline, either the transfer or its runtime ends first.
     assert!(["the node was shut down", "the runtime has ended"].contains(&line.text("cause")), "{line:?}");
     drop(stops);
 
@@ -268,8 +266,7 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     let mut steps_down = LaggingCluster::new(slow.clone()).await;
     steps_down.cluster.restart(steps_down.behind).await;
     steps_down.midway().await;
-    let next = (1..=3).find(|node| ![steps_down.leader, steps_down.behind].contains(node)).unwrap();
-    steps_down.transfer_leadership(next).await;
+    steps_down.transfer_leadership(steps_down.third()).await;
     let line = lines.ended("sent", "cancelled").await;
     assert!(line.text("cause").starts_with("the leadership it belonged to is over"), "{line:?}");
     drop(steps_down);
@@ -283,9 +280,9 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     assert!(line.text("cause").contains("snapshot_pin_bytes_max"), "{line:?}");
 }
 
-/// A line said "cannot offer the snapshot", or "write failed", and kept what the system had said to itself.
+/// The line said "cannot offer the snapshot" or "write failed" without the error of the system.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
+async fn the_line_of_a_failed_transfer_has_the_error_of_the_system() {
     let (_alone, lines) = listen().await;
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let nowhere: PeerAddr = format!("grpc://{}", held.local_addr().unwrap()).parse().unwrap();

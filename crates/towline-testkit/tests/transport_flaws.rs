@@ -1,18 +1,18 @@
-//! The transport suite sees what it claims to see: transports that are broken on purpose, each in one way, and the case
-//! that finds it. The sound transport below them passes every case (`transport_suite.rs`).
+//! Transports with one flaw each, and the case of the suite that must find it. The sound transport under them passes every case
+//! (`transport_suite.rs`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::flaws::{Flaw, Flawed};
+use crate::flaws::{FlawedFixture, TransportFlaw};
 use towline_testkit::suites::transport::{self as suite, TransportFixture};
 
-/// Runs a case over a broken transport; it must fail, and by a check of its own.
-fn found_by(case: fn(Arc<dyn TransportFixture>), flaw: Flaw) {
-    // The sound one first: whatever the case finds is of the flaw.
-    case(Arc::new(Flawed::new(None)));
-    let failed = catch_unwind(AssertUnwindSafe(|| case(Arc::new(Flawed::new(Some(flaw))))));
-    let panic = failed.expect_err("the case passes over a broken transport");
+/// Runs a case over a flawed transport. The case must fail by one of its own checks.
+fn found_by(case: fn(Arc<dyn TransportFixture>), flaw: TransportFlaw) {
+    // The sound transport must pass first.
+    case(Arc::new(FlawedFixture::new(None)));
+    let failed = catch_unwind(AssertUnwindSafe(|| case(Arc::new(FlawedFixture::new(Some(flaw))))));
+    let panic = failed.expect_err("the case passes over a flawed transport");
     let text = panic.downcast_ref::<String>().expect("a failure with its sentence");
     let by_a_check = text.contains("the contract says") || text.contains("a transport never panics");
     assert!(by_a_check, "{text}");
@@ -23,7 +23,7 @@ macro_rules! found {
         $(
             #[test]
             fn $name() {
-                found_by(suite::$case, Flaw::$flaw);
+                found_by(suite::$case, TransportFlaw::$flaw);
             }
         )*
     };
@@ -36,7 +36,7 @@ found! {
     closed_forgotten_of_a_failed_connect: ForgetsClosed by a_failed_connect_is_told_once;
     closed_forgotten_of_a_dropped_connect: ForgetsClosed by a_connect_dropped_midway_is_told_once_and_leaves_nothing;
     nacks_lost: LosesNacks by nacks_name_their_group_alone_and_the_lane_goes_on;
-    a_nack_for_everybody: NacksEveryGroup by nacks_name_their_group_alone_and_the_lane_goes_on;
+    a_nack_for_every_group: NacksEveryGroup by nacks_name_their_group_alone_and_the_lane_goes_on;
     a_nack_kept_back: KeepsOneNack by every_nack_of_a_batch_arrives;
     batches_reordered: Reorders by batches_arrive_in_order_and_equal;
     a_batch_lost: LosesABatch by batches_arrive_in_order_and_equal;
@@ -57,8 +57,8 @@ found! {
     delivered_before_admit: ConnectsInTheBackground by connect_returns_only_once_the_peer_has_answered;
     a_refusal_without_its_type: FlattensRefusals by every_refusal_reaches_the_dialler_as_itself;
     a_version_without_its_type: FlattensRefusals by another_protocol_version_is_refused_on_both_sides;
-    whoever_answers: BelievesWhoeverAnswers by another_node_than_expected_is_the_wrong_peer;
-    an_identity_nobody_proved: InventsIdentities by a_proven_identity_reaches_the_engine;
+    any_peer_accepted: AcceptsAnyPeer by another_node_than_expected_is_the_wrong_peer;
+    an_unproven_identity: InventsIdentities by a_proven_identity_reaches_the_engine;
     connections_without_bound: AllowsMore by connections_are_bounded_and_the_one_too_many_is_told;
     a_shutdown_that_closes_nothing: LeavesLinksOpen by a_listener_shut_down_ends_every_link;
     an_address_never_given_back: LeavesLinksOpen by after_a_restart_the_same_address_works;
@@ -79,7 +79,7 @@ found! {
     storing_frozen: FreezesProgress by a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again;
     storing_for_ever: KeepsTheHighestPhase by a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again;
     a_receipt_too_early: GivesReceiptsEarly by a_receipt_comes_only_after_the_receiver_has_it;
-    a_receipt_from_nobody: GivesReceiptsAlways by a_receiver_that_is_gone_breaks_the_transfer;
+    a_receipt_without_a_receiver: GivesReceiptsAlways by a_receiver_that_is_gone_breaks_the_transfer;
     a_refusal_at_the_end_ignored: GivesReceiptsAlways by every_refusal_at_the_end_arrives_as_itself;
     a_refusal_of_an_offer_as_broken: FlattensTransfers by every_refusal_of_an_offer_arrives_as_itself_before_a_byte;
     a_refusal_midway_as_broken: FlattensTransfers by every_refusal_midway_arrives_as_itself;
