@@ -59,7 +59,7 @@ fn wait_max(failures: u64, lasting: bool) -> Duration {
 
 /// What goes wrong with the first attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Fault {
+enum HealedFault {
     /// The sender's transport panics, stalls, refuses for the peer, or leaves an orphaned transfer.
     Offer(OfferFault),
     Sent(SnapshotFaults),
@@ -82,9 +82,9 @@ enum Fault {
     /// The connection breaks after this many bytes.
     WireEnds(u64),
 }
-use Fault::*;
+use HealedFault::*;
 
-impl Fault {
+impl HealedFault {
     fn breaks_links(&self) -> bool {
         let of_receiver =
             matches!(self, ReceiverDies | ReceiverStops | ReceiverDiesWhileItCommits | TooLarge);
@@ -211,7 +211,7 @@ async fn served(
     setup: &LaggingCluster,
     mut ended: Ended,
     healed: Instant,
-    fault: &Fault,
+    fault: &HealedFault,
 ) -> Result<Duration, String> {
     let reached = healed + if fault.breaks_links() { RECONNECT } else { Duration::ZERO };
     loop {
@@ -243,7 +243,7 @@ async fn served(
     }
 }
 
-async fn start(over: &str, fault: &Fault) -> LaggingCluster {
+async fn start(over: &str, fault: &HealedFault) -> LaggingCluster {
     let pin_bytes = if *fault == LogGrows { PIN_BYTES as u64 } else { config().snapshot_pin_bytes_max };
     let plan = Plan::new(3, 1).config(Config { snapshot_pin_bytes_max: pin_bytes, ..config() });
     match over {
@@ -255,7 +255,7 @@ async fn start(over: &str, fault: &Fault) -> LaggingCluster {
 /// Applies a fault, waits for the end of the first attempt, and heals the fault. Returns the end and the time of the heal.
 async fn fails_and_heals(
     setup: &mut LaggingCluster,
-    fault: &Fault,
+    fault: &HealedFault,
     outcome: SnapshotFailure,
 ) -> (Ended, Instant) {
     fault.prepare(setup);
@@ -275,7 +275,7 @@ async fn fails_and_heals(
 /// How often a case may run. A machine that stood still delays one attempt; a fault of the engine delays each.
 const TRIES: usize = 2;
 
-async fn heals(over: &str, fault: Fault, outcome: SnapshotFailure) {
+async fn heals(over: &str, fault: HealedFault, outcome: SnapshotFailure) {
     let mut late = Vec::new();
     for _ in 0..TRIES {
         let mut setup = start(over, &fault).await;

@@ -40,7 +40,7 @@ async fn a_transfer_without_faults_has_equal_totals_on_both_sides_and_appends_fo
 const CHUNK: u64 = 64 << 10;
 
 /// The byte counts of a transfer that was cut and resumed.
-struct Cut {
+struct CutTransfer {
     length: u64,
     /// Bytes that arrived before the cut.
     had: u64,
@@ -49,7 +49,7 @@ struct Cut {
 }
 
 /// Cuts the first transfer after its first `chunks` chunks have arrived, runs `between`, and lets the second attempt finish.
-async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> Cut {
+async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTransfer {
     let mut setup = LaggingCluster::new(Config { snapshot_chunk_bytes: CHUNK as usize, ..patient() }).await;
     let length = setup.latest(setup.leader).length;
     let had = length.min(chunks * CHUNK);
@@ -84,14 +84,14 @@ async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> Cut {
     assert_eq!((ended("outcome=failed"), reported), (1, 1), "after {chunks} chunks");
     let rest = setup.bytes("sent", "finished");
     assert_eq!(setup.bytes("received", "finished"), rest, "after {chunks} chunks");
-    Cut { length, had, rest }
+    CutTransfer { length, had, rest }
 }
 
 /// Case 14: the second attempt does not send what arrived before the cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_cut_at_any_chunk_fails_once_and_only_the_rest_is_sent_again() {
     for chunks in 0.. {
-        let Cut { length, had, rest } = cut_after(chunks, |_| {}).await;
+        let CutTransfer { length, had, rest } = cut_after(chunks, |_| {}).await;
         assert_eq!(rest, length - had, "after {chunks} chunks");
         if had == length {
             assert!(chunks >= 10, "{chunks} chunks of {length} bytes");
@@ -107,7 +107,7 @@ async fn a_receiver_that_lost_its_partial_file_gets_every_byte_again() {
         let meta = setup.latest(setup.leader);
         assert!(setup.cluster.disks[&setup.behind].snapshots.damage(&meta, 0));
     };
-    let Cut { length, had, rest } = cut_after(7, forgets).await;
+    let CutTransfer { length, had, rest } = cut_after(7, forgets).await;
     assert_eq!((had, rest), (7 * CHUNK, length));
 }
 
