@@ -1,8 +1,11 @@
 //! Settings: what serde loads ([`Config`]) and what the engine runs on ([`ValidConfig`]).
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::units::{ByteSize, text};
 
 /// The ceiling of a command, in bytes: 2,031,616, just under 2 MiB. No setting admits a larger one.
 ///
@@ -11,9 +14,8 @@ use serde::{Deserialize, Serialize};
 /// ([`MESSAGE_BYTES_MAX`](crate::transport::MESSAGE_BYTES_MAX)).
 pub const COMMAND_BYTES_MAX: u64 = crate::transport::MESSAGE_BYTES_MAX as u64 / 2 - (64 << 10);
 
-/// The upper bound of every setting in milliseconds, and of `tick_ms * election_ticks_max`: one year. The clock of a machine
-/// cannot add every number.
-pub const TIME_MS_MAX: u64 = 365 * 24 * 60 * 60 * 1_000;
+/// The upper bound of every time: one year. The clock of a machine cannot add every duration.
+pub const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// The upper bound of `append_inflight_max`: raft reserves memory for as many messages, for each peer of each group.
 pub const APPEND_INFLIGHT_MAX: usize = 65_536;
@@ -23,22 +25,29 @@ pub const WORKERS_MAX: usize = 1_024;
 
 /// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
 ///
+/// In a file, a time or a size is text with a unit: `"100ms"`, `"64MiB"`. See [`units`](crate::units).
+///
 /// A bound that is hit is a counter, an error the caller sees, or a report to Raft; never a silent loss.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Length of a tick in milliseconds. Default 10. All other times of Raft are multiples of it. A smaller tick costs
-    /// wake-ups of the shard thread.
-    pub tick_ms: u64,
-    /// Ticks between two heartbeats of a leader. Default 10, so 100 ms.
-    pub heartbeat_ticks: u32,
-    /// The shortest election timeout in ticks. Default 100, so 1 s. Must be above the pauses of your machines: a leader
-    /// that is not scheduled for so long loses its office.
-    pub election_ticks_min: u32,
-    /// The longest election timeout in ticks. Default 200, so 2 s. Each node draws from the range anew at each election.
-    pub election_ticks_max: u32,
+    /// Length of a tick. Default 10 ms. The heartbeat interval and the election timeouts are multiples of it. A smaller
+    /// tick costs wake-ups of the shard thread.
+    #[serde(with = "named::tick")]
+    pub tick: Duration,
+    /// Time between two heartbeats of a leader. Default 100 ms.
+    #[serde(with = "named::heartbeat_interval")]
+    pub heartbeat_interval: Duration,
+    /// The shortest election timeout. Default 1 s. Must be above the pauses of your machines: a leader that is not
+    /// scheduled for so long loses its leadership.
+    #[serde(with = "named::election_timeout_min")]
+    pub election_timeout_min: Duration,
+    /// The longest election timeout. Default 2 s. Each node draws from the range anew at each election.
+    #[serde(with = "named::election_timeout_max")]
+    pub election_timeout_max: Duration,
     /// Payload bytes of one append message. Default 256 KiB.
-    pub append_bytes_max: u64,
+    #[serde(with = "named::append_bytes_max")]
+    pub append_bytes_max: ByteSize,
     /// Append messages under way to one peer before an answer. Default 64. Fewer over a slow link: no more than the peer
     /// acknowledges within two shortest election timeouts, but one. Together with `append_bytes_max` this must fit
     /// in `lane_append_bytes_max`, or a healthy peer would overflow its own lane.
@@ -49,87 +58,109 @@ pub struct Config {
     pub commit_broadcast: bool,
     /// Payload bytes of one call of a state machine, unless a single entry is larger. Default 16 MiB. A call has at most
     /// 4,096 entries, and fewer if the state machine takes long: about as many as it applies in 50 ms.
-    pub committed_bytes_max: u64,
+    #[serde(with = "named::committed_bytes_max")]
+    pub committed_bytes_max: ByteSize,
     /// Bytes of one command. Default 1 MiB; at most [`COMMAND_BYTES_MAX`]. Larger proposals are rejected.
-    pub proposal_bytes_max: usize,
-    /// Milliseconds until a proposal that is not applied is answered `Uncertain`. Default 10,000. The command goes on.
-    pub proposal_timeout_ms: u64,
+    #[serde(with = "named::proposal_bytes_max")]
+    pub proposal_bytes_max: ByteSize,
+    /// Time until a proposal that is not applied is answered `Uncertain`. Default 10 s. The command goes on.
+    #[serde(with = "named::proposal_timeout")]
+    pub proposal_timeout: Duration,
     /// Proposals of one group that wait for the shard. Default 65,536. At the bound callers get `Busy`.
     pub proposal_queue_max: usize,
     /// Bytes of those proposals. Default 64 MiB.
-    pub proposal_queue_bytes_max: usize,
+    #[serde(with = "named::proposal_queue_bytes_max")]
+    pub proposal_queue_bytes_max: ByteSize,
     /// Bytes of entries of one group that are not applied yet. Default 64 MiB. At the bound proposals get `Busy` and
     /// appends from a leader are refused with a nack, until the apply worker has caught up.
-    pub unapplied_bytes_max: usize,
+    #[serde(with = "named::unapplied_bytes_max")]
+    pub unapplied_bytes_max: ByteSize,
     /// Bytes of applied entries of one group that stay in memory for followers which lag a little. Default 32 MiB.
     /// Colder entries are read from the log store.
-    pub log_cache_bytes_max: usize,
+    #[serde(with = "named::log_cache_bytes_max")]
+    pub log_cache_bytes_max: ByteSize,
     /// Reads of one group that wait for a barrier. Default 65,536. At the bound callers get `Busy`.
     pub read_queue_max: usize,
-    /// Milliseconds until a read that cannot be confirmed fails. Default 5,000.
-    pub read_timeout_ms: u64,
+    /// Time until a read that cannot be confirmed fails. Default 5 s.
+    #[serde(with = "named::read_timeout")]
+    pub read_timeout: Duration,
     /// Append messages of one peer that wait for its lane. Default 4,096. At the bound a message is dropped, counted and
     /// reported to Raft as unreachable.
     pub lane_append_messages_max: usize,
     /// Bytes of those messages. Default 32 MiB.
-    pub lane_append_bytes_max: usize,
+    #[serde(with = "named::lane_append_bytes_max")]
+    pub lane_append_bytes_max: ByteSize,
     /// Read-barrier messages of one peer that wait for its control lane. Default 1,024.
     pub lane_reads_max: usize,
     /// Bytes one dispatch carries at most, unless a single message is larger. Default 1 MiB.
-    pub lane_batch_bytes_max: usize,
-    /// Milliseconds a dispatch waits while no byte is taken, before the link is given up. Default 3,000. A slow link takes
+    #[serde(with = "named::lane_batch_bytes_max")]
+    pub lane_batch_bytes_max: ByteSize,
+    /// Time a dispatch waits while no byte is taken, before the link is given up. Default 3 s. A slow link takes
     /// some in that time. Dead links are found by keep-alive, sooner.
-    pub lane_dispatch_timeout_ms: u64,
-    /// Milliseconds one attempt to connect may take. Default 1,000.
-    pub lane_connect_timeout_ms: u64,
-    /// The first wait before a reconnect, in milliseconds; it doubles, with jitter, up to the next field. Default 20.
-    pub lane_backoff_min_ms: u64,
-    /// The longest wait before a reconnect, in milliseconds. Default 400. Must be below the shortest election timeout, so
+    #[serde(with = "named::lane_dispatch_timeout")]
+    pub lane_dispatch_timeout: Duration,
+    /// Time one attempt to connect may take. Default 1 s.
+    #[serde(with = "named::lane_connect_timeout")]
+    pub lane_connect_timeout: Duration,
+    /// The first wait before a reconnect; it doubles, with jitter, up to the next field. Default 20 ms.
+    #[serde(with = "named::lane_backoff_min")]
+    pub lane_backoff_min: Duration,
+    /// The longest wait before a reconnect. Default 400 ms. Must be below the shortest election timeout, so
     /// that a peer that comes back is reached before anybody calls an election for want of it.
-    pub lane_backoff_max_ms: u64,
+    #[serde(with = "named::lane_backoff_max")]
+    pub lane_backoff_max: Duration,
     /// Append messages of one group that wait for the shard on the receiving side. Default 4,096. At the bound the sender
     /// gets a nack.
     pub inbox_messages_max: usize,
     /// Bytes of those messages. Default 64 MiB.
-    pub inbox_bytes_max: usize,
+    #[serde(with = "named::inbox_bytes_max")]
+    pub inbox_bytes_max: ByteSize,
     /// Appends and proposals of one group handled in one turn of the shard. Default 4,096: bounds how long other groups
     /// and the clock wait.
     pub turn_burst_max: usize,
     /// Applied entries after which a snapshot of a group is made. Default 1,000,000.
     pub snapshot_entries: u64,
     /// The same in bytes of entries. Default 256 MiB. Whichever comes first.
-    pub snapshot_log_bytes: u64,
+    #[serde(with = "named::snapshot_log_bytes")]
+    pub snapshot_log_bytes: ByteSize,
     /// Entries that stay in the log before the newest snapshot, so that a follower which lags a little needs none.
     /// Default 10,000.
     pub snapshot_trailing_entries: u64,
     /// Bytes the log may grow by while a transfer keeps it from being truncated; past that the transfer fails. Default
     /// 1 GiB.
-    pub snapshot_pin_bytes_max: u64,
+    #[serde(with = "named::snapshot_pin_bytes_max")]
+    pub snapshot_pin_bytes_max: ByteSize,
     /// Snapshots this node sends at a time, counted for all groups. Default 2.
     pub snapshot_sends_max: usize,
     /// Snapshots this node receives at a time. Default 2. An offer beyond is refused as busy.
     pub snapshot_receives_max: usize,
     /// Bytes of the largest snapshot this node takes. Default 64 GiB.
-    pub snapshot_bytes_max: u64,
+    #[serde(with = "named::snapshot_bytes_max")]
+    pub snapshot_bytes_max: ByteSize,
     /// Payload bytes of one chunk. Default 512 KiB; a slow transfer has smaller ones. At most [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX).
-    pub snapshot_chunk_bytes: usize,
-    /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0: no limit. A limit must
-    /// leave each of `snapshot_sends_max` transfers two chunks within `snapshot_progress_timeout_ms`, or a transfer would
+    #[serde(with = "named::snapshot_chunk_bytes")]
+    pub snapshot_chunk_bytes: ByteSize,
+    /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0 B: no limit. A limit must
+    /// leave each of `snapshot_sends_max` transfers two chunks within `snapshot_progress_timeout`, or a transfer would
     /// stall because it is slowed down.
-    pub snapshot_bytes_per_second: u64,
-    /// Milliseconds an offer may wait for a sign of the receiver. Default 5,000. One that reads a part of the snapshot again
-    /// before it answers says so, and has `snapshot_phase_timeout_ms`.
-    pub snapshot_offer_timeout_ms: u64,
-    /// Milliseconds without a byte after which a transfer fails, on either side. Default 10,000. A receiver that waits for
-    /// its disk in one write for longer than a quarter of its own says so, and has `snapshot_phase_timeout_ms`: all nodes
+    #[serde(with = "named::snapshot_bytes_per_second")]
+    pub snapshot_bytes_per_second: ByteSize,
+    /// Time an offer may wait for a sign of the receiver. Default 5 s. One that reads a part of the snapshot again
+    /// before it answers says so, and has `snapshot_phase_timeout`.
+    #[serde(with = "named::snapshot_offer_timeout")]
+    pub snapshot_offer_timeout: Duration,
+    /// Time without a byte after which a transfer fails, on either side. Default 10 s. A receiver that waits for
+    /// its disk in one write for longer than a quarter of its own says so, and has `snapshot_phase_timeout`: all nodes
     /// should have the same.
-    pub snapshot_progress_timeout_ms: u64,
-    /// Milliseconds the receiver may take for each of one write of its disk, and checking, syncing and handing over what it
-    /// received; and for reading again what it has of a snapshot, without a byte of that. Default 300,000.
-    pub snapshot_phase_timeout_ms: u64,
-    /// The longest wait after a failed attempt, in milliseconds; the first is one heartbeat, and it doubles. Default
-    /// 10,000.
-    pub snapshot_backoff_max_ms: u64,
+    #[serde(with = "named::snapshot_progress_timeout")]
+    pub snapshot_progress_timeout: Duration,
+    /// Time the receiver may take for each of one write of its disk, and checking, syncing and handing over what it
+    /// received; and for reading again what it has of a snapshot, without a byte of that. Default 5 min.
+    #[serde(with = "named::snapshot_phase_timeout")]
+    pub snapshot_phase_timeout: Duration,
+    /// The longest wait after a failed attempt; the first is one heartbeat interval, and it doubles. Default 10 s.
+    #[serde(with = "named::snapshot_backoff_max")]
+    pub snapshot_backoff_max: Duration,
     /// Raft groups on this node. Default 1,024.
     pub groups_max: usize,
     /// Threads that apply committed entries. Default 1. A group always uses the same one.
@@ -138,49 +169,76 @@ pub struct Config {
     pub network_workers: usize,
 }
 
+/// The serde functions of each time and size. Their errors name the field.
+mod named {
+    macro_rules! named {
+        ($($field:ident)*) => {$(
+            pub(super) mod $field {
+                use crate::units::{self, Quantity};
+
+                pub(crate) fn serialize<T: Quantity, S: serde::Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+                    units::serialize(value, to)
+                }
+
+                pub(crate) fn deserialize<'de, T: Quantity, D: serde::Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+                    units::deserialize(Some(stringify!($field)), from)
+                }
+            }
+        )*};
+    }
+    named! {
+        tick heartbeat_interval election_timeout_min election_timeout_max append_bytes_max
+        committed_bytes_max proposal_bytes_max proposal_timeout proposal_queue_bytes_max unapplied_bytes_max
+        log_cache_bytes_max read_timeout lane_append_bytes_max lane_batch_bytes_max lane_dispatch_timeout
+        lane_connect_timeout lane_backoff_min lane_backoff_max inbox_bytes_max snapshot_log_bytes
+        snapshot_pin_bytes_max snapshot_bytes_max snapshot_chunk_bytes snapshot_bytes_per_second
+        snapshot_offer_timeout snapshot_progress_timeout snapshot_phase_timeout snapshot_backoff_max
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
-            tick_ms: 10,
-            heartbeat_ticks: 10,
-            election_ticks_min: 100,
-            election_ticks_max: 200,
-            append_bytes_max: 256 << 10,
+            tick: Duration::from_millis(10),
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout_min: Duration::from_secs(1),
+            election_timeout_max: Duration::from_secs(2),
+            append_bytes_max: ByteSize::kib(256),
             append_inflight_max: 64,
             commit_broadcast: true,
-            committed_bytes_max: 16 << 20,
-            proposal_bytes_max: 1 << 20,
-            proposal_timeout_ms: 10_000,
+            committed_bytes_max: ByteSize::mib(16),
+            proposal_bytes_max: ByteSize::mib(1),
+            proposal_timeout: Duration::from_secs(10),
             proposal_queue_max: 65_536,
-            proposal_queue_bytes_max: 64 << 20,
-            unapplied_bytes_max: 64 << 20,
-            log_cache_bytes_max: 32 << 20,
+            proposal_queue_bytes_max: ByteSize::mib(64),
+            unapplied_bytes_max: ByteSize::mib(64),
+            log_cache_bytes_max: ByteSize::mib(32),
             read_queue_max: 65_536,
-            read_timeout_ms: 5_000,
+            read_timeout: Duration::from_secs(5),
             lane_append_messages_max: 4_096,
-            lane_append_bytes_max: 32 << 20,
+            lane_append_bytes_max: ByteSize::mib(32),
             lane_reads_max: 1_024,
-            lane_batch_bytes_max: 1 << 20,
-            lane_dispatch_timeout_ms: 3_000,
-            lane_connect_timeout_ms: 1_000,
-            lane_backoff_min_ms: 20,
-            lane_backoff_max_ms: 400,
+            lane_batch_bytes_max: ByteSize::mib(1),
+            lane_dispatch_timeout: Duration::from_secs(3),
+            lane_connect_timeout: Duration::from_secs(1),
+            lane_backoff_min: Duration::from_millis(20),
+            lane_backoff_max: Duration::from_millis(400),
             inbox_messages_max: 4_096,
-            inbox_bytes_max: 64 << 20,
+            inbox_bytes_max: ByteSize::mib(64),
             turn_burst_max: 4_096,
             snapshot_entries: 1_000_000,
-            snapshot_log_bytes: 256 << 20,
+            snapshot_log_bytes: ByteSize::mib(256),
             snapshot_trailing_entries: 10_000,
-            snapshot_pin_bytes_max: 1 << 30,
+            snapshot_pin_bytes_max: ByteSize::gib(1),
             snapshot_sends_max: 2,
             snapshot_receives_max: 2,
-            snapshot_bytes_max: 64 << 30,
-            snapshot_chunk_bytes: 512 << 10,
-            snapshot_bytes_per_second: 0,
-            snapshot_offer_timeout_ms: 5_000,
-            snapshot_progress_timeout_ms: 10_000,
-            snapshot_phase_timeout_ms: 300_000,
-            snapshot_backoff_max_ms: 10_000,
+            snapshot_bytes_max: ByteSize::gib(64),
+            snapshot_chunk_bytes: ByteSize::kib(512),
+            snapshot_bytes_per_second: ByteSize::bytes(0),
+            snapshot_offer_timeout: Duration::from_secs(5),
+            snapshot_progress_timeout: Duration::from_secs(10),
+            snapshot_phase_timeout: Duration::from_secs(300),
+            snapshot_backoff_max: Duration::from_secs(10),
             groups_max: 1_024,
             apply_workers: 1,
             network_workers: 2,
@@ -194,106 +252,92 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the field, its value and the accepted form.
     pub fn validate(self) -> Result<ValidConfig, ConfigError> {
-        let at_least = |field: &'static str, value: u64, min: u64| {
-            if value >= min { Ok(()) } else { Err(invalid(field, value, format!("a number from {min} on"))) }
-        };
-        at_least("tick_ms", self.tick_ms, 1)?;
-        at_least("heartbeat_ticks", self.heartbeat_ticks.into(), 1)?;
-        at_least("append_bytes_max", self.append_bytes_max, 1)?;
-        at_least("append_inflight_max", self.append_inflight_max as u64, 1)?;
-        at_least("committed_bytes_max", self.committed_bytes_max, 1)?;
-        at_least("proposal_bytes_max", self.proposal_bytes_max as u64, 1)?;
-
-        for (field, value) in [
-            ("proposal_queue_max", self.proposal_queue_max),
-            ("read_queue_max", self.read_queue_max),
-            ("lane_append_messages_max", self.lane_append_messages_max),
-            ("lane_reads_max", self.lane_reads_max),
-            ("lane_batch_bytes_max", self.lane_batch_bytes_max),
-            ("inbox_messages_max", self.inbox_messages_max),
-            ("turn_burst_max", self.turn_burst_max),
-            ("snapshot_sends_max", self.snapshot_sends_max),
-            ("snapshot_receives_max", self.snapshot_receives_max),
-            ("snapshot_chunk_bytes", self.snapshot_chunk_bytes),
-            ("groups_max", self.groups_max),
-            ("apply_workers", self.apply_workers),
-            ("network_workers", self.network_workers),
-        ] {
-            at_least(field, value as u64, 1)?;
-        }
-        for (field, value) in [
-            ("proposal_timeout_ms", self.proposal_timeout_ms),
-            ("read_timeout_ms", self.read_timeout_ms),
-            ("lane_dispatch_timeout_ms", self.lane_dispatch_timeout_ms),
-            ("lane_connect_timeout_ms", self.lane_connect_timeout_ms),
-            ("lane_backoff_min_ms", self.lane_backoff_min_ms),
-            ("snapshot_entries", self.snapshot_entries),
-            ("snapshot_log_bytes", self.snapshot_log_bytes),
-            ("snapshot_offer_timeout_ms", self.snapshot_offer_timeout_ms),
-            ("snapshot_progress_timeout_ms", self.snapshot_progress_timeout_ms),
-            ("snapshot_phase_timeout_ms", self.snapshot_phase_timeout_ms),
-        ] {
-            at_least(field, value, 1)?;
-        }
         for (field, value, max) in [
-            ("append_bytes_max", self.append_bytes_max, COMMAND_BYTES_MAX),
-            ("proposal_bytes_max", self.proposal_bytes_max as u64, COMMAND_BYTES_MAX),
-            (
-                "snapshot_chunk_bytes",
-                self.snapshot_chunk_bytes as u64,
-                crate::transport::CHUNK_BYTES_MAX as u64,
-            ),
-            ("append_inflight_max", self.append_inflight_max as u64, APPEND_INFLIGHT_MAX as u64),
-            ("apply_workers", self.apply_workers as u64, WORKERS_MAX as u64),
-            ("network_workers", self.network_workers as u64, WORKERS_MAX as u64),
-            ("tick_ms", self.tick_ms, TIME_MS_MAX),
-            ("proposal_timeout_ms", self.proposal_timeout_ms, TIME_MS_MAX),
-            ("read_timeout_ms", self.read_timeout_ms, TIME_MS_MAX),
-            ("lane_dispatch_timeout_ms", self.lane_dispatch_timeout_ms, TIME_MS_MAX),
-            ("lane_connect_timeout_ms", self.lane_connect_timeout_ms, TIME_MS_MAX),
-            ("lane_backoff_min_ms", self.lane_backoff_min_ms, TIME_MS_MAX),
-            ("lane_backoff_max_ms", self.lane_backoff_max_ms, TIME_MS_MAX),
-            ("snapshot_offer_timeout_ms", self.snapshot_offer_timeout_ms, TIME_MS_MAX),
-            ("snapshot_progress_timeout_ms", self.snapshot_progress_timeout_ms, TIME_MS_MAX),
-            ("snapshot_phase_timeout_ms", self.snapshot_phase_timeout_ms, TIME_MS_MAX),
-            ("snapshot_backoff_max_ms", self.snapshot_backoff_max_ms, TIME_MS_MAX),
+            ("append_inflight_max", self.append_inflight_max, APPEND_INFLIGHT_MAX),
+            ("proposal_queue_max", self.proposal_queue_max, usize::MAX),
+            ("read_queue_max", self.read_queue_max, usize::MAX),
+            ("lane_append_messages_max", self.lane_append_messages_max, usize::MAX),
+            ("lane_reads_max", self.lane_reads_max, usize::MAX),
+            ("inbox_messages_max", self.inbox_messages_max, usize::MAX),
+            ("turn_burst_max", self.turn_burst_max, usize::MAX),
+            ("snapshot_sends_max", self.snapshot_sends_max, usize::MAX),
+            ("snapshot_receives_max", self.snapshot_receives_max, usize::MAX),
+            ("groups_max", self.groups_max, usize::MAX),
+            ("apply_workers", self.apply_workers, WORKERS_MAX),
+            ("network_workers", self.network_workers, WORKERS_MAX),
         ] {
-            if value > max {
-                return Err(invalid(field, value, format!("at most {max}")));
-            }
+            within(field, value, 1, max)?;
+        }
+        within("snapshot_entries", self.snapshot_entries, 1, u64::MAX)?;
+        let (byte, command) = (ByteSize::bytes(1), ByteSize::bytes(COMMAND_BYTES_MAX));
+        let chunk = ByteSize::bytes(crate::transport::CHUNK_BYTES_MAX as u64);
+        for (field, value, max) in [
+            ("append_bytes_max", self.append_bytes_max, command),
+            ("committed_bytes_max", self.committed_bytes_max, ByteSize::MAX),
+            ("proposal_bytes_max", self.proposal_bytes_max, command),
+            ("lane_batch_bytes_max", self.lane_batch_bytes_max, ByteSize::MAX),
+            ("snapshot_log_bytes", self.snapshot_log_bytes, ByteSize::MAX),
+            ("snapshot_chunk_bytes", self.snapshot_chunk_bytes, chunk),
+        ] {
+            within(field, value, byte, max)?;
+        }
+        for (field, value) in [
+            ("tick", self.tick),
+            ("heartbeat_interval", self.heartbeat_interval),
+            ("election_timeout_min", self.election_timeout_min),
+            ("election_timeout_max", self.election_timeout_max),
+            ("proposal_timeout", self.proposal_timeout),
+            ("read_timeout", self.read_timeout),
+            ("lane_dispatch_timeout", self.lane_dispatch_timeout),
+            ("lane_connect_timeout", self.lane_connect_timeout),
+            ("lane_backoff_min", self.lane_backoff_min),
+            ("lane_backoff_max", self.lane_backoff_max),
+            ("snapshot_offer_timeout", self.snapshot_offer_timeout),
+            ("snapshot_progress_timeout", self.snapshot_progress_timeout),
+            ("snapshot_phase_timeout", self.snapshot_phase_timeout),
+            ("snapshot_backoff_max", self.snapshot_backoff_max),
+        ] {
+            within(field, Shown(value), Shown(Duration::from_millis(1)), Shown(TIME_MAX))?;
         }
         self.validate_relations()?;
         Ok(ValidConfig { config: self })
     }
 
     fn validate_relations(&self) -> Result<(), ConfigError> {
-        // Two missed heartbeats must not end a leader's office.
-        let floor = self.heartbeat_ticks.saturating_mul(3);
-        if self.election_ticks_min < floor {
-            let form = format!("at least 3 x heartbeat_ticks, {floor}");
-            return Err(invalid("election_ticks_min", self.election_ticks_min, form));
+        for (field, value) in [
+            ("heartbeat_interval", self.heartbeat_interval),
+            ("election_timeout_min", self.election_timeout_min),
+            ("election_timeout_max", self.election_timeout_max),
+        ] {
+            let (value_ns, tick_ns) = (value.as_nanos(), self.tick.as_nanos());
+            if value_ns % tick_ns != 0 || value_ns / tick_ns > u32::MAX.into() {
+                let form = format!("a multiple of tick, {}, up to {} ticks", text(self.tick), u32::MAX);
+                return Err(invalid(field, Shown(value), form));
+            }
         }
-        if self.election_ticks_max <= self.election_ticks_min {
-            let form = format!("more than election_ticks_min, {}", self.election_ticks_min);
-            return Err(invalid("election_ticks_max", self.election_ticks_max, form));
+        // Two missed heartbeats must not end a leadership.
+        let floor = self.heartbeat_interval * 3;
+        if self.election_timeout_min < floor {
+            let form = format!("at least 3 x heartbeat_interval, {}", text(floor));
+            return Err(invalid("election_timeout_min", Shown(self.election_timeout_min), form));
         }
-        if self.tick_ms.saturating_mul(self.election_ticks_max.into()) > TIME_MS_MAX {
-            let form = format!("at most {} with this tick_ms", TIME_MS_MAX / self.tick_ms);
-            return Err(invalid("election_ticks_max", self.election_ticks_max, form));
+        if self.election_timeout_max <= self.election_timeout_min {
+            let form = format!("more than election_timeout_min, {}", text(self.election_timeout_min));
+            return Err(invalid("election_timeout_max", Shown(self.election_timeout_max), form));
         }
-        let window =
-            self.append_bytes_max.saturating_add(128).saturating_mul(self.append_inflight_max as u64);
-        if window > self.lane_append_bytes_max as u64 {
-            let form = format!("at least (append_bytes_max + 128) x append_inflight_max, {window}");
-            return Err(invalid("lane_append_bytes_max", self.lane_append_bytes_max, form));
+        let window = self.append_bytes_max.as_u64().saturating_add(128);
+        let window = ByteSize::bytes(window.saturating_mul(self.append_inflight_max as u64));
+        for (field, value) in
+            [("lane_append_bytes_max", self.lane_append_bytes_max), ("inbox_bytes_max", self.inbox_bytes_max)]
+        {
+            if value < window {
+                let form = format!("at least (append_bytes_max + 128B) x append_inflight_max, {window}");
+                return Err(invalid(field, value, form));
+            }
         }
         if self.append_inflight_max > self.lane_append_messages_max {
             let form = format!("at least append_inflight_max, {}", self.append_inflight_max);
             return Err(invalid("lane_append_messages_max", self.lane_append_messages_max, form));
-        }
-        if window > self.inbox_bytes_max as u64 {
-            let form = format!("at least (append_bytes_max + 128) x append_inflight_max, {window}");
-            return Err(invalid("inbox_bytes_max", self.inbox_bytes_max, form));
         }
         for (field, value) in [
             ("proposal_queue_bytes_max", self.proposal_queue_bytes_max),
@@ -304,32 +348,56 @@ impl Config {
                 return Err(invalid(field, value, form));
             }
         }
-        if self.lane_backoff_min_ms > self.lane_backoff_max_ms {
-            let form = format!("at least lane_backoff_min_ms, {}", self.lane_backoff_min_ms);
-            return Err(invalid("lane_backoff_max_ms", self.lane_backoff_max_ms, form));
+        if self.lane_backoff_min > self.lane_backoff_max {
+            let form = format!("at least lane_backoff_min, {}", text(self.lane_backoff_min));
+            return Err(invalid("lane_backoff_max", Shown(self.lane_backoff_max), form));
         }
-        let rate_min = self.snapshot_rate_min();
-        if self.snapshot_bytes_per_second != 0 && self.snapshot_bytes_per_second < rate_min {
+        let (rate, rate_min) = (self.snapshot_bytes_per_second, self.snapshot_rate_min());
+        if rate != ByteSize::bytes(0) && rate < rate_min {
             let form = format!(
-                "0 or at least 2 x snapshot_chunk_bytes x snapshot_sends_max in snapshot_progress_timeout_ms, {rate_min}"
+                "0B or at least 2 x snapshot_chunk_bytes x snapshot_sends_max in snapshot_progress_timeout, {rate_min}"
             );
-            return Err(invalid("snapshot_bytes_per_second", self.snapshot_bytes_per_second, form));
+            return Err(invalid("snapshot_bytes_per_second", rate, form));
         }
-        let election_ms = self.tick_ms.saturating_mul(self.election_ticks_min.into());
-        if self.lane_backoff_max_ms >= election_ms {
-            let form = format!("below the shortest election timeout, {election_ms} ms");
-            return Err(invalid("lane_backoff_max_ms", self.lane_backoff_max_ms, form));
+        if self.lane_backoff_max >= self.election_timeout_min {
+            let form = format!("below election_timeout_min, {}", text(self.election_timeout_min));
+            return Err(invalid("lane_backoff_max", Shown(self.lane_backoff_max), form));
         }
         Ok(())
     }
+
+    /// The least rate at which no transfer stalls while all of them wait for each other's chunks.
+    fn snapshot_rate_min(&self) -> ByteSize {
+        let round = u128::from(self.snapshot_chunk_bytes.as_u64()) * self.snapshot_sends_max as u128;
+        let per_second =
+            round.saturating_mul(2_000_000_000).div_ceil(self.snapshot_progress_timeout.as_nanos());
+        ByteSize::bytes(u64::try_from(per_second).unwrap_or(u64::MAX))
+    }
 }
 
-impl Config {
-    /// The least rate at which no transfer stalls while all of them wait for each other's chunks.
-    fn snapshot_rate_min(&self) -> u64 {
-        let round = (self.snapshot_chunk_bytes as u64).saturating_mul(self.snapshot_sends_max as u64);
-        round.saturating_mul(2_000).div_ceil(self.snapshot_progress_timeout_ms.max(1))
+/// A time that errors show as a settings file has it.
+#[derive(PartialEq, PartialOrd)]
+struct Shown(Duration);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text(self.0))
     }
+}
+
+fn within<T: PartialOrd + fmt::Display>(
+    field: &'static str,
+    value: T,
+    min: T,
+    max: T,
+) -> Result<(), ConfigError> {
+    if value < min {
+        return Err(invalid(field, value, format!("at least {min}")));
+    }
+    if value > max {
+        return Err(invalid(field, value, format!("at most {max}")));
+    }
+    Ok(())
 }
 
 fn invalid(field: &'static str, value: impl ToString, accepted: String) -> ConfigError {
@@ -343,19 +411,10 @@ pub struct ValidConfig {
 }
 
 impl ValidConfig {
-    /// Length of a tick.
-    pub fn tick(&self) -> Duration {
-        Duration::from_millis(self.config.tick_ms)
-    }
-
-    /// The shortest election timeout.
-    pub fn election_timeout_min(&self) -> Duration {
-        self.tick() * self.config.election_ticks_min
-    }
-
-    /// Time between two heartbeats.
-    pub fn heartbeat(&self) -> Duration {
-        self.tick() * self.config.heartbeat_ticks
+    /// The number of ticks that take at least this time.
+    pub fn ticks(&self, time: Duration) -> u64 {
+        let ticks = time.as_nanos().div_ceil(self.tick.as_nanos());
+        u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 }
 
@@ -390,25 +449,26 @@ mod tests {
 
     #[test]
     fn a_file_names_only_what_differs_and_nothing_unknown() {
-        let config: Config = toml::from_str("heartbeat_ticks = 5").unwrap();
-        assert_eq!(config, Config { heartbeat_ticks: 5, ..Config::default() });
-        let error = toml::from_str::<Config>("heartbeat_tick = 5").unwrap_err().to_string();
-        assert!(error.contains("heartbeat_tick"), "{error}");
+        let config: Config = toml::from_str("heartbeat_interval = '50ms'").unwrap();
+        assert_eq!(config, Config { heartbeat_interval: Duration::from_millis(50), ..Config::default() });
+        let error = toml::from_str::<Config>("heartbeat = 5").unwrap_err().to_string();
+        assert!(error.contains("`heartbeat`"), "{error}");
     }
 
     #[test]
     fn a_window_that_overflows_its_lane_is_refused_by_name() {
-        let config = Config { append_inflight_max: 256, append_bytes_max: 1 << 20, ..Config::default() };
+        let config =
+            Config { append_inflight_max: 256, append_bytes_max: ByteSize::mib(1), ..Config::default() };
         assert_eq!(config.validate().unwrap_err().field, "lane_append_bytes_max");
     }
 
     #[test]
     fn a_rate_of_snapshots_that_leaves_two_chunks_in_the_time_of_a_stall_is_accepted() {
         let of = |rate| Config {
-            snapshot_bytes_per_second: rate,
-            snapshot_chunk_bytes: 100,
+            snapshot_bytes_per_second: ByteSize::bytes(rate),
+            snapshot_chunk_bytes: ByteSize::bytes(100),
             snapshot_sends_max: 3,
-            snapshot_progress_timeout_ms: 1_000,
+            snapshot_progress_timeout: Duration::from_secs(1),
             ..Config::default()
         };
         assert_eq!(of(599).validate().unwrap_err().field, "snapshot_bytes_per_second");
@@ -417,19 +477,28 @@ mod tests {
 
     #[test]
     fn each_broken_relation_is_refused_by_name() {
-        let d = Config::default;
+        let (d, ms) = (Config::default, Duration::from_millis);
         for (field, config) in [
-            ("tick_ms", Config { tick_ms: 0, ..d() }),
-            ("append_bytes_max", Config { append_bytes_max: 2 << 20, append_inflight_max: 1, ..d() }),
-            ("proposal_bytes_max", Config { proposal_bytes_max: 4 << 20, ..d() }),
-            ("election_ticks_min", Config { election_ticks_min: 29, ..d() }),
-            ("election_ticks_max", Config { election_ticks_max: 100, ..d() }),
+            ("tick", Config { tick: ms(0), ..d() }),
+            (
+                "append_bytes_max",
+                Config { append_bytes_max: ByteSize::mib(2), append_inflight_max: 1, ..d() },
+            ),
+            ("proposal_bytes_max", Config { proposal_bytes_max: ByteSize::mib(4), ..d() }),
+            ("tick", Config { tick: ms(400 * 24 * 3_600 * 1_000), ..d() }),
+            ("heartbeat_interval", Config { heartbeat_interval: ms(105), ..d() }),
+            ("election_timeout_max", Config { tick: ms(1), election_timeout_max: TIME_MAX, ..d() }),
+            ("election_timeout_min", Config { election_timeout_min: ms(290), ..d() }),
+            ("election_timeout_max", Config { election_timeout_max: ms(1_000), ..d() }),
             ("lane_append_messages_max", Config { lane_append_messages_max: 63, ..d() }),
-            ("inbox_bytes_max", Config { inbox_bytes_max: 1 << 20, ..d() }),
-            ("unapplied_bytes_max", Config { unapplied_bytes_max: 1, ..d() }),
-            ("lane_backoff_max_ms", Config { lane_backoff_max_ms: 1_000, ..d() }),
+            ("inbox_bytes_max", Config { inbox_bytes_max: ByteSize::mib(1), ..d() }),
+            ("unapplied_bytes_max", Config { unapplied_bytes_max: ByteSize::bytes(1), ..d() }),
+            ("lane_backoff_max", Config { lane_backoff_max: ms(1_000), ..d() }),
             ("apply_workers", Config { apply_workers: 0, ..d() }),
-            ("snapshot_bytes_per_second", Config { snapshot_bytes_per_second: 200_000, ..d() }),
+            (
+                "snapshot_bytes_per_second",
+                Config { snapshot_bytes_per_second: ByteSize::bytes(200_000), ..d() },
+            ),
         ] {
             assert_eq!(config.validate().unwrap_err().field, field);
         }

@@ -79,7 +79,7 @@ pub enum UncertainCause {
     /// The group was quarantined or the node stopped.
     #[error("the group went down: {0}")]
     Down(Arc<str>),
-    /// `proposal_timeout_ms` passed. The command goes on without a caller: it may be applied at any time.
+    /// `proposal_timeout` passed. The command goes on without a caller: it may be applied at any time.
     #[error("not applied within {after_ms} ms: {cause}")]
     Timeout {
         /// The limit.

@@ -100,3 +100,4 @@ pub mod state_machine;
 pub mod status;
 pub mod storage;
 pub mod transport;
+pub mod units;

@@ -37,13 +37,13 @@ pub(crate) struct TransferSettings {
 impl From<&ValidConfig> for TransferSettings {
     fn from(config: &ValidConfig) -> Self {
         Self {
-            chunk_bytes: config.snapshot_chunk_bytes,
-            bytes_max: config.snapshot_bytes_max,
+            chunk_bytes: config.snapshot_chunk_bytes.as_usize(),
+            bytes_max: config.snapshot_bytes_max.as_u64(),
             receives_max: config.snapshot_receives_max,
-            bytes_per_second: config.snapshot_bytes_per_second,
-            offer_timeout: Duration::from_millis(config.snapshot_offer_timeout_ms),
-            progress_timeout: Duration::from_millis(config.snapshot_progress_timeout_ms),
-            phase_timeout: Duration::from_millis(config.snapshot_phase_timeout_ms),
+            bytes_per_second: config.snapshot_bytes_per_second.as_u64(),
+            offer_timeout: config.snapshot_offer_timeout,
+            progress_timeout: config.snapshot_progress_timeout,
+            phase_timeout: config.snapshot_phase_timeout,
         }
     }
 }

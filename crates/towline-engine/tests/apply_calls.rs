@@ -9,9 +9,15 @@ use crate::common::{Alone, DEADLINE, address, id, wait};
 use towline_engine::config::Config;
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Group, Start};
+use towline_engine::units::ByteSize;
 
 fn config() -> Config {
-    Config { election_ticks_min: 50, election_ticks_max: 80, apply_workers: 1, ..Config::default() }
+    Config {
+        election_timeout_min: Duration::from_millis(500),
+        election_timeout_max: Duration::from_millis(800),
+        apply_workers: 1,
+        ..Config::default()
+    }
 }
 
 async fn group(alone: &Alone, number: u64, machine: Gated) -> Group<Gated> {
@@ -55,7 +61,7 @@ async fn the_applied_index_moves_with_each_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_has_no_more_bytes_than_the_setting_says_or_one_entry() {
-    let config = Config { committed_bytes_max: 10_000, ..config() };
+    let config = Config { committed_bytes_max: ByteSize::bytes(10_000), ..config() };
     let (_alone, group, gate) = held_with(config.clone(), 2_000, 1_000).await;
     drop(group.submit(vec![0; 50_000]).unwrap());
     gate.0.open();

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Wake, Waker};
+use std::time::Duration;
 
 use crate::common::{Alone, DEADLINE, Log, address, id, wait};
 use towline_engine::config::Config;
@@ -101,7 +102,11 @@ async fn polled_and_woken<F: Future>(mut ask: impl FnMut() -> F, meanwhile: impl
 
 /// Two groups on one shard thread and one apply worker.
 async fn two_groups() -> (Alone, Group<Machine>, Group<Machine>) {
-    let config = Config { election_ticks_min: 50, election_ticks_max: 80, ..Config::default() };
+    let config = Config {
+        election_timeout_min: Duration::from_millis(500),
+        election_timeout_max: Duration::from_millis(800),
+        ..Config::default()
+    };
     let alone = Alone::start(Config { apply_workers: 1, ..config }).await;
     let start = |group| {
         let members = Start::Bootstrap(vec![(id(1), address(1))]);
@@ -200,7 +205,11 @@ async fn a_group_that_is_stopped_ends_typed_and_may_be_started_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_is_polled_late_leaves_the_term_of_the_next_generation() {
     let log = Arc::new(Log::default());
-    let config = Config { election_ticks_min: 50, election_ticks_max: 80, ..Config::default() };
+    let config = Config {
+        election_timeout_min: Duration::from_millis(500),
+        election_timeout_max: Duration::from_millis(800),
+        ..Config::default()
+    };
     let alone = Alone::start_on(log.clone(), config).await;
     let (group, members) = (GroupId::new(1), Start::Bootstrap(vec![(id(1), address(1))]));
     let mut running = alone.node.group(group, Machine::default()).start(members).await.unwrap();

@@ -15,11 +15,11 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 
 fn config() -> Config {
     Config {
-        election_ticks_min: 50,
-        election_ticks_max: 80,
+        election_timeout_min: Duration::from_millis(500),
+        election_timeout_max: Duration::from_millis(800),
         apply_workers: 1,
-        read_timeout_ms: TIMEOUT.as_millis() as u64,
-        proposal_timeout_ms: TIMEOUT.as_millis() as u64,
+        read_timeout: TIMEOUT,
+        proposal_timeout: TIMEOUT,
         ..Config::default()
     }
 }
@@ -137,7 +137,7 @@ async fn callers_of_a_group_behind_another_ones_call_are_told_which() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_returns_though_a_call_does_not_and_names_it() {
     for deadline in [Duration::from_millis(300), Duration::ZERO] {
-        let config = Config { proposal_timeout_ms: 60_000, ..config() };
+        let config = Config { proposal_timeout: Duration::from_secs(60), ..config() };
         let (alone, group, gate) = stuck(config).await;
         let commit = group.state().commit;
         let behind = group.submit("behind").unwrap();

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use crate::common::{Alone, DEADLINE, Machine, address, id};
 use tokio::runtime::Builder;
@@ -16,7 +17,11 @@ use towline_engine::node::{Group, Start, StartError};
 /// It must not look like a node that has stopped; and the group can be started again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_names_the_call_of_the_state_machine_that_panicked_and_may_be_tried_again() {
-    let config = Config { election_ticks_min: 50, election_ticks_max: 80, ..Config::default() };
+    let config = Config {
+        election_timeout_min: Duration::from_millis(500),
+        election_timeout_max: Duration::from_millis(800),
+        ..Config::default()
+    };
     let alone = Alone::start(config).await;
     let group = |machine| alone.node.group(GroupId::DEFAULT, machine);
     let members = vec![(id(1), address(1))];

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use towline_engine::units::ByteSize;
+
 /// The longest keep-alive: no process runs that long, and hyper can add it to the time of now.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
@@ -31,9 +33,9 @@ pub struct GrpcConfig {
     /// to be dead. At the bound the oldest is closed.
     pub streams_per_lane_max: usize,
     /// Bytes of one lane under way before the receiver must have taken some. Default 2 MiB.
-    pub stream_window_bytes: u32,
+    pub stream_window_bytes: ByteSize,
     /// The same for a connection. Default 4 MiB.
-    pub connection_window_bytes: u32,
+    pub connection_window_bytes: ByteSize,
     /// Allows plain text beyond loopback: everybody on that network can read the log and write to it. Default false.
     pub allow_plaintext_off_loopback: bool,
 }
@@ -48,8 +50,8 @@ impl Default for GrpcConfig {
             connections_per_peer_max: 16,
             connections_per_second_max: 400,
             streams_per_lane_max: 2,
-            stream_window_bytes: 2 << 20,
-            connection_window_bytes: 4 << 20,
+            stream_window_bytes: ByteSize::mib(2),
+            connection_window_bytes: ByteSize::mib(4),
             allow_plaintext_off_loopback: false,
         }
     }
@@ -64,4 +66,9 @@ impl GrpcConfig {
             ..self
         }
     }
+}
+
+/// A flow-control window of HTTP/2, which has 31 bits.
+pub(crate) fn window(size: ByteSize) -> u32 {
+    size.as_u64().min(i32::MAX as u64) as u32
 }

@@ -24,7 +24,7 @@ use towline_wire::{Purpose, check_answer, hello_frame};
 
 use crate::address::Security;
 use crate::alive::ANSWER_WAIT;
-use crate::config::GrpcConfig;
+use crate::config::{GrpcConfig, window};
 use crate::secured::{self, Dialled, NotDialled, WireEnd};
 use crate::stream::{Ended, LANE, Outgoing, Sink, Source, detail};
 use crate::tasks::Tasks;
@@ -120,8 +120,8 @@ async fn dial(
             .keep_alive_timeout(ANSWER_WAIT)
             .keep_alive_while_idle(true)
             .http2_adaptive_window(false)
-            .initial_stream_window_size(config.stream_window_bytes)
-            .initial_connection_window_size(config.connection_window_bytes)
+            .initial_stream_window_size(window(config.stream_window_bytes))
+            .initial_connection_window_size(window(config.connection_window_bytes))
             .http2_max_header_list_size(HEADERS_BYTES_MAX)
             .buffer_size(1)
             .connect_with_connector(Ready(Some(TokioIo::new(stream))))

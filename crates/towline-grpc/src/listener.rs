@@ -22,7 +22,7 @@ use towline_wire::streams::{Caller, Listening, Phase, Rate, StreamLimits};
 
 use crate::address::Security;
 use crate::alive::{ANSWER_WAIT, Alive};
-use crate::config::GrpcConfig;
+use crate::config::{GrpcConfig, window};
 use crate::connection::Watch;
 use crate::secured::Accepted;
 use crate::stream::Streams;
@@ -74,8 +74,8 @@ pub(crate) async fn listen(
 
 async fn serve(incoming: Incoming, config: GrpcConfig, closing: impl Future<Output = ()>) {
     let served = Server::builder()
-        .initial_stream_window_size(config.stream_window_bytes)
-        .initial_connection_window_size(config.connection_window_bytes)
+        .initial_stream_window_size(window(config.stream_window_bytes))
+        .initial_connection_window_size(window(config.connection_window_bytes))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_keepalive_interval(Some(config.keepalive_interval))

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use towline_engine::units::ByteSize;
 
 /// The longest keep-alive: no process runs that long, and quinn can add it to the time of now.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
@@ -36,7 +37,7 @@ pub struct QuicConfig {
     pub streams_max: u32,
     /// The flow-control window of one stream, in bytes. Default 2 MiB. The window of a connection is this times
     /// `streams_max`, so that a stream with a slow receiver never takes another stream's share.
-    pub stream_window_bytes: u32,
+    pub stream_window_bytes: ByteSize,
 }
 
 /// The assumed round-trip time before the first measurement. A lost first packet is sent again after about three times
@@ -58,7 +59,7 @@ impl Default for QuicConfig {
             handshakes_per_second_max: 200,
             streams_per_lane_max: 2,
             streams_max: 16,
-            stream_window_bytes: 2 << 20,
+            stream_window_bytes: ByteSize::mib(2),
         }
     }
 }
@@ -82,7 +83,7 @@ impl QuicConfig {
 
     /// The flow-control window of a connection, in bytes.
     pub(crate) fn connection_window(&self) -> VarInt {
-        let window = u64::from(self.stream_window_bytes) * u64::from(self.streams_max.max(1));
+        let window = self.stream_window_bytes.as_u64().saturating_mul(self.streams_max.max(1).into());
         VarInt::from_u64(window).unwrap_or(VarInt::MAX)
     }
 
@@ -94,7 +95,7 @@ impl QuicConfig {
             .max_concurrent_uni_streams(0_u32.into())
             .datagram_receive_buffer_size(None)
             .datagram_send_buffer_size(0)
-            .stream_receive_window(self.stream_window_bytes.into())
+            .stream_receive_window(VarInt::from_u64(self.stream_window_bytes.as_u64()).unwrap_or(VarInt::MAX))
             .send_window(self.connection_window().into_inner())
             .crypto_buffer_size(CRYPTO_BUFFER_BYTES)
             .initial_rtt(INITIAL_RTT);

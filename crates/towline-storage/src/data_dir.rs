@@ -10,6 +10,7 @@ use fs4::fs_std::FileExt;
 use towline_engine::identity::{IdentityError, IdentityStore};
 use towline_engine::log_store::LogError;
 use towline_engine::snapshot_store::SnapshotStoreError;
+use towline_engine::units::ByteSize;
 
 use crate::disk::Disk;
 use crate::snapshot_files::FileOps;
@@ -38,16 +39,16 @@ pub struct DataDirConfig {
 pub struct LogConfig {
     /// A log file is closed once it has this many bytes. Smaller files give space back sooner and cost more file
     /// changes. Every file is read whole when the log is opened. Default: 64 MiB.
-    pub file_bytes: u64,
+    pub file_bytes: ByteSize,
     /// Space of forgotten entries is given back once the files take more than this many bytes; at least
     /// [`file_bytes`](Self::file_bytes). The log takes about so much disk in the long run, and opening it reads so
     /// much. Default: 1 GiB.
-    pub purge_bytes: u64,
+    pub purge_bytes: ByteSize,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { file_bytes: 64 * 1024 * 1024, purge_bytes: 1024 * 1024 * 1024 }
+        Self { file_bytes: ByteSize::mib(64), purge_bytes: ByteSize::gib(1) }
     }
 }
 
@@ -62,23 +63,19 @@ pub struct SnapshotConfig {
     pub partials_max: usize,
     /// Bytes of partial files kept for each group; the oldest goes first. A transfer that breaks past this many bytes
     /// begins anew. Set it to the size of the largest snapshot you would rather keep than send again. Default: 16 GiB.
-    pub partial_bytes_max: u64,
+    pub partial_bytes_max: ByteSize,
     /// Bytes of the file system that snapshots never take: the log lies beside them, and a log that finds the disk full
     /// ends the node. A snapshot that does not fit above them is refused before its first byte if its length is known,
     /// and given up while it is written otherwise; that is looked at with each sync, and for the 96 MiB ahead that the next may be away. A node that
     /// makes no snapshots keeps its log, which grows: watch the disk all the same. Lower it on a disk of less than a few
     /// GiB, to no less than the log grows by until somebody makes room. Zero: nothing is kept, and the file system is not
     /// asked, for those that do not tell. Default: 256 MiB.
-    pub disk_reserve_bytes: u64,
+    pub disk_reserve_bytes: ByteSize,
 }
 
 impl Default for SnapshotConfig {
     fn default() -> Self {
-        Self {
-            partials_max: 2,
-            partial_bytes_max: 16 * 1024 * 1024 * 1024,
-            disk_reserve_bytes: 256 * 1024 * 1024,
-        }
+        Self { partials_max: 2, partial_bytes_max: ByteSize::gib(16), disk_reserve_bytes: ByteSize::mib(256) }
     }
 }
 

@@ -13,6 +13,7 @@ use raft_engine::{Command, Engine, ReadableSize, RecoveryMode, Version};
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
 use towline_engine::message::{Entry, LogId};
+use towline_engine::units::ByteSize;
 
 use crate::codec::{self, Stored};
 use crate::data_dir::{DirLock, LogConfig};
@@ -528,7 +529,7 @@ fn options(dir: &Path, config: &LogConfig) -> Result<raft_engine::Config, LogErr
         during: "open",
         source: io::Error::new(io::ErrorKind::InvalidInput, what.to_owned()),
     };
-    if config.file_bytes == 0 || config.purge_bytes < config.file_bytes {
+    if config.file_bytes == ByteSize::bytes(0) || config.purge_bytes < config.file_bytes {
         return Err(invalid("purge_bytes is below file_bytes, or file_bytes is zero"));
     }
     Ok(raft_engine::Config {
@@ -543,9 +544,11 @@ fn options(dir: &Path, config: &LogConfig) -> Result<raft_engine::Config, LogErr
         compression_level: None,
         bytes_per_sync: None,
         format_version: Version::V2,
-        target_file_size: ReadableSize(config.file_bytes),
-        purge_threshold: ReadableSize(config.purge_bytes),
-        purge_rewrite_threshold: Some(ReadableSize((config.purge_bytes / 10).max(config.file_bytes))),
+        target_file_size: ReadableSize(config.file_bytes.as_u64()),
+        purge_threshold: ReadableSize(config.purge_bytes.as_u64()),
+        purge_rewrite_threshold: Some(ReadableSize(
+            (config.purge_bytes.as_u64() / 10).max(config.file_bytes.as_u64()),
+        )),
         purge_rewrite_garbage_ratio: REWRITE_GARBAGE_RATIO,
         memory_limit: None,
         // Recycled files keep old numbers after a crash and would look like a log with missing files.

@@ -190,7 +190,7 @@ impl Shared {
 
     /// Whether so many bytes can be taken without touching those that are kept for the log.
     fn room_for(&self, wanted_bytes: u64) -> Result<(), SnapshotStoreError> {
-        let reserve_bytes = self.config.disk_reserve_bytes;
+        let reserve_bytes = self.config.disk_reserve_bytes.as_u64();
         // A body that is all here is worth more than the little that ends its file.
         if reserve_bytes == 0 || wanted_bytes == 0 {
             return Ok(());

@@ -12,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::{GroupWrite, LogBatch, LogStore};
 use towline_engine::message::Entry;
+use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, DataDirConfig, RaftLog};
 
 /// How long the test tries to make raft-engine lose a descriptor.
@@ -29,7 +30,7 @@ fn lost() -> usize {
 
 fn config() -> DataDirConfig {
     let mut config = DataDirConfig::default();
-    (config.log.file_bytes, config.log.purge_bytes) = (4 << 10, 16 << 10);
+    (config.log.file_bytes, config.log.purge_bytes) = (ByteSize::kib(4), ByteSize::kib(16));
     config
 }
 

@@ -53,15 +53,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Settings for tests: elections within a second, yet not thrown over by a machine under load.
 pub fn quick() -> Config {
     Config {
-        tick_ms: 10,
-        heartbeat_ticks: 4,
-        election_ticks_min: 40,
-        election_ticks_max: 80,
-        read_timeout_ms: 2_000,
-        lane_dispatch_timeout_ms: 500,
-        lane_connect_timeout_ms: 300,
-        lane_backoff_min_ms: 5,
-        lane_backoff_max_ms: 100,
+        tick: Duration::from_millis(10),
+        heartbeat_interval: Duration::from_millis(40),
+        election_timeout_min: Duration::from_millis(400),
+        election_timeout_max: Duration::from_millis(800),
+        read_timeout: Duration::from_secs(2),
+        lane_dispatch_timeout: Duration::from_millis(500),
+        lane_connect_timeout: Duration::from_millis(300),
+        lane_backoff_min: Duration::from_millis(5),
+        lane_backoff_max: Duration::from_millis(100),
         network_workers: 1,
         ..Config::default()
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use towline_engine::log_store::LogStore;
+use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::log::MemLog;
 use towline_testkit::log_store_suite;
@@ -37,8 +38,8 @@ impl DiskLogFixture {
     /// Uses small files, so that every purge removes some.
     fn in_small_files() -> Self {
         let mut small = Self::new();
-        small.config.log.file_bytes = 600;
-        small.config.log.purge_bytes = 1800;
+        small.config.log.file_bytes = ByteSize::bytes(600);
+        small.config.log.purge_bytes = ByteSize::bytes(1_800);
         small
     }
 }

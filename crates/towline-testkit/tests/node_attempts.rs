@@ -7,6 +7,7 @@ use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
 use towline_engine::transport::TransferPhase;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Plan, until};
 use towline_testkit::fault::SnapshotFaults;
 use towline_testkit::snapshots::SnapshotOp;
@@ -18,7 +19,7 @@ const SLOW: Duration = Duration::from_millis(1_200);
 #[tokio::test(flavor = "multi_thread")]
 async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
     for op in [SnapshotOp::Verify, SnapshotOp::Commit] {
-        let slow = Config { snapshot_bytes_per_second: 2_000_000, ..config() };
+        let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(2_000_000), ..config() };
         let mut setup = LaggingCluster::new(slow).await;
         setup.restart_follower().await;
         let gate = setup.store(setup.behind).hold(op);
@@ -37,7 +38,11 @@ async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
 /// The control: the timeout of a phase ends it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_phase_that_takes_longer_than_its_own_timeout_is_a_failure() {
-    let slow = Config { snapshot_bytes_per_second: 2_000_000, snapshot_phase_timeout_ms: 300, ..config() };
+    let slow = Config {
+        snapshot_bytes_per_second: ByteSize::bytes(2_000_000),
+        snapshot_phase_timeout: Duration::from_millis(300),
+        ..config()
+    };
     let mut setup = LaggingCluster::new(slow).await;
     setup.restart_follower().await;
     let gate = setup.store(setup.behind).hold(SnapshotOp::Commit);
@@ -50,8 +55,9 @@ async fn a_phase_that_takes_longer_than_its_own_timeout_is_a_failure() {
 /// Case 18, at the receiver: the sender would wait for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_without_progress_gives_up_by_itself_and_frees_its_slot() {
-    let patient = Config { snapshot_progress_timeout_ms: 600_000, snapshot_receives_max: 1, ..config() };
-    let hasty = Config { snapshot_progress_timeout_ms: 300, ..patient.clone() };
+    let patient =
+        Config { snapshot_progress_timeout: Duration::from_secs(600), snapshot_receives_max: 1, ..config() };
+    let hasty = Config { snapshot_progress_timeout: Duration::from_millis(300), ..patient.clone() };
     let mut setup = LaggingCluster::new(patient).await;
     setup.config_from_start(setup.behind, hasty);
     let stall = SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() };
@@ -72,7 +78,8 @@ async fn a_receiver_without_progress_gives_up_by_itself_and_frees_its_slot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_offers_than_a_node_receives_at_a_time_are_refused_as_busy_and_served_later() {
     let counts = Counts::default();
-    let config = Config { snapshot_receives_max: 1, snapshot_bytes_per_second: 500_000, ..config() };
+    let config =
+        Config { snapshot_receives_max: 1, snapshot_bytes_per_second: ByteSize::bytes(500_000), ..config() };
     let mut cluster = Plan::new(3, 2).config(config).customise(counts.on()).start().await;
     let leaders = [cluster.leader(1).await, cluster.leader(2).await];
     let behind = (1..=3).find(|node| !leaders.contains(node)).unwrap();

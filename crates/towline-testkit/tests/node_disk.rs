@@ -1,5 +1,7 @@
 //! A node on a data directory whose log disk fails: at each of its writes and syncs in turn.
 
+use std::time::Duration;
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -8,6 +10,7 @@ use towline_engine::errors::{Outcome, ProposeError, UncertainCause};
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Consistency, Start, StartError};
 use towline_engine::status::Role;
+use towline_engine::units::ByteSize;
 use towline_storage::faults::{DiskFaults, DiskOp};
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::cluster::{Cluster, Plan, quick, until, within};
@@ -25,9 +28,19 @@ const CAUSE: &str = "the log cannot be written: log write failed during ";
 async fn start(path: &Path, faults: &DiskFaults) -> Cluster {
     let (path, faults): (PathBuf, _) = (path.into(), faults.clone());
     let mut config = DataDirConfig::default();
-    config.log.file_bytes = 512;
+    config.log.file_bytes = ByteSize::bytes(512);
     // A single node may tick fast, so elections are short.
-    let quicker = Config { tick_ms: 2, lane_backoff_max_ms: 50, ..quick() };
+    let quicker = {
+        let ms = Duration::from_millis;
+        Config {
+            tick: ms(2),
+            heartbeat_interval: ms(8),
+            election_timeout_min: ms(80),
+            election_timeout_max: ms(160),
+            lane_backoff_max: ms(50),
+            ..quick()
+        }
+    };
     let plan = Plan::new(1, GROUPS.len() as u64).config(quicker);
     let plan = plan.storage(move |_, _| {
         DataDir::open_with_faults(&path, config.clone(), &faults).expect("opens").into()

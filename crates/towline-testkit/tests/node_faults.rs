@@ -10,6 +10,7 @@ use towline_engine::errors::{Outcome, ProposeError};
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Consistency, Start, StartError};
 use towline_engine::status::{PeerProgress, Role};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
 use towline_testkit::list::{ListMachine, Trouble};
 use towline_testkit::log::AppendFault;
@@ -36,8 +37,12 @@ async fn lead(cluster: &Cluster, group: u64, node: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_group_refuses_only_its_own_messages() {
     // A worker for each group, because the state machine of the full one blocks.
-    let config =
-        Config { unapplied_bytes_max: 64 << 10, proposal_bytes_max: 8 << 10, apply_workers: 2, ..quick() };
+    let config = Config {
+        unapplied_bytes_max: ByteSize::kib(64),
+        proposal_bytes_max: ByteSize::kib(8),
+        apply_workers: 2,
+        ..quick()
+    };
     let counts = Counts::default();
     let mut cluster = Plan::new(3, 2).config(config).customise(counts.on()).start().await;
     let (leader, full) = (1, 2);
@@ -180,8 +185,7 @@ async fn a_restarted_peer_is_connected_before_an_election_timeout() {
         let began = Instant::now();
         let (from, to) = (node_id(leader), node_id(follower));
         until("the lanes", || cluster.net.links(from, to) == 2 && cluster.net.links(to, from) == 2).await;
-        let config = quick();
-        let election = Duration::from_millis(config.tick_ms * u64::from(config.election_ticks_min));
+        let election = quick().election_timeout_min;
         assert!(began.elapsed() < election, "{:?}", began.elapsed());
         let group = cluster.group(follower, 1);
         assert_eq!(within(group.wait_leader(DEADLINE)).await.unwrap(), node_id(leader));
@@ -242,8 +246,7 @@ async fn a_leader_that_cannot_write_goes_down_and_another_takes_over() {
             assert_ne!(next, leader);
             cluster.acked(group, "after").await;
         }
-        let config = quick();
-        let election = Duration::from_millis(config.tick_ms * u64::from(config.election_ticks_max));
+        let election = quick().election_timeout_max;
         assert!(began.elapsed() < election * 3 + Duration::from_millis(500), "{:?}", began.elapsed());
         drop(two);
 

@@ -137,8 +137,7 @@ async fn a_wiped_node_is_refused_by_its_incarnation_and_the_cluster_goes_on() {
     let alone = cluster.group(wiped, 1);
     let mut states = alone.watch();
     // For several election timeouts it is not elected and hears of no leader.
-    let config = quick();
-    let elections = Duration::from_millis(config.tick_ms * u64::from(config.election_ticks_max)) * 2;
+    let elections = quick().election_timeout_max * 2;
     let elected = tokio::time::timeout(elections, states.wait_for(|s| s.leader.is_some() || s.commit > 0));
     assert!(elected.await.is_err(), "{:?}", alone.state());
     assert_eq!(cluster.group(leader, 1).state().term, term);

@@ -11,6 +11,7 @@ use towline_engine::message::Lane;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{AttemptOutcome, PeerProgress, Role};
 use towline_engine::transport::SnapshotRefusal;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::fault::{Direction, Faults, LaneFaults, SnapshotFaults};
 use towline_testkit::mem;
@@ -28,23 +29,23 @@ const BACKOFF_MAX: Duration = Duration::from_secs(6);
 const SLACK: Duration = Duration::from_millis(150);
 
 /// The extra time after broken links: the timeout of one connect, and the wait before the next.
-const RECONNECT: Duration = Duration::from_millis(CONNECT_MS + RECALL_MS);
-const CONNECT_MS: u64 = 150;
-const RECALL_MS: u64 = 50;
+const RECONNECT: Duration = CONNECT.saturating_add(RECALL);
+const CONNECT: Duration = Duration::from_millis(150);
+const RECALL: Duration = Duration::from_millis(50);
 
 /// The bound on log growth during a transfer, where that is the fault.
 const PIN_BYTES: usize = 10_000;
 
 fn config() -> Config {
     Config {
-        tick_ms: TICK.as_millis() as u64,
-        heartbeat_ticks: (HEARTBEAT.as_millis() / TICK.as_millis()) as u32,
-        election_ticks_min: 60,
-        election_ticks_max: 120,
-        lane_connect_timeout_ms: CONNECT_MS,
-        lane_backoff_max_ms: RECALL_MS,
-        snapshot_backoff_max_ms: BACKOFF_MAX.as_millis() as u64,
-        snapshot_bytes_per_second: 1_000_000,
+        tick: TICK,
+        heartbeat_interval: HEARTBEAT,
+        election_timeout_min: Duration::from_millis(600),
+        election_timeout_max: Duration::from_millis(1_200),
+        lane_connect_timeout: CONNECT,
+        lane_backoff_max: RECALL,
+        snapshot_backoff_max: BACKOFF_MAX,
+        snapshot_bytes_per_second: ByteSize::bytes(1_000_000),
         // An attempt that kept its slot would block all later ones.
         snapshot_sends_max: 1,
         ..crate::common::config()
@@ -102,14 +103,14 @@ impl HealedFault {
     fn prepare(&self, setup: &LaggingCluster) {
         let (leader, behind) = (setup.leader, setup.behind);
         // The receiver is patient, so the sender gives up.
-        let mut patient = Config { snapshot_progress_timeout_ms: 60_000, ..config() };
+        let mut patient = Config { snapshot_progress_timeout: Duration::from_secs(60), ..config() };
         match self {
             Offer(oddity) => setup.offers.next(oddity.clone()),
             Sent(faults) => setup.break_sent(*faults),
             Received(faults) => setup.break_received(*faults),
             FileRots => setup.damage_leader_file(),
             DiskFull => setup.full_from_start(behind, setup.latest(leader).length - 1),
-            TooLarge => patient.snapshot_bytes_max = 1_000,
+            TooLarge => patient.snapshot_bytes_max = ByteSize::bytes(1_000),
             WireEnds(bytes) => {
                 let flow = Flow { cut_after: Some(*bytes), ..Flow::default() };
                 setup.proxies[behind as usize - 1].set(proxy::Direction::Forth, flow);
@@ -244,7 +245,8 @@ async fn served(
 }
 
 async fn start(over: &str, fault: &HealedFault) -> LaggingCluster {
-    let pin_bytes = if *fault == LogGrows { PIN_BYTES as u64 } else { config().snapshot_pin_bytes_max };
+    let pin_bytes =
+        if *fault == LogGrows { ByteSize::bytes(PIN_BYTES as u64) } else { config().snapshot_pin_bytes_max };
     let plan = Plan::new(3, 1).config(Config { snapshot_pin_bytes_max: pin_bytes, ..config() });
     match over {
         "grpc" => LaggingCluster::grpc(plan).await,

@@ -17,6 +17,7 @@ use towline_engine::snapshot_store::{ContentHasher, SnapshotMeta, SnapshotStore,
 use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_engine::status::AttemptOutcome;
 use towline_engine::storage::Storage;
+use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, SnapshotFiles};
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, quick, until};
 
@@ -111,10 +112,10 @@ impl FileCluster {
         let config = Config {
             snapshot_entries: SNAPSHOT_ENTRIES,
             snapshot_trailing_entries: 3,
-            snapshot_chunk_bytes: CHUNK,
+            snapshot_chunk_bytes: ByteSize::bytes(CHUNK as u64),
             // On a busy machine a healthy transfer may stand still for a while.
-            snapshot_offer_timeout_ms: 10_000,
-            snapshot_progress_timeout_ms: 10_000,
+            snapshot_offer_timeout: Duration::from_secs(10),
+            snapshot_progress_timeout: Duration::from_secs(10),
             ..quick()
         };
         let counts = Counts::default();

@@ -11,6 +11,7 @@ use towline_engine::ids::GroupId;
 use towline_engine::message::{ConfState, LogId, MemberTable, Message, MessageKind, SnapshotRecord};
 use towline_engine::snapshot_store::{ContentHasher, ContentId, SnapshotHead, SnapshotMeta, Trailer};
 use towline_engine::transport::*;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, Plan, cluster_id, node_id, quick, until, within};
 
 const CHUNK: usize = 16 << 10;
@@ -27,7 +28,7 @@ struct LyingPeer {
 impl LyingPeer {
     async fn new() -> Self {
         let counts = Counts::default();
-        let config = Config { snapshot_receives_max: 1, snapshot_bytes_max: 8 << 20, ..quick() };
+        let config = Config { snapshot_receives_max: 1, snapshot_bytes_max: ByteSize::mib(8), ..quick() };
         let mut cluster = Plan::new(2, 1).config(config).customise(counts.on()).start().await;
         cluster.acked(1, "the truth").await;
         cluster.settled(1).await;

@@ -105,8 +105,11 @@ async fn a_mixed_cluster_commits_and_followers_and_leaders_of_both_kinds_come_ba
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_sends_one_snapshot_over_grpc_and_one_over_quic() {
-    let patient =
-        Config { snapshot_offer_timeout_ms: 5_000, snapshot_progress_timeout_ms: 5_000, ..config() };
+    let patient = Config {
+        snapshot_offer_timeout: Duration::from_secs(5),
+        snapshot_progress_timeout: Duration::from_secs(5),
+        ..config()
+    };
     let (mut cluster, counts) = mixed(patient).await;
     let leader = cluster.leader(1).await;
     let behind = ["grpc", "quic"].map(|scheme| reached_over(scheme, leader));

@@ -8,6 +8,7 @@ use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError, ReadError, TransferLeaderError};
 use towline_engine::node::{Consistency, Group};
 use towline_engine::status::{GroupState, Role};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
 
@@ -82,7 +83,7 @@ async fn a_follower_names_the_leader_which_takes_the_command() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn empty_and_oversized_commands_are_refused() {
-    let config = Config { proposal_bytes_max: 10, ..quick() };
+    let config = Config { proposal_bytes_max: ByteSize::bytes(10), ..quick() };
     let cluster = Plan::new(1, 1).config(config).start().await;
     let group = cluster.group(cluster.leader(1).await, 1);
     assert_eq!(group.propose("").await, Err(ProposeError::Empty));
@@ -310,8 +311,8 @@ async fn overload_is_refused_and_admitted_commands_stay_fast() {
     const OFFERED: usize = 20_000;
     let config = Config {
         proposal_queue_max: 64,
-        unapplied_bytes_max: 8 << 10,
-        proposal_bytes_max: 4 << 10,
+        unapplied_bytes_max: ByteSize::kib(8),
+        proposal_bytes_max: ByteSize::kib(4),
         ..quick()
     };
     let step = Duration::from_millis(5);

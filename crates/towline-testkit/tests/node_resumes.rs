@@ -10,6 +10,7 @@ use towline_engine::reporter::SnapshotFailure;
 use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
 use towline_engine::status::{AttemptOutcome, AttemptStatus};
 use towline_engine::transport::TransferPhase;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, node_id, until};
 use towline_testkit::fault::SnapshotFaults;
 use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotGate, SnapshotOp};
@@ -66,7 +67,8 @@ async fn a_receiver_that_reads_a_large_part_again_is_waited_for() {
 /// start the read again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_longer_than_the_phase_timeout_ends_its_attempt_and_serves_the_next() {
-    let mut setup = LaggingCluster::new(Config { snapshot_phase_timeout_ms: 800, ..config() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_phase_timeout: Duration::from_millis(800), ..config() }).await;
     let gate = held(&mut setup).await;
     let attempt = reading_after(&setup, 1).await;
     let given_up = setup.next_end(attempt.number - 1).await;
@@ -105,7 +107,11 @@ async fn a_whole_file_that_has_rotted_is_received_anew_in_its_place() {
 
 /// Long timeouts: only the phase timeout may expire.
 fn patient() -> Config {
-    Config { snapshot_offer_timeout_ms: 4_000, snapshot_progress_timeout_ms: 4_000, ..config() }
+    Config {
+        snapshot_offer_timeout: Duration::from_secs(4),
+        snapshot_progress_timeout: Duration::from_secs(4),
+        ..config()
+    }
 }
 
 /// Cuts a transfer late. The receiver then reads each piece of its partial file in `piece`.
@@ -124,7 +130,9 @@ async fn cut_late(setup: &mut LaggingCluster, piece: Duration) -> FaultySnapshot
 /// A receiver reported no progress while it read. A read longer than a phase failed at each attempt, although it advanced.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_that_advances_may_take_longer_than_a_phase() {
-    let mut setup = LaggingCluster::new(Config { snapshot_phase_timeout_ms: 2_500, ..patient() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_phase_timeout: Duration::from_millis(2_500), ..patient() })
+            .await;
     let store = cut_late(&mut setup, Duration::from_millis(400)).await;
     setup.assert_heals().await;
     assert!(store.count(SnapshotOp::Reread) >= 10, "it took no longer than a phase");
@@ -172,7 +180,11 @@ async fn a_node_that_stops_reads_a_whole_file_no_further() {
 /// The follower began again at the first byte, because the leader offered a newer snapshot with other content.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_transfer_is_resumed_although_the_leader_has_a_newer_snapshot() {
-    let slow = Config { snapshot_bytes_per_second: 1_000_000, snapshot_backoff_max_ms: 5_000, ..config() };
+    let slow = Config {
+        snapshot_bytes_per_second: ByteSize::bytes(1_000_000),
+        snapshot_backoff_max: Duration::from_secs(5),
+        ..config()
+    };
     let mut setup = LaggingCluster::new(slow).await;
     setup.restart_follower().await;
     let first = setup.midway().await;

@@ -1,5 +1,7 @@
 //! Concurrent attempts to send a snapshot: two to one peer, two leaders, and a receiver that never returns.
 
+use std::time::Duration;
+
 use std::time::Instant;
 
 use crate::common::load::{first_index, five_with_two_behind, peer_status};
@@ -12,6 +14,7 @@ use towline_engine::reporter::SnapshotFailure;
 use towline_engine::snapshot_store::SnapshotStore;
 use towline_engine::status::{AttemptOutcome, PeerProgress};
 use towline_engine::transport::{Chunk, SnapshotRefusal, TransferError};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, until, within};
 
 /// Case 20: the same attempt is offered twice.
@@ -32,7 +35,7 @@ async fn of_two_equal_attempts_at_once_the_second_is_refused_and_the_first_goes_
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_more() {
     let mut setup = LaggingCluster::new(config()).await;
-    let patient = Config { snapshot_progress_timeout_ms: 60_000, ..config() };
+    let patient = Config { snapshot_progress_timeout: Duration::from_secs(60), ..config() };
     setup.config_from_start(setup.behind, patient);
     setup.offers.next(OfferFault::Orphaned { after: 20 });
     setup.restart_follower().await;
@@ -63,7 +66,8 @@ async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_
 /// Case 21.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_report_of_a_deposed_leader_is_stale_and_the_next_leader_serves() {
-    let mut setup = LaggingCluster::new(Config { snapshot_bytes_per_second: 400_000, ..config() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
     let next = setup.third();
     setup.restart_follower().await;
     setup.midway().await;
@@ -97,7 +101,8 @@ async fn the_report_of_a_deposed_leader_is_stale_and_the_next_leader_serves() {
 /// Case 23: the leader serves one of two followers, which goes down for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_never_returns_releases_slot_and_file() {
-    let slow = Config { snapshot_sends_max: 1, snapshot_bytes_per_second: 400_000, ..config() };
+    let slow =
+        Config { snapshot_sends_max: 1, snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
     let (mut cluster, leader, [gone, other]) = five_with_two_behind(|plan| plan.config(slow)).await;
     cluster.restart(gone).await;
     let end = Instant::now() + DEADLINE;

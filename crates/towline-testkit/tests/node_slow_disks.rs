@@ -9,6 +9,7 @@ use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{AttemptOutcome, AttemptStatus};
 use towline_engine::transport::TransferPhase;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, Plan, until};
 use towline_testkit::fault::SnapshotFaults;
 use towline_testkit::snapshots::{SnapshotGate, SnapshotOp};
@@ -21,10 +22,10 @@ const SLOW: Duration = Duration::from_millis(2_500);
 /// Slow enough to be caught midway.
 fn slow() -> Config {
     Config {
-        snapshot_progress_timeout_ms: PROGRESS_TIMEOUT.as_millis() as u64,
+        snapshot_progress_timeout: PROGRESS_TIMEOUT,
         // Longer than an offer waits for the slot of an attempt that is ending.
-        snapshot_offer_timeout_ms: 3_000,
-        snapshot_bytes_per_second: 300_000,
+        snapshot_offer_timeout: Duration::from_secs(3),
+        snapshot_bytes_per_second: ByteSize::bytes(300_000),
         snapshot_sends_max: 1,
         ..config()
     }
@@ -74,7 +75,7 @@ async fn a_write_that_takes_longer_than_the_progress_timeout_is_no_failure() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_never_ends_fails_at_the_phase_timeout_and_frees_the_slot() {
     for phase_timeout in [PROGRESS_TIMEOUT, 3 * PROGRESS_TIMEOUT] {
-        let config = Config { snapshot_phase_timeout_ms: phase_timeout.as_millis() as u64, ..slow() };
+        let config = Config { snapshot_phase_timeout: phase_timeout, ..slow() };
         let mut setup = LaggingCluster::new(config).await;
         let begun = Instant::now();
         let gate = held(&mut setup).await;
@@ -92,7 +93,8 @@ async fn a_write_that_never_ends_fails_at_the_phase_timeout_and_frees_the_slot()
 /// The phase timeout applies only while the receiver stores.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_stored_and_then_stands_still_is_found_by_the_progress_timeout() {
-    let mut setup = LaggingCluster::new(Config { snapshot_phase_timeout_ms: 600_000, ..slow() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_phase_timeout: Duration::from_secs(600), ..slow() }).await;
     let stall = SnapshotFaults { stall_at_chunk: Some(30), ..Default::default() };
     setup.break_received(stall);
     let gate = held(&mut setup).await;

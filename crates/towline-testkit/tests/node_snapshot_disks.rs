@@ -9,6 +9,7 @@ use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
 use towline_engine::storage::Storage;
+use towline_engine::units::ByteSize;
 use towline_storage::faults::DiskFaults;
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::cluster::{DEADLINE, Plan, quick, until, within};
@@ -109,7 +110,7 @@ async fn a_snapshot_that_would_use_the_disk_reserve_is_given_up_and_the_log_goes
     const COMMAND_BYTES: usize = 20_000;
     let (dir, faults) = (tempfile::tempdir().unwrap(), DiskFaults::new());
     let mut data = DataDirConfig::default();
-    data.snapshots.disk_reserve_bytes = 200_000;
+    data.snapshots.disk_reserve_bytes = ByteSize::bytes(200_000);
     let looked: Arc<Mutex<Option<FaultySnapshots>>> = Default::default();
     let (path, disk, made) = (dir.path().to_path_buf(), faults.clone(), looked.clone());
     let config = Config { snapshot_entries: 20, ..quick() };
@@ -164,7 +165,7 @@ async fn an_offer_that_does_not_fit_above_the_disk_reserve_is_refused_until_it_d
     let (dirs, disks) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), [(); 3].map(|()| DiskFaults::new()));
     let (paths, full) = (dirs.each_ref().map(|dir| dir.path().to_path_buf()), disks.clone());
     let mut data = DataDirConfig::default();
-    data.snapshots.disk_reserve_bytes = RESERVE;
+    data.snapshots.disk_reserve_bytes = ByteSize::bytes(RESERVE);
     let counts = Counts::default();
     let plan = Plan::new(3, 1).config(config()).customise(counts.on()).storage(move |id, _| {
         let at = id.as_u64() as usize - 1;

@@ -121,11 +121,11 @@ async fn a_node_that_cannot_start_says_why() {
     assert_eq!(error.to_string(), "the node has no storage");
     let error = bare().storage(disk.storage()).start().await.unwrap_err();
     assert_eq!(error.to_string(), "the node has no transport");
-    let config = Config { election_ticks_min: 1, ..quick() };
+    let config = Config { election_timeout_min: Duration::from_millis(10), ..quick() };
     let error = builder(&net, &disk).config(config).start().await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "setting `election_ticks_min` is 1, but must be at least 3 x heartbeat_ticks, 12"
+        "setting `election_timeout_min` is 10ms, but must be at least 3 x heartbeat_interval, 120ms"
     );
 
     let node = builder(&net, &disk).start().await.unwrap();

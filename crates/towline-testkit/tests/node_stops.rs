@@ -6,6 +6,7 @@ use crate::common::load::five_with_two_behind;
 use crate::common::{Counts, LaggingCluster, REPORTS, TRANSFERS, config};
 use towline_engine::config::Config;
 use towline_engine::errors::{StatusError, TransferLeaderError};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, until, within};
 use towline_testkit::snapshots::SnapshotOp;
 
@@ -26,7 +27,9 @@ async fn a_handle_of_a_stopped_node_gets_an_error() {
 /// and never ended. It kept the store, the lock of the directory and the caller's runtime alive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
-    let mut setup = LaggingCluster::new(Config { snapshot_bytes_per_second: 2_000_000, ..config() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_bytes_per_second: ByteSize::bytes(2_000_000), ..config() })
+            .await;
     setup.restart_follower().await;
     let gate = setup.store(setup.behind).hold(SnapshotOp::Commit);
     until("the receiver commits", || gate.wait_held(Duration::ZERO)).await;
@@ -42,7 +45,7 @@ async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
 async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {
     for in_order in [true, false] {
         let counts = Counts::default();
-        let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
+        let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
         let plan = |plan: Plan| plan.config(slow).customise(counts.on());
         let (mut cluster, leader, behind) = five_with_two_behind(plan).await;
         let group = cluster.group(leader, 1);

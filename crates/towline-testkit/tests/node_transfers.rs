@@ -6,6 +6,7 @@ use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::{AttemptOutcome, AttemptStatus, PeerProgress};
 use towline_engine::transport::TransferPhase;
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, quick, until};
 use towline_testkit::fault::SnapshotFaults;
 use towline_testkit::snapshots::SnapshotOp;
@@ -17,7 +18,11 @@ const BETWEEN_BYTES: u64 = 16 * (16 << 10);
 
 /// Long timeouts: on a busy machine a healthy transfer may stand still for a while.
 fn patient() -> Config {
-    Config { snapshot_offer_timeout_ms: 10_000, snapshot_progress_timeout_ms: 10_000, ..config() }
+    Config {
+        snapshot_offer_timeout: Duration::from_secs(10),
+        snapshot_progress_timeout: Duration::from_secs(10),
+        ..config()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,7 +55,8 @@ struct CutTransfer {
 
 /// Cuts the first transfer after its first `chunks` chunks have arrived, runs `between`, and lets the second attempt finish.
 async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTransfer {
-    let mut setup = LaggingCluster::new(Config { snapshot_chunk_bytes: CHUNK as usize, ..patient() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_chunk_bytes: ByteSize::bytes(CHUNK), ..patient() }).await;
     let length = setup.latest(setup.leader).length;
     let had = length.min(chunks * CHUNK);
     let at = SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() };
@@ -148,8 +154,8 @@ async fn a_stalled_transfer_ends_on_both_sides_and_frees_its_slots() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_off() {
     let mut setup = LaggingCluster::new(Config {
-        snapshot_bytes_max: 1_000,
-        snapshot_backoff_max_ms: 60_000,
+        snapshot_bytes_max: ByteSize::bytes(1_000),
+        snapshot_backoff_max: Duration::from_secs(60),
         ..config()
     })
     .await;
@@ -157,7 +163,7 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
     let last = setup.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: true }));
     let waits = setup.peer().await.backoff_ticks;
-    let heartbeat = u64::from(quick().heartbeat_ticks);
+    let heartbeat = quick().validate().unwrap().ticks(quick().heartbeat_interval);
     assert!(waits > 8 * heartbeat, "{waits} ticks at a heartbeat of {heartbeat}");
     assert_eq!(setup.bytes("sent", "refused") + setup.bytes("received", "refused"), 0);
     for direction in ["direction=sent", "direction=received"] {
@@ -168,7 +174,8 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
 /// Case 3: the sending node shuts down in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() {
-    let mut setup = LaggingCluster::new(Config { snapshot_bytes_per_second: 400_000, ..config() }).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
     setup.restart_follower().await;
     setup.midway().await;
     setup.cluster.stop(setup.leader, Duration::from_secs(2)).await;

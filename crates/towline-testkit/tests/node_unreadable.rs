@@ -11,6 +11,7 @@ use towline_engine::log_store::{LogBatch, LogError, LogReadError, LogStore, Reco
 use towline_engine::message::Entry;
 use towline_engine::node::StartError;
 use towline_engine::status::{AttemptOutcome, LastAttempt};
+use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
 
 /// A log with one entry that cannot be read.
@@ -75,7 +76,12 @@ impl LogStore for BadBlock {
 
 /// Applied entries are read from the log store, and all of them stay there.
 fn config() -> Config {
-    Config { log_cache_bytes_max: 1, snapshot_entries: 40, snapshot_trailing_entries: 100_000, ..quick() }
+    Config {
+        log_cache_bytes_max: ByteSize::bytes(1),
+        snapshot_entries: 40,
+        snapshot_trailing_entries: 100_000,
+        ..quick()
+    }
 }
 
 /// Three nodes with five entries, whose logs share a bad block that is not set yet.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use common::{LaggingCluster, config, load};
 use towline_engine::config::Config;
 use towline_engine::ids::{NodeId, PeerAddr};
+use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
@@ -167,8 +168,10 @@ fn verdict(sent: &Line, received: &Line) -> Verdict {
 
 /// Uses gRPC, whose connections can break.
 async fn wired() -> LaggingCluster {
-    LaggingCluster::grpc(Plan::new(3, 1).config(Config { snapshot_progress_timeout_ms: 10_000, ..config() }))
-        .await
+    LaggingCluster::grpc(
+        Plan::new(3, 1).config(Config { snapshot_progress_timeout: Duration::from_secs(10), ..config() }),
+    )
+    .await
 }
 
 /// Starts the follower and ends the faults after its first attempt.
@@ -251,7 +254,7 @@ async fn equal_lines_and_a_group_that_is_down_show_an_unreadable_format() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_line_of_a_cancelled_transfer_has_its_cause() {
     let (_alone, lines) = listen().await;
-    let slow = Config { snapshot_bytes_per_second: 400_000, ..config() };
+    let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
 
     let mut stops = LaggingCluster::new(slow.clone()).await;
     stops.cluster.restart(stops.behind).await;
@@ -272,7 +275,8 @@ async fn the_line_of_a_cancelled_transfer_has_its_cause() {
     drop(steps_down);
 
     lines.lines.lock().unwrap().clear();
-    let mut grows = LaggingCluster::new(Config { snapshot_pin_bytes_max: 10_000, ..slow }).await;
+    let mut grows =
+        LaggingCluster::new(Config { snapshot_pin_bytes_max: ByteSize::bytes(10_000), ..slow }).await;
     grows.cluster.restart(grows.behind).await;
     grows.midway().await;
     load(&grows.cluster, 2, 20_000).await;

@@ -25,6 +25,7 @@ pub use towline_engine::status::{
 };
 pub use towline_engine::storage::Storage;
 pub use towline_engine::transport::{TransferPhase, Transport, TransportError};
+pub use towline_engine::units::ByteSize;
 
 /// The seams, for authors of transports, logs and snapshot stores.
 pub use towline_engine as engine;

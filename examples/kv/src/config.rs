@@ -1,23 +1,27 @@
 //! The settings file.
 
+use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use towline::ByteSize;
+use towline::engine::units::duration;
 
 use crate::machine::{JOURNAL_BYTES_MIN, StoreConfig, VALUE_BYTES_MAX};
 use crate::redis::Limits;
 
 /// More than a process may have sockets anywhere.
-const CONNECTIONS_MAX: u64 = 1_000_000;
+const CONNECTIONS_MAX: usize = 1_000_000;
 /// A smaller memtable would be a file for every few writes.
-const MEMTABLE_BYTES_MIN: u64 = 64 << 10;
-const REPLY_BYTES_MAX: u64 = 1 << 40;
+const MEMTABLE_BYTES_MIN: ByteSize = ByteSize::kib(64);
+const REPLY_BYTES_MAX: ByteSize = ByteSize::gib(1 << 10);
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
 /// A year: more is meant for never.
-const TIMEOUT_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
+const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// The least that fjall accepts.
-const STORE_FILES_MIN: u64 = 10;
-const WORKER_THREADS_MAX: u64 = 64;
+const STORE_FILES_MIN: usize = 10;
+const WORKER_THREADS_MAX: usize = 64;
 
 /// Everything a file may set; what it leaves out keeps its default, and what it misspells is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,16 +44,19 @@ pub(crate) struct KvConfig {
     pub(crate) long_commands_max: usize,
     /// Bytes of large values that replies of all connections hold: half for values that were read or are the answer of a
     /// write, half for those that a reply of many keys keeps from memory. Default 128 MiB, at least 32 MiB.
-    pub(crate) reply_bytes_max: usize,
-    /// Milliseconds from the first byte of a command to its last. Default 60,000.
-    pub(crate) command_timeout_ms: u64,
-    /// Milliseconds in which a client takes at least 64 KiB of its replies, or all that wait. Default 30,000.
-    pub(crate) write_timeout_ms: u64,
-    /// Milliseconds in which a client takes the whole of one reply that is a large value, or has many values.
-    /// Default 300,000.
-    pub(crate) reply_timeout_ms: u64,
-    /// Milliseconds a clean stop may take. Default 5,000.
-    pub(crate) shutdown_ms: u64,
+    pub(crate) reply_bytes_max: ByteSize,
+    /// Time from the first byte of a command to its last. Default 1 min.
+    #[serde(with = "duration")]
+    pub(crate) command_timeout: Duration,
+    /// Time in which a client takes at least 64 KiB of its replies, or all that wait. Default 30 s.
+    #[serde(with = "duration")]
+    pub(crate) write_timeout: Duration,
+    /// Time in which a client takes the whole of one reply that is a large value, or has many values. Default 5 min.
+    #[serde(with = "duration")]
+    pub(crate) reply_timeout: Duration,
+    /// Time a clean stop may take. Default 5 s.
+    #[serde(with = "duration")]
+    pub(crate) shutdown_timeout: Duration,
 }
 
 impl Default for KvConfig {
@@ -58,11 +65,11 @@ impl Default for KvConfig {
             connections_max: 4_096,
             http_connections_max: 64,
             long_commands_max: 32,
-            reply_bytes_max: 128 << 20,
-            command_timeout_ms: 60_000,
-            write_timeout_ms: 30_000,
-            reply_timeout_ms: 300_000,
-            shutdown_ms: 5_000,
+            reply_bytes_max: ByteSize::mib(128),
+            command_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
+            reply_timeout: Duration::from_secs(300),
+            shutdown_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -74,10 +81,10 @@ impl KvConfig {
             command_bytes_max,
             connections_max: self.connections_max,
             long_commands_max: self.long_commands_max,
-            reply_bytes_max: self.reply_bytes_max,
-            command_timeout: Duration::from_millis(self.command_timeout_ms),
-            write_timeout: Duration::from_millis(self.write_timeout_ms),
-            reply_timeout: Duration::from_millis(self.reply_timeout_ms),
+            reply_bytes_max: self.reply_bytes_max.as_usize(),
+            command_timeout: self.command_timeout,
+            write_timeout: self.write_timeout,
+            reply_timeout: self.reply_timeout,
         }
     }
 }
@@ -109,28 +116,29 @@ impl Settings {
         self.engine.clone().validate().map_err(|error| error.to_string())?;
         let StoreConfig { cache_bytes: _, memtable_bytes, journal_bytes_max, worker_threads, files_max } =
             self.store;
-        within("http_connections_max", self.kv.http_connections_max as u64, 1, CONNECTIONS_MAX)?;
-        let KvConfig { connections_max, long_commands_max, reply_bytes_max, .. } = self.kv;
-        within("connections_max", connections_max as u64, 1, CONNECTIONS_MAX)?;
-        within("long_commands_max", long_commands_max as u64, 1, CONNECTIONS_MAX)?;
+        let KvConfig { connections_max, http_connections_max, long_commands_max, reply_bytes_max, .. } =
+            self.kv;
+        within("http_connections_max", http_connections_max, 1, Some(CONNECTIONS_MAX))?;
+        within("connections_max", connections_max, 1, Some(CONNECTIONS_MAX))?;
+        within("long_commands_max", long_commands_max, 1, Some(CONNECTIONS_MAX))?;
         // Each half holds the longest value.
-        within("reply_bytes_max", reply_bytes_max as u64, 2 * VALUE_BYTES_MAX as u64, REPLY_BYTES_MAX)?;
-        let KvConfig { command_timeout_ms, write_timeout_ms, reply_timeout_ms, .. } = self.kv;
-        within("command_timeout_ms", command_timeout_ms, 1, TIMEOUT_MS_MAX)?;
-        within("write_timeout_ms", write_timeout_ms, 1, TIMEOUT_MS_MAX)?;
-        within("reply_timeout_ms", reply_timeout_ms, 1, TIMEOUT_MS_MAX)?;
-        within("memtable_bytes", memtable_bytes, MEMTABLE_BYTES_MIN, u64::MAX)?;
-        within("journal_bytes_max", journal_bytes_max, JOURNAL_BYTES_MIN, u64::MAX)?;
-        within("files_max", files_max as u64, STORE_FILES_MIN, CONNECTIONS_MAX)?;
-        within("worker_threads", worker_threads as u64, 1, WORKER_THREADS_MAX)
+        let reply_bytes_min = ByteSize::bytes(2 * VALUE_BYTES_MAX as u64);
+        within("reply_bytes_max", reply_bytes_max, reply_bytes_min, Some(REPLY_BYTES_MAX))?;
+        let KvConfig { command_timeout, write_timeout, reply_timeout, .. } = self.kv;
+        within("command_timeout", command_timeout, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
+        within("write_timeout", write_timeout, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
+        within("reply_timeout", reply_timeout, TIMEOUT_MIN, Some(TIMEOUT_MAX))?;
+        within("memtable_bytes", memtable_bytes, MEMTABLE_BYTES_MIN, None)?;
+        within("journal_bytes_max", journal_bytes_max, JOURNAL_BYTES_MIN, None)?;
+        within("files_max", files_max, STORE_FILES_MIN, Some(CONNECTIONS_MAX))?;
+        within("worker_threads", worker_threads, 1, Some(WORKER_THREADS_MAX))
     }
 }
 
-/// In the words of the engine's own settings.
-fn within(field: &str, value: u64, min: u64, max: u64) -> Result<(), String> {
-    if (min..=max).contains(&value) {
+fn within<T: PartialOrd + Debug>(field: &str, value: T, min: T, max: Option<T>) -> Result<(), String> {
+    if value >= min && max.as_ref().is_none_or(|max| value <= *max) {
         return Ok(());
     }
-    let upper = if max == u64::MAX { " on".to_owned() } else { format!(" to {max}") };
-    Err(format!("setting `{field}` is {value}, but must be a number from {min}{upper}"))
+    let upper = max.map(|max| format!(" and at most {max:?}")).unwrap_or_default();
+    Err(format!("setting `{field}` is {value:?}, but must be at least {min:?}{upper}"))
 }

@@ -1,6 +1,7 @@
 //! The engine's group as a [`Replica`].
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use towline::{Consistency, Group, NodeId, ProposeError};
@@ -15,13 +16,13 @@ pub(crate) struct GroupReplica {
     group: Group<KvMachine>,
     batcher: Batcher,
     view: View,
-    tick_ms: u64,
+    tick: Duration,
 }
 
 impl GroupReplica {
-    /// `tick_ms` is the engine's tick, in which it counts.
-    pub(crate) fn new(group: Group<KvMachine>, view: View, tick_ms: u64) -> Self {
-        Self { batcher: Batcher::start(group.clone()), group, view, tick_ms }
+    /// `tick` is the engine's tick, in which it counts.
+    pub(crate) fn new(group: Group<KvMachine>, view: View, tick: Duration) -> Self {
+        Self { batcher: Batcher::start(group.clone()), group, view, tick }
     }
 }
 
@@ -86,16 +87,17 @@ impl Replica for GroupReplica {
 
     async fn detail(&self) -> Detail {
         let Ok(status) = self.group.status().await else { return Detail::default() };
-        let (tick_ms, last_index) = (self.tick_ms, status.last_index);
+        let (tick, last_index) = (self.tick, status.last_index);
+        let ms = |ticks: u64| (tick.as_nanos() * u128::from(ticks) / 1_000_000) as u64;
         let progress = |peer: towline::PeerStatus| PeerProgress {
             id: peer.id.as_u64(),
             matched: peer.matched,
             next: peer.next,
             lag: last_index.saturating_sub(peer.matched),
-            progress_age_ms: peer.progress_age_ticks * tick_ms,
+            progress_age_ms: ms(peer.progress_age_ticks),
             attempt: peer.attempt,
             last_attempt: peer.last_attempt,
-            backoff_ms: peer.backoff_ticks * tick_ms,
+            backoff_ms: ms(peer.backoff_ticks),
             progress: match peer.progress {
                 towline::PeerProgress::Probe => "probe",
                 towline::PeerProgress::Replicate => "replicate",

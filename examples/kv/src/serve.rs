@@ -59,13 +59,13 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         .map_err(|e| Failure::run(format!("cannot listen for HTTP at {}", args.http), e))?;
     let node = builder.start().await.map_err(|e| Failure::run("cannot start".into(), e))?;
     let start = how_to_start(&args, &node)?;
-    let command_bytes_max = settings.engine.proposal_bytes_max.saturating_sub(PACK_BYTES);
+    let command_bytes_max = settings.engine.proposal_bytes_max.as_usize().saturating_sub(PACK_BYTES);
     let machine = KvMachine::open(&args.data.join("kv"), &settings.store)
         .map_err(|e| Failure::run("cannot open the key-value store".into(), e))?;
     let view = machine.view();
     let group = node.group(GroupId::DEFAULT, machine).start(start).await;
     let group = group.map_err(|e| Failure::run("cannot start".into(), e))?;
-    let replica = GroupReplica::new(group, view, settings.engine.tick_ms);
+    let replica = GroupReplica::new(group, view, settings.engine.tick);
 
     let (stopping, stopped) = watch::channel(false);
     let ticks = tokio::spawn(ticks::run(replica.clone()));
@@ -109,7 +109,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     waits.abort();
     health.abort();
     ticks.abort();
-    node.shutdown(Duration::from_millis(settings.kv.shutdown_ms)).await;
+    node.shutdown(settings.kv.shutdown_timeout).await;
     match ended {
         None => {
             let _ = clients.await;

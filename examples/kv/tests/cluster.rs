@@ -301,7 +301,7 @@ fn sigterm_hands_over_and_ends_with_success() {
     const SOON: Duration = Duration::from_millis(2_500);
     let _alone = alone();
     let mut cluster =
-        Cluster::start_with(3, "[engine]\nelection_ticks_min = 300\nelection_ticks_max = 400\n");
+        Cluster::start_with(3, "[engine]\nelection_timeout_min = '3s'\nelection_timeout_max = '4s'\n");
     let leader = cluster.leader();
     set(&mut cluster.client(), "k", "v").unwrap();
     let asked = Instant::now();

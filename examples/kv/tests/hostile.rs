@@ -161,7 +161,7 @@ fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
     const NAMES: usize = 20_000;
     let _alone = alone();
     // Values leave memory soon: those that are read from the store are copies.
-    let settings = settings("reply_bytes_max = 67108864\n[store]\nmemtable_bytes = 65536");
+    let settings = settings("reply_bytes_max = '64MiB'\n[store]\nmemtable_bytes = '64KiB'");
     let mut cluster = Cluster::start_with(1, &settings);
     let ports = cluster.ports[0];
     for key in ["v", "w", "x"] {
@@ -201,7 +201,7 @@ fn long_replies_of_many_clients_take_bounded_memory_and_come_whole() {
 #[test]
 fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
     let _alone = alone();
-    let timeouts = "command_timeout_ms = 1000\nwrite_timeout_ms = 1000\nreply_timeout_ms = 4000";
+    let timeouts = "command_timeout = '1s'\nwrite_timeout = '1s'\nreply_timeout = '4s'";
     let cluster = Cluster::start_with(1, &settings(timeouts));
     let ports = cluster.ports[0];
     set(&ports, "v", 900_000);
@@ -243,7 +243,7 @@ fn clients_that_do_not_go_on_are_closed_at_a_deadline_and_counted() {
 
 /// Timeouts that no test waits for, and `more`.
 fn patient(more: &str) -> String {
-    let timeouts = "command_timeout_ms = 600000\nwrite_timeout_ms = 600000\nreply_timeout_ms = 600000";
+    let timeouts = "command_timeout = '10m'\nwrite_timeout = '10m'\nreply_timeout = '10m'";
     settings(&format!("{timeouts}\n{more}"))
 }
 
@@ -253,7 +253,7 @@ fn patient(more: &str) -> String {
 fn a_client_that_does_not_read_loses_kept_values_that_another_client_waits_for() {
     let _alone = alone();
     // Half of it is for kept values: room for 18 of them.
-    let cluster = Cluster::start_with(1, &patient("reply_bytes_max = 33554432"));
+    let cluster = Cluster::start_with(1, &patient("reply_bytes_max = '32MiB'"));
     let ports = cluster.ports[0];
     let keys: Vec<String> = (0..18).map(|key| key.to_string()).collect();
     keys.iter().for_each(|key| set(&ports, key, 900_000));

@@ -240,8 +240,7 @@ fn a_signal_while_the_node_starts_ends_it_and_the_next_start_works() {
 fn a_stop_that_hangs_ends_at_the_second_interrupt() {
     let _alone = alone();
     // A leader that hears no other node steps down after an election timeout, and then its stop ends.
-    let settings =
-        "[engine]\nelection_ticks_min = 800\nelection_ticks_max = 1000\n[kv]\nshutdown_ms = 600000\n";
+    let settings = "[engine]\nelection_timeout_min = '8s'\nelection_timeout_max = '10s'\n[kv]\nshutdown_timeout = '10m'\n";
     for (first, second) in [("TERM", "INT"), ("INT", "INT")] {
         let mut cluster = Cluster::start_with(2, settings);
         let leader = cluster.leader();

@@ -25,8 +25,8 @@ const FIRST_WAIT_MS: u64 = 125;
 fn settings() -> String {
     let all = (VALUES * VALUE_BYTES) as u64;
     format!(
-        "{SETTINGS}snapshot_log_bytes = {}\nsnapshot_trailing_entries = 20\nsnapshot_bytes_per_second = {}\n\
-         snapshot_progress_timeout_ms = 1000\nsnapshot_offer_timeout_ms = 1000\nsnapshot_backoff_max_ms = 500\n",
+        "{SETTINGS}snapshot_log_bytes = '{}B'\nsnapshot_trailing_entries = 20\nsnapshot_bytes_per_second = '{}B'\n\
+         snapshot_progress_timeout = '1s'\nsnapshot_offer_timeout = '1s'\nsnapshot_backoff_max = '500ms'\n",
         all / 4 * 3,
         all / 2
     )

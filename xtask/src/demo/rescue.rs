@@ -34,9 +34,9 @@ pub(super) fn settings(data: &Path, megabytes: u64) -> Result<Vec<String>> {
     let bytes = megabytes << 20;
     let (log_bytes, bytes_per_second) = (bytes / 4 * 3, bytes / TRANSFER_SECONDS);
     let text = format!(
-        "[engine]\nnetwork_workers = 1\nsnapshot_log_bytes = {log_bytes}\nsnapshot_trailing_entries = 10\n\
-         snapshot_bytes_per_second = {bytes_per_second}\nsnapshot_progress_timeout_ms = 1500\n\
-         snapshot_offer_timeout_ms = 1500\nsnapshot_backoff_max_ms = 2000\n"
+        "[engine]\nnetwork_workers = 1\nsnapshot_log_bytes = '{log_bytes}B'\nsnapshot_trailing_entries = 10\n\
+         snapshot_bytes_per_second = '{bytes_per_second}B'\nsnapshot_progress_timeout = '1500ms'\n\
+         snapshot_offer_timeout = '1500ms'\nsnapshot_backoff_max = '2s'\n"
     );
     fs::write(&file, text)?;
     Ok(vec!["--config".into(), file.to_string_lossy().into_owned()])

@@ -48,14 +48,14 @@ impl From<&ValidConfig> for LaneSettings {
     fn from(config: &ValidConfig) -> Self {
         Self {
             append_messages_max: config.lane_append_messages_max,
-            append_bytes_max: config.lane_append_bytes_max,
+            append_bytes_max: config.lane_append_bytes_max.as_usize(),
             reads_max: config.lane_reads_max,
-            batch_bytes_max: config.lane_batch_bytes_max,
-            dispatch_timeout: Duration::from_millis(config.lane_dispatch_timeout_ms),
-            connect_timeout: Duration::from_millis(config.lane_connect_timeout_ms),
-            backoff_min: Duration::from_millis(config.lane_backoff_min_ms),
-            backoff_max: Duration::from_millis(config.lane_backoff_max_ms),
-            control_age_max: config.election_timeout_min(),
+            batch_bytes_max: config.lane_batch_bytes_max.as_usize(),
+            dispatch_timeout: config.lane_dispatch_timeout,
+            connect_timeout: config.lane_connect_timeout,
+            backoff_min: config.lane_backoff_min,
+            backoff_max: config.lane_backoff_max,
+            control_age_max: config.election_timeout_min,
         }
     }
 }

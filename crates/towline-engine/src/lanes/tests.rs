@@ -14,6 +14,7 @@ use crate::ids::GroupId;
 use crate::message::{Lane, MessageKind};
 use crate::reporter::{Scope, UnreachableCause};
 use crate::transport::{Nack, NackCause};
+use crate::units::ByteSize;
 
 const KEY: (crate::ids::NodeId, Lane) = (
     match crate::ids::NodeId::new(2) {
@@ -35,7 +36,8 @@ fn small() -> Config {
 #[tokio::test(start_paused = true)]
 async fn messages_of_a_lane_arrive_in_order_across_batches() {
     let script = Script::default();
-    let lanes = script.connected(Config { lane_batch_bytes_max: 500, ..Config::default() }).await;
+    let lanes =
+        script.connected(Config { lane_batch_bytes_max: ByteSize::bytes(500), ..Config::default() }).await;
     lanes.send_many((0..100).map(|term| append(2, term % 3, term)));
     script.until(|w| w.delivered.len() == 100).await;
     assert_eq!(script.terms(node(2), Lane::Append), (0..100).collect::<Vec<_>>());
@@ -201,7 +203,7 @@ async fn a_peer_that_calls_all_the_time_is_not_called_all_the_time() {
         script.with(|w| w.attempts)
     };
     let (quiet, called) = (attempts_of(false).await, attempts_of(true).await);
-    // One more in `lane_backoff_max_ms` for each lane.
+    // One more in `lane_backoff_max` for each lane.
     assert!(called <= quiet + 2 * (20_000 / 400 + 1), "{called}, {quiet} without calls");
 }
 

@@ -174,7 +174,7 @@ impl NodeBuilder {
             registry.clone(),
             counters.clone(),
             receives,
-            config.tick() * config.election_ticks_max,
+            config.election_timeout_max,
         )?;
         let peers = Arc::new(peers);
         let mailbox = Arc::new(Mailbox::new(inbox.waker(), counters.clone()));
@@ -214,7 +214,7 @@ impl NodeBuilder {
                 shard: sender.clone(),
                 store: storage.snapshots.clone(),
                 worker: worker.clone(),
-                call_bytes_max: config.committed_bytes_max,
+                call_bytes_max: config.committed_bytes_max.as_u64(),
             };
             let (worker, thread) = applier::start(number, deps).map_err(io)?;
             appliers.push(worker);

@@ -98,10 +98,10 @@ impl Ingress {
     pub(crate) fn new(group: GroupId, config: &ValidConfig, scheduled: Arc<Scheduled>) -> Self {
         let limits = Limits {
             proposals_max: config.proposal_queue_max,
-            proposal_bytes_max: config.proposal_queue_bytes_max,
+            proposal_bytes_max: config.proposal_queue_bytes_max.as_usize(),
             reads_max: config.read_queue_max,
             appends_max: config.inbox_messages_max,
-            append_bytes_max: config.inbox_bytes_max,
+            append_bytes_max: config.inbox_bytes_max.as_usize(),
             read_messages_max: config.lane_reads_max,
         };
         Self { group, limits, queues: Mutex::default(), scheduled }

@@ -48,7 +48,8 @@ impl Recovery<'_> {
         let tail = self.read(applied.index + 1, recovered.last_index + 1)?;
         let terms = self.terms(recovered.truncated.index + 1, recovered.last_index)?;
         let config = self.config;
-        let cache_bytes = config.log_cache_bytes_max;
+        let cache_bytes = config.log_cache_bytes_max.as_usize();
+        let ticks = |time| config.ticks(time) as usize;
         let log =
             GroupLog::new(recovered.truncated, terms, recovered.last_index, tail, applied.index, cache_bytes);
         let replica = ReplicaSetup {
@@ -57,22 +58,22 @@ impl Recovery<'_> {
             log,
             hard_state,
             conf_state: conf.conf_state.clone(),
-            heartbeat_ticks: config.heartbeat_ticks as usize,
-            election_ticks: config.election_ticks_min as usize..config.election_ticks_max as usize,
-            election_ticks_min: config.election_ticks_min as usize,
-            append_bytes_max: config.append_bytes_max,
+            heartbeat_ticks: ticks(config.heartbeat_interval),
+            election_ticks: ticks(config.election_timeout_min)..ticks(config.election_timeout_max),
+            election_ticks_min: ticks(config.election_timeout_min),
+            append_bytes_max: config.append_bytes_max.as_u64(),
             append_inflight_max: config.append_inflight_max,
             commit_broadcast: config.commit_broadcast,
-            uncommitted_bytes_max: config.unapplied_bytes_max as u64,
-            committed_bytes_max: config.committed_bytes_max,
+            uncommitted_bytes_max: config.unapplied_bytes_max.as_u64(),
+            committed_bytes_max: config.committed_bytes_max.as_u64(),
         };
         let setup = GroupSetup {
             replica,
             origin: self.origin,
             quiet_ticks: self.quiet_ticks,
-            read_timeout_ticks: config.read_timeout_ms.div_ceil(config.tick_ms),
-            read_retry_ticks: config.heartbeat_ticks.into(),
-            unapplied_bytes_max: config.unapplied_bytes_max,
+            read_timeout_ticks: config.ticks(config.read_timeout),
+            read_retry_ticks: config.ticks(config.heartbeat_interval),
+            unapplied_bytes_max: config.unapplied_bytes_max.as_usize(),
             conf: conf.clone(),
             snapshots: SnapshotSetup {
                 available: self.available(&recovered),

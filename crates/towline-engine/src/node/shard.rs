@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
@@ -124,7 +124,7 @@ impl Drop for Shard {
 
 impl Shard {
     fn run(mut self, inbox: &ShardInbox) {
-        let mut ticks = Ticks::start(self.deps.config.tick(), Instant::now());
+        let mut ticks = Ticks::start(self.deps.config.tick, Instant::now());
         let (mut events, mut scheduled, mut reports) = (Vec::new(), Vec::new(), Vec::new());
         while !self.stopping {
             if !inbox.unpark.woken.swap(false, Ordering::AcqRel) {
@@ -370,14 +370,15 @@ impl Shard {
 
     /// Proposals past their deadline, wherever they are: in the core, or in a call of the state machine.
     fn answer_late(&mut self, group: GroupId) {
-        let after_ms = self.deps.config.proposal_timeout_ms;
-        let Some(before) = Instant::now().checked_sub(Duration::from_millis(after_ms)) else { return };
+        let after = self.deps.config.proposal_timeout;
+        let Some(before) = Instant::now().checked_sub(after) else { return };
         let Some(running) = self.groups.get(&group) else { return };
         let late = running.ingress.take_late(before);
         if late.is_empty() {
             return;
         }
         let cause = running.holdup();
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         for proposal in late {
             let cause = UncertainCause::Timeout { after_ms, cause: cause.clone() };
             proposal.fail(ProposeError::Uncertain { cause });

@@ -81,12 +81,12 @@ pub(crate) fn sent(counters: Arc<Counters>) -> Arc<dyn Fn(NodeId) -> ByteTally +
 pub(crate) fn policy(config: &ValidConfig) -> SnapshotPolicy {
     SnapshotPolicy {
         every_entries: config.snapshot_entries,
-        every_bytes: config.snapshot_log_bytes,
+        every_bytes: config.snapshot_log_bytes.as_u64(),
         trailing_entries: config.snapshot_trailing_entries,
-        pin_bytes_max: config.snapshot_pin_bytes_max,
+        pin_bytes_max: config.snapshot_pin_bytes_max.as_u64(),
         retry: RetryPolicy {
-            wait_ticks_min: config.heartbeat_ticks.into(),
-            wait_ticks_max: config.snapshot_backoff_max_ms.div_ceil(config.tick_ms),
+            wait_ticks_min: config.ticks(config.heartbeat_interval),
+            wait_ticks_max: config.ticks(config.snapshot_backoff_max),
         },
     }
 }

@@ -77,7 +77,8 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
         // The same for its compactions: one that came later would remove entries below the recovered first index.
         node.reader.barrier().await;
         let founding = node.clone().blocking(move |node| node.prepare(group, start)).await?;
-        let quiet_ticks = if founding.is_some() { 0 } else { u64::from(node.config.election_ticks_min) };
+        let quiet_ticks =
+            if founding.is_some() { 0 } else { node.config.ticks(node.config.election_timeout_min) };
         if let Some(write) = founding {
             node.writer.barrier(Some(write)).await.map_err(log_error)?;
         }
@@ -127,9 +128,9 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             shard: node.shard.clone(),
             state: watched,
             metrics,
-            proposal_bytes_max: node.config.proposal_bytes_max,
+            proposal_bytes_max: node.config.proposal_bytes_max.as_usize(),
             questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
-            transfer_timeout: node.config.tick() * node.config.election_ticks_max,
+            transfer_timeout: node.config.election_timeout_max,
         }))
     }
 }

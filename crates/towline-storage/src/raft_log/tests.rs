@@ -18,7 +18,7 @@ const OTHER: GroupId = GroupId::new(2);
 /// The list of log files. Elsewhere it lies outside of the log's directory.
 const LIST: &str = "log-files";
 /// So small that a few appends change the file.
-const SMALL: LogConfig = LogConfig { file_bytes: 512, purge_bytes: 2048 };
+const SMALL: LogConfig = LogConfig { file_bytes: ByteSize::bytes(512), purge_bytes: ByteSize::kib(2) };
 
 fn open(dir: &Path, config: &LogConfig) -> Result<RaftLog, LogError> {
     open_on(dir, config, Disk::new())
@@ -217,7 +217,7 @@ fn a_failing_disk_poisons_at_every_operation_and_loses_nothing_acknowledged() {
 fn no_file_ever_has_two_unsynced_records() {
     let faults = Arc::new(Faults::default());
     let dir = TempDir::new().unwrap();
-    let config = LogConfig { file_bytes: 1 << 20, purge_bytes: 2 << 20 };
+    let config = LogConfig { file_bytes: ByteSize::mib(1), purge_bytes: ByteSize::mib(2) };
     let log = open_on(dir.path(), &config, Disk::with_hook(Some(faults.clone()))).unwrap();
     // So much that raft-engine moves it in several records.
     let large = |index| Entry { index, term: 1, data: vec![1; 100_000].into(), ..Entry::default() };

@@ -223,7 +223,7 @@ impl Index {
         let Some(files) = self.groups.get_mut(&group) else { return evicted };
         loop {
             let now = files.partials();
-            if now.files <= config.partials_max && now.bytes <= config.partial_bytes_max {
+            if now.files <= config.partials_max && now.bytes <= config.partial_bytes_max.as_u64() {
                 return evicted;
             }
             let oldest = files.left().min_by_key(|&(_, _, number)| number).map(|(content, ..)| content);

@@ -5,6 +5,7 @@ use tempfile::TempDir;
 use towline_engine::ids::NodeId;
 use towline_engine::message::{ConfState, LogId, Member};
 use towline_engine::snapshot_store::{BodyRead, ContentHasher};
+use towline_engine::units::ByteSize;
 
 use super::*;
 use crate::disk::{Hook, Op};

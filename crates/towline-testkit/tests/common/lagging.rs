@@ -11,6 +11,7 @@ use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
 use towline_engine::status::{AttemptStatus, LastAttempt, PeerStatus};
 use towline_engine::storage::Storage;
 use towline_engine::transport::Transport;
+use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
 use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults};
@@ -26,10 +27,10 @@ pub(crate) fn config() -> Config {
     Config {
         snapshot_entries: 40,
         snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: 16 << 10,
-        snapshot_offer_timeout_ms: 500,
-        snapshot_progress_timeout_ms: 300,
-        snapshot_backoff_max_ms: 400,
+        snapshot_chunk_bytes: ByteSize::kib(16),
+        snapshot_offer_timeout: Duration::from_millis(500),
+        snapshot_progress_timeout: Duration::from_millis(300),
+        snapshot_backoff_max: Duration::from_millis(400),
         ..quick()
     }
 }

@@ -67,8 +67,7 @@ async fn main() -> Result<(), Error> {
     };
     let config =
         Config { snapshot_entries: SNAPSHOT_ENTRIES, snapshot_trailing_entries: 0, ..Config::default() };
-    let (tick, interval) = (config.tick_ms, config.tick_ms * u64::from(config.heartbeat_ticks));
-    let (tick, interval) = (Duration::from_millis(tick), Duration::from_millis(interval));
+    let (tick, interval) = (config.tick, config.heartbeat_interval);
     let mut peers = Vec::new();
     for id in 1..=3 {
         let port = std::net::TcpListener::bind(LOOPBACK)?.local_addr()?.port();
@@ -118,7 +117,7 @@ async fn main() -> Result<(), Error> {
     let (quiet, others) = large.split_at(QUIET.len());
 
     let joined = start(3).await?;
-    let mut floor = Floor::new(dir.path().into(), mib, config.snapshot_chunk_bytes).await?;
+    let mut floor = Floor::new(dir.path().into(), mib, config.snapshot_chunk_bytes.as_usize()).await?;
     let mut rounds = Vec::new();
     println!("{mib} MiB from the leader's file to the follower's, with all checks and syncs:");
     for (id, from) in QUIET.into_iter().zip(quiet) {

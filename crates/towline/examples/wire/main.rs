@@ -30,7 +30,7 @@ async fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let mib: u64 = arguments.next().map_or(Ok(1024), |mib| mib.parse())?;
     let rounds: usize = arguments.next().map_or(Ok(3), |rounds| rounds.parse())?;
-    let (bytes, piece) = (mib << 20, Bytes::from(vec![7; Config::default().snapshot_chunk_bytes]));
+    let (bytes, piece) = (mib << 20, Bytes::from(vec![7; Config::default().snapshot_chunk_bytes.as_usize()]));
 
     let grpc = GrpcTransport::new(GrpcConfig::default());
     let authority = DevAuthority::new()?;

@@ -24,7 +24,9 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use fjall::{Database, Keyspace};
 use serde::{Deserialize, Serialize};
-use towline::{ApplyBatch, Fatal, LogId, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec};
+use towline::{
+    ApplyBatch, ByteSize, Fatal, LogId, Replies, SnapshotMeta, SnapshotSource, StateMachine, codec,
+};
 
 pub(crate) use command::{
     Answer, Blob, Command, Condition, Expiry, KEY_BYTES_MAX, Op, PACK_BYTES, VALUE_BYTES_MAX, pack,
@@ -49,12 +51,12 @@ const REPLAY_BYTES_MAX: usize = 256 << 20;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct StoreConfig {
     /// Bytes of cached blocks. Default 16 MiB.
-    pub(crate) cache_bytes: u64,
+    pub(crate) cache_bytes: ByteSize,
     /// Bytes of changes that gather in memory before they become a file. Default 32 MiB; while one such lot is written
     /// the next one gathers.
-    pub(crate) memtable_bytes: u64,
+    pub(crate) memtable_bytes: ByteSize,
     /// Bytes of all journals before memtables are forced out. Default 64 MiB, which is also the least.
-    pub(crate) journal_bytes_max: u64,
+    pub(crate) journal_bytes_max: ByteSize,
     /// Threads that flush and compact. Default 1.
     pub(crate) worker_threads: usize,
     /// Table files that are kept open. Default 256; fewer if the limit of file descriptors is too low.
@@ -64,13 +66,13 @@ pub(crate) struct StoreConfig {
 /// The least that fjall accepts for its open files.
 const FILES_MIN: usize = 10;
 /// The least that fjall accepts for its journals.
-pub(crate) const JOURNAL_BYTES_MIN: u64 = 64 << 20;
+pub(crate) const JOURNAL_BYTES_MIN: ByteSize = ByteSize::mib(64);
 
 impl Default for StoreConfig {
     fn default() -> Self {
         Self {
-            cache_bytes: 16 << 20,
-            memtable_bytes: 32 << 20,
+            cache_bytes: ByteSize::mib(16),
+            memtable_bytes: ByteSize::mib(32),
             journal_bytes_max: JOURNAL_BYTES_MIN,
             worker_threads: 1,
             files_max: 256,
@@ -145,7 +147,7 @@ impl KvMachine {
             overlay,
             clock,
             durable: meta.applied(),
-            layer_bytes_max: usize::try_from(config.memtable_bytes).unwrap_or(usize::MAX),
+            layer_bytes_max: config.memtable_bytes.as_usize(),
             replay_bytes: 0,
         })
     }

@@ -125,8 +125,8 @@ fn open_sound(path: &Path, config: &StoreConfig) -> Result<Opened, Failure> {
     make_whole(path)?;
     prepare(path)?;
     let db = Database::builder(path)
-        .cache_size(config.cache_bytes)
-        .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN))
+        .cache_size(config.cache_bytes.as_u64())
+        .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN).as_u64())
         .worker_threads(config.worker_threads.max(1))
         .max_cached_files(Some(config.files_max.max(FILES_MIN)))
         .open()?;

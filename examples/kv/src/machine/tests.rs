@@ -284,7 +284,7 @@ fn what_is_due_is_found_wherever_it_lies() {
 #[test]
 fn memory_is_bounded_by_writing_on_another_thread() {
     let dir = tempfile::tempdir().unwrap();
-    let config = StoreConfig { memtable_bytes: 64 << 10, ..StoreConfig::default() };
+    let config = StoreConfig { memtable_bytes: ByteSize::kib(64), ..StoreConfig::default() };
     let machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
     let mut h = Harness { dir, machine, index: 0, passed_ms: Arc::default() };
     for i in 0..2_000_u32 {

@@ -23,7 +23,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// The longest election timeout that [`SETTINGS`] allows.
 pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(1_200);
 /// Elections are quicker than by default, so that the tests are.
-pub(crate) const SETTINGS: &str = "[engine]\nelection_ticks_min = 60\nelection_ticks_max = 120\n";
+pub(crate) const SETTINGS: &str =
+    "[engine]\nelection_timeout_min = '600ms'\nelection_timeout_max = '1200ms'\n";
 
 /// [`SETTINGS`] and `more` of the section for the server.
 pub(crate) fn settings(more: &str) -> String {

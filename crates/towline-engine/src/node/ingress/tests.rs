@@ -2,6 +2,7 @@ use super::*;
 use crate::config::Config;
 use crate::message::Entry;
 use crate::node::inbox::ShardInbox;
+use crate::units::ByteSize;
 
 fn append(bytes: usize) -> Message {
     let (from, to) = (NodeId::new(2).unwrap(), NodeId::new(1).unwrap());
@@ -14,9 +15,9 @@ fn append(bytes: usize) -> Message {
 #[test]
 fn an_append_larger_than_the_inbox_is_taken_when_nothing_waits() {
     let config = Config {
-        append_bytes_max: 1 << 10,
+        append_bytes_max: ByteSize::kib(1),
         append_inflight_max: 1,
-        inbox_bytes_max: 2 << 10,
+        inbox_bytes_max: ByteSize::kib(2),
         ..Config::default()
     };
     let config = config.validate().unwrap();

@@ -1,6 +1,8 @@
 //! Case 5 on a node that runs: the report of a ticket never comes. For the node it is the same as a ticket that is leaked,
 //! which no type can prevent.
 
+use std::time::Duration;
+
 use super::common::wait;
 use super::seams::Loss;
 use super::stage::{BEHIND, Stage};
@@ -9,13 +11,13 @@ use crate::status::{AttemptOutcome, PeerProgress};
 
 fn config() -> Config {
     Config {
-        tick_ms: 20,
-        heartbeat_ticks: 1,
+        tick: Duration::from_millis(20),
+        heartbeat_interval: Duration::from_millis(20),
         // Long: a busy machine must not cost it its office, with which its attempts would be over.
-        election_ticks_min: 20,
-        election_ticks_max: 25,
-        lane_backoff_max_ms: 90,
-        snapshot_backoff_max_ms: 400,
+        election_timeout_min: Duration::from_millis(400),
+        election_timeout_max: Duration::from_millis(500),
+        lane_backoff_max: Duration::from_millis(90),
+        snapshot_backoff_max: Duration::from_millis(400),
         ..Config::default()
     }
 }

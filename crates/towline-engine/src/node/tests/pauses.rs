@@ -15,11 +15,11 @@ const PAUSE: Duration = Duration::from_millis(45);
 
 fn config() -> Config {
     Config {
-        tick_ms: TICK.as_millis() as u64,
-        heartbeat_ticks: HEARTBEAT_TICKS,
+        tick: TICK,
+        heartbeat_interval: TICK * HEARTBEAT_TICKS,
         // Long: it must not lose its office meanwhile.
-        election_ticks_min: 300,
-        election_ticks_max: 400,
+        election_timeout_min: Duration::from_secs(3),
+        election_timeout_max: Duration::from_secs(4),
         ..Config::default()
     }
 }

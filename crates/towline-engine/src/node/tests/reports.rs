@@ -33,13 +33,13 @@ const POST_MAX: Duration = Duration::from_secs(1);
 
 fn config() -> Config {
     Config {
-        heartbeat_ticks: 2,
-        election_ticks_min: 30,
-        election_ticks_max: 50,
-        lane_backoff_max_ms: 100,
+        heartbeat_interval: Duration::from_millis(20),
+        election_timeout_min: Duration::from_millis(300),
+        election_timeout_max: Duration::from_millis(500),
+        lane_backoff_max: Duration::from_millis(100),
         snapshot_sends_max: 8,
-        snapshot_offer_timeout_ms: 60_000,
-        snapshot_backoff_max_ms: 400,
+        snapshot_offer_timeout: Duration::from_secs(60),
+        snapshot_backoff_max: Duration::from_millis(400),
         ..Config::default()
     }
 }

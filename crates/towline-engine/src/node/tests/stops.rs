@@ -12,7 +12,11 @@ use crate::status::Role;
 /// The groups share the deadline: their hand-overs stall together, and every state machine is flushed all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn hand_overs_that_stall_take_half_the_deadline_together_and_leave_time_to_flush() {
-    let config = Config { election_ticks_min: 300, election_ticks_max: 400, ..Config::default() };
+    let config = Config {
+        election_timeout_min: Duration::from_secs(3),
+        election_timeout_max: Duration::from_secs(4),
+        ..Config::default()
+    };
     let mut stage = Stage::node(config).await;
     stage.lead(GROUPS_MAX).await;
     let Stage { alone, groups, script: _script, .. } = stage;

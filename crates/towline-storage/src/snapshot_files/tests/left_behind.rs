@@ -3,6 +3,7 @@
 use super::*;
 
 fn with_bounds(dir: &Path, partials_max: usize, partial_bytes_max: u64) -> SnapshotFiles {
+    let partial_bytes_max = ByteSize::bytes(partial_bytes_max);
     let config = SnapshotConfig { partials_max, partial_bytes_max, ..SnapshotConfig::default() };
     SnapshotFiles::open_with(dir, &config, FileOps::default(), None).unwrap()
 }

@@ -15,6 +15,7 @@ fn on_small_disk(dir: &Path, disk_reserve_bytes: u64, free_bytes: u64) -> (Snaps
     let faults = DiskFaults::new();
     faults.leave_free(Some(free_bytes));
     let ops = FileOps::with_hook(Arc::new(faults.for_snapshots()));
+    let disk_reserve_bytes = ByteSize::bytes(disk_reserve_bytes);
     let config = SnapshotConfig { disk_reserve_bytes, ..SnapshotConfig::default() };
     (SnapshotFiles::open_with(dir, &config, ops, None).unwrap(), faults)
 }
@@ -147,7 +148,7 @@ fn a_reserve_of_zero_asks_nothing() {
 #[test]
 fn the_real_file_system_is_asked() {
     let dir = TempDir::new().unwrap();
-    let config = SnapshotConfig { disk_reserve_bytes: u64::MAX, ..SnapshotConfig::default() };
+    let config = SnapshotConfig { disk_reserve_bytes: ByteSize::MAX, ..SnapshotConfig::default() };
     let files = SnapshotFiles::open_with(dir.path(), &config, FileOps::default(), None).unwrap();
     let (_, free, _) = no_room(files.create(&head(1))).unwrap();
     assert!(free > 0);
