@@ -13,15 +13,9 @@
 //! # }).unwrap();
 //! ```
 //!
-//! Nothing here sleeps for a guess: everything waits for a condition until [`DEADLINE`] and panics then.
+//! All waits are for a condition and panic at [`DEADLINE`].
 
-#![allow(
-    clippy::missing_panics_doc,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,13 +38,13 @@ use crate::log::{MemIdentity, MemLog};
 use crate::mem::{MemNet, MemTransport};
 use crate::snapshots::MemSnapshots;
 
-/// How long anything may take before a test gives up.
+/// The bound of each wait.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long a condition waits between two looks.
+/// The poll interval.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Settings for tests: elections within a second, yet not thrown over by a machine under load.
+/// Settings for tests: elections take less than a second and bear a machine under load.
 pub fn quick() -> Config {
     Config {
         tick: Duration::from_millis(10),
@@ -68,35 +62,38 @@ pub fn quick() -> Config {
 }
 
 /// The node with this number.
+///
+/// # Panics
+/// If the number is zero.
 pub fn node_id(raw: u64) -> NodeId {
     NodeId::new(raw).expect("nodes are numbered from 1")
 }
 
-/// The cluster all of this belongs to.
+/// The id of every cluster of this module.
 pub fn cluster_id() -> ClusterId {
     ClusterId::new("test").expect("a valid name")
 }
 
-/// What a node keeps while it is down.
+/// What a node stores.
 #[derive(Debug, Clone, Default)]
 pub struct Disk {
-    /// The logs.
+    /// Logs.
     pub log: MemLog,
     /// Snapshot files.
     pub snapshots: MemSnapshots,
-    /// Who it is.
+    /// Identity.
     pub identity: MemIdentity,
 }
 
 impl Disk {
-    /// As a node takes it.
+    /// The argument for `NodeBuilder::storage`.
     pub fn storage(&self) -> Storage {
         let (log, identity): (Arc<dyn LogStore>, Arc<dyn IdentityStore>) =
             (Arc::new(self.log.clone()), Arc::new(self.identity.clone()));
         Storage { log, snapshots: Arc::new(self.snapshots.clone()), identity }
     }
 
-    /// What a power loss would leave.
+    /// What a power loss leaves.
     #[must_use]
     pub fn crash(&self) -> Self {
         Self { log: self.log.crash(), snapshots: self.snapshots.crash(), identity: self.identity.clone() }
@@ -104,8 +101,8 @@ impl Disk {
 }
 
 type Customise = Arc<dyn Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync>;
-type Wrap = Arc<dyn Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync>;
-type Store = Arc<dyn Fn(NodeId, Storage) -> Storage + Send + Sync>;
+type WrapTransport = Arc<dyn Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync>;
+type WrapStorage = Arc<dyn Fn(NodeId, Storage) -> Storage + Send + Sync>;
 type MakeMachine<M> = Arc<dyn Fn(NodeId, GroupId) -> M + Send + Sync>;
 
 /// Describes a [`Cluster`].
@@ -115,13 +112,13 @@ pub struct Plan<M = ListMachine> {
     groups: u64,
     config: Config,
     customise: Customise,
-    wrap: Wrap,
-    store: Store,
+    wrap: WrapTransport,
+    store: WrapStorage,
     machine: MakeMachine<M>,
 }
 
 impl Plan {
-    /// So many nodes, with groups from 1 to `groups` on all of them.
+    /// A cluster of `nodes` nodes, all with the groups 1 to `groups`.
     pub fn new(nodes: u64, groups: u64) -> Self {
         Self {
             nodes,
@@ -136,13 +133,13 @@ impl Plan {
 }
 
 impl<M: StateMachine> Plan<M> {
-    /// Other settings than [`quick`].
+    /// Replaces the settings, [`quick`] by default.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
     }
 
-    /// Changes each node before it starts, after what earlier calls change.
+    /// Changes each node before it starts, after the changes of earlier calls.
     pub fn customise(
         mut self,
         change: impl Fn(NodeId, NodeBuilder) -> NodeBuilder + Send + Sync + 'static,
@@ -152,8 +149,7 @@ impl<M: StateMachine> Plan<M> {
         self
     }
 
-    /// Puts something around the transport of each node, such as a
-    /// [`FaultyTransport`](crate::fault::FaultyTransport).
+    /// Wraps the transport of each node, for example in a [`FaultyTransport`](crate::fault::FaultyTransport).
     pub fn transport(
         mut self,
         wrap: impl Fn(NodeId, Arc<MemTransport>) -> Arc<dyn Transport> + Send + Sync + 'static,
@@ -162,19 +158,19 @@ impl<M: StateMachine> Plan<M> {
         self
     }
 
-    /// Puts something around what each node stores, or something else in its place; asked at every start of a node.
+    /// Wraps or replaces the storage of each node at each start.
     pub fn storage(mut self, wrap: impl Fn(NodeId, Storage) -> Storage + Send + Sync + 'static) -> Self {
         self.store = Arc::new(wrap);
         self
     }
 
-    /// Other machines than plain ones.
+    /// Replaces the state machines, [`ListMachine`] by default.
     pub fn machine<N>(self, make: impl Fn(NodeId, GroupId) -> N + Send + Sync + 'static) -> Plan<N> {
         let Self { nodes, groups, config, customise, wrap, store, machine: _ } = self;
         Plan { nodes, groups, config, customise, wrap, store, machine: Arc::new(make) }
     }
 
-    /// Bootstraps it.
+    /// Bootstraps the cluster.
     pub async fn start(self) -> Cluster<M> {
         let mut cluster =
             Cluster { plan: self, net: MemNet::new(), disks: BTreeMap::new(), up: BTreeMap::new() };
@@ -188,9 +184,9 @@ impl<M: StateMachine> Plan<M> {
     }
 }
 
-/// A node that runs, with its groups.
+/// A running node.
 #[derive(Debug)]
-pub struct Up<M: StateMachine = ListMachine> {
+pub struct RunningNode<M: StateMachine = ListMachine> {
     /// The node.
     pub node: Node,
     /// Its groups.
@@ -202,14 +198,14 @@ pub struct Cluster<M: StateMachine = ListMachine> {
     plan: Plan<M>,
     /// The network.
     pub net: MemNet,
-    /// What each node keeps, also while it is down.
+    /// The disks of all nodes.
     pub disks: BTreeMap<u64, Disk>,
-    /// The nodes that run.
-    pub up: BTreeMap<u64, Up<M>>,
+    /// The running nodes.
+    pub up: BTreeMap<u64, RunningNode<M>>,
 }
 
 impl Cluster {
-    /// Bootstraps so many nodes, with groups from 1 to `groups` on all of them.
+    /// Bootstraps `nodes` nodes, all with the groups 1 to `groups`.
     pub async fn start(nodes: u64, groups: u64) -> Self {
         Plan::new(nodes, groups).start().await
     }
@@ -220,7 +216,7 @@ impl Cluster {
         list.unwrap_or_else(|error| panic!("node {node}: {error}")).commands()
     }
 
-    /// Waits until every node that runs has applied the same commands of the group, and gives them.
+    /// Waits until all running nodes have applied the same commands of a group, and returns them.
     pub async fn settled(&self, group: u64) -> Vec<Bytes> {
         self.acked(group, "settled").await;
         let until = Instant::now() + DEADLINE;
@@ -242,23 +238,22 @@ impl Cluster {
 }
 
 impl<M: StateMachine> Cluster<M> {
-    /// The numbers of all nodes, also of those that are down.
+    /// The numbers of all nodes, also of stopped ones.
     pub fn nodes(&self) -> Vec<u64> {
         (1..=self.plan.nodes).collect()
     }
 
-    /// Where a node listens.
+    /// The address of a node.
     pub fn address(&self, node: u64) -> PeerAddr {
         format!("mem://n{node}:1").parse().expect("a valid address")
     }
 
-    /// Who founds every group.
+    /// The first members of each group.
     pub fn members(&self) -> Vec<(NodeId, PeerAddr)> {
         self.nodes().into_iter().map(|node| (node_id(node), self.address(node))).collect()
     }
 
-    /// Waits until the leader of a group has heard how its attempt to send `peer` a snapshot ended. It hears it last: the peer
-    /// may have applied the state by then.
+    /// Waits until the leader of a group knows how its snapshot attempt to `peer` ended.
     pub async fn attempt_ended(&self, leader: u64, group: u64, peer: u64) -> LastAttempt {
         let (group, end) = (self.group(leader, group), Instant::now() + DEADLINE);
         loop {
@@ -272,12 +267,12 @@ impl<M: StateMachine> Cluster<M> {
         }
     }
 
-    /// A group on a node that runs.
+    /// A group of a running node.
     pub fn group(&self, node: u64, group: u64) -> Group<M> {
         self.up[&node].groups[&group].clone()
     }
 
-    /// Starts a node that is down on what its disk has; an empty disk is bootstrapped.
+    /// Starts a stopped node. An empty disk is bootstrapped.
     ///
     /// # Errors
     /// [`StartError`].
@@ -299,16 +294,16 @@ impl<M: StateMachine> Cluster<M> {
             let machine = (self.plan.machine)(id, group);
             groups.insert(number, running.group(group, machine).start(start).await?);
         }
-        self.up.insert(node, Up { node: running, groups });
+        self.up.insert(node, RunningNode { node: running, groups });
         Ok(())
     }
 
-    /// Starts a node that is down.
+    /// Starts a stopped node.
     pub async fn restart(&mut self, node: u64) {
         self.try_restart(node).await.unwrap_or_else(|error| panic!("node {node} does not start: {error}"));
     }
 
-    /// The machine of a node loses its power: nobody hears of it any more, and its disk has what was durable.
+    /// Crashes a node: its links break, and its disk keeps only what was durable.
     pub fn crash(&mut self, node: u64) {
         self.net.kill(node_id(node));
         let disk = self.disks[&node].crash();
@@ -316,14 +311,14 @@ impl<M: StateMachine> Cluster<M> {
         drop(self.up.remove(&node));
     }
 
-    /// Stops a node in order.
+    /// Shuts a node down.
     pub async fn stop(&mut self, node: u64, deadline: Duration) {
         if let Some(up) = self.up.remove(&node) {
             up.node.shutdown(deadline).await;
         }
     }
 
-    /// Waits until a node that runs leads the group and has committed in its term, so that it serves at once.
+    /// Waits for a leader of a group that has committed an entry of its term.
     pub async fn leader(&self, group: u64) -> u64 {
         let until = Instant::now() + DEADLINE;
         while Instant::now() < until {
@@ -339,12 +334,12 @@ impl<M: StateMachine> Cluster<M> {
         panic!("group {group} has no leader: {:?}", self.states(group));
     }
 
-    /// How the group looks on every node that runs.
+    /// The state of a group on each running node.
     pub fn states(&self, group: u64) -> Vec<(u64, GroupState)> {
         self.up.iter().filter_map(|(n, up)| Some((*n, up.groups.get(&group)?.state()))).collect()
     }
 
-    /// Proposes once, wherever the leader is; tries again for as long as nothing happened.
+    /// Proposes to the leader, and again after errors that say the command never happened.
     ///
     /// # Errors
     /// The first error after which the command may have been applied.
@@ -362,7 +357,7 @@ impl<M: StateMachine> Cluster<M> {
         }
     }
 
-    /// Proposes until it is acknowledged; it may then be there more than once.
+    /// Proposes until an acknowledgement. The command may be applied more than once.
     pub async fn acked(&self, group: u64, command: impl Into<Bytes>) {
         let command = command.into();
         let until = Instant::now() + DEADLINE;
@@ -372,11 +367,11 @@ impl<M: StateMachine> Cluster<M> {
     }
 }
 
-/// Waits until something holds; panics with `what` at [`DEADLINE`].
+/// Waits until a condition holds; panics with `what` at [`DEADLINE`].
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !holds() {
-        assert!(Instant::now() < end, "still not so: {what}");
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }

@@ -32,8 +32,6 @@ pub use inbound::{DECIDING, Delivered, InboundLog, OfferReply, RecordingInbound}
 pub use link::LinkLog;
 pub use sink::{SinkLog, SinkScript};
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -111,8 +109,4 @@ pub fn append(group: u64, index: u64, bytes: usize) -> Envelope {
 /// A batch of one [`append`] message of group 1.
 pub fn batch(index: u64, bytes: usize) -> Batch {
     Batch { envelopes: vec![append(1, index, bytes)] }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

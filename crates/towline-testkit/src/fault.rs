@@ -1,8 +1,7 @@
-//! A layer over any [`Transport`] that breaks what goes through it, on request and from a seed.
+//! A wrapper of any [`Transport`] that damages what it carries, on request and from a seed.
 //!
-//! It stands at the seam, so what it breaks are messages, batches and chunks. Bytes on a real wire are broken by
-//! [`proxy`](crate::proxy). What goes out through the wrapped transport and what comes in at its listeners have faults
-//! of their own ([`Direction`]); both change at any time, on open links too.
+//! It works at the seam: on messages, batches and chunks. To damage the bytes of a real wire, see [`proxy`](crate::proxy).
+//! Each [`Direction`] has its own faults, which change at any time, also on open links.
 //!
 //! ```
 //! use towline_engine::message::Lane;
@@ -36,7 +35,7 @@ use towline_engine::transport::{
 
 pub use plan::{Direction, FaultCounts, Faults, LaneFaults, SnapshotFaults};
 
-/// A transport that breaks what goes through it.
+/// A transport that damages what it carries.
 #[derive(Debug)]
 pub struct FaultyTransport<T> {
     inner: Arc<T>,
@@ -44,7 +43,7 @@ pub struct FaultyTransport<T> {
 }
 
 impl<T: Transport> FaultyTransport<T> {
-    /// A layer over `inner` without faults, and what switches them. Every chance comes from the seed.
+    /// Wraps `inner`, without faults at first. Every chance comes from the seed.
     pub fn new(inner: Arc<T>, seed: u64) -> (Arc<Self>, Faults) {
         let faults = Faults::new(seed);
         (Arc::new(Self { inner, faults: faults.clone() }), faults)
@@ -101,8 +100,8 @@ struct FaultyInbound {
 impl Inbound for FaultyInbound {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
         let inner = self.inner.admit(hello, cert)?;
-        let ways = Lane::ALL.map(|lane| self.faults.way(lane, Direction::In));
-        Ok(Arc::new(FaultySession { inner, faults: self.faults.clone(), ways }))
+        let lanes = Lane::ALL.map(|lane| self.faults.lane_faults(lane, Direction::In));
+        Ok(Arc::new(FaultySession { inner, faults: self.faults.clone(), lanes }))
     }
 
     fn refused(&self, refusal: &Refusal) {
@@ -113,7 +112,7 @@ impl Inbound for FaultyInbound {
 struct FaultySession {
     inner: Arc<dyn PeerSession>,
     faults: Faults,
-    ways: [plan::Way; 2],
+    lanes: [plan::FaultyLane; 2],
 }
 
 #[async_trait]
@@ -127,15 +126,15 @@ impl PeerSession for FaultySession {
     }
 
     fn deliver(&self, lane: Lane, mut batch: Batch) -> Result<Vec<Nack>, Violation> {
-        let [control, append] = &self.ways;
-        let way = match lane {
+        let [control, append] = &self.lanes;
+        let faulty = match lane {
             Lane::Control => control,
             Lane::Append => append,
         };
-        if way.kills(&batch) {
+        if faulty.kills(&batch) {
             return Err(Violation { detail: "fault: killed".into() });
         }
-        way.change(&mut batch);
+        faulty.change(&mut batch);
         match batch.envelopes.is_empty() {
             true => Ok(Vec::new()),
             false => self.inner.deliver(lane, batch),

@@ -1,17 +1,17 @@
-//! What it takes to test an engine, a transport, a log or a state machine of Towline.
+//! Tools to test an engine, a transport, a log or a state machine of Towline.
 //!
-//! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and be held between
+//! * [`log`]: a [`LogStore`](towline_engine::log_store::LogStore) in memory that can crash, fail and block between
 //!   write and fsync.
 //! * [`snapshots`]: a [`SnapshotStore`](towline_engine::snapshot_store::SnapshotStore) in memory that can crash, and a
-//!   double around any that fails, panics or waits on request.
-//! * [`sim`]: a cluster of cores in one thread, where every delay, loss and crash comes from a seed.
-//! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network breaks on request.
+//!   wrapper of any store that fails, panics or blocks on request.
+//! * [`sim`]: a simulator of a cluster in one thread, with all delays, losses and crashes from a seed.
+//! * [`mem`]: a [`Transport`](towline_engine::transport::Transport) in memory whose network fails on request.
 //! * [`doubles`]: the engine's side of a transport, which records what the transport does.
-//! * [`fault`]: a layer over any transport that drops, delays, duplicates, corrupts and cuts.
-//! * [`proxy`]: TCP and UDP proxies that do the same to the bytes of a real one.
-//! * [`list`]: a state machine that remembers everything and fails on request.
-//! * [`cluster`]: nodes on all of these, started, killed and asked in a line each.
-//! * [`suites`]: what every implementation of a seam must do, as tests that run against yours.
+//! * [`fault`]: a wrapper of any transport that drops, delays, duplicates, corrupts and cuts.
+//! * [`proxy`]: TCP and UDP proxies that delay, lose and corrupt the bytes of a real transport.
+//! * [`list`]: a state machine that keeps all commands and fails on request.
+//! * [`cluster`]: a cluster in one process, on all of these.
+//! * [`suites`]: conformance tests for implementations of the seams.
 //!
 //! ```
 //! use towline_engine::ids::GroupId;
@@ -27,7 +27,7 @@
 //! assert!(after_a_power_loss.append(&mut batch()).is_ok());
 //! ```
 //!
-//! It is for tests: its suites panic where an assertion fails.
+//! The suites panic where an assertion fails.
 
 pub mod cluster;
 pub mod doubles;
@@ -39,3 +39,4 @@ pub mod proxy;
 pub mod sim;
 pub mod snapshots;
 pub mod suites;
+mod sync;

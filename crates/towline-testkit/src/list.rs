@@ -1,10 +1,10 @@
-//! A state machine for tests: it remembers every command in order, and misbehaves when told to.
+//! A state machine that keeps every command in order, and fails on request.
 
 mod disk;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use towline_engine::message::LogId;
@@ -13,18 +13,20 @@ use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, 
 
 pub use disk::{ListDisk, Replacing, RestoreCut};
 
+use crate::sync::{lock, wait_until, wait_while};
+
 /// How a [`ListMachine`] fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// It panics.
+    /// Its `apply` panics.
     Panic,
-    /// It returns [`Fatal`].
+    /// Its `apply` returns [`Fatal`].
     Fatal,
-    /// It forgets a reply.
+    /// Its `apply` omits a reply.
     FewReplies,
 }
 
-/// The commands in the order in which they were applied; the answer to a command is how many there are with it.
+/// A list of all applied commands. The reply to a command is the length of the list with it.
 #[derive(Debug)]
 pub struct ListMachine {
     list: List,
@@ -34,20 +36,20 @@ pub struct ListMachine {
     disk: Option<ListDisk>,
 }
 
-/// A [`ListMachine`] as readers and tests see it. Clones are the same list.
+/// The view of a [`ListMachine`]. Clones share one list.
 #[derive(Debug, Clone, Default)]
 pub struct List {
-    shared: Arc<Shared>,
+    shared: Arc<ListShared>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct ListShared {
+    state: Mutex<ListState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ListState {
     commands: Vec<Bytes>,
     applied: LogId,
     holds: usize,
@@ -62,34 +64,34 @@ impl Default for ListMachine {
 }
 
 impl ListMachine {
-    /// An empty one that does everything right.
+    /// An empty machine that never fails.
     pub fn new() -> Self {
         let (list, durable) = (List::default(), LogId::NONE);
         Self { list, durable, trouble: None, time: Duration::ZERO, disk: None }
     }
 
-    /// Fails in this way when it is to apply this command.
+    /// Fails in this way when it applies this command.
     #[must_use]
     pub fn failing(mut self, command: impl Into<Bytes>, trouble: Trouble) -> Self {
         self.trouble = Some((command.into(), trouble));
         self
     }
 
-    /// Takes this long for each batch.
+    /// Takes this time for each batch.
     #[must_use]
     pub fn slow(mut self, time: Duration) -> Self {
         self.time = time;
         self
     }
 
-    /// Claims to have stored everything up to this place, until it restores a snapshot.
+    /// Reports this log position as durable, until it restores a snapshot.
     #[must_use]
     pub fn durable_at(mut self, durable: LogId) -> Self {
         self.durable = durable;
         self
     }
 
-    /// Opened on what the disk holds, and storing there whatever it applies and restores.
+    /// Starts with the state of `disk`, and stores there what it applies and restores.
     #[must_use]
     pub fn stored_in(mut self, disk: &ListDisk) -> Self {
         let (commands, at) = disk.open();
@@ -100,15 +102,15 @@ impl ListMachine {
         self
     }
 
-    /// Its list.
+    /// The view.
     pub fn list(&self) -> List {
         self.list.clone()
     }
 }
 
 impl List {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ListState> {
+        lock(&self.shared.state)
     }
 
     /// The commands so far.
@@ -116,27 +118,27 @@ impl List {
         self.lock().commands.clone()
     }
 
-    /// How many commands there are.
+    /// The number of commands.
     pub fn len(&self) -> usize {
         self.lock().commands.len()
     }
 
-    /// Whether there is none.
+    /// Whether no command was applied.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The place in the log it has reached.
+    /// The log position that was applied last.
     pub fn applied(&self) -> LogId {
         self.lock().applied
     }
 
-    /// How often it was flushed.
+    /// The number of flushes.
     pub fn flushes(&self) -> usize {
         self.lock().flushes
     }
 
-    /// Blocks the machine before its next batch for as long as the hold exists.
+    /// Blocks the machine before its next batch while the hold exists.
     pub fn hold(&self) -> Hold {
         self.lock().holds += 1;
         Hold { list: self.clone() }
@@ -146,10 +148,7 @@ impl List {
         let mut state = self.lock();
         state.held = state.holds > 0;
         self.shared.changed.notify_all();
-        while state.holds > 0 {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.held = false;
+        wait_while(&self.shared.changed, state, |state| state.holds > 0).held = false;
     }
 }
 
@@ -160,16 +159,10 @@ pub struct Hold {
 }
 
 impl Hold {
-    /// Waits until the machine is blocked; `false` if it was not before the deadline.
+    /// Waits until the machine is blocked; `false` if that takes longer than `deadline`.
     pub fn wait_held(&self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
-        let mut state = self.list.lock();
-        while !state.held {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            let changed = self.list.shared.changed.wait_timeout(state, left);
-            state = changed.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        let shared = &self.list.shared;
+        wait_until(&shared.changed, &shared.state, deadline, |state| state.held)
     }
 }
 
@@ -192,7 +185,7 @@ impl StateMachine for ListMachine {
         self.disk.as_ref().map_or(self.durable, ListDisk::at)
     }
 
-    #[allow(clippy::panic)] // a panic is what it was told to make
+    #[allow(clippy::panic)] // on request
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
         self.list.pass();
         if !self.time.is_zero() {
@@ -224,7 +217,7 @@ impl StateMachine for ListMachine {
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
-        Ok(Box::new(Body(self.list.commands())))
+        Ok(Box::new(ListBody(self.list.commands())))
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
@@ -235,7 +228,7 @@ impl StateMachine for ListMachine {
         while let Some(head) = rest.first_chunk::<4>() {
             let end = (u32::from_be_bytes(*head) as usize).saturating_add(4);
             if end > rest.len() {
-                return Err(Fatal::new("the body is cut off"));
+                return Err(Fatal::new("the body ends inside a command"));
             }
             commands.push(rest.split_to(end).slice(4..));
         }
@@ -251,10 +244,10 @@ impl StateMachine for ListMachine {
     }
 }
 
-/// Length, then bytes, of each command.
-struct Body(Vec<Bytes>);
+/// Length and bytes of each command.
+struct ListBody(Vec<Bytes>);
 
-impl SnapshotSource for Body {
+impl SnapshotSource for ListBody {
     fn write_to(self: Box<Self>, out: &mut dyn io::Write) -> io::Result<()> {
         for command in self.0 {
             out.write_all(&(command.len() as u32).to_be_bytes())?;

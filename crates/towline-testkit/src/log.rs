@@ -1,4 +1,4 @@
-//! A log and an identity in memory, with a live and a durable image.
+//! A log store and an identity store in memory that survive a simulated crash.
 
 mod identity;
 mod image;

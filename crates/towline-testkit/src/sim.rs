@@ -1,12 +1,11 @@
-//! A whole cluster of cores in one thread. Every choice (who takes a turn, how long a message takes, what is lost, when a
-//! write becomes durable, who crashes) is drawn from one seed, so a failure replays exactly.
+//! A simulator of a cluster of cores in one thread. One seed determines turns, delays, losses, syncs and crashes, so that a
+//! failure replays exactly.
 //!
-//! Each node is a [`GroupCore`](towline_engine::core::GroupCore) driven the way the engine's shard drives it, in the same order:
-//! what became durable first, then what was applied, reports, messages (control before appends), proposals, the clock;
-//! then one poll. [`History`] checks as it goes that
+//! Each node is a [`GroupCore`](towline_engine::core::GroupCore), driven in the order of the engine's shard: durable writes,
+//! applied entries, reports, messages (control before appends), proposals, the clock, one poll. [`History`] checks that
 //! * all nodes apply the same entries in the same order, each command at most once;
-//! * an acknowledged command is where it was acknowledged, on every node, for ever;
-//! * a command whose proposer was told that it never happened is never applied;
+//! * an acknowledged command stays at its index on every node;
+//! * a command whose proposer got an error with [`Outcome::NeverHappened`](towline_engine::errors::Outcome) is never applied;
 //! * a read sees everything that was acknowledged or seen before it began.
 //!
 //! ```
@@ -39,30 +38,30 @@ use towline_engine::message::{ConfState, Message};
 use towline_engine::reporter::{Report, UnreachableCause};
 
 pub use self::history::{History, ProposalResult, ReadResult};
-use self::net::Net;
 pub use self::net::NetOptions;
+use self::net::SimNet;
 use self::node::{CoreEffects, SimGroup, SimNode};
 pub use self::options::{Chaos, SimOptions};
 
-/// Steps within which a healthy cluster must come to rest.
+/// Steps within which a healthy cluster must converge.
 const CONVERGE_STEPS_MAX: u64 = 20_000;
 
-/// Of the ticks of a node, those before which some were skipped.
+/// The chance that a node skips ticks before a tick.
 const SKIP_PERMILLE: u32 = 50;
 
-/// A property did not hold. The seed and the options replay it.
+/// A property that does not hold. The seed and the options replay it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("seed {seed}, step {step}: {detail}")]
 pub struct Violation {
     /// The seed of the run.
     pub seed: u64,
-    /// The step it was found in.
+    /// The step.
     pub step: u64,
-    /// What was found.
+    /// The property and what was found.
     pub detail: String,
 }
 
-/// The simulator.
+/// The simulator. Its methods fail with the first property that does not hold.
 pub struct Sim {
     seed: u64,
     options: SimOptions,
@@ -70,19 +69,16 @@ pub struct Sim {
     now: u64,
     members: ConfState,
     nodes: BTreeMap<NodeId, SimNode>,
-    net: Net,
+    net: SimNet,
     history: History,
     rejects: HashMap<Reject, u64>,
     crashes: u64,
-    /// No more faults: the cluster is to converge.
+    /// No more faults, so that the cluster converges.
     calm: bool,
 }
 
 impl Sim {
-    /// A cluster of voters with ids from 1, and the learners of the options after them, all started.
-    ///
-    /// # Errors
-    /// A group that does not start.
+    /// Starts voters with ids from 1, followed by the learners of the options.
     pub fn new(seed: u64, voters: u64, options: SimOptions) -> Result<Self, Violation> {
         let ids = |range: Range<u64>| range.filter_map(NodeId::new).collect::<Vec<_>>();
         let members = ConfState {
@@ -99,7 +95,7 @@ impl Sim {
             members,
             history: History::new(options.history_checked),
             options,
-            net: Net::default(),
+            net: SimNet::default(),
             rejects: HashMap::new(),
             crashes: 0,
             calm: false,
@@ -108,18 +104,12 @@ impl Sim {
         Ok(sim)
     }
 
-    /// Any number of steps.
-    ///
-    /// # Errors
-    /// The first violation.
+    /// Takes `steps` steps.
     pub fn run(&mut self, steps: u64) -> Result<(), Violation> {
         (0..steps).try_for_each(|_| self.step())
     }
 
-    /// Steps until `wanted` holds.
-    ///
-    /// # Errors
-    /// The first violation, or that it did not come to hold.
+    /// Takes steps until `wanted` holds, which is `what`.
     pub fn run_until(
         &mut self,
         what: &str,
@@ -135,10 +125,7 @@ impl Sim {
         Err(self.violation(format!("not within {steps_max} steps: {what}")))
     }
 
-    /// Some node takes a turn, and whatever chaos brings.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Draws faults and load, then one node takes a turn.
     pub fn step(&mut self) -> Result<(), Violation> {
         self.now += 1;
         if !self.calm {
@@ -152,20 +139,14 @@ impl Sim {
         Ok(())
     }
 
-    /// One tick of time: every node takes a turn in which its clock ticks. Delays in steps are then in ticks.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Every node takes a turn with a tick of its clock. Delays in steps are then in ticks.
     pub fn tick(&mut self) -> Result<(), Violation> {
         self.now += 1;
         self.ids().into_iter().try_for_each(|id| self.turn(id, true))
     }
 
-    /// No more faults, everybody up and connected: the cluster must elect a leader, take a command, and bring every
-    /// node to the same place, which holds everything acknowledged.
-    ///
-    /// # Errors
-    /// A violation; also if that takes too long.
+    /// Ends all faults and starts all nodes. The cluster must then elect a leader, acknowledge a command, and apply the same
+    /// entries on every node.
     pub fn converge(&mut self) -> Result<(), Violation> {
         self.calm = true;
         self.options.net = NetOptions::default();
@@ -198,7 +179,7 @@ impl Sim {
         Ok(())
     }
 
-    /// Whether every node has applied everything anybody has.
+    /// Whether every node has applied all applied entries.
     fn is_level(&self) -> bool {
         self.nodes.values().all(|n| n.machine.through.index == self.history.last_index())
     }
@@ -214,10 +195,7 @@ impl Sim {
         lines.collect::<Vec<_>>().join("; ")
     }
 
-    /// One turn of a node, in the order of the engine's shard.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Runs one turn of a node, in the order of the engine's shard.
     pub fn turn(&mut self, id: NodeId, tick: bool) -> Result<(), Violation> {
         self.sync(id)?;
         if !self.is_up(id) {
@@ -225,26 +203,25 @@ impl Sim {
         }
         self.apply(id)?;
         let arrived = self.net.receive(self.now, id);
-        self.tell_lost();
+        self.report_lost();
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.mail.messages.extend(arrived);
-        let mail = (
-            std::mem::take(&mut node.mail.fetches),
-            std::mem::take(&mut node.mail.unreachable),
-            std::mem::take(&mut node.mail.messages),
+        node.inbox.messages.extend(arrived);
+        let inbox = (
+            std::mem::take(&mut node.inbox.fetches),
+            std::mem::take(&mut node.inbox.unreachable),
+            std::mem::take(&mut node.inbox.messages),
         );
-        let fetched: Vec<_> = mail.0.into_iter().map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
+        let fetched: Vec<_> = inbox.0.into_iter().map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
         self.with(id, |group, fx| {
             fetched.into_iter().for_each(|(low, entries)| group.fetched(low, Ok(entries), fx));
-            for peer in mail.1 {
+            for peer in inbox.1 {
                 let cause = UnreachableCause::LinkLost;
                 group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer, cause });
             }
         })?;
-        for message in mail.2 {
+        for message in inbox.2 {
             let _ = self.deliver(id, message.from, message)?;
         }
-        // Now and then a node had no time for the ticks before this one.
         let skipped = if tick && !self.calm && self.chance(SKIP_PERMILLE) { self.rng.u64(1..100) } else { 0 };
         self.with(id, |group, fx| {
             if tick {
@@ -256,11 +233,8 @@ impl Sim {
         Ok(())
     }
 
-    /// Steps one message into a node, as if the connection of `from` had brought it. Refusals that the engine answers
-    /// with a NACK are reported to the sender.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Steps a message into a node, as from the connection of `from`. A refusal that the engine answers with a nack is
+    /// reported to the sender.
     pub fn deliver(
         &mut self,
         id: NodeId,
@@ -272,16 +246,13 @@ impl Sim {
             *self.rejects.entry(reject).or_default() += 1;
             if matches!(reject, Reject::Full | Reject::BadEntries) {
                 self.net.lost.push((from, id));
-                self.tell_lost();
+                self.report_lost();
             }
         }
         Ok(result)
     }
 
-    /// Runs something on the group of a node and carries its effects out. `None` if the node is down.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Runs `run` on the group of a node and carries out its effects. `None` if the node is down.
     pub fn with<T>(
         &mut self,
         id: NodeId,
@@ -305,12 +276,12 @@ impl Sim {
             }
         }
         let applied = node.machine.through.index;
-        node.mail.applies.extend(fx.apply);
-        node.mail.fetches.extend(fx.fetches);
+        node.inbox.applies.extend(fx.apply);
+        node.inbox.fetches.extend(fx.fetches);
         for message in fx.messages {
             self.net.send(self.now, message, &self.options.net, &mut self.rng);
         }
-        self.tell_lost();
+        self.report_lost();
         for (command, error) in fx.refused {
             self.history.refused(command, error).map_err(|detail| self.violation(detail))?;
         }
@@ -365,10 +336,10 @@ impl Sim {
         let (apply, flush) =
             (self.chance(self.options.apply_permille), self.chance(self.options.flush_permille));
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if !apply || node.hold_applies || node.mail.applies.is_empty() {
+        if !apply || node.hold_applies || node.inbox.applies.is_empty() {
             return Ok(());
         }
-        let count = self.rng.usize(1..=node.mail.applies.len());
+        let count = self.rng.usize(1..=node.inbox.applies.len());
         let result = node.apply(id, count, &mut self.history);
         if flush {
             node.machine.durable = node.machine.through;
@@ -379,11 +350,11 @@ impl Sim {
         Ok(())
     }
 
-    /// Lost messages become reports to their senders, as the lanes make them.
-    fn tell_lost(&mut self) {
+    /// Reports lost messages to their senders, as the lanes do.
+    fn report_lost(&mut self) {
         for (sender, receiver) in self.net.lost.drain(..) {
             if let Some(node) = self.nodes.get_mut(&sender) {
-                node.mail.unreachable.push(receiver);
+                node.inbox.unreachable.push(receiver);
             }
         }
     }
@@ -395,7 +366,7 @@ impl Sim {
         let other = ids.get(self.rng.usize(0..ids.len())).copied();
         let (Some(some), Some(other)) = (some, other) else { return Ok(()) };
         if self.chance(chaos.propose_permille) {
-            // Mostly where it makes sense, and sometimes anywhere.
+            // Mostly on the leader, sometimes on any node.
             let at = if self.chance(800) { self.leader().unwrap_or(some) } else { some };
             let count = self.rng.usize(1..4);
             let padding = self.rng.usize(0..64);
@@ -429,18 +400,12 @@ impl Sim {
         Ok(())
     }
 
-    /// Gives a node one command; its number names it in the history.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Proposes a command on a node and returns its number in the history.
     pub fn propose(&mut self, id: NodeId) -> Result<u64, Violation> {
         Ok(self.propose_many(id, 1, 0)?.start)
     }
 
-    /// Gives a node commands in one go, each with so many bytes beside its number. A node that is down leaves them open.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Proposes `count` commands at once, each with `padding` extra bytes. A node that is down leaves them open.
     pub fn propose_many(
         &mut self,
         id: NodeId,
@@ -459,20 +424,14 @@ impl Sim {
         Ok(range)
     }
 
-    /// Starts a read on a node; its number names it in the history.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Starts a read on a node and returns its number in the history.
     pub fn read(&mut self, id: NodeId) -> Result<u64, Violation> {
         let read = self.history.invoke_read();
         self.with(id, |group, _| group.read(read))?;
         Ok(read)
     }
 
-    /// Asks a leader to hand over. `Ok(None)` if the node is down.
-    ///
-    /// # Errors
-    /// A violation.
+    /// Asks a leader to transfer its leadership. `Ok(None)` if the node is down.
     pub fn transfer(
         &mut self,
         leader: NodeId,

@@ -1,4 +1,4 @@
-//! Snapshots in memory, with a live and a durable image, and a double around any store that fails on request.
+//! A snapshot store in memory, and a wrapper of any store that fails on request.
 
 mod faulty;
 mod mem;

@@ -7,14 +7,14 @@ use towline_engine::units::ByteSize;
 use towline_storage::{DataDir, DataDirConfig};
 use towline_testkit::log::MemLog;
 use towline_testkit::log_store_suite;
-use towline_testkit::suites::log_store::Fixture;
+use towline_testkit::suites::log_store::LogStoreFixture;
 
 #[derive(Default)]
 struct MemLogFixture {
     log: MemLog,
 }
 
-impl Fixture for MemLogFixture {
+impl LogStoreFixture for MemLogFixture {
     fn open(&mut self) -> Arc<dyn LogStore> {
         Arc::new(self.log.clone())
     }
@@ -44,7 +44,7 @@ impl DiskLogFixture {
     }
 }
 
-impl Fixture for DiskLogFixture {
+impl LogStoreFixture for DiskLogFixture {
     fn open(&mut self) -> Arc<dyn LogStore> {
         DataDir::open_with(self.dir.path(), self.config.clone()).unwrap().log()
     }

@@ -113,7 +113,7 @@ impl HealedFault {
             TooLarge => patient.snapshot_bytes_max = ByteSize::bytes(1_000),
             WireEnds(bytes) => {
                 let flow = Flow { cut_after: Some(*bytes), ..Flow::default() };
-                setup.proxies[behind as usize - 1].set(proxy::Direction::Forth, flow);
+                setup.proxies[behind as usize - 1].set(proxy::ProxyDirection::Forth, flow);
             }
             _ => {}
         }
@@ -182,7 +182,7 @@ fn between(setup: &LaggingCluster, fault: mem::Fault) {
     setup.cluster.net.fault(behind, leader, fault);
     if let Some(proxy) = setup.proxies.get(setup.behind as usize - 1) {
         let hole = Flow { black_hole: true, ..Flow::default() };
-        proxy::Direction::ALL.into_iter().for_each(|way| proxy.set(way, hole));
+        proxy::ProxyDirection::ALL.into_iter().for_each(|way| proxy.set(way, hole));
     }
 }
 

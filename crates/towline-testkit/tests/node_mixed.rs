@@ -12,7 +12,7 @@ use towline_engine::transport::Transport;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
-use towline_testkit::proxy::{DatagramFlow, Direction, UdpProxy};
+use towline_testkit::proxy::{DatagramFlow, ProxyDirection, UdpProxy};
 
 /// The transport of each node. Every leader has a follower of each kind.
 const SCHEMES: [&str; 5] = ["quic", "grpc", "quic", "grpc", "quic"];
@@ -156,7 +156,7 @@ async fn a_cluster_replicates_over_quic_on_a_poor_network() {
     let (mut dialled, mut proxies, own) = (Vec::new(), Vec::new(), free_addresses::<3>("quic"));
     for (seed, address) in (0..).zip(&own) {
         let proxy = UdpProxy::to(address.authority().parse().unwrap(), seed).await.unwrap();
-        Direction::ALL.into_iter().for_each(|direction| proxy.set(direction, poor));
+        ProxyDirection::ALL.into_iter().for_each(|direction| proxy.set(direction, poor));
         dialled.push(format!("quic://{}", proxy.local_addr()).parse::<PeerAddr>().unwrap());
         proxies.push(proxy);
     }

@@ -23,7 +23,7 @@ use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
 use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
-use towline_testkit::proxy::{Direction, Flow, TcpProxy};
+use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -202,7 +202,7 @@ async fn the_two_lines_of_a_transfer_distinguish_lost_bytes_from_wrong_content()
     // The connection breaks in the middle of the stream.
     let mut cut = wired().await;
     let flow = Flow { cut_after: Some(300_000), ..Flow::default() };
-    cut.proxies[cut.behind as usize - 1].set(Direction::Forth, flow);
+    cut.proxies[cut.behind as usize - 1].set(ProxyDirection::Forth, flow);
     let (sent, received) = first_attempt(&mut cut, &lines).await;
     let Verdict::BytesLost(bytes) = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
     assert!(bytes > 0 && received.number("payload_bytes") <= 300_000, "{sent:?}\n{received:?}");

@@ -7,7 +7,7 @@ use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
 use towline_storage::{DataDir, SNAPSHOT_CHUNK_BYTES};
 use towline_testkit::snapshot_store_suite;
 use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots};
-use towline_testkit::suites::snapshot_store::Fixture;
+use towline_testkit::suites::snapshot_store::SnapshotStoreFixture;
 
 #[derive(Default)]
 struct MemSnapshotFixture {
@@ -21,7 +21,7 @@ impl MemSnapshotFixture {
     }
 }
 
-impl Fixture for MemSnapshotFixture {
+impl SnapshotStoreFixture for MemSnapshotFixture {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         let store = Arc::new(self.store.clone());
         if self.through_the_double { Arc::new(FaultySnapshots::new(store)) } else { store }
@@ -63,7 +63,7 @@ impl DiskSnapshotFixture {
     }
 }
 
-impl Fixture for DiskSnapshotFixture {
+impl SnapshotStoreFixture for DiskSnapshotFixture {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         DataDir::open(self.dir.path()).unwrap().snapshots()
     }

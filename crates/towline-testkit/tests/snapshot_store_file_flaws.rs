@@ -14,7 +14,7 @@ use towline_engine::snapshot_store::{
     SnapshotWriter, Trailer,
 };
 use towline_testkit::snapshots::MemSnapshots;
-use towline_testkit::suites::snapshot_store::{self as suite, Fixture, New};
+use towline_testkit::suites::snapshot_store::{self as suite, NewSnapshotStore, SnapshotStoreFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileFlaw {
@@ -142,7 +142,7 @@ impl FileFlawStore {
     }
 }
 
-impl Fixture for FileFlawStore {
+impl SnapshotStoreFixture for FileFlawStore {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         Arc::new(self.clone())
     }
@@ -434,7 +434,7 @@ impl Drop for FileFlawWriter {
     }
 }
 
-type FileCheck = fn(New<'_>);
+type FileCheck = fn(NewSnapshotStore<'_>);
 
 fn finds(check: FileCheck, flaw: FileFlaw) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -446,48 +446,48 @@ fn finds(check: FileCheck, flaw: FileFlaw) -> bool {
 #[test]
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
     for (flaw, check) in [
-        (FileFlaw::LosesTheName, suite::what_was_committed_survives_a_crash as FileCheck),
-        (FileFlaw::LosesTheBytes, suite::what_was_committed_survives_a_crash),
-        (FileFlaw::LosesPartials, suite::a_broken_transfer_goes_on_after_a_restart),
-        (FileFlaw::ListsWhatIsWritten, suite::nothing_is_visible_before_the_commit),
-        (FileFlaw::CommitsAtVerify, suite::verify_makes_nothing_visible),
-        (FileFlaw::CommitsAtVerify, suite::a_writer_that_is_discarded_leaves_nothing),
+        (FileFlaw::LosesTheName, suite::a_commit_survives_a_crash as FileCheck),
+        (FileFlaw::LosesTheBytes, suite::a_commit_survives_a_crash),
+        (FileFlaw::LosesPartials, suite::a_broken_transfer_resumes_after_a_restart),
+        (FileFlaw::ListsWhatIsWritten, suite::a_snapshot_is_invisible_before_its_commit),
+        (FileFlaw::CommitsAtVerify, suite::verify_makes_no_snapshot_visible),
+        (FileFlaw::CommitsAtVerify, suite::a_discarded_writer_leaves_no_file),
         (FileFlaw::ListsAsTheyCame, suite::latest_has_the_highest_index),
         (FileFlaw::ListsLowerTermsFirst, suite::the_higher_term_breaks_a_tie),
         (FileFlaw::ListsTheNewestOnly, suite::complete_lists_every_snapshot_the_newest_first),
-        (FileFlaw::FindsAnother, suite::find_knows_every_complete_snapshot),
-        (FileFlaw::FindsInAnyGroup, suite::groups_are_apart),
-        (FileFlaw::ForgetsTheOffer, suite::a_wrong_digest_is_refused_and_gone),
-        (FileFlaw::ForgetsTheOffer, suite::a_short_body_is_refused_and_gone),
-        (FileFlaw::ForgetsTheOffer, suite::a_long_body_is_refused_and_gone),
+        (FileFlaw::FindsAnother, suite::find_returns_every_complete_snapshot),
+        (FileFlaw::FindsInAnyGroup, suite::groups_are_independent),
+        (FileFlaw::ForgetsTheOffer, suite::a_wrong_digest_is_refused_and_removed),
+        (FileFlaw::ForgetsTheOffer, suite::a_short_body_is_refused_and_removed),
+        (FileFlaw::ForgetsTheOffer, suite::a_long_body_is_refused_and_removed),
         (FileFlaw::ForgetsTheOffer, suite::another_head_is_another_content),
-        (FileFlaw::IgnoresTheTrailer, suite::a_snapshot_of_its_own_is_held_to_what_is_expected_too),
-        (FileFlaw::IgnoresTheTrailer, suite::a_wrong_digest_is_refused_and_gone),
-        (FileFlaw::CommitsUnverified, suite::a_commit_without_verify_fails_and_the_file_is_gone),
-        (FileFlaw::VerifiedForGood, suite::a_write_after_verify_takes_the_verification_back),
-        (FileFlaw::VerifiedForGood, suite::a_part_after_verify_takes_the_verification_back),
-        (FileFlaw::TrustsThePrefix, suite::a_damaged_prefix_is_cut_back_to_what_holds),
-        (FileFlaw::TrustsThePrefix, suite::a_prefix_that_is_damaged_at_its_start_begins_anew),
-        (FileFlaw::ResumesAnotherOffer, suite::a_prefix_of_another_offer_is_not_gone_on_with),
-        (FileFlaw::ClaimsMore, suite::flush_puts_what_was_taken_into_the_file),
-        (FileFlaw::ClaimsMore, suite::a_complete_prefix_needs_no_further_byte),
-        (FileFlaw::ClaimsNothing, suite::a_transfer_may_break_at_any_chunk_and_again),
-        (FileFlaw::KeepsNoPrefix, suite::a_broken_transfer_goes_on_where_it_was),
-        (FileFlaw::KeepsNoPrefix, suite::a_broken_transfer_goes_on_in_parts),
-        (FileFlaw::LeavesItsOwn, suite::a_writer_that_is_dropped_leaves_nothing_of_its_own),
-        (FileFlaw::DiscardsNothing, suite::a_writer_that_is_discarded_leaves_nothing),
+        (FileFlaw::IgnoresTheTrailer, suite::a_created_snapshot_is_checked_against_a_trailer),
+        (FileFlaw::IgnoresTheTrailer, suite::a_wrong_digest_is_refused_and_removed),
+        (FileFlaw::CommitsUnverified, suite::a_commit_without_verify_fails_and_removes_the_file),
+        (FileFlaw::VerifiedForGood, suite::a_write_after_verify_voids_the_verification),
+        (FileFlaw::VerifiedForGood, suite::a_part_after_verify_voids_the_verification),
+        (FileFlaw::TrustsThePrefix, suite::a_damaged_partial_file_is_cut_at_the_damage),
+        (FileFlaw::TrustsThePrefix, suite::a_partial_file_with_a_damaged_start_begins_anew),
+        (FileFlaw::ResumesAnotherOffer, suite::a_partial_file_of_another_offer_is_not_resumed),
+        (FileFlaw::ClaimsMore, suite::flush_writes_buffered_bytes_to_the_file),
+        (FileFlaw::ClaimsMore, suite::a_complete_partial_file_needs_no_further_byte),
+        (FileFlaw::ClaimsNothing, suite::a_transfer_may_break_several_times),
+        (FileFlaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_where_it_broke),
+        (FileFlaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_in_parts),
+        (FileFlaw::LeavesItsOwn, suite::a_dropped_writer_of_a_created_snapshot_leaves_no_file),
+        (FileFlaw::DiscardsNothing, suite::a_discarded_writer_leaves_no_file),
         (FileFlaw::NeverBusy, suite::a_second_writer_of_one_content_is_busy),
         (FileFlaw::RemovesWhatIsOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
         (FileFlaw::KeepsWhatWasOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
-        (FileFlaw::NeverForgives, suite::a_file_that_is_kept_after_all_stays),
+        (FileFlaw::NeverForgives, suite::a_file_that_is_retained_again_stays),
         (FileFlaw::NeverForgives, suite::a_reader_is_not_disturbed_by_the_same_snapshot_again),
-        (FileFlaw::RemovesWhatIsWritten, suite::retain_spares_what_is_being_written),
-        (FileFlaw::KeepsPartials, suite::retain_removes_what_broken_transfers_left),
-        (FileFlaw::KeepsNothing, suite::retain_keeps_what_is_named),
-        (FileFlaw::KeepsNothing, suite::retain_removes_what_is_not_kept),
-        (FileFlaw::RemovesOfEveryGroup, suite::groups_are_apart),
-        (FileFlaw::OpensNothing, suite::what_is_not_here_is_missing),
-        (FileFlaw::OpensAnyLength, suite::what_is_not_here_is_missing),
+        (FileFlaw::RemovesWhatIsWritten, suite::retain_keeps_files_of_open_writers),
+        (FileFlaw::KeepsPartials, suite::retain_removes_partial_files),
+        (FileFlaw::KeepsNothing, suite::retain_keeps_named_files),
+        (FileFlaw::KeepsNothing, suite::retain_removes_other_snapshots),
+        (FileFlaw::RemovesOfEveryGroup, suite::groups_are_independent),
+        (FileFlaw::OpensNothing, suite::an_absent_snapshot_is_missing),
+        (FileFlaw::OpensAnyLength, suite::an_absent_snapshot_is_missing),
     ] {
         assert!(finds(check, flaw), "{flaw:?} was not found");
         assert!(!finds(check, FileFlaw::Sound), "{flaw:?}: its check refuses the sound store");

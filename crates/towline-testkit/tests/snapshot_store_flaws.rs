@@ -12,7 +12,7 @@ use towline_engine::snapshot_store::{
     SnapshotWriter, Trailer,
 };
 use towline_testkit::snapshots::MemSnapshots;
-use towline_testkit::suites::snapshot_store::{self as suite, Fixture, New};
+use towline_testkit::suites::snapshot_store::{self as suite, NewSnapshotStore, SnapshotStoreFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ByteFlaw {
@@ -57,7 +57,7 @@ struct ByteFlawFixture {
     flaw: ByteFlaw,
 }
 
-impl Fixture for ByteFlawFixture {
+impl SnapshotStoreFixture for ByteFlawFixture {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         Arc::new(ByteFlawStore { inner: self.inner.clone(), flaw: self.flaw })
     }
@@ -247,7 +247,7 @@ impl SnapshotWriter for ByteFlawWriter {
     }
 }
 
-type ByteCheck = fn(New<'_>);
+type ByteCheck = fn(NewSnapshotStore<'_>);
 
 fn finds(check: ByteCheck, flaw: ByteFlaw) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
@@ -259,9 +259,9 @@ fn finds(check: ByteCheck, flaw: ByteFlaw) -> bool {
 #[test]
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
     let sums: ByteCheck = suite::every_part_carries_its_own_checksum;
-    let damage: ByteCheck = suite::parts_end_before_damage_and_nothing_comes_behind_it;
-    let rereading: ByteCheck = suite::what_is_read_again_is_told_of_and_may_be_left_for_later;
-    let refusal: ByteCheck = suite::a_part_whose_checksum_does_not_hold_is_not_taken;
+    let damage: ByteCheck = suite::parts_end_before_damage;
+    let rereading: ByteCheck = suite::rereading_a_partial_file_reports_progress_and_may_stop;
+    let refusal: ByteCheck = suite::a_part_with_a_wrong_checksum_is_refused;
     for (flaw, check) in [
         (ByteFlaw::SumOfMore, sums),
         (ByteFlaw::SumOfUncut, sums),

@@ -9,7 +9,7 @@ use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
 use towline_testkit::list::{List, ListDisk, ListMachine};
 use towline_testkit::state_machine_suite;
-use towline_testkit::suites::state_machine::{self as suite, Fixture};
+use towline_testkit::suites::state_machine::{self as suite, StateMachineFixture};
 
 /// The list, with a disk or without.
 #[derive(Default)]
@@ -23,7 +23,7 @@ impl Lists {
     }
 }
 
-impl Fixture for Lists {
+impl StateMachineFixture for Lists {
     type Machine = ListMachine;
 
     fn open(&mut self) -> ListMachine {
@@ -206,7 +206,7 @@ impl FlawedMachines {
     }
 }
 
-impl Fixture for FlawedMachines {
+impl StateMachineFixture for FlawedMachines {
     type Machine = FlawedMachine;
 
     fn open(&mut self) -> FlawedMachine {
@@ -253,17 +253,17 @@ macro_rules! found {
 found! {
     TwoReplies: every_command_gets_one_reply
     RepliesByBatch: batches_of_any_size_give_the_same_state_and_replies
-    ForgetsEmptyEntries: an_entry_without_a_command_gets_no_reply_and_counts_for_the_place
-    ViewIsACopy: a_view_sees_what_is_applied_later
-    ClaimsWhatIsNotStored: after_a_crash_anywhere_the_rest_applied_again_gives_the_same_state
-    FlushStopsShort: what_is_durable_was_applied_and_never_less_again
-    StoresThePositionApart: after_a_crash_anywhere_the_rest_applied_again_gives_the_same_state
-    SnapshotIsLate: a_snapshot_shows_the_moment_it_was_asked_for
-    EmptySnapshotKeepsState: a_snapshot_of_nothing_restores_nothing
+    ForgetsEmptyEntries: an_entry_without_a_command_gets_no_reply_and_moves_the_log_position
+    ViewIsACopy: a_view_sees_later_applies
+    ClaimsWhatIsNotStored: applying_again_after_any_crash_gives_the_same_state
+    FlushStopsShort: the_durable_position_never_falls_or_passes_the_applied_one
+    StoresThePositionApart: applying_again_after_any_crash_gives_the_same_state
+    SnapshotIsLate: a_snapshot_shows_the_state_at_its_request
+    EmptySnapshotKeepsState: a_snapshot_of_an_empty_machine_restores_an_empty_machine
     RestoreAdds: a_restore_replaces_the_whole_state_for_views_too
     RestoreGivesANewView: a_restore_replaces_the_whole_state_for_views_too
-    RestoreForgetsAnswers: a_restored_machine_goes_on_like_its_origin
+    RestoreForgetsAnswers: a_restored_machine_continues_like_its_origin
     RestoreIsNotStored: a_restore_is_durable_when_it_returns
-    TakesABrokenBody: a_body_that_breaks_off_is_fatal_and_a_crash_finds_the_old_state_or_nothing_of_the_new
-    HidesWriteErrors: a_snapshot_that_cannot_be_written_is_an_error_of_its_writer_alone
+    TakesABrokenBody: a_truncated_body_is_fatal_and_keeps_the_old_state
+    HidesWriteErrors: a_failed_snapshot_write_leaves_the_machine_intact
 }

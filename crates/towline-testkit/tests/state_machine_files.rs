@@ -9,7 +9,7 @@ use bytes::Bytes;
 use towline_engine::message::LogId;
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
-use towline_testkit::suites::state_machine::Fixture;
+use towline_testkit::suites::state_machine::StateMachineFixture;
 use towline_testkit::suites::state_machine::files::{self as suite, FilesFixture};
 use towline_testkit::{state_machine_files_suite, state_machine_suite};
 
@@ -173,7 +173,7 @@ impl Halves {
     }
 }
 
-impl Fixture for Halves {
+impl StateMachineFixture for Halves {
     type Machine = Halved;
 
     fn open(&mut self) -> Halved {

@@ -13,7 +13,7 @@ use towline_engine::transport::{ConnectError, LinkClosed, Peer, Refusal, Transpo
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{DEADLINE, node_id, within};
 use towline_testkit::doubles::{LinkLog, RecordingInbound, batch, hello};
-use towline_testkit::proxy::{Direction, Flow, TcpProxy};
+use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
 
 fn plain() -> GrpcTransport {
     GrpcTransport::default()
@@ -143,7 +143,7 @@ async fn a_link_reports_whether_the_peer_closed_it_or_fell_silent() {
         let _link = connected.unwrap().link;
         match flow {
             None => proxy.cut(),
-            Some(flow) => Direction::ALL.into_iter().for_each(|way| proxy.set(way, flow)),
+            Some(flow) => ProxyDirection::ALL.into_iter().for_each(|way| proxy.set(way, flow)),
         }
         let closed = within(log.closed()).await;
         assert!(

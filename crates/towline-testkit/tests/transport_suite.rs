@@ -14,7 +14,7 @@ use towline_engine::transport::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX, Transport};
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::mem::{Fault, LINK_BATCHES_MAX, LISTENER_LINKS_MAX, MemNet, TRANSFER_CHUNKS_MAX};
-use towline_testkit::proxy::{DatagramFlow, Direction, TcpProxy, UdpProxy};
+use towline_testkit::proxy::{DatagramFlow, ProxyDirection, TcpProxy, UdpProxy};
 use towline_testkit::suites::transport::{Capabilities, Path, RawStream, TransportFixture};
 use towline_testkit::transport_suite;
 
@@ -223,13 +223,13 @@ impl Path for UdpPath {
     }
 
     fn black_hole(&self) {
-        for direction in Direction::ALL {
+        for direction in ProxyDirection::ALL {
             self.0.set(direction, DatagramFlow { black_hole: true, ..DatagramFlow::default() });
         }
     }
 
     fn slow_down(&self, bytes_per_s: u64) -> bool {
-        for direction in Direction::ALL {
+        for direction in ProxyDirection::ALL {
             let flow = DatagramFlow { bytes_per_s: Some(bytes_per_s), ..DatagramFlow::default() };
             self.0.set(direction, flow);
         }
@@ -237,7 +237,7 @@ impl Path for UdpPath {
     }
 
     fn carried(&self) -> Option<u64> {
-        Some(self.0.bytes(Direction::Forth))
+        Some(self.0.bytes(ProxyDirection::Forth))
     }
 }
 

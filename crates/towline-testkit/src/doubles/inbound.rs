@@ -12,7 +12,8 @@ use towline_engine::transport::{
 };
 
 use super::sink::{RecordingSink, SinkLog, SinkScript};
-use super::{Gate, incarnation, lock};
+use super::{Gate, incarnation};
+use crate::sync::lock;
 
 /// What a [`RecordingInbound`] recorded.
 #[derive(Debug, Default)]
@@ -47,15 +48,24 @@ pub struct Delivered {
 }
 
 impl InboundLog {
-    /// The messages of a lane, in order.
-    pub fn envelopes(&self, lane: Lane) -> impl Iterator<Item = &Envelope> {
+    fn messages(&self, lane: Lane) -> impl Iterator<Item = &Envelope> {
         let batches = self.delivered.iter().filter(move |delivered| delivered.lane == lane);
         batches.flat_map(|delivered| &delivered.batch.envelopes)
     }
 
+    /// The messages of a lane, in order.
+    pub fn envelopes(&self, lane: Lane) -> Vec<Envelope> {
+        self.messages(lane).cloned().collect()
+    }
+
     /// The indexes of the messages of a lane, in order.
     pub fn indexes(&self, lane: Lane) -> Vec<u64> {
-        self.envelopes(lane).map(|envelope| envelope.message.index).collect()
+        self.messages(lane).map(|envelope| envelope.message.index).collect()
+    }
+
+    /// The number of messages of a lane.
+    pub fn count(&self, lane: Lane) -> usize {
+        self.messages(lane).count()
     }
 }
 
@@ -155,6 +165,17 @@ impl RecordingInbound {
     /// Answers offers.
     pub fn on_offer(&self, hook: impl Fn(&SnapshotOffer) -> OfferReply + Send + Sync + 'static) {
         lock(&self.hooks).offer = Arc::new(hook);
+    }
+
+    /// Accepts each offer with a recording sink that follows `script`, whose gates stay shared.
+    pub fn accept_offers(&self, script: &SinkScript) {
+        let script = script.clone();
+        self.on_offer(move |_| OfferReply::Accept(script.clone()));
+    }
+
+    /// Opens all gates of the inbound.
+    pub fn open_gates(&self) {
+        [&self.admit_gate, &self.append_gate, &self.offer_gate].into_iter().for_each(Gate::open);
     }
 
     /// Reads the log.

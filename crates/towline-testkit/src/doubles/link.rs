@@ -38,6 +38,11 @@ impl LinkLog {
         self.events.borrow().1.clone()
     }
 
+    /// Whether the transport reported an end.
+    pub fn is_closed(&self) -> bool {
+        !self.events.borrow().1.is_empty()
+    }
+
     /// Waits until the transport drops the feedback, and returns the only cause.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
-//! Links that break what they carry.
+//! Links that damage what they carry.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,43 +9,43 @@ use tokio::time::sleep;
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{DispatchError, Link, LinkClosed, LinkEvents, LinkFeedback, Nack};
 
-use super::plan::{Direction, Faults, Way};
+use super::plan::{Direction, Faults, FaultyLane};
+use crate::sync::lock;
 
-/// A link to be, and the feedback to give to the transport below.
+/// A link that is not connected yet, and the feedback for the wrapped transport.
 pub(super) fn wrap(faults: &Faults, lane: Lane, feedback: LinkFeedback) -> (Unconnected, LinkFeedback) {
     let killed = Arc::new(AtomicBool::new(false));
-    let ear = Ear { above: Mutex::new(Some(feedback)), killed: killed.clone() };
-    let way = faults.way(lane, Direction::Out);
-    (Unconnected { way, killed }, LinkFeedback::new(Arc::new(ear)))
+    let events = FaultyEvents { above: Mutex::new(Some(feedback)), killed: killed.clone() };
+    let faulty = faults.lane_faults(lane, Direction::Out);
+    (Unconnected { faulty, killed }, LinkFeedback::new(Arc::new(events)))
 }
 
 pub(super) struct Unconnected {
-    way: Way,
+    faulty: FaultyLane,
     killed: Arc<AtomicBool>,
 }
 
 impl Unconnected {
     pub(super) fn over(self, inner: Box<dyn Link>) -> Box<dyn Link> {
-        Box::new(FaultyLink { inner: Some(inner), way: self.way, killed: self.killed })
+        Box::new(FaultyLink { inner: Some(inner), faulty: self.faulty, killed: self.killed })
     }
 }
 
-/// Hands on what the transport below tells; a death of ours is told as one of the wire.
-struct Ear {
+/// Forwards what the wrapped transport reports. A killed link counts as broken.
+struct FaultyEvents {
     above: Mutex<Option<LinkFeedback>>,
     killed: Arc<AtomicBool>,
 }
 
-impl LinkEvents for Ear {
+impl LinkEvents for FaultyEvents {
     fn nack(&self, nack: Nack) {
-        if let Some(above) = &*self.above.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(above) = &*lock(&self.above) {
             above.nack(nack);
         }
     }
 
     fn closed(&self, cause: LinkClosed) {
-        let above = self.above.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(above) = above {
+        if let Some(above) = lock(&self.above).take() {
             above.closed(match self.killed.load(Ordering::Acquire) {
                 true => LinkClosed::Broken { detail: "fault: killed".into() },
                 false => cause,
@@ -55,9 +55,9 @@ impl LinkEvents for Ear {
 }
 
 struct FaultyLink {
-    /// `None` once it was killed, failed, or a dispatch was dropped midway.
+    /// `None` once the link was killed, or a dispatch failed or was dropped.
     inner: Option<Box<dyn Link>>,
-    way: Way,
+    faulty: FaultyLane,
     killed: Arc<AtomicBool>,
 }
 
@@ -65,8 +65,8 @@ struct FaultyLink {
 impl Link for FaultyLink {
     async fn dispatch(&mut self, mut batch: Batch) -> Result<(), DispatchError> {
         let mut inner = self.inner.take().ok_or(DispatchError::Closed)?;
-        let on = self.way.faults();
-        if self.way.kills(&batch) {
+        let on = self.faulty.faults();
+        if self.faulty.kills(&batch) {
             self.killed.store(true, Ordering::Release);
             return Err(DispatchError::Closed);
         }
@@ -75,7 +75,7 @@ impl Link for FaultyLink {
         if !wait.is_zero() {
             sleep(wait).await;
         }
-        self.way.change(&mut batch);
+        self.faulty.change(&mut batch);
         if !batch.envelopes.is_empty() {
             inner.dispatch(batch).await?;
         }

@@ -1,6 +1,6 @@
-//! What goes wrong, and what has gone wrong.
+//! The faults that are set, and how often they happened.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,57 +8,58 @@ use fastrand::Rng;
 use tokio::sync::watch;
 use towline_engine::message::{Batch, Envelope, Lane, Message};
 
-/// Which way, seen from the node that uses the transport.
+use crate::sync::lock;
+
+/// A direction, from the view of the node that uses the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// What this node sends.
+    /// To peers.
     Out,
-    /// What its listeners get.
+    /// To this node's listeners.
     In,
 }
 
-/// What happens on a lane. The default changes nothing. A chance is from 0.0 (never) to 1.0 and is of each message.
+/// The faults of a lane; none by default. A chance is from 0.0 (never) to 1.0 for each message.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LaneFaults {
-    /// The chance to be lost.
+    /// The chance that the message is lost.
     pub drop: f64,
-    /// The chance to arrive twice.
+    /// The chance that it arrives twice.
     pub duplicate: f64,
-    /// The chance to arrive behind the next one, in this batch or a later one.
+    /// The chance that it arrives after the next message, in this batch or a later one.
     pub reorder: f64,
-    /// The chance to lose its last entry, or the last byte of its context if it has none.
+    /// The chance that its last entry is lost, or the last byte of its context.
     pub truncate: f64,
-    /// The chance that one bit of its payload, or of its index if it has none, is flipped.
+    /// The chance that one bit of its payload is flipped, or of its index if it has no payload.
     pub corrupt: f64,
-    /// None arrives, and nobody is told.
+    /// All messages are lost without a report.
     pub black_hole: bool,
-    /// A dispatch takes this much longer. [`Direction::Out`] only: what comes in may not wait.
+    /// A dispatch takes longer by this time. For [`Direction::Out`] only: a delivery must not block.
     pub delay: Duration,
-    /// A dispatch waits as if the reader took no more than that many bytes of payload in a second. [`Direction::Out`]
-    /// only.
+    /// The most payload bytes per second, for [`Direction::Out`] only.
     pub bytes_per_s: Option<u64>,
-    /// The link dies once it has carried that many messages.
+    /// The link breaks after this number of messages.
     pub kill_after_messages: Option<u64>,
-    /// The link dies once it has carried that many bytes of payload.
+    /// The link breaks after this number of payload bytes.
     pub kill_after_bytes: Option<u64>,
 }
 
-/// What happens to snapshots. The default changes nothing. Chunks are counted in their transfer, from 0.
+/// The faults of snapshot transfers; none by default. Chunks of a transfer count from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SnapshotFaults {
-    /// The transfer breaks instead of this chunk. Coming in: the receiver's disk is full.
+    /// The transfer breaks at this chunk. For [`Direction::In`], the receiver's disk is full.
     pub cut_at_chunk: Option<u64>,
-    /// One byte of this chunk is another; its checksum stays.
+    /// One bit of this chunk is flipped; its checksum stays.
     pub corrupt_chunk: Option<u64>,
-    /// This chunk, or the end if there are no more, waits until the fault is over.
+    /// This chunk, or the end behind the last chunk, waits until the fault is cleared.
     pub stall_at_chunk: Option<u64>,
-    /// Each chunk takes this much longer.
+    /// Each chunk takes longer by this time.
     pub delay: Duration,
-    /// All chunks go, and the transfer breaks instead of its end.
+    /// The transfer breaks after its last chunk.
     pub drop_trailer: bool,
 }
 
-/// How often each thing went wrong.
+/// How often each fault happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[allow(missing_docs)] // the names of the faults
 pub struct FaultCounts {
@@ -72,89 +73,96 @@ pub struct FaultCounts {
     pub transfers_cut: u64,
 }
 
-/// Switches the faults of a transport. Clones are the same switch.
+/// Sets the faults of a transport. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Faults {
-    shared: Arc<Shared>,
+    shared: Arc<FaultsShared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    plan: watch::Sender<Plan>,
+struct FaultsShared {
+    plan: watch::Sender<FaultPlan>,
     random: Mutex<Rng>,
     counts: Mutex<FaultCounts>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Plan {
-    control: [LaneFaults; 2],
-    append: [LaneFaults; 2],
-    snapshots: [SnapshotFaults; 2],
+pub(super) struct FaultPlan {
+    control: ByDirection<LaneFaults>,
+    append: ByDirection<LaneFaults>,
+    snapshots: ByDirection<SnapshotFaults>,
 }
 
-fn of<T: Copy>([out, into]: [T; 2], direction: Direction) -> T {
-    match direction {
-        Direction::Out => out,
-        Direction::In => into,
+#[derive(Debug, Clone, Copy, Default)]
+struct ByDirection<T> {
+    out: T,
+    into: T,
+}
+
+impl<T: Copy> ByDirection<T> {
+    fn get(mut self, direction: Direction) -> T {
+        *self.of(direction)
+    }
+
+    fn of(&mut self, direction: Direction) -> &mut T {
+        match direction {
+            Direction::Out => &mut self.out,
+            Direction::In => &mut self.into,
+        }
     }
 }
 
-fn of_mut<T>([out, into]: &mut [T; 2], direction: Direction) -> &mut T {
-    match direction {
-        Direction::Out => out,
-        Direction::In => into,
-    }
-}
-
-impl Plan {
+impl FaultPlan {
     pub(super) fn snapshots(&self, direction: Direction) -> SnapshotFaults {
-        of(self.snapshots, direction)
+        self.snapshots.get(direction)
     }
 }
 
 impl Faults {
     pub(super) fn new(seed: u64) -> Self {
         let random = Mutex::new(Rng::with_seed(seed));
-        Self { shared: Arc::new(Shared { plan: watch::Sender::default(), random, counts: Mutex::default() }) }
+        Self {
+            shared: Arc::new(FaultsShared {
+                plan: watch::Sender::default(),
+                random,
+                counts: Mutex::default(),
+            }),
+        }
     }
 
-    /// What happens on a lane from now on, instead of whatever happened there before.
+    /// Sets the faults of a lane.
     pub fn lane(&self, lane: Lane, direction: Direction, faults: LaneFaults) {
         self.shared.plan.send_modify(|plan| match lane {
-            Lane::Control => *of_mut(&mut plan.control, direction) = faults,
-            Lane::Append => *of_mut(&mut plan.append, direction) = faults,
+            Lane::Control => *plan.control.of(direction) = faults,
+            Lane::Append => *plan.append.of(direction) = faults,
         });
     }
 
-    /// What happens to snapshots from now on.
+    /// Sets the faults of snapshot transfers.
     pub fn snapshots(&self, direction: Direction, faults: SnapshotFaults) {
-        self.shared.plan.send_modify(|plan| *of_mut(&mut plan.snapshots, direction) = faults);
+        self.shared.plan.send_modify(|plan| *plan.snapshots.of(direction) = faults);
     }
 
-    /// Nothing goes wrong any more.
+    /// Clears all faults.
     pub fn clear(&self) {
-        self.shared.plan.send_replace(Plan::default());
+        self.shared.plan.send_replace(FaultPlan::default());
     }
 
-    /// What has gone wrong so far.
+    /// How often each fault has happened.
     pub fn counts(&self) -> FaultCounts {
-        *self.lock_counts()
+        *lock(&self.shared.counts)
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<Plan> {
+    pub(super) fn watch(&self) -> watch::Receiver<FaultPlan> {
         self.shared.plan.subscribe()
     }
 
     pub(super) fn count(&self, count: impl FnOnce(&mut FaultCounts)) {
-        count(&mut self.lock_counts());
-    }
-
-    fn lock_counts(&self) -> MutexGuard<'_, FaultCounts> {
-        self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        count(&mut lock(&self.shared.counts));
     }
 
     pub(super) fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
-        draw(&mut self.shared.random.lock().unwrap_or_else(PoisonError::into_inner))
+        draw(&mut lock(&self.shared.random))
     }
 
     fn chance(&self, chance: f64) -> bool {
@@ -164,19 +172,19 @@ impl Faults {
     fn on(&self, lane: Lane, direction: Direction) -> LaneFaults {
         let plan = *self.shared.plan.borrow();
         match lane {
-            Lane::Control => of(plan.control, direction),
-            Lane::Append => of(plan.append, direction),
+            Lane::Control => plan.control.get(direction),
+            Lane::Append => plan.append.get(direction),
         }
     }
 
-    /// One link's or one session's way through the faults.
-    pub(super) fn way(&self, lane: Lane, direction: Direction) -> Way {
-        Way { faults: self.clone(), lane, direction, carried: Mutex::default() }
+    /// The state of the faults for one link or one session.
+    pub(super) fn lane_faults(&self, lane: Lane, direction: Direction) -> FaultyLane {
+        FaultyLane { faults: self.clone(), lane, direction, carried: Mutex::default() }
     }
 }
 
-/// One lane of one link, one way.
-pub(super) struct Way {
+/// One lane of one link, in one direction.
+pub(super) struct FaultyLane {
     faults: Faults,
     lane: Lane,
     direction: Direction,
@@ -187,20 +195,20 @@ pub(super) struct Way {
 struct Carried {
     messages: u64,
     bytes: u64,
-    /// Waits for a later one to go before it.
+    /// Waits until a later message has passed it.
     behind: Option<Envelope>,
 }
 
-impl Way {
+impl FaultyLane {
     pub(super) fn faults(&self) -> LaneFaults {
         self.faults.on(self.lane, self.direction)
     }
 
     fn carried(&self) -> MutexGuard<'_, Carried> {
-        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.carried)
     }
 
-    /// Whether the link dies of this batch; counts it if not.
+    /// Whether the link breaks at this batch, which is counted otherwise.
     pub(super) fn kills(&self, batch: &Batch) -> bool {
         let on = self.faults();
         let mut carried = self.carried();
@@ -215,7 +223,7 @@ impl Way {
         kills
     }
 
-    /// What becomes of a batch.
+    /// Applies the faults to a batch.
     pub(super) fn change(&self, batch: &mut Batch) {
         let on = self.faults();
         if on.black_hole {
@@ -274,7 +282,7 @@ fn corrupt(message: &mut Message, random: &mut Rng) {
     }
 }
 
-/// The same bytes but for one bit.
+/// A copy with one flipped bit.
 pub(super) fn flip(bytes: &Bytes, random: &mut Rng) -> Bytes {
     let mut changed = bytes.to_vec();
     if !changed.is_empty() {

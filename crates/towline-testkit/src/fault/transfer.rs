@@ -7,18 +7,18 @@ use towline_engine::transport::{
     Chunk, ProgressCell, SnapshotReceipt, SnapshotRefusal, SnapshotSink, Transfer, TransferError,
 };
 
-use super::plan::{Direction, Faults, flip};
+use super::plan::{Direction, FaultPlan, Faults, flip};
 
 pub(super) fn outgoing(faults: &Faults, inner: Box<dyn Transfer>) -> Box<dyn Transfer> {
     let progress = inner.progress();
-    Box::new(Outgoing { inner: Some(inner), progress, passage: Passage::new(faults, Direction::Out) })
+    Box::new(FaultyTransfer { inner: Some(inner), progress, passage: Passage::new(faults, Direction::Out) })
 }
 
 pub(super) fn incoming(faults: &Faults, inner: Box<dyn SnapshotSink>) -> Box<dyn SnapshotSink> {
-    Box::new(Incoming { inner, passage: Passage::new(faults, Direction::In) })
+    Box::new(FaultySink { inner, passage: Passage::new(faults, Direction::In) })
 }
 
-/// One transfer's way through the faults.
+/// The state of the faults for one transfer.
 struct Passage {
     faults: Faults,
     direction: Direction,
@@ -26,7 +26,7 @@ struct Passage {
     next: u64,
 }
 
-/// The transfer is to be broken.
+/// A fault breaks the transfer.
 struct Cut;
 
 impl Passage {
@@ -64,11 +64,9 @@ impl Passage {
         Cut
     }
 
-    /// Waits as long as the plan holds this place.
+    /// Waits while the plan stalls the transfer here.
     async fn stall(&self, here: impl Fn(u64) -> bool) {
-        let held =
-            |plan: &super::plan::Plan| plan.snapshots(self.direction).stall_at_chunk.is_some_and(&here);
-        // The switch is held by `self.faults`, so it cannot go away.
+        let held = |plan: &FaultPlan| plan.snapshots(self.direction).stall_at_chunk.is_some_and(&here);
         let _ = self.faults.watch().wait_for(|plan| !held(plan)).await;
     }
 }
@@ -77,15 +75,15 @@ fn broken() -> TransferError {
     TransferError::Broken { detail: "fault: cut".into() }
 }
 
-struct Outgoing {
-    /// `None` once it was cut, failed, or a send was dropped midway: dropping it is the reset.
+struct FaultyTransfer {
+    /// `None` once the transfer was cut, or a send failed or was dropped. Dropping it is the reset.
     inner: Option<Box<dyn Transfer>>,
     progress: ProgressCell,
     passage: Passage,
 }
 
 #[async_trait]
-impl Transfer for Outgoing {
+impl Transfer for FaultyTransfer {
     async fn send(&mut self, mut chunk: Chunk) -> Result<(), TransferError> {
         let mut inner = self.inner.take().ok_or_else(broken)?;
         self.passage.chunk(&mut chunk).await.map_err(|Cut| broken())?;
@@ -105,7 +103,7 @@ impl Transfer for Outgoing {
     }
 }
 
-struct Incoming {
+struct FaultySink {
     inner: Box<dyn SnapshotSink>,
     passage: Passage,
 }
@@ -115,7 +113,7 @@ fn full() -> SnapshotRefusal {
 }
 
 #[async_trait]
-impl SnapshotSink for Incoming {
+impl SnapshotSink for FaultySink {
     async fn write(&mut self, mut chunk: Chunk) -> Result<(), SnapshotRefusal> {
         self.passage.chunk(&mut chunk).await.map_err(|Cut| full())?;
         self.inner.write(chunk).await

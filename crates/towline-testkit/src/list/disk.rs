@@ -1,54 +1,56 @@
-//! What a state machine for tests keeps across restarts, and ways to cut it off while it replaces its state.
+//! The disk of a [`ListMachine`](super::ListMachine), which can interrupt a restore.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use towline_engine::message::LogId;
 use towline_engine::state_machine::Fatal;
 
-/// How many steps the commands of a restored state are stored in.
+use crate::sync::{lock, wait_until, wait_while};
+
+/// Steps in which a restore stores the commands.
 const PIECES: usize = 4;
 
-/// How a machine replaces what it has stored by a snapshot.
+/// How a restore replaces the stored state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Replacing {
-    /// The new state is stored beside the old one, which it replaces in one step: the contract of `restore`.
+    /// It stores the new state beside the old one and replaces it in one step, as the contract of `restore` asks.
     #[default]
     Aside,
-    /// The place it has reached is forgotten, the old state removed, the new one stored, and its place last. Cut off
-    /// midway it has lost its state, and knows it.
+    /// It removes log position and state, then stores the new state, then its log position. An interrupted restore
+    /// leaves no log position.
     InPlace,
 }
 
-/// How a restore is cut off.
+/// How a restore is interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestoreCut {
     /// It fails.
     Fatal,
     /// It panics.
     Panic,
-    /// It waits for [`ListDisk::release`]: [`ListDisk::crash`] gives what a power loss would leave meanwhile.
+    /// It waits for [`ListDisk::release`].
     Hold,
 }
 
-/// Where a [`ListMachine`](super::ListMachine) stores its state. Clones are the same disk.
+/// The disk of a [`ListMachine`](super::ListMachine). Clones share one disk.
 #[derive(Debug, Clone, Default)]
 pub struct ListDisk {
-    shared: Arc<Shared>,
+    shared: Arc<ListDiskShared>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct ListDiskShared {
+    state: Mutex<ListDiskState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ListDiskState {
     replacing: Replacing,
     commands: Vec<Bytes>,
-    /// `NONE`: nothing is known of the commands.
+    /// `NONE` if a restore was interrupted.
     at: LogId,
     cut: Option<(u64, RestoreCut)>,
     cuts: u64,
@@ -58,14 +60,14 @@ struct State {
 }
 
 impl ListDisk {
-    /// An empty one.
+    /// An empty disk.
     pub fn new(replacing: Replacing) -> Self {
         let disk = Self::default();
         disk.lock().replacing = replacing;
         disk
     }
 
-    /// What a power loss would leave now, as a disk of its own on which nothing is cut off.
+    /// A second disk with what a power loss would leave now, without a planned cut.
     #[must_use]
     pub fn crash(&self) -> Self {
         let disk = Self::new(self.lock().replacing);
@@ -75,54 +77,47 @@ impl ListDisk {
         disk
     }
 
-    /// Cuts off the next restore that gets as far, before its `step`-th step, counted from 1. The one after the last
-    /// step stands for the way back to the caller.
+    /// Interrupts the next restore that reaches step `step`, counted from 1. The last step is the return to the caller.
     pub fn cut_restore(&self, step: u64, cut: RestoreCut) {
         self.lock().cut = Some((step, cut));
     }
 
-    /// How many restores were cut off, also those that are held.
+    /// The number of interrupted restores.
     pub fn cuts(&self) -> u64 {
         self.lock().cuts
     }
 
-    /// The steps of the last restore that was not cut off, with the way back.
+    /// The number of steps of the last complete restore.
     pub fn steps(&self) -> u64 {
         self.lock().steps
     }
 
-    /// How many restores were not cut off.
+    /// The number of complete restores.
     pub fn restores(&self) -> u64 {
         self.lock().restores
     }
 
-    /// The place in the log that the stored state has; none if it was lost.
+    /// The log position of the stored state.
     pub fn at(&self) -> LogId {
         self.lock().at
     }
 
-    /// Waits until a restore is held; `false` if none was before the deadline.
+    /// Waits until a restore is held; `false` if that takes longer than `deadline`.
     pub fn wait_held(&self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
-        let mut state = self.lock();
-        while !state.held {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            state = self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        wait_until(&self.shared.changed, &self.shared.state, deadline, |state| state.held)
     }
 
-    /// Lets a restore that is held go on.
+    /// Resumes the held restore.
     pub fn release(&self) {
         self.lock().held = false;
         self.shared.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ListDiskState> {
+        lock(&self.shared.state)
     }
 
-    /// What a machine that is opened finds. A state without its place is of no use.
+    /// The state for a machine that opens. Commands without a log position are dropped.
     pub(super) fn open(&self) -> (Vec<Bytes>, LogId) {
         let mut state = self.lock();
         if state.at == LogId::NONE {
@@ -131,7 +126,6 @@ impl ListDisk {
         (state.commands.clone(), state.at)
     }
 
-    /// All of it, or nothing.
     pub(super) fn append(&self, commands: impl Iterator<Item = Bytes>, through: LogId) {
         let mut state = self.lock();
         state.commands.extend(commands);
@@ -168,9 +162,9 @@ impl ListDisk {
         Ok(())
     }
 
-    /// Before each step: whether it comes to it.
-    #[allow(clippy::panic)] // a panic is what it was told to make
-    fn step(&self, step: &mut u64) -> Result<MutexGuard<'_, State>, Fatal> {
+    /// Begins a step, or interrupts the restore there.
+    #[allow(clippy::panic)] // on request
+    fn step(&self, step: &mut u64) -> Result<MutexGuard<'_, ListDiskState>, Fatal> {
         *step += 1;
         let mut state = self.lock();
         let Some((_, cut)) = state.cut.take_if(|(at, _)| at == step) else { return Ok(state) };
@@ -184,10 +178,7 @@ impl ListDisk {
             RestoreCut::Hold => {
                 state.held = true;
                 self.shared.changed.notify_all();
-                while state.held {
-                    state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-                Ok(state)
+                Ok(wait_while(&self.shared.changed, state, |state| state.held))
             }
         }
     }

@@ -1,17 +1,19 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
 
-/// An [`IdentityStore`] in memory. Clones share one; everything in it is durable at once. A new one is an emptied disk.
+use crate::sync::lock;
+
+/// An [`IdentityStore`] in memory. Clones share one store, and every change is durable at once.
 #[derive(Debug, Clone, Default)]
 pub struct MemIdentity {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<IdentityState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct IdentityState {
     identity: Option<Identity>,
     groups: BTreeSet<GroupId>,
     seen: BTreeMap<NodeId, Incarnation>,
@@ -19,18 +21,18 @@ struct State {
 }
 
 impl MemIdentity {
-    /// One that belongs to nobody yet.
+    /// A store without an identity, as on an empty disk.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// From now on `Start::auto` may found groups here, as on a directory made by `DataDir::create`.
+    /// Lets `Start::auto` found groups, as in a directory of `DataDir::create`.
     pub fn allow_founding(&self) {
         self.lock().may_found = true;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, IdentityState> {
+        lock(&self.state)
     }
 }
 

@@ -5,21 +5,21 @@ use towline_engine::ids::GroupId;
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, Recovered};
 use towline_engine::message::{Entry, LogId};
 
-/// Everything a log holds at one moment.
+/// The content of a log at one moment.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Image {
-    groups: BTreeMap<GroupId, Stored>,
+pub(super) struct LogImage {
+    groups: BTreeMap<GroupId, StoredGroup>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Stored {
+struct StoredGroup {
     recovered: Recovered,
     /// By index, without gaps, above the truncation point.
     entries: BTreeMap<u64, Entry>,
 }
 
-impl Image {
-    /// Refuses a batch that breaks the contract; such a batch has no effect.
+impl LogImage {
+    /// Refuses a batch that breaks the contract.
     pub(super) fn check(&self, batch: &LogBatch) -> Result<(), LogError> {
         for (at, write) in batch.writes.iter().enumerate() {
             let invalid = |detail: &str| LogError::Invalid { group: write.group, detail: detail.into() };
@@ -45,7 +45,7 @@ impl Image {
         Ok(())
     }
 
-    /// Applies a batch that was checked.
+    /// Applies a checked batch.
     pub(super) fn apply(&mut self, batch: &LogBatch) {
         for write in batch.writes.iter().filter(|w| !w.is_empty()) {
             self.groups.entry(write.group).or_default().apply(write);
@@ -118,7 +118,7 @@ impl Image {
     }
 }
 
-impl Stored {
+impl StoredGroup {
     fn apply(&mut self, write: &GroupWrite) {
         if let Some(install) = &write.install {
             self.entries.clear();

@@ -1,46 +1,44 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use towline_engine::ids::GroupId;
 use towline_engine::log_store::{LogBatch, LogError, LogReadError, LogStore, Recovered};
 use towline_engine::message::Entry;
 
-use super::image::Image;
+use super::image::LogImage;
+use crate::sync::{lock, wait_until, wait_while};
 
-/// What an append that is to fail leaves behind.
+/// What a failing append leaves on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendFault {
-    /// Nothing: a crash finds the log as it was before.
+    /// Nothing.
     BeforeDurable,
-    /// All of it: the write was durable, only the answer is an error.
+    /// The whole write, although the answer is an error.
     AfterDurable,
 }
 
 /// A [`LogStore`] in memory. Clones share one log.
 ///
-/// Reads see the live image. An append becomes part of the durable image just before it returns, and
-/// [`crash`](Self::crash) gives the log a power loss would leave. Removals and failures are as the contract says; a
-/// compaction is durable with the next append.
+/// An append is visible to reads at once, and durable when it returns. [`crash`](Self::crash) gives what a power loss
+/// leaves. A removal is durable at once, a compaction with the next append.
 #[derive(Debug, Clone, Default)]
 pub struct MemLog {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    /// Something about the gate changed.
+struct LogShared {
+    state: Mutex<LogState>,
     gate: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    live: Image,
-    durable: Image,
-    /// Counted from 1, also those that fail.
+struct LogState {
+    live: LogImage,
+    durable: LogImage,
     appends: u64,
     faults: BTreeMap<u64, AppendFault>,
     poisoned: Option<String>,
@@ -54,63 +52,55 @@ impl MemLog {
         Self::default()
     }
 
-    /// What a power loss would leave now, as a log of its own that is not poisoned and fails nothing. This one goes
-    /// on, so that a writer that is held in it disturbs nobody.
+    /// A second log with what a power loss would leave now. It is not poisoned and has no faults.
     pub fn crash(&self) -> Self {
         let durable = self.lock().durable.clone();
-        let state = State { live: durable.clone(), durable, ..State::default() };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), ..Shared::default() }) }
+        let state = LogState { live: durable.clone(), durable, ..LogState::default() };
+        Self { shared: Arc::new(LogShared { state: Mutex::new(state), ..LogShared::default() }) }
     }
 
-    /// Makes the `number`-th append fail with EIO, counted from 1 over the life of the log. The log is poisoned then.
+    /// Makes append number `number`, counted from 1, fail with EIO and poison the log.
     pub fn fail_append(&self, number: u64, fault: AppendFault) {
         self.lock().faults.insert(number, fault);
     }
 
-    /// How many appends have begun, also those that failed or are held.
+    /// The number of appends so far, with failed and held ones.
     pub fn appends(&self) -> u64 {
         self.lock().appends
     }
 
-    /// Holds every append between its write and its fsync for as long as the gate exists.
+    /// Holds every append between its write and its fsync while the gate exists.
     pub fn hold_syncs(&self) -> SyncGate {
         self.lock().gates += 1;
         SyncGate { shared: self.shared.clone() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.shared)
+    fn lock(&self) -> MutexGuard<'_, LogState> {
+        lock(&self.shared.state)
     }
 }
 
-/// See [`MemLog::hold_syncs`]. Dropping it lets the held append go on.
+/// See [`MemLog::hold_syncs`]. Dropping it resumes the held append.
 #[derive(Debug)]
 pub struct SyncGate {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
 impl SyncGate {
-    /// Waits until an append is held: written, visible to readers, not durable. `false` if none was before the
-    /// deadline.
+    /// Waits until an append is held: visible to reads, not durable. `false` if that takes longer than `deadline`.
     pub fn wait_held(&self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
-        let mut state = lock(&self.shared);
-        while state.held == 0 {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            state = self.shared.gate.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        wait_until(&self.shared.gate, &self.shared.state, deadline, |state| state.held > 0)
     }
 }
 
 impl Drop for SyncGate {
     fn drop(&mut self) {
-        lock(&self.shared).gates -= 1;
+        lock(&self.shared.state).gates -= 1;
         self.shared.gate.notify_all();
     }
 }
 
-impl State {
+impl LogState {
     fn healthy(&self) -> Result<(), LogError> {
         match &self.poisoned {
             None => Ok(()),
@@ -129,15 +119,13 @@ impl LogStore for MemLog {
         state.healthy()?;
         state.live.check(batch)?;
         state.appends += 1;
-        let fault = state.appends;
-        let fault = state.faults.remove(&fault);
+        let number = state.appends;
+        let fault = state.faults.remove(&number);
         if fault != Some(AppendFault::BeforeDurable) {
             state.live.apply(batch);
             state.held += 1;
             self.shared.gate.notify_all();
-            while state.gates > 0 {
-                state = self.shared.gate.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
+            state = wait_while(&self.shared.gate, state, |state| state.gates > 0);
             state.held -= 1;
             state.durable = state.live.clone();
         }
@@ -188,11 +176,6 @@ impl LogStore for MemLog {
         state.durable.remove(group);
         Ok(())
     }
-}
-
-// A test that panicked with the lock held must not hide its own message behind a second panic.
-fn lock(shared: &Shared) -> MutexGuard<'_, State> {
-    shared.state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

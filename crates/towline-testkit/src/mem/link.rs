@@ -2,8 +2,7 @@
 
 use std::future::pending;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
@@ -14,45 +13,46 @@ use towline_engine::transport::{
     PeerSession, Welcome,
 };
 
-use super::listener::Door;
-use super::{Fault, LINK_BATCHES_MAX, Shared, Wire};
+use super::listener::MemEndpoint;
+use super::{Fault, LINK_BATCHES_MAX, MemNetShared, Wire};
+use crate::sync::lock;
 
-/// A dialler that was let in.
-pub(crate) struct Knock {
-    pub(crate) door: Arc<Door>,
+/// An admitted dialler.
+pub(crate) struct Admitted {
+    pub(crate) endpoint: Arc<MemEndpoint>,
     pub(crate) wire: Arc<Wire>,
     pub(crate) session: Arc<dyn PeerSession>,
     pub(crate) welcome: Welcome,
 }
 
 /// The handshake. `lane` is `None` for a snapshot.
-pub(crate) async fn knock(
-    net: &Arc<Shared>,
+pub(crate) async fn handshake(
+    net: &Arc<MemNetShared>,
     to: &Peer,
     hello: &Hello,
     lane: Option<Lane>,
-) -> Result<Knock, ConnectError> {
+) -> Result<Admitted, ConnectError> {
     let unreachable = |kind: io::ErrorKind| ConnectError::Unreachable {
         address: to.address.clone(),
         source: io::Error::from(kind).into(),
     };
-    match net.wrong(hello.from, to.id).into_iter().chain(net.wrong(to.id, hello.from)).next() {
-        // An answer has to come back too.
+    // The answer needs the way back.
+    match net.fault(hello.from, to.id).or(net.fault(to.id, hello.from)) {
         Some(Fault::Cut) => return Err(unreachable(io::ErrorKind::ConnectionRefused)),
         Some(Fault::Swallow | Fault::Stall) => return pending().await,
         Some(Fault::Delay(time)) => sleep(time).await,
         None | Some(Fault::Rate(_)) => {}
     }
-    let door = net.lock().doors.get(to.address.authority()).cloned();
-    let door = door.ok_or_else(|| unreachable(io::ErrorKind::ConnectionRefused))?;
+    let endpoint = net.lock().endpoints.get(to.address.authority()).cloned();
+    let endpoint = endpoint.ok_or_else(|| unreachable(io::ErrorKind::ConnectionRefused))?;
     let wire = Arc::new(Wire { from: hello.from, to: to.id, lane, end: watch::Sender::new(None) });
-    if let Err(refusal) = door.add_wire(&wire) {
-        door.inbound.refused(&refusal);
+    if let Err(refusal) = endpoint.add_wire(&wire) {
+        endpoint.inbound.refused(&refusal);
         return Err(ConnectError::Refused(refusal));
     }
-    // Over there, so that a dialler that gives up does not have to wait for the answer.
-    let (inbound, hello) = (door.inbound.clone(), hello.clone());
-    let admitted = door.runtime.spawn(async move { inbound.admit(&hello, None) });
+    // A task of the listener, so that a dialler that gives up does not wait for the answer.
+    let (inbound, hello) = (endpoint.inbound.clone(), hello.clone());
+    let admitted = endpoint.runtime.spawn(async move { inbound.admit(&hello, None) });
     let session = admitted.await.map_err(|_| unreachable(io::ErrorKind::ConnectionReset))?;
     let session = session.map_err(ConnectError::Refused)?;
     if wire.end.borrow().is_some() {
@@ -64,53 +64,53 @@ pub(crate) async fn knock(
         return Err(ConnectError::WrongPeer { detail });
     }
     net.add_wire(&wire);
-    Ok(Knock { door, wire, session, welcome })
+    Ok(Admitted { endpoint, wire, session, welcome })
 }
 
 pub(crate) async fn connect(
-    net: &Arc<Shared>,
+    net: &Arc<MemNetShared>,
     to: &Peer,
     lane: Lane,
     hello: &Hello,
     feedback: LinkFeedback,
 ) -> Result<Connected, ConnectError> {
-    let Knock { door, wire, session, welcome } = knock(net, to, hello, Some(lane)).await?;
+    let Admitted { endpoint, wire, session, welcome } = handshake(net, to, hello, Some(lane)).await?;
     let (sender, batches) = mpsc::channel(LINK_BATCHES_MAX);
-    let receiver = Receiver { net: net.clone(), wire: wire.clone(), lane, session, batches };
-    let inside = door.enter();
-    let (over, here) = (Held(wire.clone()), Arc::new(Mutex::new(Some(feedback))));
-    // The listener's runtime. If it is shut down, the link breaks with the task.
+    let receiver = LinkReceiver { net: net.clone(), wire: wire.clone(), lane, session, batches };
+    let running = endpoint.enter();
+    let (over, here) = (ReceiverWire(wire.clone()), Arc::new(Mutex::new(Some(feedback))));
+    // If the listener's runtime shuts down, dropping the task breaks the link.
     let back = Arc::downgrade(&here);
-    door.runtime.spawn(async move {
-        let (_inside, _over) = (inside, over);
+    endpoint.runtime.spawn(async move {
+        let (_running, _over) = (running, over);
         receiver.run(&back).await;
     });
-    // Ours: what the end of the link is told by, whatever keeps the receiver. If it is shut down, dropping tells.
+    // Reports the end of the link from the dialler's runtime, also while the receiver is blocked. If that runtime shuts
+    // down, dropping the feedback reports it.
     let mut end = wire.end.subscribe();
     tokio::spawn(async move {
         let cause = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-        let feedback = here.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(feedback) = feedback {
+        if let Some(feedback) = lock(&here).take() {
             feedback.closed(cause.unwrap_or(LinkClosed::Abandoned));
         }
     });
     Ok(Connected { link: Box::new(MemLink { wire, sender: Some(sender) }), welcome })
 }
 
-/// The receiver's hold on the wire.
-struct Held(Arc<Wire>);
+/// Breaks the wire when the receiver ends.
+struct ReceiverWire(Arc<Wire>);
 
-impl Drop for Held {
+impl Drop for ReceiverWire {
     fn drop(&mut self) {
         self.0.close(LinkClosed::Broken { detail: "the receiver is gone".into() });
     }
 }
 
-type Back = Weak<Mutex<Option<LinkFeedback>>>;
+type WeakFeedback = Weak<Mutex<Option<LinkFeedback>>>;
 
 struct MemLink {
     wire: Arc<Wire>,
-    /// `None` once a dispatch failed or was dropped midway.
+    /// `None` once a dispatch failed or was dropped.
     sender: Option<mpsc::Sender<Batch>>,
 }
 
@@ -139,22 +139,17 @@ impl Drop for MemLink {
     }
 }
 
-/// How long `bytes` take at a rate.
-pub(crate) fn time_of(bytes: usize, rate: u64) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)
-}
-
-/// The receiving end.
-struct Receiver {
-    net: Arc<Shared>,
+/// The receiving end of a link.
+struct LinkReceiver {
+    net: Arc<MemNetShared>,
     wire: Arc<Wire>,
     lane: Lane,
     session: Arc<dyn PeerSession>,
     batches: mpsc::Receiver<Batch>,
 }
 
-impl Receiver {
-    async fn run(mut self, back: &Back) {
+impl LinkReceiver {
+    async fn run(mut self, back: &WeakFeedback) {
         let mut end = self.wire.end.subscribe();
         let (wire, net) = (self.wire.clone(), self.net.clone());
         tokio::select! {
@@ -165,44 +160,17 @@ impl Receiver {
         }
     }
 
-    async fn receive(&mut self, back: &Back) -> LinkClosed {
-        let mut changed = self.net.watch();
-        let mut swallowed = false;
+    async fn receive(&mut self, back: &WeakFeedback) -> LinkClosed {
         loop {
-            changed.borrow_and_update();
-            let fault = self.net.wrong(self.wire.from, self.wire.to);
-            match fault {
-                // A stream cannot have a hole.
-                None | Some(Fault::Delay(_) | Fault::Rate(_)) if swallowed => {
-                    return LinkClosed::Broken { detail: "lost in a black hole".into() };
-                }
-                Some(Fault::Cut) => return LinkClosed::Broken { detail: "cut".into() },
-                Some(Fault::Stall) => {
-                    let _ = changed.changed().await;
-                    continue;
-                }
-                _ => {}
-            }
-            let batch = tokio::select! {
-                biased;
-                _ = changed.changed() => continue,
-                batch = self.batches.recv() => batch,
+            let batch = match self.net.next(&self.wire, &mut self.batches, Batch::payload_bytes).await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return LinkClosed::Abandoned,
+                Err(detail) => return LinkClosed::Broken { detail: detail.into() },
             };
-            let Some(batch) = batch else { return LinkClosed::Abandoned };
-            if fault == Some(Fault::Swallow) {
-                swallowed = true;
-                continue;
-            }
-            match fault {
-                Some(Fault::Delay(time)) => sleep(time).await,
-                Some(Fault::Rate(rate)) => sleep(time_of(batch.payload_bytes(), rate)).await,
-                _ => {}
-            }
-            self.net.carry(&self.wire, batch.payload_bytes());
             match self.session.deliver(self.lane, batch) {
                 Ok(nacks) => {
                     if let Some(here) = back.upgrade()
-                        && let Some(feedback) = &*here.lock().unwrap_or_else(PoisonError::into_inner)
+                        && let Some(feedback) = &*lock(&here)
                     {
                         nacks.into_iter().for_each(|nack| feedback.nack(nack));
                     }

@@ -1,9 +1,9 @@
-//! Where nodes are reached.
+//! Listeners of the network.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
@@ -11,38 +11,39 @@ use tokio::sync::watch;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::{Inbound, LinkClosed, Listener, Refusal, TransportError};
 
-use super::{LISTENER_LINKS_MAX, Shared, Wire};
+use super::{LISTENER_LINKS_MAX, MemNetShared, Wire};
+use crate::sync::lock;
 
 /// The listening end at one address.
-pub(crate) struct Door {
+pub(crate) struct MemEndpoint {
     pub(crate) inbound: Arc<dyn Inbound>,
-    /// Where the receiving end of links runs.
+    /// Runs the receiving ends.
     pub(crate) runtime: Handle,
-    /// `None` once the listener is gone.
+    /// `None` once the listener was dropped.
     wires: Mutex<Option<Vec<Weak<Wire>>>>,
-    /// How many receiving ends still run.
-    inside: watch::Sender<usize>,
+    /// The number of running receiving ends.
+    running: watch::Sender<usize>,
 }
 
-/// A receiving end that runs: a shutdown waits for it.
-pub(crate) struct Inside(Arc<Door>);
+/// A running receiving end, for which a shutdown waits.
+pub(crate) struct RunningReceiver(Arc<MemEndpoint>);
 
-impl Drop for Inside {
+impl Drop for RunningReceiver {
     fn drop(&mut self) {
-        self.0.inside.send_modify(|count| *count -= 1);
+        self.0.running.send_modify(|count| *count -= 1);
     }
 }
 
-impl fmt::Debug for Door {
+impl fmt::Debug for MemEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").finish_non_exhaustive()
+        f.debug_struct("MemEndpoint").finish_non_exhaustive()
     }
 }
 
-impl Door {
-    /// Refuses if there is no room for one more, or no listener.
+impl MemEndpoint {
+    /// Adds a link, unless the listener is full or was dropped.
     pub(crate) fn add_wire(&self, wire: &Arc<Wire>) -> Result<(), Refusal> {
-        let mut wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wires = lock(&self.wires);
         let wires = wires.as_mut().ok_or(Refusal::ShuttingDown)?;
         wires.retain(|wire| wire.upgrade().is_some_and(|wire| wire.end.borrow().is_none()));
         if wires.len() >= LISTENER_LINKS_MAX {
@@ -52,13 +53,13 @@ impl Door {
         Ok(())
     }
 
-    pub(crate) fn enter(self: &Arc<Self>) -> Inside {
-        self.inside.send_modify(|count| *count += 1);
-        Inside(self.clone())
+    pub(crate) fn enter(self: &Arc<Self>) -> RunningReceiver {
+        self.running.send_modify(|count| *count += 1);
+        RunningReceiver(self.clone())
     }
 
     fn close(&self) {
-        let wires = self.wires.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let wires = lock(&self.wires).take();
         for wire in wires.iter().flatten().filter_map(Weak::upgrade) {
             wire.close(LinkClosed::ByPeer { detail: "the listener is closed".into() });
         }
@@ -66,7 +67,7 @@ impl Door {
 }
 
 pub(crate) fn listen(
-    net: &Arc<Shared>,
+    net: &Arc<MemNetShared>,
     at: &PeerAddr,
     inbound: Arc<dyn Inbound>,
 ) -> Result<Box<dyn Listener>, TransportError> {
@@ -78,24 +79,24 @@ pub(crate) fn listen(
         port = state.ports;
     }
     let name = format!("{host}:{port}");
-    if state.doors.contains_key(&name) {
+    if state.endpoints.contains_key(&name) {
         return Err(TransportError::Bind { address: at.clone(), source: io::ErrorKind::AddrInUse.into() });
     }
-    let door = Arc::new(Door {
+    let endpoint = Arc::new(MemEndpoint {
         inbound,
         runtime: Handle::current(),
         wires: Mutex::new(Some(Vec::new())),
-        inside: watch::Sender::new(0),
+        running: watch::Sender::new(0),
     });
-    state.doors.insert(name.clone(), door.clone());
-    Ok(Box::new(MemListener { net: net.clone(), name, port, door }))
+    state.endpoints.insert(name.clone(), endpoint.clone());
+    Ok(Box::new(MemListener { net: net.clone(), name, port, endpoint }))
 }
 
 struct MemListener {
-    net: Arc<Shared>,
+    net: Arc<MemNetShared>,
     name: String,
     port: u16,
-    door: Arc<Door>,
+    endpoint: Arc<MemEndpoint>,
 }
 
 #[async_trait]
@@ -105,16 +106,15 @@ impl Listener for MemListener {
     }
 
     async fn shutdown(self: Box<Self>) {
-        let mut inside = self.door.inside.subscribe();
+        let mut running = self.endpoint.running.subscribe();
         drop(self);
-        // The door outlives its listener as long as somebody is inside.
-        let _ = inside.wait_for(|count| *count == 0).await;
+        let _ = running.wait_for(|count| *count == 0).await;
     }
 }
 
 impl Drop for MemListener {
     fn drop(&mut self) {
-        self.net.lock().doors.remove(&self.name);
-        self.door.close();
+        self.net.lock().endpoints.remove(&self.name);
+        self.endpoint.close();
     }
 }

@@ -1,8 +1,8 @@
-//! A transport in memory whose network can be broken on purpose.
+//! A transport in memory whose network fails on request.
 //!
-//! A [`MemNet`] is the network of one test; nodes reach each other through its [`MemTransport`]s at addresses like
-//! `mem://a:1`. A link holds at most [`LINK_BATCHES_MAX`] batches, so flow control is felt as on a real wire. Faults
-//! are set for one direction between two nodes and take effect at once, on links that exist as well as on new ones.
+//! A [`MemNet`] is the network of one test. Addresses look like `mem://a:1`. A link holds at most [`LINK_BATCHES_MAX`]
+//! batches; then flow control blocks the sender. A fault concerns one direction between two nodes, and takes effect at
+//! once, also on open links.
 //!
 //! ```
 //! # use towline_engine::ids::NodeId;
@@ -12,7 +12,7 @@
 //! let net = MemNet::new();
 //! assert_eq!(net.transport().scheme(), "mem");
 //! let (a, b) = (NodeId::new(1).unwrap(), NodeId::new(2).unwrap());
-//! net.cut(a, b); // nothing gets from a to b
+//! net.cut(a, b); // no message passes from a to b
 //! net.heal(a, b);
 //! ```
 
@@ -22,12 +22,12 @@ mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::transport::{
@@ -35,72 +35,73 @@ use towline_engine::transport::{
     ProgressCell, SnapshotOffer, TransferError, Transport, TransportError,
 };
 
-use self::listener::Door;
+use self::listener::MemEndpoint;
+use crate::sync::lock;
 
-/// Batches between a dispatch and the receiver; the next one waits.
+/// Batches that a link holds; the next dispatch waits.
 pub const LINK_BATCHES_MAX: usize = 4;
 
-/// Chunks of a snapshot between a sender and the receiver; the next one waits.
+/// Chunks that a snapshot transfer holds; the next send waits.
 pub const TRANSFER_CHUNKS_MAX: usize = 2;
 
-/// Links and transfers that one listener holds; the next dialler is refused.
+/// Links and transfers of one listener; the next dialler is refused.
 pub const LISTENER_LINKS_MAX: usize = 256;
 
-/// What is wrong in one direction between two nodes.
+/// A fault in one direction between two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Links break and attempts to connect fail at once.
     Cut,
-    /// Links take everything and nothing arrives; attempts to connect are never answered. Links that lost something
-    /// break when it is over.
+    /// Links take everything and deliver nothing; attempts to connect get no answer. Links that lost messages break when
+    /// the fault ends.
     Swallow,
-    /// Links take as much as fits in their flow control and then nothing; attempts to connect are never answered.
+    /// Links take what flow control allows and deliver nothing; attempts to connect get no answer.
     Stall,
-    /// Every batch arrives this much later, still in order.
+    /// Every batch arrives later by this time, in order.
     Delay(Duration),
-    /// No more than this many bytes of payload arrive in a second, on each link and each transfer for itself.
+    /// The most payload bytes per second, for each link and transfer.
     Rate(u64),
 }
 
-/// The network of one test. Clones are the same network.
+/// The network of one test. Clones share it.
 #[derive(Debug, Clone)]
 pub struct MemNet {
-    shared: Arc<Shared>,
+    shared: Arc<MemNetShared>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Shared {
-    state: Mutex<State>,
+pub(crate) struct MemNetShared {
+    state: Mutex<MemNetState>,
     /// Changes with every change of the faults.
     changed: watch::Sender<u64>,
-    /// How long a link lives without a sign of its peer; `None`: for ever.
+    /// When keep-alive breaks a silent link.
     silence_max: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    doors: BTreeMap<String, Arc<Door>>,
+struct MemNetState {
+    endpoints: BTreeMap<String, Arc<MemEndpoint>>,
     faults: BTreeMap<(NodeId, NodeId), Fault>,
     dead: BTreeSet<NodeId>,
     wires: Vec<Weak<Wire>>,
     ports: u16,
-    /// Bytes of payload that have arrived from one node at another.
+    /// Payload bytes that arrived, by sender and receiver.
     carried: BTreeMap<(NodeId, NodeId), u64>,
 }
 
-/// What both ends of a link know of it.
+/// The state that both ends of a link share.
 #[derive(Debug)]
 pub(crate) struct Wire {
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
     /// `None` for a snapshot.
     pub(crate) lane: Option<Lane>,
-    /// Why the link is over, once it is.
+    /// Why the link ended.
     pub(crate) end: watch::Sender<Option<LinkClosed>>,
 }
 
 impl Wire {
-    /// Ends the link; the first cause stays.
+    /// Ends the link, unless it has ended.
     pub(crate) fn close(&self, cause: LinkClosed) {
         self.end.send_if_modified(|end| {
             let first = end.is_none();
@@ -117,20 +118,19 @@ impl Default for MemNet {
 }
 
 impl MemNet {
-    /// A network without nodes and without faults.
+    /// A network without faults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same with a keep-alive: a link breaks after `silence_max` in which [`Fault::Swallow`] or [`Fault::Stall`], in
-    /// either direction, let no answer through.
+    /// A network whose links break after [`Fault::Swallow`] or [`Fault::Stall`] lasted `silence_max` in either direction.
     pub fn with_keepalive(silence_max: Duration) -> Self {
         Self::with(Some(silence_max))
     }
 
     fn with(silence_max: Option<Duration>) -> Self {
         let (state, changed) = (Mutex::default(), watch::Sender::new(0));
-        Self { shared: Arc::new(Shared { state, changed, silence_max }) }
+        Self { shared: Arc::new(MemNetShared { state, changed, silence_max }) }
     }
 
     /// A transport on this network.
@@ -138,7 +138,7 @@ impl MemNet {
         Arc::new(MemTransport { net: self.shared.clone() })
     }
 
-    /// Makes something go wrong from one node to another, instead of whatever went wrong there before.
+    /// Sets the fault from one node to another.
     pub fn fault(&self, from: NodeId, to: NodeId, fault: Fault) {
         self.shared.change(|state| state.faults.insert((from, to), fault));
         if fault == Fault::Cut {
@@ -146,44 +146,43 @@ impl MemNet {
         }
     }
 
-    /// [`Fault::Cut`].
+    /// Sets [`Fault::Cut`].
     pub fn cut(&self, from: NodeId, to: NodeId) {
         self.fault(from, to, Fault::Cut);
     }
 
-    /// Breaks the links from one node to another once; they may be made again.
+    /// Breaks the links from one node to another once.
     pub fn reset(&self, from: NodeId, to: NodeId) {
         self.shared.break_links("reset", |wire| wire.from == from && wire.to == to);
     }
 
-    /// Ends what is wrong from one node to another.
+    /// Clears the fault from one node to another.
     pub fn heal(&self, from: NodeId, to: NodeId) {
         self.shared.change(|state| state.faults.remove(&(from, to)));
     }
 
-    /// Ends every fault. Nodes that were killed stay dead.
+    /// Clears all faults. Killed nodes stay killed.
     pub fn heal_all(&self) {
         self.shared.change(|state| state.faults.clear());
     }
 
-    /// The node is gone, as if its machine had lost power: its links break and it reaches nobody and is reached by
-    /// nobody until [`revive`](Self::revive).
+    /// Breaks all links of a node and refuses new ones until [`revive`](Self::revive), as after a power loss.
     pub fn kill(&self, node: NodeId) {
         self.shared.change(|state| state.dead.insert(node));
         self.shared.break_links("killed", |wire| wire.from == node || wire.to == node);
     }
 
-    /// The node may come back.
+    /// Reverts [`kill`](Self::kill).
     pub fn revive(&self, node: NodeId) {
         self.shared.change(|state| state.dead.remove(&node));
     }
 
-    /// Bytes of payload, of messages and of snapshots, that have arrived from one node at another.
+    /// Payload bytes of messages and snapshots that arrived from one node at another.
     pub fn carried(&self, from: NodeId, to: NodeId) -> u64 {
         self.shared.lock().carried.get(&(from, to)).copied().unwrap_or_default()
     }
 
-    /// How many links from one node to another are up, without transfers of snapshots.
+    /// The number of open links from one node to another, without snapshot transfers.
     pub fn links(&self, from: NodeId, to: NodeId) -> usize {
         let wires = self.shared.lock().wires.clone();
         let live = wires.iter().filter_map(Weak::upgrade);
@@ -191,12 +190,12 @@ impl MemNet {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl MemNetShared {
+    fn lock(&self) -> MutexGuard<'_, MemNetState> {
+        lock(&self.state)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) {
+    fn change<T>(&self, change: impl FnOnce(&mut MemNetState) -> T) {
         change(&mut self.lock());
         self.changed.send_modify(|number| *number += 1);
     }
@@ -208,8 +207,8 @@ impl Shared {
         }
     }
 
-    /// What is wrong from one node to another now.
-    pub(crate) fn wrong(&self, from: NodeId, to: NodeId) -> Option<Fault> {
+    /// The fault from one node to another.
+    pub(crate) fn fault(&self, from: NodeId, to: NodeId) -> Option<Fault> {
         let state = self.lock();
         match state.dead.contains(&from) || state.dead.contains(&to) {
             true => Some(Fault::Cut),
@@ -217,18 +216,13 @@ impl Shared {
         }
     }
 
-    /// Counts what has arrived.
-    pub(crate) fn carry(&self, wire: &Wire, bytes: usize) {
-        *self.lock().carried.entry((wire.from, wire.to)).or_default() += bytes as u64;
-    }
-
-    /// Ends once no answer to a keep-alive has come through for too long.
+    /// Returns when keep-alive has to break a link.
     pub(crate) async fn silence(&self, wire: &Wire) {
         let Some(silence_max) = self.silence_max else { return pending().await };
         let (mut changed, mut since) = (self.watch(), None);
         loop {
             changed.borrow_and_update();
-            let faults = [self.wrong(wire.from, wire.to), self.wrong(wire.to, wire.from)];
+            let faults = [self.fault(wire.from, wire.to), self.fault(wire.to, wire.from)];
             let is_silent = faults.iter().any(|fault| matches!(fault, Some(Fault::Swallow | Fault::Stall)));
             since = is_silent.then(|| since.unwrap_or_else(Instant::now));
             tokio::select! {
@@ -242,6 +236,56 @@ impl Shared {
         self.changed.subscribe()
     }
 
+    /// Takes the next item from the queue of a wire, subject to the fault of its direction. `None`: the sender is gone.
+    ///
+    /// # Errors
+    /// The cause, if the fault breaks the wire.
+    pub(crate) async fn next<T>(
+        &self,
+        wire: &Wire,
+        queue: &mut mpsc::Receiver<T>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Result<Option<T>, &'static str> {
+        let mut changed = self.watch();
+        let mut swallowed = false;
+        loop {
+            changed.borrow_and_update();
+            let fault = self.fault(wire.from, wire.to);
+            match fault {
+                // A stream has no gaps.
+                None | Some(Fault::Delay(_) | Fault::Rate(_)) if swallowed => {
+                    return Err("lost in a black hole");
+                }
+                Some(Fault::Cut) => return Err("cut"),
+                Some(Fault::Stall) => {
+                    let _ = changed.changed().await;
+                    continue;
+                }
+                _ => {}
+            }
+            let item = tokio::select! {
+                biased;
+                _ = changed.changed() => continue,
+                item = queue.recv() => item,
+            };
+            let Some(item) = item else { return Ok(None) };
+            if fault == Some(Fault::Swallow) {
+                swallowed = true;
+                continue;
+            }
+            let bytes = bytes(&item);
+            match fault {
+                Some(Fault::Delay(time)) => sleep(time).await,
+                Some(Fault::Rate(rate)) => {
+                    sleep(Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)).await
+                }
+                _ => {}
+            }
+            *self.lock().carried.entry((wire.from, wire.to)).or_default() += bytes as u64;
+            return Ok(Some(item));
+        }
+    }
+
     fn add_wire(&self, wire: &Arc<Wire>) {
         let mut state = self.lock();
         state.wires.retain(|wire| wire.strong_count() > 0);
@@ -252,7 +296,7 @@ impl Shared {
 /// A [`Transport`] on a [`MemNet`].
 #[derive(Debug)]
 pub struct MemTransport {
-    net: Arc<Shared>,
+    net: Arc<MemNetShared>,
 }
 
 #[async_trait]

@@ -1,4 +1,4 @@
-//! One snapshot between two nodes: chunks one way, progress and the outcome the other.
+//! Snapshot transfers: chunks in one direction, progress and the outcome in the other.
 
 use std::sync::Arc;
 
@@ -11,104 +11,98 @@ use towline_engine::transport::{
     SnapshotOffer, SnapshotReceipt, SnapshotRefusal, Transfer, TransferError,
 };
 
-use super::link::{Knock, knock, time_of};
-use super::{Fault, Shared, TRANSFER_CHUNKS_MAX, Wire};
+use super::link::{Admitted, handshake};
+use super::{Fault, MemNetShared, TRANSFER_CHUNKS_MAX, Wire};
 
-/// What goes from the sender to the receiver. A stream that ends without the second is a reset.
-enum Item {
+/// What the sender sends. A stream that ends without `End` is a reset.
+enum TransferItem {
     Chunk(Chunk),
     End(Trailer),
 }
 
-/// What the receiver answers to an offer.
-enum Answered {
+/// The receiver's answer to an offer.
+enum OfferOutcome {
     Accepted { offset: u64 },
     AlreadyHave { commit: u64 },
     Refused(SnapshotRefusal),
 }
 
-type Outcome = Result<SnapshotReceipt, TransferError>;
+type TransferOutcome = Result<SnapshotReceipt, TransferError>;
 
 pub(crate) async fn offer(
-    net: &Arc<Shared>,
+    net: &Arc<MemNetShared>,
     to: &Peer,
     hello: &Hello,
     offer: &SnapshotOffer,
     deciding: &ProgressCell,
 ) -> Result<OfferAnswer, TransferError> {
-    let Knock { door, wire, session, .. } =
-        knock(net, to, hello, None).await.map_err(TransferError::Connect)?;
+    let Admitted { endpoint, wire, session, .. } =
+        handshake(net, to, hello, None).await.map_err(TransferError::Connect)?;
     // Ends the receiver when this future, or the transfer, is dropped.
-    let held = HeldWire(wire.clone());
+    let held = SenderWire(wire.clone());
     let (items, received) = mpsc::channel(TRANSFER_CHUNKS_MAX);
     let (answered, answer) = oneshot::channel();
     let (outcome_sender, outcome) = oneshot::channel();
     let progress = ProgressCell::new(0);
-    let (deciding, cell, over) = (deciding.clone(), progress.clone(), Over(progress.clone()));
-    let receiver = Receiver { net: net.clone(), wire, items: received, deciding, progress: cell };
+    let (deciding, cell, over) = (deciding.clone(), progress.clone(), ClosesProgress(progress.clone()));
+    let receiver = TransferReceiver { net: net.clone(), wire, items: received, deciding, progress: cell };
     let offer = offer.clone();
-    let inside = door.enter();
-    door.runtime.spawn(async move {
-        let _inside = inside;
+    let running = endpoint.enter();
+    endpoint.runtime.spawn(async move {
+        let _running = running;
         let outcome = receiver.run(session, offer, answered).await;
-        // A sender that is gone does not want to know.
         let _ = outcome_sender.send(outcome);
         drop(over);
     });
-    let outgoing = MemTransfer { items: Some(items), outcome: Some(outcome), progress, held };
+    let mut outgoing = MemTransfer { items: Some(items), outcome: Some(outcome), progress, held };
     match answer.await {
-        Ok(Answered::Accepted { offset }) => {
+        Ok(OfferOutcome::Accepted { offset }) => {
             Ok(OfferAnswer::Accepted { offset, transfer: Box::new(outgoing) })
         }
-        Ok(Answered::AlreadyHave { commit }) => Ok(OfferAnswer::AlreadyHave { commit }),
-        Ok(Answered::Refused(refusal)) => Ok(OfferAnswer::Refused(refusal)),
-        // It broke before there was an answer.
-        Err(_) => Err(outgoing.end().await),
+        Ok(OfferOutcome::AlreadyHave { commit }) => Ok(OfferAnswer::AlreadyHave { commit }),
+        Ok(OfferOutcome::Refused(refusal)) => Ok(OfferAnswer::Refused(refusal)),
+        Err(_) => Err(outgoing.failure().await),
     }
 }
 
-/// Closes the sender's cell when the receiver has ended, however it did.
-struct Over(ProgressCell);
+/// Closes the sender's cell when the receiver ends.
+struct ClosesProgress(ProgressCell);
 
-impl Drop for Over {
+impl Drop for ClosesProgress {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
-/// Our end of the wire.
-struct HeldWire(Arc<Wire>);
+/// Ends the wire when the sender is dropped.
+struct SenderWire(Arc<Wire>);
 
-impl Drop for HeldWire {
+impl Drop for SenderWire {
     fn drop(&mut self) {
         self.0.close(LinkClosed::Abandoned);
     }
 }
 
 struct MemTransfer {
-    /// `None` once a send failed or was dropped midway.
-    items: Option<mpsc::Sender<Item>>,
-    outcome: Option<oneshot::Receiver<Outcome>>,
+    /// `None` once a send failed or was dropped.
+    items: Option<mpsc::Sender<TransferItem>>,
+    outcome: Option<oneshot::Receiver<TransferOutcome>>,
     progress: ProgressCell,
-    held: HeldWire,
+    held: SenderWire,
 }
 
 impl MemTransfer {
-    /// Why there will be no success.
-    async fn end(mut self) -> TransferError {
-        self.over().await
-    }
-
-    async fn over(&mut self) -> TransferError {
+    /// Why the transfer fails.
+    async fn failure(&mut self) -> TransferError {
         match self.outcome().await {
             Err(error) => error,
             Ok(_) => broken("the receiver ended it before the end was sent"),
         }
     }
 
-    async fn outcome(&mut self) -> Outcome {
+    async fn outcome(&mut self) -> TransferOutcome {
         match self.outcome.as_mut() {
-            None => Err(broken("it was over before")),
+            None => Err(broken("it has ended before")),
             Some(outcome) => {
                 let outcome = outcome.await.unwrap_or_else(|_| Err(broken("the receiver is gone")));
                 self.outcome = None;
@@ -117,8 +111,8 @@ impl MemTransfer {
         }
     }
 
-    async fn put(&mut self, item: Item) -> Result<(), TransferError> {
-        let Some(items) = self.items.take() else { return Err(broken("it was over before")) };
+    async fn put(&mut self, item: TransferItem) -> Result<(), TransferError> {
+        let Some(items) = self.items.take() else { return Err(broken("it has ended before")) };
         let mut end = self.held.0.end.subscribe();
         let sent = tokio::select! {
             biased;
@@ -126,7 +120,7 @@ impl MemTransfer {
             sent = items.send(item) => sent.is_ok(),
         };
         if !sent {
-            return Err(self.over().await);
+            return Err(self.failure().await);
         }
         self.items = Some(items);
         Ok(())
@@ -140,11 +134,11 @@ fn broken(detail: &str) -> TransferError {
 #[async_trait]
 impl Transfer for MemTransfer {
     async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
-        self.put(Item::Chunk(chunk)).await
+        self.put(TransferItem::Chunk(chunk)).await
     }
 
     async fn finish(mut self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
-        self.put(Item::End(trailer)).await?;
+        self.put(TransferItem::End(trailer)).await?;
         self.outcome().await
     }
 
@@ -153,25 +147,25 @@ impl Transfer for MemTransfer {
     }
 }
 
-/// The receiving end.
-struct Receiver {
-    net: Arc<Shared>,
+/// The receiving end of a transfer.
+struct TransferReceiver {
+    net: Arc<MemNetShared>,
     wire: Arc<Wire>,
-    items: mpsc::Receiver<Item>,
-    /// The sender's, until there is an answer.
+    items: mpsc::Receiver<TransferItem>,
+    /// Of the sender, until the answer.
     deciding: ProgressCell,
-    /// The sender's.
+    /// Of the sender, from the answer on.
     progress: ProgressCell,
 }
 
-impl Receiver {
-    /// Until the transfer is over, the wire ends or the sender is gone; the session and the sink go with it.
+impl TransferReceiver {
+    /// Runs until the transfer or the wire ends, and drops session and sink.
     async fn run(
         mut self,
         session: Arc<dyn PeerSession>,
         offer: SnapshotOffer,
-        answered: oneshot::Sender<Answered>,
-    ) -> Outcome {
+        answered: oneshot::Sender<OfferOutcome>,
+    ) -> TransferOutcome {
         let mut end = self.wire.end.subscribe();
         let (wire, net) = (self.wire.clone(), self.net.clone());
         let outcome = tokio::select! {
@@ -179,7 +173,7 @@ impl Receiver {
             end = end.wait_for(Option::is_some) => {
                 Err(broken(match end.as_deref() {
                     Ok(Some(LinkClosed::Broken { detail } | LinkClosed::ByPeer { detail })) => detail,
-                    _ => "given up",
+                    _ => "dropped by the sender",
                 }))
             }
             () = net.silence(&wire) => Err(broken("keep-alive: no answer")),
@@ -193,8 +187,8 @@ impl Receiver {
         &mut self,
         session: Arc<dyn PeerSession>,
         offer: SnapshotOffer,
-        answered: oneshot::Sender<Answered>,
-    ) -> Outcome {
+        answered: oneshot::Sender<OfferOutcome>,
+    ) -> TransferOutcome {
         let theirs = ProgressCell::new(0);
         let back = report(&self.net, &self.wire, theirs.clone(), self.deciding.clone());
         let decided = tokio::select! {
@@ -202,9 +196,9 @@ impl Receiver {
             () = back => return Err(broken("cut")),
         };
         let (answer, sink) = match decided {
-            Ok(SinkAnswer::Accept { offset, sink }) => (Answered::Accepted { offset }, Some(sink)),
-            Ok(SinkAnswer::AlreadyHave { commit }) => (Answered::AlreadyHave { commit }, None),
-            Err(refusal) => (Answered::Refused(refusal), None),
+            Ok(SinkAnswer::Accept { offset, sink }) => (OfferOutcome::Accepted { offset }, Some(sink)),
+            Ok(SinkAnswer::AlreadyHave { commit }) => (OfferOutcome::AlreadyHave { commit }, None),
+            Err(refusal) => (OfferOutcome::Refused(refusal), None),
         };
         if let Some(sink) = &sink {
             self.progress.advance(sink.progress().now());
@@ -220,8 +214,10 @@ impl Receiver {
         let forth = async move {
             loop {
                 match this.next().await? {
-                    Item::Chunk(chunk) => sink.write(chunk).await.map_err(TransferError::Refused)?,
-                    Item::End(trailer) => return sink.finish(trailer).await.map_err(TransferError::Refused),
+                    TransferItem::Chunk(chunk) => sink.write(chunk).await.map_err(TransferError::Refused)?,
+                    TransferItem::End(trailer) => {
+                        return sink.finish(trailer).await.map_err(TransferError::Refused);
+                    }
                 }
             }
         };
@@ -230,58 +226,24 @@ impl Receiver {
             () = back => Err(broken("cut")),
         };
         progress.advance(theirs.now());
-        // The answer travels the other way.
         match answer_gets_through(&net, &wire).await {
             true => outcome,
             false => Err(broken("cut")),
         }
     }
 
-    /// The next item, subject to what is wrong between the two nodes.
-    async fn next(&mut self) -> Result<Item, TransferError> {
-        let mut changed = self.net.watch();
-        let mut swallowed = false;
-        loop {
-            changed.borrow_and_update();
-            let fault = self.net.wrong(self.wire.from, self.wire.to);
-            match fault {
-                None | Some(Fault::Delay(_) | Fault::Rate(_)) if swallowed => {
-                    return Err(broken("lost in a black hole"));
-                }
-                Some(Fault::Cut) => return Err(broken("cut")),
-                Some(Fault::Stall) => {
-                    let _ = changed.changed().await;
-                    continue;
-                }
-                _ => {}
-            }
-            let item = tokio::select! {
-                biased;
-                _ = changed.changed() => continue,
-                item = self.items.recv() => item,
-            };
-            let Some(item) = item else { return Err(broken("reset by the sender")) };
-            if fault == Some(Fault::Swallow) {
-                swallowed = true;
-                continue;
-            }
-            let bytes = match &item {
-                Item::Chunk(chunk) => chunk.data.len(),
-                Item::End(_) => 0,
-            };
-            match fault {
-                Some(Fault::Delay(time)) => sleep(time).await,
-                Some(Fault::Rate(rate)) => sleep(time_of(bytes, rate)).await,
-                _ => {}
-            }
-            self.net.carry(&self.wire, bytes);
-            return Ok(item);
-        }
+    async fn next(&mut self) -> Result<TransferItem, TransferError> {
+        let bytes = |item: &TransferItem| match item {
+            TransferItem::Chunk(chunk) => chunk.data.len(),
+            TransferItem::End(_) => 0,
+        };
+        let next = self.net.next(&self.wire, &mut self.items, bytes).await.map_err(broken)?;
+        next.ok_or_else(|| broken("reset by the sender"))
     }
 }
 
-/// Tells the sender how far the receiver is, unless what is wrong on the way back keeps it; ends if that is cut.
-async fn report(net: &Shared, wire: &Wire, from: ProgressCell, to: ProgressCell) {
+/// Copies the progress to the sender unless a fault of the way back prevents it. Returns when that way is cut.
+async fn report(net: &MemNetShared, wire: &Wire, from: ProgressCell, to: ProgressCell) {
     let mut ticks = interval(PROGRESS_INTERVAL / 4);
     let mut seen = from.now();
     loop {
@@ -289,7 +251,7 @@ async fn report(net: &Shared, wire: &Wire, from: ProgressCell, to: ProgressCell)
             _ = ticks.tick() => from.now(),
             now = from.moved(seen) => now,
         };
-        match net.wrong(wire.to, wire.from) {
+        match net.fault(wire.to, wire.from) {
             None | Some(Fault::Delay(_) | Fault::Rate(_)) => to.advance(from.now()),
             Some(Fault::Cut) => return,
             Some(Fault::Swallow | Fault::Stall) => {}
@@ -297,12 +259,12 @@ async fn report(net: &Shared, wire: &Wire, from: ProgressCell, to: ProgressCell)
     }
 }
 
-/// Waits while the way back is stalled.
-async fn answer_gets_through(net: &Shared, wire: &Wire) -> bool {
+/// Waits while the way back is stalled. `false` if it is cut.
+async fn answer_gets_through(net: &MemNetShared, wire: &Wire) -> bool {
     let mut changed = net.watch();
     loop {
         changed.borrow_and_update();
-        match net.wrong(wire.to, wire.from) {
+        match net.fault(wire.to, wire.from) {
             None | Some(Fault::Rate(_)) => return true,
             Some(Fault::Delay(time)) => {
                 sleep(time).await;

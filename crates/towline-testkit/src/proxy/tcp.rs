@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,51 +14,52 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use towline_engine::ids::PeerAddr;
 
-use super::{Direction, Flow};
+use super::{Flow, PerDirection, ProxyDirection};
 use crate::suites::transport::Path;
+use crate::sync::lock;
 
-/// Connections through one proxy at once; the next one waits in the kernel.
+/// Open connections of one proxy; the next one waits in the kernel.
 const CONNECTIONS_MAX: usize = 512;
 
-/// Bytes read at once.
+/// Bytes of one read.
 const BLOCK_BYTES: usize = 16 << 10;
 
-/// Bytes that pass at once where there is a rate: another connection gets its turn after it.
+/// Bytes of one read under a rate. Then another connection gets its turn.
 const TURN_BYTES: usize = 4 << 10;
 
-/// What the kernel may hold in a socket of the proxy, as asked for; it takes twice as much. As much as a slow link's own
-/// queue, or the proxy would swallow what its sender is to keep back.
+/// The buffers of the proxy's sockets, which the kernel doubles. About the queue of a slow link: larger buffers would
+/// hide flow control from the sender.
 const SOCKET_BYTES: u32 = 32 << 10;
 
-/// Connections that the kernel keeps until they are accepted.
+/// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Blocks of one direction that wait for their time.
+/// Delayed blocks of one direction.
 const BLOCKS_MAX: usize = 64;
 
 /// A proxy for TCP connections. Dropping it breaks them.
 #[derive(Debug)]
 pub struct TcpProxy {
     at: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<TcpProxyShared>,
     accepting: AbortHandle,
 }
 
 #[derive(Debug)]
-struct Shared {
-    flows: watch::Sender<[Flow; 2]>,
-    /// Changes with every cut.
+struct TcpProxyShared {
+    flows: watch::Sender<PerDirection<Flow>>,
+    /// The number of cuts.
     cuts: watch::Sender<u64>,
     /// Whether new connections are closed at once.
     refuse: watch::Sender<bool>,
-    bytes: [AtomicU64; 2],
-    /// When the next turn of each direction begins, where there is a rate.
-    free_at: [Mutex<Option<Instant>>; 2],
+    bytes: PerDirection<AtomicU64>,
+    /// Under a rate: when the next turn begins.
+    free_at: PerDirection<Mutex<Option<Instant>>>,
     connections: watch::Sender<usize>,
 }
 
 impl TcpProxy {
-    /// A proxy at a port of its own on loopback, to `target`.
+    /// Starts a proxy on a free loopback port, to `target`.
     ///
     /// # Errors
     /// If no port can be bound.
@@ -67,7 +68,7 @@ impl TcpProxy {
         socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let listener = socket.listen(BACKLOG)?;
         let at = listener.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TcpProxyShared {
             flows: watch::Sender::default(),
             cuts: watch::Sender::default(),
             refuse: watch::Sender::default(),
@@ -84,40 +85,37 @@ impl TcpProxy {
         self.at
     }
 
-    /// What happens to bytes one way from now on, on open connections too.
-    pub fn set(&self, direction: Direction, flow: Flow) {
-        self.shared.flows.send_modify(|[forth, back]| match direction {
-            Direction::Forth => *forth = flow,
-            Direction::Back => *back = flow,
-        });
+    /// Sets the faults of a direction, also for open connections.
+    pub fn set(&self, direction: ProxyDirection, flow: Flow) {
+        self.shared.flows.send_modify(|flows| *flows.get_mut(direction) = flow);
     }
 
-    /// Nothing happens to bytes any more.
+    /// Clears all faults.
     pub fn clear(&self) {
         self.shared.flows.send_replace(Default::default());
     }
 
-    /// Breaks every connection now. New ones may come.
+    /// Breaks all open connections.
     pub fn cut(&self) {
         self.shared.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Whether new connections are closed at once.
+    /// Sets whether new connections are closed at once.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refuse.send_replace(refuse);
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub fn connections(&self) -> usize {
         *self.shared.connections.borrow()
     }
 
-    /// How many bytes have been passed on one way.
-    pub fn bytes(&self, direction: Direction) -> u64 {
-        self.shared.bytes_of(direction).load(Ordering::Relaxed)
+    /// The number of bytes that arrived in a direction.
+    pub fn bytes(&self, direction: ProxyDirection) -> u64 {
+        self.shared.bytes.get(direction).load(Ordering::Relaxed)
     }
 
-    /// This proxy as a [`Path`] of the transport suite, with addresses of that scheme.
+    /// This proxy as a [`Path`] of the transport suite, with addresses of `scheme`.
     pub fn into_path(self, scheme: &'static str) -> Box<dyn Path> {
         Box::new(ProxyPath { proxy: self, scheme })
     }
@@ -162,41 +160,28 @@ impl Path for ProxyPath {
     }
 
     fn black_hole(&self) {
-        for direction in Direction::ALL {
+        for direction in ProxyDirection::ALL {
             self.proxy.set(direction, Flow { black_hole: true, ..Flow::default() });
         }
     }
 
     fn slow_down(&self, bytes_per_s: u64) -> bool {
-        for direction in Direction::ALL {
+        for direction in ProxyDirection::ALL {
             self.proxy.set(direction, Flow { bytes_per_s: Some(bytes_per_s), ..Flow::default() });
         }
         true
     }
 
     fn carried(&self) -> Option<u64> {
-        Some(self.proxy.bytes(Direction::Forth))
+        Some(self.proxy.bytes(ProxyDirection::Forth))
     }
 }
 
-impl Shared {
-    fn bytes_of(&self, direction: Direction) -> &AtomicU64 {
-        let [forth, back] = &self.bytes;
-        match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        }
-    }
-
-    /// Waits until `bytes` have passed at that rate, after what others pass before.
-    async fn pass(&self, direction: Direction, bytes: usize, rate: u64) {
-        let [forth, back] = &self.free_at;
-        let free_at = match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        };
+impl TcpProxyShared {
+    /// Waits for the turn of `bytes` at a rate.
+    async fn pass(&self, direction: ProxyDirection, bytes: usize, rate: u64) {
         let passed = {
-            let mut free_at = free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut free_at = lock(self.free_at.get(direction));
             let now = Instant::now();
             let begins = free_at.map_or(now, |free_at| free_at.max(now));
             let passed = begins + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
@@ -206,19 +191,15 @@ impl Shared {
         sleep_until(passed).await;
     }
 
-    fn flow(&self, direction: Direction) -> Flow {
-        let [forth, back] = *self.flows.borrow();
-        match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        }
+    fn flow(&self, direction: ProxyDirection) -> Flow {
+        *self.flows.borrow().get(direction)
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<TcpProxyShared>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(permit) = room.clone().acquire_owned().await {
-        // A failed accept concerns one connection that is gone already.
+        // A failed accept concerns one connection, which is gone.
         let Ok((near, _)) = listener.accept().await else { continue };
         if *shared.refuse.borrow() {
             continue;
@@ -238,20 +219,20 @@ async fn accept(listener: TcpListener, target: SocketAddr, shared: Arc<Shared>) 
     }
 }
 
-async fn connection(near: TcpStream, target: SocketAddr, shared: &Arc<Shared>) {
+async fn connection(near: TcpStream, target: SocketAddr, shared: &Arc<TcpProxyShared>) {
     let Ok(far) = dial(target).await else { return };
     for stream in [&near, &far] {
-        // Without them the proxy is slower, or ends a connection more politely; it works.
+        // The proxy works without these options.
         let _ = (stream.set_nodelay(true), stream.set_zero_linger());
     }
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-    let forth = pump(near_in, far_out, shared, Direction::Forth);
-    let back = pump(far_in, near_out, shared, Direction::Back);
-    // Either breaks both; an ordinary end of one leaves the other.
+    let forth = pump(near_in, far_out, shared, ProxyDirection::Forth);
+    let back = pump(far_in, near_out, shared, ProxyDirection::Back);
+    // A break of one direction breaks both; an ordinary end does not.
     let _ = tokio::try_join!(forth, back);
 }
 
-/// A connection that is to be broken, whatever the reason.
+/// The connection has to break.
 struct Break;
 
 impl From<io::Error> for Break {
@@ -263,8 +244,8 @@ impl From<io::Error> for Break {
 async fn pump(
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
-    shared: &Arc<Shared>,
-    direction: Direction,
+    shared: &Arc<TcpProxyShared>,
+    direction: ProxyDirection,
 ) -> Result<(), Break> {
     let (sender, receiver) = mpsc::channel(BLOCKS_MAX);
     tokio::try_join!(read(from, sender, shared, direction), write(to, receiver, shared, direction))?;
@@ -274,8 +255,8 @@ async fn pump(
 async fn read(
     mut from: OwnedReadHalf,
     blocks: mpsc::Sender<(Instant, Vec<u8>)>,
-    shared: &Arc<Shared>,
-    direction: Direction,
+    shared: &Arc<TcpProxyShared>,
+    direction: ProxyDirection,
 ) -> Result<(), Break> {
     let mut flows = shared.flows.subscribe();
     let (mut number, mut swallowed) = (0_u64, false);
@@ -321,13 +302,13 @@ async fn read(
 async fn write(
     mut to: OwnedWriteHalf,
     mut blocks: mpsc::Receiver<(Instant, Vec<u8>)>,
-    shared: &Arc<Shared>,
-    direction: Direction,
+    shared: &Arc<TcpProxyShared>,
+    direction: ProxyDirection,
 ) -> Result<(), Break> {
     while let Some((due, block)) = blocks.recv().await {
         sleep_until(due).await;
         to.write_all(&block).await?;
-        shared.bytes_of(direction).fetch_add(block.len() as u64, Ordering::Relaxed);
+        shared.bytes.get(direction).fetch_add(block.len() as u64, Ordering::Relaxed);
     }
     to.shutdown().await?;
     Ok(())

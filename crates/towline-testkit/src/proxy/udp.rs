@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -13,65 +13,66 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::Direction;
+use super::{PerDirection, ProxyDirection};
+use crate::sync::lock;
 
-/// Diallers that one proxy remembers; at the bound all are forgotten, as by a router that starts again.
+/// Diallers of one proxy. Beyond it the proxy forgets all, like a restarted router.
 const DIALLERS_MAX: usize = 256;
 
 /// Bytes of the largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 64 << 10;
 
-/// Datagrams of one way that wait for their time; the next one is lost.
+/// Delayed datagrams of one direction; the next one is lost.
 const DATAGRAMS_MAX: usize = 4096;
 
-/// What may wait where there is a rate, as a part of a second's bytes, and never fewer than these.
+/// The queue under a rate: this part of the bytes of a second, and at least `QUEUE_BYTES_MIN`.
 const QUEUE_SHARE: u64 = 5;
 const QUEUE_BYTES_MIN: u64 = 16 << 10;
 
-/// What happens to datagrams on their way. The default changes nothing. A chance is from 0.0 (never) to 1.0.
+/// The faults of one direction of a [`UdpProxy`]; none by default. A chance is from 0.0 (never) to 1.0.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DatagramFlow {
-    /// They arrive this much later.
+    /// Datagrams arrive later by this time.
     pub delay: Duration,
-    /// And up to this much later still, each by its own chance: enough of it puts them out of order.
+    /// Each datagram arrives later by up to this time, which changes their order.
     pub jitter: Duration,
-    /// No more than this many bytes in a second. What comes sooner waits in a queue of 200 ms; what does not fit is lost.
+    /// The most bytes per second. A queue holds 200 ms of them; the rest is lost.
     pub bytes_per_s: Option<u64>,
-    /// Those that come wait until it is over.
+    /// Datagrams wait until the fault ends.
     pub stall: bool,
-    /// None arrives.
+    /// All datagrams are lost.
     pub black_hole: bool,
-    /// The chance to be lost.
+    /// The chance that a datagram is lost.
     pub lose: f64,
-    /// The chance to arrive twice.
+    /// The chance that it arrives twice.
     pub duplicate: f64,
-    /// The chance to arrive behind the next one.
+    /// The chance that it arrives after the next one.
     pub reorder: f64,
-    /// The chance that one bit is flipped.
+    /// The chance that one of its bits is flipped.
     pub corrupt: f64,
 }
 
-/// A proxy for datagrams. A dialler keeps its own port on the far side, as behind a router.
+/// A proxy for datagrams. Each dialler has its own port on the far side, as behind a router.
 #[derive(Debug)]
 pub struct UdpProxy {
     at: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<UdpProxyShared>,
     receiving: AbortHandle,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct UdpProxyShared {
     near: UdpSocket,
     target: SocketAddr,
-    flows: watch::Sender<[DatagramFlow; 2]>,
+    flows: watch::Sender<PerDirection<DatagramFlow>>,
     random: Mutex<Rng>,
-    passed: [AtomicU64; 2],
-    bytes: [AtomicU64; 2],
+    passed: PerDirection<AtomicU64>,
+    bytes: PerDirection<AtomicU64>,
     lost: AtomicU64,
     diallers: Mutex<HashMap<SocketAddr, Dialler>>,
 }
 
-/// A dialler's port on the far side, and the way there.
+/// The queue and the tasks of a dialler.
 #[derive(Debug)]
 struct Dialler {
     forth: mpsc::Sender<Vec<u8>>,
@@ -85,14 +86,14 @@ impl Drop for Dialler {
 }
 
 impl UdpProxy {
-    /// A proxy at a port of its own on loopback, to `target`. Every chance comes from the seed.
+    /// Starts a proxy on a free loopback port, to `target`. Every chance comes from the seed.
     ///
     /// # Errors
     /// If no port can be bound.
     pub async fn to(target: SocketAddr, seed: u64) -> io::Result<Self> {
         let near = UdpSocket::bind("127.0.0.1:0").await?;
         let at = near.local_addr()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(UdpProxyShared {
             near,
             target,
             flows: watch::Sender::default(),
@@ -111,41 +112,33 @@ impl UdpProxy {
         self.at
     }
 
-    /// What happens to datagrams one way from now on.
-    pub fn set(&self, direction: Direction, flow: DatagramFlow) {
-        self.shared.flows.send_modify(|[forth, back]| match direction {
-            Direction::Forth => *forth = flow,
-            Direction::Back => *back = flow,
-        });
+    /// Sets the faults of a direction.
+    pub fn set(&self, direction: ProxyDirection, flow: DatagramFlow) {
+        self.shared.flows.send_modify(|flows| *flows.get_mut(direction) = flow);
     }
 
-    /// Nothing happens to datagrams any more.
+    /// Clears all faults.
     pub fn clear(&self) {
         self.shared.flows.send_replace(Default::default());
     }
 
-    /// Forgets every dialler and what waits for it: its next datagram comes from another port, as when a router starts
-    /// again; answers to the old one are lost.
+    /// Forgets all diallers, like a restarted router: their next datagrams come from other ports, and answers to the old
+    /// ports are lost.
     pub fn cut(&self) {
         self.shared.diallers().clear();
     }
 
-    /// How many datagrams have been passed on one way.
-    pub fn passed(&self, direction: Direction) -> u64 {
-        self.shared.passed_of(direction).load(Ordering::Relaxed)
+    /// The number of datagrams that passed in a direction.
+    pub fn passed(&self, direction: ProxyDirection) -> u64 {
+        self.shared.passed.get(direction).load(Ordering::Relaxed)
     }
 
-    /// How many bytes they had.
-    pub fn bytes(&self, direction: Direction) -> u64 {
-        let [forth, back] = &self.shared.bytes;
-        match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        }
-        .load(Ordering::Relaxed)
+    /// The number of bytes that passed in a direction.
+    pub fn bytes(&self, direction: ProxyDirection) -> u64 {
+        self.shared.bytes.get(direction).load(Ordering::Relaxed)
     }
 
-    /// How many datagrams did not arrive, by a chance or because too many waited.
+    /// The number of datagrams lost by a chance or a full queue.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
     }
@@ -158,39 +151,22 @@ impl Drop for UdpProxy {
     }
 }
 
-impl Shared {
-    fn diallers(&self) -> std::sync::MutexGuard<'_, HashMap<SocketAddr, Dialler>> {
-        self.diallers.lock().unwrap_or_else(PoisonError::into_inner)
+impl UdpProxyShared {
+    fn diallers(&self) -> MutexGuard<'_, HashMap<SocketAddr, Dialler>> {
+        lock(&self.diallers)
     }
 
-    fn flow(&self, direction: Direction) -> DatagramFlow {
-        let [forth, back] = *self.flows.borrow();
-        match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        }
+    fn flow(&self, direction: ProxyDirection) -> DatagramFlow {
+        *self.flows.borrow().get(direction)
     }
 
-    fn passed_of(&self, direction: Direction) -> &AtomicU64 {
-        let [forth, back] = &self.passed;
-        match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        }
-    }
-
-    fn count(&self, direction: Direction, length: usize) {
-        self.passed_of(direction).fetch_add(1, Ordering::Relaxed);
-        let [forth, back] = &self.bytes;
-        let bytes = match direction {
-            Direction::Forth => forth,
-            Direction::Back => back,
-        };
-        bytes.fetch_add(length as u64, Ordering::Relaxed);
+    fn count(&self, direction: ProxyDirection, length: usize) {
+        self.passed.get(direction).fetch_add(1, Ordering::Relaxed);
+        self.bytes.get(direction).fetch_add(length as u64, Ordering::Relaxed);
     }
 
     fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
-        draw(&mut self.random.lock().unwrap_or_else(PoisonError::into_inner))
+        draw(&mut lock(&self.random))
     }
 
     fn chance(&self, chance: f64) -> bool {
@@ -202,11 +178,11 @@ impl Shared {
     }
 }
 
-/// Takes what diallers send.
-async fn receive(shared: Arc<Shared>) {
+/// Receives from diallers.
+async fn receive(shared: Arc<UdpProxyShared>) {
     let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
     loop {
-        // An error here is about an earlier datagram of ours that nobody wanted.
+        // An error here concerns an earlier datagram that no socket took.
         let Ok((length, from)) = shared.near.recv_from(&mut buffer).await else { continue };
         let datagram = buffer.get(..length).unwrap_or_default().to_vec();
         let known = shared.diallers().get(&from).map(|dialler| dialler.forth.clone());
@@ -223,8 +199,8 @@ async fn receive(shared: Arc<Shared>) {
     }
 }
 
-/// A new dialler's port on the far side.
-async fn dialler(shared: &Arc<Shared>, from: SocketAddr) -> io::Result<mpsc::Sender<Vec<u8>>> {
+/// Opens a port on the far side for a new dialler.
+async fn dialler(shared: &Arc<UdpProxyShared>, from: SocketAddr) -> io::Result<mpsc::Sender<Vec<u8>>> {
     let far = Arc::new(UdpSocket::bind("127.0.0.1:0").await?);
     far.connect(shared.target).await?;
     let (forth, forth_queue) = mpsc::channel(DATAGRAMS_MAX);
@@ -240,18 +216,19 @@ async fn dialler(shared: &Arc<Shared>, from: SocketAddr) -> io::Result<mpsc::Sen
                         shared.lose();
                     }
                 }
-                // Nobody listens there at the moment; spare the processor.
+                // No socket is bound there at the moment.
                 Err(_) => sleep(Duration::from_millis(1)).await,
             }
         }
     });
-    let way = Way { shared: shared.clone(), direction: Direction::Forth };
-    let forward = tokio::spawn(way.run(forth_queue, move |datagram: Vec<u8>| {
+    let queue = DatagramQueue { shared: shared.clone(), direction: ProxyDirection::Forth };
+    let forward = tokio::spawn(queue.run(forth_queue, move |datagram: Vec<u8>| {
         let far = far.clone();
         async move { far.send(&datagram).await.is_ok() }
     }));
-    let (way, near) = (Way { shared: shared.clone(), direction: Direction::Back }, shared.clone());
-    let backward = tokio::spawn(way.run(back_queue, move |datagram: Vec<u8>| {
+    let (queue, near) =
+        (DatagramQueue { shared: shared.clone(), direction: ProxyDirection::Back }, shared.clone());
+    let backward = tokio::spawn(queue.run(back_queue, move |datagram: Vec<u8>| {
         let near = near.clone();
         async move { near.near.send_to(&datagram, from).await.is_ok() }
     }));
@@ -264,20 +241,20 @@ async fn dialler(shared: &Arc<Shared>, from: SocketAddr) -> io::Result<mpsc::Sen
     Ok(forth)
 }
 
-/// One way of one dialler.
-struct Way {
-    shared: Arc<Shared>,
-    direction: Direction,
+/// One direction of one dialler.
+struct DatagramQueue {
+    shared: Arc<UdpProxyShared>,
+    direction: ProxyDirection,
 }
 
-impl Way {
+impl DatagramQueue {
     async fn run<F: Future<Output = bool>>(
         self,
         mut queue: mpsc::Receiver<Vec<u8>>,
         send: impl Fn(Vec<u8>) -> F,
     ) {
         let mut flows = self.shared.flows.subscribe();
-        // Those that wait for their time, the earliest first.
+        // Sorted by time.
         let mut waiting: Vec<(Instant, Vec<u8>)> = Vec::new();
         let mut held: Option<Vec<u8>> = None;
         let mut free_at = Instant::now();
@@ -310,7 +287,7 @@ impl Way {
         }
     }
 
-    /// Decides what becomes of a datagram that came.
+    /// Applies the faults to a datagram.
     fn take(
         &self,
         mut datagram: Vec<u8>,

@@ -3,17 +3,16 @@ use std::collections::VecDeque;
 use towline_engine::log_store::GroupWrite;
 use towline_engine::message::{Entry, HardState};
 
-/// The log of one node: what is durable, and the writes that are not yet. Unlike [`MemLog`](crate::log::MemLog) it costs
-/// nothing to write to, and its writes become durable one by one, at the simulator's will.
+/// The log of one node. Unlike in [`MemLog`](crate::log::MemLog), the simulator decides for each write when it is durable.
 #[derive(Debug, Default)]
-pub(super) struct Disk {
+pub(super) struct SimDisk {
     pub(super) hard_state: HardState,
     /// By index from 1, without gaps.
     pub(super) entries: Vec<Entry>,
     pending: VecDeque<(u64, GroupWrite)>,
 }
 
-impl Disk {
+impl SimDisk {
     pub(super) fn write(&mut self, number: u64, write: GroupWrite) {
         self.pending.push_back((number, write));
     }
@@ -56,7 +55,7 @@ impl Disk {
         Ok(())
     }
 
-    /// What a power loss leaves.
+    /// Drops the pending writes.
     pub(super) fn crash(&mut self) {
         self.pending.clear();
     }

@@ -4,10 +4,10 @@ use towline_engine::errors::{Outcome, ProposeError, ReadError};
 use towline_engine::ids::NodeId;
 use towline_engine::message::{Entry, EntryKind};
 
-/// What became of a proposal.
+/// The result of a proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProposalResult {
-    /// No answer yet; none will come if its node crashed.
+    /// No answer so far.
     Open,
     /// Applied at this index.
     Acked(u64),
@@ -15,33 +15,32 @@ pub enum ProposalResult {
     Failed(ProposeError),
 }
 
-/// What became of a read.
+/// The result of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadResult {
-    /// No answer yet; none will come if its node crashed.
+    /// No answer so far.
     Open,
-    /// Answered from a state that had applied everything up to this index.
+    /// Answered from the state at this index.
     Saw(u64),
     /// An error.
     Failed(ReadError),
 }
 
-/// Everything clients did, and the one log that all nodes applied; the checks run as events come in.
+/// All calls of clients, and the log that all nodes applied. Each event is checked.
 ///
-/// The state machine is a list that commands append to. That makes linearizability simple to check: a view is named by
-/// the index it has applied, and a view is right if it is a prefix of the one log (checked at every apply) that holds
+/// The state machine is a list, so the applied index names a view. A view is right if it is a prefix of the log and holds
 /// everything acknowledged or seen before the read began.
 #[derive(Debug, Default)]
 pub struct History {
     proposals: Vec<ProposalResult>,
     reads: Vec<(u64, ReadResult)>,
-    /// By index from 1: term and command of what was applied there first, by anybody.
+    /// By index from 1: term and command of the entry that a node applied there first.
     log: Vec<(u64, Option<u64>)>,
-    /// Where each command was applied.
+    /// The index at which each command was applied.
     places: BTreeMap<u64, u64>,
-    /// Only records: see [`SimOptions::history_checked`](super::SimOptions::history_checked).
+    /// Without checks: see [`SimOptions::history_checked`](super::SimOptions::history_checked).
     unchecked: bool,
-    /// The highest index acknowledged or seen so far: no read that begins now may see less.
+    /// The highest index acknowledged or seen so far. A read that begins now must see it.
     floor: u64,
 }
 
@@ -71,7 +70,7 @@ impl History {
         if let Some(&known) = self.log.get(at) {
             if known != (entry.term, command) {
                 return self.found(format!(
-                    "node {node} applied {command:?} of term {} at {}, where {known:?} was applied before",
+                    "node {node} applied {command:?} of term {} at {}, but {known:?} was applied there before",
                     entry.term, entry.index
                 ));
             }
@@ -92,7 +91,7 @@ impl History {
         }
         match self.proposal(command) {
             ProposalResult::Failed(error) if error.outcome() == Outcome::NeverHappened => {
-                self.found(format!("command {command} was applied after its proposer was told {error:?}"))
+                self.found(format!("command {command} was applied after its proposer got {error:?}"))
             }
             _ => Ok(()),
         }
@@ -101,7 +100,7 @@ impl History {
     pub(super) fn acked(&mut self, command: u64, index: u64) -> Result<(), String> {
         if self.places.get(&command) != Some(&index) {
             return self
-                .found(format!("command {command} was acknowledged at {index} where it was not applied"));
+                .found(format!("command {command} was acknowledged at {index} but not applied there"));
         }
         self.floor = self.floor.max(index);
         self.answer(command, ProposalResult::Acked(index))
@@ -109,7 +108,7 @@ impl History {
 
     pub(super) fn refused(&mut self, command: u64, error: ProposeError) -> Result<(), String> {
         if error.outcome() == Outcome::NeverHappened && self.places.contains_key(&command) {
-            return self.found(format!("command {command} was applied, but its proposer is told {error:?}"));
+            return self.found(format!("command {command} was applied, but its proposer gets {error:?}"));
         }
         self.answer(command, ProposalResult::Failed(error))
     }
@@ -138,7 +137,7 @@ impl History {
         let floor = *floor;
         if applied < floor {
             return self.found(format!(
-                "read {read} saw the state at {applied} on node {node}, but {floor} was known before it began"
+                "read {read} saw the state at {applied} on node {node}, but {floor} was known when it began"
             ));
         }
         self.floor = self.floor.max(applied);
@@ -151,38 +150,38 @@ impl History {
         }
     }
 
-    /// What became of proposal `command`.
+    /// The result of proposal `command`.
     pub fn proposal(&self, command: u64) -> &ProposalResult {
         self.proposals.get(command as usize).unwrap_or(&ProposalResult::Open)
     }
 
-    /// What became of read `read`.
+    /// The result of read `read`.
     pub fn read(&self, read: u64) -> &ReadResult {
         self.reads.get(read as usize).map_or(&ReadResult::Open, |(_, result)| result)
     }
 
-    /// Where `command` was applied, if it was.
+    /// The index at which `command` was applied.
     pub fn place(&self, command: u64) -> Option<u64> {
         self.places.get(&command).copied()
     }
 
-    /// How many proposals were acknowledged.
+    /// The number of acknowledged proposals.
     pub fn acked_count(&self) -> usize {
         self.proposals.iter().filter(|p| matches!(p, ProposalResult::Acked(_))).count()
     }
 
-    /// How many reads were answered.
+    /// The number of answered reads.
     pub fn seen_count(&self) -> usize {
         self.reads.iter().filter(|(_, r)| matches!(r, ReadResult::Saw(_))).count()
     }
 
-    /// The end of the log that was applied by anybody.
+    /// The highest applied index of any node.
     pub fn last_index(&self) -> u64 {
         self.log.len() as u64
     }
 }
 
-/// The number of the command in an entry, if it holds one.
+/// The number of the command in an entry.
 fn command_of(entry: &Entry) -> Option<u64> {
     let number = entry.data.first_chunk::<8>()?;
     (entry.kind == EntryKind::Normal).then(|| u64::from_be_bytes(*number))

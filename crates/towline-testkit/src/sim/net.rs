@@ -4,18 +4,18 @@ use std::ops::Range;
 use towline_engine::ids::NodeId;
 use towline_engine::message::{Lane, Message};
 
-/// What the network does to messages. Probabilities are in parts of a thousand.
+/// The faults of the network. Chances are in parts of a thousand.
 #[derive(Debug, Clone)]
 pub struct NetOptions {
-    /// Steps a message takes.
+    /// Steps until a message arrives.
     pub delay: Range<u64>,
-    /// Messages lost; the sender is told, as the lanes do.
+    /// Lost messages that are reported to the sender.
     pub drop_permille: u32,
-    /// Messages lost without a word: the peer died with them in its queue.
+    /// Lost messages without a report, as when the peer crashes.
     pub silent_drop_permille: u32,
-    /// Messages delivered twice. Lanes do not do this; Raft has to bear it.
+    /// Messages delivered twice, which lanes never do.
     pub duplicate_permille: u32,
-    /// Messages that overtake the one before them in their lane. Lanes do not do this either.
+    /// Messages that overtake the one before them, which lanes never do.
     pub overtake_permille: u32,
 }
 
@@ -32,13 +32,12 @@ impl Default for NetOptions {
     }
 }
 
-/// Ordered lanes between every two nodes. Each lane has a pace of its own, so messages of different lanes overtake each
-/// other as they do on a real network.
+/// Ordered lanes between every two nodes. Messages of different lanes overtake each other.
 #[derive(Debug, Default)]
-pub(super) struct Net {
+pub(super) struct SimNet {
     lanes: BTreeMap<(NodeId, NodeId, Lane), VecDeque<(u64, Message)>>,
     cut: BTreeSet<(NodeId, NodeId)>,
-    /// Lost messages whose sender is to be told: (sender, receiver).
+    /// Lost messages that are not reported yet: sender and receiver.
     pub(super) lost: Vec<(NodeId, NodeId)>,
 }
 
@@ -46,10 +45,10 @@ fn chance(rng: &mut fastrand::Rng, permille: u32) -> bool {
     permille > 0 && rng.u32(0..1000) < permille
 }
 
-impl Net {
+impl SimNet {
     pub(super) fn send(&mut self, now: u64, message: Message, options: &NetOptions, rng: &mut fastrand::Rng) {
         let (from, to) = (message.from, message.to);
-        // Snapshots travel apart; this version makes none.
+        // Snapshots have no lane, and this simulator makes none.
         let Some(lane) = message.kind.lane() else { return };
         if self.cut.contains(&(from, to)) || chance(rng, options.drop_permille) {
             self.lost.push((from, to));
@@ -71,7 +70,7 @@ impl Net {
         }
     }
 
-    /// The messages to `to` that are due, of both lanes, control first as in a turn of the shard.
+    /// The due messages to `to`, those of the control lane first.
     pub(super) fn receive(&mut self, now: u64, to: NodeId) -> Vec<Message> {
         let mut messages = Vec::new();
         for wanted in Lane::ALL {
@@ -91,7 +90,7 @@ impl Net {
         messages
     }
 
-    /// Everything on its way to `node` is lost: it crashed.
+    /// Loses all messages in flight to a crashed node.
     pub(super) fn lose_all_to(&mut self, node: NodeId) {
         for (&(from, to, _), queue) in &mut self.lanes {
             if to == node && !queue.is_empty() {
@@ -101,7 +100,7 @@ impl Net {
         }
     }
 
-    /// Everything under way, as it would be delivered.
+    /// All messages in flight.
     pub(super) fn in_flight(&self) -> impl Iterator<Item = &Message> {
         self.lanes.values().flatten().map(|(_, message)| message)
     }

@@ -8,54 +8,55 @@ use towline_engine::log_store::ConfRecord;
 use towline_engine::message::{ConfState, HardState, LogId, Message};
 
 use super::SimOptions;
-use super::disk::Disk;
+use super::disk::SimDisk;
 use super::history::History;
 
 pub(super) type SimGroup = GroupCore<u64, u64>;
 pub(super) type CoreEffects = Effects<u64, u64>;
 
-/// One node: what survives a crash, and what runs until the next one.
+/// One node, with its durable and its volatile state.
 #[derive(Default)]
 pub(super) struct SimNode {
-    pub(super) disk: Disk,
-    pub(super) machine: Machine,
-    pub(super) life: u64,
+    pub(super) disk: SimDisk,
+    pub(super) machine: SimMachine,
+    /// The number of starts.
+    pub(super) generation: u64,
     /// `None` while the node is down.
     pub(super) group: Option<Box<SimGroup>>,
-    pub(super) mail: Mail,
-    /// When the sync under way ends, and how many writes it covers.
+    pub(super) inbox: SimInbox,
+    /// When the running sync ends, and how many writes it covers.
     pub(super) syncing: Option<(u64, usize)>,
     pub(super) hold_writes: bool,
     pub(super) hold_applies: bool,
 }
 
-/// What other threads of a node would hold; gone with a crash.
+/// Tasks of the other threads of a node; lost in a crash.
 #[derive(Default)]
-pub(super) struct Mail {
+pub(super) struct SimInbox {
     pub(super) applies: VecDeque<Apply<u64>>,
     pub(super) fetches: Vec<Fetch>,
     pub(super) unreachable: Vec<NodeId>,
     pub(super) messages: Vec<Message>,
 }
 
-/// The state machine: a list, of which only the length matters here, because [`History`] checks every entry of it.
+/// The state machine: a list. Its length is enough, because [`History`] checks every entry.
 #[derive(Default)]
-pub(super) struct Machine {
+pub(super) struct SimMachine {
     pub(super) through: LogId,
     pub(super) durable: LogId,
 }
 
 impl SimNode {
-    /// Drops everything that is not durable.
+    /// Drops the volatile state.
     pub(super) fn crash(&mut self) {
         self.group = None;
-        self.mail = Mail::default();
+        self.inbox = SimInbox::default();
         self.disk.crash();
         self.syncing = None;
         self.machine.through = self.machine.durable;
     }
 
-    /// Starts as the engine does: checks what is stored, applies what is known to be committed, makes the group.
+    /// Starts like the engine: checks the stored state, applies committed entries, creates the group.
     pub(super) fn start(
         &mut self,
         id: NodeId,
@@ -64,7 +65,7 @@ impl SimNode {
         history: &mut History,
         rng: &mut fastrand::Rng,
     ) -> Result<(), String> {
-        self.life += 1;
+        self.generation += 1;
         let (durable, last) = (self.machine.durable, self.disk.last_index());
         let stored = self.disk.hard_state;
         let hard_state = HardState { commit: stored.commit.max(durable.index), ..stored };
@@ -92,7 +93,7 @@ impl SimNode {
             hard_state,
             conf_state: members.clone(),
             heartbeat_ticks: options.heartbeat_ticks,
-            // A range of one value, or the raft crate would draw it from a source without a seed.
+            // A range of one value, because the raft crate draws from a source without a seed.
             election_ticks: timeout..timeout + 1,
             election_ticks_min: options.election_ticks.start,
             append_bytes_max: options.append_bytes_max,
@@ -101,9 +102,9 @@ impl SimNode {
             uncommitted_bytes_max: options.unapplied_bytes_max as u64,
             committed_bytes_max: options.committed_bytes_max,
         };
-        let quiet = options.quiet_after_restart && self.life > 1;
+        let quiet = options.quiet_after_restart && self.generation > 1;
         let mut origin = [0; 16];
-        let name = id.as_u64().to_be_bytes().into_iter().chain(self.life.to_be_bytes());
+        let name = id.as_u64().to_be_bytes().into_iter().chain(self.generation.to_be_bytes());
         origin.iter_mut().zip(name).for_each(|(place, byte)| *place = byte);
         let setup = GroupSetup {
             replica,
@@ -119,9 +120,9 @@ impl SimNode {
         Ok(())
     }
 
-    /// Does the oldest `count` tasks of the state machine; answers whoever waits.
+    /// Runs the oldest `count` tasks of the state machine and answers their waiters.
     pub(super) fn apply(&mut self, id: NodeId, count: usize, history: &mut History) -> Result<(), String> {
-        for task in self.mail.applies.drain(..count.min(self.mail.applies.len())) {
+        for task in self.inbox.applies.drain(..count.min(self.inbox.applies.len())) {
             match task {
                 Apply::Entries { entries, waiters, through } => {
                     let mut waiters = waiters.into_iter();
@@ -141,10 +142,12 @@ impl SimNode {
                         }
                     }
                     if self.machine.through != through {
-                        return Err(format!("node {id} applied another place than {through:?}"));
+                        return Err(format!("node {id} applied another log position than {through:?}"));
                     }
                 }
-                Apply::Restore(_) | Apply::Snapshot { .. } => return Err("nobody asked for snapshots".into()),
+                Apply::Restore(_) | Apply::Snapshot { .. } => {
+                    return Err("this simulator makes no snapshots".into());
+                }
             }
         }
         Ok(())

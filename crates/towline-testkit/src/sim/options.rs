@@ -2,20 +2,20 @@ use std::ops::Range;
 
 use super::NetOptions;
 
-/// How a cluster is made and what happens to it. Probabilities are in parts of a thousand.
+/// The settings of a [`Sim`](super::Sim). Chances are in parts of a thousand.
 #[derive(Debug, Clone)]
 pub struct SimOptions {
     /// The network.
     pub net: NetOptions,
     /// Faults and load.
     pub chaos: Chaos,
-    /// Members that do not vote, beside the voters.
+    /// The number of learners.
     pub learners: u64,
-    /// Each node draws its election timeout from here, anew at every restart.
+    /// Each node draws its election timeout from this range at each start.
     pub election_ticks: Range<usize>,
     /// Ticks between two heartbeats.
     pub heartbeat_ticks: usize,
-    /// Whether a restarted node gives no vote for the shortest election timeout. Off is wrong; it is for controls.
+    /// Whether a restarted node gives no vote for the shortest election timeout. Switch it off only in controls.
     pub quiet_after_restart: bool,
     /// Ticks until a read fails.
     pub read_timeout_ticks: u64,
@@ -23,26 +23,25 @@ pub struct SimOptions {
     pub unapplied_bytes_max: usize,
     /// Bytes of one append message.
     pub append_bytes_max: u64,
-    /// Append messages under way to one peer.
+    /// Append messages in flight to one peer.
     pub append_inflight_max: usize,
-    /// Bytes of committed entries given out at once.
+    /// Bytes of committed entries in one ready.
     pub committed_bytes_max: u64,
-    /// Bytes of applied entries in memory; little, so that reads of the log store happen.
+    /// Bytes of applied entries in memory; few, so that the log store is read.
     pub cache_bytes_max: usize,
-    /// A turn in which the disk completes writes.
+    /// The chance of a turn in which the disk completes writes.
     pub sync_permille: u32,
-    /// Steps that a sync takes. What is written while one is under way waits for the next.
+    /// Steps of a sync. Later writes wait for the next sync.
     pub sync_steps: u64,
-    /// A turn in which the state machine works.
+    /// The chance of a turn in which the state machine applies.
     pub apply_permille: u32,
-    /// A turn in which the clock ticks.
+    /// The chance of a turn in which the clock ticks.
     pub tick_permille: u32,
-    /// An apply after which the state machine is durable. Zero is a volatile one.
+    /// The chance that an apply becomes durable. Zero makes a volatile state machine.
     pub flush_permille: u32,
-    /// The disk says "durable" as soon as it is asked, and is not. Wrong, of course; it is for controls.
+    /// Whether the disk reports writes as durable before they are. Only for controls.
     pub sync_lies: bool,
-    /// Whether the history is checked. Off for tests that forge messages, which can break any promise, and that ask only
-    /// whether a node survives them.
+    /// Whether the history is checked. Tests that forge messages switch it off: they check only that a node survives.
     pub history_checked: bool,
 }
 
@@ -72,34 +71,34 @@ impl Default for SimOptions {
     }
 }
 
-/// What happens by itself in each step, in parts of a thousand. The default is nothing.
+/// The chances of faults and load in each step, in parts of a thousand; none by default.
 #[derive(Debug, Clone, Default)]
 pub struct Chaos {
-    /// Some node gets a few proposals.
+    /// A few proposals on one node.
     pub propose_permille: u32,
-    /// Some node gets a read.
+    /// A read on one node.
     pub read_permille: u32,
-    /// Some leader is asked to hand over.
+    /// A transfer of leadership.
     pub transfer_permille: u32,
-    /// Some node crashes.
+    /// A crash of one node.
     pub crash_permille: u32,
-    /// A sync is cut short by a crash: before it, after it but before anybody was told, or right after that.
+    /// A crash at a sync: before it, before its report, or after its report.
     pub crash_at_sync_permille: u32,
-    /// A node that is down starts again.
+    /// A restart of one node.
     pub restart_permille: u32,
-    /// The network splits: in two, or in one direction between two nodes.
+    /// A network partition: of one node, or in one direction between two nodes.
     pub partition_permille: u32,
-    /// The network heals.
+    /// The end of all partitions.
     pub heal_permille: u32,
 }
 
 impl Chaos {
-    /// Load alone.
+    /// Load without faults.
     pub fn load() -> Self {
         Self { propose_permille: 100, read_permille: 60, ..Self::default() }
     }
 
-    /// Load, and a bit of everything that can go wrong.
+    /// Load with a small chance of each fault.
     pub fn rough() -> Self {
         Self {
             transfer_permille: 2,

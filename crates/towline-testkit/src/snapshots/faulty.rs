@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use towline_engine::ids::GroupId;
 use towline_engine::snapshot_store::{
@@ -9,10 +9,12 @@ use towline_engine::snapshot_store::{
     SnapshotWriter, Trailer,
 };
 
+use crate::sync::{lock, wait_until, wait_while};
+
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
-/// What can be made to fail, or be held.
+/// An operation that can fail or be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SnapshotOp {
     /// [`SnapshotStore::complete`], [`SnapshotStore::latest`] and [`SnapshotStore::find`].
@@ -21,9 +23,9 @@ pub enum SnapshotOp {
     Create,
     /// [`SnapshotStore::receive`].
     Receive,
-    /// One piece of what a broken transfer left, which [`SnapshotStore::receive_while`] has read again. Cannot fail.
+    /// One piece of a partial file that [`SnapshotStore::receive_while`] has read again. It cannot fail.
     Reread,
-    /// One call of a writer's `write`, `write_part` or `flush`; a part that a fault cuts is written by further ones.
+    /// One call of a writer's `write`, `write_part` or `flush`.
     Write,
     /// [`SnapshotWriter::verify`].
     Verify,
@@ -37,24 +39,24 @@ pub enum SnapshotOp {
     Retain,
 }
 
-/// How it fails.
+/// How an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SnapshotFault {
-    /// The disk is full: nothing of the operation was done, and the writer's file is gone.
+    /// The disk is full: the operation does nothing, and the writer's file is removed.
     DiskFull,
-    /// EIO: nothing of the operation was done, and the writer's file is gone.
+    /// EIO: the operation does nothing, and the writer's file is removed.
     Eio,
-    /// The bytes are not what they should be. A write goes through with one bit flipped; a read fails with
-    /// [`io::ErrorKind::InvalidData`]; everything else fails with [`SnapshotStoreError::Corrupt`].
+    /// Corruption: a write flips one bit, a read fails with [`io::ErrorKind::InvalidData`], any other operation fails with
+    /// [`SnapshotStoreError::Corrupt`].
     Corrupt,
     /// The operation panics.
     Panic,
-    /// The operation is done, and answers EIO all the same: a commit whose last sync of the directory failed.
+    /// The operation succeeds and returns EIO, like a commit whose sync of the directory failed.
     AnswerLost,
 }
 
-/// A double around any [`SnapshotStore`] that fails, panics or waits on request. Clones share one.
+/// A wrapper of any [`SnapshotStore`] that fails, panics or blocks on request. Clones share one plan.
 ///
 /// ```
 /// use std::io::Write;
@@ -72,7 +74,7 @@ pub enum SnapshotFault {
 #[derive(Clone)]
 pub struct FaultySnapshots {
     inner: Arc<dyn SnapshotStore>,
-    plan: Arc<Plan>,
+    plan: Arc<SnapshotPlan>,
 }
 
 impl std::fmt::Debug for FaultySnapshots {
@@ -82,19 +84,18 @@ impl std::fmt::Debug for FaultySnapshots {
 }
 
 #[derive(Debug, Default)]
-struct Plan {
-    state: Mutex<PlanState>,
-    /// Something about the gates changed.
+struct SnapshotPlan {
+    state: Mutex<SnapshotPlanState>,
     gates: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct PlanState {
+struct SnapshotPlanState {
     done: BTreeMap<SnapshotOp, u64>,
     faults: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
-    /// Once, where a writer's or reader's body reaches this byte.
+    /// By the byte of a body at which the fault happens, once.
     at_byte: BTreeMap<(SnapshotOp, u64), SnapshotFault>,
-    /// No body gets further than this, for as long as it is set.
+    /// Where the disk is full for each body.
     full_at: Option<u64>,
     slow: BTreeMap<SnapshotOp, Duration>,
     closed: BTreeMap<SnapshotOp, usize>,
@@ -102,73 +103,67 @@ struct PlanState {
 }
 
 impl FaultySnapshots {
-    /// Around a store, failing nothing yet.
+    /// Wraps a store, without faults at first.
     pub fn new(inner: Arc<dyn SnapshotStore>) -> Self {
         Self { inner, plan: Arc::default() }
     }
 
-    /// Makes the `number`-th operation of this kind fail, counted from 1 over the life of the double.
+    /// Makes operation `number` of a kind fail, counted from 1 since the creation of the wrapper.
     pub fn fail(&self, op: SnapshotOp, number: u64, fault: SnapshotFault) {
         self.plan.lock().faults.insert((op, number), fault);
     }
 
-    /// Makes the next operation of this kind fail, once.
+    /// Makes the next operation of a kind fail.
     pub fn fail_next(&self, op: SnapshotOp, fault: SnapshotFault) {
         let mut plan = self.plan.lock();
         let number = plan.done.get(&op).map_or(1, |done| done + 1);
         plan.faults.insert((op, number), fault);
     }
 
-    /// Makes the first write that would take byte `offset` of a body fail, once; what comes before it is taken.
+    /// Makes the next write that reaches byte `offset` of a body fail. It takes the bytes before.
     pub fn fail_write_at(&self, offset: u64, fault: SnapshotFault) {
         self.plan.lock().at_byte.insert((SnapshotOp::Write, offset), fault);
     }
 
-    /// Makes every write that would take byte `offset` of a body, or a later one, find the disk full, until there is room
-    /// again: `None`.
+    /// Makes every write beyond byte `offset` of a body find the disk full. `None` clears the fault.
     pub fn full_at(&self, offset: Option<u64>) {
         self.plan.lock().full_at = offset;
     }
 
-    /// Makes the first read that would give byte `offset` of a body fail, once; what comes before it is given.
+    /// Makes the next read that reaches byte `offset` of a body fail. It gives the bytes before.
     pub fn fail_read_at(&self, offset: u64, fault: SnapshotFault) {
         self.plan.lock().at_byte.insert((SnapshotOp::Read, offset), fault);
     }
 
-    /// How many operations of this kind have begun, also those that failed or are held.
+    /// The number of operations of a kind so far, with failed and held ones.
     pub fn count(&self, op: SnapshotOp) -> u64 {
         self.plan.lock().done.get(&op).copied().unwrap_or(0)
     }
 
-    /// Makes every operation of this kind take so much longer, as a slow disk would.
+    /// Delays every operation of a kind by `by`, as a slow disk would.
     pub fn slow(&self, op: SnapshotOp, by: Duration) {
         self.plan.lock().slow.insert(op, by);
     }
 
-    /// Holds every operation of this kind before it does anything, for as long as the gate exists.
+    /// Holds every operation of a kind at its start while the gate exists.
     pub fn hold(&self, op: SnapshotOp) -> SnapshotGate {
         *self.plan.lock().closed.entry(op).or_default() += 1;
         SnapshotGate { plan: self.plan.clone(), op }
     }
 }
 
-/// See [`FaultySnapshots::hold`]. Dropping it lets what is held go on.
+/// See [`FaultySnapshots::hold`]. Dropping it resumes the held operations.
 #[derive(Debug)]
 pub struct SnapshotGate {
-    plan: Arc<Plan>,
+    plan: Arc<SnapshotPlan>,
     op: SnapshotOp,
 }
 
 impl SnapshotGate {
-    /// Waits until an operation is held. `false` if none was before the deadline.
+    /// Waits until an operation is held; `false` if that takes longer than `deadline`.
     pub fn wait_held(&self, deadline: Duration) -> bool {
-        let until = Instant::now() + deadline;
-        let mut state = self.plan.lock();
-        while state.held.get(&self.op).is_none_or(|&held| held == 0) {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
-            state = self.plan.gates.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        let is_held = |state: &SnapshotPlanState| state.held.get(&self.op).is_some_and(|&held| held > 0);
+        wait_until(&self.plan.gates, &self.plan.state, deadline, is_held)
     }
 }
 
@@ -181,23 +176,23 @@ impl Drop for SnapshotGate {
     }
 }
 
-impl Plan {
-    fn lock(&self) -> MutexGuard<'_, PlanState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl SnapshotPlan {
+    fn lock(&self) -> MutexGuard<'_, SnapshotPlanState> {
+        lock(&self.state)
     }
 
-    /// An operation begins: it is counted, waits for its gate, and learns its fate.
+    /// Counts an operation, waits at its gate and returns its fault.
     fn begin(&self, op: SnapshotOp) -> Option<SnapshotFault> {
         let mut state = self.lock();
         let done = state.done.entry(op).or_default();
         *done += 1;
         let number = *done;
-        if state.closed.get(&op).is_some_and(|&closed| closed > 0) {
+        let is_closed =
+            |state: &mut SnapshotPlanState| state.closed.get(&op).is_some_and(|&closed| closed > 0);
+        if is_closed(&mut state) {
             *state.held.entry(op).or_default() += 1;
             self.gates.notify_all();
-            while state.closed.get(&op).is_some_and(|&closed| closed > 0) {
-                state = self.gates.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
+            state = wait_while(&self.gates, state, is_closed);
             if let Some(held) = state.held.get_mut(&op) {
                 *held -= 1;
             }
@@ -208,14 +203,11 @@ impl Plan {
         if let Some(slow) = slow {
             std::thread::sleep(slow); // not synchronisation: the disk is slow
         }
-        assert!(
-            fault != Some(SnapshotFault::Panic),
-            "{op:?} {number} of the snapshot store panics, as it was told"
-        );
+        assert!(fault != Some(SnapshotFault::Panic), "{op:?} {number} panics on request");
         fault
     }
 
-    /// How many of the bytes from `at` on go through, and the fault behind them.
+    /// How many of `bytes` bytes from `at` on pass, and the fault behind them.
     fn reach(&self, op: SnapshotOp, at: u64, bytes: usize) -> (usize, Option<SnapshotFault>) {
         let mut state = self.lock();
         let end = at.saturating_add(bytes as u64);
@@ -233,7 +225,7 @@ impl Plan {
         }
         state.at_byte.remove(&(op, offset));
         drop(state);
-        assert!(fault != SnapshotFault::Panic, "{op:?} at byte {offset} panics, as it was told");
+        assert!(fault != SnapshotFault::Panic, "{op:?} at byte {offset} panics on request");
         (bytes, Some(fault))
     }
 }
@@ -241,7 +233,7 @@ impl Plan {
 fn io_error(fault: SnapshotFault) -> io::Error {
     match fault {
         SnapshotFault::DiskFull => io::Error::from_raw_os_error(ENOSPC),
-        SnapshotFault::Corrupt => io::Error::new(io::ErrorKind::InvalidData, "corrupt, as it was told"),
+        SnapshotFault::Corrupt => io::Error::new(io::ErrorKind::InvalidData, "corrupt on request"),
         _ => io::Error::from_raw_os_error(EIO),
     }
 }
@@ -249,7 +241,7 @@ fn io_error(fault: SnapshotFault) -> io::Error {
 fn store_error(fault: SnapshotFault, during: &'static str, content: ContentId) -> SnapshotStoreError {
     match fault {
         SnapshotFault::Corrupt => {
-            SnapshotStoreError::Corrupt { content, detail: "corrupt, as it was told".into() }
+            SnapshotStoreError::Corrupt { content, detail: "corrupt on request".into() }
         }
         fault => SnapshotStoreError::Io { during, source: io_error(fault) },
     }
@@ -257,7 +249,7 @@ fn store_error(fault: SnapshotFault, during: &'static str, content: ContentId) -
 
 /// Runs `act` as the plan says.
 fn run<T>(
-    plan: &Plan,
+    plan: &SnapshotPlan,
     op: SnapshotOp,
     during: &'static str,
     content: ContentId,
@@ -273,7 +265,7 @@ fn run<T>(
     }
 }
 
-/// Stands where no snapshot is meant.
+/// For operations that concern no snapshot.
 const NO_CONTENT: ContentId = ContentId([0; 16]);
 
 impl SnapshotStore for FaultySnapshots {
@@ -318,22 +310,22 @@ impl SnapshotStore for FaultySnapshots {
 }
 
 struct FaultyWriter {
-    /// `None` once the disk failed under it.
+    /// `None` once the disk failed.
     inner: Option<Box<dyn SnapshotWriter>>,
-    plan: Arc<Plan>,
+    plan: Arc<SnapshotPlan>,
     content: ContentId,
-    /// Bytes of the body taken, with those of an earlier transfer.
+    /// Bytes of the body so far, with those of an earlier transfer.
     at: u64,
     verified: u64,
 }
 
 impl FaultyWriter {
-    fn new(inner: Box<dyn SnapshotWriter>, plan: Arc<Plan>, content: ContentId) -> Self {
+    fn new(inner: Box<dyn SnapshotWriter>, plan: Arc<SnapshotPlan>, content: ContentId) -> Self {
         let verified = inner.verified();
         Self { inner: Some(inner), plan, content, at: verified, verified }
     }
 
-    /// As a disk does it: the file is gone.
+    /// Removes the file, as a failing disk does.
     fn broken(&mut self, fault: SnapshotFault) -> io::Error {
         if let Some(inner) = self.inner.take() {
             inner.discard();
@@ -348,7 +340,7 @@ impl FaultyWriter {
         }
     }
 
-    /// How many of these bytes go through, and what happens to them.
+    /// How many of these bytes pass, and the fault.
     fn fate(&self, bytes: &[u8]) -> (usize, Option<SnapshotFault>) {
         let by_number = self.plan.begin(SnapshotOp::Write);
         let (room, by_byte) = self.plan.reach(SnapshotOp::Write, self.at, bytes.len());
@@ -398,9 +390,9 @@ impl SnapshotWriter for FaultyWriter {
             self.verified = self.inner()?.verified();
             return Ok(());
         }
-        // The fault is the disk's: it comes after the check.
+        // A fault of the disk comes after the check.
         if crc32c::crc32c(bytes) != crc32c {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not hold"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
         }
         let taken = self.write_as(fate, bytes)?;
         self.write_all(bytes.get(taken..).unwrap_or_default())
@@ -447,7 +439,7 @@ impl SnapshotWriter for FaultyWriter {
 
 struct FaultyReader {
     inner: Box<dyn SnapshotReader>,
-    plan: Arc<Plan>,
+    plan: Arc<SnapshotPlan>,
     at: u64,
     broken: bool,
 }

@@ -1,7 +1,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use towline_engine::ids::GroupId;
@@ -10,56 +10,58 @@ use towline_engine::snapshot_store::{
     SnapshotStoreError, SnapshotWriter, Trailer,
 };
 
+use crate::sync::lock;
+
 /// A [`SnapshotStore`] in memory. Clones share one store.
 ///
-/// A snapshot becomes part of the durable image when its commit returns; [`crash`](Self::crash) gives the store a power
-/// loss would leave, [`restart`](Self::restart) the one that is left when only the process ends.
+/// A snapshot is durable when its commit returns. [`crash`](Self::crash) gives what a power loss leaves,
+/// [`restart`](Self::restart) what the end of the process leaves.
 #[derive(Debug, Clone, Default)]
 pub struct MemSnapshots {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<SnapshotsState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    complete: BTreeMap<(GroupId, ContentId), Complete>,
-    partial: BTreeMap<(GroupId, ContentId), Partial>,
-    /// Writers of a snapshot of this node's own.
+struct SnapshotsState {
+    complete: BTreeMap<(GroupId, ContentId), CompleteFile>,
+    partial: BTreeMap<(GroupId, ContentId), PartialFile>,
+    /// Writers of this node's own snapshots.
     creating: usize,
     left: u64,
 }
 
 #[derive(Debug, Clone)]
-struct Complete {
+struct CompleteFile {
     meta: SnapshotMeta,
-    body: Arc<Body>,
+    body: Arc<SnapshotBody>,
     readers: usize,
     unwanted: bool,
 }
 
 #[derive(Debug)]
-struct Partial {
-    /// `None` while it is being written.
-    left: Option<Left>,
+struct PartialFile {
+    /// `None` while a writer holds it.
+    left: Option<LeftFile>,
 }
 
 #[derive(Debug, Clone)]
-struct Left {
+struct LeftFile {
     meta: SnapshotMeta,
-    body: Body,
+    body: SnapshotBody,
     number: u64,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Body {
+struct SnapshotBody {
     bytes: Vec<u8>,
-    /// The first byte whose checksum does not hold.
+    /// The first damaged byte.
     damaged: Option<usize>,
 }
 
 impl MemSnapshots {
-    /// Bytes under one checksum, so to speak: damage costs a whole one.
+    /// Bytes under one checksum. One damaged byte makes all of them unreadable.
     pub const CHUNK_BYTES: usize = 64 * 1024;
-    /// Broken transfers of a group of which something is kept; the oldest goes first.
+    /// Partial files of a group. Beyond it, the store removes the oldest.
     pub const PARTIALS_MAX: usize = 2;
 
     /// An empty store.
@@ -67,38 +69,37 @@ impl MemSnapshots {
         Self::default()
     }
 
-    /// What a power loss would leave now, as a store of its own: what was committed.
+    /// A second store with what a power loss would leave now: the committed snapshots.
     #[must_use]
     pub fn crash(&self) -> Self {
         let complete = self.lock().complete.clone();
         Self::holding(complete, BTreeMap::new())
     }
 
-    /// What is left when the process ends and the disk stays, as a store of its own: also what broken transfers have
-    /// left behind, but nothing of what is being written.
+    /// A second store with what the end of the process would leave now: committed snapshots and partial files without a
+    /// writer.
     #[must_use]
     pub fn restart(&self) -> Self {
         let state = self.lock();
         let left = state.partial.iter().filter_map(|(&key, partial)| {
-            partial.left.clone().map(|left| (key, Partial { left: Some(left) }))
+            partial.left.clone().map(|left| (key, PartialFile { left: Some(left) }))
         });
         Self::holding(state.complete.clone(), left.collect())
     }
 
     fn holding(
-        mut complete: BTreeMap<(GroupId, ContentId), Complete>,
-        partial: BTreeMap<(GroupId, ContentId), Partial>,
+        mut complete: BTreeMap<(GroupId, ContentId), CompleteFile>,
+        partial: BTreeMap<(GroupId, ContentId), PartialFile>,
     ) -> Self {
         for file in complete.values_mut() {
             file.readers = 0;
             file.unwanted = false;
         }
-        let state = State { complete, partial, creating: 0, left: 1 << 32 };
+        let state = SnapshotsState { complete, partial, creating: 0, left: 1 << 32 };
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
-    /// Damages one byte of a complete snapshot, or of what a broken transfer left, as a failing disk would. Whether
-    /// there is one.
+    /// Damages one byte of a complete snapshot or a partial file, as a failing disk would. `false` if it has no such byte.
     pub fn damage(&self, meta: &SnapshotMeta, offset: usize) -> bool {
         let mut state = self.lock();
         let key = (meta.head.group, meta.content);
@@ -113,18 +114,18 @@ impl MemSnapshots {
         hit
     }
 
-    /// How many files there are: complete, left behind, being written.
+    /// The number of files: complete, partial, being written.
     pub fn files(&self) -> usize {
         let state = self.lock();
         state.complete.len() + state.partial.len() + state.creating
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, SnapshotsState> {
+        lock(&self.state)
     }
 }
 
-impl Body {
+impl SnapshotBody {
     fn damage(&mut self, offset: usize) -> bool {
         let Some(byte) = self.bytes.get_mut(offset) else { return false };
         *byte ^= 1;
@@ -132,7 +133,7 @@ impl Body {
         true
     }
 
-    /// Where the first chunk begins that does not hold.
+    /// The start of the first damaged chunk.
     fn damaged_from(&self) -> Option<usize> {
         self.damaged.map(|at| at - at % MemSnapshots::CHUNK_BYTES)
     }
@@ -165,19 +166,20 @@ impl SnapshotStore for MemSnapshots {
         let offered = Trailer { length: meta.length, content: meta.content };
         let left = {
             let mut state = self.lock();
-            let partial = state.partial.insert(key, Partial { left: None });
+            let partial = state.partial.insert(key, PartialFile { left: None });
             match partial {
-                Some(Partial { left: None }) => {
+                Some(PartialFile { left: None }) => {
                     return Err(SnapshotStoreError::Busy { content: meta.content });
                 }
-                Some(Partial { left }) => left,
+                Some(PartialFile { left }) => left,
                 None => None,
             }
         };
         let mut writer = MemWriter::new(self.clone(), meta.head.clone(), Some(offered));
         if let Some(left) = left.filter(|left| left.meta == *meta) {
+            let damaged_from = left.body.damaged_from();
             writer.body = left.body.bytes;
-            writer.body.truncate(left.body.damaged.map_or(usize::MAX, |at| at - at % Self::CHUNK_BYTES));
+            writer.body.truncate(damaged_from.unwrap_or(usize::MAX));
             for chunk in writer.body.chunks(Self::CHUNK_BYTES) {
                 writer.hasher.update(chunk);
                 if !goes_on(writer.hasher.length()) {
@@ -220,7 +222,7 @@ impl SnapshotStore for MemSnapshots {
 struct MemReader {
     store: MemSnapshots,
     key: (GroupId, ContentId),
-    body: Arc<Body>,
+    body: Arc<SnapshotBody>,
     at: usize,
     broken: bool,
 }
@@ -232,7 +234,7 @@ impl SnapshotReader for MemReader {
         let part = rest.get(..sound.min(rest.len()).min(bytes_max.max(1))).unwrap_or_default();
         self.broken |= part.is_empty() && !rest.is_empty();
         if self.broken {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum does not hold"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum does not match"));
         }
         self.at += part.len();
         let part = BodyPart { bytes: Bytes::copy_from_slice(part), crc32c: crc32c::crc32c(part) };
@@ -252,9 +254,8 @@ impl Drop for MemReader {
     }
 }
 
-/// What became of the bytes so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Condition {
+enum WriterState {
     Open,
     Checked(Trailer),
     Refused,
@@ -267,17 +268,17 @@ struct MemWriter {
     offered: Option<Trailer>,
     hasher: ContentHasher,
     body: Vec<u8>,
-    condition: Condition,
+    condition: WriterState,
 }
 
 impl MemWriter {
     fn new(store: MemSnapshots, head: SnapshotHead, offered: Option<Trailer>) -> Self {
         let hasher = ContentHasher::new(&head);
-        Self { store, head, offered, hasher, body: Vec::new(), condition: Condition::Open }
+        Self { store, head, offered, hasher, body: Vec::new(), condition: WriterState::Open }
     }
 
     fn refuse(&mut self, content: ContentId, detail: String) -> SnapshotStoreError {
-        self.condition = Condition::Refused;
+        self.condition = WriterState::Refused;
         SnapshotStoreError::Corrupt { content, detail }
     }
 }
@@ -285,12 +286,12 @@ impl MemWriter {
 impl Write for MemWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.hasher.length() + bytes.len() as u64;
-        if self.condition == Condition::Refused || self.offered.is_some_and(|o| length > o.length) {
-            self.condition = Condition::Refused;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than was offered"));
+        if self.condition == WriterState::Refused || self.offered.is_some_and(|o| length > o.length) {
+            self.condition = WriterState::Refused;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than the offer"));
         }
         if !bytes.is_empty() {
-            self.condition = Condition::Open;
+            self.condition = WriterState::Open;
         }
         self.hasher.update(bytes);
         self.body.extend_from_slice(bytes);
@@ -308,30 +309,30 @@ impl SnapshotWriter for MemWriter {
     }
 
     fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
-        if self.condition == Condition::Refused {
+        if self.condition == WriterState::Refused {
             return Err(failed("verification", io::Error::other("the snapshot file failed before")));
         }
         let found = self.hasher.finish();
         let wrong = self.offered.iter().chain(expected).find(|expected| **expected != found).copied();
         if let Some(expected) = wrong {
-            return Err(self.refuse(expected.content, format!("{expected:?} was announced, {found:?} came")));
+            return Err(self.refuse(expected.content, format!("expected {expected:?}, found {found:?}")));
         }
-        self.condition = Condition::Checked(found);
+        self.condition = WriterState::Checked(found);
         Ok(())
     }
 
     fn commit(mut self: Box<Self>) -> Result<SnapshotMeta, SnapshotStoreError> {
-        let Condition::Checked(trailer) = self.condition else {
+        let WriterState::Checked(trailer) = self.condition else {
             let content = self.offered.unwrap_or_else(|| self.hasher.finish()).content;
-            return Err(self.refuse(content, "it was not verified before it was to be kept".into()));
+            return Err(self.refuse(content, "the snapshot was not verified before its commit".into()));
         };
         let meta = SnapshotMeta { head: self.head.clone(), length: trailer.length, content: trailer.content };
         let key = (meta.head.group, meta.content);
-        let body = Arc::new(Body { bytes: std::mem::take(&mut self.body), damaged: None });
-        self.condition = Condition::Committed;
+        let body = Arc::new(SnapshotBody { bytes: std::mem::take(&mut self.body), damaged: None });
+        self.condition = WriterState::Committed;
         let mut state = self.store.lock();
         let readers = state.complete.get(&key).map_or(0, |old| old.readers);
-        state.complete.insert(key, Complete { meta: meta.clone(), body, readers, unwanted: false });
+        state.complete.insert(key, CompleteFile { meta: meta.clone(), body, readers, unwanted: false });
         match self.offered {
             Some(_) => drop(state.partial.remove(&key)),
             None => state.creating -= 1,
@@ -340,13 +341,13 @@ impl SnapshotWriter for MemWriter {
     }
 
     fn discard(mut self: Box<Self>) {
-        self.condition = Condition::Refused;
+        self.condition = WriterState::Refused;
     }
 }
 
 impl Drop for MemWriter {
     fn drop(&mut self) {
-        if self.condition == Condition::Committed {
+        if self.condition == WriterState::Committed {
             return;
         }
         let mut state = self.store.lock();
@@ -356,15 +357,15 @@ impl Drop for MemWriter {
         };
         let group = self.head.group;
         let key = (group, offered.content);
-        if self.condition == Condition::Refused || self.body.is_empty() {
+        if self.condition == WriterState::Refused || self.body.is_empty() {
             state.partial.remove(&key);
             return;
         }
         state.left += 1;
         let meta = SnapshotMeta { head: self.head.clone(), length: offered.length, content: offered.content };
-        let body = Body { bytes: std::mem::take(&mut self.body), damaged: None };
-        let left = Some(Left { meta, body, number: state.left });
-        state.partial.insert(key, Partial { left });
+        let body = SnapshotBody { bytes: std::mem::take(&mut self.body), damaged: None };
+        let left = Some(LeftFile { meta, body, number: state.left });
+        state.partial.insert(key, PartialFile { left });
         let mut numbers: Vec<_> = state
             .partial
             .iter()

@@ -1,20 +1,19 @@
-//! What every [`LogStore`] must do: each sentence of its contract is a check here.
+//! The contract of a [`LogStore`]: each sentence of its contract is a case.
 //!
 //! ```text
 //! struct Mine { .. }
-//! impl towline_testkit::suites::log_store::Fixture for Mine { .. }
+//! impl towline_testkit::suites::log_store::LogStoreFixture for Mine { .. }
 //! towline_testkit::log_store_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` a check.
+//! makes a module `mine` with one `#[test]` for each case.
 
 #![allow(
-    clippy::missing_panics_doc,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    missing_docs // each check is named after what it asserts
+    missing_docs // the name of a case is its sentence
 )]
 
 use std::sync::Arc;
@@ -28,48 +27,48 @@ use towline_engine::snapshot_store::ContentId;
 
 mod model;
 
-pub use model::any_history_reads_back_like_the_model;
+pub use model::any_sequence_of_calls_matches_the_model;
 
 /// A store under test and its disk.
-pub trait Fixture {
-    /// Opens the store on whatever the disk holds. The one opened before was given back and crashed.
+pub trait LogStoreFixture {
+    /// Opens the store on its disk. The previous store was dropped, and `crash` was called.
     fn open(&mut self) -> Arc<dyn LogStore>;
 
-    /// The process is gone, and with it everything that is not durable. Nothing holds the store any more.
+    /// Loses all that is not durable. No store is open.
     fn crash(&mut self);
 }
 
-/// One `#[test]` for each check of the suite, in a module of its own. The second argument makes a new, empty fixture.
+/// Makes a module with one `#[test]` for each case of the suite. The second argument makes an empty fixture.
 #[macro_export]
 macro_rules! log_store_suite {
     ($module:ident, $new:expr) => {
-        $crate::log_store_suite!(@tests $module, $new;
-            a_group_never_written_recovers_as_the_default
-            what_an_append_wrote_survives_a_crash
-            an_append_is_for_all_its_groups
+        $crate::__suite!(log_store, $module, &mut || Box::new(($new)());
+            an_unwritten_group_recovers_as_the_default
+            an_append_survives_a_crash
+            an_append_writes_all_its_groups
             a_batch_is_left_empty_when_it_is_durable
             an_empty_batch_and_an_empty_write_change_nothing
-            overlapping_entries_replace_from_their_first_index_on
+            overlapping_entries_replace_from_their_first_index
             hard_state_alone_keeps_the_entries
-            a_read_stops_at_the_byte_limit_but_gives_one_entry
-            a_read_appends_behind_what_is_there
+            a_read_stops_at_the_byte_limit_but_returns_one_entry
+            a_read_appends_to_its_output
             an_empty_range_reads_nothing
             a_range_below_the_first_entry_is_compacted
             a_range_past_the_last_entry_is_beyond
             terms_are_known_from_the_truncation_point_to_the_last_entry
-            compaction_forgets_up_to_and_including_its_index
+            compaction_removes_through_its_index
             compaction_is_never_undone
-            compaction_past_the_end_remembers_the_place
+            compaction_past_the_end_keeps_its_index
             compaction_and_appends_go_on_across_crashes
-            an_install_takes_the_place_of_the_log
-            an_install_keeps_what_it_does_not_name
-            an_install_goes_below_and_above_the_old_log
-            an_install_at_once_installed_leaves_nothing_to_restore
+            an_install_replaces_the_log
+            an_install_keeps_hard_state_and_membership
+            an_install_may_be_below_or_above_the_old_log
+            an_install_that_is_installed_at_once_needs_no_restore
             installed_ends_the_installation
-            remove_forgets_a_group_durably_and_only_it
+            remove_is_durable_and_concerns_one_group
             a_removed_group_starts_anew
-            groups_are_those_with_anything_stored
-            every_group_number_is_a_group
+            groups_lists_groups_with_stored_data
+            every_group_number_is_valid
             a_gap_is_invalid_and_writes_nothing
             entries_out_of_order_are_invalid_and_write_nothing
             a_group_twice_in_a_batch_is_invalid_and_writes_nothing
@@ -78,36 +77,25 @@ macro_rules! log_store_suite {
             an_invalid_batch_does_not_poison
             purge_loses_nothing
             reads_run_while_appends_do
-            any_history_reads_back_like_the_model
+            any_sequence_of_calls_matches_the_model
         );
-    };
-    (@tests $module:ident, $new:expr; $($check:ident)*) => {
-        mod $module {
-            use super::*;
-            $(
-                #[test]
-                fn $check() {
-                    $crate::suites::log_store::$check(&mut || Box::new(($new)()));
-                }
-            )*
-        }
     };
 }
 
-/// Makes a new, empty fixture.
-pub type New<'a> = &'a mut dyn FnMut() -> Box<dyn Fixture>;
+/// Makes an empty fixture.
+pub type NewLogStore<'a> = &'a mut dyn FnMut() -> Box<dyn LogStoreFixture>;
 
 const A: GroupId = GroupId::DEFAULT;
 const B: GroupId = GroupId::new(77);
 
 /// A fixture with the store open.
-struct Open {
-    fixture: Box<dyn Fixture>,
+struct OpenLogStore {
+    fixture: Box<dyn LogStoreFixture>,
     log: Option<Arc<dyn LogStore>>,
 }
 
-impl Open {
-    fn new(new: New<'_>) -> Self {
+impl OpenLogStore {
+    fn new(new: NewLogStore<'_>) -> Self {
         let mut fixture = new();
         let log = Some(fixture.open());
         Self { fixture, log }
@@ -151,7 +139,7 @@ impl Open {
         self.log().entries(group, first..end, bytes_max, &mut out).map(|()| out)
     }
 
-    /// Runs a check now and again after a crash.
+    /// Runs a check now and after a crash.
     fn now_and_after_a_crash(&mut self, check: impl Fn(&Self)) {
         check(self);
         self.crash();
@@ -191,8 +179,8 @@ fn install(index: u64, term: u64) -> Install {
 }
 
 /// A group with entries 1 to 9, hard state and membership.
-fn filled(new: New<'_>) -> Open {
-    let open = Open::new(new);
+fn filled(new: NewLogStore<'_>) -> OpenLogStore {
+    let open = OpenLogStore::new(new);
     let write = GroupWrite {
         entries: entries(1..=9, 1),
         hard_state: Some(hard_state(1, 4)),
@@ -203,15 +191,15 @@ fn filled(new: New<'_>) -> Open {
     open
 }
 
-pub fn a_group_never_written_recovers_as_the_default(new: New<'_>) {
-    Open::new(new).now_and_after_a_crash(|open| {
+pub fn an_unwritten_group_recovers_as_the_default(new: NewLogStore<'_>) {
+    OpenLogStore::new(new).now_and_after_a_crash(|open| {
         assert_eq!(open.recover(A), Recovered::default());
         assert_eq!(open.log().term(A, 0).unwrap(), 0);
         assert!(matches!(open.log().term(A, 1), Err(LogReadError::Beyond { index: 1, last: 0 })));
     });
 }
 
-pub fn what_an_append_wrote_survives_a_crash(new: New<'_>) {
+pub fn an_append_survives_a_crash(new: NewLogStore<'_>) {
     let mut all_kinds = entries(10..=12, 2);
     all_kinds[0].kind = EntryKind::ConfChange;
     all_kinds[1] =
@@ -234,8 +222,8 @@ pub fn what_an_append_wrote_survives_a_crash(new: New<'_>) {
     });
 }
 
-pub fn an_append_is_for_all_its_groups(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn an_append_writes_all_its_groups(new: NewLogStore<'_>) {
+    let mut open = OpenLogStore::new(new);
     let write = |group, term| GroupWrite {
         entries: entries(1..=3, term),
         hard_state: Some(hard_state(term, 0)),
@@ -250,22 +238,22 @@ pub fn an_append_is_for_all_its_groups(new: New<'_>) {
     });
 }
 
-pub fn a_batch_is_left_empty_when_it_is_durable(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_batch_is_left_empty_when_it_is_durable(new: NewLogStore<'_>) {
+    let open = OpenLogStore::new(new);
     let mut batch = LogBatch::default();
     batch.merge(GroupWrite { entries: entries(1..=1, 1), ..GroupWrite::new(A) });
     open.log().append(&mut batch).unwrap();
     assert!(batch.is_empty());
 }
 
-pub fn an_empty_batch_and_an_empty_write_change_nothing(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn an_empty_batch_and_an_empty_write_change_nothing(new: NewLogStore<'_>) {
+    let mut open = OpenLogStore::new(new);
     open.append([]).unwrap();
     open.append([GroupWrite::new(A)]).unwrap();
     open.now_and_after_a_crash(|open| assert_eq!(open.log().groups().unwrap(), []));
 }
 
-pub fn overlapping_entries_replace_from_their_first_index_on(new: New<'_>) {
+pub fn overlapping_entries_replace_from_their_first_index(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.put(A, entries(5..=6, 2));
     open.now_and_after_a_crash(|open| {
@@ -277,7 +265,7 @@ pub fn overlapping_entries_replace_from_their_first_index_on(new: New<'_>) {
     open.now_and_after_a_crash(|open| assert_eq!(open.all(A), entries(1..=1, 3)));
 }
 
-pub fn hard_state_alone_keeps_the_entries(new: New<'_>) {
+pub fn hard_state_alone_keeps_the_entries(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.append([GroupWrite { hard_state: Some(hard_state(5, 9)), ..GroupWrite::new(A) }]).unwrap();
     open.now_and_after_a_crash(|open| {
@@ -287,7 +275,7 @@ pub fn hard_state_alone_keeps_the_entries(new: New<'_>) {
     });
 }
 
-pub fn a_read_stops_at_the_byte_limit_but_gives_one_entry(new: New<'_>) {
+pub fn a_read_stops_at_the_byte_limit_but_returns_one_entry(new: NewLogStore<'_>) {
     filled(new).now_and_after_a_crash(|open| {
         for (bytes_max, expected) in [(0, 1), (1, 1), (10, 1), (19, 1), (20, 2), (59, 5), (60, 6), (1000, 8)]
         {
@@ -297,22 +285,22 @@ pub fn a_read_stops_at_the_byte_limit_but_gives_one_entry(new: New<'_>) {
     });
 }
 
-pub fn a_read_appends_behind_what_is_there(new: New<'_>) {
+pub fn a_read_appends_to_its_output(new: NewLogStore<'_>) {
     let open = filled(new);
     let mut out = entries(1..=2, 9);
-    // What is there does not count against the limit.
+    // Entries that are already in the output do not count against the limit.
     open.log().entries(A, 3..6, 30, &mut out).unwrap();
     assert_eq!(out, [entries(1..=2, 9), entries(3..=5, 1)].concat());
 }
 
-pub fn an_empty_range_reads_nothing(new: New<'_>) {
+pub fn an_empty_range_reads_nothing(new: NewLogStore<'_>) {
     let open = filled(new);
     for at in [0, 1, 5, 10, 99] {
         assert_eq!(open.read(A, at, at, 100).unwrap(), []);
     }
 }
 
-pub fn a_range_below_the_first_entry_is_compacted(new: New<'_>) {
+pub fn a_range_below_the_first_entry_is_compacted(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.log().compact(A, 4).unwrap();
     open.put(A, entries(10..=10, 1));
@@ -328,7 +316,7 @@ pub fn a_range_below_the_first_entry_is_compacted(new: New<'_>) {
     });
 }
 
-pub fn a_range_past_the_last_entry_is_beyond(new: New<'_>) {
+pub fn a_range_past_the_last_entry_is_beyond(new: NewLogStore<'_>) {
     filled(new).now_and_after_a_crash(|open| {
         for (first, end) in [(5, 11), (10, 11), (50, 60)] {
             let refused = open.read(A, first, end, 100).unwrap_err();
@@ -340,7 +328,7 @@ pub fn a_range_past_the_last_entry_is_beyond(new: New<'_>) {
     });
 }
 
-pub fn terms_are_known_from_the_truncation_point_to_the_last_entry(new: New<'_>) {
+pub fn terms_are_known_from_the_truncation_point_to_the_last_entry(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.put(A, entries(10..=12, 3));
     open.log().compact(A, 8).unwrap();
@@ -356,10 +344,10 @@ pub fn terms_are_known_from_the_truncation_point_to_the_last_entry(new: New<'_>)
     });
 }
 
-pub fn compaction_forgets_up_to_and_including_its_index(new: New<'_>) {
+pub fn compaction_removes_through_its_index(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.log().compact(A, 6).unwrap();
-    // It need not be durable itself, but is with the next append.
+    // The next append makes the compaction durable.
     open.put(A, entries(10..=10, 1));
     open.now_and_after_a_crash(|open| {
         let recovered = open.recover(A);
@@ -369,7 +357,7 @@ pub fn compaction_forgets_up_to_and_including_its_index(new: New<'_>) {
     });
 }
 
-pub fn compaction_is_never_undone(new: New<'_>) {
+pub fn compaction_is_never_undone(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.log().compact(A, 6).unwrap();
     open.log().compact(A, 3).unwrap();
@@ -377,7 +365,7 @@ pub fn compaction_is_never_undone(new: New<'_>) {
     open.now_and_after_a_crash(|open| assert_eq!(open.recover(A).truncated.index, 6));
 }
 
-pub fn compaction_past_the_end_remembers_the_place(new: New<'_>) {
+pub fn compaction_past_the_end_keeps_its_index(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.log().compact(A, 20).unwrap();
     open.append([GroupWrite { hard_state: Some(hard_state(2, 20)), ..GroupWrite::new(A) }]).unwrap();
@@ -391,8 +379,8 @@ pub fn compaction_past_the_end_remembers_the_place(new: New<'_>) {
     open.now_and_after_a_crash(|open| assert_eq!(open.all(A), entries(21..=22, 2)));
 }
 
-pub fn compaction_and_appends_go_on_across_crashes(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn compaction_and_appends_go_on_across_crashes(new: NewLogStore<'_>) {
+    let mut open = OpenLogStore::new(new);
     for round in 0..10 {
         open.put(A, entries(round * 5 + 1..=round * 5 + 5, round));
         open.log().compact(A, round * 5 + 3).unwrap();
@@ -405,7 +393,7 @@ pub fn compaction_and_appends_go_on_across_crashes(new: New<'_>) {
     }
 }
 
-pub fn an_install_takes_the_place_of_the_log(new: New<'_>) {
+pub fn an_install_replaces_the_log(new: NewLogStore<'_>) {
     let mut open = filled(new);
     let write = GroupWrite {
         install: Some(install(30, 4)),
@@ -431,7 +419,7 @@ pub fn an_install_takes_the_place_of_the_log(new: New<'_>) {
     });
 }
 
-pub fn an_install_keeps_what_it_does_not_name(new: New<'_>) {
+pub fn an_install_keeps_hard_state_and_membership(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.append([GroupWrite { install: Some(install(30, 4)), ..GroupWrite::new(A) }]).unwrap();
     open.now_and_after_a_crash(|open| {
@@ -441,9 +429,9 @@ pub fn an_install_keeps_what_it_does_not_name(new: New<'_>) {
     });
 }
 
-pub fn an_install_goes_below_and_above_the_old_log(new: New<'_>) {
+pub fn an_install_may_be_below_or_above_the_old_log(new: NewLogStore<'_>) {
     let mut open = filled(new);
-    // Nothing of the old log stays, not even above the snapshot: it may be of another leader.
+    // No old entry stays, also not above the snapshot: it may be of another leader.
     for (index, term) in [(5, 2), (100, 3), (9, 4)] {
         open.append([GroupWrite { install: Some(install(index, term)), ..GroupWrite::new(A) }]).unwrap();
         open.now_and_after_a_crash(|open| {
@@ -457,7 +445,7 @@ pub fn an_install_goes_below_and_above_the_old_log(new: New<'_>) {
     }
 }
 
-pub fn an_install_at_once_installed_leaves_nothing_to_restore(new: New<'_>) {
+pub fn an_install_that_is_installed_at_once_needs_no_restore(new: NewLogStore<'_>) {
     let mut open = filled(new);
     let write = GroupWrite { install: Some(install(30, 4)), installed: true, ..GroupWrite::new(A) };
     open.append([write]).unwrap();
@@ -466,7 +454,7 @@ pub fn an_install_at_once_installed_leaves_nothing_to_restore(new: New<'_>) {
     });
 }
 
-pub fn installed_ends_the_installation(new: New<'_>) {
+pub fn installed_ends_the_installation(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.append([GroupWrite { install: Some(install(30, 4)), ..GroupWrite::new(A) }]).unwrap();
     open.append([GroupWrite { hard_state: Some(hard_state(5, 30)), ..GroupWrite::new(A) }]).unwrap();
@@ -480,7 +468,7 @@ pub fn installed_ends_the_installation(new: New<'_>) {
     });
 }
 
-pub fn remove_forgets_a_group_durably_and_only_it(new: New<'_>) {
+pub fn remove_is_durable_and_concerns_one_group(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.put(B, entries(1..=3, 7));
     open.log().remove(A).unwrap();
@@ -493,7 +481,7 @@ pub fn remove_forgets_a_group_durably_and_only_it(new: New<'_>) {
     });
 }
 
-pub fn a_removed_group_starts_anew(new: New<'_>) {
+pub fn a_removed_group_starts_anew(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.log().compact(A, 5).unwrap();
     open.log().remove(A).unwrap();
@@ -504,8 +492,8 @@ pub fn a_removed_group_starts_anew(new: New<'_>) {
     });
 }
 
-pub fn groups_are_those_with_anything_stored(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn groups_lists_groups_with_stored_data(new: NewLogStore<'_>) {
+    let mut open = OpenLogStore::new(new);
     let (c, d) = (GroupId::new(3), GroupId::new(4));
     let writes = [
         GroupWrite { entries: entries(1..=1, 1), ..GroupWrite::new(A) },
@@ -521,8 +509,8 @@ pub fn groups_are_those_with_anything_stored(new: New<'_>) {
     });
 }
 
-pub fn every_group_number_is_a_group(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn every_group_number_is_valid(new: NewLogStore<'_>) {
+    let mut open = OpenLogStore::new(new);
     let numbers = [0, 1, u64::from(u32::MAX) + 1, u64::MAX];
     for number in numbers {
         open.put(GroupId::new(number), entries(1..=2, number.max(1)));
@@ -534,8 +522,8 @@ pub fn every_group_number_is_a_group(new: New<'_>) {
     });
 }
 
-/// A batch whose last part is invalid: it is refused as that, and not even its good part is written.
-fn refused(new: New<'_>, bad: impl IntoIterator<Item = GroupWrite>) {
+/// Checks that a batch with an invalid last part is refused as a whole.
+fn refused(new: NewLogStore<'_>, bad: impl IntoIterator<Item = GroupWrite>) {
     let mut open = filled(new);
     open.log().compact(A, 3).unwrap();
     let good = GroupWrite { entries: entries(1..=1, 1), ..GroupWrite::new(B) };
@@ -549,29 +537,29 @@ fn refused(new: New<'_>, bad: impl IntoIterator<Item = GroupWrite>) {
     });
 }
 
-pub fn a_gap_is_invalid_and_writes_nothing(new: New<'_>) {
+pub fn a_gap_is_invalid_and_writes_nothing(new: NewLogStore<'_>) {
     refused(new, [GroupWrite { entries: entries(11..=12, 1), ..GroupWrite::new(A) }]);
 }
 
-pub fn entries_out_of_order_are_invalid_and_write_nothing(new: New<'_>) {
+pub fn entries_out_of_order_are_invalid_and_write_nothing(new: NewLogStore<'_>) {
     for order in [[10, 12], [10, 10], [10, 9]] {
         let entries = order.map(|index| Entry { index, term: 1, ..Entry::default() }).into();
         refused(new, [GroupWrite { entries, ..GroupWrite::new(A) }]);
     }
 }
 
-pub fn a_group_twice_in_a_batch_is_invalid_and_writes_nothing(new: New<'_>) {
+pub fn a_group_twice_in_a_batch_is_invalid_and_writes_nothing(new: NewLogStore<'_>) {
     let write = |commit| GroupWrite { hard_state: Some(hard_state(9, commit)), ..GroupWrite::new(A) };
     refused(new, [write(5), write(6)]);
 }
 
-pub fn entries_at_the_truncation_point_are_invalid(new: New<'_>) {
+pub fn entries_at_the_truncation_point_are_invalid(new: NewLogStore<'_>) {
     for first in [0, 2, 3] {
         refused(new, [GroupWrite { entries: entries(first..=12, 1), ..GroupWrite::new(A) }]);
     }
 }
 
-pub fn entries_that_do_not_follow_an_install_are_invalid(new: New<'_>) {
+pub fn entries_that_do_not_follow_an_install_are_invalid(new: NewLogStore<'_>) {
     for first in [5, 30, 32] {
         let write = GroupWrite {
             install: Some(install(30, 4)),
@@ -582,7 +570,7 @@ pub fn entries_that_do_not_follow_an_install_are_invalid(new: New<'_>) {
     }
 }
 
-pub fn an_invalid_batch_does_not_poison(new: New<'_>) {
+pub fn an_invalid_batch_does_not_poison(new: NewLogStore<'_>) {
     let open = filled(new);
     let gap = GroupWrite { entries: entries(20..=20, 1), ..GroupWrite::new(A) };
     assert!(open.append([gap]).is_err());
@@ -592,7 +580,7 @@ pub fn an_invalid_batch_does_not_poison(new: New<'_>) {
     open.log().remove(A).unwrap();
 }
 
-pub fn purge_loses_nothing(new: New<'_>) {
+pub fn purge_loses_nothing(new: NewLogStore<'_>) {
     let mut open = filled(new);
     open.put(B, entries(1..=9, 2));
     for last in (10..200).step_by(10) {
@@ -609,7 +597,7 @@ pub fn purge_loses_nothing(new: New<'_>) {
     }
 }
 
-pub fn reads_run_while_appends_do(new: New<'_>) {
+pub fn reads_run_while_appends_do(new: NewLogStore<'_>) {
     const LAST: u64 = 200;
     let open = filled(new);
     let log = open.log();

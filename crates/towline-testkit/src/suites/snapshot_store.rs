@@ -1,20 +1,19 @@
-//! What every [`SnapshotStore`] must do: each sentence of its contract is a check here.
+//! The contract of a [`SnapshotStore`]: each sentence of its contract is a case.
 //!
 //! ```text
 //! struct Mine { .. }
-//! impl towline_testkit::suites::snapshot_store::Fixture for Mine { .. }
+//! impl towline_testkit::suites::snapshot_store::SnapshotStoreFixture for Mine { .. }
 //! towline_testkit::snapshot_store_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` a check.
+//! makes a module `mine` with one `#[test]` for each case.
 
 #![allow(
-    clippy::missing_panics_doc,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
-    missing_docs // each check is named after what it asserts
+    missing_docs // the name of a case is its sentence
 )]
 
 mod parts;
@@ -37,108 +36,97 @@ use towline_engine::snapshot_store::{
 };
 
 /// A store under test and its disk.
-pub trait Fixture {
-    /// Opens the store on whatever the disk holds. The one opened before was given back.
+pub trait SnapshotStoreFixture {
+    /// Opens the store on its disk. The previous store was dropped.
     fn open(&mut self) -> Arc<dyn SnapshotStore>;
 
-    /// The process ends and its disk stays. Nothing holds the store any more.
+    /// Ends the process; the disk stays. No store is open.
     fn restart(&mut self);
 
-    /// The power goes, and with it everything that is not durable. Nothing holds the store any more.
+    /// Loses all that is not durable. No store is open.
     fn crash(&mut self);
 
     /// Bytes under one checksum.
     fn chunk_bytes(&self) -> usize;
 
-    /// Flips one bit of byte `offset` of a body on the disk: of the complete file, or else of what a broken transfer
-    /// left. Nobody has that file open.
+    /// Flips one bit of byte `offset` of a body on the disk: of the complete file, or else of the partial file. The file is
+    /// not open.
     fn flip(&mut self, meta: &SnapshotMeta, offset: usize);
 
-    /// How many files are on the disk: complete, left behind, being written.
+    /// The number of files on the disk: complete, partial, being written.
     fn files(&self) -> usize;
 }
 
-/// One `#[test]` for each check of the suite, in a module of its own. The second argument makes a new, empty fixture.
+/// Makes a module with one `#[test]` for each case of the suite. The second argument makes an empty fixture.
 #[macro_export]
 macro_rules! snapshot_store_suite {
     ($module:ident, $new:expr) => {
-        $crate::snapshot_store_suite!(@tests $module, $new;
-            an_empty_store_has_nothing
-            a_snapshot_of_its_own_reads_back_at_every_length
+        $crate::__suite!(snapshot_store, $module, &mut || Box::new(($new)());
+            an_empty_store_has_no_snapshot
+            a_created_snapshot_reads_back_at_every_length
             a_received_snapshot_reads_back_at_every_length
-            what_was_committed_survives_a_crash
-            nothing_is_visible_before_the_commit
-            a_writer_that_is_dropped_leaves_nothing_of_its_own
-            a_writer_that_is_discarded_leaves_nothing
-            a_commit_without_verify_fails_and_the_file_is_gone
-            a_write_after_verify_takes_the_verification_back
-            verify_makes_nothing_visible
-            a_wrong_digest_is_refused_and_gone
-            a_short_body_is_refused_and_gone
-            a_long_body_is_refused_and_gone
-            a_snapshot_of_its_own_is_held_to_what_is_expected_too
+            a_commit_survives_a_crash
+            a_snapshot_is_invisible_before_its_commit
+            a_dropped_writer_of_a_created_snapshot_leaves_no_file
+            a_discarded_writer_leaves_no_file
+            a_commit_without_verify_fails_and_removes_the_file
+            a_write_after_verify_voids_the_verification
+            verify_makes_no_snapshot_visible
+            a_wrong_digest_is_refused_and_removed
+            a_short_body_is_refused_and_removed
+            a_long_body_is_refused_and_removed
+            a_created_snapshot_is_checked_against_a_trailer
             another_head_is_another_content
-            flush_puts_what_was_taken_into_the_file
-            a_broken_transfer_goes_on_where_it_was
-            a_broken_transfer_goes_on_after_a_restart
-            a_transfer_may_break_at_any_chunk_and_again
-            a_complete_prefix_needs_no_further_byte
-            a_damaged_prefix_is_cut_back_to_what_holds
-            a_prefix_that_is_damaged_at_its_start_begins_anew
-            a_prefix_of_another_offer_is_not_gone_on_with
-            what_is_read_again_is_told_of_and_may_be_left_for_later
+            flush_writes_buffered_bytes_to_the_file
+            a_broken_transfer_resumes_where_it_broke
+            a_broken_transfer_resumes_after_a_restart
+            a_transfer_may_break_several_times
+            a_complete_partial_file_needs_no_further_byte
+            a_damaged_partial_file_is_cut_at_the_damage
+            a_partial_file_with_a_damaged_start_begins_anew
+            a_partial_file_of_another_offer_is_not_resumed
+            rereading_a_partial_file_reports_progress_and_may_stop
             a_second_writer_of_one_content_is_busy
-            writers_of_different_contents_do_not_meet
+            writers_of_different_contents_are_independent
             latest_has_the_highest_index
             the_higher_term_breaks_a_tie
             complete_lists_every_snapshot_the_newest_first
-            find_knows_every_complete_snapshot
-            groups_are_apart
+            find_returns_every_complete_snapshot
+            groups_are_independent
             a_read_begins_at_any_offset
             reads_of_any_size_give_the_same_bytes
-            a_reader_notices_damage
+            a_reader_detects_damage
             every_part_carries_its_own_checksum
-            parts_end_before_damage_and_nothing_comes_behind_it
-            parts_stay_what_they_are_while_they_are_held
+            parts_end_before_damage
+            parts_do_not_change_while_they_are_held
             a_body_may_be_written_in_parts_of_any_size
-            a_broken_transfer_goes_on_in_parts
-            a_part_whose_checksum_does_not_hold_is_not_taken
-            a_part_beyond_the_end_is_refused_and_gone
-            a_part_after_verify_takes_the_verification_back
-            what_is_not_here_is_missing
-            retain_removes_what_is_not_kept
-            retain_removes_what_broken_transfers_left
-            retain_keeps_what_is_named
-            retain_spares_what_is_being_written
+            a_broken_transfer_resumes_in_parts
+            a_part_with_a_wrong_checksum_is_refused
+            a_part_beyond_the_end_is_refused_and_removed
+            a_part_after_verify_voids_the_verification
+            an_absent_snapshot_is_missing
+            retain_removes_other_snapshots
+            retain_removes_partial_files
+            retain_keeps_named_files
+            retain_keeps_files_of_open_writers
             an_open_file_stays_until_its_last_reader_is_dropped
-            a_file_that_is_kept_after_all_stays
+            a_file_that_is_retained_again_stays
             a_reader_is_not_disturbed_by_the_same_snapshot_again
             many_threads_write_and_read
         );
     };
-    (@tests $module:ident, $new:expr; $($check:ident)*) => {
-        mod $module {
-            use super::*;
-            $(
-                #[test]
-                fn $check() {
-                    $crate::suites::snapshot_store::$check(&mut || Box::new(($new)()));
-                }
-            )*
-        }
-    };
 }
 
-/// Makes a new, empty fixture.
-pub type New<'a> = &'a mut dyn FnMut() -> Box<dyn Fixture>;
+/// Makes an empty fixture.
+pub type NewSnapshotStore<'a> = &'a mut dyn FnMut() -> Box<dyn SnapshotStoreFixture>;
 
 const A: GroupId = GroupId::DEFAULT;
 const B: GroupId = GroupId::new(77);
 const SEVERAL_MIB: usize = 5 * 1024 * 1024 + 321;
 
 /// A fixture with the store open.
-struct Open {
-    fixture: Box<dyn Fixture>,
+struct OpenSnapshotStore {
+    fixture: Box<dyn SnapshotStoreFixture>,
     store: Option<Arc<dyn SnapshotStore>>,
 }
 
@@ -158,7 +146,7 @@ fn head_of(group: GroupId, index: u64, term: u64) -> SnapshotHead {
     }
 }
 
-/// Bytes that tell their place, and differ by seed.
+/// Random bytes from a seed.
 fn body(length: usize, seed: u64) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut bytes = vec![0; length];
@@ -181,8 +169,8 @@ fn corrupt<T>(outcome: Result<T, SnapshotStoreError>) -> bool {
     matches!(outcome, Err(SnapshotStoreError::Corrupt { .. }))
 }
 
-impl Open {
-    fn new(new: New<'_>) -> Self {
+impl OpenSnapshotStore {
+    fn new(new: NewSnapshotStore<'_>) -> Self {
         let mut fixture = new();
         let store = Some(fixture.open());
         Self { fixture, store }
@@ -194,6 +182,14 @@ impl Open {
 
     fn restart(&mut self) {
         self.store = None;
+        self.fixture.restart();
+        self.store = Some(self.fixture.open());
+    }
+
+    /// Damages a byte of a body while the store is closed.
+    fn damage(&mut self, meta: &SnapshotMeta, at: usize) {
+        self.store = None;
+        self.fixture.flip(meta, at);
         self.fixture.restart();
         self.store = Some(self.fixture.open());
     }
@@ -224,7 +220,7 @@ impl Open {
         self.store().receive(meta).unwrap()
     }
 
-    /// Leaves the first `length` bytes of a transfer behind.
+    /// Leaves a partial file of `length` bytes.
     fn leave(&self, meta: &SnapshotMeta, body: &[u8], length: usize) {
         let mut writer = self.receive(meta);
         let from = writer.verified() as usize;
@@ -233,7 +229,7 @@ impl Open {
         assert_eq!(writer.verified(), length as u64);
     }
 
-    /// Goes on with a transfer to its end, and says where it began.
+    /// Resumes a transfer, finishes it, and returns where it resumed.
     fn finish(&self, meta: &SnapshotMeta, body: &[u8]) -> usize {
         let mut writer = self.receive(meta);
         let from = writer.verified() as usize;
@@ -264,20 +260,20 @@ impl Open {
     fn assert_gone(&self, meta: &SnapshotMeta) {
         self.assert_nothing_of(meta);
         assert_eq!(self.fixture.files(), 0, "a file is left");
-        assert_eq!(self.receive(meta).verified(), 0, "it goes on with bytes that were refused");
+        assert_eq!(self.receive(meta).verified(), 0, "the refused bytes are resumed");
     }
 }
 
-pub fn an_empty_store_has_nothing(new: New<'_>) {
-    let open = Open::new(new);
+pub fn an_empty_store_has_no_snapshot(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     assert_eq!(open.store().latest(A).unwrap(), None);
     assert_eq!(open.store().find(A, ContentId([7; 16])).unwrap(), None);
     open.store().retain(A, &[]).unwrap();
     assert_eq!(open.fixture.files(), 0);
 }
 
-pub fn a_snapshot_of_its_own_reads_back_at_every_length(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_created_snapshot_reads_back_at_every_length(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     for (number, length) in open.lengths().into_iter().enumerate() {
         let (head, body) = (head(1 + number as u64), body(length, number as u64));
         let meta = open.put(&head, &body);
@@ -287,8 +283,8 @@ pub fn a_snapshot_of_its_own_reads_back_at_every_length(new: New<'_>) {
     }
 }
 
-pub fn a_received_snapshot_reads_back_at_every_length(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_received_snapshot_reads_back_at_every_length(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     for (number, length) in open.lengths().into_iter().enumerate() {
         let body = body(length, number as u64);
         let meta = meta_of(&head(1 + number as u64), &body);
@@ -305,8 +301,8 @@ pub fn a_received_snapshot_reads_back_at_every_length(new: New<'_>) {
     }
 }
 
-pub fn what_was_committed_survives_a_crash(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_commit_survives_a_crash(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let (ours, theirs) = (body(SEVERAL_MIB, 1), body(open.chunk() + 9, 2));
     let own = open.put(&head(4), &ours);
     let received = meta_of(&head(9), &theirs);
@@ -321,8 +317,8 @@ pub fn what_was_committed_survives_a_crash(new: New<'_>) {
     }
 }
 
-pub fn nothing_is_visible_before_the_commit(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_snapshot_is_invisible_before_its_commit(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let older = open.put(&head(1), b"older");
     let bytes = body(2 * open.chunk(), 1);
     let (ours, theirs) = (meta_of(&head(2), &bytes), meta_of(&head(3), &bytes));
@@ -344,8 +340,8 @@ pub fn nothing_is_visible_before_the_commit(new: New<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(older));
 }
 
-pub fn a_writer_that_is_dropped_leaves_nothing_of_its_own(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_dropped_writer_of_a_created_snapshot_leaves_no_file(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk() + 5, 1);
     let mut writer = open.store().create(&head(1)).unwrap();
     writer.write_all(&bytes).unwrap();
@@ -354,8 +350,8 @@ pub fn a_writer_that_is_dropped_leaves_nothing_of_its_own(new: New<'_>) {
     open.assert_gone(&meta_of(&head(1), &bytes));
 }
 
-pub fn a_writer_that_is_discarded_leaves_nothing(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_discarded_writer_leaves_no_file(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk() + 5, 1);
     let meta = meta_of(&head(1), &bytes);
     for mut writer in [open.store().create(&meta.head).unwrap(), open.receive(&meta)] {
@@ -366,8 +362,8 @@ pub fn a_writer_that_is_discarded_leaves_nothing(new: New<'_>) {
     open.assert_gone(&meta);
 }
 
-pub fn a_commit_without_verify_fails_and_the_file_is_gone(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_commit_without_verify_fails_and_removes_the_file(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(open.chunk() + 5, 1);
     let meta = meta_of(&head(1), &bytes);
     for mut writer in [open.store().create(&meta.head).unwrap(), open.receive(&meta)] {
@@ -377,8 +373,8 @@ pub fn a_commit_without_verify_fails_and_the_file_is_gone(new: New<'_>) {
     open.assert_gone(&meta);
 }
 
-pub fn a_write_after_verify_takes_the_verification_back(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_write_after_verify_voids_the_verification(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let mut writer = open.store().create(&head(1)).unwrap();
     writer.write_all(b"one").unwrap();
     writer.verify(None).unwrap();
@@ -393,8 +389,8 @@ pub fn a_write_after_verify_takes_the_verification_back(new: New<'_>) {
     assert_eq!(writer.commit().unwrap(), meta_of(&head(1), b"onetwo"));
 }
 
-pub fn verify_makes_nothing_visible(new: New<'_>) {
-    let open = Open::new(new);
+pub fn verify_makes_no_snapshot_visible(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(open.chunk() + 5, 1);
     let meta = meta_of(&head(1), &bytes);
     let mut writer = open.receive(&meta);
@@ -405,8 +401,8 @@ pub fn verify_makes_nothing_visible(new: New<'_>) {
     assert_eq!(writer.commit().unwrap(), meta);
 }
 
-/// Both ways to be told: in time by verify, or by the commit of somebody who did not listen.
-fn assert_refused(open: &Open, meta: &SnapshotMeta, write: impl Fn(&mut dyn SnapshotWriter)) {
+/// Checks that `verify` refuses what `write` writes, and so does a `commit` that ignores it.
+fn assert_refused(open: &OpenSnapshotStore, meta: &SnapshotMeta, write: impl Fn(&mut dyn SnapshotWriter)) {
     for commit in [false, true] {
         let mut writer = open.receive(meta);
         assert_eq!(writer.verified(), 0);
@@ -421,8 +417,8 @@ fn assert_refused(open: &Open, meta: &SnapshotMeta, write: impl Fn(&mut dyn Snap
     }
 }
 
-pub fn a_wrong_digest_is_refused_and_gone(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_wrong_digest_is_refused_and_removed(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let good = body(2 * open.chunk() + 7, 1);
     let meta = meta_of(&head(1), &good);
     for at in [0, open.chunk(), good.len() - 1] {
@@ -436,8 +432,8 @@ pub fn a_wrong_digest_is_refused_and_gone(new: New<'_>) {
     assert!(corrupt(writer.verify(Some(&other))), "the trailer is not what was offered");
 }
 
-pub fn a_short_body_is_refused_and_gone(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_short_body_is_refused_and_removed(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let good = body(2 * open.chunk() + 7, 1);
     let meta = meta_of(&head(1), &good);
     for length in [0, 1, open.chunk(), good.len() - 1] {
@@ -447,13 +443,13 @@ pub fn a_short_body_is_refused_and_gone(new: New<'_>) {
     assert_refused(&open, &SnapshotMeta { length: 1, ..empty }, |_| {});
 }
 
-pub fn a_long_body_is_refused_and_gone(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_long_body_is_refused_and_removed(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     for length in [0, 1, open.chunk() - 1, open.chunk(), 2 * open.chunk() + 7] {
         let long = body(length + 1, 1);
         let meta = meta_of(&head(1), &long[..length]);
         assert_refused(&open, &meta, |writer| {
-            // It may say so at once.
+            // The write may fail at once.
             let _ = writer.write_all(&long);
         });
         assert_refused(&open, &meta, |writer| {
@@ -463,8 +459,8 @@ pub fn a_long_body_is_refused_and_gone(new: New<'_>) {
     }
 }
 
-pub fn a_snapshot_of_its_own_is_held_to_what_is_expected_too(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_created_snapshot_is_checked_against_a_trailer(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let meta = meta_of(&head(1), b"body");
     let mut writer = open.store().create(&meta.head).unwrap();
     writer.write_all(b"bodY").unwrap();
@@ -473,8 +469,8 @@ pub fn a_snapshot_of_its_own_is_held_to_what_is_expected_too(new: New<'_>) {
     open.assert_gone(&meta);
 }
 
-pub fn another_head_is_another_content(new: New<'_>) {
-    let open = Open::new(new);
+pub fn another_head_is_another_content(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(100, 1);
     let meta = meta_of(&head(1), &bytes);
     let other = SnapshotMeta { head: head(2), ..meta };
@@ -483,8 +479,8 @@ pub fn another_head_is_another_content(new: New<'_>) {
     assert!(corrupt(writer.verify(Some(&trailer(&other)))));
 }
 
-pub fn flush_puts_what_was_taken_into_the_file(new: New<'_>) {
-    let open = Open::new(new);
+pub fn flush_writes_buffered_bytes_to_the_file(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(3 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     let mut writer = open.receive(&meta);
@@ -501,8 +497,8 @@ pub fn flush_puts_what_was_taken_into_the_file(new: New<'_>) {
     assert_eq!(open.finish(&meta, &bytes), taken);
 }
 
-pub fn a_broken_transfer_goes_on_where_it_was(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_broken_transfer_resumes_where_it_broke(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     for (number, broken_at) in
         [1, chunk - 1, chunk, chunk + 1, 2 * chunk + 77, 3 * chunk].into_iter().enumerate()
@@ -515,12 +511,12 @@ pub fn a_broken_transfer_goes_on_where_it_was(new: New<'_>) {
         drop(writer);
         open.assert_nothing_of(&meta);
         let from = open.finish(&meta, &bytes);
-        assert!((verified..=broken_at).contains(&from), "{verified} were promised, {from} are there");
+        assert!((verified..=broken_at).contains(&from), "{verified} bytes were verified, {from} are left");
     }
 }
 
-pub fn a_broken_transfer_goes_on_after_a_restart(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_broken_transfer_resumes_after_a_restart(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     for length in [1, open.chunk(), 2 * open.chunk() + 77] {
         let bytes = body(3 * open.chunk(), length as u64);
         let meta = meta_of(&head(length as u64), &bytes);
@@ -533,8 +529,8 @@ pub fn a_broken_transfer_goes_on_after_a_restart(new: New<'_>) {
     }
 }
 
-pub fn a_transfer_may_break_at_any_chunk_and_again(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_transfer_may_break_several_times(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let bytes = body(6 * chunk + 5, 1);
     let meta = meta_of(&head(1), &bytes);
@@ -548,8 +544,8 @@ pub fn a_transfer_may_break_at_any_chunk_and_again(new: New<'_>) {
     assert_eq!(open.fixture.files(), 1);
 }
 
-pub fn a_complete_prefix_needs_no_further_byte(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_complete_partial_file_needs_no_further_byte(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     for length in [open.chunk(), 2 * open.chunk() + 5] {
         let bytes = body(length, 1);
         let meta = meta_of(&head(length as u64), &bytes);
@@ -560,8 +556,8 @@ pub fn a_complete_prefix_needs_no_further_byte(new: New<'_>) {
     }
 }
 
-pub fn a_damaged_prefix_is_cut_back_to_what_holds(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_damaged_partial_file_is_cut_at_the_damage(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let left = 3 * chunk + 50;
     for (number, at) in [3 * chunk + 49, 3 * chunk, 2 * chunk + 1, chunk].into_iter().enumerate() {
@@ -576,8 +572,8 @@ pub fn a_damaged_prefix_is_cut_back_to_what_holds(new: New<'_>) {
     }
 }
 
-pub fn a_prefix_that_is_damaged_at_its_start_begins_anew(new: New<'_>) {
-    let open = &mut Open::new(new);
+pub fn a_partial_file_with_a_damaged_start_begins_anew(new: NewSnapshotStore<'_>) {
+    let open = &mut OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     open.leave(&meta, &bytes, open.chunk() + 1);
@@ -585,11 +581,11 @@ pub fn a_prefix_that_is_damaged_at_its_start_begins_anew(new: New<'_>) {
     assert_eq!(open.finish(&meta, &bytes), 0);
 }
 
-pub fn a_prefix_of_another_offer_is_not_gone_on_with(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_partial_file_of_another_offer_is_not_resumed(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
-    // A peer that lies about one of them.
+    // A lying peer.
     for other in [
         SnapshotMeta { length: meta.length + 1, ..meta.clone() },
         SnapshotMeta { head: head(9), ..meta.clone() },
@@ -600,8 +596,8 @@ pub fn a_prefix_of_another_offer_is_not_gone_on_with(new: New<'_>) {
     }
 }
 
-pub fn a_second_writer_of_one_content_is_busy(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_second_writer_of_one_content_is_busy(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(open.chunk() + 9, 1);
     let meta = meta_of(&head(1), &bytes);
     let mut writer = open.receive(&meta);
@@ -615,7 +611,7 @@ pub fn a_second_writer_of_one_content_is_busy(new: New<'_>) {
     assert!(busy());
     drop(writer);
     let mut writer = open.receive(&meta);
-    assert!(busy(), "the first to be refused must not have let go of it");
+    assert!(busy(), "a refused writer must not release the content");
     let from = writer.verified() as usize;
     writer.write_all(&bytes[from..]).unwrap();
     writer.verify(Some(&trailer(&meta))).unwrap();
@@ -624,8 +620,8 @@ pub fn a_second_writer_of_one_content_is_busy(new: New<'_>) {
     assert_eq!(open.read(&meta, 0), bytes);
 }
 
-pub fn writers_of_different_contents_do_not_meet(new: New<'_>) {
-    let open = Open::new(new);
+pub fn writers_of_different_contents_are_independent(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bodies = [body(open.chunk() * 2, 1), body(open.chunk() * 2, 2)];
     let metas = [meta_of(&head(1), &bodies[0]), meta_of(&head(1), &bodies[1])];
     let mut writers = [open.receive(&metas[0]), open.receive(&metas[1])];
@@ -647,8 +643,8 @@ pub fn writers_of_different_contents_do_not_meet(new: New<'_>) {
     }
 }
 
-pub fn latest_has_the_highest_index(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn latest_has_the_highest_index(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let mut newest = None;
     for index in [5, 9, 3, 255, 16, 256, 0] {
         let meta = open.put(&head(index), &body(10, index));
@@ -661,8 +657,8 @@ pub fn latest_has_the_highest_index(new: New<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), newest);
 }
 
-pub fn the_higher_term_breaks_a_tie(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn the_higher_term_breaks_a_tie(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let newer = open.put(&head_of(A, 5, 4), b"x");
     open.put(&head_of(A, 5, 3), b"y");
     assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&newer));
@@ -670,13 +666,13 @@ pub fn the_higher_term_breaks_a_tie(new: New<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(newer));
 }
 
-pub fn complete_lists_every_snapshot_the_newest_first(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn complete_lists_every_snapshot_the_newest_first(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     assert_eq!(open.store().complete(A).unwrap(), []);
     let places = [(5, 4), (300, 3), (5, 3), (2, 9)];
     let put = |(index, term): (u64, u64)| open.put(&head_of(A, index, term), &index.to_be_bytes());
     let [middle, newest, tied, oldest] = places.map(put);
-    // By another path, and of another group.
+    // A received snapshot, and one of another group.
     let received = meta_of(&head_of(A, 299, 3), b"received");
     open.finish(&received, b"received");
     open.put(&head_of(B, 7, 1), b"b");
@@ -689,8 +685,8 @@ pub fn complete_lists_every_snapshot_the_newest_first(new: New<'_>) {
     assert_eq!(open.store().complete(A).unwrap(), expected[2..3]);
 }
 
-pub fn find_knows_every_complete_snapshot(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn find_returns_every_complete_snapshot(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let metas: Vec<_> = (1..=4).map(|index| open.put(&head(index), &body(10, index))).collect();
     for _ in 0..2 {
         for meta in &metas {
@@ -701,8 +697,8 @@ pub fn find_knows_every_complete_snapshot(new: New<'_>) {
     }
 }
 
-pub fn groups_are_apart(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn groups_are_independent(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let (in_a, in_b) = (open.put(&head_of(A, 5, 1), b"a"), open.put(&head_of(B, 9, 1), b"b"));
     let bytes = body(open.chunk() * 2, 1);
     let left = meta_of(&head_of(B, 10, 1), &bytes);

@@ -1,4 +1,4 @@
-//! What every [`Transport`] must do: each sentence of its contract is a case here.
+//! The contract of a [`Transport`]: each sentence is a case.
 //!
 //! ```text
 //! struct Mine { .. }
@@ -6,29 +6,19 @@
 //! towline_testkit::transport_suite!(mine, Mine::new);
 //! ```
 //!
-//! makes a module `mine` with one `#[test]` a case. The macro's second argument is called once a case and gives a new
-//! fixture; what one fixture makes is one network, on which the suite plays both engines: the one that dials (node 1)
-//! and the ones that listen. It uses nothing but the seams of [`towline_engine::transport`] and a tokio runtime of its
-//! own for each case, with several threads, so that a receiver can be held without holding the test.
+//! makes a module `mine` with one `#[test]` for each case. Each case gets a new fixture, which is one network. The suite
+//! stands in for the engines on both sides: node 1 dials, others listen ([`RecordingInbound`](crate::doubles)). Each case
+//! runs on its own multi-threaded runtime of tokio.
 //!
-//! Everything waits on a condition with a deadline ([`TransportFixture::deadline`]), and a case that fails names the
-//! sentence of the contract it holds. A panic on any thread of the runtime fails the case too.
+//! Every wait has a deadline ([`TransportFixture::deadline`]). A failure names the sentence of the contract. A panic on any
+//! thread of the runtime also fails the case.
 //!
-//! What may differ between transports stands in [`Capabilities`]; there is a case for having a capability and one for
-//! not having it. Two more things are asked of the fixture where the transport's nature allows it: a [`Path`] whose bytes
-//! can be stopped, and a [`RawStream`] that speaks something else than the protocol. Without them the cases that need
-//! them pass without a check, which [`TransportFixture`] says at the methods.
+//! [`Capabilities`] states what may differ between transports. A fixture may also have a [`Path`] that fails on request, and
+//! a [`RawStream`] that does not speak the protocol. Cases that need one of them pass without it.
 //!
-//! That the suite sees what it claims to see is itself tested, with transports broken on purpose
-//! (`tests/transport_flaws.rs`).
+//! `tests/transport_flaws.rs` tests the suite itself, with broken transports.
 
-#![allow(
-    clippy::missing_panics_doc,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,10 +29,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::transport::Transport;
 
-mod bench;
 mod cases;
-mod engine;
-mod spool;
+mod harness;
+mod snapshot;
 
 pub use cases::ends::*;
 pub use cases::handshake::*;
@@ -53,21 +42,21 @@ pub use cases::snapshot_ends::*;
 pub use cases::snapshots::*;
 pub use cases::strangers::*;
 
-/// How long a message of one lane may take while another lane, a transfer or another peer is stuck or saturated. Below
-/// the shortest election timeout of the engine's defaults, and far above what a loaded machine needs.
+/// The longest time of a message while another lane, a transfer or another peer is stuck or saturated. It is below the
+/// shortest default election timeout, and far above the needs of a loaded machine.
 pub const LANE_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// A transport under test.
 #[async_trait]
 pub trait TransportFixture: Send + Sync + 'static {
-    /// The transport of one node; asked for once a node. All of a fixture's reach each other. If the transport authenticates, this one proves
-    /// to be `node`; any node from 1 to 1000 may be asked for.
+    /// Makes the transport of a node, from 1 to 1000; called once for each node. Transports of one fixture reach each other.
+    /// A transport that authenticates proves to be `node`.
     fn transport(&self, node: NodeId) -> Arc<dyn Transport>;
 
-    /// An address to listen at that no one uses, usually with port 0.
+    /// An unused address to listen at, usually with port 0.
     fn address(&self) -> PeerAddr;
 
-    /// Where a listener that was asked to listen `at` is reached: usually the same host with the port it really has.
+    /// The address of a listener that listens `at`: by default the same host with the port of `local`.
     fn reach(&self, at: &PeerAddr, local: SocketAddr) -> PeerAddr {
         let host = at.authority().rsplit_once(':').map_or("", |(host, _)| host);
         PeerAddr::new(&format!("{}://{host}:{}", at.scheme(), local.port())).unwrap()
@@ -78,19 +67,19 @@ pub trait TransportFixture: Send + Sync + 'static {
         Capabilities::default()
     }
 
-    /// A way to a listener that can be made to fail. Without one, links that die without a word are not tried.
+    /// A path to a listener that fails on request. Without one, silent and broken links are not tested.
     async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
         let _ = to;
         None
     }
 
-    /// A connection to a listener that does not speak the protocol (yet). Without one, garbage and silence are not tried.
+    /// A raw connection to a listener. Without one, garbage and silence before the hello are not tested.
     async fn raw(&self, to: &PeerAddr) -> Option<Box<dyn RawStream>> {
         let _ = to;
         None
     }
 
-    /// How long anything may take that should happen. The suite's own proof uses a short one.
+    /// The bound of each wait.
     fn deadline(&self) -> Duration {
         Duration::from_secs(20)
     }
@@ -99,24 +88,23 @@ pub trait TransportFixture: Send + Sync + 'static {
 /// What a transport can do, and its bounds.
 #[derive(Debug, Clone)]
 pub struct Capabilities {
-    /// Whether [`Transport::offer`] works. If not, it must say [`Unsupported`].
+    /// Whether [`Transport::offer`] works. If not, it must return [`Unsupported`].
     ///
     /// [`Unsupported`]: towline_engine::transport::TransferError::Unsupported
     pub snapshots: bool,
-    /// Whether the dialler's identity is proven: [`Inbound::admit`] then always gets a certificate, and otherwise never.
+    /// Whether the transport proves the dialler's identity. [`Inbound::admit`] then always gets a certificate, otherwise never.
     ///
     /// [`Inbound::admit`]: towline_engine::transport::Inbound::admit
     pub authenticates: bool,
-    /// Bytes that one link takes at most while its receiver takes nothing: its part of memory on both ends together with
-    /// the kernel's. A dispatch beyond it waits.
+    /// Bytes that one link takes while its receiver reads nothing: in memory of both ends and the kernel. The next dispatch
+    /// waits.
     pub link_bytes_max: usize,
-    /// The same for one snapshot transfer.
+    /// Bytes that one snapshot transfer takes while its receiver reads nothing.
     pub transfer_bytes_max: usize,
-    /// How many connections or links a listener holds, over all peers; the fixture sets it low where it can. A dialler
-    /// beyond it, with some room for those that are only there to hear it, gets `TooManyConnections`.
+    /// Connections or links of one listener, over all peers. The next dialler gets `TooManyConnections`. A fixture should set
+    /// it low.
     pub connections_max: usize,
-    /// The longest time until an idle link over a path that swallows everything is known to be dead. `None` for a
-    /// transport that cannot know: the deadline of the next dispatch then finds it.
+    /// The longest time until an idle link over a silent path ends. `None` for a transport without keep-alive.
     pub silence_max: Option<Duration>,
 }
 
@@ -133,21 +121,20 @@ impl Default for Capabilities {
     }
 }
 
-/// A way to a listener that fails on request, both ways.
+/// A path to a listener that fails on request, in both directions.
 pub trait Path: Send + Sync {
-    /// Where to dial instead of the listener's own address.
+    /// The address to dial instead of the listener's.
     fn address(&self) -> PeerAddr;
-    /// Breaks what goes through it, now; new connections may pass.
+    /// Breaks open connections. New ones pass.
     fn cut(&self);
-    /// From now on everything is taken and nothing arrives.
+    /// Takes everything and delivers nothing from now on.
     fn black_hole(&self);
-    /// From now on no more than this many bytes pass in a second, each way, as over a slow link: its queue is bounded, and
-    /// a sender that does not wait loses what does not fit, or is held back. Says whether it can.
+    /// Limits the bytes per second in each direction, with a bounded queue. `false` if the path cannot do so.
     fn slow_down(&self, bytes_per_s: u64) -> bool {
         let _ = bytes_per_s;
         false
     }
-    /// Bytes that have arrived at the listener's side so far, with all that the transport adds, if they are counted.
+    /// Bytes that arrived at the listener so far, with overhead. `None` if the path does not count.
     fn carried(&self) -> Option<u64> {
         None
     }
@@ -158,88 +145,76 @@ pub trait RawStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> RawStream for T {}
 
-/// One `#[test]` for each case of the suite, in a module of its own. The second argument makes a new fixture.
+/// Makes a module with one `#[test]` for each case of the suite. The second argument makes a fixture.
 #[macro_export]
 macro_rules! transport_suite {
     ($module:ident, $new:expr) => {
-        $crate::transport_suite!(@tests $module, $new;
-            both_sides_learn_who_the_other_is
-            every_refusal_reaches_the_dialler_as_itself
+        $crate::__suite!(transport, $module, ::std::sync::Arc::new(($new)());
+            both_sides_get_the_identity_of_the_other
+            every_refusal_reaches_the_dialler_with_its_fields
             another_protocol_version_is_refused_on_both_sides
-            connect_returns_only_once_the_peer_has_answered
-            every_connection_is_admitted_for_itself
-            another_node_than_expected_is_the_wrong_peer
-            nobody_there_is_unreachable
-            an_address_in_use_is_named
-            a_proven_identity_reaches_the_engine
-            connections_are_bounded_and_the_one_too_many_is_told
-            diallers_at_once_all_come_in
-            garbage_is_refused_and_others_come_in
+            connect_waits_for_the_answer_of_the_peer
+            each_connection_is_admitted_separately
+            another_node_than_expected_is_a_wrong_peer
+            an_address_without_a_listener_is_unreachable
+            listen_reports_an_address_in_use
+            the_certificate_reaches_admit
+            connections_are_bounded_and_the_next_dialler_is_refused
+            simultaneous_diallers_are_all_admitted
+            garbage_is_refused_and_others_are_admitted
             a_silent_dialler_is_cut
             a_flood_before_the_hello_is_cut
-            batches_arrive_in_order_and_equal
+            batches_arrive_in_order_and_unchanged
             every_kind_and_field_of_a_message_arrives
             equal_messages_are_all_delivered
             a_large_batch_arrives_whole
             the_largest_message_arrives
-            an_oversized_message_is_an_error_of_its_own_and_ends_the_link
-            nacks_name_their_group_alone_and_the_lane_goes_on
+            an_oversized_message_is_too_large_and_ends_the_link
+            a_nack_concerns_one_group_and_the_lane_goes_on
             every_nack_of_a_batch_arrives
             a_stuck_append_lane_does_not_delay_control
             a_saturated_append_lane_does_not_delay_control
             a_stuck_peer_does_not_delay_another
             a_stuck_snapshot_does_not_delay_the_lanes
             a_running_snapshot_does_not_delay_the_lanes
-            a_receiver_that_takes_nothing_pushes_back
-            small_messages_push_back_too
+            a_receiver_that_reads_nothing_blocks_dispatch
+            small_messages_block_dispatch_too
             a_snapshot_over_a_slow_link_arrives_in_one_attempt
             appends_over_a_slow_link_arrive_once
             a_slow_link_that_dies_is_noticed
-            a_transfer_that_is_not_taken_pushes_back
-            a_dropped_link_is_told_once_and_lets_go_of_the_session
-            a_listener_shut_down_ends_every_link
+            a_receiver_that_reads_nothing_blocks_send
+            a_dropped_link_closes_once_and_ends_the_session
+            shutdown_of_a_listener_ends_every_link
             a_dropped_listener_ends_every_link
-            a_link_with_a_batch_under_way_tells_of_its_end
-            a_violation_ends_its_lane_alone_with_its_reason
-            a_dispatch_dropped_midway_poisons_the_link
-            a_failed_connect_is_told_once
-            a_connect_dropped_midway_is_told_once_and_leaves_nothing
+            a_link_with_batches_in_flight_reports_its_end
+            a_violation_closes_one_lane_with_its_reason
+            a_dropped_dispatch_ends_the_link
+            a_failed_connect_closes_once
+            a_dropped_connect_closes_once_and_leaves_nothing
             a_cut_idle_link_is_noticed
             a_silent_idle_link_is_noticed
-            after_a_restart_the_same_address_works
+            a_restarted_listener_reuses_its_address
             a_batch_is_never_delivered_twice
-            the_offer_arrives_equal
-            a_snapshot_of_any_length_arrives_equal
+            an_offer_arrives_unchanged
+            a_snapshot_of_any_length_arrives_unchanged
             a_transfer_starts_at_the_offset_the_receiver_names
-            already_having_it_is_an_answer
-            every_refusal_of_an_offer_arrives_as_itself_before_a_byte
-            every_refusal_midway_arrives_as_itself
-            every_refusal_at_the_end_arrives_as_itself
-            a_handshake_refused_is_the_cause_of_a_failed_offer
+            already_have_carries_the_commit_index
+            every_refusal_of_an_offer_arrives_before_any_byte
+            every_refusal_of_a_chunk_arrives
+            every_refusal_at_the_end_arrives
+            an_offer_without_a_connection_reports_the_cause
             progress_is_readable_while_send_waits
-            a_receiver_that_stores_for_long_is_heard_of_and_that_it_receives_again
+            the_sender_sees_storing_and_then_receiving
             phases_are_readable_while_finish_waits
-            a_receiver_that_decides_for_long_is_heard_of
-            two_transfers_at_once_do_not_mix
-            a_receipt_comes_only_after_the_receiver_has_it
-            a_dropped_transfer_is_a_reset_and_never_an_end
-            a_send_dropped_midway_is_a_reset
-            a_finish_dropped_midway_gives_the_transfer_up
-            an_offer_dropped_midway_leaves_nothing
-            a_receiver_that_is_gone_breaks_the_transfer
+            progress_is_readable_while_offer_waits
+            concurrent_transfers_do_not_mix
+            finish_waits_for_the_receipt
+            a_dropped_transfer_is_a_reset
+            a_dropped_send_is_a_reset
+            a_dropped_finish_aborts_the_transfer
+            a_dropped_offer_leaves_nothing
+            a_lost_receiver_breaks_the_transfer
             a_cut_path_breaks_the_transfer_on_both_sides
         );
-    };
-    (@tests $module:ident, $new:expr; $($case:ident)*) => {
-        mod $module {
-            #[allow(unused_imports)]
-            use super::*;
-            $(
-                #[test]
-                fn $case() {
-                    $crate::suites::transport::$case(::std::sync::Arc::new(($new)()));
-                }
-            )*
-        }
     };
 }

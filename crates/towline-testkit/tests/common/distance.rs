@@ -10,7 +10,7 @@ use towline_engine::node::{Consistency, Group};
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{Cluster, Plan};
 use towline_testkit::list::ListMachine;
-use towline_testkit::proxy::{Direction, Flow, TcpProxy};
+use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
 
 use super::addresses::{at_addresses, cut_memory_network, free_addresses};
 
@@ -37,7 +37,7 @@ impl DistantCluster {
         let (mut own, mut dialled, mut proxies) = (Vec::new(), Vec::new(), Vec::new());
         for address in free_addresses::<3>("grpc") {
             let proxy = TcpProxy::to(address.authority().parse().unwrap()).await.unwrap();
-            for direction in Direction::ALL {
+            for direction in ProxyDirection::ALL {
                 proxy.set(direction, Flow { delay: round_trip / 2, ..Flow::default() });
             }
             dialled.push(format!("grpc://{}", proxy.local_addr()).parse::<PeerAddr>().unwrap());

@@ -6,14 +6,14 @@ const HISTORIES: u64 = 12;
 const STEPS: usize = 60;
 const GROUPS: u64 = 3;
 
-/// What a group should hold, written down the plainest way.
+/// What a group must hold.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Group {
+struct ModelGroup {
     entries: BTreeMap<u64, Entry>,
     recovered: Recovered,
 }
 
-impl Group {
+impl ModelGroup {
     fn apply(&mut self, write: &GroupWrite) {
         if let Some(install) = &write.install {
             self.entries.clear();
@@ -54,9 +54,9 @@ impl Group {
     }
 }
 
-type Model = BTreeMap<u64, Group>;
+type Model = BTreeMap<u64, ModelGroup>;
 
-pub fn any_history_reads_back_like_the_model(new: New<'_>) {
+pub fn any_sequence_of_calls_matches_the_model(new: NewLogStore<'_>) {
     let seeds: Vec<u64> = match std::env::var("TOWLINE_SEED") {
         Ok(seed) => vec![seed.parse().expect("TOWLINE_SEED is a number")],
         Err(_) => std::iter::repeat_with(|| fastrand::u64(..)).take(HISTORIES as usize).collect(),
@@ -68,7 +68,7 @@ pub fn any_history_reads_back_like_the_model(new: New<'_>) {
     }
 }
 
-/// Says how to repeat a history that failed.
+/// Prints the seed of a failed run.
 struct ShowSeed(u64);
 
 impl Drop for ShowSeed {
@@ -80,9 +80,9 @@ impl Drop for ShowSeed {
     }
 }
 
-fn history(new: New<'_>, seed: u64) {
+fn history(new: NewLogStore<'_>, seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut open = Open::new(new);
+    let mut open = OpenLogStore::new(new);
     let mut model = Model::new();
     for term in 1..=STEPS as u64 {
         let group = rng.u64(1..=GROUPS);
@@ -103,7 +103,7 @@ fn history(new: New<'_>, seed: u64) {
                 if let Some(through) = rng.choice(held.entries.keys().copied().collect::<Vec<_>>()) {
                     held.compact(through);
                     open.log().compact(GroupId::new(group), through).unwrap();
-                    // A crash may undo a compaction that nothing followed.
+                    // Only the next append makes the compaction durable.
                     let state = hard_state(term, through);
                     held.recovered.hard_state = Some(state);
                     let write =
@@ -122,7 +122,7 @@ fn history(new: New<'_>, seed: u64) {
     }
 }
 
-fn any_write(rng: &mut fastrand::Rng, group: u64, held: &Group, term: u64) -> GroupWrite {
+fn any_write(rng: &mut fastrand::Rng, group: u64, held: &ModelGroup, term: u64) -> GroupWrite {
     let mut write = GroupWrite::new(GroupId::new(group));
     let (mut floor, mut last) = (held.recovered.truncated.index, held.recovered.last_index);
     if rng.u32(0..10) == 0 {
@@ -143,10 +143,10 @@ fn any_write(rng: &mut fastrand::Rng, group: u64, held: &Group, term: u64) -> Gr
     write
 }
 
-fn compare(open: &Open, model: &Model, rng: &mut fastrand::Rng) {
+fn compare(open: &OpenLogStore, model: &Model, rng: &mut fastrand::Rng) {
     let mut groups = open.log().groups().unwrap();
     groups.sort_unstable();
-    // A bare `installed` of a group that holds nothing may leave an empty shell.
+    // An `installed` without data may leave an empty group.
     groups.retain(|group| open.recover(*group) != Recovered::default());
     let expected = model.iter().filter(|(_, held)| !held.is_empty()).map(|(&id, _)| GroupId::new(id));
     assert_eq!(groups, expected.collect::<Vec<_>>());

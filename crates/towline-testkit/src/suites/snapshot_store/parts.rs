@@ -1,8 +1,8 @@
-//! Bodies in parts that come with their checksums.
+//! Bodies in parts with checksums.
 
 use super::*;
 
-/// Parts of a body: no part is empty, none is larger than asked, each is what its checksum says. The end stays the end.
+/// Reads all parts and checks sizes, checksums and the end.
 fn parts(reader: &mut dyn SnapshotReader, bytes_max: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some(part) = reader.next_part(bytes_max).unwrap() {
@@ -10,7 +10,7 @@ fn parts(reader: &mut dyn SnapshotReader, bytes_max: usize) -> Vec<u8> {
         assert_eq!(part.crc32c, crc32c::crc32c(&part.bytes), "at most {bytes_max}, at {}", bytes.len());
         bytes.extend_from_slice(&part.bytes);
     }
-    assert_eq!(reader.next_part(bytes_max).unwrap(), None, "the end is not the end");
+    assert_eq!(reader.next_part(bytes_max).unwrap(), None, "a part follows the end");
     bytes
 }
 
@@ -22,8 +22,8 @@ fn invalid<T: std::fmt::Debug>(outcome: io::Result<T>) -> bool {
     outcome.unwrap_err().kind() == io::ErrorKind::InvalidData
 }
 
-pub fn every_part_carries_its_own_checksum(new: New<'_>) {
-    let open = Open::new(new);
+pub fn every_part_carries_its_own_checksum(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let bytes = body(5 * chunk + 9, 1);
     let meta = open.put(&head(1), &bytes);
@@ -37,7 +37,7 @@ pub fn every_part_carries_its_own_checksum(new: New<'_>) {
         let mut reader = open.store().open(&meta, 5 * chunk as u64 - 3).unwrap();
         assert_eq!(parts(&mut *reader, bytes_max), bytes[5 * chunk - 3..]);
     }
-    // Sizes in turn: what is left of a chunk, then whole ones.
+    // Mixed sizes: the rest of a chunk, then whole chunks.
     let mut reader = open.store().open(&meta, 0).unwrap();
     let mut out = Vec::new();
     for bytes_max in [10, usize::MAX, 2 * chunk, 1, chunk].into_iter().cycle() {
@@ -48,16 +48,13 @@ pub fn every_part_carries_its_own_checksum(new: New<'_>) {
     assert!(out == bytes);
 }
 
-pub fn parts_end_before_damage_and_nothing_comes_behind_it(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn parts_end_before_damage(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let bytes = body(6 * chunk + 50, 1);
     for (number, at) in [0, chunk - 1, 2 * chunk, 5 * chunk + 1, 6 * chunk + 49].into_iter().enumerate() {
         let meta = open.put(&head(1 + number as u64), &bytes);
-        open.store = None;
-        open.fixture.flip(&meta, at);
-        open.fixture.restart();
-        open.store = Some(open.fixture.open());
+        open.damage(&meta, at);
         let sound = at - at % chunk;
         for bytes_max in [1000, chunk, 4 * chunk, usize::MAX] {
             for offset in [0, 1].map(|offset| offset.min(sound)) {
@@ -70,17 +67,17 @@ pub fn parts_end_before_damage_and_nothing_comes_behind_it(new: New<'_>) {
                     }
                 };
                 assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
-                assert!(out == bytes[offset..sound], "what comes before the damage is good");
+                assert!(out == bytes[offset..sound], "bytes before the damage differ");
                 for _ in 0..3 {
-                    assert!(reader.next_part(bytes_max).is_err(), "nothing comes behind the damage");
+                    assert!(reader.next_part(bytes_max).is_err(), "a part follows the damage");
                 }
             }
         }
     }
 }
 
-pub fn parts_stay_what_they_are_while_they_are_held(new: New<'_>) {
-    let open = Open::new(new);
+pub fn parts_do_not_change_while_they_are_held(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let bytes = body(20 * chunk + 9, 1);
     let meta = open.put(&head(1), &bytes);
@@ -97,12 +94,12 @@ pub fn parts_stay_what_they_are_while_they_are_held(new: New<'_>) {
     }
     drop(reader);
     for (at, part) in held {
-        assert!(part.bytes == bytes[at..at + part.bytes.len()], "the part at {at} is another now");
+        assert!(part.bytes == bytes[at..at + part.bytes.len()], "the part at {at} has changed");
     }
 }
 
-pub fn a_body_may_be_written_in_parts_of_any_size(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_body_may_be_written_in_parts_of_any_size(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let sizes = [1000, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk + 5, 64 * chunk];
     for (number, size) in sizes.into_iter().enumerate() {
@@ -110,7 +107,7 @@ pub fn a_body_may_be_written_in_parts_of_any_size(new: New<'_>) {
         let meta = meta_of(&head(1 + number as u64), &bytes);
         let mut writer = open.receive(&meta);
         for (number, part) in bytes.chunks(size).enumerate() {
-            // Also mixed with bytes that come without.
+            // Mixed with bytes without checksums.
             match number % 5 {
                 3 => writer.write_all(part).unwrap(),
                 _ => put_part(&mut *writer, part),
@@ -121,7 +118,6 @@ pub fn a_body_may_be_written_in_parts_of_any_size(new: New<'_>) {
         writer.verify(Some(&trailer(&meta))).unwrap();
         assert_eq!(writer.commit().unwrap(), meta);
         assert!(open.read(&meta, 0) == bytes, "{size}");
-        // As a file of this node's own.
         let mut writer = open.store().create(&meta.head).unwrap();
         bytes.chunks(size).for_each(|part| put_part(&mut *writer, part));
         writer.verify(None).unwrap();
@@ -131,8 +127,8 @@ pub fn a_body_may_be_written_in_parts_of_any_size(new: New<'_>) {
     }
 }
 
-pub fn a_broken_transfer_goes_on_in_parts(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_broken_transfer_resumes_in_parts(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     for (number, broken_at) in
         [1, chunk - 1, chunk, chunk + 1, 2 * chunk, 2 * chunk + 77].into_iter().enumerate()
@@ -153,11 +149,11 @@ pub fn a_broken_transfer_goes_on_in_parts(new: New<'_>) {
     }
 }
 
-pub fn a_part_whose_checksum_does_not_hold_is_not_taken(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_part_with_a_wrong_checksum_is_refused(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let mut number = 0;
-    // Before a part that begins where a chunk does, and one that does not.
+    // Parts at the start and in the middle of a chunk.
     for before in [0, 1, chunk, chunk + 9] {
         for length in [1, 1000, chunk, 2 * chunk, 2 * chunk + 9] {
             number += 1;
@@ -177,7 +173,7 @@ pub fn a_part_whose_checksum_does_not_hold_is_not_taken(new: New<'_>) {
                 assert!(invalid(writer.write_part(&bad, sum)), "byte {at} of {length} behind {before}");
             }
             assert!(invalid(writer.write_part(&[], 1)));
-            assert_eq!(writer.verified(), verified, "something of it was taken");
+            assert_eq!(writer.verified(), verified, "the writer took a refused part");
             writer.write_part(part, sum).unwrap();
             writer.verify(Some(&trailer(&meta))).unwrap();
             assert_eq!(writer.commit().unwrap(), meta);
@@ -185,8 +181,8 @@ pub fn a_part_whose_checksum_does_not_hold_is_not_taken(new: New<'_>) {
     }
 }
 
-pub fn a_part_beyond_the_end_is_refused_and_gone(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_part_beyond_the_end_is_refused_and_removed(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     for length in [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk + 7] {
         for more in [1, chunk, 2 * chunk] {
@@ -203,8 +199,8 @@ pub fn a_part_beyond_the_end_is_refused_and_gone(new: New<'_>) {
     }
 }
 
-pub fn a_part_after_verify_takes_the_verification_back(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_part_after_verify_voids_the_verification(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(3 * open.chunk(), 1);
     for length in [1, open.chunk()] {
         let mut writer = open.store().create(&head(1)).unwrap();

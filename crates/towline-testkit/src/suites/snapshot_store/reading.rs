@@ -1,9 +1,9 @@
-//! Reading, and what goes when nobody needs it.
+//! Reading, and removal of files.
 
 use super::*;
 
-pub fn a_read_begins_at_any_offset(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_read_begins_at_any_offset(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     for length in [0, 1, chunk, 2 * chunk + 9] {
         let bytes = body(length, 1);
@@ -16,8 +16,8 @@ pub fn a_read_begins_at_any_offset(new: New<'_>) {
     }
 }
 
-pub fn reads_of_any_size_give_the_same_bytes(new: New<'_>) {
-    let open = Open::new(new);
+pub fn reads_of_any_size_give_the_same_bytes(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk() + 9, 1);
     let meta = open.put(&head(1), &bytes);
     for size in [1, 1000, open.chunk(), open.chunk() + 1, 4 * open.chunk()] {
@@ -32,31 +32,28 @@ pub fn reads_of_any_size_give_the_same_bytes(new: New<'_>) {
             out.extend_from_slice(&buffer[..count]);
         }
         assert!(out == bytes[3..], "{size}");
-        assert_eq!(reader.read(&mut buffer).unwrap(), 0, "the end is not the end");
+        assert_eq!(reader.read(&mut buffer).unwrap(), 0, "bytes follow the end");
     }
 }
 
-pub fn a_reader_notices_damage(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn a_reader_detects_damage(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let bytes = body(3 * chunk + 50, 1);
     for (number, at) in [0, chunk - 1, 2 * chunk, 3 * chunk + 49].into_iter().enumerate() {
         let meta = open.put(&head(1 + number as u64), &bytes);
-        open.store = None;
-        open.fixture.flip(&meta, at);
-        open.fixture.restart();
-        open.store = Some(open.fixture.open());
+        open.damage(&meta, at);
         let mut reader = open.reader(&meta, 0);
         let mut out = Vec::new();
         let refused = reader.read_to_end(&mut out).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
-        assert!(out == bytes[..at - at % chunk], "what comes before the damage is good");
-        assert!(reader.read(&mut [0; 8]).is_err(), "nothing comes behind the damage");
+        assert!(out == bytes[..at - at % chunk], "bytes before the damage differ");
+        assert!(reader.read(&mut [0; 8]).is_err(), "bytes follow the damage");
     }
 }
 
-pub fn what_is_not_here_is_missing(new: New<'_>) {
-    let open = Open::new(new);
+pub fn an_absent_snapshot_is_missing(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let meta = meta_of(&head(1), b"body");
     let missing = |meta: &SnapshotMeta| {
         let answer = open.store().open(meta, 0);
@@ -66,13 +63,13 @@ pub fn what_is_not_here_is_missing(new: New<'_>) {
     open.put(&head(1), b"body");
     assert!(!missing(&meta));
     assert!(missing(&SnapshotMeta { head: head_of(B, 1, 3), ..meta.clone() }));
-    assert!(missing(&SnapshotMeta { length: meta.length + 1, ..meta.clone() }), "it would be cut short");
+    assert!(missing(&SnapshotMeta { length: meta.length + 1, ..meta.clone() }), "another length");
     open.store().retain(A, &[]).unwrap();
     assert!(missing(&meta));
 }
 
-pub fn retain_removes_what_is_not_kept(new: New<'_>) {
-    let mut open = Open::new(new);
+pub fn retain_removes_other_snapshots(new: NewSnapshotStore<'_>) {
+    let mut open = OpenSnapshotStore::new(new);
     let metas: Vec<_> = (1..=4).map(|index| open.put(&head(index), &body(10, index))).collect();
     open.store().retain(A, &[metas[1].content, metas[2].content]).unwrap();
     for _ in 0..2 {
@@ -88,8 +85,8 @@ pub fn retain_removes_what_is_not_kept(new: New<'_>) {
     assert_eq!(open.fixture.files(), 0);
 }
 
-pub fn retain_removes_what_broken_transfers_left(new: New<'_>) {
-    let open = Open::new(new);
+pub fn retain_removes_partial_files(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     open.leave(&meta, &bytes, open.chunk());
@@ -98,8 +95,8 @@ pub fn retain_removes_what_broken_transfers_left(new: New<'_>) {
     open.assert_gone(&meta);
 }
 
-pub fn retain_keeps_what_is_named(new: New<'_>) {
-    let open = Open::new(new);
+pub fn retain_keeps_named_files(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk(), 1);
     let (complete, left) = (open.put(&head(1), b"body"), meta_of(&head(2), &bytes));
     open.leave(&left, &bytes, open.chunk());
@@ -108,8 +105,8 @@ pub fn retain_keeps_what_is_named(new: New<'_>) {
     assert_eq!(open.finish(&left, &bytes), open.chunk());
 }
 
-pub fn retain_spares_what_is_being_written(new: New<'_>) {
-    let open = Open::new(new);
+pub fn retain_keeps_files_of_open_writers(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(2 * open.chunk() + 5, 1);
     let theirs = meta_of(&head(1), &bytes);
     let (mut received, mut own) = (open.receive(&theirs), open.store().create(&head(2)).unwrap());
@@ -128,8 +125,8 @@ pub fn retain_spares_what_is_being_written(new: New<'_>) {
     }
 }
 
-pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: New<'_>) {
-    let open = Open::new(new);
+pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(3 * open.chunk(), 1);
     let meta = open.put(&head(1), &bytes);
     let newer = open.put(&head(2), b"newer");
@@ -143,7 +140,7 @@ pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: New<'_>) {
     first.read_to_end(&mut out).unwrap();
     assert!(out == bytes);
     drop(first);
-    assert_eq!(open.fixture.files(), 2, "the second reader holds it still");
+    assert_eq!(open.fixture.files(), 2, "the second reader still holds the file");
     out.clear();
     second.read_to_end(&mut out).unwrap();
     assert!(out == bytes[1..]);
@@ -153,8 +150,8 @@ pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: New<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(newer));
 }
 
-pub fn a_file_that_is_kept_after_all_stays(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_file_that_is_retained_again_stays(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let meta = open.put(&head(1), b"body");
     let reader = open.store().open(&meta, 0).unwrap();
     open.store().retain(A, &[]).unwrap();
@@ -165,8 +162,8 @@ pub fn a_file_that_is_kept_after_all_stays(new: New<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(meta));
 }
 
-pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(new: New<'_>) {
-    let open = Open::new(new);
+pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let bytes = body(3 * open.chunk(), 1);
     let meta = open.put(&head(1), &bytes);
     let mut reader = open.reader(&meta, 0);
@@ -178,12 +175,12 @@ pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(new: New<'_>) {
     reader.read_to_end(&mut out).unwrap();
     assert!(out == bytes);
     drop(reader);
-    assert_eq!(open.read(&meta, 0), bytes, "it came again and is wanted");
+    assert_eq!(open.read(&meta, 0), bytes, "the snapshot was stored again");
     assert_eq!(open.fixture.files(), 1);
 }
 
-pub fn many_threads_write_and_read(new: New<'_>) {
-    let open = Open::new(new);
+pub fn many_threads_write_and_read(new: NewSnapshotStore<'_>) {
+    let open = OpenSnapshotStore::new(new);
     let chunk = open.chunk();
     let (done, finished) = mpsc::channel();
     let store = open.store.clone().unwrap();

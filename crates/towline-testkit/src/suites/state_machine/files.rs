@@ -1,80 +1,69 @@
-//! What a [`StateMachine`] with files must do when one of them is damaged while the machine is closed.
+//! How a [`StateMachine`] with files must react to damage of a file while the machine is closed.
 //!
-//! A file is lost, cut, replaced by an older copy of itself or by another file. Then the machine may refuse to open; or
-//! open at an earlier place, with the state of that place; or fail at the first read that touches the damage. It must
-//! never show older values than its place says, nor values of two places at once.
+//! A file is lost, cut, or replaced by an older copy or by another file. The machine may then refuse to open, open with the
+//! state of an earlier log position, or fail at the first read of the damage. It must never show a state that its log
+//! position never had.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Fixture, New, entry, meta, place};
+use super::{NewStateMachine, StateMachineFixture, entry, meta, position};
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::state_machine::{ApplyBatch, Replies, StateMachine};
 
 /// A state machine under test that keeps files.
-pub trait FilesFixture: Fixture {
-    /// The directory that has all of its files and nothing else.
+pub trait FilesFixture: StateMachineFixture {
+    /// The directory with all files of the machine and no others.
     fn dir(&self) -> PathBuf;
 
-    /// Opens the machine on what the directory holds.
+    /// Opens the machine on its directory.
     ///
     /// # Errors
     /// Why the machine refuses to open.
     fn try_open(&mut self) -> Result<Self::Machine, String>;
 
-    /// As [`Fixture::contents`].
+    /// Like [`StateMachineFixture::contents`], with errors.
     ///
     /// # Errors
-    /// Why something could not be read.
+    /// Why a value could not be read.
     fn try_contents(&self, view: &<Self::Machine as StateMachine>::View) -> Result<Vec<u8>, String>;
 }
 
-/// One `#[test]` for each kind of damage to the files of a machine, in a module of its own. The second argument makes a
-/// new, empty [`FilesFixture`](crate::suites::state_machine::files::FilesFixture).
+/// Makes a module with one `#[test]` for each kind of damage to the files of a machine. The second argument makes an empty
+/// [`FilesFixture`](crate::suites::state_machine::files::FilesFixture).
 #[macro_export]
 macro_rules! state_machine_files_suite {
     ($module:ident, $new:expr) => {
-        $crate::state_machine_files_suite!(@tests $module, $new;
+        $crate::__suite!(state_machine_files, $module, &mut $new;
             no_value_is_wrong_after_a_file_was_lost
             no_value_is_wrong_after_a_file_was_cut
             no_value_is_wrong_after_a_file_was_replaced_by_an_older_copy
             no_value_is_wrong_after_a_file_was_replaced_by_another
         );
     };
-    (@tests $module:ident, $new:expr; $($check:ident)*) => {
-        mod $module {
-            use super::*;
-            $(
-                #[test]
-                fn $check() {
-                    $crate::suites::state_machine::files::$check(&mut $new);
-                }
-            )*
-        }
-    };
 }
 
-/// What the log of the group ends with while the damage is done.
+/// The last index of the log when the file is damaged.
 const REACHED: u64 = 8;
-/// How far the machine goes on afterwards, with a flush after each second command: merging what was flushed must not bring
-/// anything back.
+/// The index that the machine reaches afterwards. It flushes after each second command, because a merge must not bring old
+/// values back.
 const LAST: u64 = 14;
-/// Where the snapshot stands that one of the histories begins with.
+/// The index of the snapshot with which one history begins.
 const RESTORED: u64 = 5;
 
-/// The bytes of a file without the zeros that it ends with, and its length: files are often allocated ahead.
+/// The bytes of a file without trailing zeros, and its length. Files are often allocated ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Content {
+struct FileContent {
     bytes: Vec<u8>,
     length: u64,
 }
 
 /// The files of a machine, by their path in the directory.
-type Image = BTreeMap<PathBuf, Content>;
+type FilesImage = BTreeMap<PathBuf, FileContent>;
 
-fn image(dir: &Path) -> Image {
-    let (mut files, mut dirs) = (Image::new(), vec![dir.to_owned()]);
+fn image(dir: &Path) -> FilesImage {
+    let (mut files, mut dirs) = (FilesImage::new(), vec![dir.to_owned()]);
     while let Some(next) = dirs.pop() {
         for entry in fs::read_dir(next).unwrap() {
             let path = entry.unwrap().path();
@@ -85,13 +74,13 @@ fn image(dir: &Path) -> Image {
             let mut bytes = fs::read(&path).unwrap();
             let length = bytes.len() as u64;
             bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
-            files.insert(path.strip_prefix(dir).unwrap().to_owned(), Content { bytes, length });
+            files.insert(path.strip_prefix(dir).unwrap().to_owned(), FileContent { bytes, length });
         }
     }
     files
 }
 
-fn write_image(dir: &Path, files: &Image) {
+fn write_image(dir: &Path, files: &FilesImage) {
     if dir.exists() {
         fs::remove_dir_all(dir).unwrap();
     }
@@ -104,32 +93,32 @@ fn write_image(dir: &Path, files: &Image) {
     }
 }
 
-/// How a closed machine came to be at [`REACHED`].
-struct History {
+/// A closed machine at [`REACHED`], and how it got there.
+struct FilesHistory {
     name: &'static str,
-    files: Image,
-    /// Earlier ones, oldest first.
-    older: Vec<Image>,
-    /// The log has no entries up to here.
+    files: FilesImage,
+    /// Earlier files, oldest first.
+    older: Vec<FilesImage>,
+    /// The log starts after this index.
     begins_after: u64,
     snapshot: Option<(SnapshotMeta, Vec<u8>)>,
 }
 
-/// What a machine shows and answers that nothing happened to.
+/// The states and replies of an undamaged machine.
 struct Expected {
     contents: BTreeMap<u64, Vec<u8>>,
     replies: BTreeMap<u64, Vec<u8>>,
-    histories: Vec<History>,
+    histories: Vec<FilesHistory>,
 }
 
 fn apply<F: FilesFixture>(fixture: &F, machine: &mut F::Machine, index: u64) -> Result<Vec<u8>, String> {
     let entries = [entry(fixture, index)];
     let mut replies = Replies::with_capacity(1);
-    machine.apply(ApplyBatch::new(&entries, place(index)), &mut replies).map_err(|e| e.to_string())?;
+    machine.apply(ApplyBatch::new(&entries, position(index)), &mut replies).map_err(|e| e.to_string())?;
     Ok(replies.into_vec().iter().map(|reply| fixture.reply(reply)).next().expect("a reply"))
 }
 
-fn expected<F: FilesFixture>(new: New<'_, F>) -> Expected {
+fn expected<F: FilesFixture>(new: NewStateMachine<'_, F>) -> Expected {
     let mut fixture = new();
     let mut machine = fixture.open();
     let (mut contents, mut replies) = (BTreeMap::new(), BTreeMap::new());
@@ -148,12 +137,12 @@ fn expected<F: FilesFixture>(new: New<'_, F>) -> Expected {
     Expected { contents, replies, histories }
 }
 
-/// Some commands, a restart after each two of them, a snapshot instead of those up to [`RESTORED`] if there is one.
+/// Applies commands with a restart after every two. A snapshot replaces the commands through [`RESTORED`].
 fn history<F: FilesFixture>(
-    new: New<'_, F>,
+    new: NewStateMachine<'_, F>,
     name: &'static str,
     snapshot: Option<(SnapshotMeta, Vec<u8>)>,
-) -> History {
+) -> FilesHistory {
     let mut fixture = new();
     let mut older = Vec::new();
     let mut index = 0;
@@ -161,7 +150,7 @@ fn history<F: FilesFixture>(
         let mut machine = fixture.open();
         assert_eq!(
             machine.durable(),
-            place(index),
+            position(index),
             "{name}: this suite is for machines that store what they flush"
         );
         match &snapshot {
@@ -182,21 +171,21 @@ fn history<F: FilesFixture>(
     }
     let files = older.pop().unwrap();
     let begins_after = if snapshot.is_some() { RESTORED } else { 0 };
-    History { name, files, older, begins_after, snapshot }
+    FilesHistory { name, files, older, begins_after, snapshot }
 }
 
-/// Opens the machine on damaged files, brings it up to the end of the log as the engine does, and lets it go on. It may
-/// stop with an error anywhere. What it shows and answers before must be right.
+/// Opens the machine on damaged files, applies the log like the engine, and continues. The machine may fail at any time, but
+/// its states and replies before must be right.
 fn go_on<F: FilesFixture>(
     fixture: &mut F,
     expected: &Expected,
-    history: &History,
+    history: &FilesHistory,
     case: &str,
 ) -> Result<(), String> {
     let mut machine = fixture.try_open()?;
     let durable = machine.durable();
     assert!(
-        durable == place(durable.index) && durable.index <= REACHED,
+        durable == position(durable.index) && durable.index <= REACHED,
         "{case}: the machine claims to be at {durable:?}"
     );
     let mut at = durable.index;
@@ -223,12 +212,15 @@ fn go_on<F: FilesFixture>(
     }
     drop(machine);
     let machine = fixture.try_open()?;
-    assert_eq!(machine.durable(), place(LAST), "{case}: opened once more");
+    assert_eq!(machine.durable(), position(LAST), "{case}: opened again");
     seen(fixture, &machine, LAST)
 }
 
-/// Damages each file of each history. `damage` gives the ways to do it to one file: a name, and the files afterwards.
-fn damage_each<F: FilesFixture>(new: New<'_, F>, damage: impl Fn(&History, &Path) -> Vec<(String, Image)>) {
+/// Damages each file of each history. `damage` returns the ways to damage one file: a name, and the files afterwards.
+fn damage_each<F: FilesFixture>(
+    new: NewStateMachine<'_, F>,
+    damage: impl Fn(&FilesHistory, &Path) -> Vec<(String, FilesImage)>,
+) {
     let expected = expected(new);
     for history in &expected.histories {
         let mut sound = new();
@@ -241,7 +233,7 @@ fn damage_each<F: FilesFixture>(new: New<'_, F>, damage: impl Fn(&History, &Path
                 let case = format!("{}, {} {how}", history.name, name.display());
                 let mut fixture = new();
                 write_image(&fixture.dir(), &files);
-                // An error is an answer.
+                // Errors are allowed.
                 let _ = go_on(&mut fixture, &expected, history, &case);
                 cases += 1;
             }
@@ -250,13 +242,13 @@ fn damage_each<F: FilesFixture>(new: New<'_, F>, damage: impl Fn(&History, &Path
     }
 }
 
-fn with(history: &History, name: &Path, content: Content) -> Image {
+fn with(history: &FilesHistory, name: &Path, content: FileContent) -> FilesImage {
     let mut files = history.files.clone();
     files.insert(name.to_owned(), content);
     files
 }
 
-pub fn no_value_is_wrong_after_a_file_was_lost<F: FilesFixture>(new: New<'_, F>) {
+pub fn no_value_is_wrong_after_a_file_was_lost<F: FilesFixture>(new: NewStateMachine<'_, F>) {
     damage_each(new, |history, name| {
         let mut files = history.files.clone();
         files.remove(name);
@@ -264,30 +256,32 @@ pub fn no_value_is_wrong_after_a_file_was_lost<F: FilesFixture>(new: New<'_, F>)
     });
 }
 
-pub fn no_value_is_wrong_after_a_file_was_cut<F: FilesFixture>(new: New<'_, F>) {
+pub fn no_value_is_wrong_after_a_file_was_cut<F: FilesFixture>(new: NewStateMachine<'_, F>) {
     damage_each(new, |history, name| {
         let whole = &history.files[name];
         let used = whole.bytes.len();
         let cuts = [0, used / 2, used.saturating_sub(1)];
         let cuts = cuts.into_iter().filter(|cut| *cut < used || whole.length > 0 && *cut == 0);
         let cut = |cut: usize| {
-            let content = Content { bytes: whole.bytes[..cut].to_vec(), length: cut as u64 };
+            let content = FileContent { bytes: whole.bytes[..cut].to_vec(), length: cut as u64 };
             (format!("cut at {cut} of {used}"), with(history, name, content))
         };
         cuts.map(cut).collect()
     });
 }
 
-pub fn no_value_is_wrong_after_a_file_was_replaced_by_an_older_copy<F: FilesFixture>(new: New<'_, F>) {
+pub fn no_value_is_wrong_after_a_file_was_replaced_by_an_older_copy<F: FilesFixture>(
+    new: NewStateMachine<'_, F>,
+) {
     damage_each(new, |history, name| {
-        let mut copies: Vec<(String, Content)> = Vec::new();
+        let mut copies: Vec<(String, FileContent)> = Vec::new();
         for (number, older) in history.older.iter().enumerate() {
             let Some(content) = older.get(name) else { continue };
             if *content != history.files[name] && !copies.iter().any(|(_, known)| known == content) {
                 copies.push((format!("of image {number}"), content.clone()));
             }
         }
-        // With the files of then that are gone now, as a restored backup of some files has them.
+        // Also with the removed files of that time, as in a partly restored backup.
         let mut all = Vec::new();
         for (how, content) in copies {
             let mut files = with(history, name, content);
@@ -301,7 +295,7 @@ pub fn no_value_is_wrong_after_a_file_was_replaced_by_an_older_copy<F: FilesFixt
     });
 }
 
-pub fn no_value_is_wrong_after_a_file_was_replaced_by_another<F: FilesFixture>(new: New<'_, F>) {
+pub fn no_value_is_wrong_after_a_file_was_replaced_by_another<F: FilesFixture>(new: NewStateMachine<'_, F>) {
     damage_each(new, |history, name| {
         let mine = &history.files[name];
         let others: Vec<_> = history.files.iter().filter(|(_, content)| *content != mine).collect();

@@ -1,4 +1,6 @@
-//! The cases, by what they are about.
+//! The cases, by topic.
+
+#![allow(missing_docs)] // the name of a case and the sentence in its body document it
 
 pub(super) mod ends;
 pub(super) mod handshake;
@@ -9,5 +11,24 @@ pub(super) mod snapshot_ends;
 pub(super) mod snapshots;
 pub(super) mod strangers;
 
-/// What every case gets.
-type Fixture = std::sync::Arc<dyn super::TransportFixture>;
+// What most cases use, for `use super::*`.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep, timeout};
+use towline_engine::message::{Batch, Lane};
+use towline_engine::transport::{
+    CHUNK_BYTES_MAX, ConnectError, Connected, Hello, LinkClosed, OfferAnswer, Peer, ProgressCell, Refusal,
+    SnapshotReceipt, SnapshotRefusal, Transfer, TransferError, TransferPhase, TransferProgress, Violation,
+};
+
+use super::harness::{
+    ListeningNode, NOT_YET, Opened, TransportCase, chain, heartbeat, run, with_host, with_snapshots,
+};
+use super::snapshot::TestSnapshot;
+use super::{LANE_DELAY_MAX, Path, TransportFixture};
+use crate::cluster::node_id as node;
+use crate::doubles::{InboundLog, LinkLog, OfferReply, SinkScript, append, batch, hello};
+
+/// The argument of each case.
+type SharedFixture = Arc<dyn TransportFixture>;

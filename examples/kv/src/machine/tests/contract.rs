@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use towline_testkit::suites::state_machine::Fixture;
+use towline_testkit::suites::state_machine::StateMachineFixture;
 use towline_testkit::suites::state_machine::files::FilesFixture;
 
 use super::*;
@@ -17,7 +17,7 @@ impl OnDisk {
     }
 }
 
-impl Fixture for OnDisk {
+impl StateMachineFixture for OnDisk {
     type Machine = KvMachine;
 
     fn open(&mut self) -> KvMachine {

@@ -1,289 +1,264 @@
-//! Every way a link ends, and what is told of it.
+//! Every way a link ends, and what it reports then.
 
-use std::time::Instant;
-
-use tokio::time::timeout;
-use towline_engine::message::Lane;
-use towline_engine::transport::{LinkClosed, Peer, Refusal, Violation};
-
-use super::super::bench::{Bench, NOT_YET, Opened, heartbeat, hello, numbered, run};
-use super::super::engine::Host;
-use super::Fixture;
 use super::handshake::reconnect;
+use super::*;
 
 const ONCE: &str = "when a link dies, `LinkFeedback::closed` is called exactly once";
 
 /// One link of each lane.
-async fn both(bench: &Bench, host: &Host) -> Vec<Opened> {
-    vec![bench.open(host, Lane::Control).await, bench.open(host, Lane::Append).await]
+async fn both(case: &TransportCase, host: &ListeningNode) -> Vec<Opened> {
+    vec![case.open(host, Lane::Control).await, case.open(host, Lane::Append).await]
 }
 
-/// What the listening side did not end by itself, it ended as a peer or broke.
-async fn ended_by_the_other_side(bench: &Bench, opened: &Opened) {
-    match opened.ear.closed(bench).await {
+/// Checks that a link reports an end by its peer or a break.
+async fn ended_by_the_other_side(case: &TransportCase, opened: &Opened) {
+    match case.closed(&opened.log).await {
         LinkClosed::ByPeer { .. } | LinkClosed::Broken { .. } => {}
-        other => bench.fail(format_args!("the cause is {other:?}, where the peer went")),
+        other => case.fail(format_args!("the cause is {other:?}, although the listening side ended it")),
     }
 }
 
-/// A dead link takes nothing for long: at the latest once its flow control is full, a dispatch fails.
-async fn takes_nothing_more(bench: &Bench, opened: &mut Opened) {
-    let failing = async { while opened.link.dispatch(numbered(9, 1 << 10)).await.is_ok() {} };
-    bench.within("the failure of a dispatch on a dead link", failing).await;
+/// A dispatch on a dead link fails, at the latest once flow control is full.
+async fn takes_nothing_more(case: &TransportCase, opened: &mut Opened) {
+    let failing = async { while opened.link.dispatch(batch(9, 1 << 10)).await.is_ok() {} };
+    case.within("the failure of a dispatch on a dead link", failing).await;
 }
 
-/// Both ends let go of everything.
-pub fn a_dropped_link_is_told_once_and_lets_go_of_the_session(fixture: Fixture) {
-    run(fixture, ONCE, async |bench| {
-        let host = bench.host().await;
-        for opened in both(bench, &host).await {
+pub fn a_dropped_link_closes_once_and_ends_the_session(fixture: SharedFixture) {
+    with_host(fixture, ONCE, async |case, host| {
+        for opened in both(case, &host).await {
             drop(opened.link);
-            let cause = opened.ear.closed(bench).await;
-            bench.equal("the cause", &cause, &LinkClosed::Abandoned);
+            let cause = case.closed(&opened.log).await;
+            case.equal("the cause", &cause, &LinkClosed::Abandoned);
         }
-        host.engine.until(bench, "the end of the sessions", |log| log.sessions == 0).await;
+        host.until(case, "the end of the sessions", |log| log.sessions == 0).await;
     });
 }
 
-/// While a sender goes on: nothing is delivered once `shutdown` has returned.
-pub fn a_listener_shut_down_ends_every_link(fixture: Fixture) {
-    run(fixture, "`shutdown` closes what was accepted and returns when that is done", async |bench| {
-        let mut host = bench.host().await;
-        let mut links = both(bench, &host).await;
-        let mut sender = links.pop().unwrap();
-        let sending = tokio::spawn(async move {
-            let mut index = 0;
-            while sender.link.dispatch(numbered(index, 100)).await.is_ok() {
-                index += 1;
-                tokio::task::yield_now().await;
-            }
-            sender
-        });
-        host.engine.until(bench, "a delivery", |log| !log.delivered.is_empty()).await;
-        host.shut_down(bench).await;
-        let delivered = host.engine.look(|log| log.delivered.len());
-        let sender = bench.join("the failure of a dispatch after shutdown", sending).await;
-        for opened in &links {
-            ended_by_the_other_side(bench, opened).await;
-        }
-        // Its own failure may have been first.
-        sender.ear.closed(bench).await;
-        let after = host.engine.look(|log| (log.delivered.len(), log.sessions));
-        bench.equal("deliveries and sessions after shutdown", &after, &(delivered, 0));
-    });
-}
-
-/// The same without a word of farewell.
-pub fn a_dropped_listener_ends_every_link(fixture: Fixture) {
-    run(fixture, "dropping a listener stops accepting and closes what was accepted", async |bench| {
-        let mut host = bench.host().await;
-        let mut links = both(bench, &host).await;
-        host.drop_listener();
-        for opened in &mut links {
-            ended_by_the_other_side(bench, opened).await;
-            takes_nothing_more(bench, opened).await;
-        }
-        host.engine.until(bench, "the end of the sessions", |log| log.sessions == 0).await;
-        let refused = async { while bench.connect(&host, Lane::Append).await.0.is_ok() {} };
-        bench.within("the failure of a connect to a dropped listener", refused).await;
-    });
-}
-
-/// The sender has nothing more to say and only waits: it still hears that what it handed over is lost.
-pub fn a_link_with_a_batch_under_way_tells_of_its_end(fixture: Fixture) {
-    run(fixture, ONCE, async |bench| {
-        let mut host = bench.host().await;
-        let mut opened = bench.open(&host, Lane::Append).await;
-        for index in 0..2 {
-            bench.dispatch(&mut opened, numbered(index, 100)).await;
-        }
-        host.drop_listener();
-        ended_by_the_other_side(bench, &opened).await;
-    });
-}
-
-/// The other lane of the same peer goes on.
-pub fn a_violation_ends_its_lane_alone_with_its_reason(fixture: Fixture) {
-    run(fixture, "a `Violation` closes the lane; the sender hears why", async |bench| {
-        let host = bench.host().await;
-        host.engine.takes(|lane, _| match lane {
-            Lane::Append => Err(Violation { detail: "five hundred".into() }),
-            Lane::Control => Ok(Vec::new()),
-        });
-        let mut control = bench.open(&host, Lane::Control).await;
-        let mut opened = bench.open(&host, Lane::Append).await;
-        bench.dispatch(&mut opened, numbered(1, 10)).await;
-        match opened.ear.closed(bench).await {
-            // It is this side that did it, and the peer that said so.
-            LinkClosed::ByPeer { detail } if detail.contains("five hundred") => {}
-            other => bench.fail(format_args!("the cause is {other:?}, not the violation")),
-        }
-        takes_nothing_more(bench, &mut opened).await;
-        bench.dispatch(&mut control, heartbeat(1)).await;
-        host.engine.until(bench, "a delivery on the other lane", |log| log.count(Lane::Control) == 1).await;
-        bench.hold(!control.ear.is_closed(), "the other lane closed too");
-        host.engine.until(bench, "the end of the session", |log| log.sessions == 1).await;
-    });
-}
-
-/// What was cut out of the middle of a stream must not be followed by anything.
-pub fn a_dispatch_dropped_midway_poisons_the_link(fixture: Fixture) {
-    run(
+/// While a sender goes on: no batch is delivered after `shutdown` returned.
+pub fn shutdown_of_a_listener_ends_every_link(fixture: SharedFixture) {
+    with_host(
         fixture,
-        "when the future of `dispatch` is dropped before it ended, the link is done",
-        async |bench| {
-            let host = bench.host().await;
-            host.engine.appends.shut();
-            let mut opened = bench.open(&host, Lane::Append).await;
-            let mut index = 0;
-            let filled = async {
-                // Until one has to wait; its future is dropped with the timeout.
-                while let Ok(dispatched) =
-                    timeout(NOT_YET, opened.link.dispatch(numbered(index, 64 << 10))).await
-                {
-                    bench.hold(dispatched.is_ok(), "a dispatch on a healthy link fails");
+        "`shutdown` closes what was accepted and returns when that is done",
+        async |case, mut host| {
+            let mut links = both(case, &host).await;
+            let mut sender = links.pop().unwrap();
+            let sending = tokio::spawn(async move {
+                let mut index = 0;
+                while sender.link.dispatch(batch(index, 100)).await.is_ok() {
                     index += 1;
+                    tokio::task::yield_now().await;
                 }
-            };
-            bench.within("the first dispatch that has to wait", filled).await;
-            let after =
-                bench.within("a dispatch after a dropped one", opened.link.dispatch(numbered(999_999, 10)));
-            bench.hold(after.await.is_err(), "the link goes on after a dispatch was dropped midway");
-            drop(opened.link);
-            opened.ear.closed(bench).await;
-            host.engine.appends.open();
-            host.engine.until(bench, "the end of the session", |log| log.sessions == 0).await;
-            let came = host.engine.look(|log| log.indexes(Lane::Append));
-            let prefix = came.iter().copied().eq(0..came.len() as u64) && came.len() as u64 <= index + 1;
-            bench.hold(prefix, format_args!("{came:?} arrived"));
+                sender
+            });
+            host.until(case, "a delivery", |log| !log.delivered.is_empty()).await;
+            host.shut_down(case).await;
+            let delivered = host.inbound.look(|log| log.delivered.len());
+            let sender = case.join("the failure of a dispatch after shutdown", sending).await;
+            for opened in &links {
+                ended_by_the_other_side(case, opened).await;
+            }
+            // Its own failure may have been first.
+            case.closed(&sender.log).await;
+            let after = host.inbound.look(|log| (log.delivered.len(), log.sessions));
+            case.equal("deliveries and sessions after shutdown", &after, &(delivered, 0));
         },
     );
 }
 
-/// The feedback belongs to the link from the moment of the call, also when there will be none.
-pub fn a_failed_connect_is_told_once(fixture: Fixture) {
-    run(fixture, ONCE, async |bench| {
-        let host = bench.host().await;
-        host.engine.admits(|_, _| Err(Refusal::ShuttingDown));
-        let (answer, ear) = bench.connect(&host, Lane::Append).await;
-        bench.hold(answer.is_err(), "a refused dialler is let in");
-        ear.closed(bench).await;
+/// Without `shutdown`.
+pub fn a_dropped_listener_ends_every_link(fixture: SharedFixture) {
+    with_host(
+        fixture,
+        "dropping a listener stops accepting and closes what was accepted",
+        async |case, mut host| {
+            let mut links = both(case, &host).await;
+            host.drop_listener();
+            for opened in &mut links {
+                ended_by_the_other_side(case, opened).await;
+                takes_nothing_more(case, opened).await;
+            }
+            host.until(case, "the end of the sessions", |log| log.sessions == 0).await;
+            let refused = async { while case.connect(&host, Lane::Append).await.0.is_ok() {} };
+            case.within("the failure of a connect to a dropped listener", refused).await;
+        },
+    );
+}
+
+/// The sender is idle, so only the feedback can report that its last batches are lost.
+pub fn a_link_with_batches_in_flight_reports_its_end(fixture: SharedFixture) {
+    with_host(fixture, ONCE, async |case, mut host| {
+        let mut opened = case.open(&host, Lane::Append).await;
+        for index in 0..2 {
+            case.dispatch(&mut opened, batch(index, 100)).await;
+        }
+        host.drop_listener();
+        ended_by_the_other_side(case, &opened).await;
     });
 }
 
-/// While the listener has not answered; nothing of it is left behind.
-pub fn a_connect_dropped_midway_is_told_once_and_leaves_nothing(fixture: Fixture) {
-    run(fixture, "dropping the future of `connect` gives the attempt up", async |bench| {
-        let host = bench.host().await;
-        host.engine.admit.shut();
-        let (task, ear) = bench.dial(&host, Lane::Append);
-        host.engine.until(bench, "the question to the listener", |log| !log.asked.is_empty()).await;
+/// The other lane of the same peer stays open.
+pub fn a_violation_closes_one_lane_with_its_reason(fixture: SharedFixture) {
+    with_host(fixture, "a `Violation` closes the lane; the sender hears why", async |case, host| {
+        host.inbound.on_deliver(|lane, _| match lane {
+            Lane::Append => Err(Violation { detail: "five hundred".into() }),
+            Lane::Control => Ok(Vec::new()),
+        });
+        let mut control = case.open(&host, Lane::Control).await;
+        let mut opened = case.open(&host, Lane::Append).await;
+        case.dispatch(&mut opened, batch(1, 10)).await;
+        match case.closed(&opened.log).await {
+            LinkClosed::ByPeer { detail } if detail.contains("five hundred") => {}
+            other => case.fail(format_args!("the cause is {other:?}, not the violation")),
+        }
+        takes_nothing_more(case, &mut opened).await;
+        case.dispatch(&mut control, heartbeat(1)).await;
+        host.until(case, "a delivery on the other lane", |log| log.count(Lane::Control) == 1).await;
+        case.hold(!control.log.is_closed(), "the other lane closed too");
+        host.until(case, "the end of the session", |log| log.sessions == 1).await;
+    });
+}
+
+/// Nothing may follow a batch that was cut in the middle.
+pub fn a_dropped_dispatch_ends_the_link(fixture: SharedFixture) {
+    with_host(
+        fixture,
+        "a link ends when the future of `dispatch` is dropped before its end",
+        async |case, host| {
+            host.inbound.append_gate.shut();
+            let mut opened = case.open(&host, Lane::Append).await;
+            let mut index = 0;
+            let filled = async {
+                // The timeout drops the future of the first dispatch that waits.
+                while let Ok(dispatched) =
+                    timeout(NOT_YET, opened.link.dispatch(batch(index, 64 << 10))).await
+                {
+                    case.hold(dispatched.is_ok(), "a dispatch on a healthy link fails");
+                    index += 1;
+                }
+            };
+            case.within("the first dispatch that waits", filled).await;
+            let after =
+                case.within("a dispatch after a dropped one", opened.link.dispatch(batch(999_999, 10)));
+            case.hold(after.await.is_err(), "the link goes on after a dispatch was dropped");
+            drop(opened.link);
+            case.closed(&opened.log).await;
+            host.inbound.append_gate.open();
+            host.until(case, "the end of the session", |log| log.sessions == 0).await;
+            let came = host.inbound.look(|log| log.indexes(Lane::Append));
+            let prefix = came.iter().copied().eq(0..came.len() as u64) && came.len() as u64 <= index + 1;
+            case.hold(prefix, format_args!("{came:?} arrived"));
+        },
+    );
+}
+
+/// `connect` owns the feedback from the call on, also when no link results.
+pub fn a_failed_connect_closes_once(fixture: SharedFixture) {
+    with_host(fixture, ONCE, async |case, host| {
+        host.inbound.on_admit(|_, _| Err(Refusal::ShuttingDown));
+        let (answer, log) = case.connect(&host, Lane::Append).await;
+        case.hold(answer.is_err(), "a refused dialler is admitted");
+        case.closed(&log).await;
+    });
+}
+
+/// The listener has not answered yet when the future is dropped.
+pub fn a_dropped_connect_closes_once_and_leaves_nothing(fixture: SharedFixture) {
+    with_host(fixture, "dropping the future of `connect` aborts the attempt", async |case, host| {
+        host.inbound.admit_gate.shut();
+        let (task, log) = case.dial(&host, Lane::Append);
+        host.until(case, "the call of `admit`", |log| !log.asked.is_empty()).await;
         task.abort();
-        bench.within("the end of the task", task).await.ok();
-        host.engine.admit.open();
-        ear.closed(bench).await;
-        let what = "the listener letting go of a dialler that gave up";
-        host.engine.until(bench, what, |log| log.sessions == 0).await;
-        bench.open(&host, Lane::Append).await;
+        case.within("the end of the task", task).await.ok();
+        host.inbound.admit_gate.open();
+        case.closed(&log).await;
+        let what = "the end of the abandoned session";
+        host.until(case, what, |log| log.sessions == 0).await;
+        case.open(&host, Lane::Append).await;
     });
 }
 
-/// A path to the host, and a link of each lane on it.
-async fn over_a_path(bench: &Bench, host: &Host) -> Option<(Box<dyn super::super::Path>, Vec<Opened>)> {
-    let path = bench.within("a path", bench.fixture.path(&host.address)).await?;
+/// A path to the host, and one link of each lane over it.
+async fn over_a_path(case: &TransportCase, host: &ListeningNode) -> Option<(Box<dyn Path>, Vec<Opened>)> {
+    let path = case.within("a path", case.fixture.path(&host.address)).await?;
     let mut links = Vec::new();
     for lane in Lane::ALL {
         let to = Peer { id: host.node, address: path.address() };
-        let mut opened = bench.open_as(hello(1, host.node), to, lane).await;
-        bench.dispatch(&mut opened, heartbeat(1)).await;
-        host.engine.until(bench, "a delivery over the path", |log| log.count(lane) == 1).await;
+        let mut opened = case.open_as(host.hello(1), to, lane).await;
+        case.dispatch(&mut opened, heartbeat(1)).await;
+        host.until(case, "a delivery over the path", |log| log.count(lane) == 1).await;
         links.push(opened);
     }
     Some((path, links))
 }
 
-/// Nothing is being sent. Needs [`TransportFixture::path`].
-///
-/// [`TransportFixture::path`]: super::super::TransportFixture::path
-pub fn a_cut_idle_link_is_noticed(fixture: Fixture) {
-    run(fixture, ONCE, async |bench| {
-        let host = bench.host().await;
-        let Some((path, links)) = over_a_path(bench, &host).await else { return };
+/// Needs [`TransportFixture::path`].
+pub fn a_cut_idle_link_is_noticed(fixture: SharedFixture) {
+    with_host(fixture, ONCE, async |case, host| {
+        let Some((path, links)) = over_a_path(case, &host).await else { return };
         path.cut();
         for mut opened in links {
-            ended_by_the_other_side(bench, &opened).await;
-            takes_nothing_more(bench, &mut opened).await;
+            ended_by_the_other_side(case, &opened).await;
+            takes_nothing_more(case, &mut opened).await;
         }
-        host.engine.until(bench, "the listener's end of the links", |log| log.sessions == 0).await;
+        host.until(case, "the listener's end of the links", |log| log.sessions == 0).await;
     });
 }
 
-/// Within the bound the transport names, and not at once either. Needs [`TransportFixture::path`].
-///
-/// [`TransportFixture::path`]: super::super::TransportFixture::path
-pub fn a_silent_idle_link_is_noticed(fixture: Fixture) {
-    run(fixture, "a transport names the time after which an idle link is known to be dead", async |bench| {
-        let Some(silence_max) = bench.can.silence_max else { return };
-        let host = bench.host().await;
-        let Some((path, links)) = over_a_path(bench, &host).await else { return };
+/// Within `silence_max`. Needs [`TransportFixture::path`].
+pub fn a_silent_idle_link_is_noticed(fixture: SharedFixture) {
+    run(fixture, "a transport names the time after which an idle link is known to be dead", async |case| {
+        let Some(silence_max) = case.can.silence_max else { return };
+        let host = case.host_of(2).await;
+        let Some((path, links)) = over_a_path(case, &host).await else { return };
         let since = Instant::now();
         path.black_hole();
         for opened in &links {
-            ended_by_the_other_side(bench, opened).await;
+            ended_by_the_other_side(case, opened).await;
         }
         let took = since.elapsed();
-        bench.hold(took <= silence_max, format_args!("it took {took:?}, not {silence_max:?}"));
+        case.hold(took <= silence_max, format_args!("it took {took:?}, not {silence_max:?}"));
     });
 }
 
-/// Again and again.
-pub fn after_a_restart_the_same_address_works(fixture: Fixture) {
-    run(
-        fixture,
-        "the address of a listener that was shut down is free, and links can be made again",
-        async |bench| {
-            let mut host = bench.host().await;
-            for round in 0..3 {
-                let opened = bench.open(&host, Lane::Append).await;
-                host.shut_down(bench).await;
-                ended_by_the_other_side(bench, &opened).await;
-                host = Host::listen(bench, host.node, &host.address).await;
-                let mut again = bench.within("a link after a restart", reconnect(bench, &host)).await;
-                bench.dispatch(&mut again, numbered(round, 10)).await;
-                host.engine
-                    .until(bench, "a delivery after a restart", |log| log.count(Lane::Append) == 1)
-                    .await;
-            }
-        },
-    );
+pub fn a_restarted_listener_reuses_its_address(fixture: SharedFixture) {
+    with_host(fixture, "the address of a listener that was shut down is free", async |case, mut host| {
+        for round in 0..3 {
+            let opened = case.open(&host, Lane::Append).await;
+            host.shut_down(case).await;
+            ended_by_the_other_side(case, &opened).await;
+            host = ListeningNode::listen(case, host.node, &host.address).await;
+            let mut again = case.within("a link after a restart", reconnect(case, &host)).await;
+            case.dispatch(&mut again, batch(round, 10)).await;
+            host.until(case, "a delivery after a restart", |log| log.count(Lane::Append) == 1).await;
+        }
+    });
 }
 
-/// Over links that come and go under a sender that never sends anything twice.
-pub fn a_batch_is_never_delivered_twice(fixture: Fixture) {
-    run(fixture, "a transport retries nothing", async |bench| {
-        let host = bench.host().await;
+/// Over links that open and end under a sender that never repeats a batch.
+pub fn a_batch_is_never_delivered_twice(fixture: SharedFixture) {
+    with_host(fixture, "a transport retries nothing", async |case, host| {
         let mut index = 0;
         for round in 0..4 {
-            let mut opened = bench.within("a link", reconnect(bench, &host)).await;
+            let mut opened = case.within("a link", reconnect(case, &host)).await;
             for _ in 0..20 {
-                bench.dispatch(&mut opened, numbered(index, 5_000)).await;
+                case.dispatch(&mut opened, batch(index, 5_000)).await;
                 index += 1;
             }
-            // Two links in a row that deliver all they took: what the first delivered and the second sends again arrives
-            // before the second's own. One that is dropped with batches under way could lose it.
+            // After a link that delivered everything, a repeated batch would arrive before those of the next link. After
+            // a link that was dropped with batches in flight, a repeated batch could be the first delivery.
             if round != 2 {
                 let last = index - 1;
-                let what = "the delivery of all a link took";
-                host.engine.until(bench, what, |log| log.indexes(Lane::Append).contains(&last)).await;
+                let what = "the delivery of every batch that a link took";
+                host.until(case, what, |log| log.indexes(Lane::Append).contains(&last)).await;
             }
-            // Whatever is still under way is lost or arrives, once.
             drop(opened);
         }
-        host.engine.until(bench, "the end of the sessions", |log| log.sessions == 0).await;
-        let mut came = host.engine.look(|log| log.indexes(Lane::Append));
+        host.until(case, "the end of the sessions", |log| log.sessions == 0).await;
+        let mut came = host.inbound.look(|log| log.indexes(Lane::Append));
         let count = came.len();
         came.sort_unstable();
         came.dedup();
-        bench.equal("messages that arrived once", &came.len(), &count);
+        case.equal("messages that arrived once", &came.len(), &count);
     });
 }

@@ -1,176 +1,167 @@
-//! Snapshot transfers that break: each is a reset at the other side, and both let go of everything.
+//! Snapshot transfers that break: the other side sees a reset, and both sides drop all they held.
 
-use tokio::time::timeout;
-use towline_engine::transport::{Peer, ProgressCell, Transfer, TransferError};
-
-use super::super::bench::{Bench, NOT_YET, chain, hello, run};
-use super::super::engine::{Answer, Host, Log};
-use super::super::spool::{Parcel, SpoolScript};
-use super::Fixture;
-use super::snapshots::{accepted, at_least, carries, offer_as};
+use super::snapshots::{accepted, at_least, offer_as};
+use super::*;
 
 const RESET: &str = "dropping a transfer aborts it: the peer sees a reset, never an ordinary end of stream";
 
-/// The sink and the session are let go and the snapshot is not finished.
-async fn reset_at(bench: &Bench, host: &Host, number: usize) {
-    let gone =
-        |log: &Log| log.transfers.get(number).is_some_and(|transfer| transfer.gone) && log.sessions == 0;
-    host.engine.until(bench, "the receiver letting go of a transfer that was given up", gone).await;
-    host.engine.look(|log| {
+/// Waits until the receiver dropped sink and session, and checks that it did not finish the snapshot.
+async fn reset_at(case: &TransportCase, host: &ListeningNode, number: usize) {
+    let gone = |log: &InboundLog| {
+        log.transfers.get(number).is_some_and(|transfer| transfer.dropped) && log.sessions == 0
+    };
+    host.until(case, "the receiver's drop of the aborted transfer", gone).await;
+    host.inbound.look(|log| {
         let transfer = &log.transfers[number];
-        bench.hold(transfer.trailer.is_none(), "a transfer that was given up came to an ordinary end");
-        bench.hold(!transfer.finished, "a transfer that was given up was finished");
+        case.hold(transfer.trailer.is_none(), "the aborted transfer ended in order");
+        case.hold(!transfer.finished, "the aborted transfer was finished");
     });
 }
 
-async fn send(bench: &Bench, transfer: &mut Box<dyn Transfer>, parcel: &Parcel, count: usize) {
-    for chunk in parcel.chunks(0).take(count) {
-        if let Err(error) = bench.within("the sending of a chunk", transfer.send(chunk)).await {
-            bench.fail(format_args!("a chunk gets {}", chain(&error)));
+async fn send(case: &TransportCase, transfer: &mut Box<dyn Transfer>, snapshot: &TestSnapshot, count: usize) {
+    for chunk in snapshot.chunks(0).take(count) {
+        if let Err(error) = case.within("the sending of a chunk", transfer.send(chunk)).await {
+            case.fail(format_args!("a chunk gets {}", chain(&error)));
         }
     }
 }
 
-/// Before the first chunk, in the middle, and with every byte sent.
-pub fn a_dropped_transfer_is_a_reset_and_never_an_end(fixture: Fixture) {
-    run(fixture, RESET, async |bench| {
-        if !carries(bench).await {
-            return;
-        }
-        let host = bench.host().await;
-        let parcel = Parcel::new(1, 1, 3 << 20);
+/// Before the first chunk, in the middle, and after the last byte.
+pub fn a_dropped_transfer_is_a_reset(fixture: SharedFixture) {
+    with_snapshots(fixture, RESET, async |case, host| {
+        let snapshot = TestSnapshot::new(1, 1, 3 << 20);
         for (number, chunks) in [0, 1, 3].into_iter().enumerate() {
-            let (_, mut transfer) = accepted(bench, &host, &parcel).await;
-            send(bench, &mut transfer, &parcel, chunks).await;
+            let (_, mut transfer) = accepted(case, &host, &snapshot).await;
+            send(case, &mut transfer, &snapshot, chunks).await;
             let what = "the arrival of the chunks";
-            host.engine.until(bench, what, |log| log.transfers[number].chunks.len() == chunks).await;
+            host.until(case, what, |log| log.transfers[number].chunks.len() == chunks).await;
             drop(transfer);
-            reset_at(bench, &host, number).await;
+            reset_at(case, &host, number).await;
         }
-        // A snapshot of no bytes at all has no more than its end to tell it from a reset.
-        let empty = Parcel::new(1, 1, 0);
-        let (_, transfer) = accepted(bench, &host, &empty).await;
+        // Only its end distinguishes an empty snapshot from a reset.
+        let empty = TestSnapshot::new(1, 1, 0);
+        let (_, transfer) = accepted(case, &host, &empty).await;
         drop(transfer);
-        reset_at(bench, &host, 3).await;
+        reset_at(case, &host, 3).await;
     });
 }
 
-/// While the receiver takes nothing.
-pub fn a_send_dropped_midway_is_a_reset(fixture: Fixture) {
-    run(fixture, RESET, async |bench| {
-        if !carries(bench).await {
-            return;
-        }
-        let host = bench.host().await;
-        let script = SpoolScript::default();
-        script.writes.shut();
-        let gate = script.writes.clone();
-        host.engine.answers(move |_| Answer::Accept(script.clone()));
-        let parcel = Parcel::new(1, 1, bench.can.transfer_bytes_max + (4 << 20));
-        let (_, mut transfer) = accepted(bench, &host, &parcel).await;
-        let mut chunks = parcel.chunks(0);
+pub fn a_dropped_send_is_a_reset(fixture: SharedFixture) {
+    with_snapshots(fixture, RESET, async |case, host| {
+        let script = SinkScript::default();
+        script.write_gate.shut();
+        host.inbound.accept_offers(&script);
+        let snapshot = TestSnapshot::new(1, 1, case.can.transfer_bytes_max + (4 << 20));
+        let (_, mut transfer) = accepted(case, &host, &snapshot).await;
+        let mut chunks = snapshot.chunks(0);
         let full = async {
             for chunk in chunks.by_ref() {
                 match timeout(NOT_YET, transfer.send(chunk)).await {
-                    Ok(sent) => bench.hold(sent.is_ok(), "a send to a slow receiver fails"),
+                    Ok(sent) => case.hold(sent.is_ok(), "a send to a slow receiver fails"),
                     Err(_) => return true,
                 }
             }
             false
         };
-        let waited = bench.within("the first send that has to wait", full).await;
-        bench.hold(waited, "no send waited for a receiver that takes nothing");
+        let waited = case.within("the first send that waits", full).await;
+        case.hold(waited, "no send waited for a receiver that reads nothing");
         drop(transfer);
-        gate.open();
-        reset_at(bench, &host, 0).await;
+        script.write_gate.open();
+        reset_at(case, &host, 0).await;
     });
 }
 
-/// The receiver is still at it: its future is dropped, and so is the sink.
-pub fn a_finish_dropped_midway_gives_the_transfer_up(fixture: Fixture) {
-    run(fixture, "dropping the future of `finish` gives the transfer up on both sides", async |bench| {
-        if !carries(bench).await {
-            return;
-        }
-        let host = bench.host().await;
-        let script = SpoolScript::default();
-        script.phases[1].shut();
-        host.engine.answers(move |_| Answer::Accept(script.clone()));
-        let parcel = Parcel::new(1, 1, 10);
-        let (_, mut transfer) = accepted(bench, &host, &parcel).await;
-        send(bench, &mut transfer, &parcel, 1).await;
-        let finishing = tokio::spawn(transfer.finish(parcel.trailer));
-        host.engine.until(bench, "the end at the receiver", |log| log.transfers[0].trailer.is_some()).await;
-        finishing.abort();
-        let gone = |log: &Log| log.transfers[0].gone && log.sessions == 0;
-        host.engine.until(bench, "the receiver letting go of a transfer that was given up", gone).await;
-        bench.hold(!host.engine.look(|log| log.transfers[0].finished), "it was finished all the same");
-    });
+/// The receiver is still finishing.
+pub fn a_dropped_finish_aborts_the_transfer(fixture: SharedFixture) {
+    with_snapshots(
+        fixture,
+        "dropping the future of `finish` aborts the transfer on both sides",
+        async |case, host| {
+            let script = SinkScript::default();
+            script.phase_gates[1].shut();
+            host.inbound.accept_offers(&script);
+            let snapshot = TestSnapshot::new(1, 1, 10);
+            let (_, mut transfer) = accepted(case, &host, &snapshot).await;
+            send(case, &mut transfer, &snapshot, 1).await;
+            let finishing = tokio::spawn(transfer.finish(snapshot.trailer));
+            host.until(case, "the end at the receiver", |log| log.transfers[0].trailer.is_some()).await;
+            finishing.abort();
+            let gone = |log: &InboundLog| log.transfers[0].dropped && log.sessions == 0;
+            host.until(case, "the receiver's drop of the aborted transfer", gone).await;
+            case.hold(
+                !host.inbound.look(|log| log.transfers[0].finished),
+                "the aborted transfer was finished",
+            );
+        },
+    );
 }
 
-/// While the receiver thinks about the offer, and when it has just said yes.
-pub fn an_offer_dropped_midway_leaves_nothing(fixture: Fixture) {
-    run(fixture, "dropping the future of `offer` gives the attempt up", async |bench| {
-        if !carries(bench).await {
-            return;
-        }
-        let host = bench.host().await;
-        host.engine.offers.shut();
-        let transport = bench.transport(hello(1, host.node).from);
-        let (to, said) = (host.peer(), hello(1, host.node));
+/// The receiver has not decided yet.
+pub fn a_dropped_offer_leaves_nothing(fixture: SharedFixture) {
+    with_snapshots(fixture, "dropping the future of `offer` aborts the attempt", async |case, host| {
+        host.inbound.offer_gate.shut();
+        let transport = case.transport(host.hello(1).from);
+        let (to, said) = (host.peer(), host.hello(1));
         let offering = tokio::spawn(async move {
-            let parcel = Parcel::new(1, 1, 10);
-            transport.offer(&to, &said, &parcel.offer, &ProgressCell::new(0)).await.is_ok()
+            let snapshot = TestSnapshot::new(1, 1, 10);
+            transport.offer(&to, &said, &snapshot.offer, &ProgressCell::new(0)).await.is_ok()
         });
-        host.engine.until(bench, "the offer at the receiver", |log| log.thinking == 1).await;
+        host.until(case, "the offer at the receiver", |log| log.deciding == 1).await;
         offering.abort();
-        let what = "the receiver letting go of an offer that was given up";
-        host.engine.until(bench, what, |log| log.thinking == 0 && log.sessions == 0).await;
-        host.engine.offers.open();
-        bench.equal("transfers that began", &host.engine.look(|log| log.transfers.len()), &0);
+        let what = "the receiver's drop of the aborted offer";
+        host.until(case, what, |log| log.deciding == 0 && log.sessions == 0).await;
+        host.inbound.offer_gate.open();
+        case.equal("transfers that began", &host.inbound.look(|log| log.transfers.len()), &0);
     });
 }
 
-/// Broken, for a sender that sends and for one that waits for the end.
-pub fn a_receiver_that_is_gone_breaks_the_transfer(fixture: Fixture) {
-    run(fixture, "a transfer whose stream broke is `TransferError::Broken`", async |bench| {
-        if !carries(bench).await {
+/// During `send` and during `finish`.
+pub fn a_lost_receiver_breaks_the_transfer(fixture: SharedFixture) {
+    run(fixture, "a transfer whose stream broke is `TransferError::Broken`", async |case| {
+        if !case.can.snapshots {
             return;
         }
         for while_finishing in [false, true] {
-            let mut host = bench.host().await;
-            let script = SpoolScript::default();
-            script.phases[0].shut();
-            host.engine.answers(move |_| Answer::Accept(script.clone()));
-            let parcel = Parcel::new(1, 1, 3 << 20);
-            let (_, mut transfer) = accepted(bench, &host, &parcel).await;
-            send(bench, &mut transfer, &parcel, 3).await;
+            let mut host = case.host_of(2).await;
+            let script = SinkScript::default();
+            script.phase_gates[0].shut();
+            host.inbound.accept_offers(&script);
+            let snapshot = TestSnapshot::new(1, 1, 3 << 20);
+            let (_, mut transfer) = accepted(case, &host, &snapshot).await;
+            send(case, &mut transfer, &snapshot, 3).await;
             let error = if while_finishing {
-                let finishing = tokio::spawn(transfer.finish(parcel.trailer));
+                let finishing = tokio::spawn(transfer.finish(snapshot.trailer));
                 let what = "the end at the receiver";
-                host.engine.until(bench, what, |log| log.transfers[0].trailer.is_some()).await;
+                host.until(case, what, |log| log.transfers[0].trailer.is_some()).await;
                 host.drop_listener();
-                bench.join("the failure of finish", finishing).await.err()
+                case.join("the failure of finish", finishing).await.err()
             } else {
-                host.engine.until(bench, "the chunks", |log| log.transfers[0].chunks.len() == 3).await;
+                host.until(case, "the chunks", |log| log.transfers[0].chunks.len() == 3).await;
                 host.drop_listener();
-                Some(until_broken(bench, &mut transfer, &parcel).await)
+                Some(until_broken(case, &mut transfer, &snapshot).await)
             };
             match error {
                 Some(TransferError::Broken { .. }) => {}
-                Some(error) => bench.fail(format_args!("it gives {}", chain(&error))),
-                None => bench.fail("a receiver that is gone gives a receipt"),
+                Some(error) => case.fail(format_args!("it gives {}", chain(&error))),
+                None => case.fail("a lost receiver returns a receipt"),
             }
-            let gone = |log: &Log| log.transfers[0].gone && log.sessions == 0;
-            host.engine.until(bench, "the sink to be let go", gone).await;
-            bench.hold(!host.engine.look(|log| log.transfers[0].finished), "it was finished all the same");
+            let gone = |log: &InboundLog| log.transfers[0].dropped && log.sessions == 0;
+            host.until(case, "the drop of the sink", gone).await;
+            case.hold(
+                !host.inbound.look(|log| log.transfers[0].finished),
+                "the aborted transfer was finished",
+            );
         }
     });
 }
 
 /// Sends until it fails.
-async fn until_broken(bench: &Bench, transfer: &mut Box<dyn Transfer>, parcel: &Parcel) -> TransferError {
-    let chunk = parcel.chunks(0).next().unwrap();
+async fn until_broken(
+    case: &TransportCase,
+    transfer: &mut Box<dyn Transfer>,
+    snapshot: &TestSnapshot,
+) -> TransferError {
+    let chunk = snapshot.chunks(0).next().unwrap();
     let failing = async {
         loop {
             if let Err(error) = transfer.send(chunk.clone()).await {
@@ -179,33 +170,31 @@ async fn until_broken(bench: &Bench, transfer: &mut Box<dyn Transfer>, parcel: &
             tokio::task::yield_now().await;
         }
     };
-    bench.within("the failure of send", failing).await
+    case.within("the failure of send", failing).await
 }
 
 /// Needs [`TransportFixture::path`].
-///
-/// [`TransportFixture::path`]: super::super::TransportFixture::path
-pub fn a_cut_path_breaks_the_transfer_on_both_sides(fixture: Fixture) {
-    run(fixture, "a transfer whose stream broke is `TransferError::Broken`", async |bench| {
-        if !carries(bench).await {
-            return;
-        }
-        let host = bench.host().await;
-        let Some(path) = bench.within("a path", bench.fixture.path(&host.address)).await else { return };
-        let parcel = Parcel::new(1, 1, 3 << 20);
-        let to = Peer { id: host.node, address: path.address() };
-        let offered = offer_as(bench, hello(1, host.node), to, &parcel).await;
-        let Ok(towline_engine::transport::OfferAnswer::Accepted { mut transfer, .. }) = offered else {
-            bench.fail("an offer over the path is not accepted");
-        };
-        send(bench, &mut transfer, &parcel, 1).await;
-        let progress = transfer.progress();
-        at_least(bench, "the acknowledgement of a chunk", || progress.now().acked > 0).await;
-        path.cut();
-        match until_broken(bench, &mut transfer, &parcel).await {
-            TransferError::Broken { .. } => {}
-            error => bench.fail(format_args!("it gives {}", chain(&error))),
-        }
-        reset_at(bench, &host, 0).await;
-    });
+pub fn a_cut_path_breaks_the_transfer_on_both_sides(fixture: SharedFixture) {
+    with_snapshots(
+        fixture,
+        "a transfer whose stream broke is `TransferError::Broken`",
+        async |case, host| {
+            let Some(path) = case.within("a path", case.fixture.path(&host.address)).await else { return };
+            let snapshot = TestSnapshot::new(1, 1, 3 << 20);
+            let to = Peer { id: host.node, address: path.address() };
+            let offered = offer_as(case, host.hello(1), to, &snapshot).await;
+            let Ok(OfferAnswer::Accepted { mut transfer, .. }) = offered else {
+                case.fail("an offer over the path is not accepted");
+            };
+            send(case, &mut transfer, &snapshot, 1).await;
+            let progress = transfer.progress();
+            at_least(case, "the acknowledgement of a chunk", || progress.now().acked > 0).await;
+            path.cut();
+            match until_broken(case, &mut transfer, &snapshot).await {
+                TransferError::Broken { .. } => {}
+                error => case.fail(format_args!("it gives {}", chain(&error))),
+            }
+            reset_at(case, &host, 0).await;
+        },
+    );
 }

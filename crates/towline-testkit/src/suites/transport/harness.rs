@@ -1,4 +1,4 @@
-//! One case: a runtime, a deadline on everything, and a sentence to fail with.
+//! What each case runs in: a runtime, a deadline for every wait, and the sentence of the contract to fail with.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -9,33 +9,34 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use towline_engine::ids::{GroupId, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
 use towline_engine::transport::{
-    ConnectError, Connected, Hello, Link, PROTOCOL_VERSION, Peer, Transport, Welcome,
+    ConnectError, Connected, Hello, Link, LinkClosed, Listener, Nack, Peer, Transport, Welcome,
 };
 
-use super::engine::{Ear, Host};
+use super::cases::snapshots::carries;
 use super::{Capabilities, TransportFixture};
+use crate::cluster::node_id as node;
+use crate::doubles::{self, InboundLog, LinkLog, RecordingInbound};
 
-/// How long to look whether something happens that must not.
+/// How long a case watches for something that must not happen.
 pub(super) const NOT_YET: Duration = Duration::from_millis(150);
 
-/// Threads of a case's runtime: two may be held and the rest still work.
+/// Threads of a case's runtime. A case may block two of them.
 const WORKERS: usize = 4;
 
-/// Waits that one case may string together.
+/// Deadlines that one case may use up.
 const WAITS_MAX: u32 = 6;
 
 /// The tools of one case.
-pub(super) struct Bench {
+pub(super) struct TransportCase {
     pub(super) fixture: Arc<dyn TransportFixture>,
     pub(super) can: Capabilities,
-    /// A node has one.
+    /// One for each node.
     transports: Mutex<HashMap<NodeId, Arc<dyn Transport>>>,
     scheme: &'static str,
     sentence: &'static str,
@@ -45,21 +46,20 @@ pub(super) struct Bench {
 pub(super) fn run(
     fixture: Arc<dyn TransportFixture>,
     sentence: &'static str,
-    case: impl AsyncFnOnce(&Bench),
+    body: impl AsyncFnOnce(&TransportCase),
 ) {
     let threads = Threads::new();
     let name = threads.name.clone();
     let runtime = Builder::new_multi_thread().worker_threads(WORKERS).thread_name(name).enable_all().build();
-    // Also when the case panics: whatever it left behind must not keep the test.
-    let runtime = EndsInTime(Some(runtime.unwrap()));
+    let runtime = BoundedRuntime(Some(runtime.unwrap()));
     runtime.0.as_ref().unwrap().block_on(async {
         let first = fixture.transport(node(1));
         let (scheme, can) = (first.scheme(), fixture.capabilities());
         let transports = Mutex::new(HashMap::from([(node(1), first)]));
-        let bench = Bench { fixture, can, transports, scheme, sentence };
-        let whole = bench.fixture.deadline() * WAITS_MAX;
-        if timeout(whole, case(&bench)).await.is_err() {
-            bench.fail("the case as a whole did not end in time");
+        let case = TransportCase { fixture, can, transports, scheme, sentence };
+        let whole = case.fixture.deadline() * WAITS_MAX;
+        if timeout(whole, body(&case)).await.is_err() {
+            case.fail("the case as a whole did not end in time");
         }
     });
     drop(runtime);
@@ -68,9 +68,32 @@ pub(super) fn run(
     }
 }
 
-struct EndsInTime(Option<Runtime>);
+/// Runs a case that needs node 2 to listen.
+pub(super) fn with_host(
+    fixture: Arc<dyn TransportFixture>,
+    sentence: &'static str,
+    body: impl AsyncFnOnce(&TransportCase, ListeningNode),
+) {
+    run(fixture, sentence, async |case| body(case, case.host_of(2).await).await);
+}
 
-impl Drop for EndsInTime {
+/// Runs a case that needs node 2 to listen and the transport to carry snapshots.
+pub(super) fn with_snapshots(
+    fixture: Arc<dyn TransportFixture>,
+    sentence: &'static str,
+    body: impl AsyncFnOnce(&TransportCase, ListeningNode),
+) {
+    with_host(fixture, sentence, async |case, host| {
+        if carries(case, &host).await {
+            body(case, host).await;
+        }
+    });
+}
+
+/// A runtime whose shutdown is bounded, also after a panic of the case.
+struct BoundedRuntime(Option<Runtime>);
+
+impl Drop for BoundedRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_timeout(Duration::from_secs(2));
@@ -109,10 +132,10 @@ impl Threads {
     }
 }
 
-/// A link that was opened, and what it tells.
+/// An open link, what it reported, and the answer to its hello.
 pub(super) struct Opened {
     pub(super) link: Box<dyn Link>,
-    pub(super) ear: Ear,
+    pub(super) log: LinkLog,
     pub(super) welcome: Welcome,
 }
 
@@ -122,7 +145,7 @@ impl fmt::Debug for Opened {
     }
 }
 
-impl Bench {
+impl TransportCase {
     /// The transport of a node.
     pub(super) fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
         let mut transports = self.transports.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,18 +190,17 @@ impl Bench {
         }
     }
 
-    /// A listening node 2.
-    pub(super) async fn host(&self) -> Host {
-        self.host_of(2).await
-    }
-
-    pub(super) async fn host_of(&self, raw: u64) -> Host {
-        Host::listen(self, node(raw), &self.fixture.address()).await
+    pub(super) async fn host_of(&self, raw: u64) -> ListeningNode {
+        ListeningNode::listen(self, node(raw), &self.fixture.address()).await
     }
 
     /// Dials from node 1 as a task of its own.
-    pub(super) fn dial(&self, host: &Host, lane: Lane) -> (JoinHandle<Result<Connected, ConnectError>>, Ear) {
-        self.dial_as(hello(1, host.node), host.peer(), lane)
+    pub(super) fn dial(
+        &self,
+        host: &ListeningNode,
+        lane: Lane,
+    ) -> (JoinHandle<Result<Connected, ConnectError>>, LinkLog) {
+        self.dial_as(host.hello(1), host.peer(), lane)
     }
 
     pub(super) fn dial_as(
@@ -186,27 +208,31 @@ impl Bench {
         hello: Hello,
         to: Peer,
         lane: Lane,
-    ) -> (JoinHandle<Result<Connected, ConnectError>>, Ear) {
-        let (ear, feedback) = Ear::new();
+    ) -> (JoinHandle<Result<Connected, ConnectError>>, LinkLog) {
+        let (log, feedback) = LinkLog::new();
         let transport = self.transport(hello.from);
-        (tokio::spawn(async move { transport.connect(&to, lane, &hello, feedback).await }), ear)
+        (tokio::spawn(async move { transport.connect(&to, lane, &hello, feedback).await }), log)
     }
 
     /// Dials from node 1 and waits for the answer.
-    pub(super) async fn connect(&self, host: &Host, lane: Lane) -> (Result<Connected, ConnectError>, Ear) {
-        let (task, ear) = self.dial(host, lane);
-        (self.join("an answer to connect", task).await, ear)
+    pub(super) async fn connect(
+        &self,
+        host: &ListeningNode,
+        lane: Lane,
+    ) -> (Result<Connected, ConnectError>, LinkLog) {
+        let (task, log) = self.dial(host, lane);
+        (self.join("an answer to connect", task).await, log)
     }
 
     /// A link from node 1.
-    pub(super) async fn open(&self, host: &Host, lane: Lane) -> Opened {
-        self.open_as(hello(1, host.node), host.peer(), lane).await
+    pub(super) async fn open(&self, host: &ListeningNode, lane: Lane) -> Opened {
+        self.open_as(host.hello(1), host.peer(), lane).await
     }
 
     pub(super) async fn open_as(&self, hello: Hello, to: Peer, lane: Lane) -> Opened {
-        let (task, ear) = self.dial_as(hello, to, lane);
+        let (task, log) = self.dial_as(hello, to, lane);
         match self.join("an answer to connect", task).await {
-            Ok(Connected { link, welcome }) => Opened { link, ear, welcome },
+            Ok(Connected { link, welcome }) => Opened { link, log, welcome },
             Err(error) => self.fail(format_args!("a dialler that is welcome gets {}", chain(&error))),
         }
     }
@@ -216,6 +242,77 @@ impl Bench {
         if let Err(error) = self.within("a dispatch", to.link.dispatch(batch)).await {
             self.fail(format_args!("a dispatch on a healthy link gets {}", chain(&error)));
         }
+    }
+    /// The only cause of the end of a link.
+    pub(super) async fn closed(&self, log: &LinkLog) -> LinkClosed {
+        let causes = self.within("`LinkFeedback::closed`", log.wait_causes()).await;
+        match &causes[..] {
+            [cause] => cause.clone(),
+            causes => self.fail(format_args!("`closed` was called {} times", causes.len())),
+        }
+    }
+
+    /// All nacks of a link, once there are `count`.
+    pub(super) async fn nacks(&self, log: &LinkLog, count: usize) -> Vec<Nack> {
+        self.within(format_args!("the arrival of {count} nacks"), log.wait_nacks(count)).await
+    }
+}
+
+/// A listening node.
+pub(super) struct ListeningNode {
+    pub(super) node: NodeId,
+    pub(super) inbound: RecordingInbound,
+    pub(super) address: PeerAddr,
+    listener: Option<Box<dyn Listener>>,
+}
+
+impl ListeningNode {
+    pub(super) async fn listen(case: &TransportCase, node: NodeId, at: &PeerAddr) -> Self {
+        let inbound = RecordingInbound::new(node);
+        let transport = case.transport(node);
+        let listening = transport.listen(at, inbound.inbound());
+        let listener = match case.within("listen", listening).await {
+            Ok(listener) => listener,
+            Err(error) => case.fail(format_args!("listening at {at} gets {}", chain(&error))),
+        };
+        let address = case.fixture.reach(at, listener.local_addr());
+        Self { node, inbound, address, listener: Some(listener) }
+    }
+
+    pub(super) fn peer(&self) -> Peer {
+        Peer { id: self.node, address: self.address.clone() }
+    }
+
+    /// The hello of a dialler of this node.
+    pub(super) fn hello(&self, from: u64) -> Hello {
+        doubles::hello(from, self.node.as_u64())
+    }
+
+    /// Waits until the log of the inbound meets a condition.
+    pub(super) async fn until(
+        &self,
+        case: &TransportCase,
+        what: impl Display,
+        condition: impl FnMut(&InboundLog) -> bool,
+    ) {
+        case.within(what, self.inbound.until(condition)).await;
+    }
+
+    pub(super) async fn shut_down(&mut self, case: &TransportCase) {
+        if let Some(listener) = self.listener.take() {
+            case.within("the shutdown of the listener", listener.shutdown()).await;
+        }
+    }
+
+    pub(super) fn drop_listener(&mut self) {
+        self.listener = None;
+    }
+}
+
+impl Drop for ListeningNode {
+    fn drop(&mut self) {
+        // Threads that wait at a gate would hold the shutdown of the runtime.
+        self.inbound.open_gates();
     }
 }
 
@@ -238,32 +335,6 @@ fn cut(value: &impl fmt::Debug) -> String {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
-}
-
-pub(super) fn node(raw: u64) -> NodeId {
-    NodeId::new(raw).unwrap()
-}
-
-pub(super) fn hello(from: u64, to: NodeId) -> Hello {
-    Hello {
-        cluster: ClusterId::new("conformance").unwrap(),
-        from: node(from),
-        to,
-        incarnation: Incarnation::new(0xABCD_0000 + from).unwrap(),
-        protocol: PROTOCOL_VERSION,
-    }
-}
-
-/// An append of one group, told apart by its index, with that much payload.
-pub(super) fn append(group: u64, index: u64, bytes: usize) -> Envelope {
-    let mut message = Message::new(MessageKind::Append, node(1), node(2));
-    (message.term, message.index, message.context) = (3, index, Bytes::from(vec![index as u8; bytes]));
-    Envelope { group: GroupId::new(group), message }
-}
-
-/// A batch of one such append.
-pub(super) fn numbered(index: u64, bytes: usize) -> Batch {
-    Batch { envelopes: vec![append(1, index, bytes)] }
 }
 
 /// A batch of one heartbeat.
