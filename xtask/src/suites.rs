@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "main")];
 
 /// These compare speeds, or count what fits into a time, so they run by themselves at the end.
-const ALONE: &[(&str, &str)] = &[("towline-quic", "throughput"), ("towline-engine", "main")];
+const ALONE: &[(&str, &str)] = &[("towline-testkit", "transport_throughput"), ("towline-engine", "main")];
 
 #[derive(Debug, PartialEq, Eq)]
 struct Binary {

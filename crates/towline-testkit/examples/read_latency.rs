@@ -4,14 +4,15 @@
 //! `cargo run --release -p towline-testkit --example read_latency -- [READS]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing)] // a program that talks to a person
 
+#[path = "../tests/common/addresses.rs"]
+#[allow(dead_code)] // the tests use the rest
+mod addresses;
 #[path = "../tests/common/distance.rs"]
 mod distance;
-#[path = "../tests/common/ports.rs"]
-mod ports;
 
 use std::time::Duration;
 
-use distance::Distant;
+use distance::DistantCluster;
 
 #[tokio::main]
 async fn main() {
@@ -21,7 +22,7 @@ async fn main() {
     );
     for millis in [10, 100, 300] {
         let round_trip = Duration::from_millis(millis);
-        let distant = Distant::start(round_trip).await;
+        let distant = DistantCluster::start(round_trip).await;
         let leader = distant.cluster.leader(1).await;
         for (at, node) in [("leader", leader), ("follower", distant.follower().await)] {
             let latencies = distant.read(node, reads).await;

@@ -1,12 +1,4 @@
-//! One scenario a test: cases that every release must survive, on a simulated cluster of cores.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
+//! Cases that every release must survive, one a test, on a simulated cluster of cores.
 
 use towline_engine::core::Reject;
 use towline_engine::errors::{Outcome, ProposeError, TransferLeaderError};
@@ -21,10 +13,10 @@ fn id(raw: u64) -> NodeId {
     NodeId::new(raw).unwrap()
 }
 
-/// A cluster with a leader that has committed in its term and whom everybody knows.
+/// A cluster whose leader has committed in its term and is known to all nodes.
 fn led(voters: u64, options: SimOptions) -> (Sim, NodeId) {
     let mut sim = Sim::new(1, voters, options).unwrap();
-    sim.run_until("a leader that everybody knows", STEPS, |sim| {
+    sim.run_until("a leader known to all", STEPS, |sim| {
         let statuses: Vec<_> = sim.ids().into_iter().filter_map(|id| sim.status(id)).collect();
         let leader = sim.leader();
         leader.is_some() && statuses.iter().all(|s| s.state.leader == leader && s.state.commit > 0)
@@ -69,7 +61,7 @@ fn one_voter_with_a_learner_does_not_diverge_when_it_crashes_before_its_term_is_
     sim.run_until("leadership", STEPS, |sim| sim.leader() == Some(voter)).unwrap();
     sim.propose(voter).unwrap();
     sim.run(300).unwrap();
-    assert_eq!(sim.durable(learner), (0, 0), "nothing of a term that is not durable may get out");
+    assert_eq!(sim.durable(learner), (0, 0), "no message of a term that is not durable may leave");
     assert_eq!(sim.status(learner).unwrap().state.term, 0);
     sim.crash(voter);
     sim.hold_writes(voter, false);
@@ -94,7 +86,7 @@ fn a_follower_names_the_leader_and_the_leader_takes_the_command() {
     sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
 }
 
-/// A leader alone with a command of its own, while the others elect another.
+/// An isolated leader with an uncommitted command, while the others elect another leader.
 fn deposed() -> (Sim, NodeId, NodeId, u64) {
     let (mut sim, old) = led(3, SimOptions::default());
     sim.run(200).unwrap();
@@ -110,7 +102,7 @@ fn deposed() -> (Sim, NodeId, NodeId, u64) {
 fn a_new_leaders_entry_at_the_same_index_does_not_acknowledge_the_old_leaders_command() {
     let (mut sim, old, new, lost) = deposed();
     let index = sim.status(old).unwrap().last_index;
-    // The new leader's first entry takes that index; commands of its own come behind.
+    // The new leader's first entry takes that index. Its own commands follow.
     let won = sim.propose_many(new, 3, 0).unwrap();
     sim.run_until("the new leader's commits", STEPS, |sim| won.clone().all(|c| is_acked(sim, c))).unwrap();
     assert!(sim.applied(new) >= index);
@@ -123,13 +115,13 @@ fn a_new_leaders_entry_at_the_same_index_does_not_acknowledge_the_old_leaders_co
     }
 }
 
-/// Case 42: an answer of "uncertain" is no lie in the other direction either.
+/// Case 42: an uncertain command may also happen.
 #[test]
 fn a_command_of_a_deposed_leader_that_is_applied_later_was_answered_as_uncertain() {
     let (mut sim, leader) = led(3, SimOptions::default());
     let followers = others(&sim, leader);
     sim.run(200).unwrap();
-    // The command gets to the followers; no answer gets back.
+    // The followers get the command, and their answers are lost.
     followers.iter().for_each(|&f| sim.cut(f, leader));
     let command = sim.propose(leader).unwrap();
     sim.run_until("another leader", STEPS, |sim| sim.leader().is_some_and(|l| l != leader)).unwrap();
@@ -159,11 +151,10 @@ fn proposals_during_a_transfer_are_busy_and_none_is_lost() {
     assert!(sim.history().place(before).is_some() && sim.history().place(during).is_none());
 }
 
-/// Case 44.
-/// Raft forgets at each election timeout whom it has heard of, and everybody was silent until the next heartbeat was answered:
-/// a hand-over was refused, and a leader that was shut down in that moment found no successor.
+/// Case 44: at each election timeout Raft forgot which peers are active until they answered the next heartbeat. In between, it
+/// refused a transfer of leadership, and a leader that shut down found no successor.
 #[test]
-fn a_peer_that_answers_is_active_all_the_time_and_one_that_does_not_is_not() {
+fn a_peer_that_answers_stays_active_and_a_silent_one_does_not() {
     let (mut sim, leader) = led(3, SimOptions::default());
     let active = |sim: &Sim, of: NodeId| {
         sim.status(leader).unwrap().peers.iter().find(|p| p.id == of).unwrap().recent_active
@@ -196,7 +187,7 @@ fn a_transfer_to_a_target_that_falls_silent_ends_and_proposals_resume() {
 
 /// Case 45.
 #[test]
-fn a_leader_that_was_cut_off_answers_no_read_while_another_one_acknowledges() {
+fn an_isolated_leader_answers_no_read_while_another_acknowledges() {
     let (mut sim, old, new, _) = deposed();
     let command = sim.propose(new).unwrap();
     sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
@@ -210,8 +201,8 @@ fn a_leader_that_was_cut_off_answers_no_read_while_another_one_acknowledges() {
     assert!(matches!(sim.history().read(fresh), ReadResult::Saw(_)), "{:?}", sim.history().read(fresh));
 }
 
-/// Found with the simulator: a read that was confirmed, on a node that never gets the entries it waits for, had no
-/// deadline and stayed for ever; enough of them made every later read busy.
+/// A confirmed read on a node that never gets the entries had no deadline and stayed for ever. Enough of them made every later
+/// read busy.
 #[test]
 fn a_confirmed_read_whose_entries_never_come_fails_at_its_deadline() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -220,8 +211,8 @@ fn a_confirmed_read_whose_entries_never_come_fails_at_its_deadline() {
     let read = sim.read(follower).unwrap();
     sim.turn(follower, false).unwrap();
     let mut sent = sim.in_flight().into_iter().filter(|m| m.kind == MessageKind::ReadIndex);
-    let round = sent.next().expect("the round is on its way");
-    // The leader's answer names an entry whose append is lost, and then the network is gone.
+    let round = sent.next().expect("the round in flight");
+    // The leader's answer names an entry whose append is lost, and then the follower is isolated.
     sim.isolate(follower);
     let status = sim.status(follower).unwrap();
     let answer = Message {
@@ -248,7 +239,7 @@ fn nodes_whose_writes_hang_for_many_election_timeouts_do_not_panic() {
         sim.ids().into_iter().for_each(|id| sim.hold_writes(id, true));
         for round in 0..40 {
             sim.run(200).unwrap();
-            // One write now and then, so that votes and appends meet unpersisted entries on either side.
+            // Complete a write now and then, so that votes and appends meet unpersisted entries.
             let ids = sim.ids();
             sim.complete_writes(ids[round % ids.len()]).unwrap();
             if let Some(leader) = sim.leader() {
@@ -259,7 +250,7 @@ fn nodes_whose_writes_hang_for_many_election_timeouts_do_not_panic() {
     }
 }
 
-/// Case 56: the same from the start, when nothing was ever written.
+/// Case 56 at the first start.
 #[test]
 fn a_sole_voter_whose_first_write_hangs_does_not_panic() {
     let mut sim = Sim::new(3, 1, SimOptions::default()).unwrap();
@@ -282,7 +273,7 @@ fn answers_to_several_read_rounds_of_one_peer_in_one_turn_all_arrive() {
         assert_eq!(sim.deliver(leader, followers[0], message).unwrap(), Ok(()));
     };
     contexts.iter().for_each(|context| ask(&mut sim, context));
-    // One acknowledgement of the last round confirms all three.
+    // An acknowledgement of the last round confirms all three.
     let term = sim.status(leader).unwrap().state.term;
     let ack = Message {
         term,
@@ -296,7 +287,7 @@ fn answers_to_several_read_rounds_of_one_peer_in_one_turn_all_arrive() {
     assert_eq!(answered, contexts);
 }
 
-/// Case 62, from end to end.
+/// Case 62, end to end.
 #[test]
 fn reads_of_two_followers_in_several_rounds_are_all_answered() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -340,7 +331,7 @@ fn vote_inside_a_lease(quiet_after_restart: bool) -> (Sim, NodeId) {
     let followers = others(&sim, leader);
     sim.run(200).unwrap();
     sim.hold_writes(leader, false);
-    // The third one hears nothing and gets ready to campaign; the restarted one has not heard of the leader yet.
+    // The third node hears nothing and campaigns soon. The restarted node does not know the leader yet.
     sim.isolate(followers[1]);
     for _ in 0..40 {
         sim.turn(followers[1], true).unwrap();
@@ -374,7 +365,7 @@ fn a_node_that_restarts_inside_a_leaders_lease_gives_no_vote() {
     assert!(!gave_a_vote(&sim, node) && sim.rejected(Reject::Quiet) >= 2);
 }
 
-/// The control: without the quiet time it votes against a leader it had promised to follow.
+/// The control: without the quiet time the node votes although the leader's lease still holds.
 #[test]
 fn without_the_quiet_time_a_restarted_node_votes_inside_the_lease() {
     let (sim, node) = vote_inside_a_lease(false);
@@ -382,7 +373,7 @@ fn without_the_quiet_time_a_restarted_node_votes_inside_the_lease() {
 }
 
 #[test]
-fn the_quiet_time_ends_and_the_cluster_elects_after_a_restart_of_everybody() {
+fn the_quiet_time_ends_and_the_cluster_elects_after_a_restart_of_all_nodes() {
     let (mut sim, _) = led(3, SimOptions::default());
     for node in sim.ids() {
         sim.crash(node);
@@ -392,7 +383,7 @@ fn the_quiet_time_ends_and_the_cluster_elects_after_a_restart_of_everybody() {
 }
 
 #[test]
-fn proposals_are_busy_while_too_much_waits_to_be_applied_and_taken_again_afterwards() {
+fn proposals_are_busy_while_too_much_is_unapplied_and_taken_again_afterwards() {
     let options = SimOptions { unapplied_bytes_max: 2_000, ..SimOptions::default() };
     let (mut sim, leader) = led(3, options);
     sim.run(200).unwrap();
@@ -413,7 +404,7 @@ fn proposals_are_busy_while_too_much_waits_to_be_applied_and_taken_again_afterwa
 }
 
 #[test]
-fn appends_are_refused_while_too_much_waits_to_be_applied_and_taken_again_afterwards() {
+fn appends_are_refused_while_too_much_is_unapplied_and_taken_again_afterwards() {
     let options = SimOptions { unapplied_bytes_max: 2_000, ..SimOptions::default() };
     let (mut sim, leader) = led(3, options);
     let slow = others(&sim, leader)[0];
@@ -432,12 +423,11 @@ fn appends_are_refused_while_too_much_waits_to_be_applied_and_taken_again_afterw
     sim.converge().unwrap();
 }
 
-/// See `Group::step`: only what is committed leaves memory by itself, so the bound must not keep out the entry that
-/// commits the rest.
+/// See `GroupCore::step`: only committed entries leave memory, so the bound must admit the entry that commits the rest.
 #[test]
 fn logs_full_of_uncommitted_entries_do_not_deadlock_a_new_leader() {
-    // Patient followers, so that the logs are full before anybody campaigns; a message holds a whole log, because
-    // raft sends one for each batch of proposals and the next only after an acknowledgement.
+    // A long election timeout, so that the logs are full before a campaign. A message holds a whole log, because Raft sends
+    // the next one only after an acknowledgement.
     let options = SimOptions {
         unapplied_bytes_max: 2_000,
         append_bytes_max: 4_096,
@@ -447,7 +437,7 @@ fn logs_full_of_uncommitted_entries_do_not_deadlock_a_new_leader() {
     let (mut sim, leader) = led(3, options);
     let followers = others(&sim, leader);
     sim.run(200).unwrap();
-    // Entries get to the followers and no acknowledgement gets back: all logs fill up, nothing is committed.
+    // Acknowledgements are lost: all logs fill up, and nothing is committed.
     followers.iter().for_each(|&f| sim.cut(f, leader));
     for _ in 0..10 {
         sim.propose_many(leader, 5, 300).unwrap();

@@ -1,37 +1,14 @@
-//! Whole clusters of cores under random faults. `TOWLINE_SIM_SEED` replays one seed, `TOWLINE_SIM_CASES` runs more.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
+//! Whole clusters of cores under random faults. `common::seeds` explains the environment variables.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::common::seeds;
 use towline_testkit::sim::{Chaos, NetOptions, Sim, SimOptions, Violation};
 
 const CASES: u64 = 200;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-/// Runs every seed; a failure, also a panic inside, names its seed.
 fn for_each_seed(cases: u64, run: impl Fn(u64) -> Result<Sim, Violation>) -> Vec<Sim> {
-    let one = number("TOWLINE_SIM_SEED");
-    let cases = number("TOWLINE_SIM_CASES").unwrap_or(cases);
-    let seeds = one.map_or(0..cases, |seed| seed..seed + 1);
-    let sims = seeds.map(|seed| match catch_unwind(AssertUnwindSafe(|| run(seed))) {
-        Ok(Ok(sim)) => sim,
-        Ok(Err(violation)) => panic!("{violation}; replay with TOWLINE_SIM_SEED={seed}"),
-        Err(panic) => {
-            eprintln!("panicked; replay with TOWLINE_SIM_SEED={seed}");
-            resume_unwind(panic);
-        }
-    });
-    sims.collect()
+    seeds::for_each_seed(cases, |seed| run(seed).unwrap_or_else(|violation| panic!("{violation}")))
 }
 
 fn rough(seed: u64) -> SimOptions {
@@ -65,7 +42,7 @@ fn nothing_acknowledged_is_lost_and_reads_are_linearizable_under_random_faults_a
     let seen = sum(|s| s.history().seen_count());
     let crashes = sum(|s| s.crashes() as usize);
     println!("{} runs: {acked} commands acknowledged, {seen} reads answered, {crashes} crashes", sims.len());
-    if number("TOWLINE_SIM_SEED").is_none() {
+    if !seeds::replays() {
         assert!(acked > 20 * sims.len() && seen > 10 * sims.len() && crashes > 2 * sims.len());
     }
 }
@@ -81,7 +58,7 @@ fn the_same_seed_gives_the_same_run() {
     assert_eq!(run(), run());
 }
 
-/// Case 33: every sync is a place to crash, before it, after it, and after it was told.
+/// Case 33: a node may crash before each sync, after it, and after it was reported.
 #[test]
 fn nothing_acknowledged_is_lost_when_every_sync_may_end_in_a_crash() {
     let options = |seed| SimOptions { chaos: crashy(), ..rough(seed) };
@@ -100,9 +77,9 @@ fn crashy() -> Chaos {
     Chaos { crash_at_sync_permille: 60, restart_permille: 100, ..Chaos::load() }
 }
 
-/// The control of the two above: a disk that says "durable" too early is found out.
+/// The control of both: the checks find a disk that reports a sync too early.
 #[test]
-fn a_disk_that_lies_about_its_syncs_is_found_out() {
+fn a_disk_that_lies_about_its_syncs_is_found() {
     let found = (0..20).filter(|&seed| {
         let options = SimOptions { sync_lies: true, sync_permille: 50, chaos: crashy(), ..rough(seed) };
         let run = || -> Result<(), Violation> {
@@ -110,7 +87,7 @@ fn a_disk_that_lies_about_its_syncs_is_found_out() {
             sim.run(2_500)?;
             sim.converge()
         };
-        // The raft crate panics on some histories that a lying disk makes.
+        // The raft crate panics on some histories of a lying disk.
         !matches!(catch_unwind(AssertUnwindSafe(run)), Ok(Ok(())))
     });
     let found = found.count();

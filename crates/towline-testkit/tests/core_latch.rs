@@ -1,12 +1,4 @@
-//! The control of case 1, on the raft crate alone: why snapshots must be reported.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::print_stderr // a failing seed is named
-)]
+//! The control of case 1, on the raft crate alone: without a report of its snapshot a follower stays latched.
 
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::storage::MemStorage;
@@ -14,7 +6,7 @@ use raft::{Config, ProgressState, RawNode, SnapshotStatus};
 
 const HEARTBEATS: usize = 1_000;
 
-/// Node 1 of two voters, with a log that begins after what node 2 has.
+/// Node 1 of two voters. Its log begins after the last entry of node 2.
 fn leader() -> RawNode<MemStorage> {
     let config = Config { id: 1, applied: 5, election_tick: 10, heartbeat_tick: 1, ..Config::default() };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
@@ -37,7 +29,7 @@ fn from_peer(node: &RawNode<MemStorage>, kind: MessageType) -> Message {
     message
 }
 
-/// Does what a ready asks for; gives the messages.
+/// Handles all readies and returns their messages.
 fn take_messages(node: &mut RawNode<MemStorage>) -> Vec<Message> {
     let mut messages = Vec::new();
     while node.has_ready() {
@@ -59,7 +51,7 @@ fn has(messages: &[Message], kind: MessageType) -> bool {
     messages.iter().any(|m| m.get_msg_type() == kind)
 }
 
-/// A leader whose snapshot to node 2 was just taken from it, and got lost.
+/// A leader whose snapshot to node 2 was sent and lost.
 fn with_a_lost_snapshot() -> RawNode<MemStorage> {
     let mut node = leader();
     let probe = take_messages(&mut node).into_iter().find(|m| m.get_msg_type() == MessageType::MsgAppend);
@@ -71,7 +63,7 @@ fn with_a_lost_snapshot() -> RawNode<MemStorage> {
     node
 }
 
-/// One heartbeat and its answer; what the leader sends beside it.
+/// Exchanges one heartbeat and returns what else the leader sends.
 fn heartbeat(node: &mut RawNode<MemStorage>) -> Vec<Message> {
     node.tick();
     let mut sent = take_messages(node);
@@ -83,18 +75,18 @@ fn heartbeat(node: &mut RawNode<MemStorage>) -> Vec<Message> {
 }
 
 #[test]
-fn a_lost_snapshot_that_nobody_reports_stops_replication_for_ever() {
+fn an_unreported_lost_snapshot_stops_replication_for_ever() {
     let mut node = with_a_lost_snapshot();
     for _ in 0..HEARTBEATS {
         assert_eq!(heartbeat(&mut node), []);
     }
     node.report_unreachable(2);
-    assert_eq!(heartbeat(&mut node), [], "to report the peer unreachable does not help");
+    assert_eq!(heartbeat(&mut node), [], "a report of an unreachable peer does not help");
     assert_eq!(node.raft.prs().get(2).unwrap().state, ProgressState::Snapshot);
 }
 
 #[test]
-fn a_report_of_failure_gets_the_snapshot_sent_again_within_a_heartbeat() {
+fn after_a_report_of_failure_the_leader_sends_the_snapshot_within_a_heartbeat() {
     let mut node = with_a_lost_snapshot();
     node.report_snapshot(2, SnapshotStatus::Failure);
     assert_eq!(node.raft.prs().get(2).unwrap().state, ProgressState::Probe);

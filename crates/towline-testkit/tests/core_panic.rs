@@ -1,5 +1,5 @@
-//! A panic in the core of a group. Nothing that a caller hands in runs there but the log of the process: raft writes to it
-//! while it works, and here whoever listens panics. Alone in its binary for that reason.
+//! A panic in the core of a group. The only code of a caller that runs there is the subscriber of log lines, so the test
+//! panics in it. Alone in its binary, because the subscriber is global.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -22,7 +22,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Words of the line that panics, once.
+/// The words of the log line that panics, once.
 static TRAP: Mutex<Option<Vec<String>>> = Mutex::new(None);
 
 struct Trap;
@@ -86,35 +86,35 @@ async fn a_panic_in_the_core_of_a_group_ends_that_group_on_that_node_and_no_othe
     assert_eq!(group.propose("before").await, Ok(1));
     let term = cluster.group(node, good).state().term;
 
-    // The core of the group is called to hand its leadership over, and does not come back.
+    // The core panics when it transfers leadership.
     *TRAP.lock().unwrap() = Some(vec![format!("node={node}"), format!("group={bad}")]);
     let waiting: Vec<_> = (0..20).map(|n| group.submit(format!("{n}")).unwrap()).collect();
     let end = std::time::Instant::now() + DEADLINE;
     while group.state().role != Role::Down {
         assert!(std::time::Instant::now() < end, "no quarantine: {:?}", group.state());
-        // One that is refused, such as while an earlier one is under way, makes raft say nothing.
+        // Raft logs nothing for a refused transfer, such as a second one at a time.
         let _ = within(group.transfer(node_id(2))).await;
     }
     let state = group.state();
     let cause = state.down.clone().unwrap();
     assert!(cause.starts_with("the group panicked: trapped: "), "{cause}");
     assert_eq!(state.leader, None);
-    // Everybody who waits is answered, and who comes later is turned away.
+    // Pending callers get an answer, and later ones an error.
     for proposal in waiting {
         let _ = within(proposal).await;
     }
     let late = within(group.propose("late")).await.unwrap_err();
-    assert!(matches!(&late, ProposeError::Stopped { cause: told } if *told == cause), "{late:?}");
+    assert!(matches!(&late, ProposeError::Stopped { cause: reported } if *reported == cause), "{late:?}");
     assert!(within(group.read(Consistency::Linearizable)).await.is_err());
 
-    // The other group on this node does not notice.
+    // The other group on this node goes on.
     for n in 1..=20 {
         assert_eq!(within(cluster.group(node, good).propose("meanwhile")).await, Ok(n));
     }
     assert_eq!(cluster.group(node, good).state().role, Role::Leader);
     assert_eq!(cluster.group(node, good).state().term, term);
 
-    // The group goes on elsewhere, and here once it is started again.
+    // The group goes on elsewhere, and here after a restart.
     let next = within(cluster.leader(bad)).await;
     assert_ne!(next, node);
     cluster.acked(bad, "elsewhere").await;

@@ -1,6 +1,5 @@
-//! Linearizable reads of a simulated cluster of cores whose nodes are far apart, or whose disks are slow. A tick is 10 ms, and
-//! all settings are the defaults of the engine.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+//! Linearizable reads on a simulated cluster of cores with long round trips or slow disks. A tick is 10 ms, and all settings
+//! are the defaults of the engine.
 
 use towline_engine::core::Reject;
 use towline_engine::ids::NodeId;
@@ -11,7 +10,7 @@ const HEARTBEAT: u64 = 10;
 const ELECTION_TICKS_MIN: u64 = 100;
 const READ_TIMEOUT: u64 = 500;
 
-/// Ticks in which a leader must be there.
+/// Ticks within which a leader must be elected.
 const ELECTION_LIMIT: u64 = 5_000;
 
 /// Ticks of load.
@@ -54,8 +53,7 @@ struct Latency {
     max: u64,
 }
 
-/// A write every third tick and two reads a tick on one node. Every one of them must be answered; the history checks what it
-/// saw.
+/// A write every third tick and two reads a tick on one node. Every read must succeed; the history checks its value.
 fn read_under_load(sim: &mut Sim, leader: NodeId, reader: NodeId) -> Latency {
     let (mut open, mut took): (Vec<(u64, u64)>, Vec<u64>) = (Vec::new(), Vec::new());
     let acked = sim.history().acked_count();
@@ -91,7 +89,7 @@ fn read_at_a_distance(delay: u64) {
     let follower = sim.ids().into_iter().find(|&id| id != leader).unwrap();
     let at_leader = read_under_load(&mut sim, leader, leader);
     let at_follower = read_under_load(&mut sim, leader, follower);
-    // A tick for the round to start, and up to three in which nodes of the simulation wait for their turns.
+    // One tick until the round starts, and up to three until the nodes of the simulation take their turns.
     assert!(at_leader.max <= round_trip + 4, "{at_leader:?} at a round trip of {round_trip}");
     assert!(at_follower.max <= 2 * round_trip + 6, "{at_follower:?} at a round trip of {round_trip}");
     assert_eq!(sim.leader(), Some(leader));
@@ -102,8 +100,8 @@ fn reads_take_one_round_trip_at_the_leader_and_two_at_a_follower_20_ms_away() {
     read_at_a_distance(1);
 }
 
-/// At a round trip of a heartbeat interval no read ever succeeded: the answer to each round came when its readers had moved
-/// on to the next.
+/// At a round trip of a heartbeat interval no read succeeded: the readers had begun the next round before the answers of a
+/// round arrived.
 #[test]
 fn reads_take_one_round_trip_at_the_leader_and_two_at_a_follower_100_ms_away() {
     read_at_a_distance(5);
@@ -114,7 +112,7 @@ fn reads_take_one_round_trip_at_the_leader_and_two_at_a_follower_300_ms_away() {
     read_at_a_distance(15);
 }
 
-/// The number of rounds under way is bounded: some reads wait until one comes back.
+/// The number of open rounds is bounded, so some reads wait for the end of one.
 #[test]
 fn reads_succeed_at_a_round_trip_of_nearly_an_election_timeout() {
     let (mut sim, leader) = led(options(45, 0));
@@ -125,7 +123,7 @@ fn reads_succeed_at_a_round_trip_of_nearly_an_election_timeout() {
     assert!(at_follower.mean <= 3.0 * 90.0 && at_follower.max <= 4 * 90, "{at_follower:?}");
 }
 
-/// A follower's answer to a heartbeat waits behind its log writes, of which each takes longer than a heartbeat interval.
+/// A follower's answer to a heartbeat waits for its log writes, and each takes longer than a heartbeat interval.
 #[test]
 fn reads_succeed_while_every_fsync_takes_longer_than_two_heartbeats() {
     let fsync = 25;
@@ -133,13 +131,13 @@ fn reads_succeed_while_every_fsync_takes_longer_than_two_heartbeats() {
     let follower = sim.ids().into_iter().find(|&id| id != leader).unwrap();
     let at_leader = read_under_load(&mut sim, leader, leader);
     let at_follower = read_under_load(&mut sim, leader, follower);
-    // The write under way and the next one.
+    // The current write and the next one.
     assert!(at_leader.max <= 2 * fsync + 6, "{at_leader:?}");
-    // At the follower its question waits so too, and the entries are applied when they are durable there.
+    // At a follower the read index request waits too, and the entries are applied once they are durable.
     assert!(at_follower.max <= 6 * fsync + 12, "{at_follower:?}");
 }
 
-/// The deadline binds also while rounds are retried without an answer.
+/// The deadline also holds while rounds are retried without an answer.
 #[test]
 fn reads_without_a_majority_fail_at_their_deadline() {
     let (mut sim, leader) = led(options(5, 0));
@@ -152,8 +150,8 @@ fn reads_without_a_majority_fail_at_their_deadline() {
     assert!(matches!(sim.history().read(read), ReadResult::Failed(_)), "{:?}", sim.history().read(read));
 }
 
-/// A leader that hears nothing but late answers, while the others have elected another leader, which acknowledged a command
-/// that this one has not. Every test below lets it answer a read from its old state if it can be made to.
+/// A leader that hears only late answers, while the others have elected another leader, which acknowledged a command. Each test
+/// below tries to make the old leader answer a read from its old state.
 struct Deposed {
     sim: Sim,
     old: NodeId,
@@ -190,7 +188,7 @@ impl Deposed {
         panic!("no other leader");
     }
 
-    /// A follower's answer to a heartbeat of the old leader with this context, sent before that was cut off.
+    /// Delivers a follower's answer to a heartbeat of the old leader with this context.
     fn answer(&mut self, follower: usize, context: &[u8]) {
         let from = self.followers[follower];
         let answer = Message {
@@ -204,20 +202,24 @@ impl Deposed {
     /// Starts a read at the old leader, and its round.
     fn read(&mut self) -> u64 {
         let state = self.sim.status(self.old).unwrap().state;
-        assert_eq!((state.term, state.leader), (self.term, Some(self.old)), "it leads, as far as it knows");
+        assert_eq!(
+            (state.term, state.leader),
+            (self.term, Some(self.old)),
+            "it still takes itself for the leader"
+        );
         let read = self.sim.read(self.old).unwrap();
         self.sim.turn(self.old, false).unwrap();
         read
     }
 
-    /// Lets the old leader apply and answer what it will.
+    /// Lets the old leader apply and answer.
     fn settle(&mut self) {
         (0..20).for_each(|_| self.sim.tick().unwrap());
     }
 }
 
-/// The newest context under way in a heartbeat.
-fn round_under_way(sim: &Sim) -> Vec<u8> {
+/// The newest context of a heartbeat in flight.
+fn open_round(sim: &Sim) -> Vec<u8> {
     let carries_a_round = |m: &Message| m.kind == MessageKind::Heartbeat && !m.context.is_empty();
     let newest = sim.in_flight().into_iter().rfind(carries_a_round);
     newest.expect("a round").context.to_vec()
@@ -228,7 +230,7 @@ fn a_late_answer_confirms_the_reads_of_its_round_and_none_that_began_after_it() 
     let (mut deposed, (early, round)) = Deposed::new(|sim, leader| {
         let early = sim.read(leader).unwrap();
         sim.turn(leader, false).unwrap();
-        (early, round_under_way(sim))
+        (early, open_round(sim))
     });
     let late = deposed.read();
     deposed.answer(0, &round);
@@ -238,8 +240,8 @@ fn a_late_answer_confirms_the_reads_of_its_round_and_none_that_began_after_it() 
     assert_eq!(*history.read(late), ReadResult::Open);
 }
 
-/// Raft takes a context that it has answered for a new round when it comes again. The second follower's late answer to its
-/// first sending then confirmed every read that had begun in between.
+/// Raft took an answered context for a new round when it arrived again. A late answer to the first one then confirmed every read
+/// that had begun in between.
 #[test]
 fn a_round_that_a_follower_asks_for_twice_confirms_no_read_that_began_in_between() {
     let (mut deposed, question) = Deposed::new(|sim, leader| {
@@ -247,7 +249,7 @@ fn a_round_that_a_follower_asks_for_twice_confirms_no_read_that_began_in_between
         let early = sim.read(follower).unwrap();
         sim.turn(follower, false).unwrap();
         let mut sent = sim.in_flight().into_iter().filter(|m| m.kind == MessageKind::ReadIndex);
-        let question = sent.next().expect("its question is under way");
+        let question = sent.next().expect("the request in flight");
         while *sim.history().read(early) == ReadResult::Open {
             sim.tick().unwrap();
         }

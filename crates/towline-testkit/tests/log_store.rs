@@ -1,11 +1,4 @@
 //! The log stores of this workspace under the suite.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::sync::Arc;
 
@@ -17,11 +10,11 @@ use towline_testkit::log_store_suite;
 use towline_testkit::suites::log_store::LogStoreFixture;
 
 #[derive(Default)]
-struct InMemory {
+struct MemLogFixture {
     log: MemLog,
 }
 
-impl LogStoreFixture for InMemory {
+impl LogStoreFixture for MemLogFixture {
     fn open(&mut self) -> Arc<dyn LogStore> {
         Arc::new(self.log.clone())
     }
@@ -31,19 +24,18 @@ impl LogStoreFixture for InMemory {
     }
 }
 
-struct OnDisk {
+struct DiskLogFixture {
     dir: tempfile::TempDir,
     config: DataDirConfig,
 }
 
-impl OnDisk {
+impl DiskLogFixture {
     fn new() -> Self {
-        #[allow(clippy::unwrap_used)]
         let dir = tempfile::tempdir().unwrap();
         Self { dir, config: DataDirConfig::default() }
     }
 
-    /// With files so small that every purge has something to do.
+    /// Uses small files, so that every purge removes some.
     fn in_small_files() -> Self {
         let mut small = Self::new();
         small.config.log.file_bytes = ByteSize::bytes(600);
@@ -52,16 +44,15 @@ impl OnDisk {
     }
 }
 
-impl LogStoreFixture for OnDisk {
+impl LogStoreFixture for DiskLogFixture {
     fn open(&mut self) -> Arc<dyn LogStore> {
-        #[allow(clippy::unwrap_used)]
         DataDir::open_with(self.dir.path(), self.config.clone()).unwrap().log()
     }
 
-    // Crashes that lose what is not synced are tested where the disk can be: in towline-storage.
+    // towline-storage tests crashes that lose unsynced data.
     fn crash(&mut self) {}
 }
 
-log_store_suite!(in_memory, InMemory::default);
-log_store_suite!(on_disk, OnDisk::new);
-log_store_suite!(on_disk_in_small_files, OnDisk::in_small_files);
+log_store_suite!(in_memory, MemLogFixture::default);
+log_store_suite!(on_disk, DiskLogFixture::new);
+log_store_suite!(on_disk_in_small_files, DiskLogFixture::in_small_files);

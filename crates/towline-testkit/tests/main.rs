@@ -1,5 +1,12 @@
 //! The integration tests that can share a process, in one binary: linking each file alone takes longer than most tests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)] // helpers of tests
 
 mod common;
 mod core_cases;
@@ -20,29 +27,29 @@ mod node_heals;
 mod node_lengths;
 mod node_liars;
 mod node_mixed;
-mod node_quic;
 mod node_refusals;
 mod node_replication;
-mod node_rereads;
 mod node_restores;
 mod node_resumes;
 mod node_rivals;
 mod node_slow_disks;
 mod node_snapshot_disks;
-mod node_snapshots;
 mod node_start;
 mod node_stops;
 mod node_stray_files;
 mod node_transfers;
 mod node_unreadable;
 mod snapshot_faults;
+mod snapshot_sim;
 mod snapshot_store;
 mod snapshot_store_file_flaws;
 mod snapshot_store_flaws;
-mod snapshot_world;
 mod state_machine;
 mod state_machine_files;
 mod transport_bounds;
 mod transport_flaws;
+mod transport_grpc;
+mod transport_peers;
+mod transport_quic;
 mod transport_suite;
 mod wires;

@@ -1,14 +1,8 @@
 //! A node on a data directory whose log disk fails: at each of its writes and syncs in turn.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+
+use std::time::Duration;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bytes::Bytes;
 use towline_engine::config::Config;
@@ -24,10 +18,10 @@ use towline_testkit::list::ListMachine;
 
 const GROUPS: [u64; 2] = [1, 2];
 
-/// Proposals of the script, of which every second is the other group's.
+/// Proposals of the script, to both groups in turn.
 const SCRIPT: u64 = 8;
 
-/// What everybody is told of it.
+/// The beginning of every error that it causes.
 const CAUSE: &str = "the log cannot be written: log write failed during ";
 
 /// One voter on the directory, with a log file so small that the script fills more than one.
@@ -35,15 +29,17 @@ async fn start(path: &Path, faults: &DiskFaults) -> Cluster {
     let (path, faults): (PathBuf, _) = (path.into(), faults.clone());
     let mut config = DataDirConfig::default();
     config.log.file_bytes = ByteSize::bytes(512);
-    // One node: nobody's clock is compared with another's, and an election is soon over.
-    let ms = Duration::from_millis;
-    let quicker = Config {
-        tick: ms(2),
-        heartbeat_interval: ms(8),
-        election_timeout_min: ms(80),
-        election_timeout_max: ms(160),
-        lane_backoff_max: ms(50),
-        ..quick()
+    // A single node may tick fast, so elections are short.
+    let quicker = {
+        let ms = Duration::from_millis;
+        Config {
+            tick: ms(2),
+            heartbeat_interval: ms(8),
+            election_timeout_min: ms(80),
+            election_timeout_max: ms(160),
+            lane_backoff_max: ms(50),
+            ..quick()
+        }
     };
     let plan = Plan::new(1, GROUPS.len() as u64).config(quicker);
     let plan = plan.storage(move |_, _| {
@@ -71,7 +67,7 @@ fn check_error(error: &ProposeError) {
 
 /// Case 35 on the real log: EIO at the n-th write or sync, for each n.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_every_write_and_sync_that_fails_the_node_falls_silent_and_what_it_acknowledged_is_there() {
+async fn a_node_goes_down_at_each_failed_write_or_sync_and_keeps_what_it_acknowledged() {
     let mut failed = Vec::new();
     for number in 1.. {
         let (dir, faults) = (tempfile::tempdir().unwrap(), DiskFaults::new());
@@ -94,15 +90,15 @@ async fn at_every_write_and_sync_that_fails_the_node_falls_silent_and_what_it_ac
             }
         }
         let Some((of, command, error)) = lost else {
-            assert_eq!(faults.failed(), None, "{number}: nobody noticed");
+            assert_eq!(faults.failed(), None, "{number}: no caller got an error");
             break;
         };
         failed.extend(faults.failed());
 
-        // The log is shared: all groups go down, and say why.
+        // The groups share the log: all go down with the cause.
         for group in GROUPS {
             let handle = cluster.group(1, group);
-            until("the node is silent", || handle.state().role == Role::Down).await;
+            until("the node is down", || handle.state().role == Role::Down).await;
             assert!(is_poisoned(&handle.state().down.unwrap()), "{:?}", handle.state());
             let late = within(handle.propose("late")).await.unwrap_err();
             check_error(&late);
@@ -118,7 +114,7 @@ async fn at_every_write_and_sync_that_fails_the_node_falls_silent_and_what_it_ac
         for group in GROUPS {
             let (found, acked) = (cluster.settled(group).await, &acked[group as usize - 1]);
             assert!(found.starts_with(acked), "{number}: {acked:?} was acknowledged, {found:?} is there");
-            // What is there besides was promised to nobody.
+            // Only an uncertain command may be there besides.
             let more = &found[acked.len()..];
             let uncertain = of == group && error.outcome() == Outcome::MayHaveHappened;
             assert!(more.is_empty() || (uncertain && more == [command.clone()]), "{number}: {more:?}");

@@ -1,10 +1,9 @@
-//! What fails alone: a disk, a state machine, a peer, a link, a group's memory. The rest goes on.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+//! One part fails: a disk, a state machine, a peer, a link or the memory of a group. The rest of the cluster goes on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::Counts;
+use crate::common::{Counts, REPORTS};
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError};
@@ -21,7 +20,7 @@ fn other(node: u64) -> u64 {
     node % 3 + 1
 }
 
-/// Waits until `node` leads the group, handing leadership over as often as it takes.
+/// Transfers leadership until `node` leads the group.
 async fn lead(cluster: &Cluster, group: u64, node: u64) {
     let end = Instant::now() + DEADLINE;
     loop {
@@ -36,8 +35,8 @@ async fn lead(cluster: &Cluster, group: u64, node: u64) {
 
 /// Cases 7 and 69.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_group_refuses_its_own_messages_and_no_others() {
-    // A worker for each group: the full one is full because its state machine blocks.
+async fn a_full_group_refuses_only_its_own_messages() {
+    // A worker for each group, because the state machine of the full one blocks.
     let config = Config {
         unapplied_bytes_max: ByteSize::kib(64),
         proposal_bytes_max: ByteSize::kib(8),
@@ -58,43 +57,41 @@ async fn a_full_group_refuses_its_own_messages_and_no_others() {
         || counts.sum("towline_nacks_received_total", &[&format!("node={leader}"), &format!("peer={full}")]);
     let end = Instant::now() + DEADLINE;
     while nacked() == 0 || heard() == 0 {
-        assert!(Instant::now() < end, "nobody was refused");
-        // A majority goes on without the full one.
+        assert!(Instant::now() < end, "no message was refused");
+        // The majority goes on without the full node.
         match within(group.propose(command.clone())).await {
             Ok(_) | Err(ProposeError::Busy) => {}
-            // A machine so busy that the leader was not scheduled for an election timeout.
+            // On a busy machine the leader may lose its leadership.
             Err(_) => lead(&cluster, 1, leader).await,
         }
     }
     assert!(counts.sum("towline_inbound_rejects_total", &[&format!("node={full}"), "cause=inbox_full"]) > 0);
-    // Heard of by the lane; the shard takes it in its next turn.
+    // The shard takes the lane's report in its next turn.
     let of_leader = format!("node={leader}");
-    until("the report", || {
-        counts.sum("towline_reports_total", &[&of_leader, "kind=unreachable", "outcome=applied"]) > 0
-    })
-    .await;
+    until("the report", || counts.sum(REPORTS, &[&of_leader, "kind=unreachable", "outcome=applied"]) > 0)
+        .await;
     let links = |counts: &Counts| counts.sum("towline_links_closed_total", &[]);
     let broken = links(&counts);
 
-    // The other group does not notice: it commits, also on the node where the first one is full.
+    // The other group commits, also on the full node.
     for n in 1..=50 {
         assert_eq!(cluster.group(leader, 2).propose("x").await, Ok(n));
     }
     let status = cluster.group(leader, 2).status().await.unwrap();
     let peer = status.peers.iter().find(|p| p.id == node_id(full)).unwrap();
     assert_eq!(peer.progress, PeerProgress::Replicate, "{status:?}");
-    until("the full node's other group has it", || {
+    until("the other group applies on the full node", || {
         cluster.group(full, 2).state().applied >= status.state.commit
     })
     .await;
-    assert_eq!(links(&counts), broken, "a refusal of one group does not close the lane");
+    assert_eq!(links(&counts), broken, "the nack leaves the lane open");
 
     drop(hold);
     cluster.settled(1).await;
     cluster.stop(full, Duration::ZERO).await;
 }
 
-/// Case 27. The slow part is compared with the same cluster a moment before, with room for a loaded machine.
+/// Case 27. Compares the latency with that before the fault, with room for a loaded machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_in_a_black_hole_does_not_slow_the_others_down() {
     let mut cluster = Cluster::start(3, 1).await;
@@ -175,7 +172,7 @@ async fn order_holds_while_links_break() {
 
 /// Case 29.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_restarts_is_back_before_anybody_calls_an_election() {
+async fn a_restarted_peer_is_connected_before_an_election_timeout() {
     let mut cluster = Cluster::start(3, 1).await;
     let leader = cluster.leader(1).await;
     let follower = other(leader);
@@ -183,7 +180,6 @@ async fn a_peer_that_restarts_is_back_before_anybody_calls_an_election() {
     let term = cluster.group(leader, 1).state().term;
     for _ in 0..3 {
         cluster.crash(follower);
-        // Long enough for the backoff of the others to reach its cap.
         tokio::time::sleep(Duration::from_millis(300)).await; // not synchronisation: lets the backoff reach its cap
         cluster.restart(follower).await;
         let began = Instant::now();
@@ -199,7 +195,7 @@ async fn a_peer_that_restarts_is_back_before_anybody_calls_an_election() {
 
 /// Cases 35 and 65.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_that_cannot_write_goes_silent_and_another_takes_over() {
+async fn a_leader_that_cannot_write_goes_down_and_another_takes_over() {
     for (ahead, fault) in
         [(1, AppendFault::BeforeDurable), (2, AppendFault::AfterDurable), (7, AppendFault::BeforeDurable)]
     {
@@ -223,7 +219,7 @@ async fn a_leader_that_cannot_write_goes_silent_and_another_takes_over() {
             }
         }
         let began = Instant::now();
-        until("the node is silent", || {
+        until("both groups are down", || {
             cluster.group(leader, 1).state().role == Role::Down
                 && cluster.group(leader, 2).state().role == Role::Down
         })
@@ -243,7 +239,7 @@ async fn a_leader_that_cannot_write_goes_silent_and_another_takes_over() {
             cluster.up[&leader].node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await;
         assert!(matches!(again, Err(StartError::Log { .. })), "{again:?}");
 
-        // A new leader, in time.
+        // The others elect a new leader in time.
         let two = cluster.up.remove(&leader).unwrap();
         for group in [1, 2] {
             let next = cluster.leader(group).await;
@@ -254,7 +250,7 @@ async fn a_leader_that_cannot_write_goes_silent_and_another_takes_over() {
         assert!(began.elapsed() < election * 3 + Duration::from_millis(500), "{:?}", began.elapsed());
         drop(two);
 
-        // Restarted on what its disk has, it catches up, and nothing that was acknowledged is missing.
+        // The node restarts from its disk, catches up and has every acknowledged command.
         cluster.crash(leader);
         cluster.restart(leader).await;
         let commands = cluster.settled(1).await;
@@ -268,9 +264,9 @@ async fn a_leader_that_cannot_write_goes_silent_and_another_takes_over() {
     }
 }
 
-/// Case 35, with a majority that needs the broken node: its write is not acknowledged.
+/// Case 35 with a single voter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_single_node_whose_disk_fails_acknowledges_nothing_more() {
+async fn a_single_node_acknowledges_nothing_after_its_disk_fails() {
     for fault in [AppendFault::BeforeDurable, AppendFault::AfterDurable] {
         let mut cluster = Cluster::start(1, 2).await;
         cluster.leader(1).await;
@@ -312,7 +308,7 @@ async fn a_single_voter_acknowledges_only_what_is_durable() {
     })
     .await
     .unwrap();
-    // The loop itself is not held up: it answers, and has not committed.
+    // The shard is not blocked: it answers, and has not committed.
     let status = group.status().await.unwrap();
     assert!(status.state.commit < status.last_index, "{status:?}");
     assert!(list.is_empty());
@@ -323,7 +319,7 @@ async fn a_single_voter_acknowledges_only_what_is_durable() {
     let lost = cluster.disks[&1].crash();
     drop(gate);
     assert_eq!(within(proposal).await, Ok(1));
-    // What a power loss at that moment would have left.
+    // Restart from what a power loss would have left.
     cluster.crash(1);
     cluster.disks.insert(1, lost);
     cluster.restart(1).await;
@@ -331,7 +327,7 @@ async fn a_single_voter_acknowledges_only_what_is_durable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
+async fn a_failed_state_machine_quarantines_only_its_group() {
     let causes = [
         (Trouble::Panic, "state machine panicked in `apply`: told to panic"),
         (Trouble::Fatal, "state machine failed: told to fail"),
@@ -357,7 +353,7 @@ async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
         assert!(matches!(bad.propose("x").await, Err(ProposeError::Stopped { .. })));
         assert!(bad.read(Consistency::Local).await.is_err());
 
-        // Other groups on this node go on, and the group itself elsewhere.
+        // Other groups on this node go on, and this group on other nodes.
         for n in 2..20 {
             assert_eq!(cluster.group(1, 2).propose("meanwhile").await, Ok(n));
         }
@@ -365,7 +361,7 @@ async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
         assert_ne!(next, 1);
         cluster.acked(1, "elsewhere").await;
 
-        // A machine opened anew catches up.
+        // A restart with a new state machine catches up.
         let node = &cluster.up[&1].node;
         let healed = node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await.unwrap();
         cluster.up.get_mut(&1).unwrap().groups.insert(1, healed);
@@ -373,9 +369,9 @@ async fn a_state_machine_that_fails_takes_its_group_out_and_no_other() {
     }
 }
 
-/// Case 11. The link had taken everything and was idle; nothing tells whether all of it arrived.
+/// Case 11: an idle link breaks, and its last messages may be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_there() {
+async fn a_broken_idle_link_is_reported_once_to_each_group_that_replicates_over_it() {
     let counts = Counts::default();
     let cluster = Plan::new(3, 5).customise(counts.on()).start().await;
     let (leader, peer) = (1, 2);
@@ -385,9 +381,9 @@ async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_th
     }
     let reports = |outcome: &str| {
         let of = [format!("node={leader}"), format!("peer={peer}"), format!("outcome={outcome}")];
-        counts.sum("towline_reports_total", &[&of[0], &of[1], &of[2], "kind=unreachable"])
+        counts.sum(REPORTS, &[&of[0], &of[1], &of[2], "kind=unreachable"])
     };
-    // Fresh incidents only: the links of the start may have come late.
+    // The first links may have opened late, so count only new incidents.
     for _ in 0..3 {
         let before = reports("applied");
         let connects = || counts.sum("towline_link_connects_total", &["node=1", "peer=2", "lane=append"]);
@@ -395,7 +391,7 @@ async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_th
         cluster.net.reset(node_id(leader), node_id(peer));
         until("the reports", || reports("applied") >= before + 5).await;
         until("the link", || connects() > connected).await;
-        // The lanes are used again, so that the next end is an incident of its own.
+        // Use the lanes, so that the next break is a new incident.
         for group in 1..=5 {
             cluster.settled(group).await;
         }
@@ -403,9 +399,9 @@ async fn a_link_that_dies_idle_is_reported_once_to_each_group_that_replicates_th
     }
 }
 
-/// Case 9. What links still say while the node ends goes nowhere, quickly, and is counted or too late to be.
+/// Case 9: links report to a node that is stopping.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_ends_while_everything_around_it_breaks() {
+async fn a_node_stops_while_its_links_break() {
     for deadline in [Duration::ZERO, Duration::from_secs(2)] {
         let mut cluster = Cluster::start(3, 5).await;
         let leader = cluster.leader(1).await;

@@ -1,41 +1,31 @@
-//! Case 13: a snapshot of each awkward length goes through everything a snapshot goes through: it is made, stored in a file,
-//! offered, read in chunks, sent, received into a file, and restored. Both ends have the same bytes, and both books the same
-//! totals.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Case 13: a snapshot of each awkward length is made, stored in a file, offered, sent in chunks, received into a file and
+//! restored. Both ends have the same bytes and count the same totals.
 
 use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::common::Counts;
-use crate::common::bench::{BYTES, TRANSFERS};
-use crate::common::ports::free_port;
+use crate::common::addresses::over_grpc;
+use crate::common::{BYTES, Counts, REPORTS, TRANSFERS};
 use bytes::Bytes;
 use tempfile::TempDir;
 use towline_engine::config::Config;
-use towline_engine::ids::{GroupId, PeerAddr};
+use towline_engine::ids::GroupId;
 use towline_engine::message::LogId;
 use towline_engine::node::Consistency;
 use towline_engine::snapshot_store::{ContentHasher, SnapshotMeta, SnapshotStore, Trailer};
 use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
-use towline_engine::status::{AttemptOutcome, LastAttempt};
+use towline_engine::status::AttemptOutcome;
 use towline_engine::storage::Storage;
 use towline_engine::units::ByteSize;
-use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_storage::{DataDir, SnapshotFiles};
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until};
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, quick, until};
 
 const CHUNK: usize = 64 << 10;
 const LARGE: usize = 64 << 20;
 const SNAPSHOT_ENTRIES: u64 = 40;
 
-/// What every state is the beginning of: in no two places the same, so that a chunk in a wrong place is seen.
+/// Random bytes, so that a misplaced chunk is found. Every state is a prefix of them.
 static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
     let mut noise = vec![0; LARGE];
     fastrand::Rng::with_seed(13).fill(&mut noise);
@@ -46,24 +36,24 @@ fn noise(length: usize) -> Bytes {
     NOISE.slice(..length)
 }
 
-/// Of a machine that was never told anything: no state that a snapshot can have, an empty one neither.
-const UNTOLD: Bytes = Bytes::from_static(b"nothing was applied or restored");
+/// The state before any command, which no snapshot has.
+const UNFILLED: Bytes = Bytes::from_static(b"nothing was applied or restored");
 
-/// The command after which a machine's state is so much noise; others change nothing.
+/// The command that fills a machine with noise. Other commands change nothing.
 const FILL: &str = "fill";
 
-/// A machine whose snapshot is its state and nothing else.
+/// A machine whose snapshot is exactly its state.
 struct Noise {
     length: usize,
     state: View,
 }
 
-/// The bytes, and what they were restored from.
+/// The bytes, and the snapshots that they were restored from.
 type View = Arc<Mutex<(Bytes, Vec<SnapshotMeta>)>>;
 
 impl Noise {
     fn of(length: usize) -> Self {
-        Self { length, state: Arc::new(Mutex::new((UNTOLD, Vec::new()))) }
+        Self { length, state: Arc::new(Mutex::new((UNFILLED, Vec::new()))) }
     }
 }
 
@@ -109,21 +99,21 @@ enum Over {
     Grpc,
 }
 
-/// Three nodes whose snapshots are in files of the store that ships.
-struct Lengths {
+/// Three nodes with snapshot files in data directories.
+struct FileCluster {
     cluster: Cluster<Noise>,
     counts: Counts,
     files: Vec<Arc<SnapshotFiles>>,
     _dirs: Vec<(TempDir, DataDir)>,
 }
 
-impl Lengths {
+impl FileCluster {
     async fn start(over: Over, length: usize) -> Self {
         let config = Config {
             snapshot_entries: SNAPSHOT_ENTRIES,
             snapshot_trailing_entries: 3,
             snapshot_chunk_bytes: ByteSize::bytes(CHUNK as u64),
-            // On a busy machine a healthy transfer stands still for long.
+            // On a busy machine a healthy transfer may stand still for a while.
             snapshot_offer_timeout: Duration::from_secs(10),
             snapshot_progress_timeout: Duration::from_secs(10),
             ..quick()
@@ -141,29 +131,24 @@ impl Lengths {
             .config(config)
             .customise(counts.on())
             .machine(move |_, _| Noise::of(length))
-            .storage(move |id, storage| Storage { snapshots: stores[place(id.as_u64())].clone(), ..storage });
-        if over == Over::Grpc {
-            let addresses: Vec<PeerAddr> =
-                (0..3).map(|_| format!("grpc://{}", free_port()).parse().unwrap()).collect();
-            plan = plan.customise(move |id, mut builder| {
-                for (other, address) in (1..).zip(&addresses) {
-                    builder = builder.peer_address(node_id(other), address.clone());
-                }
-                let transport = Arc::new(GrpcTransport::new(GrpcConfig::default()));
-                builder.transport(transport, addresses[place(id.as_u64())].clone())
+            .storage(move |id, storage| Storage {
+                snapshots: stores[position(id.as_u64())].clone(),
+                ..storage
             });
+        if over == Over::Grpc {
+            plan = over_grpc(plan);
         }
         Self { cluster: plan.start().await, counts, files, _dirs: dirs }
     }
 
-    /// A follower misses the command that fills the others, and the log forgets it. Gives leader and follower.
+    /// Stops a follower, fills the others and compacts their logs. Returns leader and follower.
     async fn left_behind(&mut self) -> (u64, u64) {
         let leader = self.cluster.leader(1).await;
         let behind = if leader == 1 { 2 } else { 1 };
         let applied = self.cluster.group(behind, 1).state().applied;
         self.cluster.stop(behind, Duration::from_secs(2)).await;
         self.cluster.acked(1, FILL).await;
-        // Enough for one snapshot, not for a second one that would take its place.
+        // Enough entries for one snapshot, and too few for a second.
         for _ in 0..SNAPSHOT_ENTRIES {
             self.cluster.acked(1, "nothing new").await;
         }
@@ -175,76 +160,58 @@ impl Lengths {
         (leader, behind)
     }
 
-    /// Waits until the leader knows how an attempt to serve the follower ended.
-    async fn first_end(&self, leader: u64, behind: u64) -> LastAttempt {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let peers = self.cluster.group(leader, 1).status().await.unwrap().peers;
-            let peer = peers.into_iter().find(|peer| peer.id == node_id(behind)).unwrap();
-            if let Some(last) = peer.last_attempt {
-                return last;
-            }
-            assert!(Instant::now() < end, "no attempt ended: {peer:?}");
-            tokio::task::yield_now().await;
-        }
-    }
-
     async fn state(&self, node: u64) -> (Bytes, Vec<SnapshotMeta>) {
         let view = self.cluster.group(node, 1).read(Consistency::Local).await.unwrap();
         view.lock().unwrap().clone()
     }
 
-    fn transfers(&self, labels: &[&str]) -> u64 {
-        self.counts.sum(TRANSFERS, labels)
-    }
-
     fn reports(&self, labels: &[&str]) -> u64 {
-        self.counts.sum("towline_reports_total", labels)
+        self.counts.sum(REPORTS, labels)
     }
 }
 
-fn place(node: u64) -> usize {
+fn position(node: u64) -> usize {
     node as usize - 1
 }
 
 async fn arrives(over: Over, length: usize) {
-    let mut bench = Lengths::start(over, length).await;
-    let (leader, behind) = bench.left_behind().await;
-    bench.cluster.restart(behind).await;
-    bench.cluster.acked(1, "for all").await;
-    let last = bench.first_end(leader, behind).await;
+    let mut setup = FileCluster::start(over, length).await;
+    let (leader, behind) = setup.left_behind().await;
+    setup.cluster.restart(behind).await;
+    setup.cluster.acked(1, "for all").await;
+    let last = setup.cluster.attempt_ended(leader, 1, behind).await;
     assert_eq!((last.number, last.outcome), (1, AttemptOutcome::Finished));
-    let applied = |node| bench.cluster.group(node, 1).state().applied;
+    let applied = |node| setup.cluster.group(node, 1).state().applied;
     until("the follower has what the leader has", || applied(behind) >= applied(leader)).await;
-    until("the attempt is reported", || bench.reports(&["kind=snapshot_finish", "outcome=applied"]) > 0)
+    until("the attempt is reported", || setup.reports(&["kind=snapshot_finish", "outcome=applied"]) > 0)
         .await;
 
-    // The same bytes, by a digest that nobody of those took who handled them.
-    let (bytes, restored) = bench.state(behind).await;
-    assert!(bytes == noise(length), "{} bytes of {length} or others", bytes.len());
+    // Compare the bytes by a digest that the test computes itself.
+    let (bytes, restored) = setup.state(behind).await;
+    assert!(bytes == noise(length), "{} bytes, not the {length} expected", bytes.len());
     let [meta] = &*restored else { panic!("{restored:?}") };
     let mut hasher = ContentHasher::new(&meta.head);
     hasher.update(&noise(length));
     let expected = Trailer { length: length as u64, content: hasher.finish().content };
     for node in [leader, behind] {
-        let found = bench.files[place(node)].find(GroupId::DEFAULT, meta.content).unwrap();
+        let found = setup.files[position(node)].find(GroupId::DEFAULT, meta.content).unwrap();
         let found = found.map(|found| Trailer { length: found.length, content: found.content });
         assert_eq!(found, Some(expected), "of node {node}");
     }
 
-    // The same totals, of one attempt with one report.
+    // Both sides count one attempt with one report.
     for direction in ["direction=sent", "direction=received"] {
-        let finished = bench.counts.sum(BYTES, &[direction, "outcome=finished"]);
+        let finished = setup.counts.sum(BYTES, &[direction, "outcome=finished"]);
         assert_eq!(finished, length as u64, "{direction}");
-        assert_eq!(bench.counts.sum(BYTES, &[direction]), finished, "{direction}");
-        assert_eq!(bench.transfers(&[direction, "outcome=finished"]), 1, "{direction}");
-        assert_eq!(bench.transfers(&[direction]), 1, "{direction}");
+        assert_eq!(setup.counts.sum(BYTES, &[direction]), finished, "{direction}");
+        assert_eq!(setup.counts.sum(TRANSFERS, &[direction, "outcome=finished"]), 1, "{direction}");
+        assert_eq!(setup.counts.sum(TRANSFERS, &[direction]), 1, "{direction}");
     }
-    assert_eq!(bench.reports(&["kind=snapshot_finish"]), 1);
-    assert_eq!(bench.reports(&["kind=snapshot_failure"]), 0);
+    assert_eq!(setup.reports(&["kind=snapshot_finish"]), 1);
+    assert_eq!(setup.reports(&["kind=snapshot_failure"]), 0);
 }
 
-/// One test a line: name, wire, length.
+/// One test a line: name, transport, length.
 macro_rules! arrives {
     ($($name:ident: $over:ident, $length:expr;)*) => {
         $(#[tokio::test(flavor = "multi_thread")]

@@ -1,17 +1,9 @@
-//! A member that lies about a snapshot: in its offer, in its chunks, in its end. A real node refuses by type, restores
-//! nothing, keeps nothing of it, and has its seat free for the next.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! A member that lies about a snapshot in its offer, its chunks or its trailer. A real node refuses by type, restores and keeps
+//! nothing, and has its receive slot free for the next offer.
 
 use std::sync::Arc;
 
-use crate::common::Counts;
-use crate::common::bench::TRANSFERS;
+use crate::common::{Counts, TRANSFERS};
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::identity::IdentityStore;
@@ -24,8 +16,8 @@ use towline_testkit::cluster::{Cluster, Plan, cluster_id, node_id, quick, until,
 
 const CHUNK: usize = 16 << 10;
 
-/// A real node, 2, and what is known of the member that lies, 1.
-struct Bench {
+/// The lying member, node 1, in a cluster with a real node 2.
+struct LyingPeer {
     cluster: Cluster,
     counts: Counts,
     transport: Arc<dyn Transport>,
@@ -33,7 +25,7 @@ struct Bench {
     attempts: u64,
 }
 
-impl Bench {
+impl LyingPeer {
     async fn new() -> Self {
         let counts = Counts::default();
         let config = Config { snapshot_receives_max: 1, snapshot_bytes_max: ByteSize::mib(8), ..quick() };
@@ -65,16 +57,19 @@ impl Bench {
         self.counts.sum(TRANSFERS, &["node=2", "direction=received", &format!("outcome={outcome}")])
     }
 
-    /// Nothing of what was said is here, and the node serves as before.
+    /// The node keeps nothing of the snapshot and serves as before.
     async fn assert_untouched(&self, about: &str) {
         let state = self.cluster.group(2, 1).state();
         assert_eq!(state.down, None, "{about}");
         assert_eq!(self.cluster.commands(2, 1).await, ["the truth", "settled"], "{about}");
-        until(&format!("{about}: the spool is gone"), || self.cluster.disks[&2].snapshots.files() == 0).await;
+        until(&format!("{about}: the partial file is removed"), || {
+            self.cluster.disks[&2].snapshots.files() == 0
+        })
+        .await;
     }
 }
 
-/// A body of so many bytes, and an honest offer of it.
+/// A body of `length` bytes, and an honest offer of it.
 fn honest(length: usize) -> (Bytes, SnapshotOffer) {
     let body: Bytes = (0..length).map(|n| (n / 7) as u8).collect::<Vec<_>>().into();
     let conf_state = ConfState { voters: [node_id(1), node_id(2)].into(), ..ConfState::default() };
@@ -108,10 +103,10 @@ fn is_wrong_node(refusal: &SnapshotRefusal) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offer_that_lies_is_refused_by_type_before_a_byte_moves() {
-    let mut bench = Bench::new().await;
+    let mut setup = LyingPeer::new().await;
     let lies: [(&str, Lie, Expected); 10] = [
         (
-            "a group that does not run here, of which this node is no member",
+            "a group that does not run here, without this node as a member",
             |offer| {
                 offer.meta.head.group = GroupId::new(99);
                 offer.meta.head.conf_state.voters.retain(|id| *id != node_id(2));
@@ -119,7 +114,7 @@ async fn an_offer_that_lies_is_refused_by_type_before_a_byte_moves() {
             is_wrong_node,
         ),
         (
-            "a group that does not run here, of which it says that this node is a member",
+            "a group that does not run here, with this node as a member",
             |offer| {
                 offer.meta.head.group = GroupId::new(99);
             },
@@ -155,17 +150,17 @@ async fn an_offer_that_lies_is_refused_by_type_before_a_byte_moves() {
     for (number, (about, lie, expected)) in (1..).zip(lies) {
         let (_, mut offer) = honest(10);
         lie(&mut offer);
-        match bench.offer(offer).await {
+        match setup.offer(offer).await {
             OfferAnswer::Refused(refusal) => assert!(expected(&refusal), "{about}: {refusal:?}"),
             OfferAnswer::Accepted { .. } => panic!("{about}: accepted"),
             OfferAnswer::AlreadyHave { .. } => panic!("{about}: had already"),
         }
-        bench.assert_untouched(about).await;
-        assert_eq!(bench.received("refused"), number, "{about}: in the books");
+        setup.assert_untouched(about).await;
+        assert_eq!(setup.received("refused"), number, "{about}: counted");
     }
 }
 
-/// What is sent of the body, and the end.
+/// The chunks and the trailer that are sent.
 type Course = fn(&Bytes, Trailer) -> (Vec<Chunk>, Trailer);
 
 fn chunk(body: &Bytes, offset: usize, length: usize) -> Chunk {
@@ -179,8 +174,8 @@ fn all(body: &Bytes) -> Vec<Chunk> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_lies_is_refused_as_corrupt_and_leaves_nothing() {
-    let mut bench = Bench::new().await;
-    // But for its lie each is a whole and honest transfer.
+    let mut setup = LyingPeer::new().await;
+    // Each transfer is complete and honest apart from its lie.
     let courses: [(&str, Course); 11] = [
         ("a chunk that was sent before", |body, end| {
             let mut chunks = all(body);
@@ -208,7 +203,7 @@ async fn a_transfer_that_lies_is_refused_as_corrupt_and_leaves_nothing() {
             (last.crc32c, last.data) = (crc32c::crc32c(&data), data);
             (chunks, end)
         }),
-        ("a chunk behind the end", |body, end| {
+        ("a chunk after the end", |body, end| {
             let mut chunks = all(body);
             chunks.push(Chunk { offset: body.len() as u64, ..chunk(body, 0, 1) });
             (chunks, end)
@@ -235,10 +230,10 @@ async fn a_transfer_that_lies_is_refused_as_corrupt_and_leaves_nothing() {
         // Longer than any chunk may be, and no multiple of one.
         let (body, offer) = honest((2 << 20) + 100);
         let end = Trailer { length: offer.meta.length, content: offer.meta.content };
-        let OfferAnswer::Accepted { offset, mut transfer } = bench.offer(offer).await else {
-            panic!("{about}: the seat is not free");
+        let OfferAnswer::Accepted { offset, mut transfer } = setup.offer(offer).await else {
+            panic!("{about}: the receive slot is not free");
         };
-        assert_eq!(offset, 0, "{about}: something is kept of the lie before");
+        assert_eq!(offset, 0, "{about}: the node kept a part of the last lie");
         let (chunks, end) = course(&body, end);
         let mut told = Ok(());
         for chunk in chunks {
@@ -255,8 +250,8 @@ async fn a_transfer_that_lies_is_refused_as_corrupt_and_leaves_nothing() {
             Err(TransferError::Refused(refusal)) => assert!(is_corrupt(&refusal), "{about}: {refusal:?}"),
             other => panic!("{about}: {other:?}"),
         }
-        bench.assert_untouched(about).await;
-        until(&format!("{about}: in the books"), || bench.received("failed") == number).await;
+        setup.assert_untouched(about).await;
+        until(&format!("{about}: counted"), || setup.received("failed") == number).await;
     }
-    assert_eq!(bench.received("finished"), 0);
+    assert_eq!(setup.received("finished"), 0);
 }

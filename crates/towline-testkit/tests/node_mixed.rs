@@ -1,29 +1,20 @@
-//! Case 53: a cluster in which each address names its transport. Some nodes are reached over gRPC and some over QUIC, so
-//! the two ends of most pairs talk over one transport one way and over the other one back.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Case 53: a cluster in which some nodes listen on gRPC and some on QUIC, so most pairs use one transport each way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::common::Counts;
-use crate::common::bench::{BYTES, TRANSFERS};
-use crate::common::ports::free_port;
+use crate::common::addresses::{at_addresses, cut_memory_network, free_addresses, free_port};
+use crate::common::{BYTES, Counts, TRANSFERS, compact_past, config, load};
+use crate::wires::of_node;
 use towline_engine::config::Config;
 use towline_engine::ids::PeerAddr;
 use towline_engine::transport::Transport;
-use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_quic::{QuicConfig, QuicTransport};
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until};
-use towline_tls::TlsConfig;
-use towline_tls::dev::DevAuthority;
+use towline_testkit::proxy::{DatagramFlow, ProxyDirection, UdpProxy};
 
-/// How each node is reached: whoever leads, there is a follower of each kind.
+/// The transport of each node. Every leader has a follower of each kind.
 const SCHEMES: [&str; 5] = ["quic", "grpc", "quic", "grpc", "quic"];
 
 const SENT: &str = "towline_messages_sent_total";
@@ -34,18 +25,16 @@ fn addresses() -> Vec<PeerAddr> {
 }
 
 async fn mixed(config: Config) -> (Cluster, Counts) {
-    let (addresses, authority, counts) = (addresses(), DevAuthority::new().unwrap(), Counts::default());
+    let (addresses, counts) = (addresses(), Counts::default());
     let plan = Plan::new(SCHEMES.len() as u64, 1).config(config).customise(counts.on());
     let plan = plan.customise(move |id, mut builder| {
-        let own = authority.issue(id).unwrap();
-        let tls = TlsConfig::from_pem(authority.ca_pem().as_bytes(), own.cert.as_bytes(), own.key.as_bytes());
-        let tls = tls.unwrap();
+        let tls = of_node(id.as_u64());
         for (other, address) in (1..).zip(&addresses) {
             builder = builder.peer_address(node_id(other), address.clone());
         }
         let grpc: Arc<dyn Transport> = Arc::new(GrpcTransport::with_tls(GrpcConfig::default(), tls.clone()));
         let quic: Arc<dyn Transport> = Arc::new(QuicTransport::new(QuicConfig::default(), tls));
-        // A node listens where its address says, and calls the others where theirs do.
+        // A node listens on the transport of its address and dials over both.
         let own = addresses[id.as_u64() as usize - 1].clone();
         match own.scheme() {
             "grpc" => builder.transport(grpc, own).dialler(quic),
@@ -53,8 +42,7 @@ async fn mixed(config: Config) -> (Cluster, Counts) {
         }
     });
     let cluster = plan.start().await;
-    // Whatever the nodes hear of each other from here on came over the two.
-    cluster.nodes().into_iter().for_each(|node| cluster.net.kill(node_id(node)));
+    cut_memory_network(&cluster);
     (cluster, counts)
 }
 
@@ -69,11 +57,10 @@ fn assert_both_carry(counts: &Counts) {
             assert!(counts.sum(SENT, &[scheme, lane]) > 0, "nothing on {lane} of {scheme}");
         }
     }
-    assert_eq!(counts.sum(SENT, &["transport=mem"]), 0, "the nodes have a way around");
+    assert_eq!(counts.sum(SENT, &["transport=mem"]), 0, "messages crossed the memory network");
 }
 
-/// What a node hears came over the transport that its own address names, whatever it calls the peer with. It was counted
-/// for the latter.
+/// A node receives over the transport of its own address. Received messages were once counted for the transport of the peer.
 fn assert_received_over_own(counts: &Counts) {
     for (node, scheme) in (1..).zip(SCHEMES) {
         let node = format!("node={node}");
@@ -118,34 +105,23 @@ async fn a_mixed_cluster_commits_and_followers_and_leaders_of_both_kinds_come_ba
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_sends_one_snapshot_over_grpc_and_one_over_quic() {
-    let config = Config {
-        snapshot_entries: 40,
-        snapshot_trailing_entries: 3,
-        snapshot_chunk_bytes: ByteSize::kib(16),
-        ..quick()
+    let patient = Config {
+        snapshot_offer_timeout: Duration::from_secs(5),
+        snapshot_progress_timeout: Duration::from_secs(5),
+        ..config()
     };
-    let (mut cluster, counts) = mixed(config).await;
+    let (mut cluster, counts) = mixed(patient).await;
     let leader = cluster.leader(1).await;
     let behind = ["grpc", "quic"].map(|scheme| reached_over(scheme, leader));
     cluster.settled(1).await;
     let applied = behind.map(|node| cluster.group(node, 1).state().applied).into_iter().max().unwrap();
     behind.into_iter().for_each(|node| cluster.crash(node));
-    // More than the log keeps, in more than one chunk.
-    let mut written = 0;
-    loop {
-        let leader = cluster.leader(1).await;
-        let status = cluster.group(leader, 1).status().await;
-        if written >= 60 && status.is_ok_and(|status| status.first_index > applied + 1) {
-            break;
-        }
-        cluster.acked(1, vec![b'.'; 4_000]).await;
-        written += 1;
-        assert!(written < 2_000, "the log is not compacted");
-    }
+    load(&cluster, 60, 4_000).await;
+    compact_past(&cluster, 1, applied).await;
     for node in behind {
         cluster.restart(node).await;
     }
-    assert!(cluster.settled(1).await.len() >= written);
+    assert!(cluster.settled(1).await.len() >= 60);
     for scheme in ["transport=grpc", "transport=quic"] {
         until(&format!("a snapshot that was sent over {scheme}"), || {
             counts.sum(TRANSFERS, &[scheme, "direction=sent", "outcome=finished"]) > 0
@@ -163,4 +139,35 @@ async fn a_leader_sends_one_snapshot_over_grpc_and_one_over_quic() {
         assert!(received(&[&own])[0] > 0);
         assert_eq!(received(&[&own]), received(&[]), "node {node} receives over {own} only");
     }
+}
+
+/// The network loses, duplicates, delays, reorders and damages datagrams.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_replicates_over_quic_on_a_poor_network() {
+    let poor = DatagramFlow {
+        delay: Duration::from_millis(2),
+        jitter: Duration::from_millis(3),
+        lose: 0.02,
+        duplicate: 0.02,
+        reorder: 0.05,
+        corrupt: 0.02,
+        ..DatagramFlow::default()
+    };
+    let (mut dialled, mut proxies, own) = (Vec::new(), Vec::new(), free_addresses::<3>("quic"));
+    for (seed, address) in (0..).zip(&own) {
+        let proxy = UdpProxy::to(address.authority().parse().unwrap(), seed).await.unwrap();
+        ProxyDirection::ALL.into_iter().for_each(|direction| proxy.set(direction, poor));
+        dialled.push(format!("quic://{}", proxy.local_addr()).parse::<PeerAddr>().unwrap());
+        proxies.push(proxy);
+    }
+    let plan = at_addresses(Plan::new(3, 1), own, dialled, |id| {
+        Arc::new(QuicTransport::new(QuicConfig::default(), of_node(id.as_u64())))
+    });
+    let cluster = plan.start().await;
+    cut_memory_network(&cluster);
+    for n in 0..100 {
+        cluster.acked(1, format!("{n}")).await;
+    }
+    let commands = cluster.settled(1).await;
+    assert!((0..100).all(|n| commands.contains(&format!("{n}").into())), "{commands:?}");
 }

@@ -1,5 +1,4 @@
-//! What a cluster does for its users: order, reads, honest errors, changes of leader.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+//! What callers of a cluster see: order, reads, typed errors, changes of leader.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ fn other(node: u64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_acknowledged_is_read_on_every_node() {
+async fn every_node_reads_an_acknowledged_command() {
     let cluster = Cluster::start(3, 1).await;
     let leader = cluster.leader(1).await;
     for n in 1..=5 {
@@ -42,8 +41,8 @@ async fn commands_are_applied_in_the_order_of_their_submits() {
     let cluster = Cluster::start(3, 1).await;
     let group = cluster.group(cluster.leader(1).await, 1);
     let proposals: Vec<_> = (0..500).map(|n| group.submit(number(n)).unwrap()).collect();
-    for (place, proposal) in (1..).zip(proposals) {
-        assert_eq!(within(proposal).await, Ok(place));
+    for (position, proposal) in (1..).zip(proposals) {
+        assert_eq!(within(proposal).await, Ok(position));
     }
     assert_eq!(cluster.settled(1).await, (0..500).map(number).collect::<Vec<_>>());
 }
@@ -71,7 +70,7 @@ async fn many_groups_share_the_lanes() {
 
 /// Case 41.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_names_the_leader_and_that_one_serves() {
+async fn a_follower_names_the_leader_which_takes_the_command() {
     let cluster = Cluster::start(3, 1).await;
     let leader = cluster.leader(1).await;
     let follower = cluster.group(other(leader), 1);
@@ -83,7 +82,7 @@ async fn a_follower_names_the_leader_and_that_one_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_that_cannot_be_are_refused_at_once() {
+async fn empty_and_oversized_commands_are_refused() {
     let config = Config { proposal_bytes_max: ByteSize::bytes(10), ..quick() };
     let cluster = Plan::new(1, 1).config(config).start().await;
     let group = cluster.group(cluster.leader(1).await, 1);
@@ -92,15 +91,15 @@ async fn commands_that_cannot_be_are_refused_at_once() {
     assert_eq!(group.propose("0123456789").await, Ok(1));
 }
 
-/// What one writer saw: each of its commands is unique.
+/// The answers to one writer, whose commands are unique.
 #[derive(Default)]
-struct Seen {
+struct WriterLog {
     acked: BTreeSet<Bytes>,
     never: BTreeSet<Bytes>,
     uncertain: BTreeSet<Bytes>,
 }
 
-impl Seen {
+impl WriterLog {
     /// Cases 42 and 43.
     fn check(&self, applied: &[Bytes]) {
         let applied_set: BTreeSet<_> = applied.iter().cloned().collect();
@@ -121,13 +120,13 @@ impl Seen {
     }
 }
 
-/// Writes to all groups given, whoever leads, until told to stop.
+/// Writes to all given handles of groups until `stop` is set.
 fn writers(
     groups: Vec<Group<ListMachine>>,
     stop: tokio::sync::watch::Receiver<bool>,
-) -> tokio::task::JoinHandle<Seen> {
+) -> tokio::task::JoinHandle<WriterLog> {
     tokio::spawn(async move {
-        let mut seen = Seen::default();
+        let mut seen = WriterLog::default();
         for round in 0_u64.. {
             if *stop.borrow() {
                 break;
@@ -154,9 +153,9 @@ fn writers(
 
 /// Cases 42, 43.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn errors_tell_the_truth_when_leaders_die_under_load() {
+async fn errors_state_the_outcome_when_leaders_die_under_load() {
     let mut cluster = Cluster::start(3, 1).await;
-    let mut all = Seen::default();
+    let mut all = WriterLog::default();
     for _ in 0..3 {
         let leader = cluster.leader(1).await;
         let groups = cluster.nodes().into_iter().map(|n| cluster.group(n, 1)).collect();
@@ -169,7 +168,7 @@ async fn errors_tell_the_truth_when_leaders_die_under_load() {
         stop.send(true).unwrap();
         let seen = within(load).await.unwrap();
         cluster.restart(leader).await;
-        // The rounds use the same names again, so each is checked by itself and then cleared by a mark.
+        // The rounds repeat their commands, so a mark separates them.
         let applied = cluster.settled(1).await;
         let mark = applied.iter().rposition(|c| c == "mark").map_or(0, |at| at + 1);
         seen.check(&applied[mark..]);
@@ -180,7 +179,6 @@ async fn errors_tell_the_truth_when_leaders_die_under_load() {
     assert!(all.acked.len() > 100, "{}", all.acked.len());
 }
 
-/// Two of three down: nothing is acknowledged, errors are typed, and it resumes by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_nothing_is_acknowledged_and_then_it_resumes() {
     let mut cluster = Cluster::start(3, 1).await;
@@ -238,13 +236,13 @@ async fn leadership_moves_under_load_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn leadership_is_not_handed_to_the_dead_nor_to_strangers() {
+async fn leadership_is_not_transferred_to_dead_nodes_or_strangers() {
     let mut cluster = Cluster::start(3, 1).await;
     let leader = cluster.leader(1).await;
     let group = cluster.group(leader, 1);
-    for nobody in [leader, 9] {
-        let error = group.transfer(node_id(nobody)).await.unwrap_err();
-        assert_eq!(error, TransferLeaderError::NotVoter { target: node_id(nobody) });
+    for target in [leader, 9].map(node_id) {
+        let error = group.transfer(target).await.unwrap_err();
+        assert_eq!(error, TransferLeaderError::NotVoter { target });
     }
     let error = cluster.group(other(leader), 1).transfer(node_id(leader)).await.unwrap_err();
     assert!(matches!(error, TransferLeaderError::NotLeader { .. }), "{error:?}");
@@ -258,7 +256,7 @@ async fn leadership_is_not_handed_to_the_dead_nor_to_strangers() {
     cluster.acked(1, "goes on").await;
 }
 
-/// A transfer needs nothing of the state machines: stuck ones neither hold it up nor keep its error back.
+/// Stuck state machines delay neither a transfer of leadership nor its error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
     let cluster = Cluster::start(3, 1).await;
@@ -271,7 +269,7 @@ async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
     drop(cluster.group(leader, 1).submit("stuck").unwrap());
     until("every machine is stuck", || holds.iter().all(|hold| hold.wait_held(Duration::ZERO))).await;
     let end = Instant::now() + DEADLINE;
-    while let Err(error) = hand_over(&cluster, |_| {}).await {
+    while let Err(error) = transfer(&cluster, |_| {}).await {
         assert!(Instant::now() < end, "leadership does not move: {error:?}");
     }
     let isolate = |target: u64| {
@@ -280,7 +278,7 @@ async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
             cluster.net.cut(node_id(target), node);
         }
     };
-    let error = hand_over(&cluster, isolate).await.unwrap_err();
+    let error = transfer(&cluster, isolate).await.unwrap_err();
     let (TransferLeaderError::NotReady { .. } | TransferLeaderError::Timeout { .. }) = error else {
         panic!("{error:?}")
     };
@@ -289,8 +287,8 @@ async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
     cluster.acked(1, "goes on").await;
 }
 
-/// Hands leadership to another node, after `before` was done to that node. No state machine has to move for it.
-async fn hand_over(cluster: &Cluster, before: impl Fn(u64)) -> Result<(), TransferLeaderError> {
+/// Transfers leadership to another node, after `before` ran for that node.
+async fn transfer(cluster: &Cluster, before: impl Fn(u64)) -> Result<(), TransferLeaderError> {
     let end = Instant::now() + DEADLINE;
     loop {
         assert!(Instant::now() < end, "no leader takes the request");
@@ -309,7 +307,7 @@ async fn hand_over(cluster: &Cluster, before: impl Fn(u64)) -> Result<(), Transf
 
 /// Case 46.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_overload_is_refused_and_what_is_admitted_stays_quick() {
+async fn overload_is_refused_and_admitted_commands_stay_fast() {
     const OFFERED: usize = 20_000;
     let config = Config {
         proposal_queue_max: 64,
@@ -345,10 +343,10 @@ async fn an_overload_is_refused_and_what_is_admitted_stays_quick() {
     }
     assert_eq!(admitted + busy, OFFERED);
     assert!(admitted > 0 && busy > OFFERED / 2, "{admitted} admitted, {busy} busy");
-    // The bound, and one burst of the queue above it at most.
+    // At most one burst of the queue above the bound.
     assert!(unapplied_max <= (8 << 10) + 64 * 400, "{unapplied_max} bytes unapplied");
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
-    // Busy for a moment more, until the loop has heard that the last batch is applied.
+    // The group is busy until the shard learns that the last batch is applied.
     assert_eq!(cluster.propose(1, "after").await, Ok(admitted as u64 + 1));
 }
 
@@ -357,7 +355,7 @@ async fn dropped_futures_break_nothing() {
     let cluster = Cluster::start(3, 1).await;
     let group = cluster.group(cluster.leader(1).await, 1);
     for n in 0..50 {
-        // Polled once, so it is queued; then nobody waits for it any more.
+        // One poll queues the call; then its future is dropped.
         let mut propose = Box::pin(group.propose(number(n)));
         let mut read = Box::pin(group.read(Consistency::Linearizable));
         std::future::poll_fn(|cx| {

@@ -1,11 +1,4 @@
-//! A state machine that is cut off while it is restored: what it holds after a restart is the old state or the new one.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! A crash during a restore leaves the state machine with the old state or the new one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -21,14 +14,14 @@ use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
 
 type Disks = Arc<Mutex<BTreeMap<NodeId, ListDisk>>>;
 
-struct Bench {
+struct RestoreCluster {
     cluster: Cluster,
     disks: Disks,
     behind: u64,
     loaded: usize,
 }
 
-impl Bench {
+impl RestoreCluster {
     async fn new(replacing: Replacing) -> Self {
         let config = Config { snapshot_entries: 20, snapshot_trailing_entries: 3, ..quick() };
         let disks: Disks = Arc::default();
@@ -50,7 +43,7 @@ impl Bench {
         self.disks.lock().unwrap().insert(node_id(self.behind), disk);
     }
 
-    /// The node that is behind goes down, and the others forget what it lacks.
+    /// Crashes the follower and compacts the logs of the others past its state.
     async fn leave_behind(&mut self) {
         let has = self.disk().at().index;
         self.cluster.crash(self.behind);
@@ -63,13 +56,13 @@ impl Bench {
         }
     }
 
-    /// What the others hold, of which every sound state is a beginning.
+    /// The leader's commands. Every sound state is a prefix of them.
     async fn whole(&self) -> Vec<Bytes> {
         self.cluster.commands(self.cluster.leader(1).await, 1).await
     }
 
-    /// Started again, with whatever is on its disks: at once it holds the old state or the new one, and catches up.
-    async fn comes_back(&mut self, old: &[Bytes], what: &str) {
+    /// Restarts the follower. It must hold the old state or the new one, and catch up.
+    async fn restarts_sound(&mut self, old: &[Bytes], what: &str) {
         let whole = self.whole().await;
         self.cluster.restart(self.behind).await;
         let found = self.cluster.commands(self.behind, 1).await;
@@ -82,78 +75,77 @@ impl Bench {
 
 /// Case 68.
 async fn cut_at_every_step(replacing: Replacing) {
-    let mut bench = Bench::new(replacing).await;
-    // Once without a cut, to count the steps.
-    bench.leave_behind().await;
-    bench.cluster.restart(bench.behind).await;
-    bench.cluster.settled(1).await;
-    let (disk, steps) = (bench.disk(), bench.disk().steps());
+    let mut setup = RestoreCluster::new(replacing).await;
+    // The first restore runs without a cut, to count the steps.
+    setup.leave_behind().await;
+    setup.cluster.restart(setup.behind).await;
+    setup.cluster.settled(1).await;
+    let (disk, steps) = (setup.disk(), setup.disk().steps());
     assert!(disk.restores() >= 1 && steps >= 6, "{steps} steps");
     let mut lost = 0;
     for cut in [RestoreCut::Fatal, RestoreCut::Panic, RestoreCut::Hold] {
         for step in 1..=steps {
             let what = format!("{replacing:?}, {cut:?} at step {step}");
-            bench.leave_behind().await;
+            setup.leave_behind().await;
             let old = {
-                let disk = bench.disk().crash();
+                let disk = setup.disk().crash();
                 ListMachine::new().stored_in(&disk).list().commands()
             };
-            let disk = bench.disk();
+            let disk = setup.disk();
             let cuts = disk.cuts();
             disk.cut_restore(step, cut);
-            bench.cluster.restart(bench.behind).await;
+            setup.cluster.restart(setup.behind).await;
             until(&what, || disk.cuts() > cuts).await;
             if cut == RestoreCut::Hold {
-                // The power fails in the middle of it.
+                // The power fails during the restore.
                 assert!(disk.wait_held(DEADLINE));
-                bench.cluster.net.kill(node_id(bench.behind));
-                let left = bench.cluster.disks[&bench.behind].crash();
-                bench.set_disk(disk.crash());
+                setup.cluster.net.kill(node_id(setup.behind));
+                let left = setup.cluster.disks[&setup.behind].crash();
+                setup.set_disk(disk.crash());
                 disk.release();
-                bench.cluster.crash(bench.behind);
-                bench.cluster.disks.insert(bench.behind, left);
+                setup.cluster.crash(setup.behind);
+                setup.cluster.disks.insert(setup.behind, left);
             } else {
-                let group = bench.cluster.group(bench.behind, 1);
+                let group = setup.cluster.group(setup.behind, 1);
                 until("quarantine", || group.state().role == Role::Down).await;
                 let cause = group.state().down.unwrap();
                 assert!(cause.contains(&format!("at step {step}")), "{what}: {cause}");
-                // The others go on.
-                bench.cluster.acked(1, format!("{}", bench.loaded)).await;
-                bench.cluster.stop(bench.behind, Duration::ZERO).await;
+                setup.cluster.acked(1, format!("{}", setup.loaded)).await;
+                setup.cluster.stop(setup.behind, Duration::ZERO).await;
             }
-            lost += usize::from(bench.disk().at() == LogId::NONE);
-            bench.comes_back(&old, &what).await;
+            lost += usize::from(setup.disk().at() == LogId::NONE);
+            setup.restarts_sound(&old, &what).await;
         }
     }
     let expected = if replacing == Replacing::InPlace { 3 * 5 } else { 0 };
-    assert!(lost >= expected, "{lost} restores were cut off with the state lost");
+    assert!(lost >= expected, "{lost} cuts lost the state");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_cut_off_while_it_is_restored_holds_the_old_state_or_the_new() {
+async fn a_machine_that_crashes_in_a_restore_holds_the_old_state_or_the_new() {
     cut_at_every_step(Replacing::Aside).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_cut_off_while_it_overwrites_its_state_is_restored_from_the_pinned_file() {
+async fn a_machine_that_crashes_while_it_overwrites_its_state_is_restored_from_the_pinned_file() {
     cut_at_every_step(Replacing::InPlace).await;
 }
 
-/// Case 68: its state lost, with a log that does not reach back to the beginning.
+/// Case 68: the state is lost, and the log does not begin at entry 1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_lost_its_state_over_a_compacted_log_is_restored_or_refused() {
-    let mut bench = Bench::new(Replacing::Aside).await;
-    bench.leave_behind().await;
-    bench.cluster.restart(bench.behind).await;
-    bench.cluster.settled(1).await;
-    bench.cluster.crash(bench.behind);
-    let disk = bench.cluster.disks[&bench.behind].clone();
-    bench.set_disk(ListDisk::new(Replacing::Aside));
-    bench.cluster.disks.get_mut(&bench.behind).unwrap().snapshots = Default::default();
-    let error = bench.cluster.try_restart(bench.behind).await.unwrap_err().to_string();
+    let mut setup = RestoreCluster::new(Replacing::Aside).await;
+    setup.leave_behind().await;
+    setup.cluster.restart(setup.behind).await;
+    setup.cluster.settled(1).await;
+    setup.cluster.crash(setup.behind);
+    let disk = setup.cluster.disks[&setup.behind].clone();
+    setup.set_disk(ListDisk::new(Replacing::Aside));
+    setup.cluster.disks.get_mut(&setup.behind).unwrap().snapshots = Default::default();
+    let error = setup.cluster.try_restart(setup.behind).await.unwrap_err().to_string();
     assert!(error.contains("there is no snapshot to restore"), "{error}");
-    assert_eq!(bench.disk().restores(), 0);
-    bench.cluster.disks.insert(bench.behind, disk);
-    bench.comes_back(&[], "lost").await;
-    assert!(bench.disk().restores() >= 1);
+    assert_eq!(setup.disk().restores(), 0);
+    setup.cluster.disks.insert(setup.behind, disk);
+    setup.restarts_sound(&[], "lost").await;
+    assert!(setup.disk().restores() >= 1);
 }

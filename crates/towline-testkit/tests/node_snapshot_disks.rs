@@ -1,16 +1,10 @@
-//! Disks of snapshots that are full or fail: the attempt pays for it, the node and its groups do not.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Full or failing snapshot disks end an attempt, and leave the node and its groups alone.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
-use crate::common::Counts;
-use crate::common::bench::{BYTES, Bench, TRANSFERS, config, load};
+use crate::common::load::{first_index, peer_status};
+use crate::common::{BYTES, Counts, LaggingCluster, REPORTS, TRANSFERS, compact_past, config, load};
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
@@ -18,84 +12,64 @@ use towline_engine::storage::Storage;
 use towline_engine::units::ByteSize;
 use towline_storage::faults::DiskFaults;
 use towline_storage::{DataDir, DataDirConfig};
-use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until, within};
+use towline_testkit::cluster::{DEADLINE, Plan, quick, until, within};
 use towline_testkit::snapshots::{FaultySnapshots, SnapshotOp};
 
 const FAILED: AttemptOutcome = AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: false });
 
-/// Case 17: full at the very last byte, and again at each attempt until somebody makes room.
+/// Case 17: the disk is full at the last byte of each attempt, until there is room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_whose_disk_is_full_at_the_last_byte_fails_attempts_until_there_is_room() {
-    let mut bench = Bench::new(config()).await;
-    let last_byte = bench.latest(bench.leader).length - 1;
-    bench.full_from_start(bench.behind, last_byte);
-    bench.cluster.restart(bench.behind).await;
-    let first = bench.next_end(0).await;
+    let mut setup = LaggingCluster::new(config()).await;
+    let last_byte = setup.latest(setup.leader).length - 1;
+    setup.full_from_start(setup.behind, last_byte);
+    setup.restart_follower().await;
+    let first = setup.next_end(0).await;
     assert_eq!(first.outcome, FAILED);
-    let second = bench.next_end(first.number).await;
+    let second = setup.next_end(first.number).await;
     assert_eq!(second.outcome, FAILED);
-    let reports = |kind| bench.counts.sum("towline_reports_total", &[kind, "outcome=applied"]);
+    let reports = |kind| setup.counts.sum(REPORTS, &[kind, "outcome=applied"]);
     assert_eq!(reports("kind=snapshot_finish"), 0);
 
-    // Everybody goes on meanwhile: the leader serves, and the node behind is up.
-    let before = bench.cluster.commands(bench.leader, 1).await.len();
-    load(&bench.cluster, 3, 10).await;
-    assert_eq!(bench.cluster.commands(bench.leader, 1).await.len(), before + 3);
-    assert_eq!(bench.cluster.group(bench.behind, 1).state().down, None);
-    assert!(bench.cluster.commands(bench.behind, 1).await.len() < 45, "nothing of it is restored");
-    assert_eq!(bench.counts.sum(TRANSFERS, &["direction=received", "outcome=finished"]), 0);
+    // Meanwhile the leader commits, and the follower is up.
+    let before = setup.cluster.commands(setup.leader, 1).await.len();
+    load(&setup.cluster, 3, 10).await;
+    assert_eq!(setup.cluster.commands(setup.leader, 1).await.len(), before + 3);
+    assert_eq!(setup.cluster.group(setup.behind, 1).state().down, None);
+    assert!(setup.cluster.commands(setup.behind, 1).await.len() < 45, "the failed attempt was restored");
+    assert_eq!(setup.counts.sum(TRANSFERS, &["direction=received", "outcome=finished"]), 0);
 
-    bench.store(bench.behind).full_at(None);
-    bench.heals().await;
+    setup.store(setup.behind).full_at(None);
+    setup.assert_heals().await;
 }
 
-/// The leader offered a file that it could not read again and again, and nothing but new entries would have made it write another: on an idle
-/// cluster the follower was never served.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_sender_whose_file_has_rotted_fails_one_attempt_and_serves_the_next_from_a_new_file() {
-    let mut bench = Bench::new(config()).await;
-    bench.rot();
-    bench.cluster.restart(bench.behind).await;
-    let first = bench.next_end(0).await;
-    assert_eq!(first.outcome, AttemptOutcome::Failed(SnapshotFailure::Storage));
-    assert_eq!(bench.next_end(first.number).await.outcome, AttemptOutcome::Finished);
-    bench.heals().await;
-    let failures = bench.counts.sum("towline_reports_total", &["kind=snapshot_failure", "outcome=applied"]);
-    assert_eq!(failures, 1);
-}
-
-/// The same while there is no room for the new file. A snapshot that could not be made was not tried again before as many
-/// entries had come as for any other, and here none come.
+/// A sender that failed to make a snapshot waited for a full interval of new entries before the next try. On an idle cluster
+/// none came.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sender_that_can_neither_read_its_file_nor_write_another_serves_as_soon_as_there_is_room() {
-    let mut bench = Bench::new(config()).await;
-    bench.rot();
-    let store = bench.store(bench.leader);
+    let mut setup = LaggingCluster::new(config()).await;
+    setup.damage_leader_file();
+    let store = setup.store(setup.leader);
     let made = store.count(SnapshotOp::Create);
     store.full_at(Some(100));
-    bench.cluster.restart(bench.behind).await;
-    let first = bench.next_end(0).await;
+    setup.restart_follower().await;
+    let first = setup.next_end(0).await;
     assert_eq!(first.outcome, AttemptOutcome::Failed(SnapshotFailure::Storage));
     until("another file is tried", || store.count(SnapshotOp::Create) > made).await;
     store.full_at(None);
-    assert_eq!(bench.next_end(first.number).await.outcome, AttemptOutcome::Finished);
-    bench.heals().await;
+    assert_eq!(setup.next_end(first.number).await.outcome, AttemptOutcome::Finished);
+    setup.assert_heals().await;
 }
 
-async fn first_index(cluster: &Cluster, node: u64) -> u64 {
-    within(cluster.group(node, 1).status()).await.unwrap().first_index
-}
-
-/// The disk is full while a node writes a snapshot of its own: it keeps the log instead, and serves from it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_has_no_room_for_a_snapshot_of_its_own_keeps_its_log_until_there_is() {
-    let stores: std::sync::Arc<std::sync::Mutex<Vec<FaultySnapshots>>> = Default::default();
+async fn a_node_without_room_for_a_snapshot_keeps_its_log_and_serves_from_it() {
+    let stores: Arc<Mutex<Vec<FaultySnapshots>>> = Default::default();
     let made = stores.clone();
     let plan = Plan::new(3, 1).config(config()).storage(move |_, storage| {
         let store = FaultySnapshots::new(storage.snapshots);
         store.full_at(Some(100));
         made.lock().unwrap().push(store.clone());
-        towline_engine::storage::Storage { snapshots: std::sync::Arc::new(store), ..storage }
+        Storage { snapshots: Arc::new(store), ..storage }
     });
     let mut cluster = plan.start().await;
     let leader = cluster.leader(1).await;
@@ -103,49 +77,48 @@ async fn a_node_that_has_no_room_for_a_snapshot_of_its_own_keeps_its_log_until_t
     cluster.crash(behind);
     load(&cluster, 100, 100).await;
     let up: Vec<u64> = cluster.up.keys().copied().collect();
-    // Twice: the second try stands past all that was loaded.
+    // The second try comes after all loaded commands.
     until("snapshots were tried", || {
         stores.lock().unwrap().iter().filter(|store| store.count(SnapshotOp::Create) > 1).count() >= up.len()
     })
     .await;
     for node in &up {
-        assert_eq!(first_index(&cluster, *node).await, 1, "the log is all there is");
-        // Unless the next try is under way just now.
-        until("nothing is left of what was begun", || cluster.disks[node].snapshots.files() == 0).await;
+        let status = within(cluster.group(*node, 1).status()).await.unwrap();
+        assert_eq!(status.first_index, 1, "the log is complete");
+        // The next try may be writing just now.
+        until("the partial file is removed", || cluster.disks[node].snapshots.files() == 0).await;
     }
-    // Served from the log: nobody needs a snapshot.
+    // The log serves the follower, which needs no snapshot.
     cluster.restart(behind).await;
     assert_eq!(cluster.settled(1).await.len(), 100);
-    let status = cluster.group(cluster.leader(1).await, 1).status().await.unwrap();
-    let peer = status.peers.iter().find(|peer| peer.id == node_id(behind)).unwrap();
+    let peer = peer_status(&cluster, cluster.leader(1).await, behind).await;
     assert_eq!((peer.attempt, peer.last_attempt), (None, None));
 
     stores.lock().unwrap().iter().for_each(|store| store.full_at(None));
-    // Nothing new is needed for another try: one that failed does not count as made.
-    let end = std::time::Instant::now() + Duration::from_secs(20);
-    while first_index(&cluster, cluster.leader(1).await).await == 1 {
-        assert!(std::time::Instant::now() < end, "no snapshot is made though there is room");
+    // A failed try does not count as made, so the next needs no new entry.
+    let end = Instant::now() + DEADLINE;
+    while first_index(&cluster, 1).await <= 1 {
+        assert!(Instant::now() < end, "no snapshot is made although there is room");
         tokio::task::yield_now().await;
     }
     cluster.settled(1).await;
 }
 
-/// The log lies beside the snapshots. A snapshot that took the last bytes of the disk left none for the next append of the
-/// log, and the node was over.
+/// Log and snapshots share a disk. A snapshot that took its last bytes left none for the next append, which poisoned the log.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_would_take_the_logs_last_room_is_given_up_and_the_log_goes_on() {
+async fn a_snapshot_that_would_use_the_disk_reserve_is_given_up_and_the_log_goes_on() {
     const COMMAND_BYTES: usize = 20_000;
     let (dir, faults) = (tempfile::tempdir().unwrap(), DiskFaults::new());
     let mut data = DataDirConfig::default();
     data.snapshots.disk_reserve_bytes = ByteSize::bytes(200_000);
-    let looked: std::sync::Arc<std::sync::Mutex<Option<FaultySnapshots>>> = Default::default();
+    let looked: Arc<Mutex<Option<FaultySnapshots>>> = Default::default();
     let (path, disk, made) = (dir.path().to_path_buf(), faults.clone(), looked.clone());
     let config = Config { snapshot_entries: 20, ..quick() };
     let plan = Plan::new(1, 1).config(config).storage(move |_, _| {
         let storage: Storage = DataDir::open_with_faults(&path, data.clone(), &disk).expect("opens").into();
         let store = FaultySnapshots::new(storage.snapshots);
         *made.lock().unwrap() = Some(store.clone());
-        Storage { snapshots: std::sync::Arc::new(store), ..storage }
+        Storage { snapshots: Arc::new(store), ..storage }
     });
     let cluster = plan.start().await;
     cluster.leader(1).await;
@@ -160,7 +133,7 @@ async fn a_snapshot_that_would_take_the_logs_last_room_is_given_up_and_the_log_g
     while within(group.status()).await.unwrap().last_index < 19 {
         within(group.propose(command())).await.unwrap();
     }
-    // What the next command takes in the log and the snapshot after it in its file, and half a command more.
+    // Room for the next command, the snapshot after it and half a command more.
     let entries = cluster.commands(1, 1).await.len() + 1;
     faults.leave_free(Some(((entries + 1) * COMMAND_BYTES + COMMAND_BYTES / 2) as u64));
     within(group.propose(command())).await.unwrap();
@@ -172,23 +145,22 @@ async fn a_snapshot_that_would_take_the_logs_last_room_is_given_up_and_the_log_g
     until("a snapshot was tried", || store.count(SnapshotOp::Create) > 0 && files(".tmp") == 0).await;
     for number in 0..3 {
         let written = within(group.propose(command())).await;
-        assert!(written.is_ok(), "command {number} behind the snapshot: {written:?}");
+        assert!(written.is_ok(), "command {number} after the snapshot: {written:?}");
     }
     assert_eq!((files(""), group.state().down), (0, None));
-    assert_eq!(first_index(&cluster, 1).await, 1, "the log is all there is");
+    assert_eq!(first_index(&cluster, 1).await, 1, "the log is complete");
 
     faults.leave_free(None);
-    let end = std::time::Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + DEADLINE;
     while files(".snapshot") == 0 {
-        assert!(std::time::Instant::now() < end, "no snapshot is made though there is room");
+        assert!(Instant::now() < end, "no snapshot is made although there is room");
         load(&cluster, 1, 100).await;
     }
 }
 
-/// The length of an offer is known, so one that does not fit above the reserve moves no byte, however often it is tried.
+/// The receiver knows the length from the offer, so a snapshot that does not fit above the reserve moves no byte.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_offer_that_does_not_fit_above_the_reserve_is_refused_before_a_byte_moves_and_taken_once_it_does()
-{
+async fn an_offer_that_does_not_fit_above_the_disk_reserve_is_refused_until_it_does() {
     const RESERVE: u64 = 1 << 20;
     let (dirs, disks) = ([(); 3].map(|()| tempfile::tempdir().unwrap()), [(); 3].map(|()| DiskFaults::new()));
     let (paths, full) = (dirs.each_ref().map(|dir| dir.path().to_path_buf()), disks.clone());
@@ -205,20 +177,16 @@ async fn an_offer_that_does_not_fit_above_the_reserve_is_refused_before_a_byte_m
     let has = cluster.group(behind, 1).state().applied;
     cluster.crash(behind);
     load(&cluster, 45, 20_000).await;
-    while first_index(&cluster, cluster.leader(1).await).await <= has + 1 {
-        load(&cluster, 1, 10).await;
-    }
-    // A snapshot is some 800 KB; there is room for half of one.
+    compact_past(&cluster, 1, has).await;
+    // A snapshot has some 800 KB, and there is room for half of it.
     let disk = &disks[behind as usize - 1];
     disk.leave_free(Some(RESERVE + 400_000));
     cluster.restart(behind).await;
     let of = |outcome| counts.sum(TRANSFERS, &["direction=received", outcome]);
-    until("it is refused, and again", || of("outcome=refused") >= 2).await;
-    let leader = cluster.leader(1).await;
-    let status = within(cluster.group(leader, 1).status()).await.unwrap();
-    let peer = status.peers.into_iter().find(|peer| peer.id == node_id(behind)).unwrap();
+    until("two refusals", || of("outcome=refused") >= 2).await;
+    let peer = peer_status(&cluster, cluster.leader(1).await, behind).await;
     assert_eq!(peer.last_attempt.unwrap().outcome, FAILED);
-    assert_eq!(counts.sum(BYTES, &[]), 0, "a byte of it moved");
+    assert_eq!(counts.sum(BYTES, &[]), 0, "no byte moved");
     assert_eq!((of("outcome=failed"), of("outcome=cancelled")), (0, 0));
     assert_eq!(cluster.group(behind, 1).state().down, None);
 

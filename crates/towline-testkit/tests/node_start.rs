@@ -1,5 +1,4 @@
-//! Starting and ending: every refusal of a start is typed and says what is wrong, and every end lets go of everything.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+//! A refused start has a typed error with its cause, and a stopped node releases all that it held.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -78,7 +77,7 @@ async fn a_group_that_cannot_start_says_why() {
     start(&node, ONE, Start::Restart).await.unwrap();
 }
 
-/// Two lives of one group at the same time could vote twice.
+/// Two runs of one group at a time could vote twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_starts_at_once_one_is_refused() {
     for how in [Start::Bootstrap(alone()), Start::Restart] {
@@ -95,7 +94,6 @@ async fn of_two_starts_at_once_one_is_refused() {
     }
 }
 
-/// A start that was given up does not keep the group from being started.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_that_failed_or_was_dropped_can_be_made_again() {
     let (net, disk) = (MemNet::new(), Disk::default());
@@ -108,7 +106,7 @@ async fn a_start_that_failed_or_was_dropped_can_be_made_again() {
         let how = if node.has_group(ONE).unwrap() { Start::Restart } else { Start::Bootstrap(alone()) };
         match start(&node, ONE, how).await {
             Ok(()) => return,
-            // What was given up may have come so far that the group is stored meanwhile.
+            // The dropped start may still have stored the group.
             Err(StartError::AlreadyBootstrapped { .. }) => assert!(Instant::now() < end),
             Err(error) => panic!("{error}"),
         }
@@ -153,7 +151,7 @@ async fn a_node_that_cannot_start_says_why() {
     assert!(matches!(error, StartError::NoIdentity { group: ONE }), "{error}");
 }
 
-/// Only the list of peers is damaged.
+/// An identity store whose list of peers is damaged.
 struct Unreadable;
 
 impl IdentityStore for Unreadable {
@@ -196,9 +194,8 @@ async fn on_disk(path: &std::path::Path, at: &PeerAddr) -> Result<Node, StartErr
         .await
 }
 
-/// The data directory is locked while the node runs; each way to end it gives directory and port back at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_end_of_a_node_gives_directory_and_port_back_at_once() {
+async fn every_end_of_a_node_releases_its_directory_and_port_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let free = on_disk(dir.path(), &"grpc://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let at: PeerAddr = format!("grpc://{}", free.listen_addrs()[0]).parse().unwrap();
@@ -219,7 +216,7 @@ async fn every_end_of_a_node_gives_directory_and_port_back_at_once() {
     }
 }
 
-/// The same on a runtime of the caller, which does not end with the node.
+/// The runtime of a caller does not end with the node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_on_a_callers_runtime_leaves_nothing_behind() {
     let net = MemNet::new();
@@ -258,7 +255,7 @@ async fn a_node_on_a_callers_runtime_leaves_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shutdown_hands_over_flushes_and_answers_everybody() {
+async fn a_shutdown_transfers_leadership_flushes_and_answers_every_caller() {
     let mut cluster = Cluster::start(3, 1).await;
     let leader = cluster.leader(1).await;
     let group = cluster.group(leader, 1);
@@ -279,14 +276,13 @@ async fn a_shutdown_hands_over_flushes_and_answers_everybody() {
     let error = group.propose("late").await.unwrap_err();
     assert_eq!(error.to_string(), "stopped: the node was shut down");
     assert_eq!(error.outcome(), Outcome::NeverHappened);
-    // Handed over: the next leader took office by the transfer, in the very next term.
+    // The transfer made the next leader, so it leads in the next term.
     let next = cluster.leader(1).await;
     assert_eq!(cluster.group(next, 1).state().term, term + 1);
 }
 
-/// A backlog for a slow state machine does not hold up an end that was to be like a crash.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backlog_does_not_hold_up_the_end() {
+async fn a_backlog_does_not_delay_a_stop_without_deadline() {
     let plan = Plan::new(1, 1).machine(|_, _| ListMachine::new().slow(Duration::from_millis(50)));
     let mut cluster = plan.start().await;
     let group = cluster.group(cluster.leader(1).await, 1);
@@ -295,8 +291,7 @@ async fn a_backlog_does_not_hold_up_the_end() {
     let hold = list.hold();
     for n in 0..200 {
         waiting.push(group.submit(format!("{n}")).unwrap());
-        // Each in a batch of its own. The leader's empty entry is the first of the log; a command that is still queued
-        // at the end is refused, which is another test's.
+        // One batch a command. The first entry of the log is the leader's empty one.
         until("a commit", || group.state().commit >= n + 2).await;
     }
     drop(hold);
@@ -311,7 +306,7 @@ async fn a_backlog_does_not_hold_up_the_end() {
     }
 }
 
-/// A log of ten entries in two terms, and what a state machine claims of it.
+/// A disk with a log of `last` entries in two terms.
 fn stored(last: u64, commit: u64) -> Disk {
     let disk = Disk::default();
     let entries: Vec<_> = (1..=last)
@@ -356,7 +351,7 @@ async fn restart(disk: &Disk, machine: ListMachine) -> Result<usize, StartError>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     let at = |index, term| ListMachine::new().durable_at(LogId { index, term });
-    // The whole log is applied again to a volatile machine; only the rest to one that stored more than the commit index.
+    // A volatile machine gets the whole log, and a durable one only the rest.
     assert_eq!(restart(&stored(10, 4), ListMachine::new()).await.unwrap(), 10);
     assert_eq!(restart(&stored(10, 4), at(8, 2)).await.unwrap(), 2);
     assert_eq!(restart(&stored(10, 10), at(10, 2)).await.unwrap(), 0);
@@ -374,9 +369,9 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     );
     let foreign = "group 1 cannot start: the state machine is at entry 8 of term 1, but the log has term 2 there: they are \
                    of different histories";
-    // Nothing says which of the two is right.
+    // The entry is not committed: either may be right.
     assert_eq!(text(stored(10, 4), at(8, 1)).await, foreign);
-    // The entry is committed in the log: the machine is wrong.
+    // The entry is committed: the machine is wrong.
     assert_eq!(
         text(stored(10, 10), at(8, 1)).await,
         format!(
@@ -416,8 +411,8 @@ fn snapshot(disk: &Disk, at: LogId) {
     writer.commit().unwrap();
 }
 
-/// A state machine with a wrong place (its files were swapped for another node's, or those of another cluster) served
-/// values that the log never had, or was refused though a snapshot lay ready.
+/// A state machine with a wrong log position, for example with the files of another node, served values that the log never had.
+/// Or it was refused although there was a snapshot.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_machine_of_another_history_is_restored_from_a_snapshot() {
     for (index, term) in [(8, 1), (5, 7)] {
@@ -431,8 +426,8 @@ async fn a_state_machine_of_another_history_is_restored_from_a_snapshot() {
     }
 }
 
-/// The volume of the log was not mounted: the node founded the group anew under the incarnation that had voted, and its
-/// peers let it in.
+/// The volume of the log was not mounted. The node founded the group again under the incarnation that had voted, and its peers
+/// admitted it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_whose_log_was_lost_is_refused_and_founds_nothing() {
     let (net, disk) = (MemNet::new(), Disk::default());
@@ -446,13 +441,13 @@ async fn a_node_whose_log_was_lost_is_refused_and_founds_nothing() {
     let error = builder(&net, &lost).start().await.unwrap_err();
     assert!(matches!(error, StartError::GroupLost { group: ONE }), "{error}");
     assert!(lost.log.groups().unwrap().is_empty(), "nothing was founded");
-    // An older copy, of before the second group was founded.
+    // An older copy of the log, from before the second group.
     disk.log.remove(two).unwrap();
     let error = builder(&net, &disk).start().await.unwrap_err();
     assert!(matches!(error, StartError::GroupLost { group } if group == two), "{error}");
 }
 
-/// The same call at each start. A founder whose disk was lost must not found the group anew: it could vote twice.
+/// A founder that lost its disk must not found the group again: it could vote twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_automatic_start_founds_only_storage_that_was_made_for_a_new_node() {
     let (net, disk) = (MemNet::new(), Disk::default());
@@ -469,12 +464,11 @@ async fn an_automatic_start_founds_only_storage_that_was_made_for_a_new_node() {
     auto(&disk).await.unwrap();
     let founded = disk.identity.load().unwrap();
     auto(&disk).await.unwrap();
-    assert_eq!(disk.identity.load().unwrap(), founded, "the second start goes on with what is stored");
+    assert_eq!(disk.identity.load().unwrap(), founded, "the second start uses the stored state");
     let error = auto(&Disk::default()).await.unwrap_err();
     assert!(matches!(error, StartError::NothingStored { group: ONE }), "{error}");
 }
 
-/// A crash between the steps of founding a group must not keep the node from starting again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_while_a_group_is_founded_leaves_a_node_that_starts() {
     for (fault, is_founded) in [(AppendFault::BeforeDurable, false), (AppendFault::AfterDurable, true)] {

@@ -1,25 +1,18 @@
-//! What comes too late for a node that stops is told so, and keeps nobody waiting.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Callers and transfers of a node that stops get an error, and none waits for ever.
 
 use std::time::{Duration, Instant};
 
-use crate::common::Counts;
-use crate::common::bench::{Bench, TRANSFERS, config, load};
+use crate::common::load::five_with_two_behind;
+use crate::common::{Counts, LaggingCluster, REPORTS, TRANSFERS, config};
 use towline_engine::config::Config;
 use towline_engine::errors::{StatusError, TransferLeaderError};
 use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, until, within};
 use towline_testkit::snapshots::SnapshotOp;
 
-/// A question that reached the shard after its end stayed in its mail for ever, and so did whoever waited for the answer.
+/// A request that reached the shard after its end stayed in its queue, and its caller waited for ever.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handle_that_outlives_its_node_is_told_that_it_has_stopped() {
+async fn a_handle_of_a_stopped_node_gets_an_error() {
     let mut cluster = Cluster::start(1, 1).await;
     cluster.leader(1).await;
     let group = cluster.group(1, 1);
@@ -30,39 +23,34 @@ async fn a_handle_that_outlives_its_node_is_told_that_it_has_stopped() {
     assert!(matches!(transferred, Err(TransferLeaderError::Stopped { .. })), "{transferred:?}");
 }
 
-/// A receiver that was still making its file durable when the node stopped asked a shard that was gone whether Raft takes
-/// it. Its thread never ended, and with it the store, the lock on the directory, and the drop of a caller's runtime.
+/// The node stopped while a receiver made its file durable. The receiver then asked the dead shard whether Raft takes the file
+/// and never ended. It kept the store, the lock of the directory and the caller's runtime alive.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
-    let mut bench =
-        Bench::new(Config { snapshot_bytes_per_second: ByteSize::bytes(2_000_000), ..config() }).await;
-    bench.cluster.restart(bench.behind).await;
-    let gate = bench.store(bench.behind).hold(SnapshotOp::Commit);
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_bytes_per_second: ByteSize::bytes(2_000_000), ..config() })
+            .await;
+    setup.restart_follower().await;
+    let gate = setup.store(setup.behind).hold(SnapshotOp::Commit);
     until("the receiver commits", || gate.wait_held(Duration::ZERO)).await;
-    bench.cluster.stop(bench.behind, Duration::ZERO).await;
+    setup.cluster.stop(setup.behind, Duration::ZERO).await;
     drop(gate);
-    let ended = || bench.counts.sum(TRANSFERS, &["direction=received", "outcome=failed"]);
-    until("the receiver has closed its books", || ended() == 1).await;
+    let ended = || setup.counts.sum(TRANSFERS, &["direction=received", "outcome=failed"]);
+    until("the receiver counts its end", || ended() == 1).await;
 }
 
-/// Case 3: of five nodes two are being served when their leader goes down, in order or not. Each report is counted where it
-/// ends: carried to Raft, stale, or posted when nobody drains any more.
+/// Case 3: the leader serves two followers when it stops or crashes. Each report is counted once: as applied, as stale, or as
+/// posted to a closed mailbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {
     for in_order in [true, false] {
         let counts = Counts::default();
         let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
-        let mut cluster = Plan::new(5, 1).config(slow).customise(counts.on()).start().await;
-        let leader = cluster.leader(1).await;
-        let behind: Vec<u64> = (1..=5).filter(|node| *node != leader).take(2).collect();
-        behind.iter().for_each(|node| cluster.crash(*node));
-        load(&cluster, 45, 20_000).await;
+        let plan = |plan: Plan| plan.config(slow).customise(counts.on());
+        let (mut cluster, leader, behind) = five_with_two_behind(plan).await;
         let group = cluster.group(leader, 1);
-        while within(group.status()).await.unwrap().first_index <= 10 {
-            load(&cluster, 1, 10).await;
-        }
-        for node in &behind {
-            cluster.restart(*node).await;
+        for node in behind {
+            cluster.restart(node).await;
         }
         let end = Instant::now() + DEADLINE;
         let midway = async || {
@@ -70,12 +58,12 @@ async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {
             peers.iter().filter(|peer| peer.attempt.is_some_and(|attempt| attempt.acked > 0)).count()
         };
         while midway().await < 2 {
-            assert!(Instant::now() < end, "not both are served");
+            assert!(Instant::now() < end, "the leader does not serve both");
             tokio::task::yield_now().await;
         }
         let posted = |kind: &str| {
             let labels = [format!("node={leader}"), format!("kind=snapshot_{kind}")];
-            counts.sum("towline_reports_total", &[&labels[0], &labels[1]])
+            counts.sum(REPORTS, &[&labels[0], &labels[1]])
         };
         assert_eq!(posted("failure") + posted("finish"), 0);
         match in_order {
@@ -85,10 +73,10 @@ async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {
         let of_leader = format!("node={leader}");
         let sent = |outcome| counts.sum(TRANSFERS, &[&of_leader, "direction=sent", outcome]);
         until("both have ended", || sent("outcome=cancelled") == 2 && posted("failure") >= 2).await;
-        // Whatever else was under way has come to its end by then.
+        // Late reports have arrived once the others have settled.
         assert!(cluster.settled(1).await.len() >= 45);
         assert_eq!((posted("failure"), posted("finish")), (2, 0), "in order: {in_order}");
         assert_eq!(counts.sum(TRANSFERS, &[&of_leader, "direction=sent"]), 2);
-        assert_eq!(counts.sum("towline_reports_total", &["outcome=synthesized"]), 0);
+        assert_eq!(counts.sum(REPORTS, &["outcome=synthesized"]), 0);
     }
 }

@@ -1,22 +1,14 @@
-//! Snapshot files that were received and never installed.
+//! Snapshot files that a node received and never installed.
 //!
-//! A received file is durable before the log knows of it. If the process is killed between the two, or the group refuses
-//! the snapshot after all, the file stays. It may lie beyond the end of the log, or beside a tail of the log that belongs
-//! to another history. A start used to look at the file with the highest index only: a node whose state machine is
-//! volatile then refused to start although the file of its own, which the log goes on from, was there. And where it did
-//! start, the stray file stood for the newest snapshot: the node's own next ones were removed in its favour.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! A received file is durable before the log refers to it. If the process dies in between, or the group refuses the snapshot,
+//! the file stays. Its index may be past the end of the log, or its term may differ from the log's. A start used to look only
+//! at the file with the highest index. A node with a volatile state machine then refused to start, although its own file was
+//! there. If it started, it took the stray file for its newest snapshot and removed its own newer ones.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::common::Counts;
+use crate::common::{Counts, TRANSFERS};
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId};
@@ -33,17 +25,17 @@ fn config() -> Config {
     Config { snapshot_entries: 20, snapshot_trailing_entries: 3, ..quick() }
 }
 
-/// Nodes whose state machines are volatile: what a restart of them needs is in the log and the snapshot files.
-struct Bench {
+/// Nodes with volatile state machines: a restart needs the log and a snapshot file.
+struct VolatileCluster {
     cluster: Cluster,
     counts: Counts,
-    /// The node whose commits of snapshot files are held from its next start on, and what holds them.
+    /// The node whose commits of snapshot files are held from its next start on, and their gate.
     hold: Arc<Mutex<Option<NodeId>>>,
     gate: Arc<Mutex<Option<SnapshotGate>>>,
     loaded: usize,
 }
 
-impl Bench {
+impl VolatileCluster {
     async fn new(nodes: u64) -> Self {
         let (hold, gate, counts) =
             (Arc::<Mutex<Option<NodeId>>>::default(), Arc::default(), Counts::default());
@@ -60,7 +52,7 @@ impl Bench {
         Self { cluster, counts, hold, gate, loaded: 0 }
     }
 
-    /// What a power loss would leave of a node's log.
+    /// The log of a node after a power loss.
     fn log(&self, node: u64) -> Recovered {
         self.cluster.disks[&node].log.crash().recover(GROUP).unwrap()
     }
@@ -76,26 +68,26 @@ impl Bench {
     async fn load_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         let end = Instant::now() + DEADLINE;
         while !holds(self) {
-            assert!(Instant::now() < end, "still not so: {what}");
+            assert!(Instant::now() < end, "not yet: {what}");
             self.loaded += 1;
             self.cluster.acked(1, format!("{}", self.loaded)).await;
         }
     }
 
-    /// Until the node has a snapshot of its own and has forgotten the log before it.
-    async fn forgets(&mut self, node: u64) {
+    /// Writes until the node has a snapshot and a compacted log.
+    async fn compact(&mut self, node: u64) {
         self.load_until("the log is compacted", |b| b.log(node).truncated.index > 0).await;
     }
 
-    /// Others forget what a node that is down lacks; its own snapshot is all it can be restarted from.
+    /// Writes until the logs of all running nodes begin after `last_index`.
     async fn leave_behind(&mut self, last_index: u64) {
-        self.load_until("the others forget", |b| {
+        self.load_until("the others compact their logs", |b| {
             b.cluster.up.keys().all(|&node| b.log(node).truncated.index > last_index)
         })
         .await;
     }
 
-    /// Starts the node, and waits until all of a snapshot has come and is to be made durable.
+    /// Starts the node and holds it before it commits a received snapshot.
     async fn receives(&mut self, behind: u64) {
         *self.hold.lock().unwrap() = Some(node_id(behind));
         self.cluster.restart(behind).await;
@@ -105,15 +97,15 @@ impl Bench {
         assert!(tokio::task::spawn_blocking(held).await.unwrap(), "no snapshot is received");
     }
 
-    fn let_go(&self) {
+    fn release(&self) {
         drop(self.gate.lock().unwrap().take());
     }
 
-    /// The power goes when the file is durable and the record of its installation is not. Gives the file.
+    /// Cuts the power once the file is durable and the record of its installation is not. Returns the file.
     async fn killed_before_the_record(&mut self, behind: u64) -> SnapshotMeta {
         let (disk, own) = (self.cluster.disks[&behind].clone(), self.index(behind));
         let syncs = disk.log.hold_syncs();
-        self.let_go();
+        self.release();
         until("the file is durable", || self.index(behind) > own).await;
         self.cluster.net.kill(node_id(behind));
         let left: Disk = disk.crash();
@@ -124,8 +116,8 @@ impl Bench {
         self.newest(behind).unwrap()
     }
 
-    /// Starts, from what was its own, and catches up.
-    async fn comes_back(&mut self, behind: u64, own: &SnapshotMeta) {
+    /// Starts the node from its own snapshot, and waits until it has caught up.
+    async fn restarts_from(&mut self, behind: u64, own: &SnapshotMeta) {
         self.cluster.restart(behind).await;
         let found = self.cluster.commands(behind, 1).await;
         assert!(!found.is_empty(), "it was restored from {own:?}");
@@ -135,88 +127,88 @@ impl Bench {
     }
 }
 
-/// A follower that was left behind, its own snapshot, and the last index of its log.
-async fn left_behind() -> (Bench, u64, SnapshotMeta, u64) {
-    let mut bench = Bench::new(3).await;
-    let behind = bench.cluster.leader(1).await % 3 + 1;
-    bench.forgets(behind).await;
-    bench.cluster.crash(behind);
-    let (own, last) = (bench.newest(behind).unwrap(), bench.log(behind).last_index);
-    bench.leave_behind(last).await;
-    (bench, behind, own, last)
+/// A follower that needs a snapshot, with its own snapshot and the last index of its log.
+async fn left_behind() -> (VolatileCluster, u64, SnapshotMeta, u64) {
+    let mut setup = VolatileCluster::new(3).await;
+    let behind = setup.cluster.leader(1).await % 3 + 1;
+    setup.compact(behind).await;
+    setup.cluster.crash(behind);
+    let (own, last) = (setup.newest(behind).unwrap(), setup.log(behind).last_index);
+    setup.leave_behind(last).await;
+    (setup, behind, own, last)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_killed_between_the_file_and_its_record_starts_from_its_own_snapshot() {
-    let (mut bench, behind, own, last) = left_behind().await;
-    bench.receives(behind).await;
-    let stray = bench.killed_before_the_record(behind).await;
-    assert!(stray.head.at.index > last, "{stray:?} is beyond the log, which ends at {last}");
-    bench.comes_back(behind, &own).await;
+    let (mut setup, behind, own, last) = left_behind().await;
+    setup.receives(behind).await;
+    let stray = setup.killed_before_the_record(behind).await;
+    assert!(stray.head.at.index > last, "{stray:?} is past the end of the log at {last}");
+    setup.restarts_from(behind, &own).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_snapshot_that_is_refused_once_it_is_durable_keeps_nobody_from_starting() {
-    let (mut bench, behind, own, last) = left_behind().await;
-    bench.receives(behind).await;
-    // Another leader: what the old one sent is stale.
-    let old = bench.cluster.leader(1).await;
+async fn a_node_starts_although_it_refused_a_snapshot_that_is_durable() {
+    let (mut setup, behind, own, last) = left_behind().await;
+    setup.receives(behind).await;
+    // A new leader makes the snapshot of the old one stale.
+    let old = setup.cluster.leader(1).await;
     let next = (1..=3).find(|node| ![old, behind].contains(node)).unwrap();
-    within(bench.cluster.group(old, 1).transfer(node_id(next))).await.unwrap();
-    let term = bench.cluster.group(next, 1).state().term;
-    until("the receiver hears of the new term", || bench.cluster.group(behind, 1).state().term >= term).await;
-    bench.cluster.net.kill(node_id(behind));
-    bench.let_go();
+    within(setup.cluster.group(old, 1).transfer(node_id(next))).await.unwrap();
+    let term = setup.cluster.group(next, 1).state().term;
+    until("the receiver learns the new term", || setup.cluster.group(behind, 1).state().term >= term).await;
+    setup.cluster.net.kill(node_id(behind));
+    setup.release();
     let failed = ["direction=received", "outcome=failed"];
-    until("it is refused", || bench.counts.sum("towline_snapshot_transfers_total", &failed) > 0).await;
-    bench.cluster.crash(behind);
-    assert!(bench.index(behind) > last, "the file is there, and beyond the log");
-    bench.comes_back(behind, &own).await;
+    until("it is refused", || setup.counts.sum(TRANSFERS, &failed) > 0).await;
+    setup.cluster.crash(behind);
+    assert!(setup.index(behind) > last, "the file is past the end of the log");
+    setup.restarts_from(behind, &own).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_beside_a_tail_of_another_history_is_not_restored() {
-    let mut bench = Bench::new(3).await;
-    let old = bench.cluster.leader(1).await;
-    bench.forgets(old).await;
-    let base = bench.log(old).last_index;
-    // Cut off, it goes on writing what will never be committed.
-    for peer in bench.cluster.nodes().into_iter().map(node_id) {
-        bench.cluster.net.cut(node_id(old), peer);
-        bench.cluster.net.cut(peer, node_id(old));
+async fn a_file_whose_term_differs_from_the_log_is_not_restored() {
+    let mut setup = VolatileCluster::new(3).await;
+    let old = setup.cluster.leader(1).await;
+    setup.compact(old).await;
+    let base = setup.log(old).last_index;
+    // Isolated, it writes entries that are never committed.
+    for peer in setup.cluster.nodes().into_iter().map(node_id) {
+        setup.cluster.net.cut(node_id(old), peer);
+        setup.cluster.net.cut(peer, node_id(old));
     }
-    let group = bench.cluster.group(old, 1);
+    let group = setup.cluster.group(old, 1);
     for number in 0..200 {
         let group = group.clone();
         tokio::spawn(async move { group.propose(Bytes::from(format!("lost {number}"))).await });
     }
-    until("the tail is written", || bench.log(old).last_index >= base + 200).await;
-    bench.cluster.crash(old);
-    bench.cluster.net.heal_all();
-    let (own, last) = (bench.newest(old).unwrap(), bench.log(old).last_index);
-    bench.leave_behind(base).await;
+    until("the tail is written", || setup.log(old).last_index >= base + 200).await;
+    setup.cluster.crash(old);
+    setup.cluster.net.heal_all();
+    let (own, last) = (setup.newest(old).unwrap(), setup.log(old).last_index);
+    setup.leave_behind(base).await;
 
-    bench.receives(old).await;
-    let stray = bench.killed_before_the_record(old).await;
-    assert!((base..last).contains(&stray.head.at.index), "{stray:?} beside a log from {base} to {last}");
-    bench.comes_back(old, &own).await;
+    setup.receives(old).await;
+    let stray = setup.killed_before_the_record(old).await;
+    assert!((base..last).contains(&stray.head.at.index), "{stray:?} for a log from {base} to {last}");
+    setup.restarts_from(old, &own).await;
 }
 
-/// Its own snapshots are what it is restarted from, however high the index of a file that is of no use to it.
+/// A node restarts from its own snapshots, even if a useless file has a higher index.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_the_log_does_not_know_does_not_take_the_place_of_the_nodes_own() {
-    let mut bench = Bench::new(1).await;
-    bench.forgets(1).await;
-    bench.cluster.crash(1);
-    let (own, snapshots) = (bench.newest(1).unwrap(), bench.cluster.disks[&1].snapshots.clone());
+async fn a_stray_file_does_not_replace_the_nodes_own_snapshot() {
+    let mut setup = VolatileCluster::new(1).await;
+    setup.compact(1).await;
+    setup.cluster.crash(1);
+    let (own, snapshots) = (setup.newest(1).unwrap(), setup.cluster.disks[&1].snapshots.clone());
     let beyond = SnapshotHead { at: LogId { index: 10_000, term: 99 }, ..own.head.clone() };
     let mut stray = snapshots.create(&beyond).unwrap();
     stray.verify(None).unwrap();
     let stray = stray.commit().unwrap();
-    bench.cluster.restart(1).await;
-    bench.load_until("it forgets more", |b| b.log(1).truncated.index > own.head.at.index).await;
+    setup.cluster.restart(1).await;
+    setup.load_until("a newer snapshot", |b| b.log(1).truncated.index > own.head.at.index).await;
     until("the stray file goes", || snapshots.find(GROUP, stray.content).unwrap().is_none()).await;
-    bench.cluster.crash(1);
-    bench.cluster.restart(1).await;
-    assert_eq!(bench.cluster.settled(1).await.len(), bench.loaded);
+    setup.cluster.crash(1);
+    setup.cluster.restart(1).await;
+    assert_eq!(setup.cluster.settled(1).await.len(), setup.loaded);
 }

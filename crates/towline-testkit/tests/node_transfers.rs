@@ -1,35 +1,22 @@
-//! What becomes of a snapshot when something goes wrong on its way: one report, one line in each log, and a follower that
-//! is served again. Each fault stands beside what the books of both sides say of it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Faults of snapshot transfers, and the byte totals that both sides count for each of them.
 
 use std::time::{Duration, Instant};
 
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::{AttemptOutcome, AttemptStatus};
+use towline_engine::status::{AttemptOutcome, AttemptStatus, PeerProgress};
 use towline_engine::transport::TransferPhase;
 use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{DEADLINE, node_id, quick};
-use towline_testkit::fault::{Direction, SnapshotFaults};
+use towline_testkit::cluster::{DEADLINE, quick, until};
+use towline_testkit::fault::SnapshotFaults;
 use towline_testkit::snapshots::SnapshotOp;
 
-use crate::common::bench::{Bench, TRANSFERS, config};
+use crate::common::{LaggingCluster, REPORTS, TRANSFERS, config, load};
 
-/// Chunks that one side has counted and the other has not: in the sender's hand, on the way, before the disk.
+/// How far the totals may differ: one side has counted chunks that wait in a buffer of the other.
 const BETWEEN_BYTES: u64 = 16 * (16 << 10);
 
-/// Waits until a counter is there: the other side's books close at its own pace.
-async fn counted(what: &str, mut holds: impl FnMut() -> bool) {
-    towline_testkit::cluster::until(what, &mut holds).await;
-}
-
-/// On a busy machine a healthy transfer stands still for longer than that of the bench may.
+/// Long timeouts: on a busy machine a healthy transfer may stand still for a while.
 fn patient() -> Config {
     Config {
         snapshot_offer_timeout: Duration::from_secs(10),
@@ -39,73 +26,79 @@ fn patient() -> Config {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_without_faults_has_equal_books_on_both_sides() {
-    let mut bench = Bench::new(patient()).await;
-    bench.cluster.restart(bench.behind).await;
-    bench.heals().await;
-    let sent = bench.bytes("sent", "finished");
+async fn a_transfer_without_faults_has_equal_totals_on_both_sides_and_appends_follow_it() {
+    let mut setup = LaggingCluster::new(patient()).await;
+    setup.restart_follower().await;
+    setup.assert_heals().await;
+    let sent = setup.bytes("sent", "finished");
     assert!(sent > 0);
-    assert_eq!(sent, bench.bytes("received", "finished"));
+    assert_eq!(sent, setup.bytes("received", "finished"));
+    let group = setup.cluster.group(setup.behind, 1);
+    assert!(group.status().await.unwrap().first_index > 1, "its log begins after the snapshot");
+    let before = setup.cluster.settled(1).await.len();
+    load(&setup.cluster, 3, 10).await;
+    assert_eq!(setup.cluster.settled(1).await.len(), before + 3);
+    assert_eq!(setup.peer().await.progress, PeerProgress::Replicate);
 }
 
-/// Bytes of a chunk where each of them is cut: a transfer of the bench has a dozen.
+/// A larger chunk, so that a transfer has a dozen and the test can cut after each.
 const CHUNK: u64 = 64 << 10;
 
-/// What became of a transfer whose sender ended once its receiver had so many chunks.
-struct Cut {
+/// The byte counts of a transfer that was cut and resumed.
+struct CutTransfer {
     length: u64,
-    /// Bytes that had arrived.
+    /// Bytes that arrived before the cut.
     had: u64,
-    /// Bytes that were sent then.
+    /// Bytes that the second attempt sent.
     rest: u64,
 }
 
-/// Cuts the first transfer behind its first `chunks` chunks, all of which have arrived, and heals it. Before the second
-/// attempt the receiver is left with what `between` leaves.
-async fn cut_behind(chunks: u64, between: impl FnOnce(&Bench)) -> Cut {
-    let mut bench = Bench::new(Config { snapshot_chunk_bytes: ByteSize::bytes(CHUNK), ..patient() }).await;
-    let length = bench.latest(bench.leader).length;
+/// Cuts the first transfer after its first `chunks` chunks have arrived, runs `between`, and lets the second attempt finish.
+async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTransfer {
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_chunk_bytes: ByteSize::bytes(CHUNK), ..patient() }).await;
+    let length = setup.latest(setup.leader).length;
     let had = length.min(chunks * CHUNK);
     let at = SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() };
-    bench.fault(bench.leader, Direction::Out, at);
-    bench.cluster.restart(bench.behind).await;
+    setup.break_sent(at);
+    setup.restart_follower().await;
     let end = Instant::now() + DEADLINE;
     let arrived = |a: &AttemptStatus| (a.phase, a.acked) == (Some(TransferPhase::Receiving), had);
-    while !bench.peer().await.attempt.as_ref().is_some_and(arrived) {
-        assert!(Instant::now() < end, "{chunks} chunks do not arrive: {:?}", bench.peer().await);
+    while !setup.peer().await.attempt.as_ref().is_some_and(arrived) {
+        assert!(Instant::now() < end, "{chunks} chunks do not arrive: {:?}", setup.peer().await);
         tokio::task::yield_now().await;
     }
-    // So that the second attempt does not begin before this one's faults are gone.
-    let gate = bench.store(bench.behind).hold(SnapshotOp::Receive);
-    // Where no chunk is left it is cut before its trailer.
+    // Holds the second attempt back until the faults are gone.
+    let gate = setup.store(setup.behind).hold(SnapshotOp::Receive);
+    // After the last chunk the cut drops the trailer.
     let cut =
         SnapshotFaults { cut_at_chunk: Some(chunks), drop_trailer: had == length, ..Default::default() };
-    bench.fault(bench.leader, Direction::Out, cut);
-    let first = bench.next_end(0).await;
+    setup.break_sent(cut);
+    let first = setup.next_end(0).await;
     let failed = AttemptOutcome::Failed(SnapshotFailure::Transfer);
-    assert_eq!((first.number, first.outcome), (1, failed), "behind {chunks} chunks");
-    let closed = || bench.counts.sum(TRANSFERS, &["direction=received", "outcome=cancelled"]) == 1;
-    counted("both books are closed", closed).await;
-    assert_eq!(bench.bytes("sent", "failed"), had, "behind {chunks} chunks");
-    assert_eq!(bench.bytes("received", "cancelled"), had, "behind {chunks} chunks");
-    bench.clear();
-    between(&bench);
+    assert_eq!((first.number, first.outcome), (1, failed), "after {chunks} chunks");
+    let closed = || setup.counts.sum(TRANSFERS, &["direction=received", "outcome=cancelled"]) == 1;
+    until("both sides count the end", closed).await;
+    assert_eq!(setup.bytes("sent", "failed"), had, "after {chunks} chunks");
+    assert_eq!(setup.bytes("received", "cancelled"), had, "after {chunks} chunks");
+    setup.clear_faults();
+    between(&setup);
     drop(gate);
-    bench.heals().await;
-    let ended = |outcome| bench.counts.sum(TRANSFERS, &["direction=sent", outcome]);
-    let reported = bench.counts.sum("towline_reports_total", &["kind=snapshot_failure"]);
-    assert_eq!((ended("outcome=failed"), reported), (1, 1), "behind {chunks} chunks");
-    let rest = bench.bytes("sent", "finished");
-    assert_eq!(bench.bytes("received", "finished"), rest, "behind {chunks} chunks");
-    Cut { length, had, rest }
+    setup.assert_heals().await;
+    let ended = |outcome| setup.counts.sum(TRANSFERS, &["direction=sent", outcome]);
+    let reported = setup.counts.sum(REPORTS, &["kind=snapshot_failure"]);
+    assert_eq!((ended("outcome=failed"), reported), (1, 1), "after {chunks} chunks");
+    let rest = setup.bytes("sent", "finished");
+    assert_eq!(setup.bytes("received", "finished"), rest, "after {chunks} chunks");
+    CutTransfer { length, had, rest }
 }
 
-/// Case 14: whatever was received before the cut is not sent again, wherever that was.
+/// Case 14: the second attempt does not send what arrived before the cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_cut_at_any_chunk_fails_once_and_only_the_rest_is_sent_again() {
     for chunks in 0.. {
-        let Cut { length, had, rest } = cut_behind(chunks, |_| {}).await;
-        assert_eq!(rest, length - had, "behind {chunks} chunks");
+        let CutTransfer { length, had, rest } = cut_after(chunks, |_| {}).await;
+        assert_eq!(rest, length - had, "after {chunks} chunks");
         if had == length {
             assert!(chunks >= 10, "{chunks} chunks of {length} bytes");
             break;
@@ -113,117 +106,86 @@ async fn a_transfer_cut_at_any_chunk_fails_once_and_only_the_rest_is_sent_again(
     }
 }
 
-/// The control: a receiver that has forgotten what had arrived is sent all of it, which the books show.
+/// The control: the totals show that a receiver that lost its partial file gets everything again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_forgets_what_had_arrived_is_found() {
-    let forgets = |bench: &Bench| {
-        let meta = bench.latest(bench.leader);
-        assert!(bench.cluster.disks[&bench.behind].snapshots.damage(&meta, 0));
+async fn a_receiver_that_lost_its_partial_file_gets_every_byte_again() {
+    let forgets = |setup: &LaggingCluster| {
+        let meta = setup.latest(setup.leader);
+        assert!(setup.cluster.disks[&setup.behind].snapshots.damage(&meta, 0));
     };
-    let Cut { length, had, rest } = cut_behind(7, forgets).await;
+    let CutTransfer { length, had, rest } = cut_after(7, forgets).await;
     assert_eq!((had, rest), (7 * CHUNK, length));
 }
 
 /// Case 16: a flipped byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() {
-    let mut bench = Bench::new(patient()).await;
-    bench.fault(
-        bench.leader,
-        Direction::Out,
-        SnapshotFaults { corrupt_chunk: Some(10), ..Default::default() },
-    );
-    bench.cluster.restart(bench.behind).await;
-    let last = bench.next_end(0).await;
+    let mut setup = LaggingCluster::new(patient()).await;
+    setup.break_sent(SnapshotFaults { corrupt_chunk: Some(10), ..Default::default() });
+    setup.restart_follower().await;
+    let last = setup.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Corrupt));
-    assert!(bench.cluster.commands(bench.behind, 1).await.len() < 45);
-    bench.heals().await;
-    // Case 25: of a failed one too. The chunk came, whatever it was worth.
-    let (sent, received) = (bench.bytes("sent", "failed"), bench.bytes("received", "failed"));
+    assert!(setup.cluster.commands(setup.behind, 1).await.len() < 45);
+    setup.assert_heals().await;
+    // Case 25: a failed transfer has totals too, and they include the damaged chunk.
+    let (sent, received) = (setup.bytes("sent", "failed"), setup.bytes("received", "failed"));
     assert_eq!(received, 11 * (16 << 10));
     assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");
 }
 
-/// Case 16: the trailer is missing.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_without_its_trailer_is_no_snapshot() {
-    let mut bench = Bench::new(patient()).await;
-    bench.fault(bench.leader, Direction::Out, SnapshotFaults { drop_trailer: true, ..Default::default() });
-    bench.cluster.restart(bench.behind).await;
-    let last = bench.next_end(0).await;
-    assert!(matches!(last.outcome, AttemptOutcome::Failed(_)), "{last:?}");
-    assert!(bench.cluster.commands(bench.behind, 1).await.len() < 45);
-    bench.heals().await;
-}
-
-/// Case 18: nothing moves any more, on either side, and both find out.
+/// Case 18: both sides notice that nothing moves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_transfer_ends_on_both_sides_and_frees_its_slots() {
-    let mut bench = Bench::new(Config { snapshot_sends_max: 1, snapshot_receives_max: 1, ..config() }).await;
-    bench.fault(
-        bench.leader,
-        Direction::Out,
-        SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() },
-    );
-    bench.cluster.restart(bench.behind).await;
-    let last = bench.next_end(0).await;
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_sends_max: 1, snapshot_receives_max: 1, ..config() }).await;
+    setup.break_sent(SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() });
+    setup.restart_follower().await;
+    let last = setup.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Timeout));
-    bench.heals().await;
+    setup.assert_heals().await;
     let ended = || {
-        let of = |outcome| bench.counts.sum(TRANSFERS, &["direction=received", outcome]);
+        let of = |outcome| setup.counts.sum(TRANSFERS, &["direction=received", outcome]);
         of("outcome=failed") + of("outcome=cancelled")
     };
-    counted("the receiver has closed its books", || ended() >= 1).await;
+    until("the receiver counts the end", || ended() >= 1).await;
 }
 
-/// Case 17.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_whose_disk_is_full_fails_the_attempt_and_not_the_node() {
-    let mut bench = Bench::new(patient()).await;
-    let full = SnapshotFaults { cut_at_chunk: Some(30), ..Default::default() };
-    bench.later.lock().unwrap().insert(node_id(bench.behind), (Direction::In, full));
-    bench.cluster.restart(bench.behind).await;
-    let last = bench.next_end(0).await;
-    assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: false }));
-    bench.heals().await;
-}
-
-/// Case 19: a refusal that does not pass by itself is not asked for again at every heartbeat.
+/// Case 19: the sender does not repeat an offer at every heartbeat after a lasting refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_off() {
-    let mut bench = Bench::new(Config {
+    let mut setup = LaggingCluster::new(Config {
         snapshot_bytes_max: ByteSize::bytes(1_000),
         snapshot_backoff_max: Duration::from_secs(60),
         ..config()
     })
     .await;
-    bench.cluster.restart(bench.behind).await;
-    let last = bench.next_end(0).await;
+    setup.restart_follower().await;
+    let last = setup.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: true }));
-    let waits = bench.peer().await.backoff_ticks;
+    let waits = setup.peer().await.backoff_ticks;
     let heartbeat = quick().validate().unwrap().ticks(quick().heartbeat_interval);
     assert!(waits > 8 * heartbeat, "{waits} ticks at a heartbeat of {heartbeat}");
-    assert_eq!(bench.bytes("sent", "refused") + bench.bytes("received", "refused"), 0);
+    assert_eq!(setup.bytes("sent", "refused") + setup.bytes("received", "refused"), 0);
     for direction in ["direction=sent", "direction=received"] {
-        assert_eq!(bench.counts.sum(TRANSFERS, &[direction, "outcome=refused"]), 1, "{direction}");
+        assert_eq!(setup.counts.sum(TRANSFERS, &[direction, "outcome=refused"]), 1, "{direction}");
     }
 }
 
-/// Case 3: the node that sends goes down in order; its obligations end with it.
+/// Case 3: the sending node shuts down in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() {
-    let mut bench =
-        Bench::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
-    bench.cluster.restart(bench.behind).await;
-    bench.midway().await;
-    bench.cluster.stop(bench.leader, Duration::from_secs(2)).await;
-    // Case 25: both sides have a cancelled one in their books, with what had moved.
-    counted("both books are closed", || bench.bytes("received", "cancelled") > 0).await;
-    let (sent, received) = (bench.bytes("sent", "cancelled"), bench.bytes("received", "cancelled"));
+    let mut setup =
+        LaggingCluster::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
+    setup.restart_follower().await;
+    setup.midway().await;
+    setup.cluster.stop(setup.leader, Duration::from_secs(2)).await;
+    // Case 25: both sides count the bytes of the cancelled transfer.
+    until("both sides count the end", || setup.bytes("received", "cancelled") > 0).await;
+    let (sent, received) = (setup.bytes("sent", "cancelled"), setup.bytes("received", "cancelled"));
     assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");
-    let commands = bench.cluster.settled(1).await;
+    let commands = setup.cluster.settled(1).await;
     assert!(commands.len() >= 45, "the next leader serves it");
-    bench.cluster.restart(bench.leader).await;
-    assert_eq!(bench.cluster.settled(1).await, commands);
-    assert_eq!(bench.counts.sum("towline_reports_total", &["outcome=synthesized"]), 0);
+    setup.cluster.restart(setup.leader).await;
+    assert_eq!(setup.cluster.settled(1).await, commands);
+    assert_eq!(setup.counts.sum(REPORTS, &["outcome=synthesized"]), 0);
 }

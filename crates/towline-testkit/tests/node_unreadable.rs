@@ -1,10 +1,10 @@
 //! A leader whose disk cannot read a part of the log that a follower needs.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::common::load;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::{LogBatch, LogError, LogReadError, LogStore, Recovered};
@@ -18,12 +18,12 @@ use towline_testkit::cluster::{Cluster, Plan, node_id, quick};
 struct BadBlock {
     log: Arc<dyn LogStore>,
     node: NodeId,
-    bad: Arc<Bad>,
+    bad: Arc<BadEntry>,
 }
 
-/// The entry, zero for none, and the node that can read it all the same.
+/// The unreadable entry, zero for none, and the node that can read it.
 #[derive(Default)]
-struct Bad {
+struct BadEntry {
     index: AtomicU64,
     spared: AtomicU64,
     failed: AtomicU64,
@@ -84,33 +84,27 @@ fn config() -> Config {
     }
 }
 
-async fn load(cluster: &Cluster, count: usize) {
-    for n in 0..count {
-        cluster.acked(1, format!("{n}").into_bytes()).await;
-    }
-}
-
-/// Three nodes with five entries, on logs with the same bad block, which is none yet.
-async fn start() -> (Cluster, Arc<Bad>) {
-    let bad = Arc::new(Bad::default());
+/// Three nodes with five entries, whose logs share a bad block that is not set yet.
+async fn start() -> (Cluster, Arc<BadEntry>) {
+    let bad = Arc::new(BadEntry::default());
     let of_stores = bad.clone();
     let plan = Plan::new(3, 1).config(config()).storage(move |node, mut storage| {
         storage.log = Arc::new(BadBlock { log: storage.log, node, bad: of_stores.clone() });
         storage
     });
     let cluster = plan.start().await;
-    load(&cluster, 5).await;
+    load(&cluster, 5, 10).await;
     (cluster, bad)
 }
 
-/// Failed reads were repeated at every heartbeat for ever, with a warning each, and the follower stayed behind.
+/// The leader repeated the failed read at every heartbeat, with a warning each, and the follower stayed behind.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_that_needs_what_its_leader_cannot_read_is_brought_back_by_a_snapshot() {
+async fn a_follower_gets_a_snapshot_if_its_leader_cannot_read_the_log() {
     let (mut cluster, bad) = start().await;
     let leader = cluster.leader(1).await;
     let behind = if leader == 1 { 2 } else { 1 };
     cluster.crash(behind);
-    load(&cluster, 60).await;
+    load(&cluster, 60, 10).await;
     let index = cluster.group(cluster.leader(1).await, 1).state().applied - 30;
     bad.spared.store(behind, Ordering::SeqCst);
     bad.index.store(index, Ordering::SeqCst);
@@ -121,17 +115,16 @@ async fn a_follower_that_needs_what_its_leader_cannot_read_is_brought_back_by_a_
     let last = cluster.attempt_ended(leader, 1, behind).await;
     assert!(matches!(last, LastAttempt { outcome: AttemptOutcome::Finished, .. }), "{last:?}");
     let status = cluster.group(behind, 1).status().await.unwrap();
-    assert!(status.first_index > index, "it came by a snapshot past that entry: {status:?}");
-    // Five at one index; a leader that probes may need more than one.
+    assert!(status.first_index > index, "the snapshot is past that entry: {status:?}");
+    // Five reads fail at one index, and a probing leader may need several indexes.
     let failed = bad.failed.load(Ordering::SeqCst);
     assert!((5..=50).contains(&failed), "{failed} reads failed");
     assert_eq!(status.node, node_id(behind));
 }
 
-/// What a node applies while it runs is in memory until it is applied. Only a start reads it from the log store, and says so
-/// when that fails.
+/// A running node applies entries from memory. Only a start reads them from the log store.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_cannot_read_what_it_has_to_apply_is_refused_with_the_cause() {
+async fn a_start_that_cannot_read_its_entries_fails_with_the_cause() {
     let (mut cluster, bad) = start().await;
     let node = cluster.leader(1).await;
     cluster.crash(node);

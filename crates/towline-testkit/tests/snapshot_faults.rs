@@ -1,11 +1,4 @@
-//! What the faulty double does, and that each image of the store in memory is what it says.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Faults of the snapshot double, and the images of the snapshot store in memory.
 
 use std::io::{ErrorKind, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -56,7 +49,7 @@ fn a_disk_stays_full_until_there_is_room() {
         assert_eq!(io_kind(put(&store)), Some(ErrorKind::StorageFull), "{full_at}");
         assert_eq!(io_kind(put(&store)), Some(ErrorKind::StorageFull), "{full_at}, again");
     }
-    assert_eq!(inner.files(), 0, "nothing is left behind");
+    assert_eq!(inner.files(), 0, "no file is left");
     store.full_at(Some(BODY.len() as u64));
     put(&store).unwrap();
     store.full_at(None);
@@ -71,7 +64,7 @@ fn a_disk_may_be_full_at_the_last_byte() {
     let refused = writer.write_all(BODY).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::StorageFull);
     assert_eq!(writer.verified(), BODY.len() as u64 - 1);
-    assert!(writer.write_all(b"9").is_err(), "it does not come back");
+    assert!(writer.write_all(b"9").is_err(), "the writer stays broken");
     assert!(writer.verify(None).is_err());
     drop(writer);
     assert_eq!(inner.files(), 0);
@@ -143,7 +136,7 @@ fn a_commit_whose_answer_is_lost_is_durable() {
 }
 
 #[test]
-fn a_writer_that_panics_lets_go_of_its_file() {
+fn a_writer_that_panics_releases_its_file() {
     for op in [SnapshotOp::Write, SnapshotOp::Verify, SnapshotOp::Commit] {
         let (inner, store) = pair();
         store.fail_next(op, SnapshotFault::Panic);
@@ -162,7 +155,7 @@ fn a_writer_that_panics_lets_go_of_its_file() {
 }
 
 #[test]
-fn what_is_held_waits_for_its_gate() {
+fn a_held_operation_waits_for_its_gate() {
     let (inner, store) = pair();
     let gate = store.hold(SnapshotOp::Commit);
     assert!(!gate.wait_held(Duration::from_millis(1)), "nothing is held yet");
@@ -178,7 +171,7 @@ fn what_is_held_waits_for_its_gate() {
 }
 
 #[test]
-fn a_crash_of_the_store_in_memory_keeps_what_was_committed_and_a_restart_what_broke_off() {
+fn a_crash_of_the_store_in_memory_keeps_committed_files_and_a_restart_partial_ones_too() {
     let store = MemSnapshots::new();
     let committed = put(&store).unwrap();
     let mut hasher = ContentHasher::new(&head(2));
@@ -192,14 +185,14 @@ fn a_crash_of_the_store_in_memory_keeps_what_was_committed_and_a_restart_what_br
     assert_eq!(crashed.latest(GROUP).unwrap(), Some(committed));
     assert_eq!(crashed.receive(&left).unwrap().verified(), 0);
     assert_eq!(restarted.receive(&left).unwrap().verified(), 4);
-    // The one from before goes on by itself.
+    // The original store goes on.
     open.verify(None).unwrap();
     open.commit().unwrap();
     assert_eq!(crashed.latest(GROUP).unwrap().unwrap().head.at.index, 1);
 }
 
 #[test]
-fn the_store_in_memory_bounds_what_broken_transfers_leave() {
+fn the_store_in_memory_bounds_its_partial_files() {
     let store = MemSnapshots::new();
     let metas: Vec<_> = (1..=3).map(|index| SnapshotMeta { head: head(index), ..meta() }).collect();
     for (number, meta) in metas.iter().enumerate() {

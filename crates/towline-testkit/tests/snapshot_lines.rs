@@ -1,5 +1,5 @@
-//! The line that each side of a transfer leaves in its log: the two tell bytes that were lost on the way from a content
-//! that is wrong. Alone in its binary, because it listens to everything the process logs.
+//! The log line that each side writes for a transfer. The two lines distinguish lost bytes from wrong content. Alone in its
+//! binary, because it reads every log line of the process.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +16,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::bench::{Bench, config, load};
+use common::{LaggingCluster, config, load};
 use towline_engine::config::Config;
 use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::units::ByteSize;
@@ -29,7 +29,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// There is one log for the whole process: one test at a time listens to it.
+/// The subscriber is global, so one test at a time reads it.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 async fn listen() -> (tokio::sync::MutexGuard<'static, ()>, Lines) {
@@ -44,13 +44,13 @@ async fn listen() -> (tokio::sync::MutexGuard<'static, ()>, Lines) {
     (alone, lines.clone())
 }
 
-/// Keeps the lines of transfers.
+/// Records the log lines of transfers.
 #[derive(Clone, Default)]
 struct Lines {
     lines: Arc<Mutex<Vec<Line>>>,
 }
 
-/// The fields of one line, as they are written.
+/// The fields of one log line.
 #[derive(Clone, Debug, Default)]
 struct Line(BTreeMap<&'static str, String>);
 
@@ -96,12 +96,12 @@ impl Subscriber for Lines {
 }
 
 impl Lines {
-    /// The first line of a side whose transfer ended with this outcome.
+    /// The first line of one side with this outcome.
     async fn ended(&self, direction: &str, outcome: &str) -> Line {
         self.ended_for(direction, outcome, "").await
     }
 
-    /// The first such line whose cause contains `cause`. On a busy machine an attempt may fail for another cause first.
+    /// The first such line whose cause contains `cause`. On a busy machine an attempt may first fail for another cause.
     async fn ended_for(&self, direction: &str, outcome: &str, cause: &str) -> Line {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -113,11 +113,11 @@ impl Lines {
                 return line.clone();
             }
             assert!(Instant::now() < end, "none is {outcome}: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
         }
     }
 
-    /// The lines of both sides about the first attempt: what the leader says of its peer, and the peer of the leader.
+    /// The lines of both sides for the first attempt: the sender's, then the receiver's.
     async fn of_first_attempt(&self, leader: u64, behind: u64) -> (Line, Line) {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -135,20 +135,18 @@ impl Lines {
             if let (Some(sent), Some(received)) = (find("sent", behind), find("received", leader)) {
                 return (sent, received);
             }
-            assert!(Instant::now() < end, "not both sides wrote: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: between two looks
+            assert!(Instant::now() < end, "a side wrote no line: {:?}", self.lines.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
         }
     }
 }
 
-/// What somebody reads out of the two lines, and nothing else.
+/// What an operator concludes from the two lines alone.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// Bytes that one side sent never came to the other: look at the network.
-    LostOnTheWay {
-        bytes: u64,
-    },
-    /// All of them came, and are not what was announced: look at the files and the format.
+    /// Bytes were lost: look at the network.
+    BytesLost(u64),
+    /// All bytes arrived with the wrong content: look at the files and the format.
     WrongContent,
     Sound,
 }
@@ -161,33 +159,33 @@ fn verdict(sent: &Line, received: &Line) -> Verdict {
     match (out - came, received.text("outcome")) {
         (0, "finished") => Verdict::Sound,
         (0, _) => {
-            assert_eq!(came, received.number("total"), "all of it");
+            assert_eq!(came, received.number("total"), "all bytes");
             Verdict::WrongContent
         }
-        (bytes, _) => Verdict::LostOnTheWay { bytes },
+        (bytes, _) => Verdict::BytesLost(bytes),
     }
 }
 
-/// Over gRPC, so that there is a wire that can end.
-async fn wired() -> Bench {
-    Bench::grpc(
+/// Uses gRPC, whose connections can break.
+async fn wired() -> LaggingCluster {
+    LaggingCluster::grpc(
         Plan::new(3, 1).config(Config { snapshot_progress_timeout: Duration::from_secs(10), ..config() }),
     )
     .await
 }
 
-/// The node that is behind comes back, and heals once its first attempt is over.
-async fn first_attempt(bench: &mut Bench, lines: &Lines) -> (Line, Line) {
+/// Starts the follower and ends the faults after its first attempt.
+async fn first_attempt(setup: &mut LaggingCluster, lines: &Lines) -> (Line, Line) {
     lines.lines.lock().unwrap().clear();
-    bench.comes_back().await;
-    let found = lines.of_first_attempt(bench.leader, bench.behind).await;
-    bench.proxies.iter().for_each(TcpProxy::clear);
-    assert!(bench.cluster.settled(1).await.len() >= 45);
+    setup.restart_follower().await;
+    let found = lines.of_first_attempt(setup.leader, setup.behind).await;
+    setup.proxies.iter().for_each(TcpProxy::clear);
+    assert!(setup.cluster.settled(1).await.len() >= 45);
     found
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content() {
+async fn the_two_lines_of_a_transfer_distinguish_lost_bytes_from_wrong_content() {
     let (_alone, lines) = listen().await;
     let mut sound = wired().await;
     let (sent, received) = first_attempt(&mut sound, &lines).await;
@@ -201,12 +199,12 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     }
     drop(sound);
 
-    // The wire ends in the middle of the stream: what is behind that never comes.
+    // The connection breaks in the middle of the stream.
     let mut cut = wired().await;
     let flow = Flow { cut_after: Some(300_000), ..Flow::default() };
     cut.proxies[cut.behind as usize - 1].set(ProxyDirection::Forth, flow);
     let (sent, received) = first_attempt(&mut cut, &lines).await;
-    let Verdict::LostOnTheWay { bytes } = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
+    let Verdict::BytesLost(bytes) = verdict(&sent, &received) else { panic!("{sent:?}\n{received:?}") };
     assert!(bytes > 0 && received.number("payload_bytes") <= 300_000, "{sent:?}\n{received:?}");
     assert_eq!(sent.text("outcome"), "failed");
     assert!(!sent.text("cause").contains("corrupt"), "{sent:?}");
@@ -214,7 +212,7 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     assert_eq!(ended, ("cancelled", "the stream of the sender ended"), "{received:?}");
     drop(cut);
 
-    // Every byte comes, and the whole is not what its digest says.
+    // Every byte arrives, and the digest does not match.
     let mut corrupt = wired().await;
     let length = corrupt.latest(corrupt.leader).length;
     let damage = move |store: &FaultySnapshots| store.fail_write_at(length / 2, SnapshotFault::Corrupt);
@@ -228,9 +226,9 @@ async fn the_two_lines_of_a_transfer_tell_a_truncated_wire_from_a_wrong_content(
     }
 }
 
-/// Every byte comes and is what was announced, and the state machine cannot read it: another version of the program wrote it.
+/// Every byte arrives intact, but the state machine cannot read the format.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
+async fn equal_lines_and_a_group_that_is_down_show_an_unreadable_format() {
     let (_alone, lines) = listen().await;
     let disks: Arc<Mutex<BTreeMap<NodeId, ListDisk>>> = Arc::default();
     let of = disks.clone();
@@ -238,47 +236,47 @@ async fn equal_lines_and_a_group_that_is_down_tell_a_format_that_is_not_read() {
         let mut disks = of.lock().unwrap();
         ListMachine::new().stored_in(disks.entry(node).or_insert_with(|| ListDisk::new(Replacing::Aside)))
     });
-    let mut bench = Bench::grpc(plan).await;
-    disks.lock().unwrap()[&node_id(bench.behind)].cut_restore(1, RestoreCut::Fatal);
+    let mut setup = LaggingCluster::grpc(plan).await;
+    disks.lock().unwrap()[&node_id(setup.behind)].cut_restore(1, RestoreCut::Fatal);
     lines.lines.lock().unwrap().clear();
-    bench.comes_back().await;
-    let (sent, received) = lines.of_first_attempt(bench.leader, bench.behind).await;
+    setup.restart_follower().await;
+    let (sent, received) = lines.of_first_attempt(setup.leader, setup.behind).await;
     assert_eq!(verdict(&sent, &received), Verdict::Sound, "{sent:?}\n{received:?}");
     for line in [&sent, &received] {
         assert_eq!((line.text("outcome"), line.text("cause")), ("finished", ""));
     }
-    let down = || bench.cluster.group(bench.behind, 1).state().down;
+    let down = || setup.cluster.group(setup.behind, 1).state().down;
     until("the group is down", || down().is_some()).await;
     assert!(down().unwrap().contains("told to fail"), "{:?}", down());
 }
 
-/// Nothing was said of why a transfer was cancelled, and nothing at all of one that was cancelled before it had begun.
+/// The line of a cancelled transfer had no cause, and a transfer cancelled before its start had no line.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_line_of_a_cancelled_transfer_says_why() {
+async fn the_line_of_a_cancelled_transfer_has_its_cause() {
     let (_alone, lines) = listen().await;
     let slow = Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() };
 
-    let mut stops = Bench::new(slow.clone()).await;
+    let mut stops = LaggingCluster::new(slow.clone()).await;
     stops.cluster.restart(stops.behind).await;
     stops.midway().await;
     stops.cluster.stop(stops.leader, Duration::ZERO).await;
     let line = lines.ended("sent", "cancelled").await;
-    // Without time for the stop, either the transfer or its runtime ends first.
+    // In a stop without a deadline, either the transfer or its runtime ends first.
     assert!(["the node was shut down", "the runtime has ended"].contains(&line.text("cause")), "{line:?}");
     drop(stops);
 
     lines.lines.lock().unwrap().clear();
-    let mut steps_down = Bench::new(slow.clone()).await;
+    let mut steps_down = LaggingCluster::new(slow.clone()).await;
     steps_down.cluster.restart(steps_down.behind).await;
     steps_down.midway().await;
-    let next = (1..=3).find(|node| ![steps_down.leader, steps_down.behind].contains(node)).unwrap();
-    steps_down.hands_over(next).await;
+    steps_down.transfer_leadership(steps_down.third()).await;
     let line = lines.ended("sent", "cancelled").await;
     assert!(line.text("cause").starts_with("the leadership it belonged to is over"), "{line:?}");
     drop(steps_down);
 
     lines.lines.lock().unwrap().clear();
-    let mut grows = Bench::new(Config { snapshot_pin_bytes_max: ByteSize::bytes(10_000), ..slow }).await;
+    let mut grows =
+        LaggingCluster::new(Config { snapshot_pin_bytes_max: ByteSize::bytes(10_000), ..slow }).await;
     grows.cluster.restart(grows.behind).await;
     grows.midway().await;
     load(&grows.cluster, 2, 20_000).await;
@@ -286,21 +284,21 @@ async fn the_line_of_a_cancelled_transfer_says_why() {
     assert!(line.text("cause").contains("snapshot_pin_bytes_max"), "{line:?}");
 }
 
-/// A line said "cannot offer the snapshot", or "write failed", and kept what the system had said to itself.
+/// The line said "cannot offer the snapshot" or "write failed" without the error of the system.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
+async fn the_line_of_a_failed_transfer_has_the_error_of_the_system() {
     let (_alone, lines) = listen().await;
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let nowhere: PeerAddr = format!("grpc://{}", held.local_addr().unwrap()).parse().unwrap();
     drop(held);
-    let mut lost = Bench::new(config()).await;
+    let mut lost = LaggingCluster::new(config()).await;
     lost.offers.elsewhere(Arc::new(GrpcTransport::new(GrpcConfig::default())), nowhere);
     lost.cluster.restart(lost.behind).await;
     lines.ended_for("sent", "failed", "Connection refused").await;
     drop(lost);
 
     lines.lines.lock().unwrap().clear();
-    let mut full = Bench::new(config()).await;
+    let mut full = LaggingCluster::new(config()).await;
     full.full_from_start(full.behind, 1);
     full.cluster.restart(full.behind).await;
     for side in ["sent", "received"] {
@@ -309,7 +307,7 @@ async fn the_line_of_a_failed_transfer_says_what_the_system_said() {
     drop(full);
 
     lines.lines.lock().unwrap().clear();
-    let mut unread = Bench::new(config()).await;
+    let mut unread = LaggingCluster::new(config()).await;
     unread.store(unread.leader).fail_next(SnapshotOp::Open, SnapshotFault::Eio);
     unread.cluster.restart(unread.behind).await;
     lines.ended_for("sent", "failed", "Input/output error").await;

@@ -1,11 +1,4 @@
 //! The snapshot stores of this workspace under the suite.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,18 +10,18 @@ use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots};
 use towline_testkit::suites::snapshot_store::SnapshotStoreFixture;
 
 #[derive(Default)]
-struct InMemory {
+struct MemSnapshotFixture {
     store: MemSnapshots,
     through_the_double: bool,
 }
 
-impl InMemory {
+impl MemSnapshotFixture {
     fn through_the_double() -> Self {
         Self { through_the_double: true, ..Self::default() }
     }
 }
 
-impl SnapshotStoreFixture for InMemory {
+impl SnapshotStoreFixture for MemSnapshotFixture {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         let store = Arc::new(self.store.clone());
         if self.through_the_double { Arc::new(FaultySnapshots::new(store)) } else { store }
@@ -55,11 +48,11 @@ impl SnapshotStoreFixture for InMemory {
     }
 }
 
-struct OnDisk {
+struct DiskSnapshotFixture {
     dir: tempfile::TempDir,
 }
 
-impl OnDisk {
+impl DiskSnapshotFixture {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
@@ -70,21 +63,21 @@ impl OnDisk {
     }
 }
 
-impl SnapshotStoreFixture for OnDisk {
+impl SnapshotStoreFixture for DiskSnapshotFixture {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         DataDir::open(self.dir.path()).unwrap().snapshots()
     }
 
     fn restart(&mut self) {}
 
-    // Crashes that lose what is not synced are tested where the disk can be: in towline-storage.
+    // towline-storage tests crashes that lose unsynced data.
     fn crash(&mut self) {}
 
     fn chunk_bytes(&self) -> usize {
         SNAPSHOT_CHUNK_BYTES
     }
 
-    // As docs/wire.md has it: magic, length of the header's frame, frame, then chunks with four bytes before each.
+    // The format of docs/wire.md: magic, length of the header's frame, frame, then chunks with four bytes before each.
     fn flip(&mut self, meta: &SnapshotMeta, offset: usize) {
         let content = meta.content.to_string();
         let path = self.paths().into_iter().find(|path| path.to_string_lossy().contains(&content)).unwrap();
@@ -99,6 +92,6 @@ impl SnapshotStoreFixture for OnDisk {
     }
 }
 
-snapshot_store_suite!(in_memory, InMemory::default);
-snapshot_store_suite!(in_memory_through_the_double, InMemory::through_the_double);
-snapshot_store_suite!(on_disk, OnDisk::new);
+snapshot_store_suite!(in_memory, MemSnapshotFixture::default);
+snapshot_store_suite!(in_memory_through_the_double, MemSnapshotFixture::through_the_double);
+snapshot_store_suite!(on_disk, DiskSnapshotFixture::new);

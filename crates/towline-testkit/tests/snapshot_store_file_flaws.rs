@@ -1,13 +1,5 @@
-//! Snapshot stores that lose, show, keep or remove files as they should not, and the checks of the suite that must find
-//! them. What is wrong with bytes and their checksums is in `snapshot_store_flaws.rs`; syncs and renames that are left out
-//! stand here as what a crash then leaves.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Snapshot stores that wrongly lose, show, keep or remove files, and the check of the suite that must find each. Flaws of bytes
+//! and checksums are in `snapshot_store_flaws.rs`. A missing sync or rename is modelled by what a crash then leaves.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,89 +17,89 @@ use towline_testkit::snapshots::MemSnapshots;
 use towline_testkit::suites::snapshot_store::{self as suite, NewSnapshotStore, SnapshotStoreFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flaw {
-    /// None: the control.
+enum FileFlaw {
+    /// The control.
     Sound,
 
     /// The directory is not synced: a crash takes the newest name.
     LosesTheName,
-    /// The file is not synced before its rename: a crash leaves the name over bytes that were never written.
+    /// The file is not synced before its rename: a crash leaves the name with wrong bytes.
     LosesTheBytes,
-    /// A restart takes what broken transfers left.
+    /// A restart removes partial files.
     LosesPartials,
 
-    /// What is being written is listed.
+    /// Open files are listed.
     ListsWhatIsWritten,
-    /// What is verified is visible.
+    /// Verified files are visible before the commit.
     CommitsAtVerify,
-    /// In the order in which they came.
+    /// Files are listed in the order of their commits.
     ListsAsTheyCame,
-    /// Of two at one index that of the lower term comes first.
+    /// Of two files at one index, the lower term comes first.
     ListsLowerTermsFirst,
     /// Older files are not listed.
     ListsTheNewestOnly,
-    /// Any file will do.
+    /// Finds the newest file for any content.
     FindsAnother,
-    /// A content is found in whatever group it is.
+    /// Finds a content in any group.
     FindsInAnyGroup,
 
-    /// A received body is taken as one of this node's own: nothing is compared with the offer.
+    /// A received body is not compared with its offer.
     ForgetsTheOffer,
-    /// What the sender says at the end is not looked at.
+    /// The trailer is ignored.
     IgnoresTheTrailer,
-    /// A commit verifies by itself.
+    /// A commit verifies an unverified file.
     CommitsUnverified,
-    /// What is written after a verification counts as verified.
+    /// Bytes written after a verification count as verified.
     VerifiedForGood,
 
-    /// A resume does not go over the bytes that are there.
+    /// A resume does not read the partial file again.
     TrustsThePrefix,
     /// A resume does not compare the offers.
     ResumesAnotherOffer,
-    /// It claims to have one byte more.
+    /// A resume claims one byte too many.
     ClaimsMore,
-    /// It claims to have nothing.
+    /// A resume claims no byte.
     ClaimsNothing,
     /// A broken transfer leaves nothing behind.
     KeepsNoPrefix,
-    /// A file of this node's own stays behind when its writer is dropped.
+    /// A dropped writer of an own snapshot leaves its file.
     LeavesItsOwn,
-    /// What is discarded is kept for a resume.
+    /// A discarded file is kept for a resume.
     DiscardsNothing,
-    /// Two writers of one content at a time.
+    /// Two writers may have one content.
     NeverBusy,
 
-    /// A file goes under its readers.
+    /// An open file is removed under its readers.
     RemovesWhatIsOpen,
-    /// A file that was open when it should have gone stays for good.
+    /// A file that was open at its removal stays for good.
     KeepsWhatWasOpen,
-    /// A file that should have gone goes with its last reader, though it is wanted again.
+    /// A file goes with its last reader, although a later `retain` keeps it.
     NeverForgives,
-    /// A file goes under its writer.
+    /// A file is removed under its writer.
     RemovesWhatIsWritten,
-    /// What broken transfers left stays.
+    /// Partial files stay.
     KeepsPartials,
-    /// What is to be kept goes, too.
+    /// Files that `retain` keeps are removed too.
     KeepsNothing,
-    /// Other groups' files go, too.
+    /// Files of other groups are removed too.
     RemovesOfEveryGroup,
 
-    /// What is not there is empty.
+    /// A missing file opens as an empty one.
     OpensNothing,
-    /// The length that is asked for is not looked at.
+    /// The requested length is ignored.
     OpensAnyLength,
 }
 
-/// What the store knows beside what the sound store under it does.
+/// What the flawed store records besides the sound store under it.
 #[derive(Default)]
 struct Known {
-    /// In the order in which they came.
+    /// In the order of their commits.
     committed: Vec<SnapshotMeta>,
     /// The first offer of each content.
     offers: BTreeMap<ContentId, SnapshotMeta>,
-    /// What is received now.
+    /// Open transfers.
     receiving: Vec<SnapshotMeta>,
-    /// Prefixes that are damaged, if nobody looks.
+    /// Damaged partial files.
     damaged: BTreeSet<ContentId>,
     readers: Vec<(GroupId, ContentId, Arc<AtomicBool>)>,
     writers: Vec<(GroupId, Arc<AtomicBool>)>,
@@ -115,13 +107,13 @@ struct Known {
 }
 
 #[derive(Clone)]
-struct Store {
+struct FileFlawStore {
     inner: MemSnapshots,
-    flaw: Flaw,
+    flaw: FileFlaw,
     known: Arc<Mutex<Known>>,
 }
 
-impl Store {
+impl FileFlawStore {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap()
     }
@@ -131,32 +123,45 @@ impl Store {
         known.committed.iter().chain(known.offers.values()).map(|meta| meta.head.group).collect()
     }
 
-    fn writer(&self, inner: Box<dyn SnapshotWriter>, group: GroupId, offer: Option<SnapshotMeta>) -> Writer {
+    fn writer(
+        &self,
+        inner: Box<dyn SnapshotWriter>,
+        group: GroupId,
+        offer: Option<SnapshotMeta>,
+    ) -> FileFlawWriter {
         let removed = Arc::new(AtomicBool::new(false));
         self.known().writers.push((group, removed.clone()));
-        Writer { inner: Some(inner), store: self.clone(), offer, removed, verified: false, committed: None }
+        FileFlawWriter {
+            inner: Some(inner),
+            store: self.clone(),
+            offer,
+            removed,
+            verified: false,
+            committed: None,
+        }
     }
 }
 
-impl SnapshotStoreFixture for Store {
+impl SnapshotStoreFixture for FileFlawStore {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
         Arc::new(self.clone())
     }
 
     fn restart(&mut self) {
-        self.inner = if self.flaw == Flaw::LosesPartials { self.inner.crash() } else { self.inner.restart() };
+        self.inner =
+            if self.flaw == FileFlaw::LosesPartials { self.inner.crash() } else { self.inner.restart() };
     }
 
     fn crash(&mut self) {
         self.inner = self.inner.crash();
         let Some(newest) = self.known().committed.last().cloned() else { return };
         match self.flaw {
-            Flaw::LosesTheName => {
+            FileFlaw::LosesTheName => {
                 let all = self.inner.complete(newest.head.group).unwrap();
                 let kept = all.iter().map(|meta| meta.content).filter(|content| *content != newest.content);
                 self.inner.retain(newest.head.group, &kept.collect::<Vec<_>>()).unwrap();
             }
-            Flaw::LosesTheBytes => drop(self.inner.damage(&newest, 0)),
+            FileFlaw::LosesTheBytes => drop(self.inner.damage(&newest, 0)),
             _ => {}
         }
     }
@@ -166,7 +171,7 @@ impl SnapshotStoreFixture for Store {
     }
 
     fn flip(&mut self, meta: &SnapshotMeta, offset: usize) {
-        if self.flaw == Flaw::TrustsThePrefix {
+        if self.flaw == FileFlaw::TrustsThePrefix {
             self.known().damaged.insert(meta.content);
         } else {
             assert!(self.inner.damage(meta, offset));
@@ -178,22 +183,22 @@ impl SnapshotStoreFixture for Store {
     }
 }
 
-impl SnapshotStore for Store {
+impl SnapshotStore for FileFlawStore {
     fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
         let mut metas = self.inner.complete(group)?;
         let known = self.known();
         match self.flaw {
-            Flaw::ListsWhatIsWritten => {
+            FileFlaw::ListsWhatIsWritten => {
                 metas.extend(known.receiving.iter().filter(|meta| meta.head.group == group).cloned());
             }
-            Flaw::ListsAsTheyCame => {
+            FileFlaw::ListsAsTheyCame => {
                 let came = |meta: &SnapshotMeta| known.committed.iter().position(|known| known == meta);
                 metas.sort_by_key(|meta| Reverse(came(meta)));
             }
-            Flaw::ListsLowerTermsFirst => {
+            FileFlaw::ListsLowerTermsFirst => {
                 metas.sort_by_key(|meta| (Reverse(meta.head.at.index), meta.head.at.term));
             }
-            Flaw::ListsTheNewestOnly => metas.truncate(1),
+            FileFlaw::ListsTheNewestOnly => metas.truncate(1),
             _ => {}
         }
         Ok(metas)
@@ -201,8 +206,8 @@ impl SnapshotStore for Store {
 
     fn find(&self, group: GroupId, content: ContentId) -> Result<Option<SnapshotMeta>, SnapshotStoreError> {
         match self.flaw {
-            Flaw::FindsAnother => self.inner.latest(group),
-            Flaw::FindsInAnyGroup => {
+            FileFlaw::FindsAnother => self.inner.latest(group),
+            FileFlaw::FindsInAnyGroup => {
                 let found =
                     self.groups().into_iter().find_map(|group| self.inner.find(group, content).ok()?);
                 Ok(found)
@@ -222,10 +227,10 @@ impl SnapshotStore for Store {
     ) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
         let first = self.known().offers.entry(meta.content).or_insert_with(|| meta.clone()).clone();
         let inner = match self.flaw {
-            Flaw::ForgetsTheOffer => self.inner.create(&meta.head)?,
-            Flaw::ResumesAnotherOffer => self.inner.receive_while(&first, goes_on)?,
+            FileFlaw::ForgetsTheOffer => self.inner.create(&meta.head)?,
+            FileFlaw::ResumesAnotherOffer => self.inner.receive_while(&first, goes_on)?,
             _ => match self.inner.receive_while(meta, goes_on) {
-                Err(SnapshotStoreError::Busy { .. }) if self.flaw == Flaw::NeverBusy => {
+                Err(SnapshotStoreError::Busy { .. }) if self.flaw == FileFlaw::NeverBusy => {
                     self.inner.create(&meta.head)?
                 }
                 inner => inner?,
@@ -238,10 +243,10 @@ impl SnapshotStore for Store {
     fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         let (group, content) = (meta.head.group, meta.content);
         let inner = match self.inner.open(meta, offset) {
-            Err(SnapshotStoreError::Missing { .. }) if self.flaw == Flaw::OpensNothing => {
-                return Ok(Box::new(Nothing));
+            Err(SnapshotStoreError::Missing { .. }) if self.flaw == FileFlaw::OpensNothing => {
+                return Ok(Box::new(EmptyReader));
             }
-            Err(SnapshotStoreError::Missing { content }) if self.flaw == Flaw::OpensAnyLength => {
+            Err(SnapshotStoreError::Missing { content }) if self.flaw == FileFlaw::OpensAnyLength => {
                 let found = self.inner.find(group, content)?;
                 self.inner.open(&found.ok_or(SnapshotStoreError::Missing { content })?, offset)?
             }
@@ -249,31 +254,31 @@ impl SnapshotStore for Store {
         };
         let removed = Arc::new(AtomicBool::new(false));
         self.known().readers.push((group, content, removed.clone()));
-        Ok(Box::new(Reader { inner: Some(inner), store: self.clone(), group, content, removed }))
+        Ok(Box::new(FileFlawReader { inner: Some(inner), store: self.clone(), group, content, removed }))
     }
 
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
         let mut keep = keep.to_vec();
-        let groups = if self.flaw == Flaw::RemovesOfEveryGroup { self.groups() } else { [group].into() };
+        let groups = if self.flaw == FileFlaw::RemovesOfEveryGroup { self.groups() } else { [group].into() };
         let mut known = self.known();
         match self.flaw {
-            Flaw::RemovesWhatIsOpen => {
+            FileFlaw::RemovesWhatIsOpen => {
                 let readers =
                     known.readers.iter().filter(|(of, content, _)| *of == group && !keep.contains(content));
                 readers.for_each(|(_, _, removed)| removed.store(true, Ordering::Relaxed));
             }
-            Flaw::RemovesWhatIsWritten => {
+            FileFlaw::RemovesWhatIsWritten => {
                 let writers = known.writers.iter().filter(|(of, _)| *of == group);
                 writers.for_each(|(_, removed)| removed.store(true, Ordering::Relaxed));
             }
-            Flaw::KeepsWhatWasOpen => keep.extend(known.readers.iter().map(|(_, content, _)| *content)),
-            Flaw::NeverForgives => {
+            FileFlaw::KeepsWhatWasOpen => keep.extend(known.readers.iter().map(|(_, content, _)| *content)),
+            FileFlaw::NeverForgives => {
                 let open = known.readers.iter().map(|(_, content, _)| *content);
                 let unwanted: Vec<_> = open.filter(|content| !keep.contains(content)).collect();
                 known.unwanted.extend(unwanted);
             }
-            Flaw::KeepsPartials => keep.extend(known.offers.keys()),
-            Flaw::KeepsNothing => keep.clear(),
+            FileFlaw::KeepsPartials => keep.extend(known.offers.keys()),
+            FileFlaw::KeepsNothing => keep.clear(),
             _ => {}
         }
         drop(known);
@@ -281,24 +286,24 @@ impl SnapshotStore for Store {
     }
 }
 
-/// What is not there, read to its end.
-struct Nothing;
+/// A reader of an empty body.
+struct EmptyReader;
 
-impl SnapshotReader for Nothing {
+impl SnapshotReader for EmptyReader {
     fn next_part(&mut self, _: usize) -> io::Result<Option<BodyPart>> {
         Ok(None)
     }
 }
 
-struct Reader {
+struct FileFlawReader {
     inner: Option<Box<dyn SnapshotReader>>,
-    store: Store,
+    store: FileFlawStore,
     group: GroupId,
     content: ContentId,
     removed: Arc<AtomicBool>,
 }
 
-impl SnapshotReader for Reader {
+impl SnapshotReader for FileFlawReader {
     fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
         if self.removed.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::NotFound.into());
@@ -307,7 +312,7 @@ impl SnapshotReader for Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for FileFlawReader {
     fn drop(&mut self) {
         self.inner = None;
         let unwanted = {
@@ -323,17 +328,17 @@ impl Drop for Reader {
     }
 }
 
-struct Writer {
-    /// `None` once it is committed or discarded.
+struct FileFlawWriter {
+    /// `None` after a commit or discard.
     inner: Option<Box<dyn SnapshotWriter>>,
-    store: Store,
+    store: FileFlawStore,
     offer: Option<SnapshotMeta>,
     removed: Arc<AtomicBool>,
     verified: bool,
     committed: Option<SnapshotMeta>,
 }
 
-impl Writer {
+impl FileFlawWriter {
     fn inner(&mut self) -> io::Result<&mut Box<dyn SnapshotWriter>> {
         if self.removed.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::NotFound.into());
@@ -347,7 +352,7 @@ impl Writer {
     }
 }
 
-impl Write for Writer {
+impl Write for FileFlawWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.inner()?.write(bytes)
     }
@@ -357,12 +362,12 @@ impl Write for Writer {
     }
 }
 
-impl SnapshotWriter for Writer {
+impl SnapshotWriter for FileFlawWriter {
     fn verified(&self) -> u64 {
         let verified = self.inner.as_ref().map_or(0, |inner| inner.verified());
         match self.store.flaw {
-            Flaw::ClaimsMore if verified > 0 => verified + 1,
-            Flaw::ClaimsNothing => 0,
+            FileFlaw::ClaimsMore if verified > 0 => verified + 1,
+            FileFlaw::ClaimsNothing => 0,
             _ => verified,
         }
     }
@@ -370,21 +375,18 @@ impl SnapshotWriter for Writer {
     fn verify(&mut self, expected: Option<&Trailer>) -> Result<(), SnapshotStoreError> {
         let damaged = self.offer.as_ref().map(|offer| offer.content);
         if let Some(content) = damaged.filter(|content| self.store.known().damaged.contains(content)) {
-            return Err(SnapshotStoreError::Corrupt {
-                content,
-                detail: "it was damaged before the resume".into(),
-            });
+            return Err(SnapshotStoreError::Corrupt { content, detail: "damaged before the resume".into() });
         }
         if self.committed.is_some() {
             return Ok(());
         }
         let expected = match self.store.flaw {
-            Flaw::ForgetsTheOffer | Flaw::IgnoresTheTrailer => None,
+            FileFlaw::ForgetsTheOffer | FileFlaw::IgnoresTheTrailer => None,
             _ => expected,
         };
         self.inner.as_mut().unwrap().verify(expected)?;
         self.verified = true;
-        if self.store.flaw == Flaw::CommitsAtVerify {
+        if self.store.flaw == FileFlaw::CommitsAtVerify {
             let meta = self.inner.take().unwrap().commit()?;
             self.committed = Some(self.committed(meta));
         }
@@ -397,8 +399,8 @@ impl SnapshotWriter for Writer {
         }
         let mut inner = self.inner.take().unwrap();
         let again = match self.store.flaw {
-            Flaw::CommitsUnverified => true,
-            Flaw::VerifiedForGood => self.verified,
+            FileFlaw::CommitsUnverified => true,
+            FileFlaw::VerifiedForGood => self.verified,
             _ => false,
         };
         if again {
@@ -410,14 +412,14 @@ impl SnapshotWriter for Writer {
 
     fn discard(mut self: Box<Self>) {
         match self.inner.take() {
-            Some(inner) if self.store.flaw == Flaw::DiscardsNothing => drop(inner),
+            Some(inner) if self.store.flaw == FileFlaw::DiscardsNothing => drop(inner),
             Some(inner) => inner.discard(),
             None => {}
         }
     }
 }
 
-impl Drop for Writer {
+impl Drop for FileFlawWriter {
     fn drop(&mut self) {
         let mut known = self.store.known();
         known.writers.retain(|(_, removed)| !Arc::ptr_eq(removed, &self.removed));
@@ -425,18 +427,18 @@ impl Drop for Writer {
         at.map(|at| known.receiving.swap_remove(at));
         drop(known);
         match (self.inner.take(), self.store.flaw, self.offer.is_some()) {
-            (Some(inner), Flaw::LeavesItsOwn, false) => std::mem::forget(inner),
-            (Some(inner), Flaw::KeepsNoPrefix, true) => inner.discard(),
+            (Some(inner), FileFlaw::LeavesItsOwn, false) => std::mem::forget(inner),
+            (Some(inner), FileFlaw::KeepsNoPrefix, true) => inner.discard(),
             _ => {}
         }
     }
 }
 
-type Check = fn(NewSnapshotStore<'_>);
+type FileCheck = fn(NewSnapshotStore<'_>);
 
-fn finds(check: Check, flaw: Flaw) -> bool {
+fn finds(check: FileCheck, flaw: FileFlaw) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
-        check(&mut || Box::new(Store { inner: MemSnapshots::new(), flaw, known: Arc::default() }));
+        check(&mut || Box::new(FileFlawStore { inner: MemSnapshots::new(), flaw, known: Arc::default() }));
     }));
     checked.is_err()
 }
@@ -444,50 +446,50 @@ fn finds(check: Check, flaw: Flaw) -> bool {
 #[test]
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
     for (flaw, check) in [
-        (Flaw::LosesTheName, suite::a_commit_survives_a_crash as Check),
-        (Flaw::LosesTheBytes, suite::a_commit_survives_a_crash),
-        (Flaw::LosesPartials, suite::a_broken_transfer_resumes_after_a_restart),
-        (Flaw::ListsWhatIsWritten, suite::a_snapshot_is_invisible_before_its_commit),
-        (Flaw::CommitsAtVerify, suite::verify_makes_no_snapshot_visible),
-        (Flaw::CommitsAtVerify, suite::a_discarded_writer_leaves_no_file),
-        (Flaw::ListsAsTheyCame, suite::latest_has_the_highest_index),
-        (Flaw::ListsLowerTermsFirst, suite::the_higher_term_breaks_a_tie),
-        (Flaw::ListsTheNewestOnly, suite::complete_lists_every_snapshot_the_newest_first),
-        (Flaw::FindsAnother, suite::find_returns_every_complete_snapshot),
-        (Flaw::FindsInAnyGroup, suite::groups_are_independent),
-        (Flaw::ForgetsTheOffer, suite::a_wrong_digest_is_refused_and_removed),
-        (Flaw::ForgetsTheOffer, suite::a_short_body_is_refused_and_removed),
-        (Flaw::ForgetsTheOffer, suite::a_long_body_is_refused_and_removed),
-        (Flaw::ForgetsTheOffer, suite::another_head_is_another_content),
-        (Flaw::IgnoresTheTrailer, suite::a_created_snapshot_is_checked_against_a_trailer),
-        (Flaw::IgnoresTheTrailer, suite::a_wrong_digest_is_refused_and_removed),
-        (Flaw::CommitsUnverified, suite::a_commit_without_verify_fails_and_removes_the_file),
-        (Flaw::VerifiedForGood, suite::a_write_after_verify_voids_the_verification),
-        (Flaw::VerifiedForGood, suite::a_part_after_verify_voids_the_verification),
-        (Flaw::TrustsThePrefix, suite::a_damaged_partial_file_is_cut_at_the_damage),
-        (Flaw::TrustsThePrefix, suite::a_partial_file_with_a_damaged_start_begins_anew),
-        (Flaw::ResumesAnotherOffer, suite::a_partial_file_of_another_offer_is_not_resumed),
-        (Flaw::ClaimsMore, suite::flush_writes_buffered_bytes_to_the_file),
-        (Flaw::ClaimsMore, suite::a_complete_partial_file_needs_no_further_byte),
-        (Flaw::ClaimsNothing, suite::a_transfer_may_break_several_times),
-        (Flaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_where_it_broke),
-        (Flaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_in_parts),
-        (Flaw::LeavesItsOwn, suite::a_dropped_writer_of_a_created_snapshot_leaves_no_file),
-        (Flaw::DiscardsNothing, suite::a_discarded_writer_leaves_no_file),
-        (Flaw::NeverBusy, suite::a_second_writer_of_one_content_is_busy),
-        (Flaw::RemovesWhatIsOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
-        (Flaw::KeepsWhatWasOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
-        (Flaw::NeverForgives, suite::a_file_that_is_retained_again_stays),
-        (Flaw::NeverForgives, suite::a_reader_is_not_disturbed_by_the_same_snapshot_again),
-        (Flaw::RemovesWhatIsWritten, suite::retain_keeps_files_of_open_writers),
-        (Flaw::KeepsPartials, suite::retain_removes_partial_files),
-        (Flaw::KeepsNothing, suite::retain_keeps_named_files),
-        (Flaw::KeepsNothing, suite::retain_removes_other_snapshots),
-        (Flaw::RemovesOfEveryGroup, suite::groups_are_independent),
-        (Flaw::OpensNothing, suite::an_absent_snapshot_is_missing),
-        (Flaw::OpensAnyLength, suite::an_absent_snapshot_is_missing),
+        (FileFlaw::LosesTheName, suite::a_commit_survives_a_crash as FileCheck),
+        (FileFlaw::LosesTheBytes, suite::a_commit_survives_a_crash),
+        (FileFlaw::LosesPartials, suite::a_broken_transfer_resumes_after_a_restart),
+        (FileFlaw::ListsWhatIsWritten, suite::a_snapshot_is_invisible_before_its_commit),
+        (FileFlaw::CommitsAtVerify, suite::verify_makes_no_snapshot_visible),
+        (FileFlaw::CommitsAtVerify, suite::a_discarded_writer_leaves_no_file),
+        (FileFlaw::ListsAsTheyCame, suite::latest_has_the_highest_index),
+        (FileFlaw::ListsLowerTermsFirst, suite::the_higher_term_breaks_a_tie),
+        (FileFlaw::ListsTheNewestOnly, suite::complete_lists_every_snapshot_the_newest_first),
+        (FileFlaw::FindsAnother, suite::find_returns_every_complete_snapshot),
+        (FileFlaw::FindsInAnyGroup, suite::groups_are_independent),
+        (FileFlaw::ForgetsTheOffer, suite::a_wrong_digest_is_refused_and_removed),
+        (FileFlaw::ForgetsTheOffer, suite::a_short_body_is_refused_and_removed),
+        (FileFlaw::ForgetsTheOffer, suite::a_long_body_is_refused_and_removed),
+        (FileFlaw::ForgetsTheOffer, suite::another_head_is_another_content),
+        (FileFlaw::IgnoresTheTrailer, suite::a_created_snapshot_is_checked_against_a_trailer),
+        (FileFlaw::IgnoresTheTrailer, suite::a_wrong_digest_is_refused_and_removed),
+        (FileFlaw::CommitsUnverified, suite::a_commit_without_verify_fails_and_removes_the_file),
+        (FileFlaw::VerifiedForGood, suite::a_write_after_verify_voids_the_verification),
+        (FileFlaw::VerifiedForGood, suite::a_part_after_verify_voids_the_verification),
+        (FileFlaw::TrustsThePrefix, suite::a_damaged_partial_file_is_cut_at_the_damage),
+        (FileFlaw::TrustsThePrefix, suite::a_partial_file_with_a_damaged_start_begins_anew),
+        (FileFlaw::ResumesAnotherOffer, suite::a_partial_file_of_another_offer_is_not_resumed),
+        (FileFlaw::ClaimsMore, suite::flush_writes_buffered_bytes_to_the_file),
+        (FileFlaw::ClaimsMore, suite::a_complete_partial_file_needs_no_further_byte),
+        (FileFlaw::ClaimsNothing, suite::a_transfer_may_break_several_times),
+        (FileFlaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_where_it_broke),
+        (FileFlaw::KeepsNoPrefix, suite::a_broken_transfer_resumes_in_parts),
+        (FileFlaw::LeavesItsOwn, suite::a_dropped_writer_of_a_created_snapshot_leaves_no_file),
+        (FileFlaw::DiscardsNothing, suite::a_discarded_writer_leaves_no_file),
+        (FileFlaw::NeverBusy, suite::a_second_writer_of_one_content_is_busy),
+        (FileFlaw::RemovesWhatIsOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
+        (FileFlaw::KeepsWhatWasOpen, suite::an_open_file_stays_until_its_last_reader_is_dropped),
+        (FileFlaw::NeverForgives, suite::a_file_that_is_retained_again_stays),
+        (FileFlaw::NeverForgives, suite::a_reader_is_not_disturbed_by_the_same_snapshot_again),
+        (FileFlaw::RemovesWhatIsWritten, suite::retain_keeps_files_of_open_writers),
+        (FileFlaw::KeepsPartials, suite::retain_removes_partial_files),
+        (FileFlaw::KeepsNothing, suite::retain_keeps_named_files),
+        (FileFlaw::KeepsNothing, suite::retain_removes_other_snapshots),
+        (FileFlaw::RemovesOfEveryGroup, suite::groups_are_independent),
+        (FileFlaw::OpensNothing, suite::an_absent_snapshot_is_missing),
+        (FileFlaw::OpensAnyLength, suite::an_absent_snapshot_is_missing),
     ] {
         assert!(finds(check, flaw), "{flaw:?} was not found");
-        assert!(!finds(check, Flaw::Sound), "{flaw:?}: its check refuses the sound store");
+        assert!(!finds(check, FileFlaw::Sound), "{flaw:?}: its check refuses the sound store");
     }
 }

@@ -1,12 +1,5 @@
-//! Snapshot stores that break one sentence of the contract each, and the checks of the suite that must find them. The
-//! sound store under them passes the same checks: `snapshot_store.rs`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Snapshot stores with one flaw each in bytes and checksums, and the check of the suite that must find it. The sound store under
+//! them passes the same checks (`snapshot_store.rs`).
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,51 +15,51 @@ use towline_testkit::snapshots::MemSnapshots;
 use towline_testkit::suites::snapshot_store::{self as suite, NewSnapshotStore, SnapshotStoreFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flaw {
-    /// None: the control.
+enum ByteFlaw {
+    /// The control.
     Sound,
-    /// The checksum with a part covers something else, too: the part's place.
+    /// The checksum of a part also covers its offset.
     SumOfMore,
-    /// The checksum of a part that is cut short is that of what it was cut from.
+    /// The checksum of a shortened part covers the whole part.
     SumOfUncut,
-    /// Parts are as large as it suits the store.
+    /// Parts ignore `bytes_max`.
     Oversized,
-    /// An offset within a chunk is taken for the chunk's begin.
+    /// An offset is rounded down to its chunk.
     Aligned,
-    /// Damage ends the body quietly.
+    /// Damage looks like the end of the body.
     DamageIsTheEnd,
-    /// Damage is an error of another kind.
+    /// Damage has another error kind.
     DamageIsEio,
-    /// After damage the reader goes on.
+    /// The reader goes on after damage.
     GoesOn,
-    /// An empty part stands at the end.
+    /// The body ends with an empty part.
     EmptyAtTheEnd,
-    /// A part is written whatever its checksum.
+    /// The checksum of a part is ignored.
     Unchecked,
-    /// Only the first half of a part is checked.
+    /// Only parts of one chunk are checked.
     CheckedInPart,
-    /// What was taken before the checksum was seen to be wrong stays.
+    /// A part with a wrong checksum is written by half.
     TakesFirst,
-    /// A part that is refused ends the writer.
+    /// A refused part ends the writer.
     RefusesForGood,
-    /// What is left of a transfer is read again without a word,
-    SaysNothingOfARereading,
-    /// with few,
-    SaysSeldomOfARereading,
-    /// and to its end whatever the answer is.
+    /// A reread of a partial file reports no progress.
+    RereadsSilently,
+    /// A reread reports too seldom.
+    RereadsNearlySilently,
+    /// A reread cannot be stopped.
     RereadsToTheEnd,
-    /// What was not read to its end is removed.
+    /// A stopped reread removes the partial file.
     StopsForGood,
 }
 
-struct Flawed {
+struct ByteFlawFixture {
     inner: MemSnapshots,
-    flaw: Flaw,
+    flaw: ByteFlaw,
 }
 
-impl SnapshotStoreFixture for Flawed {
+impl SnapshotStoreFixture for ByteFlawFixture {
     fn open(&mut self) -> Arc<dyn SnapshotStore> {
-        Arc::new(Store { inner: self.inner.clone(), flaw: self.flaw })
+        Arc::new(ByteFlawStore { inner: self.inner.clone(), flaw: self.flaw })
     }
 
     fn restart(&mut self) {
@@ -90,12 +83,12 @@ impl SnapshotStoreFixture for Flawed {
     }
 }
 
-struct Store {
+struct ByteFlawStore {
     inner: MemSnapshots,
-    flaw: Flaw,
+    flaw: ByteFlaw,
 }
 
-impl SnapshotStore for Store {
+impl SnapshotStore for ByteFlawStore {
     fn complete(&self, group: GroupId) -> Result<Vec<SnapshotMeta>, SnapshotStoreError> {
         self.inner.complete(group)
     }
@@ -105,7 +98,7 @@ impl SnapshotStore for Store {
     }
 
     fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError> {
-        Ok(Box::new(Writer { inner: self.inner.create(head)?, flaw: self.flaw, refused: false }))
+        Ok(Box::new(ByteFlawWriter { inner: self.inner.create(head)?, flaw: self.flaw, refused: false }))
     }
 
     fn receive_while(
@@ -117,28 +110,34 @@ impl SnapshotStore for Store {
         let inner = self.inner.receive_while(meta, &mut |held| {
             told += 1;
             match self.flaw {
-                Flaw::SaysNothingOfARereading => true,
-                Flaw::SaysSeldomOfARereading => told % 20 != 0 || goes_on(held),
-                Flaw::RereadsToTheEnd => {
+                ByteFlaw::RereadsSilently => true,
+                ByteFlaw::RereadsNearlySilently => told % 20 != 0 || goes_on(held),
+                ByteFlaw::RereadsToTheEnd => {
                     goes_on(held);
                     true
                 }
                 _ => goes_on(held),
             }
         });
-        if self.flaw == Flaw::StopsForGood && matches!(inner, Err(SnapshotStoreError::Stopped { .. })) {
+        if self.flaw == ByteFlaw::StopsForGood && matches!(inner, Err(SnapshotStoreError::Stopped { .. })) {
             self.inner.receive(meta)?.discard();
         }
-        Ok(Box::new(Writer { inner: inner?, flaw: self.flaw, refused: false }))
+        Ok(Box::new(ByteFlawWriter { inner: inner?, flaw: self.flaw, refused: false }))
     }
 
     fn open(&self, meta: &SnapshotMeta, offset: u64) -> Result<Box<dyn SnapshotReader>, SnapshotStoreError> {
         let at = match self.flaw {
-            Flaw::Aligned => offset - offset % MemSnapshots::CHUNK_BYTES as u64,
+            ByteFlaw::Aligned => offset - offset % MemSnapshots::CHUNK_BYTES as u64,
             _ => offset,
         };
         let again = (self.inner.clone(), meta.clone());
-        Ok(Box::new(Reader { inner: self.inner.open(meta, at)?, flaw: self.flaw, at, again, ended: false }))
+        Ok(Box::new(ByteFlawReader {
+            inner: self.inner.open(meta, at)?,
+            flaw: self.flaw,
+            at,
+            again,
+            ended: false,
+        }))
     }
 
     fn retain(&self, group: GroupId, keep: &[ContentId]) -> Result<(), SnapshotStoreError> {
@@ -146,26 +145,26 @@ impl SnapshotStore for Store {
     }
 }
 
-struct Reader {
+struct ByteFlawReader {
     inner: Box<dyn SnapshotReader>,
-    flaw: Flaw,
+    flaw: ByteFlaw,
     at: u64,
     again: (MemSnapshots, SnapshotMeta),
     ended: bool,
 }
 
-impl SnapshotReader for Reader {
+impl SnapshotReader for ByteFlawReader {
     fn next_part(&mut self, bytes_max: usize) -> io::Result<Option<BodyPart>> {
         let wanted = match self.flaw {
-            Flaw::Oversized => bytes_max.max(5000),
-            Flaw::SumOfUncut => bytes_max.saturating_add(1),
+            ByteFlaw::Oversized => bytes_max.max(5000),
+            ByteFlaw::SumOfUncut => bytes_max.saturating_add(1),
             _ => bytes_max,
         };
         let part = match (self.inner.next_part(wanted), self.flaw) {
-            (Err(_), Flaw::DamageIsTheEnd) => return Ok(None),
-            (Err(_), Flaw::DamageIsEio) => return Err(io::Error::from_raw_os_error(5)),
-            (Err(error), Flaw::GoesOn) => {
-                // Behind the chunk that is damaged.
+            (Err(_), ByteFlaw::DamageIsTheEnd) => return Ok(None),
+            (Err(_), ByteFlaw::DamageIsEio) => return Err(io::Error::from_raw_os_error(5)),
+            (Err(error), ByteFlaw::GoesOn) => {
+                // Continue after the damaged chunk.
                 let chunk = MemSnapshots::CHUNK_BYTES as u64;
                 self.at = (self.at / chunk + 1) * chunk;
                 let (store, meta) = &self.again;
@@ -177,14 +176,14 @@ impl SnapshotReader for Reader {
         let Some(mut part) = part else {
             let empty = BodyPart { bytes: Bytes::new(), crc32c: 0 };
             let first = !std::mem::replace(&mut self.ended, true);
-            return Ok((self.flaw == Flaw::EmptyAtTheEnd && first).then_some(empty));
+            return Ok((self.flaw == ByteFlaw::EmptyAtTheEnd && first).then_some(empty));
         };
         match self.flaw {
-            Flaw::SumOfMore => {
+            ByteFlaw::SumOfMore => {
                 let place = crc32c::crc32c(&self.at.to_le_bytes());
                 part.crc32c = crc32c::crc32c_append(place, &part.bytes);
             }
-            Flaw::SumOfUncut if part.bytes.len() > bytes_max => {
+            ByteFlaw::SumOfUncut if part.bytes.len() > bytes_max => {
                 part.bytes.truncate(bytes_max);
                 let (store, meta) = &self.again;
                 let at = self.at + part.bytes.len() as u64;
@@ -197,13 +196,13 @@ impl SnapshotReader for Reader {
     }
 }
 
-struct Writer {
+struct ByteFlawWriter {
     inner: Box<dyn SnapshotWriter>,
-    flaw: Flaw,
+    flaw: ByteFlaw,
     refused: bool,
 }
 
-impl Write for Writer {
+impl Write for ByteFlawWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.inner.write(bytes)
     }
@@ -213,18 +212,17 @@ impl Write for Writer {
     }
 }
 
-impl SnapshotWriter for Writer {
+impl SnapshotWriter for ByteFlawWriter {
     fn write_part(&mut self, bytes: &[u8], crc32c: u32) -> io::Result<()> {
         let holds = crc32c::crc32c(bytes) == crc32c;
         match self.flaw {
-            Flaw::Unchecked => self.inner.write_all(bytes),
-            // As one that trusts the rest of a part of several chunks.
-            Flaw::CheckedInPart if bytes.len() > MemSnapshots::CHUNK_BYTES => self.inner.write_all(bytes),
-            Flaw::TakesFirst if !holds => {
+            ByteFlaw::Unchecked => self.inner.write_all(bytes),
+            ByteFlaw::CheckedInPart if bytes.len() > MemSnapshots::CHUNK_BYTES => self.inner.write_all(bytes),
+            ByteFlaw::TakesFirst if !holds => {
                 self.inner.write_all(&bytes[..bytes.len() / 2])?;
                 self.inner.write_part(bytes, crc32c)
             }
-            Flaw::RefusesForGood if self.refused => Err(io::Error::other("it was refused")),
+            ByteFlaw::RefusesForGood if self.refused => Err(io::Error::other("it was refused")),
             _ => {
                 self.refused |= !holds;
                 self.inner.write_part(bytes, crc32c)
@@ -249,40 +247,40 @@ impl SnapshotWriter for Writer {
     }
 }
 
-type Check = fn(NewSnapshotStore<'_>);
+type ByteCheck = fn(NewSnapshotStore<'_>);
 
-fn finds(check: Check, flaw: Flaw) -> bool {
+fn finds(check: ByteCheck, flaw: ByteFlaw) -> bool {
     let checked = catch_unwind(AssertUnwindSafe(|| {
-        check(&mut || Box::new(Flawed { inner: MemSnapshots::new(), flaw }));
+        check(&mut || Box::new(ByteFlawFixture { inner: MemSnapshots::new(), flaw }));
     }));
     checked.is_err()
 }
 
 #[test]
 fn each_flaw_is_found_by_the_check_that_is_for_it_and_the_sound_store_by_none() {
-    let sums: Check = suite::every_part_carries_its_own_checksum;
-    let damage: Check = suite::parts_end_before_damage;
-    let rereading: Check = suite::rereading_a_partial_file_reports_progress_and_may_stop;
-    let refusal: Check = suite::a_part_with_a_wrong_checksum_is_refused;
+    let sums: ByteCheck = suite::every_part_carries_its_own_checksum;
+    let damage: ByteCheck = suite::parts_end_before_damage;
+    let rereading: ByteCheck = suite::rereading_a_partial_file_reports_progress_and_may_stop;
+    let refusal: ByteCheck = suite::a_part_with_a_wrong_checksum_is_refused;
     for (flaw, check) in [
-        (Flaw::SumOfMore, sums),
-        (Flaw::SumOfUncut, sums),
-        (Flaw::Oversized, sums),
-        (Flaw::Aligned, sums),
-        (Flaw::EmptyAtTheEnd, sums),
-        (Flaw::DamageIsTheEnd, damage),
-        (Flaw::DamageIsEio, damage),
-        (Flaw::GoesOn, damage),
-        (Flaw::Unchecked, refusal),
-        (Flaw::CheckedInPart, refusal),
-        (Flaw::TakesFirst, refusal),
-        (Flaw::RefusesForGood, refusal),
-        (Flaw::SaysNothingOfARereading, rereading),
-        (Flaw::SaysSeldomOfARereading, rereading),
-        (Flaw::RereadsToTheEnd, rereading),
-        (Flaw::StopsForGood, rereading),
+        (ByteFlaw::SumOfMore, sums),
+        (ByteFlaw::SumOfUncut, sums),
+        (ByteFlaw::Oversized, sums),
+        (ByteFlaw::Aligned, sums),
+        (ByteFlaw::EmptyAtTheEnd, sums),
+        (ByteFlaw::DamageIsTheEnd, damage),
+        (ByteFlaw::DamageIsEio, damage),
+        (ByteFlaw::GoesOn, damage),
+        (ByteFlaw::Unchecked, refusal),
+        (ByteFlaw::CheckedInPart, refusal),
+        (ByteFlaw::TakesFirst, refusal),
+        (ByteFlaw::RefusesForGood, refusal),
+        (ByteFlaw::RereadsSilently, rereading),
+        (ByteFlaw::RereadsNearlySilently, rereading),
+        (ByteFlaw::RereadsToTheEnd, rereading),
+        (ByteFlaw::StopsForGood, rereading),
     ] {
         assert!(finds(check, flaw), "{flaw:?} was not found");
-        assert!(!finds(check, Flaw::Sound), "{flaw:?}: its check refuses the sound store");
+        assert!(!finds(check, ByteFlaw::Sound), "{flaw:?}: its check refuses the sound store");
     }
 }

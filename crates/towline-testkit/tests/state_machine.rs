@@ -1,11 +1,4 @@
-//! State machines under the suite: those of the testkit, and machines with one flaw each, which it must find.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! The suite for state machines: the machines of the testkit pass it, and it finds each machine with a flaw.
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
@@ -62,7 +55,7 @@ state_machine_suite!(a_durable_list, Lists::on_a_disk);
 
 /// What a machine does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flaw {
+enum MachineFlaw {
     None,
     TwoReplies,
     RepliesByBatch,
@@ -70,7 +63,7 @@ enum Flaw {
     ViewIsACopy,
     ClaimsWhatIsNotStored,
     FlushStopsShort,
-    StoresThePlaceApart,
+    StoresThePositionApart,
     SnapshotIsLate,
     EmptySnapshotKeepsState,
     RestoreAdds,
@@ -81,74 +74,85 @@ enum Flaw {
     HidesWriteErrors,
 }
 
-type Stored = Arc<Mutex<(Vec<u8>, LogId)>>;
+type MachineDisk = Arc<Mutex<(Vec<u8>, LogId)>>;
 
-/// One byte a command; it stores when flushed.
-struct Flawed {
-    flaw: Flaw,
+/// Keeps one byte a command and stores them at a flush.
+struct FlawedMachine {
+    flaw: MachineFlaw,
     state: Arc<Mutex<Vec<u8>>>,
     applied: LogId,
-    /// Commands that were answered since the start of the state.
+    /// Commands in the state.
     answered: u64,
-    disk: Stored,
+    disk: MachineDisk,
 }
 
-impl Flawed {
+impl FlawedMachine {
     fn store(&self) {
         *self.disk.lock().unwrap() = (self.state.lock().unwrap().clone(), self.applied);
     }
 }
 
-struct Source {
-    flaw: Flaw,
+struct FlawedSource {
+    flaw: MachineFlaw,
     then: Vec<u8>,
     now: Arc<Mutex<Vec<u8>>>,
 }
 
-impl SnapshotSource for Source {
+impl SnapshotSource for FlawedSource {
     fn write_to(self: Box<Self>, out: &mut dyn Write) -> io::Result<()> {
-        let body =
-            if self.flaw == Flaw::SnapshotIsLate { self.now.lock().unwrap().clone() } else { self.then };
+        let body = if self.flaw == MachineFlaw::SnapshotIsLate {
+            self.now.lock().unwrap().clone()
+        } else {
+            self.then
+        };
         let written = out.write_all(&body);
-        if self.flaw == Flaw::HidesWriteErrors { Ok(()) } else { written }
+        if self.flaw == MachineFlaw::HidesWriteErrors { Ok(()) } else { written }
     }
 }
 
-impl StateMachine for Flawed {
+impl StateMachine for FlawedMachine {
     type Response = u64;
     type View = Arc<Mutex<Vec<u8>>>;
 
     fn view(&self) -> Self::View {
         match self.flaw {
-            Flaw::ViewIsACopy => Arc::new(Mutex::new(self.state.lock().unwrap().clone())),
+            MachineFlaw::ViewIsACopy => Arc::new(Mutex::new(self.state.lock().unwrap().clone())),
             _ => self.state.clone(),
         }
     }
 
     fn durable(&self) -> LogId {
-        if self.flaw == Flaw::ClaimsWhatIsNotStored { self.applied } else { self.disk.lock().unwrap().1 }
+        if self.flaw == MachineFlaw::ClaimsWhatIsNotStored {
+            self.applied
+        } else {
+            self.disk.lock().unwrap().1
+        }
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<u64>) -> Result<(), Fatal> {
         for command in batch.commands() {
             self.state.lock().unwrap().push(*command.data.last().unwrap());
             self.answered += 1;
-            replies.push(if self.flaw == Flaw::RepliesByBatch { batch.len() as u64 } else { self.answered });
-            if self.flaw == Flaw::TwoReplies {
+            replies.push(if self.flaw == MachineFlaw::RepliesByBatch {
+                batch.len() as u64
+            } else {
+                self.answered
+            });
+            if self.flaw == MachineFlaw::TwoReplies {
                 replies.push(0);
             }
         }
-        if self.flaw != Flaw::ForgetsEmptyEntries || !batch.is_empty() {
+        if self.flaw != MachineFlaw::ForgetsEmptyEntries || !batch.is_empty() {
             self.applied = batch.through();
         }
-        if self.flaw == Flaw::StoresThePlaceApart && self.applied.index % 2 == 0 {
+        if self.flaw == MachineFlaw::StoresThePositionApart && self.applied.index % 2 == 0 {
             self.disk.lock().unwrap().0.clone_from(&self.state.lock().unwrap());
         }
         Ok(())
     }
 
     fn flush(&mut self) -> Result<LogId, Fatal> {
-        if self.flaw == Flaw::FlushStopsShort {
+        if self.flaw == MachineFlaw::FlushStopsShort {
             let short = LogId { index: self.applied.index.saturating_sub(1), ..self.applied };
             let (state, before) = (self.state.lock().unwrap(), self.disk.lock().unwrap().1);
             let kept = state[..state.len().saturating_sub(1)].to_vec();
@@ -161,58 +165,57 @@ impl StateMachine for Flawed {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
         let then = self.state.lock().unwrap().clone();
-        Ok(Box::new(Source { flaw: self.flaw, then, now: self.state.clone() }))
+        Ok(Box::new(FlawedSource { flaw: self.flaw, then, now: self.state.clone() }))
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn Read) -> Result<(), Fatal> {
         let mut state = Vec::new();
         let read = body.read_to_end(&mut state);
-        if self.flaw != Flaw::TakesABrokenBody {
+        if self.flaw != MachineFlaw::TakesABrokenBody {
             read?;
         }
-        if self.flaw == Flaw::EmptySnapshotKeepsState && state.is_empty() {
+        if self.flaw == MachineFlaw::EmptySnapshotKeepsState && state.is_empty() {
             return Ok(());
         }
-        if self.flaw == Flaw::RestoreGivesANewView {
+        if self.flaw == MachineFlaw::RestoreGivesANewView {
             self.state = Arc::default();
         }
         let mut to = self.state.lock().unwrap();
-        if self.flaw == Flaw::RestoreAdds {
+        if self.flaw == MachineFlaw::RestoreAdds {
             state = [to.clone(), state].concat();
         }
-        self.answered = if self.flaw == Flaw::RestoreForgetsAnswers { 0 } else { state.len() as u64 };
+        self.answered = if self.flaw == MachineFlaw::RestoreForgetsAnswers { 0 } else { state.len() as u64 };
         *to = state;
         drop(to);
         self.applied = meta.head.at;
-        if self.flaw != Flaw::RestoreIsNotStored {
+        if self.flaw != MachineFlaw::RestoreIsNotStored {
             self.store();
         }
         Ok(())
     }
 }
 
-struct Flaws {
-    flaw: Flaw,
-    disk: Stored,
+struct FlawedMachines {
+    flaw: MachineFlaw,
+    disk: MachineDisk,
 }
 
-impl Flaws {
-    fn of(flaw: Flaw) -> Self {
+impl FlawedMachines {
+    fn of(flaw: MachineFlaw) -> Self {
         Self { flaw, disk: Arc::default() }
     }
 }
 
-impl StateMachineFixture for Flaws {
-    type Machine = Flawed;
+impl StateMachineFixture for FlawedMachines {
+    type Machine = FlawedMachine;
 
-    fn open(&mut self) -> Flawed {
+    fn open(&mut self) -> FlawedMachine {
         let (state, applied) = self.disk.lock().unwrap().clone();
         let answered = state.len() as u64;
         let state = Arc::new(Mutex::new(state));
-        Flawed { flaw: self.flaw, state, applied, answered, disk: self.disk.clone() }
+        FlawedMachine { flaw: self.flaw, state, applied, answered, disk: self.disk.clone() }
     }
 
-    /// What is in the process is gone; what was stored is not.
     fn crash(&mut self) {}
 
     fn command(&self, number: u64) -> Bytes {
@@ -228,7 +231,7 @@ impl StateMachineFixture for Flaws {
     }
 }
 
-state_machine_suite!(without_a_flaw, || Flaws::of(Flaw::None));
+state_machine_suite!(without_a_flaw, || FlawedMachines::of(MachineFlaw::None));
 
 /// The check that must find each flaw.
 macro_rules! found {
@@ -240,7 +243,7 @@ macro_rules! found {
                 #[test]
                 #[should_panic]
                 fn $flaw() {
-                    suite::$check(&mut || Flaws::of(Flaw::$flaw));
+                    suite::$check(&mut || FlawedMachines::of(MachineFlaw::$flaw));
                 }
             )*
         }
@@ -254,7 +257,7 @@ found! {
     ViewIsACopy: a_view_sees_later_applies
     ClaimsWhatIsNotStored: applying_again_after_any_crash_gives_the_same_state
     FlushStopsShort: the_durable_position_never_falls_or_passes_the_applied_one
-    StoresThePlaceApart: applying_again_after_any_crash_gives_the_same_state
+    StoresThePositionApart: applying_again_after_any_crash_gives_the_same_state
     SnapshotIsLate: a_snapshot_shows_the_state_at_its_request
     EmptySnapshotKeepsState: a_snapshot_of_an_empty_machine_restores_an_empty_machine
     RestoreAdds: a_restore_replaces_the_whole_state_for_views_too

@@ -1,6 +1,4 @@
-//! Machines with files under the suite that damages files: one that checks everything, and one for each check that may be
-//! left out, which the suite must find.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+//! The suite that damages files of state machines: a machine with all checks passes it, and it finds each machine without one.
 
 use std::fs;
 use std::io::{self, Read};
@@ -16,26 +14,26 @@ use towline_testkit::suites::state_machine::files::{self as suite, FilesFixture}
 use towline_testkit::{state_machine_files_suite, state_machine_suite};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flaw {
+enum MissingCheck {
     None,
-    /// A half that is missing counts as empty.
+    /// A missing half counts as empty.
     IgnoresLostFiles,
-    /// No checksum is looked at.
+    /// Checksums are ignored.
     IgnoresChecksums,
-    /// A half does not say which place it is of.
-    StoresThePlaceApart,
-    /// A half does not say which half it is.
+    /// A half does not name its log position.
+    StoresThePositionApart,
+    /// A half does not name its half.
     TakesEitherHalf,
-    /// What cannot be read counts as nothing, at the place that was reached.
-    KeepsThePlace,
+    /// Unreadable halves count as empty at the stored log position.
+    KeepsThePosition,
 }
 
 const HALVES: [&str; 2] = ["even", "odd"];
 const CHECKSUM_BYTES: usize = 4;
 
-/// All commands, a byte each. It is stored in two halves, and a file `current` that says which.
+/// Keeps one byte a command. Two files hold the halves, and the file `current` names them.
 struct Halved {
-    flaw: Flaw,
+    flaw: MissingCheck,
     dir: PathBuf,
     state: Arc<Mutex<Vec<u8>>>,
     applied: LogId,
@@ -43,7 +41,7 @@ struct Halved {
 }
 
 impl Halved {
-    fn open(flaw: Flaw, dir: &Path) -> Result<Self, String> {
+    fn open(flaw: MissingCheck, dir: &Path) -> Result<Self, String> {
         let mut machine =
             Self { flaw, dir: dir.into(), state: Arc::default(), applied: LogId::NONE, durable: LogId::NONE };
         let current = match fs::read(dir.join("current")) {
@@ -58,7 +56,7 @@ impl Halved {
         let halves = HALVES.map(|half| machine.read(half));
         let halves = match halves {
             [Ok(even), Ok(odd)] => [even, odd],
-            _ if flaw == Flaw::KeepsThePlace => [Vec::new(), Vec::new()],
+            _ if flaw == MissingCheck::KeepsThePosition => [Vec::new(), Vec::new()],
             [Err(error), _] | [_, Err(error)] => return Err(error),
         };
         let mut state = machine.state.lock().unwrap();
@@ -72,26 +70,26 @@ impl Halved {
     fn file(&self, half: &str) -> PathBuf {
         let index = self.applied.index;
         match self.flaw {
-            Flaw::StoresThePlaceApart => self.dir.join(half),
+            MissingCheck::StoresThePositionApart => self.dir.join(half),
             _ => self.dir.join(format!("{half}-{index}")),
         }
     }
 
-    /// What the checksum of a half covers beside its bytes.
+    /// What the checksum of a half covers besides its bytes.
     fn name(&self, half: &str) -> Vec<u8> {
         match self.flaw {
-            Flaw::StoresThePlaceApart => half.into(),
-            Flaw::TakesEitherHalf => self.applied.index.to_be_bytes().into(),
+            MissingCheck::StoresThePositionApart => half.into(),
+            MissingCheck::TakesEitherHalf => self.applied.index.to_be_bytes().into(),
             _ => [half.as_bytes(), &self.applied.index.to_be_bytes()].concat(),
         }
     }
 
     fn read(&self, half: &str) -> Result<Vec<u8>, String> {
         let sealed = match fs::read(self.file(half)) {
-            Err(_) if self.flaw == Flaw::IgnoresLostFiles => return Ok(Vec::new()),
+            Err(_) if self.flaw == MissingCheck::IgnoresLostFiles => return Ok(Vec::new()),
             sealed => sealed.map_err(|error| format!("`{half}`: {error}"))?,
         };
-        if self.flaw == Flaw::IgnoresChecksums {
+        if self.flaw == MissingCheck::IgnoresChecksums {
             return Ok(sealed[..sealed.len().saturating_sub(CHECKSUM_BYTES)].to_vec());
         }
         open_sealed(&self.name(half), &sealed).ok_or_else(|| format!("`{half}` is damaged"))
@@ -165,12 +163,12 @@ impl StateMachine for Halved {
 }
 
 struct Halves {
-    flaw: Flaw,
+    flaw: MissingCheck,
     dir: tempfile::TempDir,
 }
 
 impl Halves {
-    fn of(flaw: Flaw) -> Self {
+    fn of(flaw: MissingCheck) -> Self {
         Self { flaw, dir: tempfile::tempdir().unwrap() }
     }
 }
@@ -211,8 +209,8 @@ impl FilesFixture for Halves {
     }
 }
 
-state_machine_suite!(undamaged, || Halves::of(Flaw::None));
-state_machine_files_suite!(without_a_flaw, || Halves::of(Flaw::None));
+state_machine_suite!(undamaged, || Halves::of(MissingCheck::None));
+state_machine_files_suite!(without_a_flaw, || Halves::of(MissingCheck::None));
 
 /// The check that must find each flaw.
 macro_rules! found {
@@ -224,7 +222,7 @@ macro_rules! found {
                 #[test]
                 #[should_panic(expected = "the machine shows a state that it never had there")]
                 fn $flaw() {
-                    suite::$check(&mut || Halves::of(Flaw::$flaw));
+                    suite::$check(&mut || Halves::of(MissingCheck::$flaw));
                 }
             )*
         }
@@ -233,8 +231,8 @@ macro_rules! found {
 
 found! {
     IgnoresLostFiles: no_value_is_wrong_after_a_file_was_lost
-    KeepsThePlace: no_value_is_wrong_after_a_file_was_lost
+    KeepsThePosition: no_value_is_wrong_after_a_file_was_lost
     IgnoresChecksums: no_value_is_wrong_after_a_file_was_cut
-    StoresThePlaceApart: no_value_is_wrong_after_a_file_was_replaced_by_an_older_copy
+    StoresThePositionApart: no_value_is_wrong_after_a_file_was_replaced_by_an_older_copy
     TakesEitherHalf: no_value_is_wrong_after_a_file_was_replaced_by_another
 }

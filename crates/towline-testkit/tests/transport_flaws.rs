@@ -1,25 +1,18 @@
-//! The transport suite sees what it claims to see: transports that are broken on purpose, each in one way, and the case
-//! that finds it. The sound transport below them passes every case (`transport_suite.rs`).
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
+//! Transports with one flaw each, and the case of the suite that must find it. The sound transport under them passes every case
+//! (`transport_suite.rs`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::flaws::{Flaw, Flawed};
+use crate::flaws::{FlawedFixture, TransportFlaw};
 use towline_testkit::suites::transport::{self as suite, TransportFixture};
 
-/// Runs a case over a broken transport; it must fail, and by a check of its own.
-fn found_by(case: fn(Arc<dyn TransportFixture>), flaw: Flaw) {
-    // The sound one first: whatever the case finds is of the flaw.
-    case(Arc::new(Flawed::new(None)));
-    let failed = catch_unwind(AssertUnwindSafe(|| case(Arc::new(Flawed::new(Some(flaw))))));
-    let panic = failed.expect_err("the case passes over a broken transport");
+/// Runs a case over a flawed transport. The case must fail by one of its own checks.
+fn found_by(case: fn(Arc<dyn TransportFixture>), flaw: TransportFlaw) {
+    // The sound transport must pass first.
+    case(Arc::new(FlawedFixture::new(None)));
+    let failed = catch_unwind(AssertUnwindSafe(|| case(Arc::new(FlawedFixture::new(Some(flaw))))));
+    let panic = failed.expect_err("the case passes over a flawed transport");
     let text = panic.downcast_ref::<String>().expect("a failure with its sentence");
     let by_a_check = text.contains("the contract says") || text.contains("a transport never panics");
     assert!(by_a_check, "{text}");
@@ -30,7 +23,7 @@ macro_rules! found {
         $(
             #[test]
             fn $name() {
-                found_by(suite::$case, Flaw::$flaw);
+                found_by(suite::$case, TransportFlaw::$flaw);
             }
         )*
     };
@@ -43,7 +36,7 @@ found! {
     closed_forgotten_of_a_failed_connect: ForgetsClosed by a_failed_connect_closes_once;
     closed_forgotten_of_a_dropped_connect: ForgetsClosed by a_dropped_connect_closes_once_and_leaves_nothing;
     nacks_lost: LosesNacks by a_nack_concerns_one_group_and_the_lane_goes_on;
-    a_nack_for_everybody: NacksEveryGroup by a_nack_concerns_one_group_and_the_lane_goes_on;
+    a_nack_for_every_group: NacksEveryGroup by a_nack_concerns_one_group_and_the_lane_goes_on;
     a_nack_kept_back: KeepsOneNack by every_nack_of_a_batch_arrives;
     batches_reordered: Reorders by batches_arrive_in_order_and_unchanged;
     a_batch_lost: LosesABatch by batches_arrive_in_order_and_unchanged;
@@ -64,8 +57,8 @@ found! {
     delivered_before_admit: ConnectsInTheBackground by connect_waits_for_the_answer_of_the_peer;
     a_refusal_without_its_type: FlattensRefusals by every_refusal_reaches_the_dialler_with_its_fields;
     a_version_without_its_type: FlattensRefusals by another_protocol_version_is_refused_on_both_sides;
-    whoever_answers: BelievesWhoeverAnswers by another_node_than_expected_is_a_wrong_peer;
-    an_identity_nobody_proved: InventsIdentities by the_certificate_reaches_admit;
+    any_peer_accepted: AcceptsAnyPeer by another_node_than_expected_is_a_wrong_peer;
+    an_unproven_identity: InventsIdentities by the_certificate_reaches_admit;
     connections_without_bound: AllowsMore by connections_are_bounded_and_the_next_dialler_is_refused;
     a_shutdown_that_closes_nothing: LeavesLinksOpen by shutdown_of_a_listener_ends_every_link;
     an_address_never_given_back: LeavesLinksOpen by a_restarted_listener_reuses_its_address;
@@ -86,7 +79,7 @@ found! {
     storing_frozen: FreezesProgress by the_sender_sees_storing_and_then_receiving;
     storing_for_ever: KeepsTheHighestPhase by the_sender_sees_storing_and_then_receiving;
     a_receipt_too_early: GivesReceiptsEarly by finish_waits_for_the_receipt;
-    a_receipt_from_nobody: GivesReceiptsAlways by a_lost_receiver_breaks_the_transfer;
+    a_receipt_without_a_receiver: GivesReceiptsAlways by a_lost_receiver_breaks_the_transfer;
     a_refusal_at_the_end_ignored: GivesReceiptsAlways by every_refusal_at_the_end_arrives;
     a_refusal_of_an_offer_as_broken: FlattensTransfers by every_refusal_of_an_offer_arrives_before_any_byte;
     a_refusal_midway_as_broken: FlattensTransfers by every_refusal_of_a_chunk_arrives;

@@ -1,11 +1,4 @@
 //! The transports of this workspace under the suite.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::print_stderr
-)] // helpers of tests
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::wires::of_node;
 use async_trait::async_trait;
 use tokio::net::TcpStream;
 use towline_engine::ids::{NodeId, PeerAddr};
@@ -23,28 +17,26 @@ use towline_testkit::mem::{Fault, LINK_BATCHES_MAX, LISTENER_LINKS_MAX, MemNet, 
 use towline_testkit::proxy::{DatagramFlow, ProxyDirection, TcpProxy, UdpProxy};
 use towline_testkit::suites::transport::{Capabilities, Path, RawStream, TransportFixture};
 use towline_testkit::transport_suite;
-use towline_tls::TlsConfig;
-use towline_tls::dev::DevAuthority;
 
-struct InMemory {
+struct MemFixture {
     net: MemNet,
     hosts: AtomicU64,
 }
 
-impl InMemory {
+impl MemFixture {
     fn new() -> Self {
         Self { net: MemNet::with_keepalive(Duration::from_millis(600)), hosts: AtomicU64::default() }
     }
 }
 
-/// Breaks what node 1 has to node 2, which is who the suite lets talk over a path.
-struct Nodes {
+/// The path from node 1 to node 2, the only one that the suite asks for.
+struct MemPath {
     net: MemNet,
     address: PeerAddr,
 }
 
 #[async_trait]
-impl TransportFixture for InMemory {
+impl TransportFixture for MemFixture {
     fn transport(&self, _node: NodeId) -> Arc<dyn Transport> {
         self.net.transport()
     }
@@ -55,18 +47,18 @@ impl TransportFixture for InMemory {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            // What waits in the link, what the receiver is at, and what the sender waits with.
+            // The queue of the link, and one batch in the hand of each side.
             link_bytes_max: (LINK_BATCHES_MAX + 2) * MESSAGE_BYTES_MAX,
             transfer_bytes_max: (TRANSFER_CHUNKS_MAX + 2) * CHUNK_BYTES_MAX,
             connections_max: LISTENER_LINKS_MAX,
-            // Keep-alive, and what a loaded machine adds.
+            // Keep-alive, and the delay of a loaded machine.
             silence_max: Some(Duration::from_secs(3)),
             ..Capabilities::default()
         }
     }
 
     async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
-        Some(Box::new(Nodes { net: self.net.clone(), address: to.clone() }))
+        Some(Box::new(MemPath { net: self.net.clone(), address: to.clone() }))
     }
 }
 
@@ -74,7 +66,7 @@ fn node(raw: u64) -> NodeId {
     NodeId::new(raw).unwrap()
 }
 
-impl Path for Nodes {
+impl Path for MemPath {
     fn address(&self) -> PeerAddr {
         self.address.clone()
     }
@@ -98,7 +90,7 @@ impl Path for Nodes {
     }
 }
 
-transport_suite!(in_memory, InMemory::new);
+transport_suite!(in_memory, MemFixture::new);
 
 struct Grpc;
 
@@ -131,7 +123,7 @@ impl TransportFixture for Grpc {
             // The window of the stream, the frames on both sides of it, and the kernel's buffers.
             link_bytes_max: 16 << 20,
             connections_max: grpc().connections_max,
-            // Keep-alive, and what a loaded machine adds.
+            // Keep-alive, and the delay of a loaded machine.
             silence_max: Some(Duration::from_secs(3)),
             ..Capabilities::default()
         }
@@ -148,13 +140,13 @@ impl TransportFixture for Grpc {
 
 transport_suite!(over_grpc, || Grpc);
 
-/// The same with certificates.
-struct GrpcTls(DevAuthority);
+/// gRPC with certificates.
+struct GrpcTls;
 
 #[async_trait]
 impl TransportFixture for GrpcTls {
     fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
-        Arc::new(GrpcTransport::with_tls(grpc(), identity(&self.0, node)))
+        Arc::new(GrpcTransport::with_tls(grpc(), of_node(node.as_u64())))
     }
 
     fn address(&self) -> PeerAddr {
@@ -174,18 +166,12 @@ impl TransportFixture for GrpcTls {
     }
 }
 
-transport_suite!(over_grpc_tls, || GrpcTls(DevAuthority::new().unwrap()));
+transport_suite!(over_grpc_tls, || GrpcTls);
 
-/// One authority a case, and one transport a node, as in a process: its lanes and transfers share a connection.
+/// One transport a node, as in a process: its lanes and transfers share a connection.
+#[derive(Default)]
 struct Quic {
-    authority: DevAuthority,
     nodes: Mutex<HashMap<NodeId, Arc<QuicTransport>>>,
-}
-
-impl Quic {
-    fn new() -> Self {
-        Self { authority: DevAuthority::new().unwrap(), nodes: Mutex::default() }
-    }
 }
 
 fn quic() -> QuicConfig {
@@ -198,16 +184,11 @@ fn quic() -> QuicConfig {
     }
 }
 
-fn identity(authority: &DevAuthority, node: NodeId) -> TlsConfig {
-    let own = authority.issue(node).unwrap();
-    TlsConfig::from_pem(authority.ca_pem().as_bytes(), own.cert.as_bytes(), own.key.as_bytes()).unwrap()
-}
-
 #[async_trait]
 impl TransportFixture for Quic {
     fn transport(&self, node: NodeId) -> Arc<dyn Transport> {
         let mut nodes = self.nodes.lock().unwrap();
-        let make = || Arc::new(QuicTransport::new(quic(), identity(&self.authority, node)));
+        let make = || Arc::new(QuicTransport::new(quic(), of_node(node.as_u64())));
         Arc::clone(nodes.entry(node).or_insert_with(make)) as Arc<dyn Transport>
     }
 
@@ -225,18 +206,18 @@ impl TransportFixture for Quic {
     }
 
     async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
-        Some(Box::new(Datagrams(UdpProxy::to(socket(to), 1).await.unwrap())))
+        Some(Box::new(UdpPath(UdpProxy::to(socket(to), 1).await.unwrap())))
     }
 }
 
-struct Datagrams(UdpProxy);
+struct UdpPath(UdpProxy);
 
-impl Path for Datagrams {
+impl Path for UdpPath {
     fn address(&self) -> PeerAddr {
         PeerAddr::new(&format!("quic://{}", self.0.local_addr())).unwrap()
     }
 
-    /// From another port: a connection does not move, so it is dead.
+    /// Changes the port, which no connection survives.
     fn cut(&self) {
         self.0.cut();
     }
@@ -260,4 +241,4 @@ impl Path for Datagrams {
     }
 }
 
-transport_suite!(over_quic, Quic::new);
+transport_suite!(over_quic, Quic::default);

@@ -1,5 +1,6 @@
-//! Three nodes over gRPC with a delay on every link, and how long linearizable reads take on them.
+//! Three nodes over gRPC with a delay on every link, and the latency of linearizable reads on them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towline_engine::config::Config;
@@ -7,60 +8,50 @@ use towline_engine::errors::ReadError;
 use towline_engine::ids::PeerAddr;
 use towline_engine::node::{Consistency, Group};
 use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{Cluster, Plan, node_id};
+use towline_testkit::cluster::{Cluster, Plan};
 use towline_testkit::list::ListMachine;
 use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
 
-use super::ports::free_port;
+use super::addresses::{at_addresses, cut_memory_network, free_addresses};
 
-/// Between two reads of one run. They do not wait for each other.
+/// The time between two reads of a run. Reads do not wait for each other.
 const READ_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Between two writes meanwhile.
+/// The time between two writes during a run.
 const WRITE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Nodes with the default settings, each behind a proxy that delays everything by half a round trip.
-pub(crate) struct Distant {
+pub(crate) struct DistantCluster {
     pub(crate) cluster: Cluster,
     _proxies: Vec<TcpProxy>,
 }
 
-/// How long the reads of a run took, in order, and how many failed.
+/// The latencies of the reads of a run, in order, and the errors.
 pub(crate) struct Latencies {
     pub(crate) took: Vec<Duration>,
     pub(crate) failed: Vec<ReadError>,
 }
 
-fn grpc(at: std::net::SocketAddr) -> PeerAddr {
-    format!("grpc://{at}").parse().unwrap()
-}
-
-impl Distant {
+impl DistantCluster {
     pub(crate) async fn start(round_trip: Duration) -> Self {
-        let (mut ports, mut proxies) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
-            let port = free_port();
-            let proxy = TcpProxy::to(port).await.unwrap();
+        let (mut own, mut dialled, mut proxies) = (Vec::new(), Vec::new(), Vec::new());
+        for address in free_addresses::<3>("grpc") {
+            let proxy = TcpProxy::to(address.authority().parse().unwrap()).await.unwrap();
             for direction in ProxyDirection::ALL {
                 proxy.set(direction, Flow { delay: round_trip / 2, ..Flow::default() });
             }
-            ports.push(port);
+            dialled.push(format!("grpc://{}", proxy.local_addr()).parse::<PeerAddr>().unwrap());
+            own.push(address);
             proxies.push(proxy);
         }
-        let dialled: Vec<_> = proxies.iter().map(TcpProxy::local_addr).collect();
-        let plan = Plan::new(3, 1).config(Config::default()).customise(move |id, mut builder| {
-            for (other, at) in (1..).zip(&dialled) {
-                builder = builder.peer_address(node_id(other), grpc(*at));
-            }
-            let transport = std::sync::Arc::new(GrpcTransport::new(GrpcConfig::default()));
-            builder.transport(transport, grpc(ports[id.as_u64() as usize - 1]))
-        });
+        let plan = Plan::new(3, 1).config(Config::default());
+        let plan = at_addresses(plan, own, dialled, |_| Arc::new(GrpcTransport::new(GrpcConfig::default())));
         let cluster = plan.start().await;
-        cluster.nodes().into_iter().for_each(|node| cluster.net.kill(node_id(node)));
+        cut_memory_network(&cluster);
         Self { cluster, _proxies: proxies }
     }
 
-    /// A number of reads on a node, at a steady pace, while the leader takes writes.
+    /// Reads `count` times on a node, at a steady pace, while the leader takes writes.
     pub(crate) async fn read(&self, node: u64, count: usize) -> Latencies {
         let leader = self.cluster.group(self.cluster.leader(1).await, 1);
         let writes = tokio::spawn(write(leader));
@@ -87,7 +78,7 @@ impl Distant {
         latencies
     }
 
-    /// A node that does not lead.
+    /// A follower.
     pub(crate) async fn follower(&self) -> u64 {
         let leader = self.cluster.leader(1).await;
         self.cluster.nodes().into_iter().find(|&node| node != leader).unwrap()

@@ -1,4 +1,4 @@
-//! A reporter that loses what is said about snapshots, the watchdog's word too.
+//! A reporter that loses every outcome of a snapshot, also those that the watchdog reports.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ impl Reporter for LosesOutcomes {
     fn report_snapshot(&self, _: SnapshotAttempt, _: SnapshotStatus) {}
 }
 
-/// For [`Plan::customise`](towline_testkit::cluster::Plan::customise): Raft never hears how a snapshot ended.
+/// For [`Plan::customise`](towline_testkit::cluster::Plan::customise): Raft never gets the outcome of a snapshot.
 pub(crate) fn outcomes(_: NodeId, builder: NodeBuilder) -> NodeBuilder {
     builder.reporter(|own| Arc::new(LosesOutcomes(own)))
 }

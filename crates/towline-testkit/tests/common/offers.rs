@@ -1,4 +1,4 @@
-//! A transport around another one that does something odd to a snapshot it is to offer, and notes when each is offered.
+//! A transport around another one that breaks the offer or the transfer of a snapshot, and records each offer.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -9,93 +9,93 @@ use towline_engine::message::Lane;
 use towline_engine::snapshot_store::Trailer;
 use towline_engine::transport::*;
 
-/// What happens to the next offer; later ones pass.
+/// What happens to the next offer. Later ones pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Oddity {
-    /// Instead of an offer.
+pub(crate) enum OfferFault {
+    /// The offer panics.
     OfferPanics,
-    /// It is never made, and never answered.
+    /// The offer is not sent and never gets an answer.
     OfferPends,
-    /// It is never made, and this is the answer.
+    /// The offer is not sent and gets this answer.
     Refused(SnapshotRefusal),
-    /// Instead of the first chunk.
+    /// Sending the first chunk panics.
     SendPanics,
-    /// All of it comes, and nobody says so.
+    /// The receiver gets everything, and its receipt is lost.
     ReceiptIsLost,
-    /// The same attempt is offered once more as soon as it is accepted.
+    /// The attempt is offered again as soon as it is accepted.
     Twice,
-    /// After so many chunks nothing goes out any more, and nobody tells the receiver that its sender gave up.
-    Haunts { after: u64 },
+    /// After `after` chunks the transfer stalls, and the receiver does not learn that the sender gave up.
+    Orphaned { after: u64 },
 }
 
-/// An offer as its transport was asked to make it.
+/// One offer that the engine asked its transport to make.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Offered {
     pub(crate) from: NodeId,
     pub(crate) to: NodeId,
-    /// The attempt's.
+    /// The number of the attempt.
     pub(crate) number: u64,
     pub(crate) at: Instant,
 }
 
-/// Switches the oddities of all transports of a test, and knows what they saw. Clones are the same.
+/// Breaks offers of all transports of a test, and records them. Clones share their state.
 #[derive(Clone, Default)]
 pub(crate) struct Offers {
-    shared: Arc<Shared>,
+    state: Arc<OfferState>,
 }
 
 #[derive(Default)]
-struct Shared {
-    next: Mutex<Option<Oddity>>,
-    /// Where all offers go, if not to their peer.
+struct OfferState {
+    next: Mutex<Option<OfferFault>>,
+    /// Where all offers go instead of to their peer.
     elsewhere: Mutex<Option<(Arc<dyn Transport>, PeerAddr)>>,
     offered: Mutex<Vec<Offered>>,
-    /// What became of second offers.
+    /// The results of second offers.
     second: Mutex<Vec<String>>,
-    /// Transfers that were given up, as their receivers still see them.
-    ghosts: Mutex<Vec<Ghost>>,
+    /// Transfers that their sender gave up and their receiver still waits for.
+    orphans: Mutex<Vec<Orphan>>,
 }
 
-/// A transfer that was given up, and its end.
-type Ghost = (Box<dyn Transfer>, Trailer);
+/// A transfer that was given up, and its trailer.
+type Orphan = (Box<dyn Transfer>, Trailer);
 
 impl Offers {
-    /// The transport of a node.
+    /// Wraps the transport of a node.
     pub(crate) fn around(&self, node: NodeId, inner: Arc<dyn Transport>) -> Arc<dyn Transport> {
-        Arc::new(Odd { node, inner, shared: self.shared.clone() })
+        Arc::new(FaultyOffers { node, inner, state: self.state.clone() })
     }
 
-    pub(crate) fn next(&self, oddity: Oddity) {
-        *self.shared.next.lock().unwrap() = Some(oddity);
+    pub(crate) fn next(&self, fault: OfferFault) {
+        *self.state.next.lock().unwrap() = Some(fault);
     }
 
-    /// Offers go there from now on, whoever they are for.
+    /// Sends all later offers to one address, for any peer.
     pub(crate) fn elsewhere(&self, over: Arc<dyn Transport>, address: PeerAddr) {
-        *self.shared.elsewhere.lock().unwrap() = Some((over, address));
+        *self.state.elsewhere.lock().unwrap() = Some((over, address));
     }
 
-    /// All so far.
+    /// All offers so far.
     pub(crate) fn offered(&self) -> Vec<Offered> {
-        self.shared.offered.lock().unwrap().clone()
+        self.state.offered.lock().unwrap().clone()
     }
 
     pub(crate) fn second(&self) -> Vec<String> {
-        self.shared.second.lock().unwrap().clone()
+        self.state.second.lock().unwrap().clone()
     }
 
-    pub(crate) fn ghost(&self) -> Ghost {
-        self.shared.ghosts.lock().unwrap().pop().expect("a transfer was given up")
+    pub(crate) fn orphan(&self) -> Orphan {
+        self.state.orphans.lock().unwrap().pop().expect("a transfer was given up")
     }
 }
 
-struct Odd {
+struct FaultyOffers {
     node: NodeId,
     inner: Arc<dyn Transport>,
-    shared: Arc<Shared>,
+    state: Arc<OfferState>,
 }
 
 #[async_trait]
-impl Transport for Odd {
+impl Transport for FaultyOffers {
     fn scheme(&self) -> &'static str {
         self.inner.scheme()
     }
@@ -126,60 +126,60 @@ impl Transport for Odd {
         deciding: &ProgressCell,
     ) -> Result<OfferAnswer, TransferError> {
         let begins = Offered { from: self.node, to: to.id, number: offer.attempt, at: Instant::now() };
-        self.shared.offered.lock().unwrap().push(begins);
-        let elsewhere = self.shared.elsewhere.lock().unwrap().clone();
+        self.state.offered.lock().unwrap().push(begins);
+        let elsewhere = self.state.elsewhere.lock().unwrap().clone();
         if let Some((over, address)) = elsewhere {
             return over.offer(&Peer { id: to.id, address }, hello, offer, deciding).await;
         }
-        let odd = self.shared.next.lock().unwrap().take();
-        match odd {
-            Some(Oddity::OfferPanics) => panic!("a transport"),
-            Some(Oddity::OfferPends) => return std::future::pending().await,
-            Some(Oddity::Refused(refusal)) => return Ok(OfferAnswer::Refused(refusal)),
+        let fault = self.state.next.lock().unwrap().take();
+        match fault {
+            Some(OfferFault::OfferPanics) => panic!("a transport"),
+            Some(OfferFault::OfferPends) => return std::future::pending().await,
+            Some(OfferFault::Refused(refusal)) => return Ok(OfferAnswer::Refused(refusal)),
             _ => {}
         }
         let answer = self.inner.offer(to, hello, offer, deciding).await?;
         let OfferAnswer::Accepted { offset, transfer } = answer else { return Ok(answer) };
-        if odd == Some(Oddity::Twice) {
+        if fault == Some(OfferFault::Twice) {
             let second = match self.inner.offer(to, hello, offer, deciding).await {
                 Ok(OfferAnswer::Refused(SnapshotRefusal::Busy)) => "busy".into(),
                 Ok(OfferAnswer::Accepted { .. }) => "accepted".into(),
                 Ok(_) => "something else".into(),
                 Err(error) => error.to_string(),
             };
-            self.shared.second.lock().unwrap().push(second);
+            self.state.second.lock().unwrap().push(second);
         }
-        let transfer: Box<dyn Transfer> = match odd {
-            Some(Oddity::Haunts { after }) => {
+        let transfer: Box<dyn Transfer> = match fault {
+            Some(OfferFault::Orphaned { after }) => {
                 let trailer = Trailer { length: offer.meta.length, content: offer.meta.content };
-                Box::new(Haunting {
+                Box::new(OrphanedTransfer {
                     inner: Some((transfer, trailer)),
                     left: after,
-                    shared: self.shared.clone(),
+                    state: self.state.clone(),
                 })
             }
-            Some(odd) => Box::new(OddTransfer { inner: transfer, odd }),
+            Some(fault) => Box::new(FaultyTransfer { inner: transfer, fault }),
             None => transfer,
         };
         Ok(OfferAnswer::Accepted { offset, transfer })
     }
 }
 
-struct OddTransfer {
+struct FaultyTransfer {
     inner: Box<dyn Transfer>,
-    odd: Oddity,
+    fault: OfferFault,
 }
 
 #[async_trait]
-impl Transfer for OddTransfer {
+impl Transfer for FaultyTransfer {
     async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
-        assert_ne!(self.odd, Oddity::SendPanics, "a transport");
+        assert_ne!(self.fault, OfferFault::SendPanics, "a transport");
         self.inner.send(chunk).await
     }
 
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, TransferError> {
         let receipt = self.inner.finish(trailer).await?;
-        if self.odd == Oddity::ReceiptIsLost {
+        if self.fault == OfferFault::ReceiptIsLost {
             return Err(TransferError::Broken { detail: "the receipt is lost".into() });
         }
         Ok(receipt)
@@ -190,14 +190,14 @@ impl Transfer for OddTransfer {
     }
 }
 
-struct Haunting {
-    inner: Option<Ghost>,
+struct OrphanedTransfer {
+    inner: Option<Orphan>,
     left: u64,
-    shared: Arc<Shared>,
+    state: Arc<OfferState>,
 }
 
 #[async_trait]
-impl Transfer for Haunting {
+impl Transfer for OrphanedTransfer {
     async fn send(&mut self, chunk: Chunk) -> Result<(), TransferError> {
         if self.left == 0 {
             return std::future::pending().await;
@@ -215,8 +215,8 @@ impl Transfer for Haunting {
     }
 }
 
-impl Drop for Haunting {
+impl Drop for OrphanedTransfer {
     fn drop(&mut self) {
-        self.shared.ghosts.lock().unwrap().extend(self.inner.take());
+        self.state.orphans.lock().unwrap().extend(self.inner.take());
     }
 }

@@ -1,4 +1,4 @@
-//! Broken links, listeners and sessions.
+//! Flawed links, listeners and sessions.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -11,40 +11,31 @@ use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::*;
 use towline_testkit::mem::MemTransport;
 
-use super::{Flaw, IMPATIENCE, State, node, transfers};
+use super::{FlawState, IMPATIENCE, TransportFlaw, node, transfers};
 
-/// What a broken transport gives to the one below.
-pub(super) fn feedback(flaw: Option<Flaw>, feedback: LinkFeedback) -> LinkFeedback {
+/// Wraps the feedback of a link.
+pub(super) fn feedback(flaw: Option<TransportFlaw>, feedback: LinkFeedback) -> LinkFeedback {
     match flaw {
         None => feedback,
-        Some(flaw) => LinkFeedback::new(Arc::new(Ear { above: Mutex::new(Some(feedback)), flaw })),
+        Some(flaw) => LinkFeedback::new(Arc::new(FlawedFeedback { above: Mutex::new(Some(feedback)), flaw })),
     }
 }
 
-pub(super) fn deaf() -> LinkFeedback {
-    struct Deaf;
-    impl LinkEvents for Deaf {
-        fn nack(&self, _: Nack) {}
-        fn closed(&self, _: LinkClosed) {}
-    }
-    LinkFeedback::new(Arc::new(Deaf))
-}
-
-struct Ear {
+struct FlawedFeedback {
     above: Mutex<Option<LinkFeedback>>,
-    flaw: Flaw,
+    flaw: TransportFlaw,
 }
 
-impl LinkEvents for Ear {
+impl LinkEvents for FlawedFeedback {
     fn nack(&self, nack: Nack) {
         let above = self.above.lock().unwrap();
         let Some(above) = &*above else { return };
         match self.flaw {
-            Flaw::LosesNacks => {}
-            Flaw::NacksEveryGroup => {
+            TransportFlaw::LosesNacks => {}
+            TransportFlaw::NacksEveryGroup => {
                 (1..=3).for_each(|group| above.nack(Nack { group: GroupId::new(group), ..nack }));
             }
-            Flaw::KeepsOneNack if nack.group == GroupId::new(7) => {}
+            TransportFlaw::KeepsOneNack if nack.group == GroupId::new(7) => {}
             _ => above.nack(nack),
         }
     }
@@ -52,13 +43,13 @@ impl LinkEvents for Ear {
     fn closed(&self, cause: LinkClosed) {
         let above = self.above.lock().unwrap().take();
         match self.flaw {
-            Flaw::ForgetsClosed => std::mem::forget(above),
+            TransportFlaw::ForgetsClosed => std::mem::forget(above),
             _ => above.into_iter().for_each(|above| above.closed(cause.clone())),
         }
     }
 }
 
-/// A link before the peer has answered.
+/// A link that exists before the peer has answered.
 pub(super) fn in_the_background(
     inner: &Arc<MemTransport>,
     to: &Peer,
@@ -75,7 +66,7 @@ pub(super) fn in_the_background(
             drain(connected.link, receiver).await;
         }
     });
-    Connected { link: Box::new(Queue(sender)), welcome }
+    Connected { link: Box::new(UnboundedLink(sender)), welcome }
 }
 
 async fn drain(mut link: Box<dyn Link>, mut batches: mpsc::UnboundedReceiver<Batch>) {
@@ -87,47 +78,51 @@ async fn drain(mut link: Box<dyn Link>, mut batches: mpsc::UnboundedReceiver<Bat
 }
 
 /// A link without flow control.
-struct Queue(mpsc::UnboundedSender<Batch>);
+struct UnboundedLink(mpsc::UnboundedSender<Batch>);
 
 #[async_trait]
-impl Link for Queue {
+impl Link for UnboundedLink {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
         self.0.send(batch).map_err(|_| DispatchError::Closed)
     }
 }
 
-pub(super) async fn link(flaw: Option<Flaw>, state: &Arc<State>, mut inner: Box<dyn Link>) -> Box<dyn Link> {
+pub(super) async fn link(
+    flaw: Option<TransportFlaw>,
+    state: &Arc<FlawState>,
+    mut inner: Box<dyn Link>,
+) -> Box<dyn Link> {
     let Some(flaw) = flaw else { return inner };
-    if flaw == Flaw::Retries {
+    if flaw == TransportFlaw::Retries {
         let last = state.last.lock().unwrap().take();
         if let Some(last) = last {
             let _ = inner.dispatch(last).await;
         }
     }
     match flaw {
-        Flaw::TakesEverything | Flaw::DispatchesInTheBackground => {
+        TransportFlaw::TakesEverything | TransportFlaw::DispatchesInTheBackground => {
             let (sender, receiver) = mpsc::unbounded_channel();
             tokio::spawn(drain(inner, receiver));
             match flaw {
-                Flaw::TakesEverything => Box::new(Queue(sender)),
-                _ => Box::new(Patient { sender, room: Arc::default() }),
+                TransportFlaw::TakesEverything => Box::new(UnboundedLink(sender)),
+                _ => Box::new(BackgroundLink { sender, room: Arc::default() }),
             }
         }
-        Flaw::OneQueue => {
-            Box::new(Shared { inner: Arc::new(tokio::sync::Mutex::new(inner)), state: state.clone() })
+        TransportFlaw::OneQueue => {
+            Box::new(SharedLink { inner: Arc::new(tokio::sync::Mutex::new(inner)), state: state.clone() })
         }
-        flaw => Box::new(BrokenLink { inner, flaw, state: state.clone(), behind: None, count: 0 }),
+        flaw => Box::new(FlawedLink { inner, flaw, state: state.clone(), behind: None, count: 0 }),
     }
 }
 
-/// A link that waits at some point, but does not mind whether anybody waits with it.
-struct Patient {
+/// A link that goes on after a dispatch was dropped.
+struct BackgroundLink {
     sender: mpsc::UnboundedSender<Batch>,
     room: Arc<std::sync::atomic::AtomicU64>,
 }
 
 #[async_trait]
-impl Link for Patient {
+impl Link for BackgroundLink {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
         let taken = self.room.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.sender.send(batch).map_err(|_| DispatchError::Closed)?;
@@ -138,44 +133,44 @@ impl Link for Patient {
     }
 }
 
-struct BrokenLink {
+struct FlawedLink {
     inner: Box<dyn Link>,
-    flaw: Flaw,
-    state: Arc<State>,
+    flaw: TransportFlaw,
+    state: Arc<FlawState>,
     behind: Option<Batch>,
     count: u64,
 }
 
 #[async_trait]
-impl Link for BrokenLink {
+impl Link for FlawedLink {
     async fn dispatch(&mut self, mut batch: Batch) -> Result<(), DispatchError> {
         self.count += 1;
         let unlucky = self.count % 10 == 0;
         let bytes = batch.payload_bytes();
         match self.flaw {
-            Flaw::Reorders if unlucky => {
+            TransportFlaw::Reorders if unlucky => {
                 self.behind = Some(batch);
                 return Ok(());
             }
-            Flaw::LosesABatch if unlucky => return Ok(()),
-            Flaw::DeliversTwice if unlucky => self.inner.dispatch(batch.clone()).await?,
-            Flaw::Retries => *self.state.last.lock().unwrap() = Some(batch.clone()),
-            Flaw::Conflates => batch.envelopes.dedup(),
-            Flaw::LosesAField => batch.envelopes.iter_mut().for_each(|e| e.message.priority = 0),
-            Flaw::CutsLargeBatches => batch.envelopes.truncate(4_096),
-            Flaw::RefusesLargeMessages if bytes > 1 << 20 => {
+            TransportFlaw::LosesABatch if unlucky => return Ok(()),
+            TransportFlaw::DeliversTwice if unlucky => self.inner.dispatch(batch.clone()).await?,
+            TransportFlaw::Retries => *self.state.last.lock().unwrap() = Some(batch.clone()),
+            TransportFlaw::Conflates => batch.envelopes.dedup(),
+            TransportFlaw::LosesAField => batch.envelopes.iter_mut().for_each(|e| e.message.priority = 0),
+            TransportFlaw::CutsLargeBatches => batch.envelopes.truncate(4_096),
+            TransportFlaw::RefusesLargeMessages if bytes > 1 << 20 => {
                 return Err(DispatchError::TooLarge { bytes, bytes_max: 1 << 20 });
             }
-            Flaw::SwallowsOversized if bytes > MESSAGE_BYTES_MAX => return Ok(()),
+            TransportFlaw::SwallowsOversized if bytes > MESSAGE_BYTES_MAX => return Ok(()),
             _ => {}
         }
-        // What a snapshot holds, everybody waits for.
+        // A snapshot that holds the lock delays all lanes.
         let _queue = match self.flaw {
-            Flaw::LanesBehindSnapshots => Some(self.state.queue.lock().await),
+            TransportFlaw::LanesBehindSnapshots => Some(self.state.queue.lock().await),
             _ => None,
         };
         match self.flaw {
-            Flaw::GivesUpSlowLinks => {
+            TransportFlaw::GivesUpSlowLinks => {
                 let dispatched = timeout(IMPATIENCE, self.inner.dispatch(batch)).await;
                 dispatched.unwrap_or(Err(DispatchError::Closed))?;
             }
@@ -188,17 +183,17 @@ impl Link for BrokenLink {
     }
 }
 
-/// A link that shares one queue with all others of its transport: the first that waits holds them all.
-struct Shared {
+/// A link that shares one queue with all links of its transport.
+struct SharedLink {
     inner: Arc<tokio::sync::Mutex<Box<dyn Link>>>,
-    state: Arc<State>,
+    state: Arc<FlawState>,
 }
 
 #[async_trait]
-impl Link for Shared {
+impl Link for SharedLink {
     async fn dispatch(&mut self, batch: Batch) -> Result<(), DispatchError> {
         let (inner, state) = (self.inner.clone(), self.state.clone());
-        // Goes on in the queue, whoever has given up.
+        // The dispatch goes on although its caller gave up.
         let queued = tokio::spawn(async move {
             let _queue = state.queue.lock().await;
             inner.lock().await.dispatch(batch).await
@@ -220,26 +215,26 @@ impl Listener for LeavesLinksOpen {
     }
 }
 
-pub(super) struct BrokenInbound {
+pub(super) struct FlawedInbound {
     pub(super) inner: Arc<dyn Inbound>,
-    pub(super) flaw: Option<Flaw>,
-    pub(super) state: Arc<State>,
+    pub(super) flaw: Option<TransportFlaw>,
+    pub(super) state: Arc<FlawState>,
 }
 
-impl Inbound for BrokenInbound {
+impl Inbound for FlawedInbound {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
         let mut known = self.state.session.lock().unwrap();
-        if let (Some(Flaw::AdmitsOnce), Some(known)) = (self.flaw, &*known) {
+        if let (Some(TransportFlaw::AdmitsOnce), Some(known)) = (self.flaw, &*known) {
             return Ok(known.clone());
         }
         let invented = CertIdentity { node: hello.from };
-        let cert = if self.flaw == Some(Flaw::InventsIdentities) { Some(&invented) } else { cert };
+        let cert = if self.flaw == Some(TransportFlaw::InventsIdentities) { Some(&invented) } else { cert };
         let inner = self.inner.admit(hello, cert)?;
-        if self.flaw == Some(Flaw::KeepsSessions) {
+        if self.flaw == Some(TransportFlaw::KeepsSessions) {
             std::mem::forget(inner.clone());
         }
-        let session: Arc<dyn PeerSession> = Arc::new(BrokenSession { inner, flaw: self.flaw });
-        if self.flaw == Some(Flaw::AdmitsOnce) {
+        let session: Arc<dyn PeerSession> = Arc::new(FlawedSession { inner, flaw: self.flaw });
+        if self.flaw == Some(TransportFlaw::AdmitsOnce) {
             *known = Some(session.clone());
         }
         Ok(session)
@@ -250,13 +245,13 @@ impl Inbound for BrokenInbound {
     }
 }
 
-struct BrokenSession {
+struct FlawedSession {
     inner: Arc<dyn PeerSession>,
-    flaw: Option<Flaw>,
+    flaw: Option<TransportFlaw>,
 }
 
 #[async_trait]
-impl PeerSession for BrokenSession {
+impl PeerSession for FlawedSession {
     fn peer(&self) -> NodeId {
         node(self.inner.peer().as_u64())
     }
@@ -267,7 +262,7 @@ impl PeerSession for BrokenSession {
 
     fn deliver(&self, lane: Lane, batch: Batch) -> Result<Vec<Nack>, Violation> {
         match self.inner.deliver(lane, batch) {
-            Err(_) if self.flaw == Some(Flaw::OverlooksViolations) => Ok(Vec::new()),
+            Err(_) if self.flaw == Some(TransportFlaw::OverlooksViolations) => Ok(Vec::new()),
             other => other,
         }
     }
@@ -278,7 +273,7 @@ impl PeerSession for BrokenSession {
         deciding: &ProgressCell,
     ) -> Result<SinkAnswer, SnapshotRefusal> {
         Ok(match self.inner.offer(offer, deciding).await? {
-            SinkAnswer::Accept { offset, sink } if self.flaw == Some(Flaw::KeepsSinks) => {
+            SinkAnswer::Accept { offset, sink } if self.flaw == Some(TransportFlaw::KeepsSinks) => {
                 SinkAnswer::Accept { offset, sink: Box::new(transfers::KeptSink(Some(sink))) }
             }
             other => other,

@@ -1,4 +1,4 @@
-//! A sound transport in memory, and one way to break it.
+//! A sound transport in memory with one flaw.
 
 mod links;
 mod transfers;
@@ -11,11 +11,12 @@ use async_trait::async_trait;
 use towline_engine::ids::{Incarnation, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::*;
+use towline_testkit::doubles::LinkLog;
 use towline_testkit::mem::{Fault, LISTENER_LINKS_MAX, MemNet, MemTransport};
 use towline_testkit::suites::transport::{Capabilities, Path, TransportFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flaw {
+pub(crate) enum TransportFlaw {
     ForgetsClosed,
     LosesNacks,
     NacksEveryGroup,
@@ -36,7 +37,7 @@ pub(crate) enum Flaw {
     AdmitsOnce,
     ConnectsInTheBackground,
     FlattensRefusals,
-    BelievesWhoeverAnswers,
+    AcceptsAnyPeer,
     InventsIdentities,
     AllowsMore,
     LeavesLinksOpen,
@@ -62,36 +63,36 @@ pub(crate) enum Flaw {
     GivesUpSlowLinks,
 }
 
-/// How soon a transport that is impatient gives a link up that is slow.
+/// How soon `GivesUpSlowLinks` gives up a slow link.
 pub(crate) const IMPATIENCE: Duration = Duration::from_millis(50);
 
-/// The fixture.
-pub(crate) struct Flawed {
+/// The network of one test.
+pub(crate) struct FlawedFixture {
     net: MemNet,
-    flaw: Option<Flaw>,
+    flaw: Option<TransportFlaw>,
     hosts: AtomicU64,
-    state: Arc<State>,
+    state: Arc<FlawState>,
 }
 
-/// What links of one broken transport share.
+/// What the links of one flawed transport share.
 #[derive(Default)]
-pub(crate) struct State {
-    /// What every dispatch waits for.
+pub(crate) struct FlawState {
+    /// Serializes dispatches.
     pub(crate) queue: tokio::sync::Mutex<()>,
     pub(crate) last: Mutex<Option<Batch>>,
     pub(crate) session: Mutex<Option<Arc<dyn PeerSession>>>,
     pub(crate) first: tokio::sync::Mutex<Option<Box<dyn Transfer>>>,
 }
 
-impl Flawed {
-    pub(crate) fn new(flaw: Option<Flaw>) -> Self {
+impl FlawedFixture {
+    pub(crate) fn new(flaw: Option<TransportFlaw>) -> Self {
         Self { net: MemNet::new(), flaw, hosts: AtomicU64::new(0), state: Arc::default() }
     }
 }
 
-struct Cutter(MemNet, PeerAddr);
+struct FlawedPath(MemNet, PeerAddr);
 
-impl Path for Cutter {
+impl Path for FlawedPath {
     fn address(&self) -> PeerAddr {
         self.1.clone()
     }
@@ -109,10 +110,10 @@ impl Path for Cutter {
 }
 
 #[async_trait]
-impl TransportFixture for Flawed {
+impl TransportFixture for FlawedFixture {
     fn transport(&self, _: NodeId) -> Arc<dyn Transport> {
         let (inner, state) = (self.net.transport(), self.state.clone());
-        Arc::new(Broken { inner, flaw: self.flaw, state })
+        Arc::new(FlawedTransport { inner, flaw: self.flaw, state })
     }
 
     fn address(&self) -> PeerAddr {
@@ -120,8 +121,8 @@ impl TransportFixture for Flawed {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let connections_max = if self.is(Flaw::AllowsMore) { 3 } else { LISTENER_LINKS_MAX };
-        // Small, so that those without any bound are found soon.
+        let connections_max = if self.is(TransportFlaw::AllowsMore) { 3 } else { LISTENER_LINKS_MAX };
+        // Small, so that a missing bound is found soon.
         Capabilities {
             connections_max,
             link_bytes_max: 4 << 20,
@@ -131,17 +132,17 @@ impl TransportFixture for Flawed {
     }
 
     async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
-        Some(Box::new(Cutter(self.net.clone(), to.clone())))
+        Some(Box::new(FlawedPath(self.net.clone(), to.clone())))
     }
 
     fn deadline(&self) -> Duration {
-        // Enough for the sound transport on a loaded machine; what a broken one never does costs this much.
+        // A flawed transport uses up the deadline, so it is short.
         if self.flaw.is_some() { Duration::from_secs(2) } else { Duration::from_secs(20) }
     }
 }
 
-impl Flawed {
-    fn is(&self, flaw: Flaw) -> bool {
+impl FlawedFixture {
+    fn is(&self, flaw: TransportFlaw) -> bool {
         self.flaw == Some(flaw)
     }
 }
@@ -150,20 +151,20 @@ pub(crate) fn node(raw: u64) -> NodeId {
     NodeId::new(raw).unwrap()
 }
 
-struct Broken {
+struct FlawedTransport {
     inner: Arc<MemTransport>,
-    flaw: Option<Flaw>,
-    state: Arc<State>,
+    flaw: Option<TransportFlaw>,
+    state: Arc<FlawState>,
 }
 
-impl Broken {
-    fn is(&self, flaw: Flaw) -> bool {
+impl FlawedTransport {
+    fn is(&self, flaw: TransportFlaw) -> bool {
         self.flaw == Some(flaw)
     }
 }
 
 #[async_trait]
-impl Transport for Broken {
+impl Transport for FlawedTransport {
     fn scheme(&self) -> &'static str {
         "flawed"
     }
@@ -173,9 +174,9 @@ impl Transport for Broken {
         at: &PeerAddr,
         inbound: Arc<dyn Inbound>,
     ) -> Result<Box<dyn Listener>, TransportError> {
-        let inbound = links::BrokenInbound { inner: inbound, flaw: self.flaw, state: self.state.clone() };
+        let inbound = links::FlawedInbound { inner: inbound, flaw: self.flaw, state: self.state.clone() };
         let inner = self.inner.listen(at, Arc::new(inbound)).await?;
-        match self.is(Flaw::LeavesLinksOpen) {
+        match self.is(TransportFlaw::LeavesLinksOpen) {
             true => Ok(Box::new(links::LeavesLinksOpen(Some(inner)))),
             false => Ok(inner),
         }
@@ -188,26 +189,26 @@ impl Transport for Broken {
         hello: &Hello,
         feedback: LinkFeedback,
     ) -> Result<Connected, ConnectError> {
-        if self.is(Flaw::Panics) {
+        if self.is(TransportFlaw::Panics) {
             tokio::spawn(async { panic!("on purpose") }).await.ok();
         }
         let feedback = links::feedback(self.flaw, feedback);
-        if self.is(Flaw::ConnectsInTheBackground) {
+        if self.is(TransportFlaw::ConnectsInTheBackground) {
             return Ok(links::in_the_background(&self.inner, to, lane, hello, feedback));
         }
         let connected = match self.inner.connect(to, lane, hello, feedback).await {
-            Err(ConnectError::Refused(_)) if self.is(Flaw::FlattensRefusals) => {
+            Err(ConnectError::Refused(_)) if self.is(TransportFlaw::FlattensRefusals) => {
                 let detail = "refused".into();
                 return Err(ConnectError::Protocol { address: to.address.clone(), detail });
             }
-            Err(ConnectError::WrongPeer { .. }) if self.is(Flaw::BelievesWhoeverAnswers) => {
+            Err(ConnectError::WrongPeer { .. }) if self.is(TransportFlaw::AcceptsAnyPeer) => {
                 let to = Peer { id: node(3), ..to.clone() };
-                self.inner.connect(&to, lane, hello, links::deaf()).await?
+                self.inner.connect(&to, lane, hello, LinkLog::new().1).await?
             }
             other => other?,
         };
         let mut welcome = connected.welcome;
-        if self.is(Flaw::MakesUpTheWelcome) {
+        if self.is(TransportFlaw::MakesUpTheWelcome) {
             welcome.incarnation = Incarnation::new(1).unwrap();
         }
         let link = links::link(self.flaw, &self.state, connected.link).await;

@@ -1,4 +1,4 @@
-//! How nodes start, and how their lives end.
+//! How nodes start, crash and shut down.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,17 +12,17 @@ use towline_engine::log_store::ConfRecord;
 use towline_engine::message::{HardState, LogId};
 use towline_engine::reporter::Mailbox;
 
-use super::books::Lossy;
-use super::{Arrow, Faults, HEARTBEAT, Up, World, note_applied};
+use super::reports::LossyReporter;
+use super::{Arrow, Faults, HEARTBEAT, SnapshotSim, Up, note_applied};
 
-/// Steps between the beginning of an orderly shutdown, with which a leader hands over, and its end.
+/// Steps of an orderly shutdown, at whose start a leader transfers its leadership.
 const SHUTDOWN_STEPS: usize = 40;
 
-impl World {
-    /// Starts as the engine does: finishes an install, restores a machine behind the log, replays the rest.
+impl SnapshotSim {
+    /// Starts as the engine does: finishes an install, restores a state machine behind the log, and applies the rest.
     pub(super) fn start(&mut self, id: NodeId) {
-        self.lives += 1;
-        let life = self.lives;
+        self.runs += 1;
+        let run = self.runs;
         let node = self.nodes.get_mut(&id).unwrap();
         let disk = &mut node.disk;
         let available = disk.available();
@@ -51,9 +51,9 @@ impl World {
         );
         let hard_state = HardState { commit, ..disk.hard_state };
         let timeout = self.rng.usize(10..20);
-        let snapshots = SnapshotSetup { available, policy: self.policy(), seed: self.seed ^ life };
+        let snapshots = SnapshotSetup { available, policy: self.policy(), seed: self.seed ^ run };
         let mut origin = [0; 16];
-        origin[..8].copy_from_slice(&life.to_be_bytes());
+        origin[..8].copy_from_slice(&run.to_be_bytes());
         let group = GroupCore::new(GroupSetup {
             replica: ReplicaSetup {
                 node: id,
@@ -71,7 +71,7 @@ impl World {
                 committed_bytes_max: 4 << 10,
             },
             origin,
-            quiet_ticks: if life > self.nodes.len() as u64 { 10 } else { 0 },
+            quiet_ticks: if run > self.nodes.len() as u64 { 10 } else { 0 },
             read_timeout_ticks: 60,
             read_retry_ticks: HEARTBEAT as u64,
             unapplied_bytes_max: 64 << 10,
@@ -80,10 +80,10 @@ impl World {
         });
         let group = group.unwrap_or_else(|error| panic!("node {id} does not start: {error}"));
         let mailbox = Arc::new(Mailbox::new(Waker::noop().clone(), Arc::new(())));
-        let Faults { plant, lose_reports, .. } = self.faults;
-        let reporter = Arc::new(Lossy::new(mailbox.clone(), plant, lose_reports, self.seed ^ life));
+        let Faults { sabotage, lose_reports, .. } = self.faults;
+        let reporter = Arc::new(LossyReporter::new(mailbox.clone(), sabotage, lose_reports, self.seed ^ run));
         let (writes, applies) = (VecDeque::new(), VecDeque::new());
-        let up = Up { group, mailbox, reporter, life, writes, applies };
+        let up = Up { group, mailbox, reporter, run, writes, applies };
         self.nodes.get_mut(&id).unwrap().up = Some(up);
     }
 
@@ -92,7 +92,7 @@ impl World {
             every_entries: 8,
             every_bytes: u64::MAX,
             trailing_entries: 2,
-            // The limit on pins would find a leaked ticket too, as soon as the log has grown enough.
+            // The limit on pins would also end an attempt with a leaked ticket.
             pin_bytes_max: if self.faults.watchdog { 8 << 10 } else { u64::MAX },
             retry: RetryPolicy { wait_ticks_min: HEARTBEAT as u64, wait_ticks_max: 40 },
         }
@@ -101,7 +101,7 @@ impl World {
     pub(super) fn crash(&mut self, id: NodeId) {
         let Some(up) = self.nodes.get_mut(&id).unwrap().up.take() else { return };
         self.crashes += 1;
-        self.life_is_over(id, up);
+        self.run_ended(id, up);
     }
 
     pub(super) fn crash_at(&mut self, id: NodeId, arrow: Arrow) {
@@ -109,9 +109,9 @@ impl World {
         self.crash(id);
     }
 
-    /// What it sends dies with it; what it receives dies on its way.
-    fn life_is_over(&mut self, id: NodeId, up: Up) {
-        self.books.life_is_over((id, up.life));
+    /// Drops the transfers and messages of a node.
+    fn run_ended(&mut self, id: NodeId, up: Up) {
+        self.reports.run_ended((id, up.run));
         self.transfers.retain(|t| t.key.0 != id);
         self.messages.retain(|m| m.to != id);
         let mut late = Vec::new();
@@ -119,7 +119,7 @@ impl World {
         self.leaving.take_if(|(leaving, _)| *leaving == id);
     }
 
-    /// Begins an orderly shutdown, as [`Node::shutdown`](towline_engine::node::Node::shutdown) does it: a leader hands over.
+    /// Begins an orderly shutdown, as [`Node::shutdown`](towline_engine::node::Node::shutdown) does: a leader transfers leadership.
     pub(super) fn begin_shutdown(&mut self, id: NodeId) {
         if self.leaving.is_some() || self.nodes[&id].up.is_none() {
             return;
@@ -129,7 +129,7 @@ impl World {
         self.with(id, |group, _| successor.map(|successor| group.transfer(successor)));
     }
 
-    /// Ends one when its time has come. Everything ordered by then is written, and nothing else happens.
+    /// Advances the shutdown and closes the node at its last step.
     pub(super) fn go_on_with_shutdown(&mut self) {
         let Some((id, left)) = &mut self.leaving else { return };
         let id = *id;
@@ -139,7 +139,7 @@ impl World {
         }
     }
 
-    /// As the shard closes a group: between two polls.
+    /// Closes the group between two polls, as the shard does. Pending writes are completed.
     pub(super) fn close(&mut self, id: NodeId) {
         let node = self.nodes.get_mut(&id).unwrap();
         let Some(mut up) = node.up.take() else { return };
@@ -152,6 +152,6 @@ impl World {
         }
         up.mailbox.close();
         self.shutdowns += 1;
-        self.life_is_over(id, up);
+        self.run_ended(id, up);
     }
 }

@@ -1,4 +1,4 @@
-//! What a node keeps: its log from the truncation point on, its snapshot files, and how far its state machine is.
+//! The disk of a node: its log after the truncation point, its snapshot files, and the position of its state machine.
 
 use std::collections::BTreeSet;
 
@@ -14,14 +14,14 @@ pub(crate) struct Disk {
     entries: Vec<Entry>,
     pub(crate) installing: Option<ContentId>,
     pub(crate) files: Vec<SnapshotMeta>,
-    /// Those of the files that cannot be read.
+    /// Unreadable files.
     pub(crate) rotten: BTreeSet<ContentId>,
-    /// What is there of the last content that was being received, and the chunks that are left.
+    /// The partial file of the last received content, and the number of missing chunks.
     pub(crate) partial: Option<(ContentId, u8)>,
     pub(crate) machine: LogId,
 }
 
-/// The snapshot of that place: its content is all that the place says.
+/// The snapshot at a log position, whose content is derived from it.
 pub(crate) fn meta_at(at: LogId, conf_state: ConfState) -> SnapshotMeta {
     let mut content = [0; 16];
     content[..8].copy_from_slice(&at.index.to_be_bytes());
@@ -31,7 +31,7 @@ pub(crate) fn meta_at(at: LogId, conf_state: ConfState) -> SnapshotMeta {
 }
 
 impl Disk {
-    /// A file is complete; it takes the place of one with that content.
+    /// Adds a complete file, or replaces the one with that content.
     pub(crate) fn add(&mut self, meta: SnapshotMeta) {
         self.rotten.remove(&meta.content);
         if !self.files.contains(&meta) {
@@ -72,7 +72,7 @@ impl Disk {
         }
     }
 
-    /// The newest file that the log vouches for: it has that very entry, or begins after it.
+    /// The newest file whose position is in the log or at its truncation point.
     pub(crate) fn available(&self) -> Option<SnapshotMeta> {
         let known = |at: LogId| {
             at == self.truncated

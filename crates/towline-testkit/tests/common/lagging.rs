@@ -1,14 +1,13 @@
-//! A follower that was left behind, for tests of what goes wrong on its way back.
+//! A follower that was down until it needs a snapshot, for tests of what goes wrong on its way back.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::ids::{GroupId, NodeId, PeerAddr};
-use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
+use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
 use towline_engine::status::{AttemptStatus, LastAttempt, PeerStatus};
 use towline_engine::storage::Storage;
 use towline_engine::transport::Transport;
@@ -19,12 +18,10 @@ use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults}
 use towline_testkit::proxy::TcpProxy;
 use towline_testkit::snapshots::FaultySnapshots;
 
-use super::Counts;
+use super::addresses::{at_addresses, cut_memory_network, free_port};
+use super::load::{load, peer_status};
 use super::offers::Offers;
-use super::ports::free_port;
-
-pub(crate) const BYTES: &str = "towline_snapshot_payload_bytes_total";
-pub(crate) const TRANSFERS: &str = "towline_snapshot_transfers_total";
+use super::{BYTES, Counts, REPORTS, TRANSFERS};
 
 pub(crate) fn config() -> Config {
     Config {
@@ -38,82 +35,84 @@ pub(crate) fn config() -> Config {
     }
 }
 
-/// What a node does to its snapshot store when it starts.
+/// A change to the snapshot store of a node when the node starts.
 type AtStart = Box<dyn Fn(&FaultySnapshots) + Send>;
 
-/// Nodes of which one was left behind, with what can be made to go wrong and what everybody counts.
-pub(crate) struct Bench {
+type PerNode<T> = Arc<Mutex<BTreeMap<NodeId, T>>>;
+
+/// A cluster with one follower that is down and needs a snapshot, with the hooks that break its return.
+pub(crate) struct LaggingCluster {
     pub(crate) cluster: Cluster,
+    /// The counters of all nodes.
     pub(crate) counts: Counts,
     pub(crate) offers: Offers,
-    pub(crate) faults: Arc<Mutex<BTreeMap<NodeId, Faults>>>,
-    /// What goes wrong on a node from its next start on.
-    pub(crate) later: Arc<Mutex<BTreeMap<NodeId, (Direction, SnapshotFaults)>>>,
-    /// What a node keeps its snapshots in, from its last start on.
-    pub(crate) snapshots: Arc<Mutex<BTreeMap<NodeId, FaultySnapshots>>>,
-    /// Before each node in turn, if they reach each other over gRPC.
+    faults: PerNode<Faults>,
+    later: PerNode<(Direction, SnapshotFaults)>,
+    snapshots: PerNode<FaultySnapshots>,
+    /// One proxy before each node, by its number, if the nodes reach each other over gRPC.
     pub(crate) proxies: Vec<TcpProxy>,
-    at_start: Arc<Mutex<BTreeMap<NodeId, AtStart>>>,
-    configs: Arc<Mutex<BTreeMap<NodeId, Config>>>,
+    at_start: PerNode<AtStart>,
+    configs: PerNode<Config>,
     pub(crate) leader: u64,
     pub(crate) behind: u64,
 }
 
-/// The switches of a bench that its plan needs.
+/// The hooks in the transports of a cluster.
 #[derive(Clone, Default)]
-struct Switches {
+struct TransportHooks {
     offers: Offers,
-    faults: Arc<Mutex<BTreeMap<NodeId, Faults>>>,
-    later: Arc<Mutex<BTreeMap<NodeId, (Direction, SnapshotFaults)>>>,
+    faults: PerNode<Faults>,
+    later: PerNode<(Direction, SnapshotFaults)>,
 }
 
-impl Switches {
-    /// The transport of a node, with all that may go wrong in it.
+impl TransportHooks {
+    /// Wraps the transport of a node.
     fn around<T: Transport>(&self, id: NodeId, inner: Arc<T>) -> Arc<dyn Transport> {
-        let (transport, switch) = FaultyTransport::new(inner, id.as_u64());
-        if let Some((direction, faults)) = self.later.lock().unwrap().get(&id) {
-            switch.snapshots(*direction, *faults);
+        let (transport, faults) = FaultyTransport::new(inner, id.as_u64());
+        if let Some((direction, later)) = self.later.lock().unwrap().get(&id) {
+            faults.snapshots(*direction, *later);
         }
-        self.faults.lock().unwrap().insert(id, switch);
+        self.faults.lock().unwrap().insert(id, faults);
         self.offers.around(id, transport)
     }
 }
 
-impl Bench {
-    /// A follower of three goes down and misses more than the log keeps: some 900 KB of state.
+impl LaggingCluster {
+    /// Three nodes in memory. The follower misses some 900 KB of state.
     pub(crate) async fn new(config: Config) -> Self {
         Self::with(Plan::new(3, 1).config(config)).await
     }
 
-    /// The same of a plan whose transport, storage and metrics are still to be chosen.
+    /// The same for a plan that sets neither transport, storage nor metrics.
     pub(crate) async fn with(plan: Plan) -> Self {
-        let switches = Switches::default();
-        let around = switches.clone();
+        let hooks = TransportHooks::default();
+        let around = hooks.clone();
         let plan = plan.transport(move |id, inner| around.around(id, inner));
-        Self::left_behind(plan, switches, Vec::new()).await
+        Self::left_behind(plan, hooks, Vec::new()).await
     }
 
-    /// The same, but nodes reach each other over gRPC and nothing else, through a proxy each.
+    /// The same over gRPC alone, with a proxy before each node.
     pub(crate) async fn grpc(plan: Plan) -> Self {
-        let (proxies, ports) = proxies().await;
-        let called: Vec<PeerAddr> = proxies.iter().map(|proxy| grpc(proxy.local_addr())).collect();
-        let switches = Switches::default();
-        let around = switches.clone();
-        let plan = plan.customise(move |id, mut builder| {
-            for (other, address) in (1..).zip(&called) {
-                builder = builder.peer_address(node_id(other), address.clone());
-            }
-            let transport = around.around(id, Arc::new(GrpcTransport::new(GrpcConfig::default())));
-            builder.transport(transport, grpc(ports[id.as_u64() as usize - 1]))
+        let ports = [(); 3].map(|()| free_port());
+        let mut proxies = Vec::new();
+        for port in ports {
+            proxies.push(TcpProxy::to(port).await.unwrap());
+        }
+        let address = |at: SocketAddr| -> PeerAddr { format!("grpc://{at}").parse().unwrap() };
+        let dialled: Vec<_> = proxies.iter().map(|proxy| address(proxy.local_addr())).collect();
+        let hooks = TransportHooks::default();
+        let around = hooks.clone();
+        let plan = at_addresses(plan, ports.map(address), dialled, move |id| {
+            around.around(id, Arc::new(GrpcTransport::new(GrpcConfig::default())))
         });
-        Self::left_behind(plan, switches, proxies).await
+        Self::left_behind(plan, hooks, proxies).await
     }
 
-    async fn left_behind(plan: Plan, switches: Switches, proxies: Vec<TcpProxy>) -> Self {
+    async fn left_behind(plan: Plan, hooks: TransportHooks, proxies: Vec<TcpProxy>) -> Self {
         let counts = Counts::default();
-        let snapshots: Arc<Mutex<BTreeMap<NodeId, FaultySnapshots>>> = Arc::default();
-        let at_start: Arc<Mutex<BTreeMap<NodeId, AtStart>>> = Arc::default();
-        let configs: Arc<Mutex<BTreeMap<NodeId, Config>>> = Arc::default();
+        let snapshots = PerNode::<FaultySnapshots>::default();
+        let at_start = PerNode::<AtStart>::default();
+        let configs = PerNode::<Config>::default();
         let (stores, start, settings) = (snapshots.clone(), at_start.clone(), configs.clone());
         let plan = plan.customise(counts.on()).customise(move |id, builder| {
             match settings.lock().unwrap().get(&id).cloned() {
@@ -131,7 +130,7 @@ impl Bench {
         });
         let mut cluster = plan.start().await;
         if !proxies.is_empty() {
-            cluster.nodes().into_iter().for_each(|node| cluster.net.kill(node_id(node)));
+            cut_memory_network(&cluster);
         }
         let leader = cluster.leader(1).await;
         let behind = if leader == 1 { 2 } else { 1 };
@@ -140,7 +139,7 @@ impl Bench {
         load(&cluster, 45, 20_000).await;
         let group = cluster.group(leader, 1);
         let end = Instant::now() + Duration::from_secs(20);
-        // The newest snapshot is to remain so: none is under way, and none is due soon.
+        // Wait until no newer snapshot is being made or due soon.
         let entries = config().snapshot_entries;
         let store = cluster.disks[&leader].snapshots.clone();
         loop {
@@ -157,51 +156,51 @@ impl Bench {
             }
         }
         assert_eq!(cluster.leader(1).await, leader, "the leader changed under no fault at all");
-        let Switches { offers, faults, later } = switches;
+        let TransportHooks { offers, faults, later } = hooks;
         Self { cluster, counts, offers, faults, later, snapshots, proxies, at_start, configs, leader, behind }
     }
 
-    /// The node that is behind comes back, from wherever it is.
-    pub(crate) async fn comes_back(&mut self) {
+    /// Starts the follower.
+    pub(crate) async fn restart_follower(&mut self) {
         self.cluster.restart(self.behind).await;
         if !self.proxies.is_empty() {
             self.cluster.net.kill(node_id(self.behind));
         }
     }
 
-    /// A node has these settings from its next start on.
+    /// Sets the configuration of a node from its next start on.
     pub(crate) fn config_from_start(&self, node: u64, config: Config) {
         self.configs.lock().unwrap().insert(node_id(node), config);
     }
 
-    /// Changes the store of a node at its next starts.
+    /// Changes the snapshot store of a node at each later start.
     pub(crate) fn store_from_start(&self, node: u64, change: impl Fn(&FaultySnapshots) + Send + 'static) {
         self.at_start.lock().unwrap().insert(node_id(node), Box::new(change));
     }
 
-    /// From its next start on a node's disk is full once a snapshot has that many bytes.
+    /// Fills the disk of a node once a snapshot has `bytes` bytes, from the next start on.
     pub(crate) fn full_from_start(&self, node: u64, bytes: u64) {
         self.store_from_start(node, move |store| store.full_at(Some(bytes)));
     }
 
-    /// The store of a node.
+    /// The snapshot store of a node, as of its last start.
     pub(crate) fn store(&self, node: u64) -> FaultySnapshots {
         self.snapshots.lock().unwrap()[&node_id(node)].clone()
     }
 
-    /// Damages the last byte of the newest file of the leader, for good.
-    pub(crate) fn rot(&self) {
+    /// Damages the last byte of the leader's newest file.
+    pub(crate) fn damage_leader_file(&self) {
         let meta = self.latest(self.leader);
         assert!(self.cluster.disks[&self.leader].snapshots.damage(&meta, meta.length as usize - 1));
     }
 
-    /// The newest snapshot a node has.
+    /// The newest snapshot of a node.
     pub(crate) fn latest(&self, node: u64) -> SnapshotMeta {
         let latest = self.cluster.disks[&node].snapshots.latest(GroupId::DEFAULT).unwrap();
         latest.expect("a snapshot")
     }
 
-    /// Waits until an attempt of the leader is under way and its receiver has something of it.
+    /// Waits until the receiver has acknowledged a part of an attempt.
     pub(crate) async fn midway(&self) -> AttemptStatus {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
@@ -214,16 +213,44 @@ impl Bench {
         }
     }
 
-    pub(crate) fn fault(&self, node: u64, direction: Direction, faults: SnapshotFaults) {
-        self.faults.lock().unwrap()[&node_id(node)].snapshots(direction, faults);
+    /// The faults of the transport of a node.
+    pub(crate) fn faults(&self, node: u64) -> Faults {
+        self.faults.lock().unwrap()[&node_id(node)].clone()
     }
 
+    /// Breaks the snapshots that the leader sends.
+    pub(crate) fn break_sent(&self, faults: SnapshotFaults) {
+        self.faults(self.leader).snapshots(Direction::Out, faults);
+    }
+
+    /// Breaks the snapshots that the follower receives, from its next start on.
+    pub(crate) fn break_received(&self, faults: SnapshotFaults) {
+        self.later.lock().unwrap().insert(node_id(self.behind), (Direction::In, faults));
+    }
+
+    /// The node that neither leads nor is behind.
+    pub(crate) fn third(&self) -> u64 {
+        6 - self.leader - self.behind
+    }
+
+    /// The leader's status of the follower.
     pub(crate) async fn peer(&self) -> PeerStatus {
-        let status = self.cluster.group(self.leader, 1).status().await.unwrap();
-        status.peers.into_iter().find(|p| p.id == node_id(self.behind)).expect("a member")
+        peer_status(&self.cluster, self.leader, self.behind).await
     }
 
-    /// Waits for an attempt after `number` to end.
+    /// Commits the leader's newest snapshot to the follower's store.
+    pub(crate) fn copy_latest(&self) -> SnapshotMeta {
+        let meta = self.latest(self.leader);
+        let mut body = self.cluster.disks[&self.leader].snapshots.open(&meta, 0).unwrap();
+        let mut writer = self.cluster.disks[&self.behind].snapshots.receive(&meta).unwrap();
+        while let Some(part) = body.next_part(1 << 20).unwrap() {
+            writer.write_part(&part.bytes, part.crc32c).unwrap();
+        }
+        writer.verify(Some(&Trailer { length: meta.length, content: meta.content })).unwrap();
+        writer.commit().unwrap()
+    }
+
+    /// Waits for the end of an attempt after `number`.
     pub(crate) async fn next_end(&self, number: u64) -> LastAttempt {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
@@ -235,9 +262,9 @@ impl Bench {
         }
     }
 
-    /// The leader hands over. Raft forgets with each election timeout whom it has heard of, until the next heartbeat is
-    /// answered: then it is asked again.
-    pub(crate) async fn hands_over(&self, to: u64) {
+    /// Transfers leadership. Retries, because at each election timeout Raft forgets which peers are active until they answer
+    /// the next heartbeat.
+    pub(crate) async fn transfer_leadership(&self, to: u64) {
         let (group, end) = (self.cluster.group(self.leader, 1), Instant::now() + DEADLINE);
         while let Err(error) = within(group.transfer(node_id(to))).await {
             assert!(Instant::now() < end, "{error}");
@@ -245,20 +272,21 @@ impl Bench {
         }
     }
 
-    /// Nothing goes wrong any more on the wires.
-    pub(crate) fn clear(&self) {
+    /// Ends all faults of transports and proxies.
+    pub(crate) fn clear_faults(&self) {
         self.faults.lock().unwrap().values().for_each(Faults::clear);
         self.proxies.iter().for_each(TcpProxy::clear);
     }
 
-    /// Everything heals: the follower is brought back, and exactly one transfer finishes on both sides.
-    pub(crate) async fn heals(&self) {
-        self.clear();
+    /// Ends all faults. The follower must catch up, exactly one transfer must finish on both sides, and each attempt must have
+    /// one report.
+    pub(crate) async fn assert_heals(&self) {
+        self.clear_faults();
         assert!(self.cluster.settled(1).await.len() >= 45);
-        let reported = |kind| self.counts.sum("towline_reports_total", &[kind, "outcome=applied"]);
+        let reported = |kind| self.counts.sum(REPORTS, &[kind, "outcome=applied"]);
         let ended = |outcome| self.counts.sum(TRANSFERS, &["direction=sent", outcome]);
         let well = || ended("outcome=finished") + ended("outcome=already_had");
-        // Raft's own acknowledgement may come before the receipt, and the books close before the report is carried.
+        // Raft's acknowledgement may arrive before the receipt, and the transfer is counted before its report.
         until("the transfer that finished is reported", || {
             ended("outcome=finished") > 0 && reported("kind=snapshot_finish") >= well()
         })
@@ -272,32 +300,11 @@ impl Bench {
             ended("outcome=failed") + ended("outcome=refused") + ended("outcome=cancelled"),
             "a report for each attempt, and no more"
         );
-        assert_eq!(self.counts.sum("towline_reports_total", &["outcome=synthesized"]), 0);
+        assert_eq!(self.counts.sum(REPORTS, &["outcome=synthesized"]), 0);
     }
 
+    /// Counted payload bytes of transfers.
     pub(crate) fn bytes(&self, direction: &str, outcome: &str) -> u64 {
         self.counts.sum(BYTES, &[&format!("direction={direction}"), &format!("outcome={outcome}")])
     }
-}
-
-pub(crate) async fn load(cluster: &Cluster, count: usize, bytes: usize) {
-    for n in 0..count {
-        let mut command = format!("{n} ").into_bytes();
-        command.resize(bytes, b'.');
-        cluster.acked(1, Bytes::from(command)).await;
-    }
-}
-
-fn grpc(at: SocketAddr) -> PeerAddr {
-    format!("grpc://{at}").parse().unwrap()
-}
-
-/// A proxy before each of three nodes, and where those listen.
-async fn proxies() -> (Vec<TcpProxy>, Vec<SocketAddr>) {
-    let ports: Vec<_> = (0..3).map(|_| free_port()).collect();
-    let mut proxies = Vec::new();
-    for port in &ports {
-        proxies.push(TcpProxy::to(*port).await.unwrap());
-    }
-    (proxies, ports)
 }

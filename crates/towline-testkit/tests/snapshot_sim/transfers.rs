@@ -7,12 +7,12 @@ use towline_engine::reporter::{SnapshotAttempt, SnapshotFailure, SnapshotTicket}
 use towline_engine::snapshot_store::{ContentId, SnapshotMeta};
 use towline_engine::transport::SnapshotOffer;
 
-use super::{Arrow, World};
+use super::{Arrow, SnapshotSim};
 
-/// One attempt of one life of one node.
+/// One attempt of one run of one node.
 pub(super) type Key = (NodeId, u64, SnapshotAttempt);
 
-/// Of a snapshot.
+/// The chunks of a snapshot.
 const CHUNKS: u8 = 3;
 
 enum Stage {
@@ -22,7 +22,7 @@ enum Stage {
     Answer(bool),
 }
 
-/// What the task of a transfer holds.
+/// What the task of a transfer owns.
 pub(super) struct Send {
     pub(super) ticket: SnapshotTicket,
     pub(super) message: Message,
@@ -33,12 +33,12 @@ pub(super) struct Transfer {
     pub(super) key: Key,
     pub(super) send: Option<Send>,
     stage: Stage,
-    receiver_life: u64,
-    /// The report is late: it comes when nobody waits for it any more, or just slowly.
+    receiver_run: u64,
+    /// The report is late, perhaps after the end of the attempt.
     slow: bool,
 }
 
-/// Takes one of a number, if any is left.
+/// Decrements a number, and returns whether it was above zero.
 fn take_one(left: &mut usize) -> bool {
     let any = *left > 0;
     *left = left.saturating_sub(1);
@@ -49,14 +49,14 @@ impl Transfer {
     pub(super) fn new(key: Key, send: SnapshotSend, ticket: SnapshotTicket, slow: bool) -> Self {
         let SnapshotSend { message, meta, .. } = send;
         let send = Some(Send { ticket, message, meta });
-        Self { key, send, stage: Stage::Offer, receiver_life: 0, slow }
+        Self { key, send, stage: Stage::Offer, receiver_run: 0, slow }
     }
 }
 
-impl World {
-    /// One transfer gets a step further, or comes to an end of some kind.
+impl SnapshotSim {
+    /// Advances or ends one transfer.
     pub(super) fn move_a_transfer(&mut self) {
-        if self.transfers.is_empty() || self.twists.held {
+        if self.transfers.is_empty() || self.script.held {
             return;
         }
         let at = self.rng.usize(0..self.transfers.len());
@@ -65,7 +65,7 @@ impl World {
         let mut transfer = self.transfers.swap_remove(at);
         let (sender, to) = (transfer.key.0, transfer.key.2.peer);
         if self.cut.contains(&(sender, to)) && !self.chance(4) {
-            return self.transfers.push(transfer); // nobody has noticed yet
+            return self.transfers.push(transfer); // neither side has noticed yet
         }
         if leaked {
             let Send { ticket, .. } = transfer.send.take().unwrap();
@@ -82,12 +82,12 @@ impl World {
         if matches!(transfer.stage, Stage::Chunks(_)) && !self.readable(sender, &meta) {
             return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Storage);
         }
-        let Some(receiver_life) = self.nodes[&to].up.as_ref().map(|up| up.life) else { return };
+        let Some(receiver_run) = self.nodes[&to].up.as_ref().map(|up| up.run) else { return };
         match transfer.stage {
-            Stage::Offer if take_one(&mut self.twists.lie) => {
+            Stage::Offer if take_one(&mut self.script.lie) => {
                 return transfer.send.take().unwrap().ticket.finish();
             }
-            Stage::Offer if self.twists.voters_alone && !meta.head.conf_state.voters.contains(&to) => {
+            Stage::Offer if self.script.voters_alone && !meta.head.conf_state.voters.contains(&to) => {
                 return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Refused { lasting: true });
             }
             Stage::Offer => {
@@ -99,16 +99,16 @@ impl World {
                         return transfer.send.take().unwrap().ticket.fail(cause);
                     }
                     Ok(OfferVerdict::Have { .. }) => {
-                        transfer.stage = Stage::Answer(!self.twists.have_is_failure);
+                        transfer.stage = Stage::Answer(!self.script.have_is_failure);
                     }
                     Ok(OfferVerdict::Wanted) => {
                         let left = self.begin(to, content);
                         transfer.stage = Stage::Chunks(left);
                     }
                 }
-                transfer.receiver_life = receiver_life;
+                transfer.receiver_run = receiver_run;
             }
-            _ if receiver_life != transfer.receiver_life => return, // its connection broke
+            _ if receiver_run != transfer.receiver_run => return, // its connection broke
             Stage::Chunks(0) => {
                 self.nodes.get_mut(&to).unwrap().disk.add(meta);
                 transfer.stage = Stage::Durable;
@@ -119,13 +119,13 @@ impl World {
             Stage::Chunks(left) => {
                 let left = left - 1;
                 self.nodes.get_mut(&to).unwrap().disk.partial = Some((meta.content, left));
-                if take_one(&mut self.twists.break_midway) {
+                if take_one(&mut self.script.break_midway) {
                     return transfer.send.take().unwrap().ticket.fail(SnapshotFailure::Transfer);
                 }
                 transfer.stage = Stage::Chunks(left);
             }
             Stage::Durable => transfer.stage = Stage::Answer(self.hand_over(sender, to, message, meta)),
-            Stage::Answer(true) if take_one(&mut self.twists.lose_answers) => return,
+            Stage::Answer(true) if take_one(&mut self.script.lose_answers) => return,
             Stage::Answer(taken) => {
                 let ticket = transfer.send.take().unwrap().ticket;
                 return match taken {
@@ -134,13 +134,13 @@ impl World {
                 };
             }
         }
-        // A crash of the sender meanwhile takes it along.
-        if self.nodes[&sender].up.as_ref().is_some_and(|up| up.life == transfer.key.1) {
+        // A crash of the sender ends the transfer.
+        if self.nodes[&sender].up.as_ref().is_some_and(|up| up.run == transfer.key.1) {
             self.transfers.push(transfer);
         }
     }
 
-    /// How many chunks are left to be sent to a receiver that may have some of this content.
+    /// The number of chunks that the receiver misses.
     fn begin(&mut self, to: NodeId, content: ContentId) -> u8 {
         self.streamed += 1;
         let partial = self.nodes[&to].disk.partial.filter(|&(of, _)| of == content);
@@ -156,15 +156,15 @@ impl World {
         meta: SnapshotMeta,
     ) -> bool {
         let taken = self.with(to, |group, _| group.receive(from, message, meta));
-        if std::mem::take(&mut self.twists.close_as_it_receives) {
+        if std::mem::take(&mut self.script.close_as_it_receives) {
             self.close(to);
         }
         taken.is_some_and(|taken| taken.is_ok())
     }
 
-    /// The sender reads its file, which must be there for as long as its transfer, but may have rotted.
+    /// Whether the sender can read its file. The file must exist during the transfer, but may rot.
     fn readable(&mut self, sender: NodeId, meta: &SnapshotMeta) -> bool {
-        // A volatile machine would have nothing left to be restarted from.
+        // A volatile state machine needs its file for a restart.
         let rots = self.chance(self.faults.rot_permille) && !self.volatile;
         let disk = &mut self.nodes.get_mut(&sender).unwrap().disk;
         assert!(disk.files.contains(meta), "node {sender} removed a file that it sends");

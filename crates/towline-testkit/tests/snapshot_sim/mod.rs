@@ -1,11 +1,11 @@
-//! A cluster of cores whose snapshots travel, with everything that can happen to them. It keeps books of what Raft emitted
-//! and of what Raft was told, and checks after each input that Raft waits for no attempt that is over.
+//! A simulated cluster of cores that sends snapshots under faults. It counts the snapshots that Raft emits and the reports that
+//! Raft gets. After each input it checks that Raft waits for no attempt that is over.
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-mod books;
 mod disk;
-mod lives;
+mod reports;
+mod runs;
 mod script;
 mod transfers;
 
@@ -23,13 +23,13 @@ use towline_engine::reporter::{
 use towline_engine::snapshot_store::SnapshotMeta;
 use towline_engine::status::{PeerProgress, PeerStatus, Role};
 
-pub(crate) use books::Plant;
-use books::{Books, Lossy};
 use disk::{Disk, meta_at};
-use script::Twists;
+pub(crate) use reports::Sabotage;
+use reports::{LossyReporter, ReportCounts};
+use script::Script;
 use transfers::Transfer;
 
-/// Of those worlds that have one.
+/// The learner, in clusters that have one.
 pub(crate) const LEARNER: u64 = 4;
 const HEARTBEAT: usize = 2;
 /// Transfers that a node sends at a time.
@@ -37,7 +37,7 @@ const SLOTS: usize = 2;
 const SETTLE_ROUNDS_MAX: usize = 1_000;
 const CONVERGE_STEPS_MAX: usize = 40_000;
 
-/// What goes wrong, in parts of a thousand of the steps or of the transfers it can happen to.
+/// The faults, each with its rate in thousandths of the steps or transfers.
 #[derive(Debug, Clone)]
 pub(crate) struct Faults {
     pub(crate) crash_permille: u32,
@@ -51,7 +51,7 @@ pub(crate) struct Faults {
     pub(crate) shutdown_permille: u32,
     pub(crate) lose_reports: bool,
     pub(crate) watchdog: bool,
-    pub(crate) plant: Plant,
+    pub(crate) sabotage: Sabotage,
 }
 
 impl Faults {
@@ -68,7 +68,7 @@ impl Faults {
             shutdown_permille: 2,
             lose_reports: false,
             watchdog: true,
-            plant: Plant::Nothing,
+            sabotage: Sabotage::Nothing,
         }
     }
 
@@ -87,29 +87,36 @@ impl Faults {
         }
     }
 
-    /// Nothing goes wrong any more that can heal; what the engine is robbed of stays so.
+    /// Ends all faults except lost reports, the missing watchdog and sabotage.
     fn healed(&self) -> Self {
-        let Self { lose_reports, watchdog, plant, .. } = *self;
-        Self { crash_permille: 0, cut_permille: 0, lose_reports, watchdog, plant, ..Self::snapshots_only() }
+        let Self { lose_reports, watchdog, sabotage, .. } = *self;
+        Self {
+            crash_permille: 0,
+            cut_permille: 0,
+            lose_reports,
+            watchdog,
+            sabotage,
+            ..Self::snapshots_only()
+        }
     }
 }
 
-/// Where a received snapshot is on its way into a node when that crashes.
+/// The step of an install at which the node crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Arrow {
     /// Its file is durable; Raft has not seen it.
     FileDurable,
-    /// Raft took it; nothing is written of it.
+    /// Raft took the snapshot; nothing is written.
     Taken,
-    /// Its record is durable; Raft does not know.
+    /// The record is durable; Raft does not know.
     Recorded,
-    /// Raft knows; the state machine is as before.
+    /// Raft knows; the state machine has the old state.
     Acknowledged,
-    /// The state machine is restored; nobody knows.
+    /// The state machine is restored; the core does not know.
     Restored,
-    /// The note that it is done is about to be written.
+    /// The end of the install is not yet written.
     Clearing,
-    /// That is written.
+    /// The end of the install is written.
     Cleared,
 }
 
@@ -131,14 +138,14 @@ type Fx = Effects<u64, u64>;
 struct Up {
     group: Core,
     mailbox: Arc<Mailbox>,
-    reporter: Arc<Lossy>,
-    life: u64,
+    reporter: Arc<LossyReporter>,
+    run: u64,
     writes: VecDeque<(u64, GroupWrite)>,
     applies: VecDeque<Apply<u64>>,
 }
 
 impl Up {
-    /// Whether a snapshot is the next that its state machine has to take.
+    /// Whether the next task of the state machine is a restore.
     fn restores(&self) -> bool {
         matches!(self.applies.front(), Some(Apply::Restore(_)))
     }
@@ -150,7 +157,7 @@ struct Node {
     up: Option<Up>,
 }
 
-pub(crate) struct World {
+pub(crate) struct SnapshotSim {
     seed: u64,
     rng: fastrand::Rng,
     faults: Faults,
@@ -158,15 +165,15 @@ pub(crate) struct World {
     messages: VecDeque<Message>,
     transfers: Vec<Transfer>,
     cut: BTreeSet<(NodeId, NodeId)>,
-    /// What everybody applied, by index from 1.
+    /// The applied entries, by index from 1.
     log: Vec<(u64, Vec<u8>)>,
     conf: ConfState,
-    /// State machines forget everything with the life of their node.
+    /// Whether a restart empties state machines.
     volatile: bool,
-    books: Books,
-    /// Who shuts down, and the steps until it is down.
+    reports: ReportCounts,
+    /// The node that shuts down, and the steps until it is down.
     leaving: Option<(NodeId, usize)>,
-    lives: u64,
+    runs: u64,
     commands: u64,
     installed: BTreeMap<NodeId, usize>,
     crashes: usize,
@@ -174,17 +181,17 @@ pub(crate) struct World {
     arrows: BTreeMap<Arrow, usize>,
     rotten: usize,
     synthesized: usize,
-    /// Transfers of which bytes moved, and those of them that did not begin at their beginning.
+    /// Transfers that moved bytes, and those of them that resumed.
     streamed: usize,
     resumed: usize,
-    pub(crate) twists: Twists,
+    pub(crate) script: Script,
 }
 
 fn ids(of: impl IntoIterator<Item = u64>) -> Vec<NodeId> {
     of.into_iter().filter_map(NodeId::new).collect()
 }
 
-/// Three voters; with a learner beside them; or in the middle of an exchange of node 3 for node 4.
+/// Three voters; three voters and a learner; or a joint configuration that replaces node 4 by node 3.
 fn conf_state(shape: u64) -> ConfState {
     let voters = ids(1..=3);
     match shape {
@@ -194,13 +201,13 @@ fn conf_state(shape: u64) -> ConfState {
     }
 }
 
-impl World {
-    /// One in three has a learner, one in three is in a joint configuration, and half of each have volatile machines.
+impl SnapshotSim {
+    /// A third of the seeds has a learner, a third a joint configuration, and half of each volatile state machines.
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         let conf = conf_state(seed % 3);
         let mut members = [conf.voters.clone(), conf.voters_outgoing.clone(), conf.learners.clone()].concat();
         members.sort_unstable();
-        let mut world = Self {
+        let mut sim = Self {
             seed,
             rng: fastrand::Rng::with_seed(seed),
             faults,
@@ -211,9 +218,9 @@ impl World {
             log: Vec::new(),
             conf,
             volatile: seed / 3 % 2 == 1,
-            books: Books::default(),
+            reports: ReportCounts::default(),
             leaving: None,
-            lives: 0,
+            runs: 0,
             commands: 0,
             installed: BTreeMap::new(),
             crashes: 0,
@@ -223,10 +230,10 @@ impl World {
             synthesized: 0,
             streamed: 0,
             resumed: 0,
-            twists: Twists::default(),
+            script: Script::default(),
         };
-        world.ids().into_iter().for_each(|id| world.start(id));
-        world
+        sim.ids().into_iter().for_each(|id| sim.start(id));
+        sim
     }
 
     fn ids(&self) -> Vec<NodeId> {
@@ -242,7 +249,7 @@ impl World {
         permille > 0 && self.rng.u32(0..1000) < permille
     }
 
-    /// Some node takes a turn, something moves, and something may go wrong.
+    /// One step: a node takes a turn, a message or transfer moves, and a fault may happen.
     pub(crate) fn step(&mut self) {
         if self.chance(self.faults.crash_permille) {
             let id = self.some_node();
@@ -270,7 +277,7 @@ impl World {
         self.calm_step();
     }
 
-    /// A step in which nothing goes wrong beyond what the faults say of transfers.
+    /// A step without faults of nodes or links.
     pub(crate) fn calm_step(&mut self) {
         if self.chance(150) {
             self.propose();
@@ -301,7 +308,7 @@ impl World {
         for _ in 0..self.rng.usize(0..6) {
             let Some(message) = self.messages.pop_front() else { return };
             let (from, to) = (message.from, message.to);
-            let twisted = self.twists.lost.is_some_and(|lost| lost(&message));
+            let twisted = self.script.lost.is_some_and(|lost| lost(&message));
             if twisted || self.cut.contains(&(from, to)) || self.chance(self.faults.lost_permille) {
                 self.with(from, |group, _| {
                     let cause = UnreachableCause::LinkLost;
@@ -362,7 +369,7 @@ impl World {
         let crash_after = self.rng.bool();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let Some(up) = node.up.as_mut() else { return };
-        if self.twists.restores_hang && up.restores() {
+        if self.script.restores_hang && up.restores() {
             return;
         }
         let Some(task) = up.applies.pop_front() else { return };
@@ -393,7 +400,7 @@ impl World {
                 self.with(id, |group, _| group.applied(meta.head.at.index));
             }
             Apply::Snapshot { conf, at } => {
-                assert_eq!(node.disk.machine, at, "a snapshot of another place than it says");
+                assert_eq!(node.disk.machine, at, "a snapshot of another log position");
                 let meta = meta_at(at, conf.conf_state);
                 if !fails {
                     node.disk.add(meta.clone());
@@ -409,7 +416,7 @@ impl World {
         let Some(up) = self.nodes.get_mut(&id).and_then(|node| node.up.as_mut()) else { return };
         let mut reports = Vec::new();
         up.mailbox.drain(&mut reports);
-        let life = up.life;
+        let run = up.run;
         for report in reports {
             let told = self.with(id, |group, _| group.take_report(report)).unwrap_or_default();
             let Report::Snapshot { attempt: SnapshotAttempt { peer, .. }, status } = report else { continue };
@@ -417,10 +424,13 @@ impl World {
                 continue;
             }
             let seen = self.peers(id).into_iter().find(|seen| seen.id == peer);
-            assert!(seen.is_some_and(|seen| seen.progress != PeerProgress::Snapshot), "Raft was not told");
+            assert!(
+                seen.is_some_and(|seen| seen.progress != PeerProgress::Snapshot),
+                "Raft did not take the report"
+            );
             self.synthesized += usize::from(status == SnapshotStatus::Failure(SnapshotFailure::Lost));
-            for _ in 0..1 + usize::from(self.chance(self.faults.plant.doubles())) {
-                self.books.told((id, life), peer, status == SnapshotStatus::Finish);
+            for _ in 0..1 + usize::from(self.chance(self.faults.sabotage.doubles())) {
+                self.reports.told((id, run), peer, status == SnapshotStatus::Finish);
             }
             assert_eq!(
                 self.with(id, |group, _| group.take_report(report)),
@@ -430,30 +440,30 @@ impl World {
         }
     }
 
-    /// As the shard does it at every tick.
+    /// Runs the watchdog, as the shard does at every tick.
     fn watch(&mut self, id: NodeId) {
         let Some(up) = self.nodes[&id].up.as_ref().filter(|_| self.faults.watchdog) else { return };
-        let (mailbox, life) = (up.mailbox.clone(), up.life);
+        let (mailbox, run) = (up.mailbox.clone(), up.run);
         let held: BTreeSet<_> = self.transfers.iter().map(|transfer| transfer.key).collect();
         self.with(id, |group, fx| {
             let is_owed = |attempt: &SnapshotAttempt| {
-                held.contains(&(id, life, *attempt)) || mailbox.has_outcome(*attempt)
+                held.contains(&(id, run, *attempt)) || mailbox.has_outcome(*attempt)
             };
             group.watch(is_owed, fx);
         });
     }
 
-    /// What the Raft of a leader knows of its peers.
+    /// The peers of a leader, as its Raft knows them.
     fn peers(&self, id: NodeId) -> Vec<PeerStatus> {
         self.nodes[&id].up.as_ref().map(|up| up.group.status().peers).unwrap_or_default()
     }
 
-    /// Runs something on the group of a node that is up and carries its effects out.
+    /// Calls `run` with the group of a running node and carries out the effects.
     fn with<T>(&mut self, id: NodeId, run: impl FnOnce(&mut Core, &mut Fx) -> T) -> Option<T> {
         let mut fx = Fx::default();
         let node = self.nodes.get_mut(&id)?;
         let up = node.up.as_mut()?;
-        let sending = self.transfers.iter().filter(|t| (t.key.0, t.key.1) == (id, up.life)).count();
+        let sending = self.transfers.iter().filter(|t| (t.key.0, t.key.1) == (id, up.run)).count();
         let slots = SLOTS.saturating_sub(sending + up.group.unsent_attempts());
         up.group.lend(SendBudget { slots, ..up.group.budget() });
         let result = run(&mut up.group, &mut fx);
@@ -464,7 +474,7 @@ impl World {
         assert!(fx.fatal.is_none(), "node {id}: {:?}", fx.fatal);
         up.writes.extend(fx.write.take());
         up.applies.extend(fx.apply.drain(..));
-        let life = up.life;
+        let run = up.run;
         let fetched: Vec<_> = fx.fetches.drain(..).map(|f| (f.low, node.disk.range(f.low, f.high))).collect();
         for (low, entries) in fetched {
             up.group.fetched(low, Ok(entries), &mut fx);
@@ -473,7 +483,7 @@ impl World {
             node.disk.compact(through);
         }
         if let Some(keep) = fx.retain.take() {
-            // A file that was received and not stepped yet is pinned; here it is as long as its transfer.
+            // A received file is pinned until Raft takes it; here until its transfer ends.
             let pinned = |meta: &SnapshotMeta| {
                 self.transfers
                     .iter()
@@ -485,28 +495,28 @@ impl World {
                 .retain(|m| keep.contains(&m.content) || pinned(m) || installing == Some(m.content));
         }
         self.messages.extend(fx.messages.drain(..));
-        // In order, as the shard does it: an attempt may be over in the turn that begins it.
+        // In order, as the shard does: an attempt may end in the turn that begins it.
         for effect in fx.attempts.drain(..) {
             match effect {
                 AttemptEffect::Arm(send) => {
                     let (attempt, slow) = (send.attempt, self.rng.u8(0..10) == 0);
-                    self.books.emitted((id, life), attempt.peer, attempt.term);
+                    self.reports.emitted((id, run), attempt.peer, attempt.term);
                     up.mailbox.arm(attempt);
                     let ticket = SnapshotTicket::new(attempt, up.reporter.clone());
-                    self.transfers.push(Transfer::new((id, life, attempt), *send, ticket, slow));
+                    self.transfers.push(Transfer::new((id, run, attempt), *send, ticket, slow));
                 }
                 AttemptEffect::Settle { attempt, cause } => {
                     up.reporter.report_snapshot(attempt, SnapshotStatus::Failure(cause));
-                    self.transfers.retain(|t| t.key != (id, life, attempt));
+                    self.transfers.retain(|t| t.key != (id, run, attempt));
                 }
                 AttemptEffect::Disarm { attempt, .. } => {
                     up.mailbox.disarm(attempt.group, attempt.peer);
-                    self.transfers.retain(|t| t.key != (id, life, attempt));
+                    self.transfers.retain(|t| t.key != (id, run, attempt));
                 }
             }
         }
         let state = up.group.state();
-        self.books.leads((id, life), (state.role == Role::Leader).then_some(state.term));
+        self.reports.leads((id, run), (state.role == Role::Leader).then_some(state.term));
         Some(result)
     }
 
@@ -521,7 +531,7 @@ impl World {
         }
     }
 
-    /// Nothing goes wrong any more: everybody must get level, and no attempt may be left.
+    /// Ends all faults. All nodes must become level, and no attempt may be left.
     pub(crate) fn converge(&mut self) {
         self.heal();
         let commands = self.commands;
@@ -537,12 +547,12 @@ impl World {
         panic!("seed {}: no convergence: {states:#?}", self.seed);
     }
 
-    /// So many ticks of a healthy cluster, in which all that is said arrives before the next tick. Whoever needs a snapshot,
-    /// and whose backoff is over, is sent one within two heartbeats. Gives how often somebody was.
+    /// Runs `ticks` ticks of a healthy cluster. A peer that needs a snapshot must get an attempt within two heartbeats of its
+    /// backoff. Returns the number of attempts.
     pub(crate) fn promptly(&mut self, ticks: usize) -> usize {
         self.heal();
         let mut waits: BTreeMap<(NodeId, NodeId), usize> = BTreeMap::new();
-        let before = self.books.emitted;
+        let before = self.reports.emitted;
         for _ in 0..ticks {
             self.ids().into_iter().for_each(|id| self.turn_with(id, true));
             self.settle();
@@ -558,10 +568,10 @@ impl World {
                 );
             }
         }
-        self.books.emitted - before
+        self.reports.emitted - before
     }
 
-    /// Lets everything move that can without a tick.
+    /// Moves messages, transfers and nodes until nothing moves without a tick.
     fn settle(&mut self) {
         for _ in 0..SETTLE_ROUNDS_MAX {
             while !self.messages.is_empty() {
@@ -569,10 +579,10 @@ impl World {
             }
             (0..2 * self.transfers.len()).for_each(|_| self.move_a_transfer());
             self.ids().into_iter().for_each(|id| self.turn_with(id, false));
-            let hang = self.twists.restores_hang;
+            let hang = self.script.restores_hang;
             let rests = |up: &Up| up.applies.is_empty() || (hang && up.restores());
             let idle = |node: &Node| node.up.as_ref().is_none_or(|up| up.writes.is_empty() && rests(up));
-            let still = self.transfers.is_empty() || self.twists.held;
+            let still = self.transfers.is_empty() || self.script.held;
             if self.messages.is_empty() && still && self.nodes.values().all(idle) {
                 return;
             }
@@ -580,13 +590,13 @@ impl World {
         panic!("seed {}: it never comes to rest", self.seed);
     }
 
-    /// Leaders and their peers whose log begins too late for the peer, and who are sent nothing although they might be.
+    /// Pairs of a leader and a peer that needs a snapshot and has neither an attempt nor a backoff.
     fn waiting(&self) -> BTreeSet<(NodeId, NodeId)> {
         let mut waiting = BTreeSet::new();
         for (id, node) in &self.nodes {
             let Some(status) = node.up.as_ref().map(|up| up.group.status()) else { continue };
             if status.snapshot_index + 1 < status.first_index {
-                continue; // the last one cannot be read, and another could not be made; it is tried again
+                continue; // the last snapshot is unreadable, and the next one failed and is tried again
             }
             let left_behind = status.peers.iter().filter(|p| {
                 let needs = p.matched + 1 < status.first_index;
@@ -601,19 +611,19 @@ impl World {
         self.nodes.values().any(|n| n.up.as_ref().is_some_and(|up| !up.group.live_attempts().is_empty()))
     }
 
-    /// Whether a leader waits for a snapshot that nobody moves.
+    /// Whether a leader waits for a snapshot without a transfer.
     pub(crate) fn any_latched(&self) -> bool {
         let waits = |up: &Up| {
             let peers = up.group.status().peers;
             let waiting = peers.iter().any(|p| p.progress == PeerProgress::Snapshot);
-            waiting && !self.transfers.iter().any(|t| t.key.1 == up.life)
+            waiting && !self.transfers.iter().any(|t| t.key.1 == up.run)
         };
         self.nodes.values().any(|n| n.up.as_ref().is_some_and(waits))
     }
 
-    /// What is not as it must be: each snapshot that a Raft emitted is reported to it once.
+    /// The snapshots that did not get exactly one report.
     pub(crate) fn misreported(&self) -> Vec<String> {
-        self.books.wrong()
+        self.reports.wrong()
     }
 
     pub(crate) fn assert_one_report_each(&self) {
@@ -621,31 +631,31 @@ impl World {
     }
 
     pub(crate) fn emitted(&self) -> usize {
-        self.books.emitted
+        self.reports.emitted
     }
 
     pub(crate) fn told(&self) -> usize {
-        self.books.told
+        self.reports.told
     }
 
-    /// Of those, how many were successes.
+    /// The successes among the reports.
     pub(crate) fn told_finished(&self) -> usize {
-        self.books.finished
+        self.reports.finished
     }
 
-    /// Transfers of which bytes moved.
+    /// Transfers that moved bytes.
     pub(crate) fn streamed(&self) -> usize {
         self.streamed
     }
 
-    /// Those of them that went on where an earlier one had broken.
+    /// Transfers that resumed an earlier one.
     pub(crate) fn resumed(&self) -> usize {
         self.resumed
     }
 
-    /// Snapshots that nobody had to be told of any more: their leadership was over, or their node.
-    pub(crate) fn excused(&self) -> (usize, usize) {
-        (self.books.out_of_office, self.books.out_of_life)
+    /// Snapshots without a report because their leadership or their node ended.
+    pub(crate) fn exempt(&self) -> (usize, usize) {
+        (self.reports.leadership_ended, self.reports.node_ended)
     }
 
     pub(crate) fn synthesized(&self) -> usize {
@@ -656,13 +666,13 @@ impl World {
         self.installed.values().sum()
     }
 
-    /// Installs on the node that is no voter, if there is one.
+    /// Installs on the learner, if there is one.
     pub(crate) fn installed_by_learner(&self) -> usize {
         let learners = self.conf.learners.iter();
         learners.filter_map(|id| self.installed.get(id)).sum()
     }
 
-    /// The same in a configuration that is being changed.
+    /// Installs in a joint configuration.
     pub(crate) fn installed_while_joint(&self) -> usize {
         if self.conf.voters_outgoing.is_empty() { 0 } else { self.installed() }
     }
@@ -684,7 +694,7 @@ impl World {
     }
 }
 
-/// Everybody applies the same entries.
+/// Checks that all nodes apply the same entries.
 fn note_applied(log: &mut Vec<(u64, Vec<u8>)>, entry: &towline_engine::message::Entry) {
     let at = entry.index as usize - 1;
     let found = (entry.term, entry.data.to_vec());
