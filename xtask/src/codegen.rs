@@ -12,7 +12,7 @@ use std::process::Command;
 use crate::Result;
 
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct CodegenOptions {
     /// Compare with what is committed and write nothing
     #[arg(long)]
     check: bool,
@@ -21,7 +21,7 @@ pub(crate) struct Options {
 const SCHEMA: &str = "crates/towline-wire/proto";
 const MESSAGES: &str = "crates/towline-wire/src/gen";
 
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+pub(crate) fn run(root: &Path, options: &CodegenOptions) -> Result<()> {
     check_or_write(root, options.check)
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, ci};
+use crate::{Result, cargo};
 
 const FETCH_DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,11 +37,11 @@ pub(crate) enum Checked {
 }
 
 pub(crate) fn run(root: &Path) -> Result<Checked> {
-    ci::cargo(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"], &[])?;
-    let mut fetch = ci::command(root, &["deny", "fetch", "db"]);
+    cargo::run(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"], &[])?;
+    let mut fetch = cargo::command(root, &["deny", "fetch", "db"]);
     fetch.env("GIT_TERMINAL_PROMPT", "0");
     if finishes(fetch.stdin(Stdio::null()).spawn()?, FETCH_DEADLINE)? {
-        ci::cargo(root, &["deny", "--all-features", "check", "advisories"], &[])?;
+        cargo::run(root, &["deny", "--all-features", "check", "advisories"], &[])?;
         return Ok(Checked::All);
     }
     println!("the advisory database cannot be fetched: yanked versions are checked, advisories are not");
@@ -102,7 +102,7 @@ fn yanked(root: &Path) -> Result<()> {
     // Each exception of deny.toml would be named as not needed.
     let check = ["deny", "--log-level", "error", "--all-features", "--config", config, "check", "advisories"];
     let instead = format!("url.{}.insteadOf", database.display());
-    ci::cargo(
+    cargo::run(
         root,
         &[&check[..], &["--allow", "advisory-not-detected", "--allow", "unknown-advisory"]].concat(),
         &[("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", &instead), ("GIT_CONFIG_VALUE_0", DATABASE)],

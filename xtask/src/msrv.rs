@@ -7,15 +7,17 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Result, ci};
+use crate::packages::LIBRARIES;
+use crate::{Result, cargo};
 
 type Version = (u64, u64, u64);
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let metadata = ci::captured(root, &["metadata", "--locked", "--all-features", "--format-version", "1"])?;
-    let found = check(&serde_json::from_str(&metadata)?, ci::LIBRARIES)?;
+    let metadata =
+        cargo::captured(root, &["metadata", "--locked", "--all-features", "--format-version", "1"])?;
+    let found = check(&serde_json::from_str(&metadata)?, LIBRARIES)?;
     if found.is_empty() {
-        println!("{} libraries: no dependency needs a newer Rust than its crate states", ci::LIBRARIES.len());
+        println!("{} libraries: no dependency needs a newer Rust than its crate states", LIBRARIES.len());
         return Ok(());
     }
     Err(found.join("\n").into())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Result, ci};
+use crate::{Result, cargo};
 
 /// Binaries that run at the same time.
 const SIDE_BY_SIDE: usize = 2;
@@ -77,7 +77,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let build =
         ["test", "--locked", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"];
     println!("$ cargo {}", build.join(" "));
-    let mut binaries = binaries(&ci::captured_stdout(root, &build)?)?;
+    let mut binaries = binaries(&cargo::captured_stdout(root, &build)?)?;
     for (package, target) in FIRST.iter().chain(ALONE) {
         if !binaries.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
             return Err(
@@ -88,7 +88,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let alone: Vec<Binary> = binaries.extract_if(.., |binary| binary.rank(ALONE).is_some()).collect();
     binaries.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
 
-    let doctests = ci::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
+    let doctests = cargo::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
     let doctests = Job { title: "doctests".to_owned(), command: doctests };
     let jobs = binaries.iter().map(Binary::job).chain([doctests]).collect();
 

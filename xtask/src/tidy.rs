@@ -40,13 +40,13 @@ impl fmt::Display for Violation {
 }
 
 #[derive(clap::Args, Default)]
-pub(crate) struct Options {
+pub(crate) struct TidyOptions {
     /// Remove the entries of prose_todo.txt whose file is clean or gone
     #[arg(long)]
     shrink: bool,
 }
 
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+pub(crate) fn run(root: &Path, options: &TidyOptions) -> Result<()> {
     if options.shrink {
         let (_, violations) = check(root)?;
         println!("tidy: {} entries removed", prose::shrink(root, &violations)?);

@@ -4,7 +4,7 @@ use toml::{Table, Value};
 
 use super::rules::{CONFINED_DEPENDENCIES, ENGINE, EXAMPLE, LAYERS, Layer};
 use super::{File, Violation};
-use crate::ci;
+use crate::packages::{LIBRARIES, UNPUBLISHED};
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     let mut parsed: Vec<(&File, Table)> = Vec::new();
@@ -146,12 +146,12 @@ fn layering(file: &File, table: &Table, name: &str, packages: &[&str], violation
 /// A crate that CI does not name is linted, documented and packed by accident only.
 fn listed(file: &File, name: &str, violations: &mut Vec<Violation>) {
     let (list, members) = if file.path.starts_with("crates/") {
-        ("LIBRARIES", ci::LIBRARIES)
+        ("LIBRARIES", LIBRARIES)
     } else {
-        ("UNPUBLISHED", ci::UNPUBLISHED)
+        ("UNPUBLISHED", UNPUBLISHED)
     };
     if !members.contains(&name) {
-        violations.push(at(file, "ci-lists", format!("{name} is not among {list} of xtask/src/ci.rs")));
+        violations.push(at(file, "ci-lists", format!("{name} is not among {list} of xtask/src/packages.rs")));
     }
 }
 

@@ -58,6 +58,7 @@ pub(super) const LAYERS: &[Layer] = &[
         dev: &["towline-testkit"],
         driver: false,
     },
+    layer("towline-tools", &[]),
     layer("xtask", &[]),
 ];
 

@@ -2,17 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use tokio::time::sleep;
-
-use crate::cluster::{Cluster, Process};
-use crate::{Result, interruptible};
+use crate::cluster::Cluster;
+use crate::process::{Process, run_in_directory, works};
+use crate::{Missing, Result};
 
 const PROGRAM: &str = "redis-benchmark";
-const NODES: usize = 3;
-const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 const CONNECTIONS: u32 = 50;
 const KEYS: u32 = 10_000;
 const TESTS: &str = "set,get,incr,mset";
@@ -20,30 +17,22 @@ const TESTS: &str = "set,get,incr,mset";
 const RUNS: &[Run] = &[Run { pipeline: 1, requests: 3_000 }, Run { pipeline: 16, requests: 16_000 }];
 /// Of one run: it ends by itself, and if not, someone should hear of it.
 const RUN_DEADLINE: Duration = Duration::from_secs(60);
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 struct Run {
     pipeline: u32,
     requests: u32,
 }
 
-pub(crate) fn installed() -> bool {
-    let version = Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    version.is_ok_and(|status| status.success())
-}
-
 pub(crate) fn run(binary: &Path) -> Result<()> {
-    let data = tempfile::Builder::new().prefix("towline-redis-benchmark-").tempdir()?;
-    let done = interruptible(measure(binary, data.path()));
-    if done.is_err() {
-        println!("data and logs are kept in {}", data.keep().display());
+    if !works(PROGRAM, &["--version"]) {
+        return Err(Missing(format!("{PROGRAM} is not installed (package redis-tools)")).into());
     }
-    done
+    run_in_directory("redis-benchmark", async |data| measure(binary, data).await)
 }
 
 async fn measure(binary: &Path, data: &Path) -> Result<()> {
-    let mut cluster = Cluster::start(binary.to_path_buf(), data, NODES)?;
-    let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let mut cluster = Cluster::start(binary.to_path_buf(), data)?;
+    let leader = cluster.wait_leader().await?;
     let address = *cluster.redis_addresses().get(leader).ok_or("the leader has no address")?;
     for run in RUNS {
         let said = benchmark(address, run, data).await?;
@@ -61,22 +50,7 @@ async fn benchmark(address: SocketAddr, run: &Run, data: &Path) -> Result<String
         .args(["-h", &address.ip().to_string(), "-p", &address.port().to_string(), "-q", "-t", TESTS])
         .args(["-c", &CONNECTIONS.to_string(), "-P", &run.pipeline.to_string()])
         .args(["-n", &run.requests.to_string(), "-r", &KEYS.to_string()]);
-    let mut process = Process::start(command, &out)?;
-    let started = Instant::now();
-    loop {
-        let ended = process.ended();
-        let said = String::from_utf8_lossy(&std::fs::read(&out)?).into_owned();
-        match ended {
-            Some(status) if status.success() => return Ok(said),
-            Some(status) => return Err(format!("{PROGRAM} ended with {status}: {said}").into()),
-            None if started.elapsed() > RUN_DEADLINE => {
-                return Err(
-                    format!("{PROGRAM} has not ended after {} s: {said}", RUN_DEADLINE.as_secs()).into()
-                );
-            }
-            None => sleep(POLL_INTERVAL).await,
-        }
-    }
+    Process::finish(command, &out, RUN_DEADLINE).await
 }
 
 /// A line for each test. An error reply ends the program, and it says so; what it does not measure it leaves out.

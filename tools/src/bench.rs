@@ -13,13 +13,14 @@ use hdrhistogram::Histogram;
 use tokio::sync::Barrier;
 use tokio::time::sleep;
 
-use crate::cluster::{self, Cluster};
+use crate::Result;
+use crate::cluster::{self, Cluster, NODES};
 use crate::etcd::{self, Etcd};
+use crate::process::interruptible;
 use crate::resp::{Connection, Reply};
-use crate::{Result, interruptible};
 
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct BenchOptions {
     /// How long each number of connections is measured
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
@@ -38,8 +39,6 @@ pub(crate) struct Options {
 }
 
 pub(crate) const VALUE_BYTES: usize = 256;
-const NODES: usize = 3;
-const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 /// Left out of the figures: connections open, caches and windows fill.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Latencies are recorded up to it; longer ones count as it.
@@ -49,8 +48,8 @@ const KEYS_PER_CONNECTION: u64 = 64;
 const FLOOR_BATCHES: [usize; 3] = [1, 64, 1024];
 const FLOOR_TIME: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
-    let binary = cluster::kv_binary(root, options.binary.as_deref())?;
+pub(crate) fn run(options: &BenchOptions) -> Result<()> {
+    let binary = cluster::kv_binary(options.binary.as_deref())?;
     let mut directory = tempfile::Builder::new();
     directory.prefix("towline-bench-");
     let data = match &options.data {
@@ -101,12 +100,12 @@ fn floor(directory: &Path, records: usize) -> Result<Histogram<u64>> {
     Ok(histogram)
 }
 
-async fn towline(binary: PathBuf, data: &Path, options: &Options) -> Result<()> {
-    let mut cluster = Cluster::start(binary, data, NODES)?;
-    cluster.wait_leader(LEADER_DEADLINE).await?;
+async fn towline(binary: PathBuf, data: &Path, options: &BenchOptions) -> Result<()> {
+    let mut cluster = Cluster::start(binary, data)?;
+    cluster.wait_leader().await?;
     print_head("towline-kv, SET over the Redis protocol");
     for connections in &options.connections {
-        let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+        let leader = cluster.wait_leader().await?;
         let address = *cluster.redis_addresses().get(leader).ok_or("no leader's address")?;
         let measured = closed_loop(Target::Redis(address), *connections, options.seconds).await?;
         print_row(*connections, &measured, &cluster.resident_bytes());
@@ -114,9 +113,9 @@ async fn towline(binary: PathBuf, data: &Path, options: &Options) -> Result<()> 
     Ok(())
 }
 
-async fn compare_etcd(version: &str, data: &Path, options: &Options) -> Result<()> {
-    let etcd = Etcd::start(data, NODES)?;
-    let address = etcd.wait_leader(LEADER_DEADLINE).await?;
+async fn compare_etcd(version: &str, data: &Path, options: &BenchOptions) -> Result<()> {
+    let etcd = Etcd::start(data)?;
+    let address = etcd.wait_leader().await?;
     // The gateway parses JSON and base64 and calls gRPC: its figures are below what a native client gets.
     print_head(&format!("{version}, put over its JSON gateway (slower than its own gRPC clients)"));
     for connections in &options.connections {
@@ -133,16 +132,16 @@ enum Target {
     Etcd(SocketAddr),
 }
 
-enum Client {
+enum Putter {
     Redis(Connection),
-    Etcd(etcd::Client),
+    Etcd(etcd::Gateway),
 }
 
-impl Client {
+impl Putter {
     async fn open(target: Target) -> Result<Self> {
         Ok(match target {
             Target::Redis(address) => Self::Redis(Connection::open(address).await?),
-            Target::Etcd(address) => Self::Etcd(etcd::Client::open(address).await?),
+            Target::Etcd(address) => Self::Etcd(etcd::Gateway::open(address).await?),
         })
     }
 
@@ -174,7 +173,7 @@ async fn closed_loop(target: Target, connections: u32, seconds: u64) -> Result<M
     let mut workers = Vec::with_capacity(count);
     for worker in 0..count {
         // One after the other: a burst would overflow the listener's backlog.
-        let client = Client::open(target).await?;
+        let client = Putter::open(target).await?;
         let (measuring, stop, all_open) = (Arc::clone(&measuring), Arc::clone(&stop), Arc::clone(&all_open));
         workers.push(tokio::spawn(async move {
             all_open.wait().await;
@@ -209,7 +208,7 @@ async fn closed_loop(target: Target, connections: u32, seconds: u64) -> Result<M
 
 /// Latencies in microseconds, and the error that ended this connection early.
 async fn put_until_stopped(
-    mut client: Client,
+    mut client: Putter,
     worker: usize,
     measuring: &AtomicBool,
     stop: &AtomicBool,

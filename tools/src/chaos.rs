@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::cluster::{self, Cluster};
+use crate::Result;
+use crate::cluster::{self, Cluster, NODES};
 use crate::linear::clients::{Break, Clients};
 use crate::linear::report::Report;
 use crate::load::Load;
+use crate::process::run_in_directory;
 use crate::watch::{Screen, conclude};
-use crate::{Result, interruptible};
 
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct ChaosOptions {
     /// How long the load runs
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
     seconds: u64,
@@ -30,44 +31,24 @@ pub(crate) struct Options {
     broken: Option<Break>,
 }
 
-impl Options {
-    /// The same for each run of CI.
-    pub(crate) fn short(binary: PathBuf) -> Self {
-        Self {
-            seconds: SHORT_SECONDS,
-            seed: Some(SHORT_SEED),
-            writers: 8,
-            binary: Some(binary),
-            broken: None,
-        }
-    }
-}
-
-const SHORT_SECONDS: u64 = 15;
-const SHORT_SEED: u64 = 49;
-
-const NODES: usize = 3;
-const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 const CALM: Duration = Duration::from_secs(5);
 
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
-    let binary = cluster::kv_binary(root, options.binary.as_deref())?;
-    let data = tempfile::Builder::new().prefix("towline-chaos-").tempdir()?;
-    let mut screen = Screen::new(options.seconds);
-    let done = interruptible(chaos(binary, data.path(), options, &mut screen));
-    screen.bar.finish_and_clear();
-    if done.is_err() {
-        println!("data and logs are kept in {}", data.keep().display());
-    }
-    done
+pub(crate) fn run(options: &ChaosOptions) -> Result<()> {
+    let binary = cluster::kv_binary(options.binary.as_deref())?;
+    run_in_directory("chaos", async |data| {
+        let mut screen = Screen::new(options.seconds);
+        let done = chaos(binary, data, options, &mut screen).await;
+        screen.bar.finish_and_clear();
+        done
+    })
 }
 
-async fn chaos(binary: PathBuf, data: &Path, options: &Options, screen: &mut Screen) -> Result<()> {
+async fn chaos(binary: PathBuf, data: &Path, options: &ChaosOptions, screen: &mut Screen) -> Result<()> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let random = fastrand::Rng::with_seed(seed);
     screen.say(format!("three nodes on loopback, {} writers, seed {seed}", options.writers));
-    let mut cluster = Cluster::start(binary, data, NODES)?;
-    let first = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let mut cluster = Cluster::start(binary, data)?;
+    let first = cluster.wait_leader().await?;
     let load = Load::start(cluster.redis_addresses(), first, options.writers.into(), seed);
     let until = Duration::from_secs(options.seconds);
     let clients = Clients::start(cluster.redis_addresses(), first, seed, until, options.broken);
@@ -77,7 +58,7 @@ async fn chaos(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scr
     let blows =
         Storm { random, blows: Blows::default() }.run(&mut cluster, &load, begun, storm, screen).await?;
     let acked_in_storm = load.acked();
-    cluster.wait_leader(LEADER_DEADLINE).await?;
+    cluster.wait_leader().await?;
     let calm = (begun.elapsed() + Duration::from_secs(3)).max(until);
     screen.watch(&load, begun, calm).await;
     if load.acked() == acked_in_storm {
@@ -152,7 +133,7 @@ impl Storm {
         screen: &mut Screen,
     ) -> Result<Blows> {
         while begun.elapsed() < until {
-            let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+            let leader = cluster.wait_leader().await?;
             let Blow { at, stop, down, up } = Blow::next(&mut self.random);
             let victim = at.unwrap_or(leader);
             let hit = if stop { &mut self.blows.stopped } else { &mut self.blows.killed };
@@ -179,6 +160,10 @@ impl Storm {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As CI runs it: `xtask/src/ci.rs`.
+    const SHORT_SECONDS: u64 = 15;
+    const SHORT_SEED: u64 = 49;
 
     #[test]
     fn the_short_run_kills_and_stops_leaders() {

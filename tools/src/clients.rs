@@ -3,26 +3,23 @@
 //! Each is installed in a temporary directory by the tool of its language. Its script asserts what it sees, kills the
 //! leader, and asserts that the client recovers.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use crate::cluster::Cluster;
+use crate::process::{Process, run_in_directory, works};
+use crate::{Missing, Result};
 
-use crate::cluster::{Cluster, Process};
-use crate::{Result, interruptible};
-
-const NODES: usize = 3;
-const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 /// A download from a slow registry.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(180);
 /// A script waits 20 s at most for each thing that it waits for, and takes 10 s.
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(90);
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Below the root of the workspace, where the tool must run.
 const SCRIPTS: &str = "examples/kv/tests/clients";
 
-struct Client {
+struct ClientLibrary {
     name: &'static str,
     script: &'static str,
     /// Programs that installing and running it takes, with the argument that proves that they work.
@@ -32,8 +29,8 @@ struct Client {
 }
 
 /// The versions are pinned: a new one is tried by a change here.
-const CLIENTS: &[Client] = &[
-    Client {
+const CLIENTS: &[ClientLibrary] = &[
+    ClientLibrary {
         name: "redis-py",
         script: "redis_py.py",
         needs: &[("python3", &["-c", "import ensurepip, venv"])],
@@ -51,12 +48,12 @@ const CLIENTS: &[Client] = &[
             python
         },
     },
-    Client {
+    ClientLibrary {
         name: "ioredis",
         script: "ioredis.js",
         needs: &[("node", &["--version"]), ("npm", &["--version"])],
         install: |directory| {
-            std::fs::write(directory.join("package.json"), "{\"private\": true}\n")?;
+            fs::write(directory.join("package.json"), "{\"private\": true}\n")?;
             let mut install = Command::new("npm");
             install.args([
                 "install",
@@ -77,67 +74,40 @@ const CLIENTS: &[Client] = &[
     },
 ];
 
-/// What is missing on this machine, if anything.
-pub(crate) fn missing() -> Option<String> {
-    let needs = CLIENTS.iter().flat_map(|client| client.needs.iter().map(move |need| (client, need)));
-    let mut missing = needs.filter(|(_, (program, arguments))| {
-        let run = Command::new(program).args(*arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        !run.is_ok_and(|status| status.success())
-    });
-    let (client, (program, arguments)) = missing.next()?;
-    Some(format!("`{program} {}` does not work, which {} needs", arguments.join(" "), client.name))
-}
-
-pub(crate) fn run(root: &Path, binary: &Path) -> Result<()> {
-    let data = tempfile::Builder::new().prefix("towline-clients-").tempdir()?;
-    let done = interruptible(run_all(root, binary, data.path()));
-    if done.is_err() {
-        println!("data and logs are kept in {}", data.keep().display());
+pub(crate) fn run(binary: &Path) -> Result<()> {
+    for ClientLibrary { name, needs, .. } in CLIENTS {
+        if let Some((program, arguments)) =
+            needs.iter().find(|(program, arguments)| !works(program, arguments))
+        {
+            let arguments = arguments.join(" ");
+            return Err(Missing(format!("{name} needs `{program} {arguments}` to work")).into());
+        }
     }
-    done
+    run_in_directory("clients", async |data| run_all(binary, data).await)
 }
 
-async fn run_all(root: &Path, binary: &Path, data: &Path) -> Result<()> {
+async fn run_all(binary: &Path, data: &Path) -> Result<()> {
+    let scripts = fs::canonicalize(SCRIPTS).map_err(|error| format!("{SCRIPTS}: {error}"))?;
     for client in CLIENTS {
         let (installed, started) = (data.join(client.name), Instant::now());
-        std::fs::create_dir_all(&installed)?;
+        fs::create_dir_all(&installed)?;
         for command in (client.install)(&installed)? {
-            finish(command, &data.join("install.log"), INSTALL_DEADLINE).await?;
+            Process::finish(command, &data.join("install.log"), INSTALL_DEADLINE).await?;
         }
         println!("{} installed in {:.1} s", client.name, started.elapsed().as_secs_f64());
 
         let (started, nodes) = (Instant::now(), data.join(format!("{}-nodes", client.name)));
-        std::fs::create_dir_all(&nodes)?;
-        let mut cluster = Cluster::start(binary.to_path_buf(), &nodes, NODES)?;
-        cluster.wait_leader(LEADER_DEADLINE).await?;
-        let mut command = (client.run)(&installed, &root.join(SCRIPTS).join(client.script));
+        fs::create_dir_all(&nodes)?;
+        let mut cluster = Cluster::start(binary.to_path_buf(), &nodes)?;
+        cluster.wait_leader().await?;
+        let mut command = (client.run)(&installed, &scripts.join(client.script));
         for (address, process) in cluster.redis_addresses().iter().zip(cluster.process_ids()) {
             command.arg(format!("{address}={process}"));
         }
-        let said = finish(command, &data.join(format!("{}.log", client.name)), SCRIPT_DEADLINE).await?;
+        let said =
+            Process::finish(command, &data.join(format!("{}.log", client.name)), SCRIPT_DEADLINE).await?;
         print!("{said}");
         println!("{} took {:.1} s", client.name, started.elapsed().as_secs_f64());
     }
     Ok(())
-}
-
-/// Runs a command to its end, and gives what it said.
-async fn finish(command: Command, log: &Path, deadline: Duration) -> Result<String> {
-    let name = PathBuf::from(command.get_program()).file_name().unwrap_or(OsStr::new("?")).to_owned();
-    let (mut process, started) = (Process::start(command, log)?, Instant::now());
-    loop {
-        let ended = process.ended();
-        let said = || Ok::<_, std::io::Error>(String::from_utf8_lossy(&std::fs::read(log)?).into_owned());
-        match ended {
-            Some(status) if status.success() => return Ok(said()?),
-            Some(status) => {
-                return Err(format!("{} ended with {status}: {}", name.display(), said()?).into());
-            }
-            None if started.elapsed() > deadline => {
-                let seconds = deadline.as_secs();
-                return Err(format!("{} has not ended after {seconds} s: {}", name.display(), said()?).into());
-            }
-            None => sleep(POLL_INTERVAL).await,
-        }
-    }
 }

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, NODES, Setup};
+use crate::process::run_in_directory;
 use crate::resp::{Connection, Reply};
-use crate::{Result, interruptible};
+use crate::{Missing, Result};
 
-const NODES: usize = 3;
-const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 /// An answer of a node that leads.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -26,26 +25,24 @@ const RIGHT: &str = "+0";
 const STEPS: &[&str] = &["+3600", "-3600"];
 
 /// libfaketime, where distributions put it.
-pub(crate) fn library() -> Option<PathBuf> {
+fn library() -> Option<PathBuf> {
     let below = |parent: &str| std::fs::read_dir(parent).into_iter().flatten().flatten();
     let multiarch = below("/usr/lib").map(|entry| entry.path());
     let directories = multiarch.chain(["/usr/lib".into(), "/usr/lib64".into()]);
     directories.map(|directory| directory.join("faketime/libfaketimeMT.so.1")).find(|file| file.exists())
 }
 
-pub(crate) fn run(binary: &Path, library: PathBuf) -> Result<()> {
-    let data = tempfile::Builder::new().prefix("towline-clock-").tempdir()?;
-    let done = interruptible(measure(binary, library, data.path()));
-    if done.is_err() {
-        println!("data and logs are kept in {}", data.keep().display());
-    }
-    done
+pub(crate) fn run(binary: &Path) -> Result<()> {
+    let library =
+        library().ok_or_else(|| Missing("libfaketime is not installed (package libfaketime)".to_owned()))?;
+    run_in_directory("clock", async |data| measure(binary, library, data).await)
 }
 
 async fn measure(binary: &Path, library: PathBuf, data: &Path) -> Result<()> {
-    let mut cluster = Cluster::start_with_clocks(binary.to_path_buf(), data, NODES, library)?;
-    let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
-    let mut client = Client::open(&cluster, leader).await?;
+    let setup = Setup { clock_library: Some(library), ..Setup::default() };
+    let mut cluster = Cluster::start_with(binary.to_path_buf(), data, setup)?;
+    let leader = cluster.wait_leader().await?;
+    let mut client = ExpiryClient::open(&cluster, leader).await?;
 
     let early = client.set("early", TTL).await?;
     for position in 0..NODES {
@@ -69,18 +66,18 @@ async fn measure(binary: &Path, library: PathBuf, data: &Path) -> Result<()> {
     client.write().await?;
     let handed = client.set("handed over", LONG_TTL).await?;
     cluster.kill(leader)?;
-    let next = cluster.wait_leader(LEADER_DEADLINE).await?;
-    let mut client = Client::open(&cluster, next).await?;
+    let next = cluster.wait_leader().await?;
+    let mut client = ExpiryClient::open(&cluster, next).await?;
     let lived = client.lives("handed over", handed, LONG_TTL).await?;
     println!("a key with 5 s lived {lived:.3} s from a leader an hour ahead to one that is right");
     Ok(())
 }
 
-struct Client {
+struct ExpiryClient {
     connection: Connection,
 }
 
-impl Client {
+impl ExpiryClient {
     async fn open(cluster: &Cluster, position: usize) -> Result<Self> {
         let address: SocketAddr = *cluster.redis_addresses().get(position).ok_or("no such node")?;
         Ok(Self { connection: Connection::open(address).await? })

@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use crate::Result;
-use crate::cluster::{Process, free_addresses};
+use crate::cluster::{LEADER_DEADLINE, NODES, free_addresses};
+use crate::process::Process;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -27,8 +28,8 @@ pub(crate) struct Etcd {
 }
 
 impl Etcd {
-    pub(crate) fn start(data: &Path, count: usize) -> Result<Self> {
-        let (clients, peers) = (free_addresses(count)?, free_addresses(count)?);
+    pub(crate) fn start(data: &Path) -> Result<Self> {
+        let (clients, peers) = (free_addresses(NODES)?, free_addresses(NODES)?);
         let initial: Vec<String> =
             peers.iter().enumerate().map(|(member, peer)| format!("m{member}=http://{peer}")).collect();
         let mut members = Vec::new();
@@ -52,7 +53,7 @@ impl Etcd {
     }
 
     /// The client address of the member that leads: it answers to its own id as the leader's.
-    pub(crate) async fn wait_leader(&self, deadline: Duration) -> Result<SocketAddr> {
+    pub(crate) async fn wait_leader(&self) -> Result<SocketAddr> {
         let started = Instant::now();
         loop {
             for address in &self.clients {
@@ -60,8 +61,8 @@ impl Etcd {
                     return Ok(*address);
                 }
             }
-            if started.elapsed() > deadline {
-                return Err(format!("no etcd member leads after {} s", deadline.as_secs()).into());
+            if started.elapsed() > LEADER_DEADLINE {
+                return Err(format!("no etcd member leads after {} s", LEADER_DEADLINE.as_secs()).into());
             }
             sleep(POLL_INTERVAL).await;
         }
@@ -69,18 +70,18 @@ impl Etcd {
 }
 
 async fn leads(address: SocketAddr) -> Result<bool> {
-    let body = Client::open(address).await?.post("/v3/maintenance/status", b"{}").await?;
+    let body = Gateway::open(address).await?.post("/v3/maintenance/status", b"{}").await?;
     let status: serde_json::Value = serde_json::from_slice(&body)?;
     let member = status.get("header").and_then(|header| header.get("member_id"));
     Ok(member.is_some() && status.get("leader") == member)
 }
 
 /// One keep-alive HTTP/1.1 connection, one request at a time.
-pub(crate) struct Client {
+pub(crate) struct Gateway {
     stream: BufReader<TcpStream>,
 }
 
-impl Client {
+impl Gateway {
     pub(crate) async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;

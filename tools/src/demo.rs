@@ -12,15 +12,16 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::cluster::{self, Cluster, Transport};
+use crate::cluster::{self, Cluster, LEADER_DEADLINE, NODES, Setup, Transport};
 use crate::load::Load;
+use crate::process::interruptible;
 use crate::watch::{Screen, TICK, conclude};
-use crate::{Result, interruptible, svg};
+use crate::{Result, svg};
 
 use self::rescue::Rescue;
 
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct DemoOptions {
     /// How long the load runs
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
@@ -50,28 +51,8 @@ pub(crate) struct Options {
     svg: Option<PathBuf>,
 }
 
-impl Options {
-    /// The same story in small, or its control, for CI.
-    pub(crate) fn short(binary: PathBuf, lose_reports: bool) -> Self {
-        Self {
-            seconds: 2,
-            keep: false,
-            seed: None,
-            writers: 8,
-            transport: Transport::Grpc,
-            megabytes: 8,
-            lose_reports,
-            binary: Some(binary),
-            svg: None,
-        }
-    }
-}
-
-const NODES: usize = 3;
-const LEADER_DEADLINE: Duration = Duration::from_secs(20);
-
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
-    let binary = cluster::kv_binary(root, options.binary.as_deref())?;
+pub(crate) fn run(options: &DemoOptions) -> Result<()> {
+    let binary = cluster::kv_binary(options.binary.as_deref())?;
     let data = tempfile::Builder::new().prefix("towline-demo-").tempdir()?;
     let mut screen = Screen::new(options.seconds);
     let done = interruptible(demo(binary, data.path(), options, &mut screen));
@@ -87,7 +68,7 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     done
 }
 
-async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Screen) -> Result<()> {
+async fn demo(binary: PathBuf, data: &Path, options: &DemoOptions, screen: &mut Screen) -> Result<()> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let mut random = fastrand::Rng::with_seed(seed);
     let started = Instant::now();
@@ -103,8 +84,9 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     }
     // A connection that stalls is one that a proxy stops; QUIC has one for all, and is not stalled.
     let proxied = options.transport == Transport::Grpc;
-    let mut cluster = Cluster::start_over(options.transport, proxied, binary, data, NODES, flags)?;
-    let first = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let setup = Setup { transport: options.transport, proxied, flags, clock_library: None };
+    let mut cluster = Cluster::start_with(binary, data, setup)?;
+    let first = cluster.wait_leader().await?;
     screen.say(format!("node {} leads after {} ms", first + 1, started.elapsed().as_millis()));
 
     let load = Load::start(cluster.redis_addresses(), first, options.writers.into(), seed);
@@ -112,7 +94,7 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     let begun = Instant::now();
 
     screen.watch(&load, begun, half).await;
-    let leader = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let leader = cluster.wait_leader().await?;
     load.watch_failover(leader);
     cluster.kill(leader)?;
     screen.say(format!("kill -9 of the leader, node {}, after {} writes", leader + 1, load.acked()));
@@ -125,7 +107,7 @@ async fn demo(binary: PathBuf, data: &Path, options: &Options, screen: &mut Scre
     screen.say(format!("restart of node {} with the same command", leader + 1));
 
     screen.watch(&load, begun, half * 2).await;
-    let now_leads = cluster.wait_leader(LEADER_DEADLINE).await?;
+    let now_leads = cluster.wait_leader().await?;
     let followers: Vec<usize> = (0..NODES).filter(|node| *node != now_leads).collect();
     let follower = random.choice(&followers).copied().ok_or("no follower")?;
     let acked_before = load.acked();

@@ -2,10 +2,10 @@
 //!
 //! A process ends when its guard is dropped, so that no exit path of a command leaves one behind.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -13,59 +13,34 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::Result;
+use crate::process::Process;
 use crate::proxy::{Proxy, Stop};
-use crate::{Result, ci};
 
 /// A status or digest is small; more is not one of ours.
 const HTTP_BYTES_MAX: u64 = 1 << 20;
+pub(crate) const NODES: usize = 3;
+pub(crate) const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The binary that was named, or the example built in release mode.
-pub(crate) fn kv_binary(root: &Path, named: Option<&Path>) -> Result<PathBuf> {
+/// The binary that `named` names, or the example built in release mode.
+pub(crate) fn kv_binary(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(binary) = named {
         return Ok(fs::canonicalize(binary).map_err(|error| format!("{}: {error}", binary.display()))?);
     }
-    ci::cargo(root, &["build", "--locked", "--release", "-p", "towline-kv"], &[])?;
-    Ok(ci::target_directory(root)?.join("release").join("towline-kv"))
-}
-
-/// A running process; dropping it kills the process and waits for its end.
-pub(crate) struct Process {
-    child: Child,
-}
-
-impl Process {
-    /// Starts it in a process group of its own, so that Ctrl-C reaches us first, with its output in `log`.
-    pub(crate) fn start(mut command: Command, log: &Path) -> Result<Self> {
-        let out: File = OpenOptions::new().create(true).append(true).open(log)?;
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let child = command
-            .spawn()
-            .map_err(|error| format!("{}: {error}", command.get_program().to_string_lossy()))?;
-        Ok(Self { child })
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--locked", "--release", "-p", "towline-kv", "--bin", "towline-kv"]);
+    build.args(["--message-format", "json-render-diagnostics"]).stdin(Stdio::null()).stderr(Stdio::inherit());
+    println!("$ cargo build --release -p towline-kv");
+    let built = build.output()?;
+    if !built.status.success() {
+        return Err(format!("cargo build ended with {}", built.status).into());
     }
-
-    /// Resident memory in bytes, where the system tells it.
-    pub(crate) fn resident_bytes(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-    }
-
-    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
-        self.child.try_wait().ok().flatten()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // SIGKILL on Unix. An error means that it has ended already; there is no one to tell.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    let messages = String::from_utf8(built.stdout)?;
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let executable = messages.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from));
+    Ok(executable.last().ok_or("cargo build names no executable")?)
 }
 
 /// Addresses nobody listens on: all are held at once before any is given back.
@@ -75,10 +50,10 @@ pub(crate) fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
 }
 
 /// By the binary itself, as a person would.
-fn make_certs(binary: &Path, data: &Path, count: usize) -> Result<PathBuf> {
+fn make_certs(binary: &Path, data: &Path) -> Result<PathBuf> {
     let dir = data.join("certs");
     let made =
-        Command::new(binary).args(["certs", "--nodes", &count.to_string(), "--dir"]).arg(&dir).output()?;
+        Command::new(binary).args(["certs", "--nodes", &NODES.to_string(), "--dir"]).arg(&dir).output()?;
     if !made.status.success() {
         return Err(format!("no certificates: {}", String::from_utf8_lossy(&made.stderr).trim()).into());
     }
@@ -119,6 +94,18 @@ pub(crate) enum Transport {
     Quic,
 }
 
+/// How the nodes are started, beyond the defaults.
+#[derive(Default)]
+pub(crate) struct Setup {
+    pub(crate) transport: Transport,
+    /// A proxy before each node, which only gRPC in plain text can have.
+    pub(crate) proxied: bool,
+    /// Further flags of every node.
+    pub(crate) flags: Vec<String>,
+    /// libfaketime: each node gets a clock of its own, which [`Cluster::set_clock`] moves.
+    pub(crate) clock_library: Option<PathBuf>,
+}
+
 /// Nodes are named by their position, 0 to 2; their ids are one more.
 pub(crate) struct Cluster {
     binary: PathBuf,
@@ -133,49 +120,21 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start(binary: PathBuf, data: &Path, count: usize) -> Result<Self> {
-        Self::start_over(Transport::default(), false, binary, data, count, Vec::new())
+    /// Starts three nodes over gRPC in plain text.
+    pub(crate) fn start(binary: PathBuf, data: &Path) -> Result<Self> {
+        Self::start_with(binary, data, Setup::default())
     }
 
-    /// With a clock of the day for each node, which [`set_clock`](Self::set_clock) moves.
-    pub(crate) fn start_with_clocks(
-        binary: PathBuf,
-        data: &Path,
-        count: usize,
-        library: PathBuf,
-    ) -> Result<Self> {
-        Self::start_all(Transport::default(), false, binary, data, count, Vec::new(), Some(library))
-    }
-
-    /// `proxied`: with a proxy before each node, which only gRPC in plain text can have.
-    pub(crate) fn start_over(
-        transport: Transport,
-        proxied: bool,
-        binary: PathBuf,
-        data: &Path,
-        count: usize,
-        flags: Vec<String>,
-    ) -> Result<Self> {
-        Self::start_all(transport, proxied, binary, data, count, flags, None)
-    }
-
-    fn start_all(
-        transport: Transport,
-        proxied: bool,
-        binary: PathBuf,
-        data: &Path,
-        count: usize,
-        flags: Vec<String>,
-        clock_library: Option<PathBuf>,
-    ) -> Result<Self> {
+    pub(crate) fn start_with(binary: PathBuf, data: &Path, setup: Setup) -> Result<Self> {
+        let Setup { transport, proxied, flags, clock_library } = setup;
         let (scheme, certs) = match transport {
             Transport::Grpc => ("grpc", None),
-            Transport::Quic => ("quic", Some(make_certs(&binary, data, count)?)),
+            Transport::Quic => ("quic", Some(make_certs(&binary, data)?)),
         };
-        let mut addresses = free_addresses(count * 3)?.into_iter();
+        let mut addresses = free_addresses(NODES * 3)?.into_iter();
         let mut next = || addresses.next().ok_or("too few addresses");
         let mut nodes = Vec::new();
-        for id in (1_u64..).take(count) {
+        for id in (1_u64..).take(NODES) {
             let (raft, redis, http) = (next()?, next()?, next()?);
             let proxy = if proxied { Some(Proxy::start(raft)?) } else { None };
             nodes.push(Node {
@@ -190,7 +149,7 @@ impl Cluster {
         }
         let mut cluster =
             Self { binary, data: data.to_path_buf(), scheme, certs, flags, clock_library, nodes };
-        for position in 0..count {
+        for position in 0..NODES {
             if cluster.clock_library.is_some() {
                 cluster.set_clock(position, "+0")?;
             }
@@ -199,17 +158,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.nodes.len()
-    }
-
     pub(crate) fn redis_addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|node| node.redis).collect()
     }
 
     /// The processes of the nodes, which all run.
     pub(crate) fn process_ids(&self) -> Vec<u32> {
-        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.child.id()).collect()
+        self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.id()).collect()
     }
 
     /// Moves a node's clock of the day to this number of seconds from the right time, such as `+3600`. It has no effect on nodes
@@ -271,7 +226,7 @@ impl Cluster {
     /// An error with the last lines of its log if a node that should run has ended.
     fn check_alive(&mut self) -> Result<()> {
         for node in &mut self.nodes {
-            if let Some(status) = node.process.as_mut().and_then(Process::ended) {
+            if let Some(status) = node.process.as_mut().and_then(Process::exit_status) {
                 let log = fs::read_to_string(&node.log).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 let tail = lines.get(lines.len().saturating_sub(5)..).unwrap_or_default().join("\n  ");
@@ -286,7 +241,7 @@ impl Cluster {
         let process =
             self.nodes.get(position).and_then(|node| node.process.as_ref()).ok_or("it does not run")?;
         let signal = if pause { "-STOP" } else { "-CONT" };
-        let done = Command::new("kill").args([signal, &process.child.id().to_string()]).status()?;
+        let done = Command::new("kill").args([signal, &process.id().to_string()]).status()?;
         if done.success() { Ok(()) } else { Err(format!("kill {signal}: {done}").into()) }
     }
 
@@ -320,18 +275,18 @@ impl Cluster {
     }
 
     /// The position of the node that says it leads.
-    pub(crate) async fn wait_leader(&mut self, deadline: Duration) -> Result<usize> {
+    pub(crate) async fn wait_leader(&mut self) -> Result<usize> {
         let started = Instant::now();
         loop {
             self.check_alive()?;
-            for position in 0..self.len() {
+            for position in 0..NODES {
                 let running = self.nodes.get(position).is_some_and(|node| node.process.is_some());
                 if running && self.status(position).await.is_ok_and(|status| status.leader) {
                     return Ok(position);
                 }
             }
-            if started.elapsed() > deadline {
-                return Err(format!("no node leads after {} s", deadline.as_secs()).into());
+            if started.elapsed() > LEADER_DEADLINE {
+                return Err(format!("no node leads after {} s", LEADER_DEADLINE.as_secs()).into());
             }
             sleep(POLL_INTERVAL).await;
         }
@@ -363,7 +318,7 @@ impl Cluster {
     /// Applied index and digest of each node. The digest is read over all data, so the cheap status goes first.
     async fn digests(&self) -> Result<Vec<(u64, String)>> {
         let mut applied = Vec::new();
-        for position in 0..self.len() {
+        for position in 0..NODES {
             applied.push(self.status(position).await?.applied);
         }
         if applied.windows(2).any(|pair| matches!(pair, [a, b] if a != b)) {
@@ -491,18 +446,5 @@ mod tests {
         let nested = json!({"node": 1, "groups": [{"role": "Leader", "applied": {"index": 9, "term": 2}}]});
         assert_eq!(status_of(&nested).unwrap(), leader);
         assert!(status_of(&json!({"role": "leader"})).is_err());
-    }
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn a_dropped_process_has_ended() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new("tail");
-        command.args(["-f", "/dev/null"]);
-        let process = Process::start(command, &directory.path().join("log")).unwrap();
-        let proc = PathBuf::from(format!("/proc/{}", process.child.id()));
-        assert!(proc.exists());
-        drop(process);
-        assert!(!proc.exists());
     }
 }
