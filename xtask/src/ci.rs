@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::api::ApiOptions;
 use crate::packages::{FEATURE_SETS, LIBRARIES, UNPUBLISHED};
 use crate::tidy::TidyOptions;
-use crate::{Result, cargo, codegen, deny, msrv, suites, tidy};
+use crate::{Result, api, cargo, codegen, deny, msrv, suites, tidy};
 
 /// The exit code of a tool that needs a program which is not installed.
 const MISSING: i32 = 3;
@@ -56,6 +57,11 @@ const STEPS: &[Step] = &[
         name: "codegen",
         what: "generated code is what the schema makes",
         run: |root| passed(codegen::check_or_write(root, true)),
+    },
+    Step {
+        name: "api",
+        what: "the public items are those of docs/public-api.txt",
+        run: |root| passed(api::run(root, &ApiOptions::default())),
     },
     Step { name: "seams", what: "no runtime under the core, no raft under a transport", run: seams },
     Step {

@@ -54,12 +54,9 @@ fn generate(root: &Path) -> Result<Files> {
     let protos = protos(&schema)?;
     let descriptors = protox::compile(&protos, [&schema]).map_err(|error| format!("{SCHEMA}: {error}"))?;
     let scratch = tempfile::tempdir()?;
-    tonic_prost_build::configure()
-        .build_client(false)
-        .build_server(false)
+    prost_build::Config::new()
         // Payloads are taken out of a received frame without a copy.
-        .bytes(".")
-        .emit_rerun_if_changed(false)
+        .bytes(["."])
         .out_dir(scratch.path())
         .compile_fds(descriptors)
         .map_err(|error| format!("{MESSAGES}: {error}"))?;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod api;
 mod cargo;
 mod ci;
 mod codegen;
@@ -32,6 +33,8 @@ enum Task {
     Ci(ci::CiOptions),
     /// Generate the messages of the protobuf schema, without protoc
     Codegen(codegen::CodegenOptions),
+    /// Compare the public items of the libraries with docs/public-api.txt
+    Api(api::ApiOptions),
     /// Check layering, confinement, manifests, test rules and prose; also a step of ci
     Tidy(tidy::TidyOptions),
     /// Kill the leader of three nodes under load, then prove that no acknowledged write is lost
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Ci(options) => ci::run(&root, &options),
         Task::Codegen(options) => codegen::run(&root, &options),
+        Task::Api(options) => api::run(&root, &options),
         Task::Tidy(options) => tidy::run(&root, &options),
         Task::Demo(forwarded) => run_tool("demo", &forwarded.arguments),
         Task::Chaos(forwarded) => run_tool("chaos", &forwarded.arguments),
