@@ -18,6 +18,7 @@ mod rules;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod types;
 
 /// One broken rule at one place.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +72,7 @@ fn check(root: &Path) -> Result<(usize, Vec<Violation>)> {
     manifests::check(&tree, &mut violations);
     sources::check(&tree, &mut violations);
     prose::check(&tree, &mut violations);
+    types::check(&tree, &mut violations);
     violations.sort();
     Ok((tree.len(), violations))
 }

@@ -508,3 +508,43 @@ fn a_bridge_is_named_by_its_target() {
     assert_one(&[(bridge, code)], "log-lines", bridge);
     assert_eq!(planted(&[(bridge, code), ("docs/operations.md", "of `raft_engine`\n")]), []);
 }
+
+#[test]
+fn two_types_of_one_crate_with_one_name_are_found() {
+    let (first, second) = ("crates/towline-wire/src/frame.rs", "crates/towline-wire/src/lane.rs");
+    let wire = |text| planted(&[(first, "struct Key;\n"), (second, text)]);
+    for code in
+        ["enum Key {}\n", "trait Key {}\n", "type Key = u8;\n", "mod inner {\n    union Key { a: u8 }\n}\n"]
+    {
+        assert!(
+            matches!(wire(code).as_slice(), [one] if one.rule == "type-names" && one.path == second),
+            "{code}"
+        );
+    }
+    assert_one(
+        &[(first, "struct Key;\n#[cfg(test)]\nmod tests {\n    struct Key;\n}\n")],
+        "type-names",
+        first,
+    );
+    for code in
+        ["fn f() {\n    struct Key;\n}\n", "impl T for S {\n    type Key = u8;\n}\n", "const Key: u8 = 1;\n"]
+    {
+        assert_eq!(wire(code), [], "{code}");
+    }
+    for other in
+        ["crates/towline-wire/tests/lane.rs", "crates/towline-wire/src/gen/a.rs", "crates/towline/src/b.rs"]
+    {
+        assert_eq!(planted(&[(first, "struct Key;\n"), (other, "pub struct Key;\n")]), [], "{other}");
+    }
+}
+
+#[test]
+fn two_public_types_of_the_libraries_with_one_name_are_found() {
+    let (first, second) = ("crates/towline-metrics/src/a.rs", "crates/towline-wire/src/b.rs");
+    assert_one(&[(first, "pub struct Key;\n"), (second, "pub enum Key {}\n")], "type-names", second);
+    assert_eq!(planted(&[(first, "pub struct Key;\n"), (second, "pub(crate) enum Key {}\n")]), []);
+    assert_eq!(
+        planted(&[(first, "pub struct Key;\n"), ("examples/hello/src/b.rs", "pub enum Key {}\n")]),
+        []
+    );
+}
