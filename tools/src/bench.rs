@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: durable SETs of a three-node release cluster in a closed loop, beside the disk's floor measured in
-//! the same run. On a noisy machine the ratios count, not the figures.
+//! `cargo xtask bench`: durable SETs of a three-node release cluster in a closed loop.
+//!
+//! The same run measures the floor of the disk. On a noisy machine only the ratio of both counts.
 
 use std::fs::File;
 use std::io::Write;
@@ -30,7 +31,7 @@ pub(crate) struct BenchOptions {
     /// Where the data directories go: the disk that is measured
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Run this towline-kv rather than build one
+    /// Run this towline-kv instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Leave etcd out although it is installed
@@ -39,11 +40,11 @@ pub(crate) struct BenchOptions {
 }
 
 pub(crate) const VALUE_BYTES: usize = 256;
-/// Left out of the figures: connections open, caches and windows fill.
+/// Not measured: connections open, caches and windows fill.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Latencies are recorded up to it; longer ones count as it.
+/// Longer latencies are recorded as this.
 const LATENCY_MAX_US: u64 = 60_000_000;
-/// Keys a connection cycles through: enough that no write repeats the one before, few enough to stay in memory.
+/// Keys that one connection writes in turn.
 const KEYS_PER_CONNECTION: u64 = 64;
 const FLOOR_BATCHES: [usize; 3] = [1, 64, 1024];
 const FLOOR_TIME: Duration = Duration::from_secs(2);
@@ -75,14 +76,14 @@ pub(crate) fn run(options: &BenchOptions) -> Result<()> {
 
     interruptible(towline(binary, data.path(), options))?;
     match (options.no_etcd, etcd::installed()) {
-        (true, _) => println!("\netcd: left out as asked"),
+        (true, _) => println!("\netcd: left out (--no-etcd)"),
         (false, None) => println!("\netcd: skipped, it is not on PATH"),
         (false, Some(version)) => interruptible(compare_etcd(&version, data.path(), options))?,
     }
     Ok(())
 }
 
-/// One write and fdatasync after the other on a growing file, in microseconds each.
+/// Measures one write and fdatasync after the other on a growing file, in microseconds.
 fn floor(directory: &Path, records: usize) -> Result<Histogram<u64>> {
     let mut histogram = Histogram::new_with_bounds(1, LATENCY_MAX_US, 3)?;
     let path = directory.join("floor");
@@ -116,7 +117,7 @@ async fn towline(binary: PathBuf, data: &Path, options: &BenchOptions) -> Result
 async fn compare_etcd(version: &str, data: &Path, options: &BenchOptions) -> Result<()> {
     let etcd = Etcd::start(data)?;
     let address = etcd.wait_leader().await?;
-    // The gateway parses JSON and base64 and calls gRPC: its figures are below what a native client gets.
+    // The gateway parses JSON and base64 and calls gRPC, so a native client is faster.
     print_head(&format!("{version}, put over its JSON gateway (slower than its own gRPC clients)"));
     for connections in &options.connections {
         let measured = closed_loop(Target::Etcd(address), *connections, options.seconds).await?;
@@ -160,11 +161,11 @@ struct Measured {
     latency_us: Histogram<u64>,
     took: Duration,
     errors: u64,
-    /// The first of them.
+    /// The first error.
     error: Option<String>,
 }
 
-/// One put in flight per connection; figures only from the time when all were open and warm.
+/// Keeps one put in flight per connection. Measuring starts when all connections are open and warm.
 async fn closed_loop(target: Target, connections: u32, seconds: u64) -> Result<Measured> {
     let count = usize::try_from(connections)?;
     let measuring = Arc::new(AtomicBool::new(false));
@@ -172,7 +173,7 @@ async fn closed_loop(target: Target, connections: u32, seconds: u64) -> Result<M
     let all_open = Arc::new(Barrier::new(count + 1));
     let mut workers = Vec::with_capacity(count);
     for worker in 0..count {
-        // One after the other: a burst would overflow the listener's backlog.
+        // Opened in turn: a burst would overflow the listener's backlog.
         let client = Putter::open(target).await?;
         let (measuring, stop, all_open) = (Arc::clone(&measuring), Arc::clone(&stop), Arc::clone(&all_open));
         workers.push(tokio::spawn(async move {
@@ -206,7 +207,7 @@ async fn closed_loop(target: Target, connections: u32, seconds: u64) -> Result<M
     Ok(measured)
 }
 
-/// Latencies in microseconds, and the error that ended this connection early.
+/// Returns latencies in microseconds, and the error that ended this connection early.
 async fn put_until_stopped(
     mut client: Putter,
     worker: usize,

@@ -1,5 +1,6 @@
-//! `cargo xtask chaos`: a three-node cluster under load whose nodes are killed with kill -9, or stopped for a while, again
-//! and again; and the proof that nothing was lost and that what clients saw is linearizable.
+//! `cargo xtask chaos`: kills the nodes of a cluster under load, or stops them for a while, again and again.
+//!
+//! The run then proves that no acknowledged write is lost and that the answers to clients are linearizable.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,16 +18,16 @@ pub(crate) struct ChaosOptions {
     /// How long the load runs
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
     seconds: u64,
-    /// Decides who is killed or stopped, when, and for how long, and who calls what; chosen and printed when not given
+    /// Decides which nodes are killed or stopped, when and for how long, and what clients call; random by default
     #[arg(long)]
     seed: Option<u64>,
-    /// Connections that write, each its own keys
+    /// Connections that write, each to its own keys
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     writers: u16,
-    /// Run this towline-kv rather than build one
+    /// Run this towline-kv instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Break what clients note, and succeed only if that, and nothing else, is found
+    /// Falsify notes of clients; the run passes only if the checker finds exactly those keys
     #[arg(long = "break", value_name = "WHAT")]
     broken: Option<Break>,
 }
@@ -53,7 +54,7 @@ async fn chaos(binary: PathBuf, data: &Path, options: &ChaosOptions, screen: &mu
     let until = Duration::from_secs(options.seconds);
     let clients = Clients::start(cluster.redis_addresses(), first, seed, until, options.broken);
     let begun = Instant::now();
-    // The last seconds are quiet, so that the load proves that writes go on.
+    // The last seconds are quiet: writes must go on.
     let storm = until.saturating_sub(CALM);
     let blows =
         Storm { random, blows: Blows::default() }.run(&mut cluster, &load, begun, storm, screen).await?;
@@ -64,7 +65,7 @@ async fn chaos(binary: PathBuf, data: &Path, options: &ChaosOptions, screen: &mu
     if load.acked() == acked_in_storm {
         return Err("no write was acknowledged after the last restart".into());
     }
-    // The load goes on while the clients end and read everything once more.
+    // The load goes on while the clients end and read all keys once more.
     let noted = clients.stop().await?;
     let outcome = conclude(screen, &mut cluster, load, begun).await?;
     let report = tokio::task::block_in_place(|| Report::of(&noted, data))?;
@@ -75,7 +76,7 @@ async fn chaos(binary: PathBuf, data: &Path, options: &ChaosOptions, screen: &mu
         "{:<26}{} leaders, {} followers",
         "stopped for a while", stopped.leaders, stopped.followers
     ));
-    // Both are of interest when both are wrong.
+    // If both are wrong, both are reported.
     let (linear, kept) = (report.judge(options.broken.is_some()), outcome.judge());
     match (linear, kept) {
         (Err(linear), Err(kept)) => Err(format!("{kept}; {linear}").into()),
@@ -83,7 +84,7 @@ async fn chaos(binary: PathBuf, data: &Path, options: &ChaosOptions, screen: &mu
     }
 }
 
-/// How many were hit.
+/// How many nodes were hit.
 #[derive(Clone, Copy, Default)]
 struct Hit {
     leaders: u32,
@@ -96,14 +97,14 @@ struct Blows {
     stopped: Hit,
 }
 
-/// What happens to one node.
+/// One fault of one node.
 struct Blow {
-    /// None: to the leader, whichever that is.
+    /// `None` is the current leader.
     at: Option<usize>,
-    /// Rather than kill. A leader that was stopped wakes up and believes that it leads: what a read must not believe.
+    /// Stop the node instead of killing it. A stopped leader that continues still believes that it leads.
     stop: bool,
     down: Duration,
-    /// Until the next.
+    /// Time until the next fault.
     up: Duration,
 }
 
@@ -170,7 +171,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(SHORT_SEED);
         let mut begins = Duration::ZERO;
         let mut at_leaders = Vec::new();
-        // An election takes a second or so that the schedule does not know of: half of the time is certain.
+        // Elections delay the schedule, so the run reaches only the first half for certain.
         while begins < (Duration::from_secs(SHORT_SECONDS) - CALM) / 2 {
             let blow = Blow::next(&mut random);
             begins += blow.down + blow.up;

@@ -1,7 +1,7 @@
-//! redis-py and ioredis against three nodes: cluster clients as they are published.
+//! Published cluster clients, redis-py and ioredis, against three nodes.
 //!
-//! Each is installed in a temporary directory by the tool of its language. Its script asserts what it sees, kills the
-//! leader, and asserts that the client recovers.
+//! pip and npm install them in a temporary directory. A script per client checks answers, kills the leader, and checks
+//! that the client recovers.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::{Missing, Result};
 
 /// A download from a slow registry.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(180);
-/// A script waits 20 s at most for each thing that it waits for, and takes 10 s.
+/// A script takes 10 s; each of its waits has a deadline of 20 s.
 const SCRIPT_DEADLINE: Duration = Duration::from_secs(90);
 /// Below the root of the workspace, where the tool must run.
 const SCRIPTS: &str = "examples/kv/tests/clients";
@@ -22,13 +22,13 @@ const SCRIPTS: &str = "examples/kv/tests/clients";
 struct ClientLibrary {
     name: &'static str,
     script: &'static str,
-    /// Programs that installing and running it takes, with the argument that proves that they work.
+    /// Programs that it needs, each with arguments that prove that the program works.
     needs: &'static [(&'static str, &'static [&'static str])],
     install: fn(&Path) -> Result<Vec<Command>>,
     run: fn(&Path, &Path) -> Command,
 }
 
-/// The versions are pinned: a new one is tried by a change here.
+/// The versions are pinned; change them here.
 const CLIENTS: &[ClientLibrary] = &[
     ClientLibrary {
         name: "redis-py",
@@ -43,7 +43,7 @@ const CLIENTS: &[ClientLibrary] = &[
         },
         run: |directory, script| {
             let mut python = Command::new(directory.join("bin/python"));
-            // Python writes no bytecode beside the script, which lies in the repository.
+            // `-B`: no bytecode beside the script, in the repository.
             python.arg("-B").arg(script);
             python
         },

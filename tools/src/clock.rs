@@ -1,5 +1,4 @@
-//! Expiry while clocks of the day jump: three nodes under libfaketime, which steps the clock of each and leaves the
-//! monotonic one alone.
+//! Expiry of keys while wall clocks jump. libfaketime steps the wall clock of each node, not the monotonic clock.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,15 +11,14 @@ use crate::process::run_in_directory;
 use crate::resp::{Connection, Reply};
 use crate::{Missing, Result};
 
-/// An answer of a node that leads.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// What the README of the example promises is a tenth of a second and a commit; the rest is for a busy machine.
+/// The README of the example promises a tenth of a second and a commit; the rest allows for a busy machine.
 const LATE_MAX: Duration = Duration::from_secs(3);
 const TTL: Duration = Duration::from_secs(3);
 /// Longer than an election.
 const LONG_TTL: Duration = Duration::from_secs(5);
-/// As libfaketime reads them from its file.
+/// Clock steps in the form that libfaketime reads.
 const RIGHT: &str = "+0";
 const STEPS: &[&str] = &["+3600", "-3600"];
 
@@ -57,10 +55,10 @@ async fn measure(binary: &Path, library: PathBuf, data: &Path) -> Result<()> {
         }
     }
     let lived = client.lives("early", early, TTL).await?;
-    println!("a key with 3 s lived {lived:.3} s while every clock was stepped by an hour, both ways");
+    println!("a key with TTL 3 s lived {lived:.3} s while every clock jumped an hour ahead and back");
     let late = client.set("late", TTL).await?;
     let lived = client.lives("late", late, TTL).await?;
-    println!("a key with 3 s lived {lived:.3} s once all clocks were right again");
+    println!("a key with TTL 3 s lived {lived:.3} s after all clocks were right again");
 
     cluster.set_clock(leader, "+3600")?;
     client.write().await?;
@@ -69,7 +67,9 @@ async fn measure(binary: &Path, library: PathBuf, data: &Path) -> Result<()> {
     let next = cluster.wait_leader().await?;
     let mut client = ExpiryClient::open(&cluster, next).await?;
     let lived = client.lives("handed over", handed, LONG_TTL).await?;
-    println!("a key with 5 s lived {lived:.3} s from a leader an hour ahead to one that is right");
+    println!(
+        "a key with TTL 5 s lived {lived:.3} s while leadership moved from a clock an hour ahead to a right one"
+    );
     Ok(())
 }
 
@@ -91,12 +91,12 @@ impl ExpiryClient {
         }
     }
 
-    /// Makes the leader stamp an entry with its time.
+    /// Writes, so that the leader stamps an entry with its time.
     async fn write(&mut self) -> Result<()> {
         self.ask(&["INCR", "writes"]).await.map(drop)
     }
 
-    /// Gives the moment before: the key lives from there at the earliest.
+    /// Returns the time before the call, the earliest start of the key's life.
     async fn set(&mut self, key: &str, ttl: Duration) -> Result<Instant> {
         let before = Instant::now();
         self.ask(&["SET", key, "v", "PX", &ttl.as_millis().to_string()]).await?;
@@ -107,19 +107,17 @@ impl ExpiryClient {
         Ok(self.ask(&["GET", key]).await? != Reply::Bulk(None))
     }
 
-    /// Seconds that the key lived; an error if that is too short or too long.
+    /// Waits until the key expires and returns its life in seconds. Too short or too long a life is an error.
     async fn lives(&mut self, key: &str, since: Instant, ttl: Duration) -> Result<f64> {
         while self.has(key).await? {
             if since.elapsed() > ttl + LATE_MAX {
-                return Err(
-                    format!("`{key}` is there after {:?}, its time is {ttl:?}", since.elapsed()).into()
-                );
+                return Err(format!("`{key}` exists after {:?}, its TTL is {ttl:?}", since.elapsed()).into());
             }
             sleep(POLL_INTERVAL).await;
         }
         let lived = since.elapsed();
         if lived < ttl {
-            return Err(format!("`{key}` was gone after {lived:?}, its time is {ttl:?}").into());
+            return Err(format!("`{key}` was gone after {lived:?}, its TTL is {ttl:?}").into());
         }
         Ok(lived.as_secs_f64())
     }

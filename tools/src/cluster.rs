@@ -1,6 +1,4 @@
-//! Three `towline-kv` processes on loopback: started, killed, restarted, asked how they are.
-//!
-//! A process ends when its guard is dropped, so that no exit path of a command leaves one behind.
+//! Three `towline-kv` processes on loopback, and their status pages.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +15,6 @@ use crate::Result;
 use crate::process::Process;
 use crate::proxy::{Proxy, Stop};
 
-/// A status or digest is small; more is not one of ours.
 const HTTP_BYTES_MAX: u64 = 1 << 20;
 pub(crate) const NODES: usize = 3;
 pub(crate) const LEADER_DEADLINE: Duration = Duration::from_secs(20);
@@ -43,13 +40,13 @@ pub(crate) fn kv_binary(named: Option<&Path>) -> Result<PathBuf> {
     Ok(executable.last().ok_or("cargo build names no executable")?)
 }
 
-/// Addresses nobody listens on: all are held at once before any is given back.
+/// Free addresses on loopback. All are bound at once before the first is released.
 pub(crate) fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
     Ok(held.iter().map(TcpListener::local_addr).collect::<std::io::Result<Vec<_>>>()?)
 }
 
-/// By the binary itself, as a person would.
+/// Makes the certificates with `towline-kv certs`, as an operator does.
 fn make_certs(binary: &Path, data: &Path) -> Result<PathBuf> {
     let dir = data.join("certs");
     let made =
@@ -62,7 +59,7 @@ fn make_certs(binary: &Path, data: &Path) -> Result<PathBuf> {
 
 struct Node {
     id: u64,
-    /// Where it listens for its peers; they call it at the proxy, if there is one.
+    /// Where the node listens for its peers. With a proxy, peers call the proxy.
     raft: SocketAddr,
     proxy: Option<Proxy>,
     redis: SocketAddr,
@@ -77,7 +74,7 @@ impl Node {
     }
 }
 
-/// What a node says of itself at `/status`.
+/// A node's own state at `/status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Status {
     pub(crate) leader: bool,
@@ -114,7 +111,6 @@ pub(crate) struct Cluster {
     /// Further flags of every node.
     flags: Vec<String>,
     certs: Option<PathBuf>,
-    /// libfaketime, if the nodes run under it.
     clock_library: Option<PathBuf>,
     nodes: Vec<Node>,
 }
@@ -162,17 +158,15 @@ impl Cluster {
         self.nodes.iter().map(|node| node.redis).collect()
     }
 
-    /// The processes of the nodes, which all run.
     pub(crate) fn process_ids(&self) -> Vec<u32> {
         self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.id()).collect()
     }
 
-    /// Moves a node's clock of the day to this number of seconds from the right time, such as `+3600`. It has no effect on nodes
-    /// that were started without clocks.
+    /// Moves a node's wall clock by a number of seconds, such as `+3600`. Without `clock_library` it has no effect.
     pub(crate) fn set_clock(&self, position: usize, seconds: &str) -> Result<()> {
         let written = self.data.join("clock.new");
         fs::write(&written, seconds)?;
-        // A node reads its file at each look at its clock, and must never find half of it.
+        // A node reads the file whenever it reads its clock; the rename keeps it from half a file.
         Ok(fs::rename(written, self.clock_file(position))?)
     }
 
@@ -180,13 +174,13 @@ impl Cluster {
         self.data.join(format!("clock-{position}"))
     }
 
-    /// kill -9; it returns once the process is gone.
+    /// Kills a node with SIGKILL and returns once the process is gone.
     pub(crate) fn kill(&mut self, position: usize) -> Result<()> {
         let node = self.nodes.get_mut(position).ok_or("no such node")?;
         node.process.take().map(drop).ok_or_else(|| format!("node {} does not run", node.id).into())
     }
 
-    /// The command a node was first started with; its directory decides that it is a restart.
+    /// Starts a node, at any time with the same command.
     pub(crate) fn restart(&mut self, position: usize) -> Result<()> {
         let mut command = Command::new(&self.binary);
         let node = self.nodes.get(position).ok_or("no such node")?;
@@ -223,7 +217,7 @@ impl Cluster {
         self.nodes.iter().map(|node| node.process.as_ref().and_then(Process::resident_bytes)).collect()
     }
 
-    /// An error with the last lines of its log if a node that should run has ended.
+    /// Returns an error with the last lines of the log of a node that ended by itself.
     fn check_alive(&mut self) -> Result<()> {
         for node in &mut self.nodes {
             if let Some(status) = node.process.as_mut().and_then(Process::exit_status) {
@@ -236,19 +230,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops a process without ending it, or lets it go on.
+    /// Stops a process with SIGSTOP, or continues it with SIGCONT.
     pub(crate) fn pause(&self, position: usize, pause: bool) -> Result<()> {
         let process =
-            self.nodes.get(position).and_then(|node| node.process.as_ref()).ok_or("it does not run")?;
+            self.nodes.get(position).and_then(|node| node.process.as_ref()).ok_or("the node does not run")?;
         let signal = if pause { "-STOP" } else { "-CONT" };
         let done = Command::new("kill").args([signal, &process.id().to_string()]).status()?;
         if done.success() { Ok(()) } else { Err(format!("kill {signal}: {done}").into()) }
     }
 
-    /// Stops the connection to a node that has carried most bytes: so many, and so many the next one.
+    /// Stops the connection to a node that carried most bytes. Returns its bytes, and those of the next busiest.
     pub(crate) fn stop_the_busiest(&self, position: usize, stop: Stop) -> Result<(u64, u64)> {
         let proxy = self.nodes.get(position).and_then(|node| node.proxy.as_ref());
-        proxy.ok_or("there is no proxy before it")?.stop_the_busiest(stop)
+        proxy.ok_or("the node has no proxy")?.stop_the_busiest(stop)
     }
 
     /// The sum of a counter over the series whose labels contain all of `labels`, each as `name=\"value\"`.
@@ -257,13 +251,13 @@ impl Cluster {
         Ok(sum(&String::from_utf8_lossy(&http_get(node.http, "/metrics").await?), name, labels))
     }
 
-    /// The whole page.
+    /// The page `/status` of a node.
     pub(crate) async fn page(&self, position: usize) -> Result<Value> {
         let node = self.nodes.get(position).ok_or("no such node")?;
         http_json(node.http, "/status").await
     }
 
-    /// What a node has written to its log.
+    /// The text of a node's log.
     pub(crate) fn log(&self, position: usize) -> Result<String> {
         let node = self.nodes.get(position).ok_or("no such node")?;
         Ok(String::from_utf8_lossy(&fs::read(&node.log)?).into_owned())
@@ -274,7 +268,7 @@ impl Cluster {
         status_of(&http_json(node.http, "/status").await?)
     }
 
-    /// The position of the node that says it leads.
+    /// Waits until a node says that it leads, and returns its position.
     pub(crate) async fn wait_leader(&mut self) -> Result<usize> {
         let started = Instant::now();
         loop {
@@ -292,7 +286,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until every node has applied the same entries, and then compares what they made of them.
+    /// Waits until all nodes have one applied index, then compares their data.
     pub(crate) async fn wait_equal(&mut self, deadline: Duration) -> Result<Agreement> {
         let started = Instant::now();
         loop {
@@ -315,7 +309,7 @@ impl Cluster {
         }
     }
 
-    /// Applied index and digest of each node. The digest is read over all data, so the cheap status goes first.
+    /// Applied index and digest of each node. A digest reads all data, so equal indexes at `/status` come first.
     async fn digests(&self) -> Result<Vec<(u64, String)>> {
         let mut applied = Vec::new();
         for position in 0..NODES {
@@ -336,14 +330,14 @@ impl Cluster {
     }
 }
 
-/// All nodes at one applied index: what they hold is equal, or it is not.
+/// Whether all nodes at one applied index hold equal data.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Agreement {
     Equal { applied: u64, digest: String },
     Differ(String),
 }
 
-/// None while the nodes have not applied the same entries, which says nothing about their data.
+/// `None` while the applied indexes differ: the data cannot be compared.
 fn agreement(digests: &[(u64, String)]) -> Option<Agreement> {
     let ((applied, digest), rest) = digests.split_first()?;
     if rest.iter().any(|(other, _)| other != applied) {
@@ -364,7 +358,7 @@ fn status_of(value: &Value) -> Result<Status> {
     Ok(Status { leader: role.eq_ignore_ascii_case("leader"), applied })
 }
 
-/// A key of the object, or of the objects in it: the one group may stand in a list of groups.
+/// Finds a key at any depth: the group may stand in a list of groups.
 fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     match value {
         Value::Object(map) => map.get(key).or_else(|| map.values().find_map(|inner| find(inner, key))),
@@ -384,7 +378,7 @@ async fn http_get(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
     Ok(body.map_err(|error| format!("http://{address}{path}: {error}"))?)
 }
 
-/// Over the lines of a page of metrics.
+/// The sum of a counter on a page of metrics.
 fn sum(page: &str, name: &str, labels: &[&str]) -> u64 {
     page.lines()
         .filter(|line| line.split_once('{').is_some_and(|(of, _)| of == name))
@@ -393,7 +387,7 @@ fn sum(page: &str, name: &str, labels: &[&str]) -> u64 {
         .sum()
 }
 
-/// HTTP/1.0, so that the body ends with the connection and is never chunked.
+/// Asks with HTTP/1.0: the body then ends with the connection and is never chunked.
 async fn http_body(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
@@ -420,19 +414,19 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_applied_the_same_and_hold_other_data_differ() {
+    fn nodes_with_one_index_and_other_data_differ() {
         assert!(matches!(agreement(&digests(&[(7, "a"), (7, "b"), (7, "a")])), Some(Agreement::Differ(_))));
         let equal = Some(Agreement::Equal { applied: 7, digest: "a".to_owned() });
         assert_eq!(agreement(&digests(&[(7, "a"), (7, "a")])), equal);
     }
 
     #[test]
-    fn nodes_at_other_indexes_are_not_compared() {
+    fn nodes_with_different_indexes_are_not_compared() {
         assert_eq!(agreement(&digests(&[(7, "a"), (8, "b")])), None);
     }
 
     #[test]
-    fn a_counter_is_summed_over_the_series_that_are_meant() {
+    fn a_counter_is_summed_over_the_series_with_the_labels() {
         let page = "# TYPE sent_total counter\nsent_total{node=\"1\",peer=\"2\"} 3\nsent_total{node=\"1\",peer=\"3\"} 4\n\
                     sent_total_other{node=\"1\",peer=\"2\"} 5\n";
         assert_eq!(sum(page, "sent_total", &["peer=\"2\""]), 3);

@@ -1,10 +1,11 @@
-//! `cargo xtask demo`: a three-node cluster under load; its leader is killed, a follower is left behind and rescued, and
-//! nothing that was acknowledged is lost.
+//! `cargo xtask demo`: kills the leader of a cluster under load, then leaves a follower behind until it needs a snapshot.
+//!
+//! The run passes if the follower catches up and no acknowledged write is lost.
 
-mod books;
 mod latched;
 mod peer;
 mod rescue;
+mod transfers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,25 +26,25 @@ pub(crate) struct DemoOptions {
     /// How long the load runs
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
-    /// Keep the data directories when all went well
+    /// Keep the data directories after a run that passed
     #[arg(long)]
     keep: bool,
-    /// Decides the order of writes and which follower is killed; printed when not given
+    /// Decides the order of writes and which follower is killed; random by default
     #[arg(long)]
     seed: Option<u64>,
-    /// Connections that write, each its own keys
+    /// Connections that write, each to its own keys
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     writers: u16,
     /// How the nodes reach each other
     #[arg(long, value_enum, default_value_t = Transport::Grpc)]
     transport: Transport,
-    /// How much is written while a follower is away
+    /// How much is written while a follower is down
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(8..=4096))]
     megabytes: u64,
-    /// The control: reports about snapshots are thrown away, and the follower stays latched
+    /// The control: drop all reports about snapshots, so that the follower stays latched
     #[arg(long)]
     lose_reports: bool,
-    /// Run this towline-kv rather than build one
+    /// Run this towline-kv instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
     /// Draw the lines of this run as an SVG
@@ -82,7 +83,7 @@ async fn demo(binary: PathBuf, data: &Path, options: &DemoOptions, screen: &mut 
         screen.say("control run: reports about snapshots are lost, those of the watchdog too".into());
         flags.push("--lose-reports".into());
     }
-    // A connection that stalls is one that a proxy stops; QUIC has one for all, and is not stalled.
+    // A proxy stalls the connection of a transfer. QUIC shares one connection among all lanes, so it gets no proxy.
     let proxied = options.transport == Transport::Grpc;
     let setup = Setup { transport: options.transport, proxied, flags, clock_library: None };
     let mut cluster = Cluster::start_with(binary, data, setup)?;
@@ -114,7 +115,7 @@ async fn demo(binary: PathBuf, data: &Path, options: &DemoOptions, screen: &mut 
     let mut rescue = Rescue::new(&mut cluster, screen, &load, begun, now_leads, follower).await?;
     rescue.leave_behind(options.megabytes, seed).await?;
     if options.lose_reports {
-        return rescue.stays_away().await;
+        return rescue.stays_latched().await;
     }
     rescue.bring_back(options.transport).await?;
     if load.acked() == acked_before {

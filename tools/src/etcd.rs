@@ -1,4 +1,4 @@
-//! Three etcd members on loopback and a client of their JSON gateway: the neighbour to compare with, in the same run.
+//! Three etcd members on loopback and a client of their JSON gateway, for comparison in the same run.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::process::Process;
 const BODY_BYTES_MAX: usize = 1 << 20;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What `etcd --version` says in its first line; None if it cannot be run.
+/// The first line of `etcd --version`; `None` if etcd cannot be run.
 pub(crate) fn installed() -> Option<String> {
     let output = Command::new("etcd").arg("--version").stderr(Stdio::null()).output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
@@ -52,7 +52,7 @@ impl Etcd {
         self.members.iter().map(Process::resident_bytes).collect()
     }
 
-    /// The client address of the member that leads: it answers to its own id as the leader's.
+    /// Waits until a member leads, and returns its client address.
     pub(crate) async fn wait_leader(&self) -> Result<SocketAddr> {
         let started = Instant::now();
         loop {
@@ -115,7 +115,7 @@ impl Gateway {
             }
         }
         let length =
-            length.filter(|length| *length <= BODY_BYTES_MAX).ok_or("an answer without a usable length")?;
+            length.filter(|length| *length <= BODY_BYTES_MAX).ok_or("the answer has no usable length")?;
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).await?;
         match status.split_whitespace().nth(1) {
@@ -127,7 +127,7 @@ impl Gateway {
     async fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         (&mut self.stream).take(BODY_BYTES_MAX as u64).read_line(&mut line).await?;
-        let line = line.strip_suffix("\r\n").ok_or("the connection ended within an answer")?;
+        let line = line.strip_suffix("\r\n").ok_or("the connection ended inside an answer")?;
         Ok(line.to_owned())
     }
 }

@@ -1,8 +1,8 @@
-//! Is what clients saw of each key the same as if one copy had answered one call after the other?
+//! Checks that the history of each key is linearizable.
 //!
-//! Clients note when they called, when they were answered and what they were told (`clients`, `history`); `check` looks
-//! for an order of the calls of one key that explains all answers and never puts a call before one that had returned
-//! when it was made. Keys are independent, so that each is judged alone.
+//! Clients note the time of each call, the time of its answer, and the answer (`clients`, `history`). `check` searches an
+//! order of the calls to one key that explains all answers. No call may precede another that had returned before it
+//! began. Keys are independent, so each key is checked alone.
 
 pub(crate) mod check;
 pub(crate) mod clients;

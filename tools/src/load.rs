@@ -1,5 +1,4 @@
-//! A load that remembers what it was told: each writer owns its keys, records every answer, and can say afterwards which
-//! acknowledged write is missing.
+//! A load whose writers record every answer. Each writer owns its keys, so a lost acknowledged write is found later.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,21 +12,21 @@ use crate::Result;
 use crate::resp::{Connection, Reply, moved_to, never_happened};
 
 mod history;
-pub(crate) use history::{History, Verdict};
+pub(crate) use history::{Audit, History};
 use history::{Observed, Write};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
-/// After it the outcome counts as uncertain and the writer asks another node.
+/// After this time the outcome is uncertain, and the writer tries another node.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Between two tries while no node takes writes: short beside a failover, so that it measures the cluster, not us.
+/// Short compared with a failover, so that the failover time measures the cluster.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 const READ_BATCH_KEYS: usize = 256;
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What the writers share.
-struct Shared {
+/// The state that all writers share.
+struct LoadState {
     addresses: Vec<SocketAddr>,
-    /// Position of the node that last took a write, or was named as the leader.
+    /// Position of the node that last acknowledged a write, or was named as the leader.
     leader: AtomicUsize,
     stop: AtomicBool,
     acked: AtomicU64,
@@ -36,7 +35,7 @@ struct Shared {
     watch: Mutex<Watch>,
 }
 
-/// Waits for the first acknowledgement that does not come from the node that was killed.
+/// Measures the time to the first acknowledgement from another node than the killed one.
 #[derive(Clone, Copy)]
 struct Watch {
     since: Instant,
@@ -45,11 +44,11 @@ struct Watch {
 }
 
 pub(crate) struct Load {
-    shared: Arc<Shared>,
+    shared: Arc<LoadState>,
     writers: Vec<JoinHandle<History>>,
 }
 
-/// A load that ended.
+/// The result of a stopped load.
 pub(crate) struct Finished {
     pub(crate) histories: Vec<History>,
     pub(crate) acked: u64,
@@ -59,7 +58,7 @@ pub(crate) struct Finished {
 impl Load {
     /// Must be called on a tokio runtime. `seed` decides which writes are made in which order.
     pub(crate) fn start(addresses: Vec<SocketAddr>, leader: usize, writers: usize, seed: u64) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LoadState {
             addresses,
             leader: AtomicUsize::new(leader),
             stop: AtomicBool::new(false),
@@ -81,23 +80,23 @@ impl Load {
         self.shared.acked.load(Ordering::Relaxed)
     }
 
-    /// Each has one write under way at most.
+    /// The number of writers. Each has at most one write in flight.
     pub(crate) fn writers(&self) -> u64 {
         self.writers.len() as u64
     }
 
-    /// Call it right before a node is killed.
+    /// Starts the measurement of a failover. Call it right before the kill.
     pub(crate) fn watch_failover(&self, killed: usize) {
         *self.shared.watch() = Watch { since: Instant::now(), not_from: killed, took: None };
         self.shared.watching.store(true, Ordering::Release);
     }
 
-    /// From the kill to the first write acknowledged by another node; None so far.
+    /// The time from the kill to the first write that another node acknowledged.
     pub(crate) fn failover(&self) -> Option<Duration> {
         self.shared.watch().took
     }
 
-    /// Ends the writers; what they were told until then is the whole history.
+    /// Ends the writers and returns their histories.
     pub(crate) async fn stop(self) -> Result<Finished> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut histories = Vec::new();
@@ -110,9 +109,9 @@ impl Load {
     }
 }
 
-impl Shared {
+impl LoadState {
     fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
-        // A watch is copied whole: there is no half-written one.
+        // A watch is replaced as a whole, so a panic leaves none half-written.
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,24 +127,24 @@ impl Shared {
         }
     }
 
-    /// Notes whom an error names as the leader, or goes on to the next node.
+    /// Follows the leader that an error names, or goes on to the next node.
     fn look_elsewhere(&self, asked: usize, moved: Option<SocketAddr>) {
         let named = moved.and_then(|address| self.addresses.iter().position(|other| *other == address));
         let next = named.unwrap_or((asked + 1) % self.addresses.len().max(1));
-        // Another writer may have found the leader meanwhile; its word stands.
+        // If another writer found the leader meanwhile, its value stays.
         let _ = self.leader.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
 async fn write_until_stopped(
-    shared: Arc<Shared>,
+    shared: Arc<LoadState>,
     mut history: History,
     mut random: fastrand::Rng,
 ) -> History {
     let mut open: Option<(usize, Connection)> = None;
     while !shared.stop.load(Ordering::Relaxed) {
         let target = shared.leader.load(Ordering::Relaxed);
-        // Not the one we hold a connection to: a leader changed.
+        // After a change of leader the open connection leads to the wrong node.
         open = open.filter(|(to, _)| *to == target);
         let (to, mut connection) = match open.take() {
             Some(open) => open,
@@ -162,17 +161,17 @@ async fn write_until_stopped(
         let write = history.next(&mut random);
         let answer = timeout(ANSWER_TIMEOUT, send(&mut connection, &history, &write)).await;
         match outcome(answer.ok().and_then(std::result::Result::ok), &write) {
-            Outcome::Acked(reply) => {
+            WriteResult::Acked(reply) => {
                 history.acked(&write, reply);
                 shared.acknowledged(to);
                 open = Some((to, connection));
             }
-            Outcome::NeverHappened { moved } => {
-                history.never_happened(&write);
+            WriteResult::NeverHappened { moved } => {
+                // A fresh key stays in the history without a value: it must be found empty.
                 shared.look_elsewhere(to, moved);
                 sleep(RETRY_PAUSE).await;
             }
-            Outcome::Uncertain => {
+            WriteResult::Uncertain => {
                 history.uncertain(&write);
                 shared.uncertain.fetch_add(1, Ordering::Relaxed);
                 shared.look_elsewhere(to, None);
@@ -182,7 +181,7 @@ async fn write_until_stopped(
     history
 }
 
-async fn connect(shared: &Shared, target: usize) -> Option<Connection> {
+async fn connect(shared: &LoadState, target: usize) -> Option<Connection> {
     let address = shared.addresses.get(target)?;
     timeout(CONNECT_TIMEOUT, Connection::open(*address)).await.ok()?.ok()
 }
@@ -198,7 +197,7 @@ async fn send(connection: &mut Connection, history: &History, write: &Write) -> 
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+enum WriteResult {
     /// With the new value of a counter.
     Acked(Option<i64>),
     NeverHappened {
@@ -207,22 +206,22 @@ enum Outcome {
     Uncertain,
 }
 
-/// Only errors that are a promise count as "never happened"; a word we do not know is uncertain.
-fn outcome(answer: Option<Reply>, write: &Write) -> Outcome {
+/// Only errors that promise it count as "never happened"; an unknown error is uncertain.
+fn outcome(answer: Option<Reply>, write: &Write) -> WriteResult {
     match (answer, write) {
-        (Some(Reply::Integer(value)), Write::Increment) => Outcome::Acked(Some(value)),
-        (Some(Reply::Simple(ok)), Write::Set { .. }) if ok == "OK" => Outcome::Acked(None),
+        (Some(Reply::Integer(value)), Write::Increment) => WriteResult::Acked(Some(value)),
+        (Some(Reply::Simple(ok)), Write::Set { .. }) if ok == "OK" => WriteResult::Acked(None),
         (Some(Reply::Error(error)), _) if never_happened(&error) => {
-            Outcome::NeverHappened { moved: moved_to(&error) }
+            WriteResult::NeverHappened { moved: moved_to(&error) }
         }
-        _ => Outcome::Uncertain,
+        _ => WriteResult::Uncertain,
     }
 }
 
-/// Reads back everything the writers wrote, through the node that leads, and says what is missing.
-pub(crate) async fn verify(addresses: &[SocketAddr], histories: &[History]) -> Result<Verdict> {
+/// Reads all keys of the writers and compares them with the histories.
+pub(crate) async fn verify(addresses: &[SocketAddr], histories: &[History]) -> Result<Audit> {
     let mut reader = Reader::new(addresses);
-    let mut verdict = Verdict::default();
+    let mut audit = Audit::default();
     for history in histories {
         let keys = history.keys();
         let mut values = Vec::new();
@@ -230,12 +229,12 @@ pub(crate) async fn verify(addresses: &[SocketAddr], histories: &[History]) -> R
             values.extend(reader.read(batch).await?);
         }
         let counter = reader.read(&[history.counter_key()]).await?.into_iter().next().flatten();
-        history.check(&Observed { counter, values }, &mut verdict);
+        history.check(&Observed { counter, values }, &mut audit);
     }
-    Ok(verdict)
+    Ok(audit)
 }
 
-/// Reads through any node that answers.
+/// Reads from any node that answers.
 pub(crate) struct Reader<'a> {
     addresses: &'a [SocketAddr],
     at: usize,
@@ -252,7 +251,7 @@ impl<'a> Reader<'a> {
         words.extend(keys.iter().map(|key| key.as_bytes()));
         let started = Instant::now();
         loop {
-            let said = match self.ask(&words).await {
+            let failure = match self.ask(&words).await {
                 Ok(Reply::Array(values)) if values.len() == keys.len() => {
                     return values.into_iter().map(text).collect();
                 }
@@ -263,7 +262,7 @@ impl<'a> Reader<'a> {
             self.at = (self.at + 1) % self.addresses.len().max(1);
             if started.elapsed() > READ_DEADLINE {
                 return Err(
-                    format!("no node answers a read after {} s: {said}", READ_DEADLINE.as_secs()).into()
+                    format!("no node answers a read after {} s: {failure}", READ_DEADLINE.as_secs()).into()
                 );
             }
             sleep(RETRY_PAUSE).await;
@@ -298,11 +297,11 @@ mod tests {
     fn only_a_promise_counts_as_never_happened() {
         let error = |text: &str| outcome(Some(Reply::Error(text.to_owned())), &Write::Increment);
         let moved = Some("127.0.0.1:7001".parse().unwrap());
-        assert_eq!(error("MOVED 12 127.0.0.1:7001"), Outcome::NeverHappened { moved });
-        assert_eq!(error("CLUSTERDOWN no leader"), Outcome::NeverHappened { moved: None });
-        assert_eq!(error("ERR the outcome is unknown"), Outcome::Uncertain);
-        assert_eq!(outcome(None, &Write::Increment), Outcome::Uncertain);
-        // An answer of the wrong kind proves nothing.
-        assert_eq!(outcome(Some(Reply::Simple("OK".to_owned())), &Write::Increment), Outcome::Uncertain);
+        assert_eq!(error("MOVED 12 127.0.0.1:7001"), WriteResult::NeverHappened { moved });
+        assert_eq!(error("CLUSTERDOWN no leader"), WriteResult::NeverHappened { moved: None });
+        assert_eq!(error("ERR the outcome is unknown"), WriteResult::Uncertain);
+        assert_eq!(outcome(None, &Write::Increment), WriteResult::Uncertain);
+        // An answer of the wrong type.
+        assert_eq!(outcome(Some(Reply::Simple("OK".to_owned())), &Write::Increment), WriteResult::Uncertain);
     }
 }

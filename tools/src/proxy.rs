@@ -1,7 +1,7 @@
-//! A TCP proxy on loopback before one node, which can stop one connection and let the others go on.
+//! A TCP proxy on loopback in front of one node. It can stop one connection while the others go on.
 //!
-//! It knows of HTTP/2 only where a frame ends and which frames are pings: so a transfer can stall on a connection that is
-//! otherwise alive. What a stopped connection still carries is thrown away, and its ends are not told of each other.
+//! The proxy reads HTTP/2 frame headers, so it can pass pings alone: a transfer then stalls on a live connection. It
+//! drops all other bytes of a stopped connection, and does not pass on the end of either side.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,16 +16,16 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use crate::Result;
 
-/// Three nodes have six connections to one of them, and a few that are being replaced.
+/// Far above what three nodes open, replaced connections included.
 const CONNECTIONS_MAX: usize = 64;
-/// What a client says before its first frame.
+/// The HTTP/2 preface of a client.
 const PREFACE_BYTES: usize = 24;
 const FRAME_HEAD_BYTES: usize = 9;
-/// Twice what the nodes allow each other.
+/// Twice the frame limit of the nodes.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 const PING: u8 = 6;
 
-/// What of a connection passes no more, in either direction.
+/// What a stopped connection drops, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
     Everything,
@@ -33,13 +33,13 @@ pub(crate) enum Stop {
 }
 
 #[derive(Default)]
-struct Connection {
-    /// Bytes in both directions, also those that were thrown away.
+struct ProxiedConnection {
+    /// Bytes in both directions, dropped ones included.
     carried: AtomicU64,
     stop: Mutex<Option<Stop>>,
 }
 
-impl Connection {
+impl ProxiedConnection {
     fn stop(&self) -> Option<Stop> {
         *self.stop.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,9 +53,9 @@ impl Connection {
     }
 }
 
-type Connections = Mutex<BTreeMap<u64, Arc<Connection>>>;
+type Connections = Mutex<BTreeMap<u64, Arc<ProxiedConnection>>>;
 
-/// Dropping it closes its connections.
+/// Its drop closes all connections.
 pub(crate) struct Proxy {
     address: SocketAddr,
     connections: Arc<Connections>,
@@ -78,13 +78,13 @@ impl Proxy {
         self.address
     }
 
-    /// Stops the connection that has carried most, and says how much it and the next one have.
+    /// Stops the connection that carried most bytes. Returns its bytes, and those of the next busiest.
     pub(crate) fn stop_the_busiest(&self, stop: Stop) -> Result<(u64, u64)> {
         let connections = lock(&self.connections);
         let mut open: Vec<_> =
             connections.values().filter(|connection| connection.stop().is_none()).collect();
         open.sort_by_key(|connection| std::cmp::Reverse(connection.carried.load(Ordering::Relaxed)));
-        let busiest = open.first().ok_or("nobody is connected")?;
+        let busiest = open.first().ok_or("the proxy has no open connection")?;
         *busiest.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
         let carried =
             |at: usize| open.get(at).map_or(0, |connection| connection.carried.load(Ordering::Relaxed));
@@ -98,12 +98,12 @@ impl Drop for Proxy {
     }
 }
 
-fn lock(connections: &Connections) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
+fn lock(connections: &Connections) -> MutexGuard<'_, BTreeMap<u64, Arc<ProxiedConnection>>> {
     connections.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn accept(listener: TcpListener, target: SocketAddr, connections: Arc<Connections>) {
-    // Its drop ends them all.
+    // Its drop ends all connections.
     let mut carried = JoinSet::new();
     for number in 0_u64.. {
         let client = loop {
@@ -113,12 +113,11 @@ async fn accept(listener: TcpListener, target: SocketAddr, connections: Arc<Conn
             }
         };
         if carried.len() < CONNECTIONS_MAX {
-            let connection = Arc::new(Connection::default());
+            let connection = Arc::new(ProxiedConnection::default());
             lock(&connections).insert(number, Arc::clone(&connection));
             let connections = Arc::clone(&connections);
             carried.spawn(async move {
-                // Either side may go away at any time, and the node may be down: nobody is to be told but the client,
-                // whose connection ends.
+                // If the node is down or either side closes, the client sees the end of its connection.
                 let _ = connect(client, target, &connection).await;
                 lock(&connections).remove(&number);
             });
@@ -126,12 +125,12 @@ async fn accept(listener: TcpListener, target: SocketAddr, connections: Arc<Conn
     }
 }
 
-async fn connect(client: TcpStream, target: SocketAddr, connection: &Connection) -> io::Result<()> {
+async fn connect(client: TcpStream, target: SocketAddr, connection: &ProxiedConnection) -> io::Result<()> {
     let server = TcpStream::connect(target).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    // Both halves live until both are done: dropping one would tell its side.
+    // Keep both halves until both end: a dropped half would close its side.
     let _halves = tokio::join!(
         carry(from_client, to_server, PREFACE_BYTES, connection),
         carry(from_server, to_client, 0, connection),
@@ -139,12 +138,12 @@ async fn connect(client: TcpStream, target: SocketAddr, connection: &Connection)
     Ok(())
 }
 
-/// Until the end of `from`, of which `to` hears, unless the connection is stopped.
+/// Carries frames until `from` ends, and then shuts `to` down unless the connection is stopped.
 async fn carry(
     from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     preface: usize,
-    connection: &Connection,
+    connection: &ProxiedConnection,
 ) -> (OwnedReadHalf, OwnedWriteHalf) {
     let mut from = BufReader::with_capacity(64 << 10, from);
     let _ = frames(&mut from, &mut to, preface, connection).await;
@@ -158,7 +157,7 @@ async fn frames(
     from: &mut BufReader<OwnedReadHalf>,
     to: &mut OwnedWriteHalf,
     preface: usize,
-    connection: &Connection,
+    connection: &ProxiedConnection,
 ) -> io::Result<()> {
     let mut bytes = vec![0; preface];
     from.read_exact(&mut bytes).await?;
@@ -169,7 +168,10 @@ async fn frames(
         let [a, b, c, kind, ..] = head;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
         if length > FRAME_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "this is not HTTP/2"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "frame longer than an HTTP/2 peer of ours sends",
+            ));
         }
         bytes.clear();
         bytes.extend_from_slice(&head);
@@ -213,9 +215,9 @@ mod tests {
         assert_eq!(got, bytes);
     }
 
-    async fn pass(from: &mut TcpStream, to: &mut TcpStream, said: &[u8], heard: &[u8]) {
-        from.write_all(said).await.unwrap();
-        expect(to, heard).await;
+    async fn pass(from: &mut TcpStream, to: &mut TcpStream, sent: &[u8], received: &[u8]) {
+        from.write_all(sent).await.unwrap();
+        expect(to, received).await;
     }
 
     #[tokio::test]
@@ -232,7 +234,7 @@ mod tests {
 
         let (most, next) = proxy.stop_the_busiest(Stop::AllButPings).unwrap();
         assert_eq!((most, next), (large.len() as u64, small.len() as u64));
-        // Of a frame and a ping after it only the ping arrives, in both directions.
+        // Only the ping arrives, in both directions.
         let both = [small, ping.clone()].concat();
         pass(&mut busy, &mut busy_server, &both, &ping).await;
         pass(&mut busy_server, &mut busy, &both, &ping).await;

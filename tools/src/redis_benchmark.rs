@@ -1,4 +1,4 @@
-//! Redis's own benchmark against three nodes: a client nobody here wrote, with pipelines, and no error reply allowed.
+//! Redis's own benchmark against three nodes, with pipelines. An error reply fails the run.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,9 +13,8 @@ const PROGRAM: &str = "redis-benchmark";
 const CONNECTIONS: u32 = 50;
 const KEYS: u32 = 10_000;
 const TESTS: &str = "set,get,incr,mset";
-/// Requests of each test: a second or two of a debug build, with and without pipelines.
+/// Each test takes a debug build a second or two, with and without pipelines.
 const RUNS: &[Run] = &[Run { pipeline: 1, requests: 3_000 }, Run { pipeline: 16, requests: 16_000 }];
-/// Of one run: it ends by itself, and if not, someone should hear of it.
 const RUN_DEADLINE: Duration = Duration::from_secs(60);
 
 struct Run {
@@ -53,9 +52,9 @@ async fn benchmark(address: SocketAddr, run: &Run, data: &Path) -> Result<String
     Process::finish(command, &out, RUN_DEADLINE).await
 }
 
-/// A line for each test. An error reply ends the program, and it says so; what it does not measure it leaves out.
+/// The result lines, one per test. An error reply, or a test without a result, is an error.
 fn verified(said: &str) -> Result<Vec<String>> {
-    // It draws over its last line with carriage returns.
+    // The program overwrites its progress line with carriage returns.
     let lines = || said.split(['\r', '\n']).map(str::trim).filter(|line| !line.is_empty());
     if let Some(error) = lines().find(|line| line.to_ascii_lowercase().contains("error")) {
         return Err(format!("{PROGRAM} saw an error: {error}").into());

@@ -1,4 +1,4 @@
-//! A Redis client of forty lines: one request, one answer, and a plain word on whether the request was sent.
+//! A small Redis client: one request, one reply.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-/// No answer to what we ask is longer.
+/// The longest bulk reply that the tools ask for.
 const BULK_BYTES_MAX: usize = 16 << 20;
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
@@ -31,7 +31,7 @@ impl Connection {
         Ok(Self { stream: BufReader::new(stream), request: Vec::new() })
     }
 
-    /// After an error the answer is unknown and the connection is of no more use. Not cancel-safe, for that reason.
+    /// After an error, or when cancelled, the reply is unknown: drop the connection.
     pub(crate) async fn ask(&mut self, words: &[&[u8]]) -> io::Result<Reply> {
         self.request.clear();
         encode(words, &mut self.request);
@@ -44,7 +44,7 @@ impl Connection {
         if let Some(count) = line.strip_prefix('*') {
             let count = number(count)?;
             let mut elements = Vec::new();
-            // Arrays of arrays are not part of what we ask.
+            // No request of the tools gets nested arrays.
             for _ in 0..count.max(0) {
                 let line = self.line().await?;
                 elements.push(self.scalar(&line).await?);
@@ -100,15 +100,15 @@ fn number(text: &str) -> io::Result<i64> {
 }
 
 fn malformed(line: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("not a Redis answer: {line:?}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("not a Redis reply: {line:?}"))
 }
 
-/// Where a `-MOVED slot host:port` sends the client.
+/// The address in `MOVED slot host:port`.
 pub(crate) fn moved_to(error: &str) -> Option<SocketAddr> {
     error.strip_prefix("MOVED ")?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Whether an error promises that the write was not taken and never will be.
+/// Whether an error promises that the write never takes effect.
 pub(crate) fn never_happened(error: &str) -> bool {
     ["MOVED ", "CLUSTERDOWN ", "BUSY ", "TRYAGAIN "].iter().any(|word| error.starts_with(word))
 }

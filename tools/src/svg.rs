@@ -1,4 +1,4 @@
-//! A still picture of a terminal: the lines of a run as SVG text.
+//! Draws the output of a run as an SVG picture of a terminal.
 
 use std::fmt::Write;
 
@@ -7,8 +7,7 @@ const CHARACTER_WIDTH_TENTHS: usize = 84;
 const MARGIN: usize = 16;
 const BAR_HEIGHT: usize = 28;
 
-/// Draws the lines in order under the command that made them. Lines that start with `ok`, `error` or `event` words of
-/// `demo` are only coloured; nothing is added to what was printed.
+/// Draws the command and its lines in order.
 pub(crate) fn terminal(command: &str, lines: &[String]) -> String {
     let prompt = format!("$ {command}");
     let columns = lines.iter().chain([&prompt]).map(|line| line.chars().count()).max().unwrap_or(0).max(60);

@@ -1,4 +1,4 @@
-//! Watching a cluster under load, and judging it in the end.
+//! Shows the progress of a load, and checks the cluster at its end.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -8,33 +8,33 @@ use tokio::time::sleep;
 
 use crate::Result;
 use crate::cluster::{Agreement, Cluster};
-use crate::load::{self, Finished, Load, Verdict};
+use crate::load::{self, Audit, Finished, Load};
 
 const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
-/// Between two looks at the load; the progress bar moves at this rate.
+/// The interval of the progress bar.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
-/// Between two lines where there is no terminal for a bar.
+/// The interval of progress lines without a terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What a run showed.
-pub(crate) struct Outcome {
-    verdict: Verdict,
+/// What the checks at the end found.
+pub(crate) struct Conclusion {
+    audit: Audit,
     agreement: Agreement,
 }
 
-/// Stops the load, looks for every acknowledged write, compares the nodes, and says so.
+/// Stops the load, looks for every acknowledged write, compares the nodes, and prints the findings.
 pub(crate) async fn conclude(
     screen: &mut Screen,
     cluster: &mut Cluster,
     load: Load,
     begun: Instant,
-) -> Result<Outcome> {
+) -> Result<Conclusion> {
     screen.bar.finish_and_clear();
     let Finished { histories, acked, uncertain } = load.stop().await?;
     let ran = begun.elapsed();
     let agreement = cluster.wait_equal(CATCH_UP_DEADLINE).await?;
-    let verdict = load::verify(&cluster.redis_addresses(), &histories).await?;
-    for finding in &verdict.findings {
+    let audit = load::verify(&cluster.redis_addresses(), &histories).await?;
+    for finding in &audit.findings {
         screen.say(format!("  {finding}"));
     }
     let equal = match &agreement {
@@ -48,22 +48,23 @@ pub(crate) async fn conclude(
     screen.say(String::new());
     screen.say(format!("{:<26}{acked} in {:.1} s ({rate:.0}/s)", "acknowledged writes", ran.as_secs_f64()));
     screen.say(format!("{:<26}{uncertain}", "uncertain writes"));
-    screen
-        .say(format!("{:<26}{} of {} looked for", "acknowledged writes lost", verdict.lost, verdict.checked));
-    screen.say(format!("{:<26}{}", "unasked effects", verdict.foreign));
+    screen.say(format!("{:<26}{} of {} looked for", "acknowledged writes lost", audit.lost, audit.checked));
+    screen.say(format!("{:<26}{}", "effects without a cause", audit.foreign));
     screen.say(format!("{:<26}{equal}", "all three nodes equal"));
-    Ok(Outcome { verdict, agreement })
+    Ok(Conclusion { audit, agreement })
 }
 
-impl Outcome {
-    /// An error unless the run proved what it was to prove.
+impl Conclusion {
+    /// Returns an error unless all acknowledged writes were found and all nodes are equal.
     pub(crate) fn judge(self) -> Result<()> {
-        let Self { verdict, agreement } = self;
-        if !verdict.clean() {
-            let (lost, foreign) = (verdict.lost, verdict.foreign);
-            return Err(format!("{lost} acknowledged writes are lost, {foreign} effects unasked").into());
+        let Self { audit, agreement } = self;
+        if !audit.clean() {
+            let (lost, foreign) = (audit.lost, audit.foreign);
+            return Err(
+                format!("{lost} acknowledged writes are lost, {foreign} effects have no cause").into()
+            );
         }
-        if verdict.checked == 0 {
+        if audit.checked == 0 {
             return Err("no write was acknowledged: nothing is proven".into());
         }
         match agreement {
@@ -73,13 +74,13 @@ impl Outcome {
     }
 }
 
-/// The bar where there is a terminal, plain lines where not, and every line kept for the picture.
+/// A progress bar on a terminal, plain lines elsewhere. It keeps all lines for the SVG.
 pub(crate) struct Screen {
     pub(crate) bar: ProgressBar,
     pub(crate) lines: Vec<String>,
     plain: bool,
     last_plain: Instant,
-    /// How long the load is to run.
+    /// How long the load runs.
     millis: u64,
 }
 
@@ -103,16 +104,10 @@ impl Screen {
         let rate = load.acked() as f64 / ran.as_secs_f64().max(0.001);
         let message =
             format!("{:.0} s, {} writes acknowledged, {rate:.0}/s", ran.as_secs_f64(), load.acked());
-        if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
-            self.last_plain = Instant::now();
-            println!("{message}");
-        }
-        self.bar.set_length(self.millis);
-        self.bar.set_position(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX));
-        self.bar.set_message(message);
+        self.show_part(u64::try_from(ran.as_millis()).unwrap_or(u64::MAX), self.millis, &message);
     }
 
-    /// Shows how far something else is instead of the load.
+    /// Shows other progress than that of the load.
     pub(crate) fn show_part(&mut self, done: u64, of: u64, message: &str) {
         if self.plain && self.last_plain.elapsed() >= PLAIN_INTERVAL {
             self.last_plain = Instant::now();

@@ -1,12 +1,12 @@
-//! What a leader says of one peer at `/status`.
+//! A leader's view of one peer at `/status`.
 
 use serde_json::Value;
 
 use crate::Result;
 
-/// One answer of a leader.
+/// The leader's state and what it knows of the peer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
+pub(super) struct PeerView {
     pub(super) term: u64,
     pub(super) commit: u64,
     pub(super) progress: String,
@@ -27,7 +27,7 @@ pub(super) struct Attempt {
     pub(super) acked: u64,
 }
 
-/// How the attempt before ended: `finished`, `void`, or `failed` with its cause.
+/// How the last attempt ended: `finished`, `void`, or `failed` with its cause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ended {
     pub(super) number: u64,
@@ -35,12 +35,12 @@ pub(super) struct Ended {
     pub(super) cause: Option<String>,
 }
 
-impl Seen {
-    /// An error if that node does not lead, or leaves something out.
+impl PeerView {
+    /// Returns an error if the node does not lead, or a field is missing.
     pub(super) fn read(page: &Value, peer: u64) -> Result<Self> {
         let state = page.get("state").ok_or("/status has no state")?;
         if state.get("role").and_then(Value::as_str) != Some("leader") {
-            return Err(format!("it does not lead: {state}").into());
+            return Err(format!("the node does not lead: {state}").into());
         }
         let peers = page.get("peers").and_then(Value::as_array).ok_or("/status has no peers")?;
         let peer = peers.iter().find(|of| of.get("id").and_then(Value::as_u64) == Some(peer));
@@ -70,12 +70,12 @@ impl Attempt {
         })
     }
 
-    /// Whether more than so many quarters have arrived.
+    /// Whether the receiver acknowledged more than this number of quarters.
     pub(super) fn is_past(self, quarters: u64) -> bool {
         self.acked > self.bytes / 4 * quarters
     }
 
-    /// How far it is, for people.
+    /// The progress as text.
     pub(super) fn part(self) -> String {
         format!("{} of {}", mib(self.acked), mib(self.bytes))
     }
@@ -90,7 +90,7 @@ impl Ended {
             (None, Some(cause)) => {
                 ("failed".to_owned(), Some(cause.to_string().replace(['"', '{', '}'], "")))
             }
-            (None, None) => return Err(format!("an outcome that is not known: {outcome}").into()),
+            (None, None) => return Err(format!("unknown outcome: {outcome}").into()),
         };
         Ok(Self { number: number(last, "number")?, outcome, cause })
     }
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_peer_of_the_status_page_is_read() {
-        let seen = Seen::read(&page("leader", json!({ "failed": "timeout" })), 2).unwrap();
+        let seen = PeerView::read(&page("leader", json!({ "failed": "timeout" })), 2).unwrap();
         assert_eq!((seen.term, seen.commit, seen.lag, seen.backoff_ms), (7, 40, 5, 120));
         let attempt = Attempt { number: 4, index: 9, bytes: 100, offset: 10, sent: 30, acked: 35 };
         assert_eq!(seen.attempt, Some(attempt));
@@ -137,8 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_told_apart() {
-        let of = |outcome| Seen::read(&page("leader", outcome), 2).unwrap().last.unwrap();
+    fn each_outcome_is_read() {
+        let of = |outcome| PeerView::read(&page("leader", outcome), 2).unwrap().last.unwrap();
         assert_eq!(of(json!("finished")).outcome, "finished");
         assert_eq!(of(json!("void")).outcome, "void");
         let refused = of(json!({ "failed": { "refused": { "lasting": true } } }));
@@ -149,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_does_not_lead_says_nothing_of_peers() {
-        assert!(Seen::read(&page("follower", json!("finished")), 2).is_err());
-        assert!(Seen::read(&page("leader", json!("finished")), 3).is_err());
+    fn a_node_that_does_not_lead_is_an_error() {
+        assert!(PeerView::read(&page("follower", json!("finished")), 2).is_err());
+        assert!(PeerView::read(&page("leader", json!("finished")), 3).is_err());
     }
 }

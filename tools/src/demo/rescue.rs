@@ -1,5 +1,4 @@
-//! The story of the product: a follower that the log has left behind, a snapshot to it that is cut again and again, and how
-//! it comes back.
+//! A follower that the log has left behind: its snapshot transfer is cut several times, resumes, and finishes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::books::{Books, Cut, Moments, time_of_day};
-use super::peer::{Attempt, Ended, Seen, mib, number};
+use super::peer::{Attempt, Ended, PeerView, mib, number};
+use super::transfers::{Cut, Moments, Transfers, time_of_day};
 use crate::Result;
 use crate::cluster::{Cluster, Transport};
 use crate::load::Load;
@@ -20,15 +19,14 @@ use crate::watch::{Screen, TICK};
 
 /// Bytes of each value of the bulk.
 const VALUE_BYTES: usize = 64 << 10;
-/// The bulk alone takes so long to transfer, so that there is something to see and to cut.
+/// How long the transfer takes at the configured rate: long enough to cut it.
 const TRANSFER_SECONDS: u64 = 5;
-/// Causes of a failed attempt at `/status`: the connection broke, or nothing moved for too long.
+/// Causes of a failed attempt at `/status`: a broken connection, or no progress in time.
 const BROKEN: &str = "transfer";
 const TIMEOUT: &str = "timeout";
 const STEP_DEADLINE: Duration = Duration::from_secs(90);
 
-/// Settings under which a snapshot happens within a minute and takes seconds. One is made at three quarters of the bulk, and
-/// no other before the story is over.
+/// Settings with which the leader makes exactly one snapshot, at three quarters of the bulk, and sends it slowly.
 pub(super) fn settings(data: &Path, megabytes: u64) -> Result<Vec<String>> {
     let file = data.join("settings.toml");
     let bytes = megabytes << 20;
@@ -42,7 +40,7 @@ pub(super) fn settings(data: &Path, megabytes: u64) -> Result<Vec<String>> {
     Ok(vec!["--config".into(), file.to_string_lossy().into_owned()])
 }
 
-/// One follower's way, as the leader tells it.
+/// The rescue of one follower, as the leader's status page shows it.
 pub(super) struct Rescue<'a> {
     pub(super) cluster: &'a mut Cluster,
     pub(super) screen: &'a mut Screen,
@@ -50,10 +48,10 @@ pub(super) struct Rescue<'a> {
     begun: Instant,
     pub(super) leader: usize,
     pub(super) follower: usize,
-    /// How long the logs of both were before.
+    /// Lengths of the logs of leader and follower at the start.
     skip: (usize, usize),
-    last: Seen,
-    /// Bytes the follower has of how many, as last seen.
+    last: PeerView,
+    /// Bytes that the follower has, and the size of the snapshot, as last seen.
     transferred: (u64, u64),
     cuts: Vec<Cut>,
     moments: BTreeMap<u64, Moments>,
@@ -69,16 +67,16 @@ impl<'a> Rescue<'a> {
         follower: usize,
     ) -> Result<Self> {
         let skip = (cluster.log(leader)?.len(), cluster.log(follower)?.len());
-        let last = Seen::read(&cluster.page(leader).await?, follower as u64 + 1)?;
+        let last = PeerView::read(&cluster.page(leader).await?, follower as u64 + 1)?;
         let (cuts, moments) = (Vec::new(), BTreeMap::new());
         let transferred = (0, 1);
         Ok(Self { cluster, screen, load, begun, leader, follower, skip, last, transferred, cuts, moments })
     }
 
-    /// The follower goes down and misses more than the log keeps.
+    /// Kills the follower and writes until the leader's log no longer holds what it needs.
     pub(super) async fn leave_behind(&mut self, megabytes: u64, seed: u64) -> Result<()> {
         let started = Instant::now();
-        // It may be the leader of before, which is only just coming back.
+        // The follower may be the former leader, which has just restarted.
         let page = loop {
             match self.cluster.page(self.follower).await {
                 Ok(page) => break page,
@@ -104,7 +102,7 @@ impl<'a> Rescue<'a> {
             let first = number(page.get("log").ok_or("/status has no log")?, "first")?;
             if first > applied + 1 {
                 self.screen.say(format!(
-                    "{megabytes} MiB of values written; the log now begins at {first}: it is left behind"
+                    "{megabytes} MiB of values written; the log now begins at {first}: the follower is left behind"
                 ));
                 return Ok(());
             }
@@ -113,13 +111,13 @@ impl<'a> Rescue<'a> {
         }
     }
 
-    /// Brings it back, and cuts its transfer: by killing the receiver, and by stalling what it is sent.
+    /// Restarts the follower and cuts its transfer: kills the receiver, then stalls the connection.
     pub(super) async fn bring_back(&mut self, transport: Transport) -> Result<()> {
         self.restart()?;
         let cut = self.attempt_past(1).await?;
         self.cluster.kill(self.follower)?;
         self.screen.say(format!("attempt {}: kill -9 of the receiver at {}", cut.number, cut.part()));
-        // Whoever is killed closes his TCP connections; of UDP nobody is told.
+        // The kernel closes the TCP connections of a killed process. Over UDP only keep-alive finds out.
         let finder = match transport {
             Transport::Grpc => "the end of its connection",
             Transport::Quic => "keep-alive",
@@ -133,14 +131,14 @@ impl<'a> Rescue<'a> {
                 self.stall(Stop::Everything, 2).await?;
                 self.stall(Stop::AllButPings, 3).await?;
             }
-            // All lanes share one connection: what stops a transfer on it would stop the heartbeats too.
+            // All lanes share one QUIC connection: stalling it would stop the heartbeats too.
             Transport::Quic => self.pause(2).await?,
         }
         let cut = self.cuts.last().map_or(0, |cut| cut.number);
-        // The rest may be short, and over between two looks.
+        // The rest of the transfer may end between two polls.
         let rest = self.until("another attempt", |_, seen| {
             let finished = seen.last.as_ref().is_some_and(|last| last.number > cut);
-            // What a receiver reads again before it answers counts as acknowledged, and not as sent.
+            // Bytes that the receiver re-reads count as acknowledged, not as sent.
             let accepted = seen.attempt.filter(|live| live.number > cut && live.sent > 0);
             Ok((finished || accepted.is_some()).then_some(accepted))
         });
@@ -149,13 +147,13 @@ impl<'a> Rescue<'a> {
         }
         let lag = self.finished().await?;
         self.catch_up(lag).await?;
-        let books = self.books()?;
+        let transfers = self.transfers()?;
         self.screen.say(String::new());
-        books.table(&self.moments).into_iter().for_each(|line| self.screen.say(line));
-        books.judge(&self.cuts, &self.moments)
+        transfers.table(&self.moments).into_iter().for_each(|line| self.screen.say(line));
+        transfers.judge(&self.cuts, &self.moments)
     }
 
-    /// The connection of the transfer stalls, and the others of that node do not.
+    /// Stalls the connection of the transfer, and no other connection of the node.
     async fn stall(&mut self, stop: Stop, quarters: u64) -> Result<()> {
         let cut = self.attempt_past(quarters).await?;
         self.resumed(cut);
@@ -163,18 +161,18 @@ impl<'a> Rescue<'a> {
         let (carried, next) = self.cluster.stop_the_busiest(self.follower, stop)?;
         if carried < cut.acked - cut.offset || next >= carried / 2 {
             return Err(format!(
-                "which connection is the transfer's? The busiest carried {carried}, another {next}"
+                "no connection is clearly the transfer's: the busiest carried {carried} bytes, the next {next}"
             )
             .into());
         }
-        // Where nothing passes, no end and no reset of the connection does: only keep-alive can have broken it.
+        // Where nothing passes, no end or reset of the connection passes either: only keep-alive can find it.
         let (how, finder, cause) = match stop {
             Stop::Everything => ("nothing passes any more", "keep-alive", BROKEN),
             Stop::AllButPings => ("nothing but keep-alive passes", "the progress timeout", TIMEOUT),
         };
         self.screen.say(format!("attempt {}: its connection stalls at {}: {how}", cut.number, cut.part()));
         self.failed(cut, finder, cause).await?;
-        // Not of the other connections: else the follower would have been found dead, not the transfer.
+        // The other links must survive: otherwise the sender found a dead follower, not a stalled transfer.
         if self.links_lost().await? != lost || self.last.term != term {
             return Err("more than the transfer was lost".into());
         }
@@ -191,7 +189,7 @@ impl<'a> Rescue<'a> {
         Ok(())
     }
 
-    /// The whole receiver stands still.
+    /// Stops the whole receiver for a while.
     async fn pause(&mut self, quarters: u64) -> Result<()> {
         let cut = self.attempt_past(quarters).await?;
         self.resumed(cut);
@@ -215,16 +213,16 @@ impl<'a> Rescue<'a> {
         Ok(())
     }
 
-    /// An attempt of which so much has arrived, later than those that were cut.
+    /// Waits for an attempt after the last cut one that is past this number of quarters.
     pub(super) async fn attempt_past(&mut self, quarters: u64) -> Result<Attempt> {
         let cut = self.cuts.last().map_or(0, |cut| cut.number);
-        self.until("an attempt that is well on its way", |_, seen| {
+        self.until("an attempt makes progress", |_, seen| {
             Ok(seen.attempt.filter(|live| live.number > cut && live.is_past(quarters)))
         })
         .await
     }
 
-    /// Waits until Raft was told that this attempt, and no other, failed, of this cause: that tells who found it.
+    /// Waits until the leader reports to Raft that this attempt failed. The cause shows what found the failure.
     async fn failed(&mut self, cut: Attempt, finder: &str, of: &str) -> Result<()> {
         let since = Instant::now();
         let Attempt { number, index, acked, .. } = cut;
@@ -237,12 +235,12 @@ impl<'a> Rescue<'a> {
                     Ok(Some(cause.clone()))
                 }
                 Some(other) => {
-                    Err(format!("attempt {number} was to fail, but the leader says {other:?}").into())
+                    Err(format!("attempt {number} should have failed, but the leader shows {other:?}").into())
                 }
             })
             .await?;
         if cause != of {
-            return Err(format!("attempt {number} was to fail of `{of}`, but failed of `{cause}`").into());
+            return Err(format!("attempt {number} failed with cause `{cause}`, not `{of}`").into());
         }
         self.screen.say(format!(
             "attempt {number}: Failure reported ({cause}) after {} ms, found by {finder}",
@@ -251,17 +249,17 @@ impl<'a> Rescue<'a> {
         Ok(())
     }
 
-    /// Waits until the leader hears again of a follower that was away.
+    /// Waits until the leader receives messages of the follower again.
     async fn healed(&mut self, cut: Attempt, heard: u64) -> Result<()> {
         let started = Instant::now();
         while self.heard_of().await? == heard {
-            self.wait(started, "the follower is heard of again").await?;
+            self.wait(started, "the leader hears of the follower").await?;
         }
         self.moments.entry(cut.number).or_default().healed = Some(time_of_day());
         Ok(())
     }
 
-    /// Messages of the follower that the leader has received.
+    /// Messages that the leader has received from the follower.
     async fn heard_of(&self) -> Result<u64> {
         self.counter("towline_messages_received_total").await
     }
@@ -270,7 +268,7 @@ impl<'a> Rescue<'a> {
         self.counter("towline_links_closed_total").await
     }
 
-    /// Of the leader's links with the follower.
+    /// A counter of the leader's links with the follower.
     async fn counter(&self, name: &str) -> Result<u64> {
         let peer = format!("peer=\"{}\"", self.follower + 1);
         self.cluster.counter(self.leader, name, &[&peer]).await
@@ -281,7 +279,7 @@ impl<'a> Rescue<'a> {
         self.screen.say(format!("attempt {number}: resumed at {} of {}", mib(offset), mib(bytes)));
     }
 
-    /// Gives how far the follower is behind by then.
+    /// Waits for the end of the transfer and returns the follower's lag at that time.
     async fn finished(&mut self) -> Result<u64> {
         let (number, lag) = self
             .until("the transfer finishes", |_, seen| {
@@ -293,7 +291,7 @@ impl<'a> Rescue<'a> {
         Ok(lag)
     }
 
-    /// Until it lacks no more than what is under way: each writer has one write.
+    /// Waits until the follower lacks only writes in flight, one per writer.
     async fn catch_up(&mut self, lag: u64) -> Result<()> {
         let (started, bound) = (Instant::now(), self.load.writers());
         loop {
@@ -310,15 +308,15 @@ impl<'a> Rescue<'a> {
             let message =
                 format!("node {}: {}, {} entries behind", self.follower + 1, seen.progress, seen.lag);
             self.screen.show_part(lag.saturating_sub(seen.lag), lag, &message);
-            self.pace(started, "it is served by appends").await?;
+            self.pace(started, "the follower catches up by appends").await?;
         }
     }
 
-    /// Until the leader's answer has what is wanted, or is not what may be.
+    /// Polls the leader until `wanted` finds something, fails, or the deadline passes.
     pub(super) async fn until<T>(
         &mut self,
         what: &str,
-        wanted: impl Fn(&Self, &Seen) -> Result<Option<T>>,
+        wanted: impl Fn(&Self, &PeerView) -> Result<Option<T>>,
     ) -> Result<T> {
         let started = Instant::now();
         loop {
@@ -338,15 +336,15 @@ impl<'a> Rescue<'a> {
     async fn pace(&self, started: Instant, what: &str) -> Result<()> {
         if started.elapsed() > STEP_DEADLINE {
             let (deadline, last) = (STEP_DEADLINE.as_secs(), &self.last);
-            return Err(format!("not within {deadline} s: {what}; the leader says {last:?}").into());
+            return Err(format!("not within {deadline} s: {what}; the leader shows {last:?}").into());
         }
         sleep(TICK / 4).await;
         Ok(())
     }
 
-    /// The bar is how much the follower has, the words are the state it is held in.
+    /// Shows the follower's bytes on the bar, and its state as text.
     pub(super) fn show(&mut self) {
-        let Seen { progress, lag, backoff_ms, .. } = &self.last;
+        let PeerView { progress, lag, backoff_ms, .. } = &self.last;
         let node = self.follower + 1;
         let message = match self.last.attempt {
             Some(live) if live.acked == 0 => {
@@ -360,9 +358,9 @@ impl<'a> Rescue<'a> {
         self.screen.show_part(has, of, &message);
     }
 
-    /// Asks the leader. An error if it does not answer, or leads no more, or in another term: this is the story of one.
-    pub(super) async fn look(&mut self) -> Result<Seen> {
-        let seen = Seen::read(&self.cluster.page(self.leader).await?, self.follower as u64 + 1)?;
+    /// Polls the leader. Returns an error if it does not answer, lost its leadership, or has another term.
+    pub(super) async fn look(&mut self) -> Result<PeerView> {
+        let seen = PeerView::read(&self.cluster.page(self.leader).await?, self.follower as u64 + 1)?;
         if seen.term != self.last.term {
             return Err(format!("the leader's term was {} and is {}", self.last.term, seen.term).into());
         }
@@ -377,10 +375,10 @@ impl<'a> Rescue<'a> {
         Ok(seen)
     }
 
-    pub(super) fn books(&self) -> Result<Books> {
+    pub(super) fn transfers(&self) -> Result<Transfers> {
         let (sender, receiver) = (self.cluster.log(self.leader)?, self.cluster.log(self.follower)?);
         let (skip_sender, skip_receiver) = self.skip;
-        Ok(Books::read(
+        Ok(Transfers::read(
             sender.get(skip_sender..).unwrap_or_default(),
             receiver.get(skip_receiver..).unwrap_or_default(),
             self.leader as u64 + 1,
@@ -389,7 +387,7 @@ impl<'a> Rescue<'a> {
     }
 }
 
-/// Values that do not compress, over a few connections.
+/// Writes random values over a few connections.
 async fn fill(leader: SocketAddr, count: u64, seed: u64) -> Result<()> {
     const CONNECTIONS: u64 = 8;
     let mut tasks = Vec::new();
@@ -406,7 +404,7 @@ async fn fill(leader: SocketAddr, count: u64, seed: u64) -> Result<()> {
                     other => return Err(format!("SET {key}: {other:?}").into()),
                 }
             }
-            Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+            Result::Ok(())
         }));
     }
     for task in tasks {

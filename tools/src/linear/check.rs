@@ -1,14 +1,14 @@
-//! The search for an order: depth first over the calls that may come next, as Wing and Gong do it, without entering a
-//! configuration (which calls are done, what the key holds) a second time, which is Lowe's addition.
+//! The search for a linearization: the algorithm of Wing and Gong, depth first over the calls that may come next.
 //!
-//! The search is bounded in steps and in remembered configurations. Where a bound ends it, the verdict is `Unknown`.
+//! A configuration is the set of done calls and the value of the key. As Lowe proposes, none is entered twice. Steps and
+//! remembered configurations are bounded; at a bound the verdict is `Unknown`.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use super::history::{Answer, Call, Kind, Operation, Outcome, Shortened};
 
-/// What a search may cost. Counted, not timed: a verdict does not depend on the machine.
+/// The bounds of a search. They are counts, so a verdict does not depend on the machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     /// Calls tried.
@@ -23,13 +23,13 @@ pub(crate) const BUDGET: Budget = Budget { steps: 20_000_000, configurations: 50
 pub(crate) enum Verdict {
     Linearizable,
     Violation(Stuck),
-    /// The budget ended first: nothing is proven.
+    /// The search reached its budget.
     Unknown {
         steps: u64,
     },
 }
 
-/// The longest explanation that was found, and what does not fit behind it.
+/// The longest linearization found, and the calls that cannot follow it.
 #[derive(Debug)]
 pub(crate) struct Stuck {
     explained: usize,
@@ -40,12 +40,16 @@ pub(crate) struct Stuck {
 
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after {} of {} calls it holds {}, and none fits of:", self.explained, self.of, self.held)?;
+        write!(
+            f,
+            "after {} of {} calls the key holds {}, and none of these calls fits:",
+            self.explained, self.of, self.held
+        )?;
         self.next.iter().try_for_each(|operation| write!(f, "\n    {operation}"))
     }
 }
 
-/// What the key holds.
+/// The value of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Register(Option<u32>),
@@ -72,9 +76,9 @@ impl State {
         }
     }
 
-    /// What it holds after the call; none if the call could not have been answered so. Without an answer, any is right.
+    /// The value after the call; `None` if the answer contradicts the value. Without an answer, any call fits.
     fn after(&self, call: Call, answer: Option<&Answer>) -> Option<Self> {
-        let (next, told) = match (self, call) {
+        let (next, expected) = match (self, call) {
             (Self::Register(value), Call::Read) => {
                 return (answer? == &Answer::Value(*value)).then(|| self.clone());
             }
@@ -99,11 +103,11 @@ impl State {
             (Self::Counter(value), Call::Increment) => (Self::Counter(value + 1), Answer::Number(value + 1)),
             _ => return None,
         };
-        answer.is_none_or(|answer| *answer == told).then_some(next)
+        answer.is_none_or(|answer| *answer == expected).then_some(next)
     }
 }
 
-/// Which calls are done.
+/// The set of done calls.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Done(Box<[u64]>);
 
@@ -132,23 +136,22 @@ struct Frame {
     /// All answered calls before this one are done.
     first: usize,
     answered_done: usize,
-    /// The next is the last.
+    /// Tried from the end.
     untried: Vec<usize>,
 }
 
-/// Stands for any element that no read saw; those that clients append begin at 1.
+/// Stands for any element that no read saw. Elements of clients begin at 1.
 const UNREAD: u32 = 0;
 
 struct Search<'a> {
-    /// By invocation. Their positions come first, those of the uncertain behind them.
+    /// By invocation. Their positions come before those of `uncertain`.
     answered: Vec<&'a Operation>,
     uncertain: Vec<&'a Operation>,
-    /// The most that any read saw of a log. What it holds is a part of that at first, and begins with it later: elements
-    /// are never taken away.
+    /// The longest log that a read saw. Elements are never removed, so every value is a prefix of it or begins with it.
     longest: &'a [u32],
 }
 
-/// `operations` are all calls of one key of that kind, in any order.
+/// Checks all calls of one key, in any order.
 pub(crate) fn check(kind: Kind, operations: &[Operation], budget: Budget) -> Verdict {
     let search = Search::new(operations);
     let mut seen: HashSet<(Done, State)> = HashSet::new();
@@ -192,8 +195,8 @@ pub(crate) fn check(kind: Kind, operations: &[Operation], budget: Budget) -> Ver
 }
 
 impl<'a> Search<'a> {
-    /// Leaves out what cannot matter: calls that never took effect, reads nobody heard the answer of, and uncertain
-    /// writes of a register whose value was never read (an order without it is as good as one with it).
+    /// Leaves out calls that cannot matter: failed calls, reads without an answer, and uncertain writes of a register whose
+    /// value no read saw.
     fn new(operations: &'a [Operation]) -> Self {
         let read: HashSet<u32> = operations
             .iter()
@@ -222,9 +225,9 @@ impl<'a> Search<'a> {
         Self { answered, uncertain, longest }
     }
 
-    /// Uncertain increments are alike, and so are uncertain appends that no read saw: they make it one more. None of them
-    /// has to come before anything, so that the first of them does for all.
-    fn is_alike(&self, operation: &Operation) -> bool {
+    /// Whether any call of this sort can stand for all: an uncertain increment, or an uncertain append that no read saw.
+    /// Each makes the value one longer, and none must precede another call.
+    fn is_interchangeable(&self, operation: &Operation) -> bool {
         match operation.call {
             Call::Increment => true,
             Call::Append(element) => !self.longest.contains(&element),
@@ -232,13 +235,13 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Whether a log that holds so much may get this element next.
+    /// Whether this element may come next in a log, by the longest log that a read saw.
     fn may_follow(&self, held: &State, call: Call) -> bool {
         let (State::Log(elements), Call::Append(element)) = (held, call) else { return true };
         self.longest.get(elements.len()).is_none_or(|seen| *seen == element)
     }
 
-    /// No read saw a log that is longer: of what stands there only the number matters.
+    /// Beyond the longest log that a read saw, only the number of elements matters.
     fn forget_unread(&self, held: &mut State) {
         if let State::Log(elements) = held
             && elements.len() > self.longest.len()
@@ -256,8 +259,8 @@ impl<'a> Search<'a> {
         self.uncertain.get(at - self.answered.len()).map(|operation| (*operation, None))
     }
 
-    /// The calls that may come next: those made before any call that is not done had returned. A read that fits is the
-    /// only one: it changes nothing, so that whatever may follow may follow it.
+    /// The calls that may come next: those that began before the earliest return of a call that is not done. If a read
+    /// fits, it is the only one to try: it changes nothing, so every other call can follow it.
     fn frame(&self, done: Done, held: State, first: usize, answered_done: usize) -> Frame {
         let first = (first..self.answered.len()).find(|at| !done.has(*at)).unwrap_or(self.answered.len());
         let mut earliest_return = u64::MAX;
@@ -280,12 +283,14 @@ impl<'a> Search<'a> {
         if let Some(read) = answered.iter().copied().find(fits) {
             return Frame { done, held, first, answered_done, untried: vec![read] };
         }
-        // The uncertain are tried last, so that they take effect only where something needs them.
-        let mut alike_before = false;
+        // Uncertain calls are tried last: they take effect only where another call needs them.
+        let mut one_before = false;
         let mut untried: Vec<usize> = (self.answered.len()..)
             .zip(&self.uncertain)
             .filter(|(at, operation)| operation.invoked <= earliest_return && !done.has(*at))
-            .filter(|(_, operation)| !self.is_alike(operation) || !std::mem::replace(&mut alike_before, true))
+            .filter(|(_, operation)| {
+                !self.is_interchangeable(operation) || !std::mem::replace(&mut one_before, true)
+            })
             .map(|(at, _)| at)
             .collect();
         untried.extend(answered.into_iter().rev());

@@ -1,5 +1,6 @@
-//! Clients that call through the Redis port and note what they saw. Every node is asked, the leader more than the others:
-//! those refuse writes, and answer reads.
+//! Clients that call through the Redis port and note every call with its answer.
+//!
+//! They call every node, the leader more often. Followers refuse writes and answer reads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -17,62 +18,62 @@ use crate::Result;
 use crate::load::Reader;
 use crate::resp::{Connection, Reply, moved_to, never_happened};
 
-/// All that is noted in a run: memory is bounded by it. Clients pause so long between calls that it lasts to the end.
+/// Bounds the memory of a run. Clients pace their calls so that it lasts to the end.
 const OPERATIONS_MAX: u64 = 400_000;
 const CLIENTS: u16 = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
-/// After it the outcome counts as uncertain.
+/// After this time the outcome is uncertain.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
-/// One call in this number goes to any node. A follower must refuse a write and answer a read.
+/// One call in this number goes to a random node. A follower must refuse a write and answer a read.
 const CALLS_PER_STRAY: u8 = 8;
-/// One call in so many asks any node how many keys there are.
+/// One call in this number asks a random node for the number of keys.
 const CALLS_PER_SIZE: u8 = 8;
-/// One read in so many is answered wrongly where that is asked for.
+/// One read in this number is falsified, if the run breaks notes.
 const READS_PER_STALE: u8 = 32;
 const READ_BATCH_KEYS: usize = 256;
 
-/// What is broken on purpose, to see that it is found.
+/// What the control run breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Break {
-    /// Some reads note an older value that their client had seen replaced, as from a node that reads without asking the
-    /// leader. The clients do this to their own notes: the nodes have no such switch
+    /// Some reads note an older value than their client had read before, as a follower without a read barrier would answer.
+    /// Clients falsify their own notes; the nodes are correct
     StaleReads,
 }
 
-struct Shared {
+struct RunState {
     addresses: Vec<SocketAddr>,
     leader: AtomicUsize,
     stop: AtomicBool,
     keys: Mutex<Keys>,
     begun: Instant,
-    /// From one call of a client to its next, at least.
+    /// The minimum time between two calls of a client.
     pace: Duration,
     broken: Option<Break>,
 }
 
 pub(crate) struct Clients {
-    shared: Arc<Shared>,
+    shared: Arc<RunState>,
     running: Vec<JoinHandle<Notes>>,
 }
 
-/// What one client noted.
+/// The notes of one client.
 #[derive(Default)]
 struct Notes {
     operations: Vec<(Key, Operation)>,
     sizes: Vec<SizeRead>,
-    seen: Seen,
+    seen: LastReads,
     reads_elsewhere: u64,
 }
 
-/// Everything that was noted, key by key.
+/// The notes of all clients, by key.
 #[derive(Default)]
 pub(crate) struct Noted {
     pub(crate) histories: BTreeMap<Key, Vec<Operation>>,
     pub(crate) sizes: Vec<SizeRead>,
-    /// Reads of keys that a follower answered.
+    /// Reads that a follower answered.
     pub(crate) reads_elsewhere: u64,
-    /// Reads of each key that were broken on purpose.
+    /// Falsified reads of each key.
     pub(crate) broken: BTreeMap<Key, u64>,
 }
 
@@ -85,7 +86,7 @@ impl Clients {
         lasts: Duration,
         broken: Option<Break>,
     ) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(RunState {
             addresses,
             leader: AtomicUsize::new(leader),
             stop: AtomicBool::new(false),
@@ -96,7 +97,7 @@ impl Clients {
         });
         let running = (0..CLIENTS)
             .map(|client| {
-                // Another stream of numbers than the writers of the load, whose seeds begin at the same.
+                // Differs from the seeds of the load's writers.
                 let random = fastrand::Rng::with_seed(seed.wrapping_add(u64::from(client)) ^ (1 << 63));
                 tokio::spawn(Client::new(client, Arc::clone(&shared), random).run())
             })
@@ -104,7 +105,7 @@ impl Clients {
         Self { shared, running }
     }
 
-    /// Ends the clients, and reads every key once more: an acknowledged write must be there.
+    /// Ends the clients, then reads every key once more: the history must explain these reads too.
     pub(crate) async fn stop(self) -> Result<Noted> {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut noted = Noted::default();
@@ -127,7 +128,7 @@ impl Clients {
             let values = reader.read(&names).await?;
             let returned = self.shared.now();
             for (key, value) in batch.iter().zip(values) {
-                let outcome = Outcome::Answered(key.seen(value.as_deref()));
+                let outcome = Outcome::Answered(key.read(value.as_deref()));
                 let read = Operation { client: CLIENTS, invoked, returned, call: Call::Read, outcome };
                 noted.histories.entry(*key).or_default().push(read);
             }
@@ -136,13 +137,13 @@ impl Clients {
     }
 }
 
-impl Shared {
+impl RunState {
     fn now(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn keys(&self) -> std::sync::MutexGuard<'_, Keys> {
-        // Nothing in there panics; a key that was half counted would still be a key.
+        // A half-counted key is harmless.
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -155,15 +156,15 @@ impl Shared {
 
 struct Client {
     id: u16,
-    shared: Arc<Shared>,
+    shared: Arc<RunState>,
     random: fastrand::Rng,
-    /// One to each node.
+    /// One connection to each node.
     open: Vec<Option<Connection>>,
     notes: Notes,
 }
 
 impl Client {
-    fn new(id: u16, shared: Arc<Shared>, random: fastrand::Rng) -> Self {
+    fn new(id: u16, shared: Arc<RunState>, random: fastrand::Rng) -> Self {
         let open = shared.addresses.iter().map(|_| None).collect();
         Self { id, shared, random, open, notes: Notes::default() }
     }
@@ -182,7 +183,7 @@ impl Client {
         self.notes
     }
 
-    /// False if there is nothing to call.
+    /// Returns false if there is no key to call.
     async fn call(&mut self) -> bool {
         let Some((key, call)) = self.shared.keys().next(&mut self.random) else { return false };
         let stray = self.random.u8(..CALLS_PER_STRAY) == 0;
@@ -195,7 +196,6 @@ impl Client {
         };
         let returned = self.shared.now();
         match &outcome {
-            // Any node answers a read.
             Outcome::Answered(_) if call == Call::Read => {
                 let elsewhere = to != self.shared.leader.load(Ordering::Relaxed);
                 self.notes.reads_elsewhere += u64::from(elsewhere);
@@ -261,7 +261,7 @@ impl Client {
                 *open = Some(connection);
                 Asked::Answered(reply)
             }
-            // An answer that comes too late would be taken for that of the next call: the connection is dropped.
+            // Drop the connection: a late answer would be read as the answer to the next call.
             _ => Asked::Unanswered,
         }
     }
@@ -274,13 +274,13 @@ enum Asked {
     Unanswered,
 }
 
-/// Only errors that are a promise count as failed; a word we do not know is uncertain.
+/// Only errors that promise it count as failed; an unknown error is uncertain.
 fn outcome(key: Key, call: Call, reply: Reply) -> (Outcome, Option<SocketAddr>) {
     let answer = match (call, reply) {
-        (Call::Read, Reply::Bulk(None)) => key.seen(None),
-        (Call::Read, Reply::Bulk(Some(text))) => key.seen(Some(&String::from_utf8_lossy(&text))),
+        (Call::Read, Reply::Bulk(None)) => key.read(None),
+        (Call::Read, Reply::Bulk(Some(text))) => key.read(Some(&String::from_utf8_lossy(&text))),
         (Call::Set(_), Reply::Simple(ok)) if ok == "OK" => Answer::Done,
-        (Call::Append(_) | Call::Increment, Reply::Integer(number)) => key.told(call, number),
+        (Call::Append(_) | Call::Increment, Reply::Integer(number)) => key.written(call, number),
         (_, Reply::Error(error)) if never_happened(&error) => return (Outcome::Failed, moved_to(&error)),
         (_, Reply::Error(_)) => return (Outcome::Uncertain, None),
         (_, other) => Answer::Foreign(format!("{other:?}")),
@@ -288,15 +288,15 @@ fn outcome(key: Key, call: Call, reply: Reply) -> (Outcome, Option<SocketAddr>) 
     (Outcome::Answered(answer), None)
 }
 
-/// What one client read last of each key, and the different answer before it: nothing a key holds ever comes back, so
-/// that giving the latter once more is wrong beyond doubt.
+/// The last answer to a read of each key, and the different answer before it. No value of a key ever returns, so noting
+/// the older answer again is always a violation.
 #[derive(Default)]
-struct Seen {
+struct LastReads {
     last: HashMap<Key, (Option<Answer>, Answer)>,
     broken: BTreeMap<Key, u64>,
 }
 
-impl Seen {
+impl LastReads {
     fn read(&mut self, key: Key, answer: &mut Answer, stale: bool) {
         let before = self.last.get(&key);
         if stale && let Some((Some(older), _)) = before {
@@ -321,13 +321,13 @@ mod tests {
     const LOG: Key = Key { index: 0, kind: Kind::Log };
     const REGISTER: Key = Key { index: 1, kind: Kind::Register };
 
-    fn told(key: Key, call: Call, reply: Reply) -> Outcome {
+    fn read_as(key: Key, call: Call, reply: Reply) -> Outcome {
         outcome(key, call, reply).0
     }
 
     #[test]
     fn only_a_promise_counts_as_failed() {
-        let error = |text: &str| told(REGISTER, Call::Set(1), Reply::Error(text.to_owned()));
+        let error = |text: &str| read_as(REGISTER, Call::Set(1), Reply::Error(text.to_owned()));
         assert_eq!(error("CLUSTERDOWN no leader is known"), Outcome::Failed);
         assert_eq!(error("MOVED 12 127.0.0.1:7001"), Outcome::Failed);
         assert_eq!(error("UNCERTAIN the outcome is not known"), Outcome::Uncertain);
@@ -335,9 +335,9 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_read_as_what_the_key_holds() {
+    fn answers_are_read_by_the_kind_of_key() {
         let bulk = |text: &str| Reply::Bulk(Some(text.as_bytes().to_vec()));
-        let seen = |key, text| match told(key, Call::Read, bulk(text)) {
+        let seen = |key, text| match read_as(key, Call::Read, bulk(text)) {
             Outcome::Answered(answer) => answer,
             other => panic!("{other:?}"),
         };
@@ -346,14 +346,14 @@ mod tests {
         assert_eq!(seen(LOG, "00001,00003,"), Answer::Elements(vec![1, 3]));
         assert!(matches!(seen(LOG, "00001,0000"), Answer::Foreign(_)), "half an element");
         assert!(matches!(seen(LOG, "00001,+0003,"), Answer::Foreign(_)));
-        let appended = |length| told(LOG, Call::Append(1), Reply::Integer(length));
+        let appended = |length| read_as(LOG, Call::Append(1), Reply::Integer(length));
         assert_eq!(appended(12), Outcome::Answered(Answer::Number(2)));
         assert!(matches!(appended(13), Outcome::Answered(Answer::Foreign(_))));
     }
 
     #[test]
-    fn a_stale_read_is_one_that_was_seen_replaced() {
-        let mut seen = Seen::default();
+    fn a_falsified_read_is_one_that_its_client_saw_replaced() {
+        let mut seen = LastReads::default();
         let mut read = |value, stale| {
             let mut answer = Answer::Value(Some(value));
             seen.read(REGISTER, &mut answer, stale);

@@ -1,8 +1,8 @@
-//! What was called and what was answered, key by key. No network, no clock: times are arguments.
+//! Calls and answers of each key. No network, no clock: times are arguments.
 
 use std::fmt;
 
-/// What a key holds.
+/// The data type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     /// SET and GET; every value is written once.
@@ -13,14 +13,14 @@ pub(crate) enum Kind {
     Counter,
 }
 
-/// Position in the order in which keys were made, and what the key holds.
+/// A key: its position in the order of creation, and its data type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key {
     pub(crate) index: u32,
     pub(crate) kind: Kind,
 }
 
-/// Elements of a log have one width, so that a length in bytes is a number of elements.
+/// The width of a log element: a length in bytes gives the number of elements.
 const ELEMENT_BYTES: usize = 6;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,20 +34,20 @@ pub(crate) enum Call {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Done,
-    /// The counter's new value, or how many elements a log has after an append.
+    /// The new value of a counter, or the length of a log after an append.
     Number(i64),
     Value(Option<u32>),
     Elements(Vec<u32>),
-    /// What no key of its kind can hold or answer.
+    /// An answer that no key of this kind can give.
     Foreign(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Answered(Answer),
-    /// A promise that it never took effect and never will.
+    /// It never takes effect.
     Failed,
-    /// It may have taken effect, may do so at any later time, or never.
+    /// It took effect, takes effect at any later time, or never does.
     Uncertain,
 }
 
@@ -71,7 +71,7 @@ impl Key {
         format!("linear:{kind}:{}", self.index)
     }
 
-    /// The words of a call.
+    /// The Redis command of a call.
     pub(crate) fn request(self, call: Call) -> Vec<Vec<u8>> {
         let key = self.name().into_bytes();
         match call {
@@ -82,8 +82,8 @@ impl Key {
         }
     }
 
-    /// What a GET told.
-    pub(crate) fn seen(self, text: Option<&str>) -> Answer {
+    /// The answer to a GET.
+    pub(crate) fn read(self, text: Option<&str>) -> Answer {
         let foreign = || Answer::Foreign(format!("{text:?}"));
         match (self.kind, text) {
             (Kind::Register, None) => Answer::Value(None),
@@ -95,8 +95,8 @@ impl Key {
         }
     }
 
-    /// What a write was told, as a number.
-    pub(crate) fn told(self, call: Call, number: i64) -> Answer {
+    /// The answer to a write that returned a number.
+    pub(crate) fn written(self, call: Call, number: i64) -> Answer {
         let element_bytes = ELEMENT_BYTES as i64;
         match call {
             Call::Increment => Answer::Number(number),
@@ -125,7 +125,7 @@ impl fmt::Display for Operation {
         let (from, to) = (self.invoked as f64 / 1e9, self.returned as f64 / 1e9);
         write!(f, "client {} [{from:.6}, {to:.6}] {:?}: ", self.client, self.call)?;
         match &self.outcome {
-            // All of it where somebody asks for all: in a file.
+            // The alternate form prints all elements, for a file.
             Outcome::Answered(Answer::Elements(elements)) if !f.alternate() => {
                 write!(f, "{}", Shortened(elements))
             }
@@ -135,7 +135,7 @@ impl fmt::Display for Operation {
     }
 }
 
-/// How many elements, and the last ones.
+/// Prints the number of elements, and the last ones.
 pub(super) struct Shortened<'a>(pub(super) &'a [u32]);
 
 const SHOWN_ELEMENTS: usize = 4;

@@ -1,10 +1,10 @@
-//! Which key is called next. A key lives for a bounded number of calls, so that its history stays one that can be judged.
+//! Chooses the next key to call. A key gets a bounded number of calls, which bounds the search in its history.
 
 use super::history::{Call, Key, Kind};
 
-/// Calls of one key, beyond which a fresh one takes its place.
+/// Calls of one key before a fresh key replaces it.
 const CALLS_PER_KEY: u32 = 300;
-/// Each uncertain write may take effect at any later time, which doubles what the search has to consider.
+/// Each uncertain write doubles the orders that the search considers.
 const UNCERTAIN_PER_KEY: u32 = 6;
 const ACTIVE_KEYS: usize = 12;
 
@@ -12,7 +12,7 @@ struct Active {
     key: Key,
     calls: u32,
     uncertain: u32,
-    /// The next value or element; none occurs twice.
+    /// The next value or element; each is unique.
     next: u32,
 }
 
@@ -31,7 +31,7 @@ impl Keys {
         keys
     }
 
-    /// One key in three is of each kind.
+    /// A key of each kind in turn.
     fn fresh(&mut self) -> Active {
         let index = self.made;
         self.made += 1;
@@ -43,7 +43,7 @@ impl Keys {
         Active { key: Key { index, kind }, calls: 0, uncertain: 0, next: 1 }
     }
 
-    /// The next call: every second one reads.
+    /// The next call; half of the calls are reads.
     pub(super) fn next(&mut self, random: &mut fastrand::Rng) -> Option<(Key, Call)> {
         let slot = random.usize(..self.active.len().max(1));
         let full = |active: &Active| active.calls >= CALLS_PER_KEY || active.uncertain >= UNCERTAIN_PER_KEY;
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_lives_for_a_bounded_number_of_calls() {
+    fn a_key_gets_a_bounded_number_of_calls() {
         let (mut keys, mut random) = (Keys::new(), fastrand::Rng::with_seed(1));
         let mut calls: HashMap<Key, u32> = HashMap::new();
         for _ in 0..30_000 {

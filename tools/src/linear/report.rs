@@ -1,4 +1,4 @@
-//! The judgement over all keys of a run.
+//! The report on all keys of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use super::history::{Call, Key, Kind, Operation, Outcome};
 use super::sizes;
 use crate::Result;
 
-/// More are counted, not described.
+/// Further findings are only counted.
 const FINDINGS_MAX: usize = 5;
 
 #[derive(Default)]
@@ -37,7 +37,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Judges every key, on all cores. Histories that are not proven are written to `directory`.
+    /// Checks every key, on all cores. Writes histories that do not pass to `directory`.
     pub(crate) fn of(noted: &Noted, directory: &Path) -> Result<Self> {
         let begun = Instant::now();
         let mut report = Self { broken: noted.broken.clone(), ..Self::default() };
@@ -45,7 +45,7 @@ impl Report {
             *report.keys.entry(key.kind).or_default() += 1;
             operations.iter().for_each(|operation| report.count(operation));
         }
-        // What was broken on purpose is no news; one of it is shown.
+        // Of the falsified keys only one is shown.
         let mut expected = None;
         for (key, verdict) in judge_all(&noted.histories)? {
             let said = match verdict {
@@ -127,44 +127,42 @@ impl Report {
             let reads: u64 = self.broken.values().sum();
             let caught = self.broken.keys().filter(|key| self.violated.contains(key)).count();
             lines.push(format!(
-                "{:<26}{reads} reads of {} keys, of which {caught} were found",
-                "broken on purpose",
+                "{:<26}{reads} reads of {} keys, of which the checker found {caught}",
+                "falsified",
                 self.broken.len()
             ));
         }
         lines
     }
 
-    /// An error unless every key is proven right; where keys were broken on purpose, unless exactly those are found.
+    /// Returns an error unless every key is linearizable, or exactly the falsified keys are not.
     pub(crate) fn judge(&self, broken: bool) -> Result<()> {
         if self.reads == 0 || self.answered == self.reads {
             return Err("no read or no write was answered: nothing is proven".into());
         }
         if self.sizes_elsewhere == 0 || self.reads_elsewhere == 0 {
-            return Err("no follower answered a read: nothing is proven of them".into());
+            return Err("no follower answered a read: reads at followers are not proven".into());
         }
-        // All that is wrong is said: one wrong may explain the other.
-        let unasked = self.violated.iter().filter(|key| !self.broken.contains_key(key)).count();
+        let unexpected = self.violated.iter().filter(|key| !self.broken.contains_key(key)).count();
         let mut wrong = Vec::new();
-        if unasked > 0 {
-            wrong.push(format!("{unasked} keys are not linearizable"));
+        if unexpected > 0 {
+            wrong.push(format!("{unexpected} keys are not linearizable"));
         }
         if self.sizes_shrunk > 0 {
             wrong.push(format!("{} reads of the number of keys were of old state", self.sizes_shrunk));
         }
         if !self.unknown.is_empty() {
-            wrong
-                .push(format!("{} keys could not be decided: nothing is proven of them", self.unknown.len()));
+            wrong.push(format!("{} keys could not be decided", self.unknown.len()));
         }
         if !wrong.is_empty() {
             return Err(wrong.join("; ").into());
         }
         if broken && self.broken.is_empty() {
-            return Err("nothing was broken: the control proves nothing".into());
+            return Err("no note was falsified: the control proves nothing".into());
         }
         let missed = self.broken.keys().filter(|key| !self.violated.contains(key)).count();
         if missed > 0 {
-            return Err(format!("the checker passed {missed} keys that were broken on purpose").into());
+            return Err(format!("the checker passed {missed} keys with falsified notes").into());
         }
         Ok(())
     }
@@ -174,7 +172,7 @@ fn judge_all(histories: &BTreeMap<Key, Vec<Operation>>) -> Result<Vec<(Key, Verd
     let waiting = Mutex::new(histories.iter());
     let work = || {
         let mut judged = Vec::new();
-        // A thread that panicked ends the run below; the iterator itself cannot be left half advanced.
+        // A panic ends the run below; the iterator is never half advanced.
         while let Some((key, operations)) =
             waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next()
         {
@@ -234,17 +232,17 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_right_if_every_key_is() {
+    fn a_run_passes_if_every_key_does() {
         assert_eq!(judged(&noted(1), false), Ok(()));
         assert_eq!(judged(&noted(2), false), Err("1 keys are not linearizable".to_owned()));
     }
 
     #[test]
-    fn a_control_is_right_if_exactly_what_was_broken_is_found() {
+    fn a_control_passes_if_exactly_the_falsified_keys_are_found() {
         let broken = |seen| Noted { broken: [(KEY, 1)].into(), ..noted(seen) };
         assert_eq!(judged(&broken(2), true), Ok(()));
         assert!(judged(&broken(1), true).unwrap_err().contains("passed 1 keys"));
-        assert!(judged(&noted(1), true).unwrap_err().contains("nothing was broken"));
+        assert!(judged(&noted(1), true).unwrap_err().contains("no note was falsified"));
         assert!(
             judged(&noted(2), true).unwrap_err().contains("not linearizable"),
             "another key than was broken"
@@ -252,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_decided_or_not_asked_is_no_success() {
+    fn an_undecided_key_or_no_read_at_a_follower_is_an_error() {
         let undecided = Report {
             reads: 1,
             answered: 2,

@@ -1,13 +1,13 @@
-//! Reads that any node answers: how many keys there are. No key is ever deleted, so that the number may only grow, and a
-//! node that answers from old state shows by a smaller one than somebody had read before.
+//! Reads of the number of keys, at any node. No client deletes a key, so the number only grows. A smaller number than an
+//! earlier read returned shows a stale read.
 
 use std::fmt;
 
-/// Times are nanoseconds on the clock of the histories.
+/// One read. Times are nanoseconds on the clock of the histories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SizeRead {
     pub(crate) node: usize,
-    /// The client took another node for the leader when it asked.
+    /// The client believed that another node leads.
     pub(crate) elsewhere: bool,
     pub(crate) invoked: u64,
     pub(crate) returned: u64,
@@ -21,7 +21,7 @@ impl fmt::Display for SizeRead {
     }
 }
 
-/// Each read that saw less than one which had returned before it was made, behind that one.
+/// Each read that returned less than an earlier one, with that earlier read.
 pub(super) fn shrunk(reads: &[SizeRead]) -> Vec<(SizeRead, SizeRead)> {
     let mut by_return = reads.to_vec();
     by_return.sort_by_key(|read| read.returned);
@@ -50,15 +50,15 @@ mod tests {
     }
 
     #[test]
-    fn a_size_below_one_that_was_read_before_is_found() {
+    fn a_size_below_an_earlier_one_is_found() {
         let (first, stale) = (read(0, 5, 10), read(6, 7, 9));
         assert_eq!(shrunk(&[stale, read(8, 9, 11), first]), [(first, stale)]);
-        // The largest of those before counts, not the last.
+        // The largest earlier read counts, not the last.
         assert_eq!(shrunk(&[first, stale, read(8, 9, 9)]).len(), 2);
     }
 
     #[test]
-    fn reads_at_one_time_may_see_either() {
+    fn concurrent_reads_may_return_either_size() {
         assert_eq!(shrunk(&[read(0, 5, 10), read(5, 7, 9), read(6, 9, 10)]), []);
         assert_eq!(shrunk(&[]), []);
     }

@@ -1,4 +1,4 @@
-//! The checker sees each wrong it is there for, and passes everything that one copy could have answered.
+//! The checker finds each sort of violation, and passes every history that one copy could have answered.
 
 use std::collections::HashSet;
 
@@ -52,7 +52,10 @@ fn fails(kind: Kind, operations: &[Operation]) -> String {
 #[test]
 fn a_stale_read_is_found() {
     let said = fails(Kind::Register, &[set(0, 1, 1), set(2, 3, 2), saw(4, 5, Some(1))]);
-    assert!(said.starts_with("after 2 of 3 calls it holds Some(2), and none fits of:\n"), "{said}");
+    assert!(
+        said.starts_with("after 2 of 3 calls the key holds Some(2), and none of these calls fits:\n"),
+        "{said}"
+    );
     assert!(said.contains("Read: Value(Some(1))"), "{said}");
     passes(Kind::Register, &[set(0, 1, 1), set(2, 5, 2), saw(3, 4, Some(1))]);
     // Two readers one after the other: the second must not see less.
@@ -73,7 +76,7 @@ fn a_lost_acknowledged_write_is_found() {
 fn a_duplicated_append_is_found() {
     fails(Kind::Log, &[appended(0, 1, 1, 1), listed(2, 3, &[1, 1])]);
     fails(Kind::Log, &[appended(0, 1, 1, 1), appended(2, 3, 2, 3)]);
-    // An uncertain one takes effect once at most, too.
+    // An uncertain append takes effect at most once, too.
     fails(Kind::Log, &[uncertain(0, Call::Append(1)), listed(2, 3, &[1, 1])]);
     fails(Kind::Counter, &[uncertain(0, Call::Increment), added(2, 3, 3)]);
 }
@@ -95,10 +98,10 @@ fn a_read_of_a_refused_write_is_found() {
 
 #[test]
 fn an_order_against_real_time_is_found() {
-    // Each answer is right of itself, but the first append had returned before the second was made.
+    // Each answer is possible alone, but the first append had returned before the second began.
     fails(Kind::Log, &[appended(0, 1, 1, 2), appended(2, 3, 2, 1), listed(4, 5, &[2, 1])]);
     passes(Kind::Log, &[appended(0, 3, 1, 2), appended(2, 3, 2, 1), listed(4, 5, &[2, 1])]);
-    // A read of a write that had not been made yet.
+    // A read of a write that had not begun.
     fails(Kind::Register, &[saw(0, 1, Some(1)), set(2, 3, 1)]);
 }
 
@@ -108,11 +111,11 @@ fn an_uncertain_write_takes_effect_at_any_later_time_or_never() {
     passes(Kind::Register, &[write.clone(), saw(2, 3, None)]);
     passes(Kind::Register, &[write.clone(), saw(2, 3, None), saw(100, 101, Some(1))]);
     fails(Kind::Register, &[write.clone(), saw(2, 3, Some(1)), saw(4, 5, None)]);
-    // Late, over a newer one.
+    // Late, over a newer write.
     passes(Kind::Register, &[write.clone(), set(2, 3, 2), saw(4, 5, Some(2)), saw(6, 7, Some(1))]);
-    // But not before it was made.
+    // Never before it began.
     fails(Kind::Register, &[saw(0, 1, Some(3)), uncertain(2, Call::Set(3))]);
-    // Nobody saw it, and yet the length tells of it.
+    // No read saw it, but the length shows it.
     passes(Kind::Log, &[uncertain(0, Call::Append(1)), appended(2, 3, 2, 2)]);
     fails(Kind::Log, &[uncertain(0, Call::Append(1)), appended(2, 3, 2, 3)]);
     passes(Kind::Counter, &[uncertain(0, Call::Increment), added(2, 3, 1), added(4, 5, 3)]);
@@ -120,7 +123,7 @@ fn an_uncertain_write_takes_effect_at_any_later_time_or_never() {
 
 #[test]
 fn a_search_that_is_cut_short_proves_nothing() {
-    // Sixteen concurrent writes, and a read of what none of them wrote: every order has to be tried.
+    // Sixteen concurrent writes, and a read that fits none: the search must try every order.
     let mut operations: Vec<Operation> = (0..16).map(|value| set(0, 10, value)).collect();
     operations.push(saw(20, 21, Some(99)));
     let little = [
@@ -133,11 +136,11 @@ fn a_search_that_is_cut_short_proves_nothing() {
     }
 }
 
-/// What one copy answered to clients that call at random, with each call's time of effect between its ends.
+/// The history of one copy with random clients. Each call takes effect between its begin and its return.
 struct Generated {
     kind: Kind,
     operations: Vec<Operation>,
-    /// Beside each operation: when it took effect, if it did.
+    /// When each operation took effect, if it did.
     effects: Vec<Option<u64>>,
 }
 
@@ -148,7 +151,7 @@ fn generated(seed: u64) -> Generated {
         1 => Kind::Log,
         _ => Kind::Counter,
     };
-    // (effect, operation without its answer): clients call one after the other, each in its own time.
+    // (effect, operation without its answer)
     let mut planned: Vec<(Option<u64>, Operation)> = Vec::new();
     let mut value = 0;
     for client in 0..random.u16(1..6) {
@@ -167,7 +170,7 @@ fn generated(seed: u64) -> Generated {
             let (effect, outcome) = match random.u8(..16) {
                 0 => (None, Outcome::Failed),
                 1 => (None, Outcome::Uncertain),
-                // As late as it likes.
+                // After its return.
                 2 => (Some(random.u64(invoked..=invoked + 500)), Outcome::Uncertain),
                 _ => (Some(random.u64(invoked..=returned)), Outcome::Answered(Answer::Done)),
             };
@@ -208,8 +211,8 @@ fn generated(seed: u64) -> Generated {
     Generated { kind, operations, effects }
 }
 
-/// The definition itself: some order of all answered calls and some of the uncertain, none before one that had returned
-/// when it was made. No pruning, nothing remembered.
+/// The definition of linearizability, without pruning: some order of all answered and some uncertain calls, in which no
+/// call precedes another that had returned before it began.
 fn by_every_order(left: &[Operation], held: &[u32], kind: Kind) -> bool {
     if left.iter().all(|o| !matches!(o.outcome, Outcome::Answered(_))) {
         return true;
@@ -223,7 +226,7 @@ fn by_every_order(left: &[Operation], held: &[u32], kind: Kind) -> bool {
             return false;
         }
         let mut held = held.to_vec();
-        let told = match (operation.call, kind) {
+        let expected = match (operation.call, kind) {
             (Call::Read, Kind::Register) => Answer::Value(held.last().copied()),
             (Call::Read, Kind::Log) => Answer::Elements(held.clone()),
             (Call::Read, Kind::Counter) => Answer::Number(held.len() as i64),
@@ -241,16 +244,16 @@ fn by_every_order(left: &[Operation], held: &[u32], kind: Kind) -> bool {
             }
         };
         let fits = match &operation.outcome {
-            Outcome::Answered(answer) => *answer == told,
+            Outcome::Answered(answer) => *answer == expected,
             _ => true,
         };
         fits && by_every_order(&left, &held, kind)
     })
 }
 
-/// Few calls in little time with answers by chance, so that right and wrong histories are both frequent and close.
+/// Few calls in a short time with random answers: right and wrong histories are both frequent.
 #[test]
-fn it_agrees_with_trying_every_order() {
+fn the_checker_agrees_with_the_definition() {
     let (mut right, mut wrong) = (0, 0);
     for seed in 0..30_000 {
         let mut random = fastrand::Rng::with_seed(seed);
@@ -294,7 +297,7 @@ fn it_agrees_with_trying_every_order() {
 const SEEDS: u64 = 3_000;
 
 #[test]
-fn what_one_copy_answered_always_passes() {
+fn a_history_of_one_copy_always_passes() {
     for seed in 0..SEEDS {
         let Generated { kind, operations, .. } = generated(seed);
         let verdict = check(kind, &operations, BUDGET);
@@ -302,19 +305,17 @@ fn what_one_copy_answered_always_passes() {
     }
 }
 
-/// A last read that gives what was true before some answered write.
 #[test]
 fn a_last_read_from_before_an_answered_write_never_passes() {
     let mut planted = 0;
     for seed in 0..SEEDS {
         let Generated { kind, mut operations, effects } = generated(seed);
-        // Only where something was answered after the write, a later state is certain.
         let end = effects.iter().flatten().chain(operations.iter().map(|o| &o.returned)).max().unwrap() + 1;
         let answered_write =
             |o: &&Operation| o.call != Call::Read && matches!(o.outcome, Outcome::Answered(_));
         let Some(write) = operations.iter().find(answered_write) else { continue };
         let stale = match write.call {
-            // Nobody ever deletes.
+            // No client deletes.
             Call::Set(_) => Answer::Value(None),
             Call::Increment => Answer::Number(0),
             _ => Answer::Elements(Vec::new()),
@@ -327,7 +328,7 @@ fn a_last_read_from_before_an_answered_write_never_passes() {
     assert!(planted > SEEDS * 3 / 4, "{planted}");
 }
 
-/// An answered write of a log that a later read saw is taken out of what that read and all others saw.
+/// Removes one answered element, which a later read saw, from the answers of all reads.
 #[test]
 fn an_answered_element_that_no_read_has_never_passes() {
     let mut planted = 0;
@@ -363,7 +364,7 @@ fn an_answered_element_that_no_read_has_never_passes() {
     assert!(planted > SEEDS / 6, "{planted}");
 }
 
-/// A wrong answer anywhere: not all are provably wrong, most are.
+/// A shuffled answer is not always provably wrong.
 #[test]
 fn most_reads_that_are_shuffled_among_themselves_fail() {
     let (mut failed, mut tried) = (0, 0);

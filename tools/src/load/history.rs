@@ -1,35 +1,35 @@
-//! What one writer was told, and the judgement on what is found afterwards. No network, no time.
+//! The history of one writer, and its check against the keys that are read back. No network, no time.
 
-/// Beyond it a writer overwrites its oldest keys, so that memory is bounded however long the load runs.
+/// A writer then overwrites its oldest keys, which bounds its memory.
 const KEYS_MAX: usize = 50_000;
-/// Values are padded to it: small enough for a laptop, large enough to be a payload.
+/// Values are padded to this length.
 const VALUE_BYTES: usize = 64;
-/// More findings are counted, not described.
+/// Further findings are only counted.
 const FINDINGS_MAX: usize = 10;
 
-/// One write of a writer's own keys.
+/// One write to a key of this writer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Write {
     Increment,
     Set { key: usize, value: u64 },
 }
 
-/// A key that only this writer writes. After an uncertain write it is never written again: a late one could otherwise
-/// land after a newer one, and nobody could tell it from a loss.
+/// A key that only this writer writes, and never again after an uncertain write. That write could take effect after a
+/// newer one, which would look like a loss.
 #[derive(Clone, Debug, Default)]
-struct Key {
+struct WrittenKey {
     acked: Option<u64>,
     uncertain: Option<u64>,
 }
 
 pub(crate) struct History {
     writer: usize,
-    keys: Vec<Key>,
+    keys: Vec<WrittenKey>,
     keys_max: usize,
     next_overwritten: usize,
     next_value: u64,
     counter: Counter,
-    /// Found while the load ran: an answer that contradicts earlier ones.
+    /// Answers that contradict earlier ones.
     contradictions: Vec<String>,
 }
 
@@ -40,24 +40,24 @@ struct Counter {
     last_reply: i64,
 }
 
-/// What was read back: the counter's text, and a value for each of `keys()`.
+/// The values read back: the counter's text, and a value for each of `keys()`.
 pub(super) struct Observed {
     pub(super) counter: Option<String>,
     pub(super) values: Vec<Option<String>>,
 }
 
-/// The judgement over all writers.
+/// The result of the check over all writers.
 #[derive(Debug, Default)]
-pub(crate) struct Verdict {
+pub(crate) struct Audit {
     /// Acknowledged writes whose effect was looked for.
     pub(crate) checked: u64,
     pub(crate) lost: u64,
-    /// Effects nobody asked for: a write applied twice, a value never written.
+    /// Effects without a cause: a write applied twice, a value never written.
     pub(crate) foreign: u64,
     pub(crate) findings: Vec<String>,
 }
 
-impl Verdict {
+impl Audit {
     pub(crate) fn clean(&self) -> bool {
         self.lost == 0 && self.foreign == 0
     }
@@ -114,10 +114,10 @@ impl History {
         }
     }
 
-    /// A new key while there may be more, then the oldest that is certain.
+    /// A new key up to the maximum, then the oldest without an uncertain write.
     fn next_key(&mut self) -> Option<usize> {
         if self.keys.len() < self.keys_max {
-            self.keys.push(Key::default());
+            self.keys.push(WrittenKey::default());
             return Some(self.keys.len() - 1);
         }
         let count = self.keys.len();
@@ -165,39 +165,36 @@ impl History {
         }
     }
 
-    /// A refused write leaves a fresh key that nobody wrote: it must be found empty.
-    pub(super) fn never_happened(&mut self, _write: &Write) {}
-
-    pub(super) fn check(&self, observed: &Observed, verdict: &mut Verdict) {
+    pub(super) fn check(&self, observed: &Observed, audit: &mut Audit) {
         for finding in &self.contradictions {
-            verdict.lost += 1;
-            verdict.finding(finding.clone());
+            audit.lost += 1;
+            audit.finding(finding.clone());
         }
-        self.check_counter(observed.counter.as_deref(), verdict);
+        self.check_counter(observed.counter.as_deref(), audit);
         for (index, key) in self.keys.iter().enumerate() {
             let found = observed.values.get(index).and_then(Option::as_deref);
-            self.check_key(index, key, found, verdict);
+            self.check_key(index, key, found, audit);
         }
     }
 
-    fn check_counter(&self, found: Option<&str>, verdict: &mut Verdict) {
+    fn check_counter(&self, found: Option<&str>, audit: &mut Audit) {
         let Counter { acked, uncertain, .. } = self.counter;
-        verdict.checked += acked;
+        audit.checked += acked;
         let Ok(value) = found.unwrap_or("0").parse::<u64>() else {
-            verdict.foreign += 1;
-            verdict.finding(format!("{} holds {found:?}, not a number", self.counter_key()));
+            audit.foreign += 1;
+            audit.finding(format!("{} holds {found:?}, not a number", self.counter_key()));
             return;
         };
         if value < acked {
-            verdict.lost += acked - value;
-            verdict.finding(format!(
+            audit.lost += acked - value;
+            audit.finding(format!(
                 "{} is {value}, but {acked} increments were acknowledged",
                 self.counter_key()
             ));
         }
         if value > acked + uncertain {
-            verdict.foreign += value - acked - uncertain;
-            verdict.finding(format!(
+            audit.foreign += value - acked - uncertain;
+            audit.finding(format!(
                 "{} is {value}, but only {} were sent",
                 self.counter_key(),
                 acked + uncertain
@@ -205,8 +202,8 @@ impl History {
         }
     }
 
-    fn check_key(&self, index: usize, key: &Key, found: Option<&str>, verdict: &mut Verdict) {
-        verdict.checked += u64::from(key.acked.is_some());
+    fn check_key(&self, index: usize, key: &WrittenKey, found: Option<&str>, audit: &mut Audit) {
+        audit.checked += u64::from(key.acked.is_some());
         let is = |value: Option<u64>| value.is_some_and(|value| found == Some(self.value(value).as_str()));
         let right = is(key.acked) || is(key.uncertain) || (key.acked.is_none() && found.is_none());
         if right {
@@ -214,11 +211,11 @@ impl History {
         }
         let acked = key.acked.map(|value| self.value(value));
         if acked.is_some() {
-            verdict.lost += 1;
+            audit.lost += 1;
         } else {
-            verdict.foreign += 1;
+            audit.foreign += 1;
         }
-        verdict.finding(format!("{} holds {found:?}, acknowledged was {acked:?}", self.key(index)));
+        audit.finding(format!("{} holds {found:?}, acknowledged was {acked:?}", self.key(index)));
     }
 }
 
@@ -243,27 +240,27 @@ mod tests {
         (history, Observed { counter: Some("2".to_owned()), values })
     }
 
-    fn judged(history: &History, observed: &Observed) -> Verdict {
-        let mut verdict = Verdict::default();
-        history.check(observed, &mut verdict);
-        verdict
+    fn judged(history: &History, observed: &Observed) -> Audit {
+        let mut audit = Audit::default();
+        history.check(observed, &mut audit);
+        audit
     }
 
     #[test]
     fn an_honest_cluster_is_clean_and_everything_was_checked() {
         let (history, observed) = honest();
-        let verdict = judged(&history, &observed);
-        assert!(verdict.clean(), "{verdict:?}");
-        assert_eq!(verdict.checked, 5);
+        let audit = judged(&history, &observed);
+        assert!(audit.clean(), "{audit:?}");
+        assert_eq!(audit.checked, 5);
     }
 
     #[test]
     fn a_lost_set_is_found() {
         let (history, mut observed) = honest();
         observed.values[1] = None;
-        let verdict = judged(&history, &observed);
-        assert_eq!((verdict.lost, verdict.foreign), (1, 0));
-        assert!(verdict.findings[0].starts_with("key:3:1 holds None"), "{verdict:?}");
+        let audit = judged(&history, &observed);
+        assert_eq!((audit.lost, audit.foreign), (1, 0));
+        assert!(audit.findings[0].starts_with("key:3:1 holds None"), "{audit:?}");
     }
 
     #[test]
@@ -286,8 +283,8 @@ mod tests {
     fn a_write_applied_twice_is_found() {
         let (history, mut observed) = honest();
         observed.counter = Some("3".to_owned());
-        let verdict = judged(&history, &observed);
-        assert_eq!((verdict.lost, verdict.foreign), (0, 1));
+        let audit = judged(&history, &observed);
+        assert_eq!((audit.lost, audit.foreign), (0, 1));
     }
 
     #[test]
@@ -306,14 +303,13 @@ mod tests {
         assert!(judged(&history, &observed).clean());
 
         observed.values[0] = Some(history.value(2));
-        assert_eq!(judged(&history, &observed).lost, 1, "but nothing else may be there");
+        assert_eq!(judged(&history, &observed).lost, 1, "any other value is a loss");
     }
 
     #[test]
     fn a_refused_write_that_is_there_is_foreign() {
         let (mut history, mut observed) = honest();
         let fresh = history.next_key().unwrap();
-        history.never_happened(&set(fresh, 8));
         observed.values.push(Some(history.value(8)));
         assert_eq!(judged(&history, &observed).foreign, 1);
     }
@@ -332,7 +328,7 @@ mod tests {
         let mut history = History::new(0);
         history.keys_max = 3;
         let mut random = fastrand::Rng::with_seed(1);
-        history.keys.resize(3, Key::default());
+        history.keys.resize(3, WrittenKey::default());
         history.uncertain(&set(1, 77));
         for _ in 0..1_000 {
             if let Write::Set { key, .. } = history.next(&mut random) {

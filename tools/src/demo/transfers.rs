@@ -1,4 +1,4 @@
-//! The lines that both sides of each attempt have written, and what must be true of them.
+//! Transfer records: the log lines of both sides about each attempt, and what must be true of them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -7,15 +7,15 @@ use super::peer::mib;
 use crate::Result;
 
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(100);
-/// What the store writes under one checksum: bytes that were received and do not fill it may be lost with the process.
+/// The store writes one checksum per chunk. A killed receiver loses the bytes of an unfinished chunk.
 const STORE_CHUNK_BYTES: u64 = 256 << 10;
-/// What of a cause fits in the table; the logs have all of it.
+/// The table shows this much of a cause.
 const CAUSE_CHARS_MAX: usize = 76;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A line of a log that closes the books of one side. Times are those of the day.
+/// One side's record of one attempt. Times are times of day.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
+pub(super) struct TransferRecord {
     attempt: u64,
     index: u64,
     begun: Duration,
@@ -27,7 +27,7 @@ pub(super) struct Line {
     pub(super) cause: String,
 }
 
-/// What was done to an attempt, and what its sender had said of it before.
+/// An attempt that was cut, and the bytes acknowledged before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) number: u64,
@@ -35,35 +35,35 @@ pub(super) struct Cut {
     pub(super) acked: u64,
 }
 
-/// When something could be tried again after an attempt had failed.
+/// When the next attempt was possible after one failed.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Moments {
-    /// When the failure was first seen at `/status`, and the wait that stood beside it.
+    /// When `/status` first showed the failure, and the backoff it showed.
     pub(super) seen: Option<(Duration, Duration)>,
-    /// When the leader heard of the peer again, if the cut had taken it away.
+    /// When the leader heard from the peer again, if the peer was down.
     pub(super) healed: Option<Duration>,
 }
 
-/// All attempts, by their numbers.
-pub(super) struct Books {
-    rows: BTreeMap<u64, (Option<Line>, Option<Line>)>,
+/// The records of sender and receiver, by attempt number.
+pub(super) struct Transfers {
+    rows: BTreeMap<u64, (Option<TransferRecord>, Option<TransferRecord>)>,
 }
 
-/// The time of the day, as logs have it.
+/// The time of day in UTC, as in the logs.
 pub(super) fn time_of_day() -> Duration {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Duration::new(since.as_secs() % DAY.as_secs(), since.subsec_nanos())
 }
 
-/// Also over midnight.
+/// The time from `earlier` to `later`, also over midnight.
 fn after(later: Duration, earlier: Duration) -> Duration {
     let whole = (later + DAY).saturating_sub(earlier);
     if whole >= DAY { whole - DAY } else { whole }
 }
 
-impl Books {
+impl Transfers {
     pub(super) fn read(sender: &str, receiver: &str, sender_id: u64, receiver_id: u64) -> Self {
-        let mut rows: BTreeMap<u64, (Option<Line>, Option<Line>)> = BTreeMap::new();
+        let mut rows: BTreeMap<u64, (Option<TransferRecord>, Option<TransferRecord>)> = BTreeMap::new();
         for line in lines(sender, "sent", receiver_id) {
             let attempt = line.attempt;
             rows.entry(attempt).or_default().0 = Some(line);
@@ -75,12 +75,12 @@ impl Books {
         Self { rows }
     }
 
-    /// What the sender wrote of an attempt.
-    pub(super) fn sent(&self, number: u64) -> Option<&Line> {
+    /// The sender's record of an attempt.
+    pub(super) fn sent(&self, number: u64) -> Option<&TransferRecord> {
         self.rows.get(&number)?.0.as_ref()
     }
 
-    /// Every attempt, as both sides have written it down, and how long after it the next began, in heartbeats.
+    /// A table with both sides of every attempt, and the delay of the next attempt in heartbeats.
     pub(super) fn table(&self, moments: &BTreeMap<u64, Moments>) -> Vec<String> {
         let mut table =
             vec!["attempt       from   sent bytes   received bytes   outcome    next after".to_owned()];
@@ -92,8 +92,9 @@ impl Books {
                 Some(wait) => format!("{} heartbeats, of {} to wait", beats(gap), beats(wait)),
                 None => format!("{} heartbeats", beats(gap)),
             });
-            let bytes =
-                |line: &Option<Line>| line.as_ref().map_or("no line".into(), |line| line.bytes.to_string());
+            let bytes = |line: &Option<TransferRecord>| {
+                line.as_ref().map_or("no line".into(), |line| line.bytes.to_string())
+            };
             let from = sent.as_ref().map_or("-".to_owned(), |line| mib(line.offset));
             let outcome = sent.as_ref().map_or("no line", |line| &line.outcome);
             table.push(format!(
@@ -104,7 +105,7 @@ impl Books {
             for (side, line) in [("sender", sent), ("receiver", received)] {
                 if let Some(line) = line.as_ref().filter(|line| line.outcome != "finished") {
                     let (outcome, cause) = (&line.outcome, &line.cause);
-                    let cause = if cause.is_empty() { "the other side went away" } else { cause };
+                    let cause = if cause.is_empty() { "the other side closed" } else { cause };
                     let cause: String = cause.chars().take(CAUSE_CHARS_MAX).collect();
                     table.push(format!("          {side}: {outcome}, {cause}"));
                 }
@@ -113,18 +114,18 @@ impl Books {
         table
     }
 
-    /// From the end of an attempt until another was allowed, as its sender said.
+    /// The backoff after an attempt, as `/status` showed it.
     fn wait(&self, number: u64, moments: &BTreeMap<u64, Moments>) -> Option<Duration> {
         let (seen, left) = moments.get(&number)?.seen?;
         Some(after(seen, self.sent(number)?.ended) + left)
     }
 
-    /// From the end of an attempt to the begin of the next.
+    /// The time from the end of an attempt to the start of the next.
     fn gap(&self, number: u64, next: u64) -> Option<Duration> {
         Some(after(self.sent(next)?.begun, self.sent(number)?.ended))
     }
 
-    /// An error unless each attempt that was cut went on where it was, in time, and the last one did the rest.
+    /// Returns an error unless each cut attempt resumed where it was cut, in time, and the last one finished.
     pub(super) fn judge(&self, cuts: &[Cut], moments: &BTreeMap<u64, Moments>) -> Result<()> {
         for cut in cuts {
             self.judge_cut(cut)?;
@@ -137,9 +138,9 @@ impl Books {
         }
         let (number, (sent, received)) = self.rows.last_key_value().ok_or("there was no attempt")?;
         for line in [sent, received] {
-            let line = line.as_ref().ok_or_else(|| format!("attempt {number} lacks a line"))?;
+            let line = line.as_ref().ok_or_else(|| format!("attempt {number} lacks a record"))?;
             if line.outcome != "finished" || line.offset + line.bytes != line.total {
-                return Err(format!("the last attempt did not bring the rest: {line:?}").into());
+                return Err(format!("the last attempt did not complete the snapshot: {line:?}").into());
             }
         }
         Ok(())
@@ -147,11 +148,12 @@ impl Books {
 
     fn judge_cut(&self, cut: &Cut) -> Result<()> {
         let number = cut.number;
-        let sent = self.sent(number).ok_or_else(|| format!("the sender has no line of attempt {number}"))?;
+        let sent =
+            self.sent(number).ok_or_else(|| format!("the sender has no record of attempt {number}"))?;
         if sent.outcome != "failed" {
-            return Err(format!("attempt {number} was cut and is said to have {}", sent.outcome).into());
+            return Err(format!("attempt {number} was cut, but its record says {}", sent.outcome).into());
         }
-        // One that got no answer to its offer resumes nothing.
+        // An attempt without an answer to its offer resumes nothing.
         let mut later = self.rows.range(number + 1..).filter_map(|(_, (sent, _))| sent.as_ref());
         let next = later.find(|line| line.bytes > 0 || line.outcome == "finished");
         let next = next.ok_or_else(|| format!("nothing came of attempt {number}"))?;
@@ -167,13 +169,13 @@ impl Books {
         Ok(())
     }
 
-    /// Within two heartbeats after the wait that was shown, or after the peer was there again.
+    /// The next attempt must begin within two heartbeats of the backoff's end or the peer's return.
     fn judge_wait(&self, number: u64, next: u64, moments: &BTreeMap<u64, Moments>) -> Result<()> {
         let (Some(gap), Some(ended)) = (self.gap(number, next), self.sent(number).map(|line| line.ended))
         else {
-            return Err(format!("the sender lacks a line of attempt {number} or {next}").into());
+            return Err(format!("the sender lacks the record of attempt {number} or {next}").into());
         };
-        // Between two looks it was over already.
+        // The backoff ended between two polls.
         let Some(wait) = self.wait(number, moments) else { return Ok(()) };
         let healed = moments.get(&number).and_then(|moments| moments.healed);
         let may_begin = healed.map_or(wait, |healed| wait.max(after(healed, ended)));
@@ -191,13 +193,13 @@ impl Books {
 
 const WORDS: &str = "snapshot transfer ended";
 
-fn lines(log: &str, direction: &str, peer: u64) -> Vec<Line> {
-    log.lines().filter_map(|line| line_of(line, direction, peer)).collect()
+fn lines(log: &str, direction: &str, peer: u64) -> Vec<TransferRecord> {
+    log.lines().filter_map(|line| record_of(line, direction, peer)).collect()
 }
 
-/// `None` if it is another line.
-fn line_of(line: &str, direction: &str, peer: u64) -> Option<Line> {
-    // The fields stand behind the words; a span before them has some of the same names.
+/// `None` for any other line.
+fn record_of(line: &str, direction: &str, peer: u64) -> Option<TransferRecord> {
+    // Fields follow the message; the span before it has some of the same names.
     let (before, fields) = line.split_once(WORDS)?;
     let (fields, cause) = fields.split_once(" cause=")?;
     let of = |key: &str| {
@@ -210,7 +212,7 @@ fn line_of(line: &str, direction: &str, peer: u64) -> Option<Line> {
     }
     let ended = time_in(before)?;
     let took = Duration::try_from_secs_f64(of("seconds")?.parse().ok()?).ok()?;
-    Some(Line {
+    Some(TransferRecord {
         attempt: number("attempt")?,
         index: number("index")?,
         begun: after(ended, took),
@@ -223,7 +225,7 @@ fn line_of(line: &str, direction: &str, peer: u64) -> Option<Line> {
     })
 }
 
-/// Of `2026-01-31T12:00:01.5Z` the time of the day.
+/// The time of day of `2026-01-31T12:00:01.5Z`.
 fn time_in(line: &str) -> Option<Duration> {
     let (_, time) = line.split_whitespace().next()?.strip_suffix('Z')?.split_once('T')?;
     let mut parts = time.splitn(3, ':');
