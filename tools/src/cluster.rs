@@ -36,8 +36,9 @@ pub(crate) fn kv_binary(named: Option<&Path>) -> Result<PathBuf> {
     }
     let messages = String::from_utf8(built.stdout)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let executable = messages.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from));
-    Ok(executable.last().ok_or("cargo build names no executable")?)
+    let mut executable =
+        messages.filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from));
+    Ok(executable.next_back().ok_or("cargo build names no executable")?)
 }
 
 /// Free addresses on loopback. All are bound at once before the first is released.

@@ -49,7 +49,7 @@ pub(crate) fn command(root: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Where cargo puts what it builds, whatever the environment and the configuration say.
+/// The target directory, by environment and configuration.
 pub(crate) fn target_directory(root: &Path) -> Result<PathBuf> {
     let metadata = captured(root, &["metadata", "--no-deps", "--format-version", "1"])?;
     let metadata: Value = serde_json::from_str(&metadata)?;

@@ -1,7 +1,7 @@
-//! `cargo xtask ci`: named steps in the order of what fails fastest, timed, the first failure named.
+//! `cargo xtask ci`: timed steps, the fastest to fail first.
 //!
-//! Two families of artifacts are built: check metadata (clippy, then docs from the same) and one debug build of
-//! everything (tests, examples, doctests). No step changes RUSTFLAGS, which would build the dependency tree anew.
+//! The steps build two families of artifacts: check metadata for clippy and docs, and one debug build of everything. No
+//! step changes RUSTFLAGS, which would rebuild all dependencies.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -20,10 +20,10 @@ pub(crate) struct CiOptions {
     /// Run only this step (may be given several times)
     #[arg(long, value_name = "STEP")]
     only: Vec<String>,
-    /// Name the steps and stop
+    /// List the steps
     #[arg(long)]
     list: bool,
-    /// Run the later steps although one failed
+    /// Run the remaining steps after a failure
     #[arg(long)]
     keep_going: bool,
 }
@@ -37,7 +37,7 @@ struct Step {
 #[derive(Debug)]
 enum Outcome {
     Passed,
-    /// Passed, but a part of it could not be checked here.
+    /// Passed, except for a part that could not be checked here.
     Partly(String),
     Skipped(String),
 }
@@ -157,9 +157,9 @@ pub(crate) fn run(root: &Path, options: &CiOptions) -> Result<()> {
     }
 }
 
-/// What must not be among the dependencies of a package: crate, its features, packages.
+/// Packages that a crate must not depend on: crate, its features, packages.
 const ABSENT: &[(&str, &[&str], &[&str])] = &[
-    // A simulator owns time and network.
+    // A simulator replaces time and network.
     ("towline-engine", &["--no-default-features", "--features", "core"], RUNTIME),
     ("towline-engine", &["--no-default-features"], RUNTIME),
     ("towline-engine", &["--no-default-features"], CONSENSUS),
@@ -180,7 +180,7 @@ fn seams(root: &Path) -> Result<Outcome> {
         let tree = cargo::captured(root, &arguments)?;
         let names: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
         if !names.contains(package) {
-            return Err(format!("cargo tree does not show {package}: this check sees nothing").into());
+            return Err(format!("cargo tree does not show {package}: the check is void").into());
         }
         if let Some(found) = names.iter().find(|name| absent.contains(name)) {
             return Err(format!("{package} {} depends on {found}", features.join(" ")).into());
@@ -199,18 +199,16 @@ fn deny_step(root: &Path) -> Result<Outcome> {
     })
 }
 
-/// The workspace first: one pass finds most. Then each library alone, because features unify across a workspace and
-/// hide a missing one; `--lib` for the same reason against its own dev-dependencies.
+/// The workspace first: this run reads every target, tests included. Then each library alone, with each feature set of a
+/// consumer: features unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
 fn clippy(root: &Path) -> Result<Outcome> {
-    let denied = ["--", "-D", "warnings"];
-    cargo::run(root, &[&["clippy", "--locked", "--workspace", "--all-targets"], &denied[..]].concat(), &[])?;
-    for library in LIBRARIES {
-        for targets in ["--all-targets", "--lib"] {
-            cargo::run(root, &[&["clippy", "--locked", "-p", library, targets], &denied[..]].concat(), &[])?;
-        }
-    }
-    for (library, features) in FEATURE_SETS {
-        cargo::run(root, &[&["clippy", "--locked", "-p", library], *features, &denied[..]].concat(), &[])?;
+    let lint = |arguments: &[&str]| {
+        cargo::run(root, &[&["clippy", "--locked"], arguments, &["--", "-D", "warnings"]].concat(), &[])
+    };
+    lint(&["--workspace", "--all-targets"])?;
+    let defaults = LIBRARIES.iter().map(|library| (*library, &[][..]));
+    for (library, features) in defaults.chain(FEATURE_SETS.iter().copied()) {
+        lint(&[&["-p", library, "--lib"], features].concat())?;
     }
     Ok(Outcome::Passed)
 }
@@ -225,7 +223,7 @@ fn doc(root: &Path) -> Result<Outcome> {
     passed(cargo::run(root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")]))
 }
 
-/// All library crates in one call: cargo resolves their versions among themselves before any is published.
+/// One call for all libraries: cargo then resolves their versions among themselves.
 fn package(root: &Path) -> Result<Outcome> {
     let mut arguments = vec!["package", "--locked", "--workspace", "--no-verify", "--allow-dirty"];
     for member in UNPUBLISHED {
@@ -234,18 +232,18 @@ fn package(root: &Path) -> Result<Outcome> {
     passed(cargo::run(root, &arguments, &[]))
 }
 
-/// `--all-targets` picks the same features as the tests do, so the test step builds nothing again.
+/// `--all-targets` resolves the same features as the tests, so the test step rebuilds nothing.
 fn build(root: &Path) -> Result<Outcome> {
     passed(cargo::run(root, &["build", "--locked", "--workspace", "--all-targets"], &[]))
 }
 
-/// A binary of the build step; `cargo run -p` would resolve other features and build the tree again.
+/// A binary of the build step. `cargo run -p` would resolve other features and rebuild the dependencies.
 fn built(root: &Path, name: &str) -> Result<PathBuf> {
     let binary = cargo::target_directory(root)?.join("debug").join(name);
     if binary.exists() {
         Ok(binary)
     } else {
-        Err(format!("{} is not there: the build step makes it", binary.display()).into())
+        Err(format!("{} does not exist: run the build step first", binary.display()).into())
     }
 }
 

@@ -17,16 +17,16 @@ pub(crate) const LIBRARIES: &[&str] = &[
 pub(crate) const UNPUBLISHED: &[&str] =
     &["xtask", "towline-tools", "towline-hello", "towline-kv", "towline-custom-transport"];
 
-/// Feature sets that a consumer can pick and that no other invocation covers: crate, arguments.
+/// Feature sets that a consumer can pick, beyond the default features: crate, arguments.
 pub(crate) const FEATURE_SETS: &[(&str, &[&str])] = &[
-    ("towline-engine", &["--lib", "--no-default-features"]),
-    ("towline-engine", &["--lib", "--no-default-features", "--features", "core"]),
-    ("towline-engine", &["--lib", "--features", "prometheus"]),
-    ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
-    ("towline-tls", &["--all-targets", "--features", "dev-certs"]),
-    ("towline-storage", &["--all-targets", "--features", "faults"]),
-    ("towline", &["--lib", "--no-default-features"]),
-    ("towline", &["--all-targets", "--all-features"]),
+    ("towline-engine", &["--no-default-features"]),
+    ("towline-engine", &["--no-default-features", "--features", "core"]),
+    ("towline-engine", &["--features", "prometheus"]),
+    ("towline-metrics", &["--features", "prometheus"]),
+    ("towline-tls", &["--features", "dev-certs"]),
+    ("towline-storage", &["--features", "faults"]),
+    ("towline", &["--no-default-features"]),
+    ("towline", &["--all-features"]),
 ];
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
-//! Rules that the compiler does not know: who may depend on whom, where a foreign type may appear, what a test may do,
-//! which words prose does without.
+//! Checks rules that the compiler does not know: layers, confined types, names, tests and prose.
 //!
-//! `check` is a function of a file tree, so that its tests plant each violation in a directory of their own and see the
-//! rule fail. The tables that say what is allowed stand in `rules`; a change to the architecture is a change there.
+//! The tables in `rules` say what is allowed. `check` takes a file tree, so tests plant each violation in a tree of their
+//! own.
 
 use std::fmt;
 use std::fs;
@@ -25,7 +24,7 @@ mod types;
 struct Violation {
     /// Relative to the root of the tree, with `/`.
     path: String,
-    /// 1-based; 0 when the whole file is meant.
+    /// 1-based; 0 for the whole file.
     line: usize,
     rule: &'static str,
     what: String,
@@ -58,14 +57,14 @@ pub(crate) fn run(root: &Path, options: &TidyOptions) -> Result<()> {
     }
     match violations.len() {
         0 => {
-            println!("tidy: {files} files, nothing to say");
+            println!("tidy: {files} files, no violation");
             Ok(())
         }
         count => Err(format!("tidy: {count} violations").into()),
     }
 }
 
-/// Every violation in the tree, ordered by place, with the number of files looked at.
+/// Returns the number of files, and all violations by file and line.
 fn check(root: &Path) -> Result<(usize, Vec<Violation>)> {
     let tree = read_tree(root)?;
     let mut violations = Vec::new();
@@ -83,8 +82,7 @@ struct File {
     text: String,
 }
 
-/// Every text file that the rules read: manifests, configuration, Rust. Build output and hidden folders stay out,
-/// except the two that configure builds.
+/// Reads all files, except build output and hidden directories other than `.cargo` and `.ci`.
 fn read_tree(root: &Path) -> Result<Vec<File>> {
     let mut files = Vec::new();
     let mut waiting = vec![root.to_path_buf()];
@@ -107,7 +105,7 @@ fn read_tree(root: &Path) -> Result<Vec<File>> {
     Ok(files)
 }
 
-/// A file that is no UTF-8 has a name to check, but no text.
+/// A file that is not UTF-8 counts as empty.
 fn read_file(root: &Path, path: PathBuf) -> Result<File> {
     let relative = path.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
     let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn a_refused_write_that_is_there_is_foreign() {
         let (mut history, mut observed) = honest();
-        let fresh = history.next_key().unwrap();
+        history.next_key().unwrap();
         observed.values.push(Some(history.value(8)));
         assert_eq!(judged(&history, &observed).foreign, 1);
     }

@@ -68,7 +68,9 @@ impl Module {
             "crate" => Vec::new(),
             "self" => from.to_vec(),
             "super" => from.split_last()?.1.to_vec(),
-            name if self.at(from)?.children.contains_key(name) => [from, &[first.clone()]].concat(),
+            name if self.at(from)?.children.contains_key(name) => {
+                [from, std::slice::from_ref(first)].concat()
+            }
             _ => return None,
         };
         for name in rest {

@@ -15,7 +15,7 @@ const RULE: &str = "prose";
 pub(super) const WORDS: &str = include_str!("prose_words.txt");
 /// The files still to be rewritten, one path a line.
 const TODO: &str = "xtask/src/tidy/prose_todo.txt";
-/// What follows on that line is the word in parentheses and the reason.
+/// Before the word, `)` and the reason.
 const ALLOW: &str = "prose: allow(";
 
 /// A word or phrase to avoid.
@@ -28,7 +28,7 @@ pub(super) struct Phrase {
 struct Word {
     text: String,
     line: usize,
-    /// It follows the word before in the same sentence, perhaps on the next line of a comment.
+    /// Whether the word continues the sentence of the word before, perhaps from the line above.
     joined: bool,
 }
 
@@ -128,13 +128,13 @@ fn lines_with(words: &[Word], phrase: &str) -> Vec<usize> {
     lines
 }
 
-/// The words of a text. An underscore parts words as a space does, because a test name is a sentence.
+/// The words of a text. An underscore separates words: a test name is a sentence.
 fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut joined = false;
     for (index, line) in text.lines().enumerate() {
         let line = line.split_once(ALLOW).map_or(line, |(before, _)| before);
-        // Marks of a comment, and of a string that goes on, do not end a sentence. An empty line does.
+        // Comment marks and a continued string do not end a sentence. An empty line does.
         let line = line.trim().trim_start_matches('/').trim_start_matches('!').trim_end_matches('\\');
         joined &= !line.trim().is_empty();
         let mut word = String::new();

@@ -1,4 +1,4 @@
-//! Each rule is seen to fail on a planted violation, and the repository itself is seen to pass.
+//! Each rule finds a planted violation, and this repository passes.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::{Violation, check};
 
 mod prose;
 
-/// A tree that breaks no rule: one library of each kind the rules tell apart, an example, xtask.
+/// A tree that breaks no rule: a few libraries, an example, xtask.
 fn clean_tree() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -65,7 +65,7 @@ fn write(root: &Path, path: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// What `check` says of a clean tree with these files written over it.
+/// The violations in a clean tree with these files written over it.
 fn planted(files: &[(&str, &str)]) -> Vec<Violation> {
     let directory = clean_tree();
     for (path, text) in files {
@@ -74,7 +74,7 @@ fn planted(files: &[(&str, &str)]) -> Vec<Violation> {
     check(directory.path()).unwrap().1
 }
 
-/// Asserts that exactly one violation is found: of this rule, in this file.
+/// Asserts that `check` finds exactly one violation, of this rule and in this file.
 #[track_caller]
 fn assert_one(files: &[(&str, &str)], rule: &str, path: &str) {
     let found = planted(files);
@@ -148,7 +148,7 @@ fn a_crate_without_a_layer_is_found() {
 
 #[test]
 fn a_crate_that_ci_does_not_name_is_found() {
-    // It has a layer, and is an example; as a library it is in no list.
+    // An example that stands among the libraries.
     let files = [
         ("crates/towline-custom-transport/Cargo.toml", library("towline-custom-transport", "")),
         ("crates/towline-custom-transport/README.md", String::new()),
@@ -246,7 +246,7 @@ fn each_missing_piece_of_metadata_is_found() {
 }
 
 #[test]
-fn aborting_on_panic_is_found_wherever_it_is_said() {
+fn aborting_on_panic_is_found_in_profiles_and_flags() {
     let profile = "[profile.release.package.x]\nopt-level = 1\n[profile.bench]\npanic = \"abort\"\n";
     assert_one(&[("Cargo.toml", profile)], "unwinding", "Cargo.toml");
     let flags = "[build]\nrustflags = [\"-C\", \"panic=abort\"]\n";
@@ -310,7 +310,7 @@ fn raft_types_in_a_unit_test_pass_and_after_it_are_found() {
 }
 
 #[test]
-fn a_clock_a_thread_or_a_runtime_in_the_core_or_the_policy_is_found() {
+fn impure_words_in_the_core_or_the_policy_are_found() {
     for (place, rule) in [
         ("crates/towline-engine/src/core/group.rs", "pure"),
         ("crates/towline-engine/src/lanes/policy.rs", "sans-io"),
@@ -333,7 +333,7 @@ fn a_clock_a_thread_or_a_runtime_in_the_core_or_the_policy_is_found() {
 }
 
 #[test]
-fn what_is_shared_with_another_thread_is_found_in_the_core_and_may_stand_in_its_tests() {
+fn shared_memory_is_found_in_the_core_and_allowed_in_its_tests() {
     let place = "crates/towline-engine/src/core/attempts.rs";
     for code in [
         "use std::sync::{Arc, Mutex};\n",
@@ -352,7 +352,7 @@ fn what_is_shared_with_another_thread_is_found_in_the_core_and_may_stand_in_its_
 }
 
 #[test]
-fn a_name_without_a_concept_is_found() {
+fn a_file_name_without_a_concept_is_found() {
     for path in [
         "crates/towline-wire/src/utils.rs",
         "crates/towline-wire/src/misc.rs",
@@ -458,7 +458,7 @@ fn a_test_region_ends_where_its_item_ends() {
     assert_eq!(modules, ["d"]);
 }
 
-/// A library that writes this, and a page of which this is the section on lines.
+/// Checks a library with this code, and a page with these rows.
 fn assert_lines(code: &str, page: &str, path: &str) {
     let page = format!(
         "# Operations\n\n## Every line of the log\n\n{page}\n## Every metric\n\n| `metric` | none |\n"
@@ -472,7 +472,7 @@ fn assert_lines(code: &str, page: &str, path: &str) {
 }
 
 #[test]
-fn a_line_of_the_log_that_is_not_explained_is_found() {
+fn a_log_line_without_a_row_is_found() {
     let library = "crates/towline/src/lib.rs";
     let row = "| `it broke` | warn | `peer` | it did | nothing |\n";
     for explained in [
@@ -497,12 +497,12 @@ fn a_line_of_the_log_that_is_not_explained_is_found() {
 }
 
 #[test]
-fn a_line_that_is_explained_and_not_written_is_found() {
+fn a_row_without_a_log_line_is_found() {
     assert_lines("", "| `it broke` | warn | none | it did | nothing |\n", "docs/operations.md");
 }
 
 #[test]
-fn a_bridge_is_named_by_its_target() {
+fn a_log_bridge_needs_its_target_on_the_page() {
     let bridge = "crates/towline-storage/src/log_bridge.rs";
     let code = "fn f() { tracing::warn!(source, \"{text}\"); }\n";
     assert_one(&[(bridge, code)], "log-lines", bridge);

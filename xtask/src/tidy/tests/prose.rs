@@ -1,4 +1,4 @@
-//! The words to avoid, the excuses for them, and the list of files still to be rewritten.
+//! The rule on words to avoid, its excuses, and the list of files still to be rewritten.
 
 use std::fs;
 
@@ -56,14 +56,14 @@ fn a_phrase_is_found_across_the_lines_of_a_comment_a_page_and_a_string() {
 }
 
 #[test]
-fn a_part_of_a_longer_word_and_two_sentences_pass() {
+fn a_longer_word_and_a_phrase_across_sentences_pass() {
     let (first, second) = PHRASE.split_once(' ').unwrap();
     assert_eq!(lines(PAGE, &format!("{WORD}ish, a{WORD}\n")), [] as [usize; 0]);
     assert_eq!(lines(PAGE, &format!("{first}. {second}; {first}\n\n{second}\n")), [] as [usize; 0]);
 }
 
 #[test]
-fn a_line_is_excused_by_a_reason_and_for_the_word_it_names() {
+fn an_excuse_needs_a_reason_and_the_word() {
     let excused = |excuse: &str| lines(CODE, &format!("//! {WORD} prose: allow({excuse}\n"));
     assert_eq!(excused(&format!("{WORD}) the title of a book")), [] as [usize; 0]);
     assert_eq!(excused(&format!("{WORD})")), [1], "no reason");
