@@ -14,6 +14,7 @@ mod modules;
 
 use items::Listing;
 use modules::Module;
+pub(crate) use modules::head;
 
 #[derive(clap::Args, Default)]
 pub(crate) struct ApiOptions {

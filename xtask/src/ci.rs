@@ -50,7 +50,7 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "tidy",
-        what: "layering, confinement, manifests, test rules, prose",
+        what: "layering, confinement, manifests, names of types, test rules, prose",
         run: |root| passed(tidy::run(root, &TidyOptions::default())),
     },
     Step {
@@ -72,7 +72,7 @@ const STEPS: &[Step] = &[
     Step { name: "deny", what: "licenses, bans, sources, yanked versions, advisories", run: deny_step },
     Step {
         name: "clippy",
-        what: "warnings denied: workspace, then each crate and feature set alone",
+        what: "warnings denied: workspace, then each library and feature set alone",
         run: clippy,
     },
     Step { name: "doc", what: "documentation builds, warnings denied", run: doc },

@@ -35,7 +35,7 @@ enum Task {
     Codegen(codegen::CodegenOptions),
     /// Compare the public items of the libraries with docs/public-api.txt
     Api(api::ApiOptions),
-    /// Check layering, confinement, manifests, test rules and prose; also a step of ci
+    /// Check layering, confinement, manifests, names of types, test rules and prose; also a step of ci
     Tidy(tidy::TidyOptions),
     /// Kill the leader of three nodes under load, then prove that no acknowledged write is lost
     #[command(disable_help_flag = true)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quote::ToTokens;
 use syn::{Attribute, Fields, ImplItem, Item, ItemImpl, Meta, TraitItem, Type, Visibility};
 
-use super::modules::{Import, Module, attributes, imports, is_hidden};
+use super::modules::{Import, Module, head, imports, is_hidden};
 
 /// Collects the lines of one library.
 pub(super) struct Listing<'a> {
@@ -39,7 +39,7 @@ impl<'a> Listing<'a> {
     fn module(&mut self, path: &[String], public: &str, gate: &str) {
         let Some(module) = self.root.at(path) else { return };
         for item in &module.items {
-            let gate = format!("{gate}{}", gates(attributes(item)));
+            let gate = format!("{gate}{}", gates(head(item).0));
             match item {
                 Item::Use(item) if is_public(&item.vis) => {
                     imports(&item.tree).iter().for_each(|import| self.import(path, import, public, &gate));
@@ -191,18 +191,7 @@ fn is_public(vis: &Visibility) -> bool {
 
 /// The name of a public item that is neither an import nor an impl.
 fn public_name(item: &Item) -> Option<String> {
-    let (vis, name) = match item {
-        Item::Const(item) => (&item.vis, &item.ident),
-        Item::Enum(item) => (&item.vis, &item.ident),
-        Item::Fn(item) => (&item.vis, &item.sig.ident),
-        Item::Mod(item) => (&item.vis, &item.ident),
-        Item::Static(item) => (&item.vis, &item.ident),
-        Item::Struct(item) => (&item.vis, &item.ident),
-        Item::Trait(item) => (&item.vis, &item.ident),
-        Item::Type(item) => (&item.vis, &item.ident),
-        _ => return None,
-    };
-    is_public(vis).then(|| name.to_string())
+    head(item).1.filter(|(vis, _)| is_public(vis)).map(|(_, name)| name.to_string())
 }
 
 /// The conditions of `#[cfg]`, each in brackets.

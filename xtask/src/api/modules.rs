@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use quote::ToTokens;
-use syn::{Attribute, Item, UseTree};
+use syn::{Attribute, Ident, Item, UseTree, Visibility};
 
 use crate::Result;
 
@@ -33,7 +33,7 @@ impl Module {
 
     fn build(items: Vec<Item>, directory: &Path) -> Result<Self> {
         let mut module = Self::default();
-        for mut item in items.into_iter().filter(|item| !is_hidden(attributes(item))) {
+        for mut item in items.into_iter().filter(|item| !is_hidden(head(item).0)) {
             if let Item::Mod(child) = &mut item {
                 let name = child.ident.to_string();
                 let below = directory.join(&name);
@@ -84,20 +84,22 @@ impl Module {
     }
 }
 
-pub(super) fn attributes(item: &Item) -> &[Attribute] {
+/// The attributes of an item, and the visibility and name of an item that has both.
+pub(crate) fn head(item: &Item) -> (&[Attribute], Option<(&Visibility, &Ident)>) {
     match item {
-        Item::Const(item) => &item.attrs,
-        Item::Enum(item) => &item.attrs,
-        Item::Fn(item) => &item.attrs,
-        Item::Impl(item) => &item.attrs,
-        Item::Macro(item) => &item.attrs,
-        Item::Mod(item) => &item.attrs,
-        Item::Static(item) => &item.attrs,
-        Item::Struct(item) => &item.attrs,
-        Item::Trait(item) => &item.attrs,
-        Item::Type(item) => &item.attrs,
-        Item::Use(item) => &item.attrs,
-        _ => &[],
+        Item::Const(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Enum(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Fn(item) => (&item.attrs, Some((&item.vis, &item.sig.ident))),
+        Item::Mod(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Static(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Struct(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Trait(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Type(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Union(item) => (&item.attrs, Some((&item.vis, &item.ident))),
+        Item::Impl(item) => (&item.attrs, None),
+        Item::Macro(item) => (&item.attrs, None),
+        Item::Use(item) => (&item.attrs, None),
+        _ => (&[], None),
     }
 }
 

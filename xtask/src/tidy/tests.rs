@@ -10,6 +10,12 @@ use super::{Violation, check};
 
 mod prose;
 
+const METRICS: &str = "crates/towline-metrics/Cargo.toml";
+const NODE: &str = "crates/towline-engine/src/node.rs";
+const FRAMES: &str = "crates/towline-wire/tests/frames.rs";
+const FRAME: &str = "crates/towline-wire/src/frame.rs";
+const WIRE: &str = "crates/towline-wire/Cargo.toml";
+
 /// A tree that breaks no rule: a few libraries, an example, xtask.
 fn clean_tree() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
@@ -84,6 +90,12 @@ fn assert_one(files: &[(&str, &str)], rule: &str, path: &str) {
     );
 }
 
+/// Asserts that a file with this text breaks this rule, and only this rule.
+#[track_caller]
+fn assert_found(path: &str, text: &str, rule: &str) {
+    assert_one(&[(path, text)], rule, path);
+}
+
 #[test]
 fn this_repository_is_tidy() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -106,34 +118,26 @@ fn an_upward_dependency_is_found_in_every_section() {
         let manifest = library("towline-metrics", &format!("[{section}]\ntowline-engine.workspace = true"));
         let manifest =
             if section == "dependencies" { manifest.replacen("[dependencies]\n", "", 1) } else { manifest };
-        assert_one(
-            &[("crates/towline-metrics/Cargo.toml", &manifest)],
-            "layering",
-            "crates/towline-metrics/Cargo.toml",
-        );
+        assert_found(METRICS, &manifest, "layering");
     }
 }
 
 #[test]
 fn a_renamed_dependency_is_found() {
     let manifest = library("towline-metrics", "core = { package = \"towline-engine\", workspace = true }");
-    assert_one(
-        &[("crates/towline-metrics/Cargo.toml", &manifest)],
-        "layering",
-        "crates/towline-metrics/Cargo.toml",
-    );
+    assert_found(METRICS, &manifest, "layering");
 }
 
 #[test]
 fn an_example_that_reaches_under_the_facade_is_found() {
     let manifest = unpublished("towline-hello", "towline-engine.workspace = true");
-    assert_one(&[("examples/hello/Cargo.toml", &manifest)], "layering", "examples/hello/Cargo.toml");
+    assert_found("examples/hello/Cargo.toml", &manifest, "layering");
 }
 
 #[test]
 fn xtask_that_depends_on_a_crate_of_ours_is_found() {
     let manifest = unpublished("xtask", "towline.workspace = true");
-    assert_one(&[("xtask/Cargo.toml", &manifest)], "layering", "xtask/Cargo.toml");
+    assert_found("xtask/Cargo.toml", &manifest, "layering");
 }
 
 #[test]
@@ -156,38 +160,30 @@ fn a_crate_that_ci_does_not_name_is_found() {
     let files = files.each_ref().map(|(path, text)| (*path, text.as_str()));
     assert_one(&files, "ci-lists", "crates/towline-custom-transport/Cargo.toml");
     let example = unpublished("towline-new", "towline.workspace = true");
-    assert_one(&[("examples/new/Cargo.toml", &example)], "ci-lists", "examples/new/Cargo.toml");
+    assert_found("examples/new/Cargo.toml", &example, "ci-lists");
 }
 
 #[test]
 fn a_wire_crate_that_switches_the_driver_on_is_found() {
     for entry in ["features = [\"driver\"]", "default-features = true"] {
         let manifest = library("towline-wire", &format!("towline-engine = {{ workspace = true, {entry} }}"));
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "layering",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "layering");
     }
 }
 
 #[test]
 fn a_workspace_table_that_switches_the_driver_on_is_found() {
     let manifest = "[workspace.dependencies]\ntowline-engine = { path = \"crates/towline-engine\" }\n";
-    assert_one(&[("Cargo.toml", manifest)], "layering", "Cargo.toml");
+    assert_found("Cargo.toml", manifest, "layering");
 }
 
 #[test]
 fn a_foreign_library_outside_its_crate_is_found() {
     for dependency in ["raft", "raft-engine", "tonic", "quinn"] {
         let manifest = library("towline-wire", &format!("{dependency}.workspace = true"));
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "layering",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "layering");
         let manifest = library("towline-wire", &format!("[dev-dependencies]\n{dependency}.workspace = true"));
-        assert_eq!(planted(&[("crates/towline-wire/Cargo.toml", &manifest)]), [], "tests may");
+        assert_eq!(planted(&[(WIRE, &manifest)]), [], "tests may");
     }
 }
 
@@ -195,25 +191,17 @@ fn a_foreign_library_outside_its_crate_is_found() {
 fn a_version_outside_the_workspace_table_is_found() {
     for entry in ["bytes = \"1\"", "bytes = { version = \"1\" }", "bytes = { path = \"../bytes\" }"] {
         let manifest = library("towline-wire", entry);
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "versions",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "versions");
     }
     let manifest = library("towline-wire", "")
         .replace("version.workspace = true\nedition", "version = \"9.9.9\"\nedition");
-    assert_one(
-        &[("crates/towline-wire/Cargo.toml", &manifest)],
-        "versions",
-        "crates/towline-wire/Cargo.toml",
-    );
+    assert_found(WIRE, &manifest, "versions");
 }
 
 #[test]
 fn missing_lints_are_found() {
     let manifest = library("towline-wire", "").replace("[lints]\nworkspace = true\n", "");
-    assert_one(&[("crates/towline-wire/Cargo.toml", &manifest)], "lints", "crates/towline-wire/Cargo.toml");
+    assert_found(WIRE, &manifest, "lints");
 }
 
 #[test]
@@ -229,30 +217,22 @@ fn each_missing_piece_of_metadata_is_found() {
         let manifest = library("towline-wire", "");
         assert!(manifest.contains(line), "{line}");
         let manifest = manifest.replace(line, "");
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "metadata",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "metadata");
     }
     let manifest = library("towline-wire", "").replace("README.md", "ABSENT.md");
-    assert_one(
-        &[("crates/towline-wire/Cargo.toml", &manifest)],
-        "metadata",
-        "crates/towline-wire/Cargo.toml",
-    );
+    assert_found(WIRE, &manifest, "metadata");
     let manifest = unpublished("towline-hello", "").replace("publish = false\n", "");
-    assert_one(&[("examples/hello/Cargo.toml", &manifest)], "metadata", "examples/hello/Cargo.toml");
+    assert_found("examples/hello/Cargo.toml", &manifest, "metadata");
 }
 
 #[test]
 fn aborting_on_panic_is_found_in_profiles_and_flags() {
     let profile = "[profile.release.package.x]\nopt-level = 1\n[profile.bench]\npanic = \"abort\"\n";
-    assert_one(&[("Cargo.toml", profile)], "unwinding", "Cargo.toml");
+    assert_found("Cargo.toml", profile, "unwinding");
     let flags = "[build]\nrustflags = [\"-C\", \"panic=abort\"]\n";
-    assert_one(&[(".cargo/config.toml", flags)], "unwinding", ".cargo/config.toml");
+    assert_found(".cargo/config.toml", flags, "unwinding");
     let profile = "[profile.release]\npanic = \"abort\"\n";
-    assert_one(&[(".cargo/config.toml", profile)], "unwinding", ".cargo/config.toml");
+    assert_found(".cargo/config.toml", profile, "unwinding");
 }
 
 #[test]
@@ -264,11 +244,7 @@ fn raft_types_outside_their_module_are_found() {
         "type E = eraftpb::Entry;\n",
         "use raft as consensus;\n",
     ] {
-        assert_one(
-            &[("crates/towline-engine/src/node.rs", code)],
-            "raft-types",
-            "crates/towline-engine/src/node.rs",
-        );
+        assert_found(NODE, code, "raft-types");
         for allowed in
             ["crates/towline-engine/src/core/raft.rs", "crates/towline-engine/src/core/raft/step.rs"]
         {
@@ -277,11 +253,7 @@ fn raft_types_outside_their_module_are_found() {
         assert_eq!(planted(&[("crates/towline-wire/tests/golden.rs", code)]), [], "tests may");
     }
     let engine = "use raft_engine::Engine;\n";
-    assert_one(
-        &[("crates/towline-engine/src/node.rs", engine)],
-        "raft-engine-types",
-        "crates/towline-engine/src/node.rs",
-    );
+    assert_found(NODE, engine, "raft-engine-types");
 }
 
 #[test]
@@ -289,21 +261,17 @@ fn our_own_module_named_raft_and_words_about_it_pass() {
     let code = "//! Unlike `raft::RawNode`, eraftpb is not seen here.\nuse crate::core::raft::Step;\n\
                 const WHY: &str = \"use raft::RawNode\";\n/* raft::x /* nested */ raft::y */\n\
                 fn f<'a>(x: &'a str) -> char { let _ = r#\"raft::\"#; '\"' }\n";
-    assert_eq!(planted(&[("crates/towline-engine/src/node.rs", code)]), []);
+    assert_eq!(planted(&[(NODE, code)]), []);
 }
 
 #[test]
 fn raft_types_in_a_unit_test_pass_and_after_it_are_found() {
     let test = "#[cfg(test)]\nmod tests {\n    use raft::RawNode;\n    fn f() { let _ = '}'; }\n}\n";
-    assert_eq!(planted(&[("crates/towline-engine/src/node.rs", test)]), []);
+    assert_eq!(planted(&[(NODE, test)]), []);
     let after = format!("{test}use raft::Config;\n");
-    assert_one(
-        &[("crates/towline-engine/src/node.rs", &after)],
-        "raft-types",
-        "crates/towline-engine/src/node.rs",
-    );
+    assert_found(NODE, &after, "raft-types");
     let files = [
-        ("crates/towline-engine/src/node.rs", "#[cfg(test)]\nmod fixtures;\n"),
+        (NODE, "#[cfg(test)]\nmod fixtures;\n"),
         ("crates/towline-engine/src/node/fixtures.rs", "use raft::RawNode;\n"),
     ];
     assert_eq!(planted(&files), []);
@@ -344,7 +312,7 @@ fn shared_memory_is_found_in_the_core_and_allowed_in_its_tests() {
         "use std::time::{Duration, Instant};\n",
         "use crate::reporter::{Mailbox, Report};\n",
     ] {
-        assert_one(&[(place, code)], "pure", place);
+        assert_found(place, code, "pure");
         assert_eq!(planted(&[("crates/towline-engine/src/core/attempts/tests.rs", code)]), [], "{code}");
         assert_eq!(planted(&[("crates/towline-engine/src/reporter/mailbox.rs", code)]), [], "{code}");
     }
@@ -361,16 +329,16 @@ fn a_file_name_without_a_concept_is_found() {
         "crates/towline-wire/src/utils/time.rs",
         "crates/towline-wire/src/utils/mod.rs",
     ] {
-        assert_one(&[(path, "//! A module.\n")], "name", path);
+        assert_found(path, "//! A module.\n", "name");
     }
 }
 
 #[test]
 fn a_file_that_is_too_long_is_found_unless_generated() {
     let text = "// line\n".repeat(801);
-    assert_one(&[("crates/towline-wire/src/frame.rs", &text)], "length", "crates/towline-wire/src/frame.rs");
+    assert_found(FRAME, &text, "length");
     assert_eq!(planted(&[("crates/towline-wire/src/gen/towline.v1.rs", &text)]), []);
-    assert_eq!(planted(&[("crates/towline-wire/src/frame.rs", &"// line\n".repeat(800))]), []);
+    assert_eq!(planted(&[(FRAME, &"// line\n".repeat(800))]), []);
 }
 
 #[test]
@@ -382,9 +350,9 @@ fn a_test_file_that_never_runs_is_found() {
     );
     let manifest = format!("{manifest}[[test]]\nname = \"main\"\n[[test]]\nname = \"memory\"\n");
     let mut files = vec![
-        ("crates/towline-wire/Cargo.toml", manifest.as_str()),
+        (WIRE, manifest.as_str()),
         ("crates/towline-wire/tests/main.rs", "mod frames;\n"),
-        ("crates/towline-wire/tests/frames.rs", ""),
+        (FRAMES, ""),
         ("crates/towline-wire/tests/memory.rs", ""),
         ("crates/towline-wire/tests/common/mod.rs", ""),
     ];
@@ -402,11 +370,7 @@ fn an_ignored_test_is_found() {
         "/// ```ignore\n/// f();\n/// ```\nfn f() {}\n",
         "//! ```rust,ignore\n//! f();\n//! ```\n",
     ] {
-        assert_one(
-            &[("crates/towline-wire/tests/frames.rs", code)],
-            "ignored",
-            "crates/towline-wire/tests/frames.rs",
-        );
+        assert_found(FRAMES, code, "ignored");
     }
 }
 
@@ -414,28 +378,16 @@ fn an_ignored_test_is_found() {
 fn a_sleep_in_a_test_is_found_unless_explained() {
     for sleep in ["std::thread::sleep(D)", "tokio::time::sleep(D).await", "sleep(D).await"] {
         let test = format!("fn f() {{\n    {sleep};\n}}\n");
-        assert_one(
-            &[("crates/towline-wire/tests/frames.rs", &test)],
-            "sleep",
-            "crates/towline-wire/tests/frames.rs",
-        );
+        assert_found(FRAMES, &test, "sleep");
         let unit = format!("#[cfg(test)]\nmod tests {{\n    fn f() {{ {sleep}; }}\n}}\n");
-        assert_one(
-            &[("crates/towline-wire/src/frame.rs", &unit)],
-            "sleep",
-            "crates/towline-wire/src/frame.rs",
-        );
+        assert_found(FRAME, &unit, "sleep");
         let empty = format!("fn f() {{\n    {sleep}; // not synchronisation: \n}}\n");
-        assert_one(
-            &[("crates/towline-wire/tests/frames.rs", &empty)],
-            "sleep",
-            "crates/towline-wire/tests/frames.rs",
-        );
+        assert_found(FRAMES, &empty, "sleep");
 
         let explained =
             format!("fn f() {{\n    {sleep}; // not synchronisation: poll interval under a deadline\n}}\n");
-        assert_eq!(planted(&[("crates/towline-wire/tests/frames.rs", &explained)]), []);
-        assert_eq!(planted(&[("crates/towline-wire/src/frame.rs", &format!("fn f() {{ {sleep}; }}\n"))]), []);
+        assert_eq!(planted(&[(FRAMES, &explained)]), []);
+        assert_eq!(planted(&[(FRAME, &format!("fn f() {{ {sleep}; }}\n"))]), []);
     }
 }
 
@@ -505,13 +457,13 @@ fn a_row_without_a_log_line_is_found() {
 fn a_log_bridge_needs_its_target_on_the_page() {
     let bridge = "crates/towline-storage/src/log_bridge.rs";
     let code = "fn f() { tracing::warn!(source, \"{text}\"); }\n";
-    assert_one(&[(bridge, code)], "log-lines", bridge);
+    assert_found(bridge, code, "log-lines");
     assert_eq!(planted(&[(bridge, code), ("docs/operations.md", "of `raft_engine`\n")]), []);
 }
 
 #[test]
 fn two_types_of_one_crate_with_one_name_are_found() {
-    let (first, second) = ("crates/towline-wire/src/frame.rs", "crates/towline-wire/src/lane.rs");
+    let (first, second) = (FRAME, "crates/towline-wire/src/lane.rs");
     let wire = |text| planted(&[(first, "struct Key;\n"), (second, text)]);
     for code in
         ["enum Key {}\n", "trait Key {}\n", "type Key = u8;\n", "mod inner {\n    union Key { a: u8 }\n}\n"]

@@ -9,6 +9,7 @@ use syn::{Item, Visibility};
 
 use super::rules::GENERATED;
 use super::{File, Violation};
+use crate::api::head;
 
 /// Where a type stands: a struct, enum, union, trait or type alias at module level.
 struct Place<'a> {
@@ -49,20 +50,14 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
 
 fn collect<'a>(file: &'a File, items: &[Item], found: &mut impl FnMut(String, Place<'a>)) {
     for item in items {
-        let (vis, name) = match item {
-            Item::Struct(item) => (&item.vis, &item.ident),
-            Item::Enum(item) => (&item.vis, &item.ident),
-            Item::Union(item) => (&item.vis, &item.ident),
-            Item::Trait(item) => (&item.vis, &item.ident),
-            Item::Type(item) => (&item.vis, &item.ident),
-            Item::Mod(module) => {
-                if let Some((_, items)) = &module.content {
-                    collect(file, items, found);
-                }
-                continue;
-            }
-            _ => continue,
-        };
+        if let Item::Mod(module) = item
+            && let Some((_, items)) = &module.content
+        {
+            collect(file, items, found);
+        }
+        let is_type =
+            matches!(item, Item::Struct(_) | Item::Enum(_) | Item::Union(_) | Item::Trait(_) | Item::Type(_));
+        let Some((vis, name)) = head(item).1.filter(|_| is_type) else { continue };
         let (line, public) = (name.span().start().line, matches!(vis, Visibility::Public(_)));
         found(name.to_string(), Place { file, line, public });
     }
