@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use crate::api::ApiOptions;
 use crate::packages::{FEATURE_SETS, LIBRARIES, UNPUBLISHED};
-use crate::tidy::TidyOptions;
 use crate::{Result, api, cargo, codegen, deny, msrv, suites, tidy};
 
 /// The exit code of a tool that needs a program which is not installed.
@@ -51,7 +50,7 @@ const STEPS: &[Step] = &[
     Step {
         name: "tidy",
         what: "layering, confinement, manifests, names of types, test rules, prose",
-        run: |root| passed(tidy::run(root, &TidyOptions::default())),
+        run: |root| passed(tidy::run(root)),
     },
     Step {
         name: "codegen",

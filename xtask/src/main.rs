@@ -36,7 +36,7 @@ enum Task {
     /// Compare the public items of the libraries with docs/public-api.txt
     Api(api::ApiOptions),
     /// Check layering, confinement, manifests, names of types, test rules and prose; also a step of ci
-    Tidy(tidy::TidyOptions),
+    Tidy,
     /// Kill the leader of three nodes under load, then prove that no acknowledged write is lost
     #[command(disable_help_flag = true)]
     Demo(Forwarded),
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Task::Ci(options) => ci::run(&root, &options),
         Task::Codegen(options) => codegen::run(&root, &options),
         Task::Api(options) => api::run(&root, &options),
-        Task::Tidy(options) => tidy::run(&root, &options),
+        Task::Tidy => tidy::run(&root),
         Task::Demo(forwarded) => run_tool("demo", &forwarded.arguments),
         Task::Chaos(forwarded) => run_tool("chaos", &forwarded.arguments),
         Task::Bench(forwarded) => run_tool("bench", &forwarded.arguments),

@@ -39,18 +39,7 @@ impl fmt::Display for Violation {
     }
 }
 
-#[derive(clap::Args, Default)]
-pub(crate) struct TidyOptions {
-    /// Remove the entries of prose_todo.txt whose file is clean or gone
-    #[arg(long)]
-    shrink: bool,
-}
-
-pub(crate) fn run(root: &Path, options: &TidyOptions) -> Result<()> {
-    if options.shrink {
-        let (_, violations) = check(root)?;
-        println!("tidy: {} entries removed", prose::shrink(root, &violations)?);
-    }
+pub(crate) fn run(root: &Path) -> Result<()> {
     let (files, violations) = check(root)?;
     for violation in &violations {
         println!("{violation}");

@@ -1,20 +1,14 @@
 //! Keeps the words of `prose_words.txt` out of Markdown and Rust files.
 //!
-//! Files older than the rule stand in `prose_todo.txt`. That list only shrinks: an entry whose file has no such word left
-//! is a violation. A line that needs such a word gives the reason: `prose: allow(WORD) REASON`.
+//! A line that needs such a word gives the reason: `prose: allow(WORD) REASON`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use super::rules::GENERATED;
 use super::{File, Violation};
-use crate::Result;
 
 const RULE: &str = "prose";
 pub(super) const WORDS: &str = include_str!("prose_words.txt");
-/// The files still to be rewritten, one path a line.
-const TODO: &str = "xtask/src/tidy/prose_todo.txt";
 /// Before the word, `)` and the reason.
 const ALLOW: &str = "prose: allow(";
 
@@ -34,44 +28,8 @@ struct Word {
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     let phrases = phrases();
-    let todo = tree.iter().find(|file| file.path == TODO).map(|file| file.text.as_str()).unwrap_or_default();
-    let mut listed: BTreeMap<&str, usize> = entries(todo).map(|(line, path)| (path, line)).collect();
-    for file in tree.iter().filter(|file| is_prose(&file.path)) {
-        let found = violations_of(file, &phrases);
-        match listed.remove(file.path.as_str()) {
-            None => violations.extend(found),
-            Some(line) if found.is_empty() => {
-                violations.push(at(
-                    TODO,
-                    line,
-                    format!(
-                        "{} has no such word left: `cargo xtask tidy --shrink` removes this line",
-                        file.path
-                    ),
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    for (path, line) in listed {
-        violations.push(at(
-            TODO,
-            line,
-            format!("{path} does not exist: `cargo xtask tidy --shrink` removes this line"),
-        ));
-    }
-}
-
-/// Removes the entries that [`check`] found to be clean or gone; says how many.
-pub(super) fn shrink(root: &Path, violations: &[Violation]) -> Result<usize> {
-    let stale: Vec<usize> = violations.iter().filter(|one| one.path == TODO).map(|one| one.line).collect();
-    if !stale.is_empty() {
-        let path = root.join(TODO);
-        let todo = fs::read_to_string(&path)?;
-        let lines = todo.lines().enumerate().filter(|(index, _)| !stale.contains(&(index + 1)));
-        fs::write(&path, lines.map(|(_, line)| format!("{line}\n")).collect::<String>())?;
-    }
-    Ok(stale.len())
+    let prose = tree.iter().filter(|file| is_prose(&file.path));
+    violations.extend(prose.flat_map(|file| violations_of(file, &phrases)));
 }
 
 fn at(path: &str, line: usize, what: String) -> Violation {
