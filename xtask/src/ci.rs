@@ -1,23 +1,28 @@
-//! `cargo xtask ci`: named steps in the order of what fails fastest, timed, the first failure named.
+//! `cargo xtask ci`: timed steps, the fastest to fail first.
 //!
-//! Two families of artifacts are built: check metadata (clippy, then docs from the same) and one debug build of
-//! everything (tests, examples, doctests). No step changes RUSTFLAGS, which would build the dependency tree anew.
+//! The steps build two families of artifacts: check metadata for clippy and docs, and one debug build of everything. No
+//! step changes RUSTFLAGS, which would rebuild all dependencies.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, chaos, clients, clock, codegen, demo, deny, msrv, redis_benchmark, suites, tidy};
+use crate::api::ApiOptions;
+use crate::packages::{FEATURE_SETS, LIBRARIES, UNPUBLISHED};
+use crate::{Result, api, cargo, codegen, deny, msrv, suites, tidy};
+
+/// The exit code of a tool that needs a program which is not installed.
+const MISSING: i32 = 3;
 
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct CiOptions {
     /// Run only this step (may be given several times)
     #[arg(long, value_name = "STEP")]
     only: Vec<String>,
-    /// Name the steps and stop
+    /// List the steps
     #[arg(long)]
     list: bool,
-    /// Run the later steps although one failed
+    /// Run the remaining steps after a failure
     #[arg(long)]
     keep_going: bool,
 }
@@ -31,68 +36,73 @@ struct Step {
 #[derive(Debug)]
 enum Outcome {
     Passed,
-    /// Passed, but a part of it could not be checked here.
+    /// Passed, except for a part that could not be checked here.
     Partly(String),
     Skipped(String),
 }
 
 const STEPS: &[Step] = &[
-    Step { name: "fmt", what: "the tree is formatted", run: fmt },
-    Step { name: "tidy", what: "layering, confinement, manifests, test rules, prose", run: tidy_step },
-    Step { name: "codegen", what: "generated code is what the schema makes", run: codegen_step },
+    Step {
+        name: "fmt",
+        what: "the tree is formatted",
+        run: |root| passed(cargo::run(root, &["fmt", "--all", "--check"], &[])),
+    },
+    Step {
+        name: "tidy",
+        what: "layering, confinement, manifests, names of types, test rules, prose",
+        run: |root| passed(tidy::run(root)),
+    },
+    Step {
+        name: "codegen",
+        what: "generated code is what the schema makes",
+        run: |root| passed(codegen::check_or_write(root, true)),
+    },
+    Step {
+        name: "api",
+        what: "the public items are those of docs/public-api.txt",
+        run: |root| passed(api::run(root, &ApiOptions::default())),
+    },
     Step { name: "seams", what: "no runtime under the core, no raft under a transport", run: seams },
-    Step { name: "msrv", what: "no dependency needs a newer Rust than its crate states", run: msrv_step },
+    Step {
+        name: "msrv",
+        what: "no dependency needs a newer Rust than its crate states",
+        run: |root| passed(msrv::run(root)),
+    },
     Step { name: "deny", what: "licenses, bans, sources, yanked versions, advisories", run: deny_step },
     Step {
         name: "clippy",
-        what: "warnings denied: workspace, then each crate and feature set alone",
+        what: "warnings denied: workspace, then each library and feature set alone",
         run: clippy,
     },
     Step { name: "doc", what: "documentation builds, warnings denied", run: doc },
     Step { name: "package", what: "each library crate packs", run: package },
     Step { name: "build", what: "everything builds, examples and benches too", run: build },
     Step { name: "hello", what: "examples/hello runs", run: hello },
-    Step { name: "redis", what: "redis-benchmark against three nodes, no error reply", run: redis },
+    Step {
+        name: "redis",
+        what: "redis-benchmark against three nodes, no error reply",
+        run: |root| tool(root, &["redis-benchmark"]),
+    },
     Step {
         name: "clients",
         what: "redis-py and ioredis against three nodes, leader killed",
-        run: clients_step,
+        run: |root| tool(root, &["clients"]),
     },
-    Step { name: "clock", what: "expiry while clocks of the day jump by an hour", run: clock_step },
-    Step { name: "chaos", what: "nodes killed and stopped: nothing lost, no stale read", run: chaos_step },
-    Step { name: "demo", what: "the demo in small, and its control: a latched follower", run: demo_step },
-    Step { name: "test", what: "all tests and doctests", run: test },
+    Step {
+        name: "clock",
+        what: "keys expire in time while clocks of the day jump by an hour",
+        run: |root| tool(root, &["clock"]),
+    },
+    Step {
+        name: "chaos",
+        what: "nodes killed and stopped: no write lost, no stale read",
+        run: |root| tool(root, &["chaos", "--seconds", "15", "--seed", "49", "--writers", "8"]),
+    },
+    Step { name: "demo", what: "the demo in small, and its control: a latched follower", run: demo },
+    Step { name: "test", what: "all tests and doctests", run: |root| passed(suites::run(root)) },
 ];
 
-/// The crates that are published, lowest first.
-pub(crate) const LIBRARIES: &[&str] = &[
-    "towline-metrics",
-    "towline-engine",
-    "towline-wire",
-    "towline-tls",
-    "towline-storage",
-    "towline-grpc",
-    "towline-quic",
-    "towline-testkit",
-    "towline",
-];
-
-/// Workspace members that are not published.
-pub(crate) const UNPUBLISHED: &[&str] = &["xtask", "towline-hello", "towline-kv", "towline-custom-transport"];
-
-/// Feature sets that a consumer can pick and that no other invocation covers: crate, arguments.
-const FEATURE_SETS: &[(&str, &[&str])] = &[
-    ("towline-engine", &["--lib", "--no-default-features"]),
-    ("towline-engine", &["--lib", "--no-default-features", "--features", "core"]),
-    ("towline-engine", &["--lib", "--features", "prometheus"]),
-    ("towline-metrics", &["--all-targets", "--features", "prometheus"]),
-    ("towline-tls", &["--all-targets", "--features", "dev-certs"]),
-    ("towline-storage", &["--all-targets", "--features", "faults"]),
-    ("towline", &["--lib", "--no-default-features"]),
-    ("towline", &["--all-targets", "--all-features"]),
-];
-
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+pub(crate) fn run(root: &Path, options: &CiOptions) -> Result<()> {
     if options.list {
         for step in STEPS {
             println!("{:8} {}", step.name, step.what);
@@ -146,29 +156,9 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     }
 }
 
-fn fmt(root: &Path) -> Result<Outcome> {
-    cargo(root, &["fmt", "--all", "--check"], &[])?;
-    Ok(Outcome::Passed)
-}
-
-fn tidy_step(root: &Path) -> Result<Outcome> {
-    tidy::run(root, &tidy::Options::default())?;
-    Ok(Outcome::Passed)
-}
-
-fn codegen_step(root: &Path) -> Result<Outcome> {
-    codegen::check_or_write(root, true)?;
-    Ok(Outcome::Passed)
-}
-
-fn msrv_step(root: &Path) -> Result<Outcome> {
-    msrv::run(root)?;
-    Ok(Outcome::Passed)
-}
-
-/// What must not be among the dependencies of a package: crate, its features, packages.
+/// Packages that a crate must not depend on: crate, its features, packages.
 const ABSENT: &[(&str, &[&str], &[&str])] = &[
-    // A simulator owns time and network.
+    // A simulator replaces time and network.
     ("towline-engine", &["--no-default-features", "--features", "core"], RUNTIME),
     ("towline-engine", &["--no-default-features"], RUNTIME),
     ("towline-engine", &["--no-default-features"], CONSENSUS),
@@ -186,10 +176,10 @@ fn seams(root: &Path) -> Result<Outcome> {
     for (package, features, absent) in ABSENT {
         let mut arguments = vec!["tree", "-p", package, "-e", "normal,build", "--prefix", "none", "--locked"];
         arguments.extend(*features);
-        let tree = captured(root, &arguments)?;
+        let tree = cargo::captured(root, &arguments)?;
         let names: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
         if !names.contains(package) {
-            return Err(format!("cargo tree does not show {package}: this check sees nothing").into());
+            return Err(format!("cargo tree does not show {package}: the check is void").into());
         }
         if let Some(found) = names.iter().find(|name| absent.contains(name)) {
             return Err(format!("{package} {} depends on {found}", features.join(" ")).into());
@@ -199,8 +189,8 @@ fn seams(root: &Path) -> Result<Outcome> {
 }
 
 fn deny_step(root: &Path) -> Result<Outcome> {
-    if captured(root, &["deny", "--version"]).is_err() {
-        return without("cargo-deny is not installed (.ci/run installs it)".to_owned());
+    if cargo::captured(root, &["deny", "--version"]).is_err() {
+        return without("cargo-deny is not installed (.ci/run installs it)");
     }
     Ok(match deny::run(root)? {
         deny::Checked::All => Outcome::Passed,
@@ -208,18 +198,16 @@ fn deny_step(root: &Path) -> Result<Outcome> {
     })
 }
 
-/// The workspace first: one pass finds most. Then each library alone, because features unify across a workspace and
-/// hide a missing one; `--lib` for the same reason against its own dev-dependencies.
+/// The workspace first: this run reads every target, tests included. Then each library alone, with each feature set of a
+/// consumer: features unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
 fn clippy(root: &Path) -> Result<Outcome> {
-    let denied = ["--", "-D", "warnings"];
-    cargo(root, &[&["clippy", "--locked", "--workspace", "--all-targets"], &denied[..]].concat(), &[])?;
-    for library in LIBRARIES {
-        for targets in ["--all-targets", "--lib"] {
-            cargo(root, &[&["clippy", "--locked", "-p", library, targets], &denied[..]].concat(), &[])?;
-        }
-    }
-    for (library, features) in FEATURE_SETS {
-        cargo(root, &[&["clippy", "--locked", "-p", library], *features, &denied[..]].concat(), &[])?;
+    let lint = |arguments: &[&str]| {
+        cargo::run(root, &[&["clippy", "--locked"], arguments, &["--", "-D", "warnings"]].concat(), &[])
+    };
+    lint(&["--workspace", "--all-targets"])?;
+    let defaults = LIBRARIES.iter().map(|library| (*library, &[][..]));
+    for (library, features) in defaults.chain(FEATURE_SETS.iter().copied()) {
+        lint(&[&["-p", library, "--lib"], features].concat())?;
     }
     Ok(Outcome::Passed)
 }
@@ -231,147 +219,74 @@ fn doc(root: &Path) -> Result<Outcome> {
     }
     // As docs.rs does it; the flags of rustdoc do not touch what the compiler built.
     arguments.push("--all-features");
-    cargo(root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")])?;
-    Ok(Outcome::Passed)
+    passed(cargo::run(root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")]))
 }
 
-/// All library crates in one call: cargo resolves their versions among themselves before any is published.
+/// One call for all libraries: cargo then resolves their versions among themselves.
 fn package(root: &Path) -> Result<Outcome> {
     let mut arguments = vec!["package", "--locked", "--workspace", "--no-verify", "--allow-dirty"];
     for member in UNPUBLISHED {
         arguments.extend(["--exclude", member]);
     }
-    cargo(root, &arguments, &[])?;
-    Ok(Outcome::Passed)
+    passed(cargo::run(root, &arguments, &[]))
 }
 
-/// `--all-targets` picks the same features as the tests do, so the test step builds nothing again.
+/// `--all-targets` resolves the same features as the tests, so the test step rebuilds nothing.
 fn build(root: &Path) -> Result<Outcome> {
-    cargo(root, &["build", "--locked", "--workspace", "--all-targets"], &[])?;
-    Ok(Outcome::Passed)
+    passed(cargo::run(root, &["build", "--locked", "--workspace", "--all-targets"], &[]))
 }
 
-/// A binary of the build step; `cargo run -p` would resolve other features and build the tree again.
+/// A binary of the build step. `cargo run -p` would resolve other features and rebuild the dependencies.
 fn built(root: &Path, name: &str) -> Result<PathBuf> {
-    let binary = target_directory(root)?.join("debug").join(name);
+    let binary = cargo::target_directory(root)?.join("debug").join(name);
     if binary.exists() {
         Ok(binary)
     } else {
-        Err(format!("{} is not there: the build step makes it", binary.display()).into())
+        Err(format!("{} does not exist: run the build step first", binary.display()).into())
     }
 }
 
 fn hello(root: &Path) -> Result<Outcome> {
     let binary = built(root, "towline-hello")?;
-    println!("$ {}", binary.display());
-    let status = Command::new(&binary)
-        .current_dir(root)
-        .stdin(Stdio::null())
-        .status()
-        .map_err(|error| format!("{}: {error}", binary.display()))?;
-    if !status.success() {
-        return Err(format!("towline-hello ended with {status}").into());
+    match run_built(root, &binary, &[])?.success() {
+        true => Ok(Outcome::Passed),
+        false => Err("towline-hello failed".into()),
     }
-    Ok(Outcome::Passed)
 }
 
-fn redis(root: &Path) -> Result<Outcome> {
-    if redis_benchmark::installed() {
-        redis_benchmark::run(&built(root, "towline-kv")?)?;
-        return Ok(Outcome::Passed);
+/// Runs a tool of `tools/` against the `towline-kv` that the build step made.
+fn tool(root: &Path, arguments: &[&str]) -> Result<Outcome> {
+    let (tools, kv) = (built(root, "towline-tools")?, built(root, "towline-kv")?);
+    let kv = kv.to_str().ok_or("the target directory has no UTF-8 name")?;
+    let status = run_built(root, &tools, &[arguments, &["--binary", kv]].concat())?;
+    match status.code() {
+        Some(0) => Ok(Outcome::Passed),
+        Some(MISSING) => without("a program that this step needs is missing: see its output"),
+        _ => Err(format!("towline-tools {} ended with {status}", arguments.join(" ")).into()),
     }
-    without("redis-benchmark is not installed (package redis-tools)".to_owned())
 }
 
-/// A person may do without; where CI runs, a step that is skipped for ever would look like one that passes.
-fn without(missing: String) -> Result<Outcome> {
-    if std::env::var_os("CI").is_some() { Err(missing.into()) } else { Ok(Outcome::Skipped(missing)) }
+fn run_built(root: &Path, binary: &Path, arguments: &[&str]) -> Result<ExitStatus> {
+    println!("$ {} {}", binary.display(), arguments.join(" "));
+    let status = Command::new(binary).current_dir(root).args(arguments).stdin(Stdio::null()).status();
+    Ok(status.map_err(|error| format!("{}: {error}", binary.display()))?)
 }
 
-fn clients_step(root: &Path) -> Result<Outcome> {
-    if let Some(missing) = clients::missing() {
-        return without(missing);
-    }
-    clients::run(root, &built(root, "towline-kv")?)?;
-    Ok(Outcome::Passed)
-}
-
-fn clock_step(root: &Path) -> Result<Outcome> {
-    let Some(library) = clock::library() else {
-        return without("libfaketime is not installed (package libfaketime)".to_owned());
-    };
-    clock::run(&built(root, "towline-kv")?, library)?;
-    Ok(Outcome::Passed)
-}
-
-fn chaos_step(root: &Path) -> Result<Outcome> {
-    let binary = built(root, "towline-kv")?;
-    chaos::run(root, &chaos::Options::short(binary))?;
-    Ok(Outcome::Passed)
-}
-
-fn demo_step(root: &Path) -> Result<Outcome> {
-    let binary = built(root, "towline-kv")?;
-    for lose_reports in [false, true] {
-        demo::run(root, &demo::Options::short(binary.clone(), lose_reports))?;
-    }
-    Ok(Outcome::Passed)
-}
-
-fn test(root: &Path) -> Result<Outcome> {
-    suites::run(root)?;
-    Ok(Outcome::Passed)
-}
-
-/// Where cargo puts what it builds, whatever the environment and the configuration say.
-pub(crate) fn target_directory(root: &Path) -> Result<PathBuf> {
-    let metadata = captured(root, &["metadata", "--no-deps", "--format-version", "1"])?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let directory = metadata.get("target_directory").and_then(|value| value.as_str());
-    Ok(directory.ok_or("cargo metadata names no target directory")?.into())
-}
-
-/// Runs cargo with its output on ours.
-pub(crate) fn cargo(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
-    println!("$ cargo {}", arguments.join(" "));
-    let status = command(root, arguments).envs(environment.iter().copied()).stdin(Stdio::null()).status()?;
-    if status.success() {
-        Ok(())
+/// Skips a step on a developer's machine. In CI a step that never runs would look like one that passes, so it fails.
+fn without(missing: &str) -> Result<Outcome> {
+    if std::env::var_os("CI").is_some() {
+        Err(missing.into())
     } else {
-        Err(format!("`cargo {}` ended with {status}", arguments.join(" ")).into())
+        Ok(Outcome::Skipped(missing.to_owned()))
     }
 }
 
-/// Runs cargo and gives what it printed; an error has what it said about it.
-pub(crate) fn captured(root: &Path, arguments: &[&str]) -> Result<String> {
-    output(command(root, arguments), arguments)
+fn demo(root: &Path) -> Result<Outcome> {
+    let small = ["demo", "--seconds", "2", "--writers", "8", "--megabytes", "8"];
+    tool(root, &small)?;
+    tool(root, &[&small[..], &["--lose-reports"]].concat())
 }
 
-/// Runs cargo with its messages on ours, and gives what it printed.
-pub(crate) fn captured_stdout(root: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = command(root, arguments);
-    command.stderr(Stdio::inherit());
-    output(command, arguments)
+fn passed(done: Result<()>) -> Result<Outcome> {
+    done.map(|()| Outcome::Passed)
 }
-
-fn output(mut command: Command, arguments: &[&str]) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("`cargo {}` ended with {}: {said}", arguments.join(" "), output.status).into());
-    }
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-pub(crate) fn command(root: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Set by the cargo that runs us; inherited, they would make the inner cargo rebuild crates that read them.
-    for variable in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION"] {
-        command.env_remove(variable);
-    }
-    command.current_dir(root).args(arguments);
-    command
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,7 +1,6 @@
-//! `cargo xtask codegen`: Rust from the protobuf schema, without protoc.
+//! `cargo xtask codegen`: generates the messages of towline-wire from the protobuf schema, without protoc.
 //!
-//! Messages go to towline-wire. They are committed, so that a build needs none of this; `--check` says whether they are
-//! what the schema makes. There are no stubs: towline-grpc makes its one call itself.
+//! The messages are committed, so a build generates nothing. towline-grpc makes its one call itself and needs no stubs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,7 +11,7 @@ use std::process::Command;
 use crate::Result;
 
 #[derive(clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct CodegenOptions {
     /// Compare with what is committed and write nothing
     #[arg(long)]
     check: bool,
@@ -21,7 +20,7 @@ pub(crate) struct Options {
 const SCHEMA: &str = "crates/towline-wire/proto";
 const MESSAGES: &str = "crates/towline-wire/src/gen";
 
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
+pub(crate) fn run(root: &Path, options: &CodegenOptions) -> Result<()> {
     check_or_write(root, options.check)
 }
 
@@ -37,7 +36,7 @@ pub(crate) fn check_or_write(root: &Path, check: bool) -> Result<()> {
         (false, false) => different.iter().for_each(|line| println!("wrote {line}")),
         (false, true) => {
             return Err(format!(
-                "generated code is not what the schema makes; run `cargo xtask codegen`:\n{}",
+                "generated code differs from the schema; run `cargo xtask codegen`:\n{}",
                 different.join("\n")
             )
             .into());
@@ -54,12 +53,9 @@ fn generate(root: &Path) -> Result<Files> {
     let protos = protos(&schema)?;
     let descriptors = protox::compile(&protos, [&schema]).map_err(|error| format!("{SCHEMA}: {error}"))?;
     let scratch = tempfile::tempdir()?;
-    tonic_prost_build::configure()
-        .build_client(false)
-        .build_server(false)
-        // Payloads are taken out of a received frame without a copy.
-        .bytes(".")
-        .emit_rerun_if_changed(false)
+    prost_build::Config::new()
+        // `Bytes`: a payload shares the memory of its received frame.
+        .bytes(["."])
         .out_dir(scratch.path())
         .compile_fds(descriptors)
         .map_err(|error| format!("{MESSAGES}: {error}"))?;
@@ -67,7 +63,7 @@ fn generate(root: &Path) -> Result<Files> {
     committed(scratch.path())
 }
 
-/// Every schema file, relative to its include path, in an order that does not depend on the directory.
+/// Every schema file, relative to its include path, sorted.
 fn protos(schema: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut waiting = vec![schema.to_path_buf()];
@@ -101,7 +97,7 @@ fn format(root: &Path, directory: &Path) -> Result<()> {
     if status.success() { Ok(()) } else { Err(format!("rustfmt ended with {status}").into()) }
 }
 
-/// The Rust files of a folder, except a hand-written mod.rs; none if it does not exist.
+/// The Rust files of a directory, if it exists, without a hand-written mod.rs.
 fn committed(directory: &Path) -> Result<Files> {
     let mut files = Files::new();
     if !directory.is_dir() {
@@ -117,7 +113,7 @@ fn committed(directory: &Path) -> Result<Files> {
     Ok(files)
 }
 
-/// One line per file that is missing, left over or different, with the first line that differs.
+/// One line per file that is missing, left over or different.
 fn differences(directory: &str, committed: &Files, generated: &Files) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, text) in generated {
@@ -136,7 +132,7 @@ fn differences(directory: &str, committed: &Files, generated: &Files) -> Vec<Str
         }
     }
     let left_over = committed.keys().filter(|name| !generated.contains_key(*name));
-    lines.extend(left_over.map(|name| format!("{directory}/{name}: no schema makes it")));
+    lines.extend(left_over.map(|name| format!("{directory}/{name}: no schema generates it")));
     lines
 }
 
@@ -198,7 +194,7 @@ mod tests {
         check_or_write(root.path(), false).unwrap();
         fs::write(root.path().join(MESSAGES).join("old.v1.rs"), "").unwrap();
         let left_over = check_or_write(root.path(), true).unwrap_err().to_string();
-        assert!(left_over.contains("old.v1.rs: no schema makes it"), "{left_over}");
+        assert!(left_over.contains("old.v1.rs: no schema generates it"), "{left_over}");
     }
 
     #[test]

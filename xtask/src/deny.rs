@@ -1,21 +1,21 @@
-//! cargo-deny against deny.toml: licenses, bans, sources, yanked versions, and advisories where their database can be had.
+//! cargo-deny with deny.toml: licenses, bans, sources, yanked versions, and advisories if their database is reachable.
 //!
-//! A mirror of the database needs no option here: git's `url.<mirror>.insteadOf` names it.
+//! git's `url.<mirror>.insteadOf` names a mirror of the database.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{Result, ci};
+use crate::{Result, cargo};
 
 const FETCH_DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Where cargo-deny gets advisories unless its configuration says otherwise.
+/// The default database of cargo-deny.
 const DATABASE: &str = "https://github.com/RustSec/advisory-db";
 
-/// cargo-deny looks for yanked versions only beside advisories, and takes no database without any.
+/// An advisory that matches nothing. cargo-deny finds yanked versions only with a database, which must not be empty.
 const PLACEHOLDER: &str = "\
 ```toml
 [advisory]
@@ -37,11 +37,11 @@ pub(crate) enum Checked {
 }
 
 pub(crate) fn run(root: &Path) -> Result<Checked> {
-    ci::cargo(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"], &[])?;
-    let mut fetch = ci::command(root, &["deny", "fetch", "db"]);
+    cargo::run(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"], &[])?;
+    let mut fetch = cargo::command(root, &["deny", "fetch", "db"]);
     fetch.env("GIT_TERMINAL_PROMPT", "0");
     if finishes(fetch.stdin(Stdio::null()).spawn()?, FETCH_DEADLINE)? {
-        ci::cargo(root, &["deny", "--all-features", "check", "advisories"], &[])?;
+        cargo::run(root, &["deny", "--all-features", "check", "advisories"], &[])?;
         return Ok(Checked::All);
     }
     println!("the advisory database cannot be fetched: yanked versions are checked, advisories are not");
@@ -49,7 +49,7 @@ pub(crate) fn run(root: &Path) -> Result<Checked> {
     Ok(Checked::AllButAdvisories)
 }
 
-/// Whether a process ends well before the deadline.
+/// Whether a process succeeds before the deadline.
 fn finishes(mut process: Child, deadline: Duration) -> Result<bool> {
     let started = Instant::now();
     loop {
@@ -65,7 +65,7 @@ fn finishes(mut process: Child, deadline: Duration) -> Result<bool> {
     }
 }
 
-/// The check of advisories against a database that knows none of our dependencies, under the same configuration.
+/// Checks for yanked versions, with a database whose only advisory is the placeholder.
 fn yanked(root: &Path) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let database = directory.path().join("placeholder");
@@ -91,7 +91,7 @@ fn yanked(root: &Path) -> Result<()> {
             return Err(format!("`git {}` ended with {status}", arguments.join(" ")).into());
         }
     }
-    // The clone of the placeholder must not lie where cargo-deny keeps the true database.
+    // Keeps the placeholder out of the directory of the real database.
     let section = "[advisories]\n";
     let text = fs::read_to_string(root.join("deny.toml"))?;
     let place = directory.path().join("databases");
@@ -99,10 +99,10 @@ fn yanked(root: &Path) -> Result<()> {
     let config = directory.path().join("deny.toml");
     fs::write(&config, text)?;
     let config = config.to_str().ok_or("the temporary directory has no UTF-8 name")?;
-    // Each exception of deny.toml would be named as not needed.
+    // The placeholder matches none of the exceptions in deny.toml, which is no error here.
     let check = ["deny", "--log-level", "error", "--all-features", "--config", config, "check", "advisories"];
     let instead = format!("url.{}.insteadOf", database.display());
-    ci::cargo(
+    cargo::run(
         root,
         &[&check[..], &["--allow", "advisory-not-detected", "--allow", "unknown-advisory"]].concat(),
         &[("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", &instead), ("GIT_CONFIG_VALUE_0", DATABASE)],

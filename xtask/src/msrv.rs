@@ -1,27 +1,29 @@
-//! The Rust version each library states against what its dependencies state.
+//! Compares the Rust version that each library states with those of its dependencies.
 //!
-//! CI has one toolchain; this is the part of the promise it can check without a second one.
+//! CI has one toolchain, so it checks no more of the promise.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Result, ci};
+use crate::packages::LIBRARIES;
+use crate::{Result, cargo};
 
 type Version = (u64, u64, u64);
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let metadata = ci::captured(root, &["metadata", "--locked", "--all-features", "--format-version", "1"])?;
-    let found = check(&serde_json::from_str(&metadata)?, ci::LIBRARIES)?;
+    let metadata =
+        cargo::captured(root, &["metadata", "--locked", "--all-features", "--format-version", "1"])?;
+    let found = check(&serde_json::from_str(&metadata)?, LIBRARIES)?;
     if found.is_empty() {
-        println!("{} libraries: no dependency needs a newer Rust than its crate states", ci::LIBRARIES.len());
+        println!("{} libraries: no dependency needs a newer Rust than its crate states", LIBRARIES.len());
         return Ok(());
     }
     Err(found.join("\n").into())
 }
 
-/// Each library whose stated version is below what a normal dependency of it needs, as a sentence.
+/// One line per normal dependency that needs a newer Rust than its library states.
 fn check(metadata: &Value, libraries: &[&str]) -> Result<Vec<String>> {
     let packages: BTreeMap<&str, &Value> = array(metadata, "packages")
         .iter()
@@ -55,14 +57,14 @@ fn check(metadata: &Value, libraries: &[&str]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Ids of everything a package is built from, itself excepted.
+/// The ids of all direct and indirect normal dependencies of a package.
 fn normal_dependencies<'a>(nodes: &BTreeMap<&'a str, &'a Value>, of: &'a str) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
     let mut waiting = vec![of];
     while let Some(id) = waiting.pop() {
         let Some(node) = nodes.get(id) else { continue };
         for dependency in array(node, "deps") {
-            // A null kind is a normal dependency; the others are "dev" and "build".
+            // Null is the kind of a normal dependency.
             let normal =
                 array(dependency, "dep_kinds").iter().any(|kind| kind.get("kind") == Some(&Value::Null));
             if let Some(id) = text(dependency, "pkg").filter(|id| normal && seen.insert(*id)) {

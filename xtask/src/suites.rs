@@ -1,6 +1,6 @@
-//! The tests of the workspace: cargo builds every test binary, then two programs run at a time, doctests among them.
+//! Runs the tests of the workspace, doctests included, three programs at a time.
 //!
-//! `cargo test` runs one binary after another, and most tests wait for elections and deadlines while a core idles.
+//! `cargo test` runs one program after another, and most tests wait for elections and deadlines while cores idle.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,31 +8,31 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Result, ci};
+use crate::{Result, cargo};
 
-/// Binaries that run at the same time.
-const SIDE_BY_SIDE: usize = 2;
+/// Programs that run at the same time, on two cores. The longest, that of `towline-kv`, uses a third of one core.
+const SIDE_BY_SIDE: usize = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The longest first, so that none of them is left to run by itself at the end: package, target.
+/// Programs that start first because they take longest: package, target.
 const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "main")];
 
-/// These compare speeds, or count what fits into a time, so they run by themselves at the end.
+/// Programs that measure speed or time. They run one at a time at the end.
 const ALONE: &[(&str, &str)] = &[("towline-testkit", "transport_throughput"), ("towline-engine", "main")];
 
 #[derive(Debug, PartialEq, Eq)]
 struct Binary {
     package: String,
     target: String,
-    /// A library or program has unit tests, and may share its name with a test target.
+    /// The kind of target, as cargo names it. A library may share its name with a test target.
     kind: String,
     executable: PathBuf,
-    /// Where tests run, as under cargo.
+    /// The working directory, as under cargo.
     directory: PathBuf,
 }
 
 impl Binary {
-    /// Its place in a list of packages and targets. Only integration tests are listed.
+    /// The position in a list of integration tests.
     fn rank(&self, list: &[(&str, &str)]) -> Option<usize> {
         let listed = |(package, target): &(&str, &str)| *package == self.package && *target == self.target;
         list.iter().position(listed).filter(|_| self.kind == "test")
@@ -59,7 +59,7 @@ struct Running {
 }
 
 impl Drop for Running {
-    /// Without an effect on a process that has ended.
+    /// Kills the process; without effect if it has ended.
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -77,7 +77,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let build =
         ["test", "--locked", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"];
     println!("$ cargo {}", build.join(" "));
-    let mut binaries = binaries(&ci::captured_stdout(root, &build)?)?;
+    let mut binaries = binaries(&cargo::captured_stdout(root, &build)?)?;
     for (package, target) in FIRST.iter().chain(ALONE) {
         if !binaries.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
             return Err(
@@ -88,18 +88,18 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let alone: Vec<Binary> = binaries.extract_if(.., |binary| binary.rank(ALONE).is_some()).collect();
     binaries.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
 
-    let doctests = ci::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
+    let doctests = cargo::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
     let doctests = Job { title: "doctests".to_owned(), command: doctests };
     let jobs = binaries.iter().map(Binary::job).chain([doctests]).collect();
 
     let (logs, started, mut totals) = (tempfile::tempdir()?, Instant::now(), Totals::default());
     run_all(jobs, SIDE_BY_SIDE, logs.path(), &mut totals)?;
-    // A test must pass on a machine of its own. Beside another program it may miss a deadline.
+    // A busy machine may delay a test past its deadline: a program that failed runs again alone.
     let disturbed = std::mem::take(&mut totals.failed);
     let again: Vec<Job> =
         binaries.iter().map(Binary::job).filter(|job| disturbed.contains(&job.title)).collect();
     for job in &again {
-        println!("--- {} failed beside another program and runs again by itself", job.title);
+        println!("--- {} failed beside another program and runs again alone", job.title);
     }
     totals.failed =
         disturbed.into_iter().filter(|title| again.iter().all(|job| job.title != *title)).collect();
@@ -138,7 +138,7 @@ fn binaries(messages: &str) -> Result<Vec<Binary>> {
     Ok(found)
 }
 
-/// Runs all of them, at most `width` at a time; prints what each of them said when it has ended.
+/// Runs all jobs, at most `width` at a time, and prints the output of each when it ends.
 fn run_all(jobs: Vec<Job>, width: usize, logs: &Path, totals: &mut Totals) -> Result<()> {
     let mut waiting = jobs.into_iter();
     let mut running: Vec<Running> = Vec::new();
@@ -179,7 +179,7 @@ fn start(Job { title, mut command }: Job, log: PathBuf) -> Result<Running> {
     Ok(Running { title, process, started: Instant::now(), log })
 }
 
-/// How many tests passed, by the lines at the end of each suite. A test that exits its process leaves no such line.
+/// The number of passed tests, by the last line of each suite; `None` without one, if a test exited its process.
 fn passed(said: &str) -> Option<usize> {
     let results = said.lines().filter_map(|line| line.strip_prefix("test result: "));
     let counts = results.map(|line| line.split_once(" passed")?.0.rsplit(' ').next()?.parse::<usize>().ok());

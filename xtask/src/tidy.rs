@@ -1,8 +1,7 @@
-//! Rules that the compiler does not know: who may depend on whom, where a foreign type may appear, what a test may do,
-//! which words prose does without.
+//! Checks rules that the compiler does not know: layers, confined types, names, tests and prose.
 //!
-//! `check` is a function of a file tree, so that its tests plant each violation in a directory of their own and see the
-//! rule fail. The tables that say what is allowed stand in `rules`; a change to the architecture is a change there.
+//! The tables in `rules` say what is allowed. `check` takes a file tree, so tests plant each violation in a tree of their
+//! own.
 
 use std::fmt;
 use std::fs;
@@ -18,13 +17,14 @@ mod rules;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod types;
 
 /// One broken rule at one place.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Violation {
     /// Relative to the root of the tree, with `/`.
     path: String,
-    /// 1-based; 0 when the whole file is meant.
+    /// 1-based; 0 for the whole file.
     line: usize,
     rule: &'static str,
     what: String,
@@ -39,38 +39,28 @@ impl fmt::Display for Violation {
     }
 }
 
-#[derive(clap::Args, Default)]
-pub(crate) struct Options {
-    /// Remove the entries of prose_todo.txt whose file is clean or gone
-    #[arg(long)]
-    shrink: bool,
-}
-
-pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
-    if options.shrink {
-        let (_, violations) = check(root)?;
-        println!("tidy: {} entries removed", prose::shrink(root, &violations)?);
-    }
+pub(crate) fn run(root: &Path) -> Result<()> {
     let (files, violations) = check(root)?;
     for violation in &violations {
         println!("{violation}");
     }
     match violations.len() {
         0 => {
-            println!("tidy: {files} files, nothing to say");
+            println!("tidy: {files} files, no violation");
             Ok(())
         }
         count => Err(format!("tidy: {count} violations").into()),
     }
 }
 
-/// Every violation in the tree, ordered by place, with the number of files looked at.
+/// Returns the number of files, and all violations by file and line.
 fn check(root: &Path) -> Result<(usize, Vec<Violation>)> {
     let tree = read_tree(root)?;
     let mut violations = Vec::new();
     manifests::check(&tree, &mut violations);
     sources::check(&tree, &mut violations);
     prose::check(&tree, &mut violations);
+    types::check(&tree, &mut violations);
     violations.sort();
     Ok((tree.len(), violations))
 }
@@ -81,8 +71,7 @@ struct File {
     text: String,
 }
 
-/// Every text file that the rules read: manifests, configuration, Rust. Build output and hidden folders stay out,
-/// except the two that configure builds.
+/// Reads all files, except build output and hidden directories other than `.cargo` and `.ci`.
 fn read_tree(root: &Path) -> Result<Vec<File>> {
     let mut files = Vec::new();
     let mut waiting = vec![root.to_path_buf()];
@@ -105,7 +94,7 @@ fn read_tree(root: &Path) -> Result<Vec<File>> {
     Ok(files)
 }
 
-/// A file that is no UTF-8 has a name to check, but no text.
+/// A file that is not UTF-8 counts as empty.
 fn read_file(root: &Path, path: PathBuf) -> Result<File> {
     let relative = path.strip_prefix(root)?.to_string_lossy().replace('\\', "/");
     let bytes = fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;

@@ -1,7 +1,6 @@
-//! Rust text with what the rules must not see taken out, line numbers kept.
+//! Rust text without the parts that rules must not see. Line numbers stay.
 
-/// The text with comments and the insides of string and character literals turned to spaces: a rule on code must not
-/// fire on a sentence about it.
+/// Replaces comments and literals by spaces.
 pub(super) fn without_comments_and_literals(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -23,7 +22,7 @@ enum Kind {
     Hidden,
 }
 
-/// The length in bytes of what stands at the start of `rest`, and whether it is code.
+/// The length in bytes of the token at the start of `rest`, and whether it is code.
 fn token(rest: &str, before: Option<char>) -> (usize, Kind) {
     let in_word = before.is_some_and(is_word);
     if rest.starts_with("//") {
@@ -111,8 +110,8 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Which lines (1-based positions, index 0 unused) stand under `#[cfg(test)]`, and the modules that are declared
-/// there without a body: their files are tests too. `code` comes from `without_comments_and_literals`.
+/// Which lines (1-based, index 0 unused) stand under `#[cfg(test)]`, and the modules declared there without a body. `code`
+/// comes from `without_comments_and_literals`.
 pub(super) fn test_regions(code: &str) -> (Vec<bool>, Vec<String>) {
     let mut lines = vec![false; code.lines().count() + 2];
     let mut modules = Vec::new();
@@ -135,7 +134,7 @@ pub(super) fn test_regions(code: &str) -> (Vec<bool>, Vec<String>) {
     (lines, modules)
 }
 
-/// Where the item that starts at `start` ends: at its `;`, or at the brace that closes its body.
+/// The end of the item at `start`: its `;`, or the closing brace of its body.
 fn item_end(code: &str, start: usize) -> usize {
     let mut depth = 0_usize;
     let mut brackets = 0_usize;
@@ -169,8 +168,8 @@ pub(super) fn line_of(text: &str, at: usize) -> usize {
     text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// Byte positions of `word` in `code` where it starts and ends as a word of its own. A path below one of our own
-/// modules (`core::raft::`) is not the crate of that name, so `::` before it counts as part of a longer word.
+/// Byte positions of `word` in `code` as a whole word. After `::` a word such as `raft::` names a module of ours, not the
+/// crate, and does not count.
 pub(super) fn occurrences(code: &str, word: &str) -> Vec<usize> {
     code.match_indices(word)
         .filter(|(at, _)| {

@@ -1,5 +1,4 @@
-//! Each line that a library writes to the log, at info or above, is explained to operators, and each line that is
-//! explained is written.
+//! Each log line of a library, at info or above, has a row in docs/operations.md, and each row has a line.
 
 use std::collections::BTreeMap;
 
@@ -9,17 +8,17 @@ use super::sources::Source;
 use super::{File, Violation};
 
 const PAGE: &str = "docs/operations.md";
-/// Rows of the tables below it begin with a line and its level.
+/// Rows below it begin with the text of a line and its level.
 const HEADING: &str = "## Every line of the log";
 const LEVELS: [&str; 3] = ["error", "warn", "info"];
 
-/// Text and level of a line.
-type Said = (String, String);
+/// Text and level of a log line.
+type LogLine = (String, String);
 
-/// Where each is said first.
-pub(super) type Lines = BTreeMap<Said, (String, usize)>;
+/// The first place of each line.
+pub(super) type Lines = BTreeMap<LogLine, (String, usize)>;
 
-/// Adds the lines of a file that is no test.
+/// Adds the log lines of a source file.
 pub(super) fn collect(source: &Source<'_>, lines: &mut Lines, violations: &mut Vec<Violation>) {
     let path = &source.file.path;
     if LOG_BRIDGES.iter().any(|(bridge, _)| bridge == path) {
@@ -38,15 +37,15 @@ pub(super) fn collect(source: &Source<'_>, lines: &mut Lines, violations: &mut V
                 _ => violations.push(source.violation(
                     line,
                     "log-lines",
-                    "a line of the log has a fixed text, and its values in fields".to_owned(),
+                    "a log line needs a fixed text, with values in fields".to_owned(),
                 )),
             }
         }
     }
 }
 
-/// The text of the macro that is called at a byte of `code`: its last literal that stands for itself. `code` is `text`
-/// with comments and literals blanked, character by character.
+/// The message of the log macro at a byte of `code`: its last literal that is an argument of its own. `code` is `text` with
+/// comments and literals blanked.
 fn message(text: &str, code: &str, at: usize) -> Option<String> {
     let skip = code.get(..at)?.chars().count();
     let mut both = text.chars().zip(code.chars()).skip(skip);
@@ -74,7 +73,7 @@ fn message(text: &str, code: &str, at: usize) -> Option<String> {
     found
 }
 
-/// What stands until the closing quote; a line that is broken with `\` goes on where the next one begins.
+/// The text up to the closing quote. A `\` at the end of a line skips the indentation of the next line.
 fn literal(rest: &mut impl Iterator<Item = (char, char)>) -> String {
     let mut text = String::new();
     let mut broken = false;
@@ -96,7 +95,7 @@ fn literal(rest: &mut impl Iterator<Item = (char, char)>) -> String {
     text
 }
 
-/// The lines against the page, both ways.
+/// Compares the lines with the rows of the page, both ways.
 pub(super) fn compare(lines: &Lines, tree: &[File], violations: &mut Vec<Violation>) {
     let page = tree.iter().find(|file| file.path == PAGE);
     let rows = page.map(|page| rows(&page.text)).unwrap_or_default();
@@ -108,7 +107,7 @@ pub(super) fn compare(lines: &Lines, tree: &[File], violations: &mut Vec<Violati
     }
     for ((text, level), line) in &rows {
         if !lines.contains_key(&(text.clone(), level.clone())) {
-            let what = format!("nothing says `{text}` at level {level}");
+            let what = format!("no library logs `{text}` at level {level}");
             violations.push(Violation { path: PAGE.to_owned(), line: *line, rule: "log-lines", what });
         }
     }
@@ -120,8 +119,8 @@ pub(super) fn compare(lines: &Lines, tree: &[File], violations: &mut Vec<Violati
     }
 }
 
-/// The rows under the heading, with the numbers of their lines.
-fn rows(page: &str) -> BTreeMap<Said, usize> {
+/// The rows under the heading, with their line numbers.
+fn rows(page: &str) -> BTreeMap<LogLine, usize> {
     let below = page.lines().enumerate().skip_while(|(_, line)| *line != HEADING).skip(1);
     below
         .take_while(|(_, line)| !line.starts_with("## "))

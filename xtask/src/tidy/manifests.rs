@@ -1,10 +1,10 @@
-//! Rules on Cargo.toml: layering, versions and lints in one place, what crates.io wants, unwinding.
+//! Rules on Cargo.toml: layers, versions and lints in one place, metadata for crates.io, unwinding.
 
 use toml::{Table, Value};
 
 use super::rules::{CONFINED_DEPENDENCIES, ENGINE, EXAMPLE, LAYERS, Layer};
 use super::{File, Violation};
-use crate::ci;
+use crate::packages::{LIBRARIES, UNPUBLISHED};
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     let mut parsed: Vec<(&File, Table)> = Vec::new();
@@ -22,7 +22,7 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
             workspace(file, table, violations);
             continue;
         }
-        // A workspace of its own, such as the fuzz targets: it cannot inherit anything, and no crate depends on it.
+        // A separate workspace, such as `fuzz`, cannot inherit, and no crate depends on it.
         if table.contains_key("workspace") {
             continue;
         }
@@ -36,7 +36,7 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
         test_files(file, table, tree, violations);
     }
 
-    // What a configuration or a script passes to the compiler counts as much as a profile.
+    // Flags in configuration and scripts count as much as a profile.
     for file in tree.iter().filter(|file| file.path.starts_with(".cargo/") || file.path.starts_with(".ci/")) {
         let dense: String =
             file.text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '"' | '\'')).collect();
@@ -69,7 +69,7 @@ fn unwinding(file: &File, table: &Table, violations: &mut Vec<Violation>) {
     }
 }
 
-/// The table of versions keeps the engine's driver off unless a crate asks for it.
+/// The workspace table keeps the engine's driver off unless a crate enables it.
 fn workspace(file: &File, table: &Table, violations: &mut Vec<Violation>) {
     let engine = table.get("workspace").and_then(|w| w.get("dependencies")).and_then(|d| d.get(ENGINE));
     if engine.is_some_and(|engine| engine.get("default-features").and_then(Value::as_bool) != Some(false)) {
@@ -77,8 +77,7 @@ fn workspace(file: &File, table: &Table, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Every dependency of a manifest: its section's last word (`dependencies`, `dev-dependencies`, `build-dependencies`),
-/// name and entry. Those under `[target.…]` count like the others.
+/// Every dependency of a manifest, also below `[target.…]`: section, name and entry.
 fn dependencies(table: &Table) -> Vec<(&'static str, &str, &Value)> {
     let mut tables = vec![table];
     if let Some(targets) = table.get("target").and_then(Value::as_table) {
@@ -110,7 +109,7 @@ fn layering(file: &File, table: &Table, name: &str, packages: &[&str], violation
     };
     listed(file, name, violations);
     for (section, key, entry) in dependencies(table) {
-        // A rename must not hide what is depended on.
+        // A rename must not hide the package.
         let dependency = entry.get("package").and_then(Value::as_str).unwrap_or(key);
         let dev = section == "dev-dependencies";
         if packages.contains(&dependency) || LAYERS.iter().any(|layer| layer.name == dependency) {
@@ -143,19 +142,19 @@ fn layering(file: &File, table: &Table, name: &str, packages: &[&str], violation
     }
 }
 
-/// A crate that CI does not name is linted, documented and packed by accident only.
+/// CI lints, documents and packs only crates in its lists.
 fn listed(file: &File, name: &str, violations: &mut Vec<Violation>) {
     let (list, members) = if file.path.starts_with("crates/") {
-        ("LIBRARIES", ci::LIBRARIES)
+        ("LIBRARIES", LIBRARIES)
     } else {
-        ("UNPUBLISHED", ci::UNPUBLISHED)
+        ("UNPUBLISHED", UNPUBLISHED)
     };
     if !members.contains(&name) {
-        violations.push(at(file, "ci-lists", format!("{name} is not among {list} of xtask/src/ci.rs")));
+        violations.push(at(file, "ci-lists", format!("{name} is not among {list} of xtask/src/packages.rs")));
     }
 }
 
-/// Where cargo does not find test files by itself, each is a target or a module of one: any other would never run.
+/// With `autotests = false` a test file must be a target or a module of one; any other never runs.
 fn test_files(file: &File, table: &Table, tree: &[File], violations: &mut Vec<Violation>) {
     if table.get("package").and_then(|package| package.get("autotests")).and_then(Value::as_bool)
         != Some(false)
@@ -219,7 +218,7 @@ fn shared_versions(file: &File, table: &Table, violations: &mut Vec<Violation>) 
     }
 }
 
-/// What crates.io and docs.rs show. Members that are never published need only the first two.
+/// Metadata for crates.io and docs.rs. Unpublished members need only `description` and `rust-version`.
 fn metadata(file: &File, table: &Table, tree: &[File], violations: &mut Vec<Violation>) {
     let package = table.get("package");
     let field = |key: &str| package.and_then(|package| package.get(key));

@@ -1,21 +1,15 @@
 //! Keeps the words of `prose_words.txt` out of Markdown and Rust files.
 //!
-//! Files older than the rule stand in `prose_todo.txt`. That list only shrinks: an entry whose file has no such word left
-//! is a violation. A line that needs such a word gives the reason: `prose: allow(WORD) REASON`.
+//! A line that needs such a word gives the reason: `prose: allow(WORD) REASON`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use super::rules::GENERATED;
 use super::{File, Violation};
-use crate::Result;
 
 const RULE: &str = "prose";
 pub(super) const WORDS: &str = include_str!("prose_words.txt");
-/// The files still to be rewritten, one path a line.
-const TODO: &str = "xtask/src/tidy/prose_todo.txt";
-/// What follows on that line is the word in parentheses and the reason.
+/// Before the word, `)` and the reason.
 const ALLOW: &str = "prose: allow(";
 
 /// A word or phrase to avoid.
@@ -28,50 +22,14 @@ pub(super) struct Phrase {
 struct Word {
     text: String,
     line: usize,
-    /// It follows the word before in the same sentence, perhaps on the next line of a comment.
+    /// Whether the word continues the sentence of the word before, perhaps from the line above.
     joined: bool,
 }
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
     let phrases = phrases();
-    let todo = tree.iter().find(|file| file.path == TODO).map(|file| file.text.as_str()).unwrap_or_default();
-    let mut listed: BTreeMap<&str, usize> = entries(todo).map(|(line, path)| (path, line)).collect();
-    for file in tree.iter().filter(|file| is_prose(&file.path)) {
-        let found = violations_of(file, &phrases);
-        match listed.remove(file.path.as_str()) {
-            None => violations.extend(found),
-            Some(line) if found.is_empty() => {
-                violations.push(at(
-                    TODO,
-                    line,
-                    format!(
-                        "{} has no such word left: `cargo xtask tidy --shrink` removes this line",
-                        file.path
-                    ),
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    for (path, line) in listed {
-        violations.push(at(
-            TODO,
-            line,
-            format!("{path} does not exist: `cargo xtask tidy --shrink` removes this line"),
-        ));
-    }
-}
-
-/// Removes the entries that [`check`] found to be clean or gone; says how many.
-pub(super) fn shrink(root: &Path, violations: &[Violation]) -> Result<usize> {
-    let stale: Vec<usize> = violations.iter().filter(|one| one.path == TODO).map(|one| one.line).collect();
-    if !stale.is_empty() {
-        let path = root.join(TODO);
-        let todo = fs::read_to_string(&path)?;
-        let lines = todo.lines().enumerate().filter(|(index, _)| !stale.contains(&(index + 1)));
-        fs::write(&path, lines.map(|(_, line)| format!("{line}\n")).collect::<String>())?;
-    }
-    Ok(stale.len())
+    let prose = tree.iter().filter(|file| is_prose(&file.path));
+    violations.extend(prose.flat_map(|file| violations_of(file, &phrases)));
 }
 
 fn at(path: &str, line: usize, what: String) -> Violation {
@@ -128,13 +86,13 @@ fn lines_with(words: &[Word], phrase: &str) -> Vec<usize> {
     lines
 }
 
-/// The words of a text. An underscore parts words as a space does, because a test name is a sentence.
+/// The words of a text. An underscore separates words: a test name is a sentence.
 fn words(text: &str) -> Vec<Word> {
     let mut words = Vec::new();
     let mut joined = false;
     for (index, line) in text.lines().enumerate() {
         let line = line.split_once(ALLOW).map_or(line, |(before, _)| before);
-        // Marks of a comment, and of a string that goes on, do not end a sentence. An empty line does.
+        // Comment marks and a continued string do not end a sentence. An empty line does.
         let line = line.trim().trim_start_matches('/').trim_start_matches('!').trim_end_matches('\\');
         joined &= !line.trim().is_empty();
         let mut word = String::new();

@@ -1,12 +1,12 @@
-//! The tables. Each row is a decision of docs/architecture.md; changing one changes the architecture.
+//! The tables of tidy. A change of a row changes the architecture (docs/architecture.md).
 
-/// Who may depend on whom, among the crates of this workspace.
+/// The dependencies within the workspace that a crate may have.
 pub(super) struct Layer {
     pub(super) name: &'static str,
     pub(super) normal: &'static [&'static str],
-    /// Beyond the normal ones.
+    /// In tests, beyond `normal`.
     pub(super) dev: &'static [&'static str],
-    /// Whether it may switch on towline-engine's `driver`. Transports and stores know the seams, not the driver.
+    /// Whether the crate may enable `driver` of towline-engine. Transports and stores know the seams only.
     pub(super) driver: bool,
 }
 
@@ -51,21 +51,22 @@ pub(super) const LAYERS: &[Layer] = &[
         dev: &["towline-testkit"],
         driver: true,
     },
-    // What the author of a transport sees.
+    // The view of an author of a transport.
     Layer {
         name: "towline-custom-transport",
         normal: &[ENGINE, "towline-wire"],
         dev: &["towline-testkit"],
         driver: false,
     },
+    layer("towline-tools", &[]),
     layer("xtask", &[]),
 ];
 
-/// Examples see what a consumer sees: the facade, and the testkit in their tests.
+/// Examples depend on the facade, and on the testkit in tests.
 pub(super) const EXAMPLE: Layer =
     Layer { name: "examples", normal: &["towline"], dev: &["towline-testkit"], driver: false };
 
-/// Dependencies that only the named crates may have, in any section but dev.
+/// Dependencies that only the named crates may have, except in tests.
 pub(super) const CONFINED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("raft", &[ENGINE, "towline-storage"]),
     ("protobuf", &[ENGINE, "towline-storage"]),
@@ -78,8 +79,7 @@ pub(super) const CONFINED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("tokio-rustls", &["towline-grpc"]),
 ];
 
-/// Words that occur only in the named places; a path ends in `/` (a folder) or is a prefix of a path.
-/// Tests may use them anywhere.
+/// Words that only files whose path begins with an entry of `allowed`, and tests, may contain.
 pub(super) struct Confined {
     pub(super) rule: &'static str,
     pub(super) words: &'static [&'static str],
@@ -98,11 +98,11 @@ pub(super) const CONFINED_WORDS: &[Confined] = &[
         rule: "raft-engine-types",
         words: &["raft_engine::"],
         allowed: &["crates/towline-storage/src/"],
-        why: "the durable log's library is the storage crate's own affair",
+        why: "only the storage crate knows the library of the durable log",
     },
 ];
 
-/// Invariants of absence: words that must not occur in the named places.
+/// Words that must not occur in the named places.
 pub(super) struct Absent {
     pub(super) rule: &'static str,
     pub(super) places: &'static [&'static str],
@@ -151,22 +151,22 @@ pub(super) const ABSENT_WORDS: &[Absent] = &[
     },
 ];
 
-/// Files that pass on what a library says, whose text is not ours, and the target under which it appears.
+/// Files that forward log lines of a library, and the target of these lines.
 pub(super) const LOG_BRIDGES: &[(&str, &str)] = &[
     ("crates/towline-engine/src/core/raft/logger.rs", "raft"),
     ("crates/towline-storage/src/log_bridge.rs", "raft_engine"),
 ];
 
-/// A file of these names has no concept. (`tests/common` is cargo's own name for what test files share.)
+/// Names that name no concept.
 pub(super) const FORBIDDEN_STEMS: &[&str] = &["util", "utils", "misc", "manager", "helper", "helpers"];
 
 pub(super) const FILE_LINES_MAX: usize = 800;
 
-/// Longer files, each with its reason.
+/// Files that may be longer, each with a reason.
 pub(super) const LONG_FILES: &[(&str, &str)] = &[];
 
-/// Generated code: committed, compared by codegen, not for reading.
+/// The directory of generated code.
 pub(super) const GENERATED: &str = "/src/gen/";
 
-/// What says that a sleep in a test is not how the test waits.
+/// Begins the reason of a sleep in a test.
 pub(super) const SLEEP_REASON: &str = "// not synchronisation: ";

@@ -1,4 +1,4 @@
-//! Rules on Rust files: where words may occur, how tests wait, how long a file may be and what it may be called.
+//! Rules on Rust files: confined words, waits in tests, length and name.
 
 use std::collections::BTreeSet;
 
@@ -96,7 +96,6 @@ fn is_test_path(path: &str) -> bool {
 fn name(source: &Source<'_>, violations: &mut Vec<Violation>) {
     let (directory, stem) = split(&source.file.path);
     let folder = directory.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-    // A module folder is judged once, by its mod.rs, or by its files where it has none.
     for word in FORBIDDEN_STEMS {
         if stem == *word || folder == *word || stem.ends_with(&format!("_{word}")) {
             violations.push(source.violation(0, "name", format!("`{word}` names no concept")));
@@ -127,7 +126,7 @@ fn ignored_tests(source: &Source<'_>, violations: &mut Vec<Violation>) {
             ));
         }
     }
-    // A doctest that is skipped; ```text and ```no_run say what is meant.
+    // A skipped doctest. ```text and ```no_run are allowed.
     for (index, line) in source.file.text.lines().enumerate() {
         let line = line.trim_start();
         let fence =
@@ -140,7 +139,6 @@ fn ignored_tests(source: &Source<'_>, violations: &mut Vec<Violation>) {
 
 fn words(source: &Source<'_>, all_test: bool, violations: &mut Vec<Violation>) {
     let path = &source.file.path;
-    // Tests in these places keep the rule on words that the others may not have either.
     if all_test {
         return;
     }
@@ -164,7 +162,7 @@ fn report(
     why: &str,
     violations: &mut Vec<Violation>,
 ) {
-    // One line may match several words; it is one violation.
+    // A line with several words is one violation.
     let mut lines = BTreeSet::new();
     for word in words {
         for at in occurrences(&source.code, word) {
@@ -176,7 +174,7 @@ fn report(
     }
 }
 
-/// A test waits on a condition with a deadline. A sleep that is something else says what, on its line or above it.
+/// A test waits on a condition with a deadline. Another sleep gives its reason on its line or the line above.
 fn sleeps(source: &Source<'_>, all_test: bool, violations: &mut Vec<Violation>) {
     let lines: Vec<&str> = source.file.text.lines().collect();
     let explained = |line: Option<usize>| {

@@ -1,4 +1,4 @@
-//! Each rule is seen to fail on a planted violation, and the repository itself is seen to pass.
+//! Each rule finds a planted violation, and this repository passes.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,13 @@ use super::{Violation, check};
 
 mod prose;
 
-/// A tree that breaks no rule: one library of each kind the rules tell apart, an example, xtask.
+const METRICS: &str = "crates/towline-metrics/Cargo.toml";
+const NODE: &str = "crates/towline-engine/src/node.rs";
+const FRAMES: &str = "crates/towline-wire/tests/frames.rs";
+const FRAME: &str = "crates/towline-wire/src/frame.rs";
+const WIRE: &str = "crates/towline-wire/Cargo.toml";
+
+/// A tree that breaks no rule: a few libraries, an example, xtask.
 fn clean_tree() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path();
@@ -65,7 +71,7 @@ fn write(root: &Path, path: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-/// What `check` says of a clean tree with these files written over it.
+/// The violations in a clean tree with these files written over it.
 fn planted(files: &[(&str, &str)]) -> Vec<Violation> {
     let directory = clean_tree();
     for (path, text) in files {
@@ -74,7 +80,7 @@ fn planted(files: &[(&str, &str)]) -> Vec<Violation> {
     check(directory.path()).unwrap().1
 }
 
-/// Asserts that exactly one violation is found: of this rule, in this file.
+/// Asserts that `check` finds exactly one violation, of this rule and in this file.
 #[track_caller]
 fn assert_one(files: &[(&str, &str)], rule: &str, path: &str) {
     let found = planted(files);
@@ -82,6 +88,12 @@ fn assert_one(files: &[(&str, &str)], rule: &str, path: &str) {
         matches!(found.as_slice(), [one] if one.rule == rule && one.path == path),
         "expected one [{rule}] in {path}, found {found:#?}"
     );
+}
+
+/// Asserts that a file with this text breaks this rule, and only this rule.
+#[track_caller]
+fn assert_found(path: &str, text: &str, rule: &str) {
+    assert_one(&[(path, text)], rule, path);
 }
 
 #[test]
@@ -106,34 +118,26 @@ fn an_upward_dependency_is_found_in_every_section() {
         let manifest = library("towline-metrics", &format!("[{section}]\ntowline-engine.workspace = true"));
         let manifest =
             if section == "dependencies" { manifest.replacen("[dependencies]\n", "", 1) } else { manifest };
-        assert_one(
-            &[("crates/towline-metrics/Cargo.toml", &manifest)],
-            "layering",
-            "crates/towline-metrics/Cargo.toml",
-        );
+        assert_found(METRICS, &manifest, "layering");
     }
 }
 
 #[test]
 fn a_renamed_dependency_is_found() {
     let manifest = library("towline-metrics", "core = { package = \"towline-engine\", workspace = true }");
-    assert_one(
-        &[("crates/towline-metrics/Cargo.toml", &manifest)],
-        "layering",
-        "crates/towline-metrics/Cargo.toml",
-    );
+    assert_found(METRICS, &manifest, "layering");
 }
 
 #[test]
 fn an_example_that_reaches_under_the_facade_is_found() {
     let manifest = unpublished("towline-hello", "towline-engine.workspace = true");
-    assert_one(&[("examples/hello/Cargo.toml", &manifest)], "layering", "examples/hello/Cargo.toml");
+    assert_found("examples/hello/Cargo.toml", &manifest, "layering");
 }
 
 #[test]
 fn xtask_that_depends_on_a_crate_of_ours_is_found() {
     let manifest = unpublished("xtask", "towline.workspace = true");
-    assert_one(&[("xtask/Cargo.toml", &manifest)], "layering", "xtask/Cargo.toml");
+    assert_found("xtask/Cargo.toml", &manifest, "layering");
 }
 
 #[test]
@@ -148,7 +152,7 @@ fn a_crate_without_a_layer_is_found() {
 
 #[test]
 fn a_crate_that_ci_does_not_name_is_found() {
-    // It has a layer, and is an example; as a library it is in no list.
+    // An example that stands among the libraries.
     let files = [
         ("crates/towline-custom-transport/Cargo.toml", library("towline-custom-transport", "")),
         ("crates/towline-custom-transport/README.md", String::new()),
@@ -156,38 +160,30 @@ fn a_crate_that_ci_does_not_name_is_found() {
     let files = files.each_ref().map(|(path, text)| (*path, text.as_str()));
     assert_one(&files, "ci-lists", "crates/towline-custom-transport/Cargo.toml");
     let example = unpublished("towline-new", "towline.workspace = true");
-    assert_one(&[("examples/new/Cargo.toml", &example)], "ci-lists", "examples/new/Cargo.toml");
+    assert_found("examples/new/Cargo.toml", &example, "ci-lists");
 }
 
 #[test]
 fn a_wire_crate_that_switches_the_driver_on_is_found() {
     for entry in ["features = [\"driver\"]", "default-features = true"] {
         let manifest = library("towline-wire", &format!("towline-engine = {{ workspace = true, {entry} }}"));
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "layering",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "layering");
     }
 }
 
 #[test]
 fn a_workspace_table_that_switches_the_driver_on_is_found() {
     let manifest = "[workspace.dependencies]\ntowline-engine = { path = \"crates/towline-engine\" }\n";
-    assert_one(&[("Cargo.toml", manifest)], "layering", "Cargo.toml");
+    assert_found("Cargo.toml", manifest, "layering");
 }
 
 #[test]
 fn a_foreign_library_outside_its_crate_is_found() {
     for dependency in ["raft", "raft-engine", "tonic", "quinn"] {
         let manifest = library("towline-wire", &format!("{dependency}.workspace = true"));
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "layering",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "layering");
         let manifest = library("towline-wire", &format!("[dev-dependencies]\n{dependency}.workspace = true"));
-        assert_eq!(planted(&[("crates/towline-wire/Cargo.toml", &manifest)]), [], "tests may");
+        assert_eq!(planted(&[(WIRE, &manifest)]), [], "tests may");
     }
 }
 
@@ -195,25 +191,17 @@ fn a_foreign_library_outside_its_crate_is_found() {
 fn a_version_outside_the_workspace_table_is_found() {
     for entry in ["bytes = \"1\"", "bytes = { version = \"1\" }", "bytes = { path = \"../bytes\" }"] {
         let manifest = library("towline-wire", entry);
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "versions",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "versions");
     }
     let manifest = library("towline-wire", "")
         .replace("version.workspace = true\nedition", "version = \"9.9.9\"\nedition");
-    assert_one(
-        &[("crates/towline-wire/Cargo.toml", &manifest)],
-        "versions",
-        "crates/towline-wire/Cargo.toml",
-    );
+    assert_found(WIRE, &manifest, "versions");
 }
 
 #[test]
 fn missing_lints_are_found() {
     let manifest = library("towline-wire", "").replace("[lints]\nworkspace = true\n", "");
-    assert_one(&[("crates/towline-wire/Cargo.toml", &manifest)], "lints", "crates/towline-wire/Cargo.toml");
+    assert_found(WIRE, &manifest, "lints");
 }
 
 #[test]
@@ -229,30 +217,22 @@ fn each_missing_piece_of_metadata_is_found() {
         let manifest = library("towline-wire", "");
         assert!(manifest.contains(line), "{line}");
         let manifest = manifest.replace(line, "");
-        assert_one(
-            &[("crates/towline-wire/Cargo.toml", &manifest)],
-            "metadata",
-            "crates/towline-wire/Cargo.toml",
-        );
+        assert_found(WIRE, &manifest, "metadata");
     }
     let manifest = library("towline-wire", "").replace("README.md", "ABSENT.md");
-    assert_one(
-        &[("crates/towline-wire/Cargo.toml", &manifest)],
-        "metadata",
-        "crates/towline-wire/Cargo.toml",
-    );
+    assert_found(WIRE, &manifest, "metadata");
     let manifest = unpublished("towline-hello", "").replace("publish = false\n", "");
-    assert_one(&[("examples/hello/Cargo.toml", &manifest)], "metadata", "examples/hello/Cargo.toml");
+    assert_found("examples/hello/Cargo.toml", &manifest, "metadata");
 }
 
 #[test]
-fn aborting_on_panic_is_found_wherever_it_is_said() {
+fn aborting_on_panic_is_found_in_profiles_and_flags() {
     let profile = "[profile.release.package.x]\nopt-level = 1\n[profile.bench]\npanic = \"abort\"\n";
-    assert_one(&[("Cargo.toml", profile)], "unwinding", "Cargo.toml");
+    assert_found("Cargo.toml", profile, "unwinding");
     let flags = "[build]\nrustflags = [\"-C\", \"panic=abort\"]\n";
-    assert_one(&[(".cargo/config.toml", flags)], "unwinding", ".cargo/config.toml");
+    assert_found(".cargo/config.toml", flags, "unwinding");
     let profile = "[profile.release]\npanic = \"abort\"\n";
-    assert_one(&[(".cargo/config.toml", profile)], "unwinding", ".cargo/config.toml");
+    assert_found(".cargo/config.toml", profile, "unwinding");
 }
 
 #[test]
@@ -264,11 +244,7 @@ fn raft_types_outside_their_module_are_found() {
         "type E = eraftpb::Entry;\n",
         "use raft as consensus;\n",
     ] {
-        assert_one(
-            &[("crates/towline-engine/src/node.rs", code)],
-            "raft-types",
-            "crates/towline-engine/src/node.rs",
-        );
+        assert_found(NODE, code, "raft-types");
         for allowed in
             ["crates/towline-engine/src/core/raft.rs", "crates/towline-engine/src/core/raft/step.rs"]
         {
@@ -277,11 +253,7 @@ fn raft_types_outside_their_module_are_found() {
         assert_eq!(planted(&[("crates/towline-wire/tests/golden.rs", code)]), [], "tests may");
     }
     let engine = "use raft_engine::Engine;\n";
-    assert_one(
-        &[("crates/towline-engine/src/node.rs", engine)],
-        "raft-engine-types",
-        "crates/towline-engine/src/node.rs",
-    );
+    assert_found(NODE, engine, "raft-engine-types");
 }
 
 #[test]
@@ -289,28 +261,24 @@ fn our_own_module_named_raft_and_words_about_it_pass() {
     let code = "//! Unlike `raft::RawNode`, eraftpb is not seen here.\nuse crate::core::raft::Step;\n\
                 const WHY: &str = \"use raft::RawNode\";\n/* raft::x /* nested */ raft::y */\n\
                 fn f<'a>(x: &'a str) -> char { let _ = r#\"raft::\"#; '\"' }\n";
-    assert_eq!(planted(&[("crates/towline-engine/src/node.rs", code)]), []);
+    assert_eq!(planted(&[(NODE, code)]), []);
 }
 
 #[test]
 fn raft_types_in_a_unit_test_pass_and_after_it_are_found() {
     let test = "#[cfg(test)]\nmod tests {\n    use raft::RawNode;\n    fn f() { let _ = '}'; }\n}\n";
-    assert_eq!(planted(&[("crates/towline-engine/src/node.rs", test)]), []);
+    assert_eq!(planted(&[(NODE, test)]), []);
     let after = format!("{test}use raft::Config;\n");
-    assert_one(
-        &[("crates/towline-engine/src/node.rs", &after)],
-        "raft-types",
-        "crates/towline-engine/src/node.rs",
-    );
+    assert_found(NODE, &after, "raft-types");
     let files = [
-        ("crates/towline-engine/src/node.rs", "#[cfg(test)]\nmod fixtures;\n"),
+        (NODE, "#[cfg(test)]\nmod fixtures;\n"),
         ("crates/towline-engine/src/node/fixtures.rs", "use raft::RawNode;\n"),
     ];
     assert_eq!(planted(&files), []);
 }
 
 #[test]
-fn a_clock_a_thread_or_a_runtime_in_the_core_or_the_policy_is_found() {
+fn impure_words_in_the_core_or_the_policy_are_found() {
     for (place, rule) in [
         ("crates/towline-engine/src/core/group.rs", "pure"),
         ("crates/towline-engine/src/lanes/policy.rs", "sans-io"),
@@ -333,7 +301,7 @@ fn a_clock_a_thread_or_a_runtime_in_the_core_or_the_policy_is_found() {
 }
 
 #[test]
-fn what_is_shared_with_another_thread_is_found_in_the_core_and_may_stand_in_its_tests() {
+fn shared_memory_is_found_in_the_core_and_allowed_in_its_tests() {
     let place = "crates/towline-engine/src/core/attempts.rs";
     for code in [
         "use std::sync::{Arc, Mutex};\n",
@@ -344,7 +312,7 @@ fn what_is_shared_with_another_thread_is_found_in_the_core_and_may_stand_in_its_
         "use std::time::{Duration, Instant};\n",
         "use crate::reporter::{Mailbox, Report};\n",
     ] {
-        assert_one(&[(place, code)], "pure", place);
+        assert_found(place, code, "pure");
         assert_eq!(planted(&[("crates/towline-engine/src/core/attempts/tests.rs", code)]), [], "{code}");
         assert_eq!(planted(&[("crates/towline-engine/src/reporter/mailbox.rs", code)]), [], "{code}");
     }
@@ -352,7 +320,7 @@ fn what_is_shared_with_another_thread_is_found_in_the_core_and_may_stand_in_its_
 }
 
 #[test]
-fn a_name_without_a_concept_is_found() {
+fn a_file_name_without_a_concept_is_found() {
     for path in [
         "crates/towline-wire/src/utils.rs",
         "crates/towline-wire/src/misc.rs",
@@ -361,16 +329,16 @@ fn a_name_without_a_concept_is_found() {
         "crates/towline-wire/src/utils/time.rs",
         "crates/towline-wire/src/utils/mod.rs",
     ] {
-        assert_one(&[(path, "//! A module.\n")], "name", path);
+        assert_found(path, "//! A module.\n", "name");
     }
 }
 
 #[test]
 fn a_file_that_is_too_long_is_found_unless_generated() {
     let text = "// line\n".repeat(801);
-    assert_one(&[("crates/towline-wire/src/frame.rs", &text)], "length", "crates/towline-wire/src/frame.rs");
+    assert_found(FRAME, &text, "length");
     assert_eq!(planted(&[("crates/towline-wire/src/gen/towline.v1.rs", &text)]), []);
-    assert_eq!(planted(&[("crates/towline-wire/src/frame.rs", &"// line\n".repeat(800))]), []);
+    assert_eq!(planted(&[(FRAME, &"// line\n".repeat(800))]), []);
 }
 
 #[test]
@@ -382,9 +350,9 @@ fn a_test_file_that_never_runs_is_found() {
     );
     let manifest = format!("{manifest}[[test]]\nname = \"main\"\n[[test]]\nname = \"memory\"\n");
     let mut files = vec![
-        ("crates/towline-wire/Cargo.toml", manifest.as_str()),
+        (WIRE, manifest.as_str()),
         ("crates/towline-wire/tests/main.rs", "mod frames;\n"),
-        ("crates/towline-wire/tests/frames.rs", ""),
+        (FRAMES, ""),
         ("crates/towline-wire/tests/memory.rs", ""),
         ("crates/towline-wire/tests/common/mod.rs", ""),
     ];
@@ -402,11 +370,7 @@ fn an_ignored_test_is_found() {
         "/// ```ignore\n/// f();\n/// ```\nfn f() {}\n",
         "//! ```rust,ignore\n//! f();\n//! ```\n",
     ] {
-        assert_one(
-            &[("crates/towline-wire/tests/frames.rs", code)],
-            "ignored",
-            "crates/towline-wire/tests/frames.rs",
-        );
+        assert_found(FRAMES, code, "ignored");
     }
 }
 
@@ -414,28 +378,16 @@ fn an_ignored_test_is_found() {
 fn a_sleep_in_a_test_is_found_unless_explained() {
     for sleep in ["std::thread::sleep(D)", "tokio::time::sleep(D).await", "sleep(D).await"] {
         let test = format!("fn f() {{\n    {sleep};\n}}\n");
-        assert_one(
-            &[("crates/towline-wire/tests/frames.rs", &test)],
-            "sleep",
-            "crates/towline-wire/tests/frames.rs",
-        );
+        assert_found(FRAMES, &test, "sleep");
         let unit = format!("#[cfg(test)]\nmod tests {{\n    fn f() {{ {sleep}; }}\n}}\n");
-        assert_one(
-            &[("crates/towline-wire/src/frame.rs", &unit)],
-            "sleep",
-            "crates/towline-wire/src/frame.rs",
-        );
+        assert_found(FRAME, &unit, "sleep");
         let empty = format!("fn f() {{\n    {sleep}; // not synchronisation: \n}}\n");
-        assert_one(
-            &[("crates/towline-wire/tests/frames.rs", &empty)],
-            "sleep",
-            "crates/towline-wire/tests/frames.rs",
-        );
+        assert_found(FRAMES, &empty, "sleep");
 
         let explained =
             format!("fn f() {{\n    {sleep}; // not synchronisation: poll interval under a deadline\n}}\n");
-        assert_eq!(planted(&[("crates/towline-wire/tests/frames.rs", &explained)]), []);
-        assert_eq!(planted(&[("crates/towline-wire/src/frame.rs", &format!("fn f() {{ {sleep}; }}\n"))]), []);
+        assert_eq!(planted(&[(FRAMES, &explained)]), []);
+        assert_eq!(planted(&[(FRAME, &format!("fn f() {{ {sleep}; }}\n"))]), []);
     }
 }
 
@@ -458,7 +410,7 @@ fn a_test_region_ends_where_its_item_ends() {
     assert_eq!(modules, ["d"]);
 }
 
-/// A library that writes this, and a page of which this is the section on lines.
+/// Checks a library with this code, and a page with these rows.
 fn assert_lines(code: &str, page: &str, path: &str) {
     let page = format!(
         "# Operations\n\n## Every line of the log\n\n{page}\n## Every metric\n\n| `metric` | none |\n"
@@ -472,7 +424,7 @@ fn assert_lines(code: &str, page: &str, path: &str) {
 }
 
 #[test]
-fn a_line_of_the_log_that_is_not_explained_is_found() {
+fn a_log_line_without_a_row_is_found() {
     let library = "crates/towline/src/lib.rs";
     let row = "| `it broke` | warn | `peer` | it did | nothing |\n";
     for explained in [
@@ -497,14 +449,54 @@ fn a_line_of_the_log_that_is_not_explained_is_found() {
 }
 
 #[test]
-fn a_line_that_is_explained_and_not_written_is_found() {
+fn a_row_without_a_log_line_is_found() {
     assert_lines("", "| `it broke` | warn | none | it did | nothing |\n", "docs/operations.md");
 }
 
 #[test]
-fn a_bridge_is_named_by_its_target() {
+fn a_log_bridge_needs_its_target_on_the_page() {
     let bridge = "crates/towline-storage/src/log_bridge.rs";
     let code = "fn f() { tracing::warn!(source, \"{text}\"); }\n";
-    assert_one(&[(bridge, code)], "log-lines", bridge);
+    assert_found(bridge, code, "log-lines");
     assert_eq!(planted(&[(bridge, code), ("docs/operations.md", "of `raft_engine`\n")]), []);
+}
+
+#[test]
+fn two_types_of_one_crate_with_one_name_are_found() {
+    let (first, second) = (FRAME, "crates/towline-wire/src/lane.rs");
+    let wire = |text| planted(&[(first, "struct Key;\n"), (second, text)]);
+    for code in
+        ["enum Key {}\n", "trait Key {}\n", "type Key = u8;\n", "mod inner {\n    union Key { a: u8 }\n}\n"]
+    {
+        assert!(
+            matches!(wire(code).as_slice(), [one] if one.rule == "type-names" && one.path == second),
+            "{code}"
+        );
+    }
+    assert_one(
+        &[(first, "struct Key;\n#[cfg(test)]\nmod tests {\n    struct Key;\n}\n")],
+        "type-names",
+        first,
+    );
+    for code in
+        ["fn f() {\n    struct Key;\n}\n", "impl T for S {\n    type Key = u8;\n}\n", "const Key: u8 = 1;\n"]
+    {
+        assert_eq!(wire(code), [], "{code}");
+    }
+    for other in
+        ["crates/towline-wire/tests/lane.rs", "crates/towline-wire/src/gen/a.rs", "crates/towline/src/b.rs"]
+    {
+        assert_eq!(planted(&[(first, "struct Key;\n"), (other, "pub struct Key;\n")]), [], "{other}");
+    }
+}
+
+#[test]
+fn two_public_types_of_the_libraries_with_one_name_are_found() {
+    let (first, second) = ("crates/towline-metrics/src/a.rs", "crates/towline-wire/src/b.rs");
+    assert_one(&[(first, "pub struct Key;\n"), (second, "pub enum Key {}\n")], "type-names", second);
+    assert_eq!(planted(&[(first, "pub struct Key;\n"), (second, "pub(crate) enum Key {}\n")]), []);
+    assert_eq!(
+        planted(&[(first, "pub struct Key;\n"), ("examples/hello/src/b.rs", "pub enum Key {}\n")]),
+        []
+    );
 }

@@ -1,12 +1,8 @@
-//! The words to avoid, the excuses for them, and the list of files still to be rewritten.
+//! The rule on words to avoid, and its excuses.
 
-use std::fs;
+use super::super::prose::{WORDS, phrases};
+use super::planted;
 
-use super::super::check;
-use super::super::prose::{WORDS, phrases, shrink};
-use super::{assert_one, clean_tree, planted, write};
-
-const TODO: &str = "xtask/src/tidy/prose_todo.txt";
 /// In two parts, because the rule reads this file too.
 const WORD: &str = concat!("no", "body");
 const PHRASE: &str = concat!("who ", "waits");
@@ -56,41 +52,20 @@ fn a_phrase_is_found_across_the_lines_of_a_comment_a_page_and_a_string() {
 }
 
 #[test]
-fn a_part_of_a_longer_word_and_two_sentences_pass() {
+fn a_longer_word_and_a_phrase_across_sentences_pass() {
     let (first, second) = PHRASE.split_once(' ').unwrap();
     assert_eq!(lines(PAGE, &format!("{WORD}ish, a{WORD}\n")), [] as [usize; 0]);
     assert_eq!(lines(PAGE, &format!("{first}. {second}; {first}\n\n{second}\n")), [] as [usize; 0]);
 }
 
 #[test]
-fn a_line_is_excused_by_a_reason_and_for_the_word_it_names() {
+fn an_excuse_needs_a_reason_and_the_word() {
     let excused = |excuse: &str| lines(CODE, &format!("//! {WORD} prose: allow({excuse}\n"));
     assert_eq!(excused(&format!("{WORD}) the title of a book")), [] as [usize; 0]);
     assert_eq!(excused(&format!("{WORD})")), [1], "no reason");
     assert_eq!(excused(&format!("{WORD}) -->")), [1], "no reason");
     assert_eq!(excused(&format!("{PHRASE}) the title of a book")), [1, 1], "another word");
     assert_eq!(lines(CODE, &format!("//! {WORD}\n// prose: allow({WORD}) one line above\n")), [1, 2]);
-}
-
-#[test]
-fn a_listed_file_passes_until_its_words_are_gone() {
-    let page = format!("Here is {WORD}.\n");
-    let todo = format!("# Still to be rewritten.\n{PAGE}\n");
-    assert_eq!(planted(&[(PAGE, page.as_str()), (TODO, todo.as_str())]), []);
-    assert_one(&[(PAGE, "Here is one caller.\n"), (TODO, todo.as_str())], "prose", TODO);
-    assert_one(&[(TODO, todo.as_str())], "prose", TODO);
-    assert_one(&[(CODE, page.as_str().replace("Here", "//! Here").as_str())], "prose", CODE);
-}
-
-#[test]
-fn the_list_shrinks_by_the_files_that_are_clean_or_gone() {
-    let directory = clean_tree();
-    let root = directory.path();
-    write(root, PAGE, &format!("Here is {WORD}.\n"));
-    write(root, TODO, &format!("# Still to be rewritten.\n{CODE}\n{PAGE}\ndocs/gone.md\n"));
-    assert_eq!(shrink(root, &check(root).unwrap().1).unwrap(), 2);
-    assert_eq!(fs::read_to_string(root.join(TODO)).unwrap(), format!("# Still to be rewritten.\n{PAGE}\n"));
-    assert_eq!(check(root).unwrap().1, []);
 }
 
 #[test]
