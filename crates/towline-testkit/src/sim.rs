@@ -12,7 +12,7 @@
 //! ```
 //! use towline_testkit::sim::{Chaos, Sim, SimOptions};
 //!
-//! # fn main() -> Result<(), towline_testkit::sim::Violation> {
+//! # fn main() -> Result<(), towline_testkit::sim::SimViolation> {
 //! let mut sim = Sim::new(7, 3, SimOptions { chaos: Chaos::rough(), ..SimOptions::default() })?;
 //! sim.run(2_000)?;
 //! sim.converge()?;
@@ -53,7 +53,7 @@ const SKIP_PERMILLE: u32 = 50;
 /// A property that does not hold. The seed and the options replay it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("seed {seed}, step {step}: {detail}")]
-pub struct Violation {
+pub struct SimViolation {
     /// The seed of the run.
     pub seed: u64,
     /// The step.
@@ -80,7 +80,7 @@ pub struct Sim {
 
 impl Sim {
     /// Starts voters with ids from 1, followed by the learners of the options.
-    pub fn new(seed: u64, voters: u64, options: SimOptions) -> Result<Self, Violation> {
+    pub fn new(seed: u64, voters: u64, options: SimOptions) -> Result<Self, SimViolation> {
         let ids = |range: Range<u64>| range.filter_map(NodeId::new).collect::<Vec<_>>();
         let members = ConfState {
             voters: ids(1..voters + 1),
@@ -106,7 +106,7 @@ impl Sim {
     }
 
     /// Takes `steps` steps.
-    pub fn run(&mut self, steps: u64) -> Result<(), Violation> {
+    pub fn run(&mut self, steps: u64) -> Result<(), SimViolation> {
         (0..steps).try_for_each(|_| self.step())
     }
 
@@ -116,7 +116,7 @@ impl Sim {
         what: &str,
         steps_max: u64,
         wanted: impl Fn(&Self) -> bool,
-    ) -> Result<(), Violation> {
+    ) -> Result<(), SimViolation> {
         for _ in 0..steps_max {
             if wanted(self) {
                 return Ok(());
@@ -127,7 +127,7 @@ impl Sim {
     }
 
     /// Draws faults and load, then one node takes a turn.
-    pub fn step(&mut self) -> Result<(), Violation> {
+    pub fn step(&mut self) -> Result<(), SimViolation> {
         self.now += 1;
         if !self.calm {
             self.chaos()?;
@@ -141,14 +141,14 @@ impl Sim {
     }
 
     /// Every node takes a turn with a tick of its clock. Delays in steps are then in ticks.
-    pub fn tick(&mut self) -> Result<(), Violation> {
+    pub fn tick(&mut self) -> Result<(), SimViolation> {
         self.now += 1;
         self.ids().into_iter().try_for_each(|id| self.turn(id, true))
     }
 
     /// Ends all faults and starts all nodes. The cluster must then elect a leader, acknowledge a command, and apply the
     /// same entries on every node.
-    pub fn converge(&mut self) -> Result<(), Violation> {
+    pub fn converge(&mut self) -> Result<(), SimViolation> {
         self.calm = true;
         self.options.net = NetOptions::default();
         self.net.heal();
@@ -197,7 +197,7 @@ impl Sim {
     }
 
     /// Runs one turn of a node, in the order of the engine's shard.
-    pub fn turn(&mut self, id: NodeId, tick: bool) -> Result<(), Violation> {
+    pub fn turn(&mut self, id: NodeId, tick: bool) -> Result<(), SimViolation> {
         self.sync(id)?;
         if !self.is_up(id) {
             return Ok(());
@@ -241,7 +241,7 @@ impl Sim {
         id: NodeId,
         from: NodeId,
         message: Message,
-    ) -> Result<Result<(), Reject>, Violation> {
+    ) -> Result<Result<(), Reject>, SimViolation> {
         let result = self.with(id, |group, _| group.step(from, message))?.unwrap_or(Ok(()));
         if let Err(reject) = result {
             *self.rejects.entry(reject).or_default() += 1;
@@ -258,7 +258,7 @@ impl Sim {
         &mut self,
         id: NodeId,
         run: impl FnOnce(&mut SimGroup, &mut CoreEffects) -> T,
-    ) -> Result<Option<T>, Violation> {
+    ) -> Result<Option<T>, SimViolation> {
         let mut fx = CoreEffects::default();
         let Some(group) = self.nodes.get_mut(&id).and_then(|n| n.group.as_mut()) else { return Ok(None) };
         let result = run(group, &mut fx);
@@ -266,7 +266,7 @@ impl Sim {
         Ok(Some(result))
     }
 
-    fn carry_out(&mut self, id: NodeId, mut fx: CoreEffects) -> Result<(), Violation> {
+    fn carry_out(&mut self, id: NodeId, mut fx: CoreEffects) -> Result<(), SimViolation> {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         if let Some((number, write)) = fx.write.take() {
             node.disk.write(number, write);
@@ -296,7 +296,7 @@ impl Sim {
         }
     }
 
-    fn sync(&mut self, id: NodeId) -> Result<(), Violation> {
+    fn sync(&mut self, id: NodeId) -> Result<(), SimViolation> {
         let sync = self.chance(self.options.sync_permille);
         let Some(node) = self.nodes.get_mut(&id).filter(|n| n.disk.pending() > 0) else { return Ok(()) };
         if !sync || node.hold_writes {
@@ -333,7 +333,7 @@ impl Sim {
         Ok(())
     }
 
-    fn apply(&mut self, id: NodeId) -> Result<(), Violation> {
+    fn apply(&mut self, id: NodeId) -> Result<(), SimViolation> {
         let (apply, flush) =
             (self.chance(self.options.apply_permille), self.chance(self.options.flush_permille));
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
@@ -360,7 +360,7 @@ impl Sim {
         }
     }
 
-    fn chaos(&mut self) -> Result<(), Violation> {
+    fn chaos(&mut self) -> Result<(), SimViolation> {
         let chaos = self.options.chaos.clone();
         let ids = self.ids();
         let some = ids.get(self.rng.usize(0..ids.len())).copied();
@@ -402,7 +402,7 @@ impl Sim {
     }
 
     /// Proposes a command on a node and returns its number in the history.
-    pub fn propose(&mut self, id: NodeId) -> Result<u64, Violation> {
+    pub fn propose(&mut self, id: NodeId) -> Result<u64, SimViolation> {
         Ok(self.propose_many(id, 1, 0)?.start)
     }
 
@@ -412,7 +412,7 @@ impl Sim {
         id: NodeId,
         count: usize,
         padding: usize,
-    ) -> Result<Range<u64>, Violation> {
+    ) -> Result<Range<u64>, SimViolation> {
         let commands: Vec<u64> = (0..count).map(|_| self.history.invoke_proposal()).collect();
         let range = commands.first().map_or(0..0, |&first| first..first + count as u64);
         let proposals = commands.into_iter().map(|command| {
@@ -426,7 +426,7 @@ impl Sim {
     }
 
     /// Starts a read on a node and returns its number in the history.
-    pub fn read(&mut self, id: NodeId) -> Result<u64, Violation> {
+    pub fn read(&mut self, id: NodeId) -> Result<u64, SimViolation> {
         let read = self.history.invoke_read();
         self.with(id, |group, _| group.read(read))?;
         Ok(read)
@@ -437,7 +437,7 @@ impl Sim {
         &mut self,
         leader: NodeId,
         to: NodeId,
-    ) -> Result<Option<Result<(), TransferLeaderError>>, Violation> {
+    ) -> Result<Option<Result<(), TransferLeaderError>>, SimViolation> {
         self.with(leader, |group, _| group.transfer(to))
     }
 
@@ -445,7 +445,7 @@ impl Sim {
         permille > 0 && self.rng.u32(0..1000) < permille
     }
 
-    fn violation(&self, detail: String) -> Violation {
-        Violation { seed: self.seed, step: self.now, detail }
+    fn violation(&self, detail: String) -> SimViolation {
+        SimViolation { seed: self.seed, step: self.now, detail }
     }
 }

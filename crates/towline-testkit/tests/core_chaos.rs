@@ -3,11 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::common::seeds;
-use towline_testkit::sim::{Chaos, NetOptions, Sim, SimOptions, Violation};
+use towline_testkit::sim::{Chaos, NetOptions, Sim, SimOptions, SimViolation};
 
 const CASES: u64 = 200;
 
-fn for_each_seed(cases: u64, run: impl Fn(u64) -> Result<Sim, Violation>) -> Vec<Sim> {
+fn for_each_seed(cases: u64, run: impl Fn(u64) -> Result<Sim, SimViolation>) -> Vec<Sim> {
     seeds::for_each_seed(cases, |seed| run(seed).unwrap_or_else(|violation| panic!("{violation}")))
 }
 
@@ -82,7 +82,7 @@ fn crashy() -> Chaos {
 fn a_disk_that_lies_about_its_syncs_is_found() {
     let found = (0..20).filter(|&seed| {
         let options = SimOptions { sync_lies: true, sync_permille: 50, chaos: crashy(), ..rough(seed) };
-        let run = || -> Result<(), Violation> {
+        let run = || -> Result<(), SimViolation> {
             let mut sim = Sim::new(seed, 3, options)?;
             sim.run(2_500)?;
             sim.converge()

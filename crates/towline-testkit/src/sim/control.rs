@@ -3,7 +3,7 @@ use towline_engine::ids::NodeId;
 use towline_engine::message::Message;
 use towline_engine::status::{GroupStatus, Role};
 
-use super::{History, Sim, Violation};
+use super::{History, Sim, SimViolation};
 
 /// Manual faults, and observers.
 impl Sim {
@@ -18,7 +18,7 @@ impl Sim {
     }
 
     /// Starts a node from its durable state.
-    pub fn restart(&mut self, id: NodeId) -> Result<(), Violation> {
+    pub fn restart(&mut self, id: NodeId) -> Result<(), SimViolation> {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         node.start(id, &self.members, &self.options, &mut self.history, &mut self.rng)
             .map_err(|detail| self.violation(detail))
@@ -50,7 +50,7 @@ impl Sim {
     }
 
     /// Makes every pending write of a node durable, also held ones.
-    pub fn complete_writes(&mut self, id: NodeId) -> Result<(), Violation> {
+    pub fn complete_writes(&mut self, id: NodeId) -> Result<(), SimViolation> {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         let Some(newest) = node.disk.newest_pending() else { return Ok(()) };
         let pending = node.disk.pending();
