@@ -14,6 +14,7 @@ mod lines;
 mod manifests;
 mod prose;
 mod rules;
+mod source;
 mod sources;
 #[cfg(test)]
 mod tests;

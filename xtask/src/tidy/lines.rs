@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::code::{line_of, occurrences};
 use super::rules::LOG_BRIDGES;
-use super::sources::Source;
+use super::source::Source;
 use super::{File, Violation};
 
 const PAGE: &str = "docs/operations.md";

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::code::{line_of, occurrences, test_regions, without_comments_and_literals};
+use super::code::{line_of, occurrences};
 use super::rules::{
     ABSENT_WORDS, CONFINED_WORDS, FILE_LINES_MAX, FORBIDDEN_STEMS, GENERATED, LONG_FILES, SLEEP_REASON,
 };
+use super::source::{Source, split};
 use super::{File, Violation, lines};
 
 pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
@@ -43,50 +44,6 @@ pub(super) fn check(tree: &[File], violations: &mut Vec<Violation>) {
             });
         }
     }
-}
-
-pub(super) struct Source<'a> {
-    pub(super) file: &'a File,
-    pub(super) code: String,
-    /// By 1-based line.
-    under_cfg_test: Vec<bool>,
-    test_modules: Vec<String>,
-}
-
-impl<'a> Source<'a> {
-    fn new(file: &'a File) -> Self {
-        let code = without_comments_and_literals(&file.text);
-        let (under_cfg_test, test_modules) = test_regions(&code);
-        Self { file, code, under_cfg_test, test_modules }
-    }
-
-    pub(super) fn is_test_line(&self, line: usize) -> bool {
-        self.under_cfg_test.get(line).copied().unwrap_or(false)
-    }
-
-    /// `#[cfg(test)] mod x;` in `a/b.rs` means `a/b/x.rs`; in `a/mod.rs`, `a/lib.rs` or `a/main.rs`, `a/x.rs`.
-    fn files_of_test_modules(&self) -> Vec<String> {
-        let (directory, stem) = split(&self.file.path);
-        let base = match stem {
-            "mod" | "lib" | "main" => directory.to_owned(),
-            stem => format!("{directory}{stem}/"),
-        };
-        self.test_modules
-            .iter()
-            .flat_map(|module| [format!("{base}{module}.rs"), format!("{base}{module}/mod.rs")])
-            .collect()
-    }
-
-    pub(super) fn violation(&self, line: usize, rule: &'static str, what: String) -> Violation {
-        Violation { path: self.file.path.clone(), line, rule, what }
-    }
-}
-
-/// The directory with its `/`, and the name without `.rs`.
-fn split(path: &str) -> (&str, &str) {
-    let at = path.rfind('/').map_or(0, |at| at + 1);
-    let (directory, name) = path.split_at(at);
-    (directory, name.trim_end_matches(".rs"))
 }
 
 fn is_test_path(path: &str) -> bool {

@@ -20,7 +20,7 @@ use crate::message::{ConfState, Entry, HardState, LogId, Message, MessageKind};
 use crate::reporter::{SnapshotAttempt, SnapshotStatus};
 use crate::status::{PeerProgress, PeerStatus, Role};
 
-/// The settings and the recovered state of a [`Replica`].
+/// The settings and the recovered state of one replica.
 pub struct ReplicaSetup {
     /// This node.
     pub node: NodeId,
