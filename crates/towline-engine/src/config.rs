@@ -27,19 +27,19 @@ pub const WORKERS_MAX: usize = 1_024;
 ///
 /// In a file, a time or a size is text with a unit: `"100ms"`, `"64MiB"`. See [`units`](crate::units).
 ///
-/// A bound that is hit is a counter, an error the caller sees, or a report to Raft; never a silent loss.
+/// A full queue is never a silent loss: the engine counts it, returns an error to the caller, or reports it to Raft.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Length of a tick. Default 10 ms. The heartbeat interval and the election timeouts are multiples of it. A smaller
-    /// tick costs wake-ups of the shard thread.
+    /// Length of a tick. Default 10 ms. The heartbeat interval and the election timeouts are multiples of the tick. A
+    /// smaller tick wakes the shard thread more often.
     #[serde(with = "named::tick")]
     pub tick: Duration,
     /// Time between two heartbeats of a leader. Default 100 ms.
     #[serde(with = "named::heartbeat_interval")]
     pub heartbeat_interval: Duration,
-    /// The shortest election timeout. Default 1 s. Must be above the pauses of your machines: a leader that is not
-    /// scheduled for so long loses its leadership.
+    /// The shortest election timeout. Default 1 s. Must be above the pauses of your machines: a leader that pauses for
+    /// longer loses its leadership.
     #[serde(with = "named::election_timeout_min")]
     pub election_timeout_min: Duration,
     /// The longest election timeout. Default 2 s. Each node draws from the range anew at each election.
@@ -48,124 +48,132 @@ pub struct Config {
     /// Payload bytes of one append message. Default 256 KiB.
     #[serde(with = "named::append_bytes_max")]
     pub append_bytes_max: ByteSize,
-    /// Append messages under way to one peer before an answer. Default 64. Fewer over a slow link: no more than the peer
-    /// acknowledges within two shortest election timeouts, but one. Together with `append_bytes_max` this must fit
-    /// in `lane_append_bytes_max`, or a healthy peer would overflow its own lane.
+    /// The most unacknowledged append messages to one peer. Default 64. Over a slow link the leader sends fewer: what
+    /// the peer acknowledges within two shortest election timeouts, but at least one. This number of messages of
+    /// `append_bytes_max` must fit in `lane_append_bytes_max`: otherwise a healthy peer would overflow its lane.
     pub append_inflight_max: usize,
-    /// Whether a leader tells its followers at once what it committed. Default true. If false they learn it with the next
-    /// append or heartbeat: fewer messages where commands follow each other closely, but a follower applies a lone command
-    /// up to a heartbeat later. What is acknowledged, and when, does not depend on it.
+    /// Whether a leader sends each new commit index to its followers at once. Default true. If false, followers get it
+    /// with the next append or heartbeat. That saves messages if commands follow each other closely. A follower then
+    /// applies a lone command up to one heartbeat interval later. Acknowledgements to callers do not depend on this
+    /// setting.
     pub commit_broadcast: bool,
-    /// Payload bytes of one call of a state machine, unless a single entry is larger. Default 16 MiB. A call has at most
-    /// 4,096 entries, and fewer if the state machine takes long: about as many as it applies in 50 ms.
+    /// Payload bytes of one call of a state machine, unless a single entry is larger. Default 16 MiB. A call has at
+    /// most 4,096 entries, and fewer if the state machine takes long: about as many as it applies in 50 ms.
     #[serde(with = "named::committed_bytes_max")]
     pub committed_bytes_max: ByteSize,
     /// Bytes of one command. Default 1 MiB; at most [`COMMAND_BYTES_MAX`]. Larger proposals are rejected.
     #[serde(with = "named::proposal_bytes_max")]
     pub proposal_bytes_max: ByteSize,
-    /// Time until a proposal that is not applied is answered `Uncertain`. Default 10 s. The command goes on.
+    /// Time after which the shard answers an unapplied proposal with `Uncertain`. Default 10 s. The command may still
+    /// be applied later.
     #[serde(with = "named::proposal_timeout")]
     pub proposal_timeout: Duration,
     /// Proposals of one group that wait for the shard. Default 65,536. At the bound callers get `Busy`.
     pub proposal_queue_max: usize,
-    /// Bytes of those proposals. Default 64 MiB.
+    /// Bytes of the proposals of one group that wait for the shard. Default 64 MiB. At the bound callers get `Busy`.
     #[serde(with = "named::proposal_queue_bytes_max")]
     pub proposal_queue_bytes_max: ByteSize,
     /// Bytes of entries of one group that are not applied yet. Default 64 MiB. At the bound proposals get `Busy` and
     /// appends from a leader are refused with a nack, until the apply worker has caught up.
     #[serde(with = "named::unapplied_bytes_max")]
     pub unapplied_bytes_max: ByteSize,
-    /// Bytes of applied entries of one group that stay in memory for followers which lag a little. Default 32 MiB.
-    /// Colder entries are read from the log store.
+    /// Bytes of applied entries of one group that stay in memory for followers that lag a little. Default 32 MiB. The
+    /// log reader reads older entries from the log store.
     #[serde(with = "named::log_cache_bytes_max")]
     pub log_cache_bytes_max: ByteSize,
-    /// Reads of one group that wait for a barrier. Default 65,536. At the bound callers get `Busy`.
+    /// Unanswered linearizable reads of one group. Default 65,536. At the bound callers get `Busy`.
     pub read_queue_max: usize,
-    /// Time until a read that cannot be confirmed fails. Default 5 s.
+    /// Time after which an unanswered linearizable read fails. Default 5 s.
     #[serde(with = "named::read_timeout")]
     pub read_timeout: Duration,
-    /// Append messages of one peer that wait for its lane. Default 4,096. At the bound a message is dropped, counted and
-    /// reported to Raft as unreachable.
+    /// Append messages of one peer that wait for its lane. Default 4,096. At the bound the lane drops the message,
+    /// counts it, and reports the peer to Raft as unreachable.
     pub lane_append_messages_max: usize,
-    /// Bytes of those messages. Default 32 MiB.
+    /// Bytes of the append messages of one peer that wait for its lane. Default 32 MiB. At the bound the lane drops the
+    /// message, counts it, and reports the peer to Raft as unreachable.
     #[serde(with = "named::lane_append_bytes_max")]
     pub lane_append_bytes_max: ByteSize,
-    /// Read-barrier messages of one peer that wait for its control lane. Default 1,024.
+    /// Read-index messages of one peer that wait for its control lane. Default 1,024. At the bound the lane drops and
+    /// counts the message; the next read round replaces it. The same number bounds the read-index messages that wait in
+    /// the inbox of one group.
     pub lane_reads_max: usize,
-    /// Bytes one dispatch carries at most, unless a single message is larger. Default 1 MiB.
+    /// The most bytes of one dispatch, unless a single message is larger. Default 1 MiB.
     #[serde(with = "named::lane_batch_bytes_max")]
     pub lane_batch_bytes_max: ByteSize,
-    /// Time a dispatch waits while no byte is taken, before the link is given up. Default 3 s. A slow link takes
-    /// some in that time. Dead links are found by keep-alive, sooner.
+    /// Time without a byte taken by flow control after which the worker drops the link. Default 3 s. A slow link takes
+    /// some bytes in that time. The transport's keep-alive finds a dead link sooner.
     #[serde(with = "named::lane_dispatch_timeout")]
     pub lane_dispatch_timeout: Duration,
-    /// Time one attempt to connect may take. Default 1 s.
+    /// The deadline of one attempt to connect. Default 1 s.
     #[serde(with = "named::lane_connect_timeout")]
     pub lane_connect_timeout: Duration,
-    /// The first wait before a reconnect; it doubles, with jitter, up to the next field. Default 20 ms.
+    /// The first wait before a reconnect. Default 20 ms. The wait doubles, with jitter, up to `lane_backoff_max`.
     #[serde(with = "named::lane_backoff_min")]
     pub lane_backoff_min: Duration,
-    /// The longest wait before a reconnect. Default 400 ms. Must be below the shortest election timeout, so
-    /// that a peer that comes back is reached before anybody calls an election for want of it.
+    /// The longest wait before a reconnect. Default 400 ms. Must be below the shortest election timeout: the leader
+    /// then reaches a restarted peer before that peer starts an election.
     #[serde(with = "named::lane_backoff_max")]
     pub lane_backoff_max: Duration,
-    /// Append messages of one group that wait for the shard on the receiving side. Default 4,096. At the bound the sender
-    /// gets a nack.
+    /// Received append messages of one group that wait for the shard. Default 4,096. At the bound the sender gets a
+    /// nack.
     pub inbox_messages_max: usize,
-    /// Bytes of those messages. Default 64 MiB.
+    /// Bytes of the received append messages of one group that wait for the shard. Default 64 MiB. At the bound the
+    /// sender gets a nack. An empty inbox takes one larger message.
     #[serde(with = "named::inbox_bytes_max")]
     pub inbox_bytes_max: ByteSize,
-    /// Appends and proposals of one group handled in one turn of the shard. Default 4,096: bounds how long other groups
-    /// and the clock wait.
+    /// The most appends, and the most proposals, of one group in one turn of the shard. Default 4,096. This bounds how
+    /// long other groups and the next tick wait.
     pub turn_burst_max: usize,
-    /// Applied entries after which a snapshot of a group is made. Default 1,000,000.
+    /// Applied entries after which a group makes a snapshot. Default 1,000,000.
     pub snapshot_entries: u64,
-    /// The same in bytes of entries. Default 256 MiB. Whichever comes first.
+    /// Bytes of new log entries after which a group makes a snapshot, even before `snapshot_entries`. Default 256 MiB.
     #[serde(with = "named::snapshot_log_bytes")]
     pub snapshot_log_bytes: ByteSize,
-    /// Entries that stay in the log before the newest snapshot, so that a follower which lags a little needs none.
-    /// Default 10,000.
+    /// Log entries kept before the newest snapshot. Default 10,000. A follower that lags by fewer needs no snapshot.
     pub snapshot_trailing_entries: u64,
-    /// Bytes the log may grow by while a transfer keeps it from being truncated; past that the transfer fails. Default
-    /// 1 GiB.
+    /// Bytes by which the log may grow during a transfer, which delays its truncation. Default 1 GiB. Past this bound
+    /// the transfer fails.
     #[serde(with = "named::snapshot_pin_bytes_max")]
     pub snapshot_pin_bytes_max: ByteSize,
-    /// Snapshots this node sends at a time, counted for all groups. Default 2.
+    /// Snapshots that this node sends at a time, over all groups. Default 2.
     pub snapshot_sends_max: usize,
-    /// Snapshots this node receives at a time. Default 2. An offer beyond is refused as busy.
+    /// Snapshots that this node receives at a time, over all groups. Default 2. The node refuses further offers as
+    /// busy.
     pub snapshot_receives_max: usize,
-    /// Bytes of the largest snapshot this node takes. Default 64 GiB.
+    /// Bytes of the largest snapshot that this node receives. Default 64 GiB.
     #[serde(with = "named::snapshot_bytes_max")]
     pub snapshot_bytes_max: ByteSize,
-    /// Payload bytes of one chunk. Default 512 KiB; a slow transfer has smaller ones. At most [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX).
+    /// The most payload bytes of one chunk. Default 512 KiB; at most
+    /// [`CHUNK_BYTES_MAX`](crate::transport::CHUNK_BYTES_MAX). A slow transfer sends smaller chunks.
     #[serde(with = "named::snapshot_chunk_bytes")]
     pub snapshot_chunk_bytes: ByteSize,
-    /// Payload bytes of snapshots this node sends in a second, all transfers together. Default 0 B: no limit. A limit must
-    /// leave each of `snapshot_sends_max` transfers two chunks within `snapshot_progress_timeout`, or a transfer would
-    /// stall because it is slowed down.
+    /// Payload bytes of snapshots that this node sends per second, over all transfers. Default 0 B: no limit. A limit
+    /// must leave each of `snapshot_sends_max` transfers two chunks within `snapshot_progress_timeout`. With less, a
+    /// healthy transfer would fail as stalled.
     #[serde(with = "named::snapshot_bytes_per_second")]
     pub snapshot_bytes_per_second: ByteSize,
-    /// Time an offer may wait for a sign of the receiver. Default 5 s. One that reads a part of the snapshot again
-    /// before it answers says so, and has `snapshot_phase_timeout`.
+    /// Time without an answer to an offer after which the attempt fails. Default 5 s. A receiver that first verifies
+    /// its partial file reports that phase; the sender then waits for `snapshot_phase_timeout`.
     #[serde(with = "named::snapshot_offer_timeout")]
     pub snapshot_offer_timeout: Duration,
-    /// Time without a byte after which a transfer fails, on either side. Default 10 s. A receiver that waits for
-    /// its disk in one write for longer than a quarter of its own says so, and has `snapshot_phase_timeout`: all nodes
-    /// should have the same.
+    /// Time without a byte after which a transfer fails, on either side. Default 10 s. A receiver reports a disk write
+    /// that takes longer than a quarter of this time; the sender then waits for `snapshot_phase_timeout`. The receiver
+    /// uses its own setting, so give all nodes the same value.
     #[serde(with = "named::snapshot_progress_timeout")]
     pub snapshot_progress_timeout: Duration,
-    /// Time the receiver may take for each of one write of its disk, and checking, syncing and handing over what it
-    /// received; and for reading again what it has of a snapshot, without a byte of that. Default 5 min.
+    /// The longest time that a receiver may spend in one phase without progress. Default 5 min. The phases are: one
+    /// slow write, verifying, syncing, and the step of Raft. Each verified piece of a partial file counts as progress.
     #[serde(with = "named::snapshot_phase_timeout")]
     pub snapshot_phase_timeout: Duration,
-    /// The longest wait after a failed attempt; the first is one heartbeat interval, and it doubles. Default 10 s.
+    /// The longest wait after a failed attempt to send a snapshot. Default 10 s. The first wait is one heartbeat
+    /// interval; each further failure doubles the wait. The core adds up to a quarter at random.
     #[serde(with = "named::snapshot_backoff_max")]
     pub snapshot_backoff_max: Duration,
     /// Raft groups on this node. Default 1,024.
     pub groups_max: usize,
-    /// Threads that apply committed entries. Default 1. A group always uses the same one.
+    /// Threads that run state machines. Default 1. A group always uses the same thread.
     pub apply_workers: usize,
-    /// Threads of the node's own network runtime, and of the one that moves snapshots. Default 2 each.
+    /// Threads of the node's network runtime, and as many of its runtime for snapshots. Default 2 each.
     pub network_workers: usize,
 }
 
