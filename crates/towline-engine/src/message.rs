@@ -123,7 +123,7 @@ pub struct Message {
     pub reject: bool,
     /// The index up to which the rejecting log and the sender's log may agree.
     pub reject_hint: u64,
-    /// Opaque bytes: the round of a read barrier, or the kind of a campaign.
+    /// Opaque bytes: the context of a read round, or the kind of a campaign.
     pub context: Bytes,
     /// The sender's priority in elections.
     pub priority: i64,
@@ -232,7 +232,7 @@ pub type MemberTable = BTreeMap<NodeId, Member>;
 /// An ordered stream between two nodes with its own flow control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
-    /// Heartbeats, votes and read barriers: small messages that never wait behind another lane.
+    /// Heartbeats, votes and read-index messages: small messages that never wait behind another lane.
     Control,
     /// Appends and their answers.
     Append,

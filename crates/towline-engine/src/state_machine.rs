@@ -19,7 +19,8 @@ pub trait StateMachine: Send + 'static {
     /// The reply to a command's proposer. A business failure ("insufficient funds") is a reply too.
     type Response: Send + 'static;
 
-    /// A handle for readers. After a read barrier it shows every command applied so far.
+    /// A handle for readers. After a linearizable read it shows every command acknowledged before
+    /// the read began.
     type View: Clone + Send + Sync + 'static;
 
     /// Makes a handle for readers. Called once, when the group starts. The handle must show the effect of later

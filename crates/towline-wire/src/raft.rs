@@ -118,11 +118,11 @@ impl TryFrom<pb::Message> for Message {
         let kind: MessageKind = pb::MessageType::try_from(number)
             .map_err(|_| WireError::Unknown { what: "message kind", number })?
             .try_into()?;
-        // Raft treats a message of term zero as local, so only a read barrier may carry it.
+        // Raft treats a message of term zero as local, so only a read-index message may carry it.
         if message.term == 0 && kind != MessageKind::ReadIndex {
             return Err(WireError::Zero { field: "term" });
         }
-        // A read barrier carries its round in an entry without term and index.
+        // A read-index message carries the context of its round in an entry without term and index.
         let entries: Vec<Entry> = match kind {
             MessageKind::ReadIndex | MessageKind::ReadIndexResponse => {
                 message.entries.into_iter().map(barrier_entry).collect::<Result<_, _>>()?

@@ -36,7 +36,7 @@ const READ_BATCH_KEYS: usize = 256;
 /// What the control run breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Break {
-    /// Some reads note an older value than their client had read before, as a follower without a read barrier would answer.
+    /// Some reads note an older value than their client had read before, as a follower without a read round would answer.
     /// Clients falsify their own notes; the nodes are correct
     StaleReads,
 }

@@ -1,4 +1,4 @@
-//! Read barriers: many reads wait together for a round that confirms leadership.
+//! Read rounds: many reads wait together for one round that confirms leadership.
 //!
 //! A round is a unique context that raft sends around with heartbeats. Raft silently drops a round without a leader, or if
 //! the leader has not committed in its term, or if a message is lost. So while reads wait, another round starts after each
@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::ids::NodeId;
 
-/// Below this number of rounds under way another one starts at once; from it on, one a tick. So on a slow link a read waits
-/// at most a tick for its round, and a fast link does not carry a round for every read.
+/// With fewer rounds under way than this number, the next round starts at once. Otherwise one round starts per tick. So a
+/// read waits at most a tick for its round on a slow link, and a fast link does not carry a round for every read.
 const ROUNDS_AT_ONCE: usize = 2;
 
 /// The most rounds with reads under way. At the bound new reads wait for the end of a round.

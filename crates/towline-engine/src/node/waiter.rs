@@ -127,7 +127,7 @@ impl<R: Send + 'static> Unanswered for PendingProposal<R> {
     }
 }
 
-/// A pending read barrier. Once it is answered, the caller reads its view.
+/// The waiter of a linearizable read. Once the shard answers it, the caller reads its view.
 pub(crate) struct ReadWaiter {
     answer: Answer<Result<(), ReadError>>,
     since: Instant,

@@ -23,7 +23,8 @@ pub(crate) type WriteFailure = Arc<dyn Error + Send + Sync>;
 
 enum WriterTask {
     Write(Vec<(WriteId, GroupWrite)>),
-    /// A write whose caller waits, or without a write a barrier: all earlier writes are durable when it is answered.
+    /// A write with a pending caller. The answer means that this write and all earlier ones are durable. `None` writes
+    /// nothing and waits for the earlier writes.
     Waited(Option<Box<GroupWrite>>, Answer<Result<(), WriteFailure>>),
     Stop,
 }
@@ -49,7 +50,7 @@ impl LogWriter {
     }
 
     pub(crate) fn write(&self, writes: Vec<(WriteId, GroupWrite)>) {
-        // A writer that has ended has told the shard why.
+        // A writer that has ended has reported the cause to the shard.
         let _ = self.tasks.send(WriterTask::Write(writes));
     }
 

@@ -33,12 +33,12 @@ pub(crate) enum Pushed {
     Queued,
     /// The message is queued and replaced an older one.
     Superseded,
-    /// The message is refused: too many messages of read barriers wait.
+    /// The message is refused: too many read-index messages wait.
     ReadsFull,
 }
 
-/// Queues control messages: one slot for each group and kind, and a short queue for the messages of read barriers. Those
-/// are never conflated: one heartbeat's answer can release several of them to the same peer.
+/// Queues control messages: one slot for each group and kind, and a short queue for read-index messages. The queue never
+/// conflates these: one heartbeat's answer can release several of them to the same peer.
 #[derive(Debug)]
 pub(crate) struct ControlQueue {
     slots: ConflatingQueue<(GroupId, MessageKind), (Envelope, u64)>,
@@ -48,7 +48,7 @@ pub(crate) struct ControlQueue {
 }
 
 impl ControlQueue {
-    /// Creates an empty queue for at most `reads_max` messages of read barriers.
+    /// Creates an empty queue for at most `reads_max` read-index messages.
     pub(crate) fn new(reads_max: usize) -> Self {
         Self { slots: ConflatingQueue::default(), reads: VecDeque::new(), reads_max, bytes: 0 }
     }
