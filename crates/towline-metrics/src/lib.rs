@@ -8,17 +8,16 @@
 //!
 //! * It knows nothing of Raft. Ids are plain `u64`, and it depends on no other Towline crate.
 //! * It installs no global recorder and starts nothing by itself.
-//! * It takes no free-form labels. Apart from ids and the transport's name, every label value comes from
-//!   a closed enum in [`labels`], and the tables of peers and groups are bounded
-//!   ([`PEERS_MAX`], [`GROUPS_MAX`]).
+//! * It takes no free-form labels. Every label value comes from a closed enum in [`labels`], except ids and the transport's
+//!   name. [`PEERS_MAX`] and [`GROUPS_MAX`] bound the tables of peers and groups.
 //! * It takes no time. Durations are arguments.
 //!
 //! Handles are made once and kept: take a [`PeerMetrics`] or a [`GroupMetrics`] at start and count on it;
 //! counting is an atomic increment and allocates nothing.
 //!
 //! **A handle made before its recorder is installed stays a no-op for ever.** Install the global recorder
-//! first, or hand one to [`NodeMetrics::new`]. The latter also keeps several nodes of one process apart
-//! where they use different recorders; where they share one, the `node` label does.
+//! first, or pass one to [`NodeMetrics::new`]. Several nodes of one process may use a recorder each, or share one: the label
+//! `node` tells them apart.
 //!
 //! ```
 //! use towline_metrics::labels::{Direction, DropReason, Lane, SnapshotOutcome};

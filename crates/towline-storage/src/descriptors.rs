@@ -4,13 +4,14 @@
 //! descriptors must not lose its log. The log therefore holds some in reserve and frees them for these calls. When the
 //! reserve is empty too, the log waits without a limit, as for a slow disk, and counts its waits.
 //!
-//! raft-engine itself opens the directory of a new log file, and panics if it cannot. The reserve is freed right before
-//! that, in raft-engine's last call of this file system. Other threads can still take all of it first. Then it depends:
+//! raft-engine itself opens the directory of a new log file, and panics if it cannot. The log frees the reserve right
+//! before that, in raft-engine's last call of this file system. Other threads can still take the whole reserve first. What
+//! happens then depends on the operation:
 //!
 //! * In a write, nothing of the batch is written yet, and raft-engine still has the previous file. The log encodes the
 //!   batch again and repeats the write.
 //! * In a purge, raft-engine may have taken the deletions of groups out of memory to move them, and the panic loses them.
-//!   Another purge could remove the files that still hold them. So there is none until the log is opened again.
+//!   Another purge could remove the files that still hold them. So the log purges nothing until it is opened again.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -41,8 +42,8 @@ pub(crate) fn is_shortage_panic(text: &str) -> bool {
     SHORTAGES.iter().any(|number| text.contains(&format!("Os {{ code: {number},")))
 }
 
-/// Opens a snapshot. Waits up to [`OPEN_TIME`] for a descriptor, because a restore that fails ends its group. A transfer can
-/// be repeated.
+/// Opens a snapshot. Waits up to [`OPEN_TIME`] for a descriptor, because a failed restore ends its group. The wait is bounded,
+/// because a failed transfer is repeated.
 pub(crate) fn open_in_time(path: &Path) -> io::Result<File> {
     let until = Instant::now() + OPEN_TIME;
     loop {

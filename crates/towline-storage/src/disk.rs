@@ -1,10 +1,10 @@
 //! The file system under the log: the real one, with five additions.
 //!
-//! * The first failed write or sync is the last operation that reaches the disk. It is kept as the cause; everything after
-//!   it is refused. Nothing is retried: a retried fsync can report success for pages that the kernel dropped. raft-engine
-//!   would retry on a full disk, and would panic on a failed sync, even in its drop.
-//! * A `.rewrite` file is synced after each write. raft-engine syncs it once a purge. A crash could then lose a record
-//!   before a stored one, which looks like damage.
+//! * The first failed write or sync is the last operation that reaches the disk. The disk keeps it as the cause and refuses
+//!   every later operation. The disk retries nothing: a retried fsync can report success for pages that the kernel dropped.
+//!   raft-engine alone would retry on a full disk, and would panic on a failed sync, even in its drop.
+//! * A `.rewrite` file is synced after each write. raft-engine alone would sync it once per purge. A crash could then lose
+//!   a record and keep a later one, and the next start would take that for damage.
 //! * The [list of log files](crate::log_manifest) learns which bytes are synced and which files are deleted.
 //! * Calls that open a file use [reserved descriptors](crate::descriptors), and wait instead of failing without one.
 //! * Tests can watch each operation and make it fail.

@@ -1,4 +1,4 @@
-//! Doubles of the engine for the tests of a transport: they record what the transport reports, and answer as told.
+//! Doubles of the engine for the tests of a transport: they record what the transport reports, and give scripted answers.
 //!
 //! [`RecordingInbound`] listens in place of a node, and [`LinkLog`] stands in for the lane of a dialler. Their futures
 //! have no deadline: wrap them in a timeout.

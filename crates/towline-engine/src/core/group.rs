@@ -211,7 +211,7 @@ impl<W, R> GroupCore<W, R> {
         match self.term_rises.judge(self.replica.term(), theirs, self.ticks) {
             Rise::Take => return Ok(()),
             Rise::Refuse => {}
-            // Only the term of such a message has an effect, and from a node that is no member not even that.
+            // Raft takes nothing but the term from this message. If the sender is no member, raft ignores the term too.
             Rise::StepTo(term) => self
                 .replica
                 .step(Message { term, ..Message::new(MessageKind::HeartbeatResponse, from, self.me) }),

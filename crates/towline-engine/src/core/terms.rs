@@ -1,18 +1,20 @@
 //! The bound of how fast a peer can raise the term of this node.
 //!
-//! Any member raises a term by naming a higher one, and a term never falls. One message with a term near the end of the
-//! numbers, forged or from damaged memory, would leave no number for another election. So the size and the frequency of
-//! rises are bounded.
+//! A member raises the term of its peers by naming a higher one, and a term never falls. One message with the
+//! highest accepted term, forged or from damaged memory, would leave no term for another election. So this module bounds the size and
+//! the frequency of rises.
 //!
 //! Honest terms rise slowly, by about one in each election: a node raises its term only if a majority agreed in a pre-vote.
-//! But a node that was away for more than [`RISE_MAX`] elections (twelve days of one a second) lags by more, and forged
-//! messages could drive two honest nodes that far apart. Refusing such a term would separate them for ever. So a node catches
-//! up in steps: it raises its own term by [`RISE_MAX`], which is always safe, and refuses the message. The peer repeats it.
+//! But a node may lag by more than [`RISE_MAX`], for two reasons. It may have been away for that number of elections, which
+//! is twelve days at one election a second. Or forged messages may have raised the terms of its peers. If the node refused
+//! their terms for ever, it could never follow them again. So the node catches up in steps: it raises its own term by
+//! [`RISE_MAX`], which is always safe, and refuses the message. The peer sends it again.
 
 /// A rise up to this is always accepted.
 const RISE_FREE: u64 = 1 << 10;
 
-/// The largest rise in a step; one step a tick. 2^42 ticks of 10 ms use up the numbers: 1,400 years.
+/// The largest rise in a step; one step a tick. The highest accepted term, 2^62, is 2^42 steps away: 1,400 years of ticks
+/// of 10 ms.
 pub(super) const RISE_MAX: u64 = 1 << 20;
 
 /// The tick of the last large rise.

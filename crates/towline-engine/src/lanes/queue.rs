@@ -60,7 +60,7 @@ enum Line {
 enum Phase {
     Down,
     Up,
-    /// No more links. Messages are dropped for this reason.
+    /// The lane opens no further link, and drops messages for this reason.
     Ended(DropReason),
 }
 
@@ -105,7 +105,7 @@ impl LaneQueue {
         self.peer_connected.notify_one();
     }
 
-    /// Waits for a call of the peer, or returns at once if there was one since this was asked last.
+    /// Waits until the peer connects to this node. Returns at once if it connected since the last call.
     pub(crate) async fn peer_connected(&self) {
         self.peer_connected.notified().await;
     }

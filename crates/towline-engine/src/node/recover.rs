@@ -10,7 +10,7 @@ use crate::log_store::{ConfRecord, LogReadError, Recovered};
 use crate::message::{Entry, EntryKind, HardState, LogId};
 use crate::snapshot_store::SnapshotMeta;
 
-/// The remedy where files are missing. An empty directory is none: peers would refuse its new incarnation.
+/// The remedy where files are missing. An empty directory does not help: peers would refuse its new incarnation.
 const UNRECOVERABLE: &str = "put the missing files back, but no older copy of them; if they are lost, keep this node \
                              stopped, because this version cannot replace a member";
 
@@ -116,9 +116,10 @@ impl Recovery<'_> {
         Ok(term == at.term)
     }
 
-    /// Restores a state machine that the log cannot continue, and returns its durable position. Such a machine is behind
-    /// the first entry of the log (an install was interrupted, it is volatile, or its files were lost), or it has another
-    /// history.
+    /// Restores a state machine that the log cannot continue, and returns its durable position. There are two cases:
+    /// * The machine is behind the first entry of the log: an install was interrupted, the machine is volatile, or its files
+    ///   were lost.
+    /// * The machine has another history.
     fn restore(&self, stored: &Recovered, machine: &mut dyn AnyMachine) -> Result<LogId, StartError> {
         let durable = machine.durable().map_err(|source| self.failed(source))?;
         let truncated = stored.truncated;

@@ -1,8 +1,8 @@
 //! The shard: one thread that runs the loop of all groups of a node.
 //!
 //! The order of a turn matters. First come completions of the log, so that Raft knows what is durable. Then come reports,
-//! messages of peers (control before appends), proposals, and the tick. Last come one ready for each group that was
-//! touched, one write for all of them, and the messages.
+//! requests of callers, messages of peers (control before appends), proposals, reads, and the tick. Last come the readies of
+//! each group that had input, one write for all groups, and the messages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -376,7 +376,7 @@ impl Shard {
         }
     }
 
-    /// Handles one ready for each touched group, then sends one write for all, then the messages.
+    /// Polls each group that had input, then sends one write for all groups, then the messages.
     fn poll(&mut self) {
         let dirty: Vec<_> = self.groups.iter().filter(|(_, r)| r.dirty).map(|(id, _)| *id).collect();
         for group in dirty {

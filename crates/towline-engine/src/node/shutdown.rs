@@ -209,7 +209,7 @@ impl NodeInner {
     }
 }
 
-/// The threads and runtimes of a node that has been told to stop.
+/// The threads and runtimes of a node that is stopping.
 struct Ending {
     node: NodeId,
     threads: Vec<JoinHandle<()>>,

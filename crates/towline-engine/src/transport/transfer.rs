@@ -107,9 +107,10 @@ pub trait SnapshotSink: Send {
     /// [`SnapshotRefusal`]; the attempt failed.
     async fn finish(self: Box<Self>, trailer: Trailer) -> Result<SnapshotReceipt, SnapshotRefusal>;
 
-    /// The progress of the receiver. The engine updates it, also while [`finish`](Self::finish) runs. The transport sends it
-    /// to the peer at least every [`PROGRESS_INTERVAL`](super::PROGRESS_INTERVAL) while it changes, and also after
-    /// [`ACKED_BYTES_MAX`](super::ACKED_BYTES_MAX) further bytes or an eighth of the bytes so far. It delays no chunks for it.
+    /// The progress of the receiver. The engine updates it, also while [`finish`](Self::finish) runs. While the progress
+    /// changes, the transport sends it to the peer at least every [`PROGRESS_INTERVAL`](super::PROGRESS_INTERVAL). It also
+    /// sends the progress after [`ACKED_BYTES_MAX`](super::ACKED_BYTES_MAX) further bytes, or an eighth of the bytes so far.
+    /// Sending progress delays no chunk.
     fn progress(&self) -> ProgressCell;
 }
 

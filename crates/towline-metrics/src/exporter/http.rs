@@ -1,7 +1,7 @@
 //! The scrape endpoint: one request per connection, just enough HTTP/1.1 for a scraper and for curl.
 //!
-//! It is written here because the exporter crate's own listener opens only together with a new recorder,
-//! does not tell its port, and leaves connections and upkeep running when it is dropped.
+//! The exporter crate has a listener of its own, which does not fit: it opens only together with a new recorder and does
+//! not return its port. Its connections and its upkeep also outlive its drop.
 
 use std::io;
 use std::sync::Arc;

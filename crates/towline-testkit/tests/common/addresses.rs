@@ -12,8 +12,8 @@ use towline_testkit::cluster::{Cluster, Plan, node_id};
 
 /// A local address without a listener, the same for TCP and UDP.
 ///
-/// A restarted node must find its port free, so this avoids the ephemeral ports of diallers, and 20,000 to 30,000, which the
-/// tests of examples/kv use at the same time.
+/// A restarted node must find its port free. So the ports lie below the ephemeral ports of diallers, and below 20,000 to
+/// 30,000, which the tests of examples/kv use at the same time.
 pub(crate) fn free_port() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {

@@ -16,8 +16,8 @@ use crate::pb;
 
 /// Serves a stream from its hello to its end. Frames for the dialler go to `answers`, a channel with room for
 /// [`ANSWERS_WAITING_MAX`](super::ANSWERS_WAITING_MAX) frames. The transport writes them to the other half of the stream.
-/// When the channel ends, the transport ends the stream in order. When the transport drops the receiver, `serve` takes it
-/// that the dialler gave the stream up.
+/// When the channel ends, the transport ends the stream in order. When the transport drops the receiver of `answers`, `serve`
+/// treats the stream as abandoned by the dialler.
 pub async fn serve(caller: Arc<Caller>, mut source: impl FrameSource, answers: mpsc::Sender<pb::Frame>) {
     let last = match handshake(&caller, &mut source).await {
         Ok((session, purpose)) => {

@@ -16,8 +16,8 @@ pub(crate) struct Floor {
     dir: PathBuf,
     mib: u64,
     piece: Bytes,
-    /// All written files, kept as the snapshots are. The host allocates a guest's memory at its first use, so a file in the
-    /// memory of a removed one costs a sixth of a file in new memory.
+    /// All written files, which stay as the snapshots do. The host allocates a guest's memory at its first use. So a new file
+    /// in the memory of a removed one would cost a sixth of a file in new memory.
     files: Vec<File>,
 }
 

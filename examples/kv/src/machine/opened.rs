@@ -161,7 +161,7 @@ fn prepare(path: &Path) -> Result<(), OpenError> {
         return Err(OpenError::Damaged(format!("its file `{VERSION_FILE}` is missing")));
     }
     if !files.iter().any(|file| file.extension().is_some_and(|extension| extension == "jnl")) {
-        // Little goes through the journal. The checksum tells whether it mattered.
+        // Few changes go through the journal. The checksum of the state shows whether any of them is lost.
         tracing::warn!(store = %path.display(), "the journal of the key-value store is missing");
         let journal = path.join(FIRST_JOURNAL);
         let made =

@@ -1,4 +1,4 @@
-//! Waits while the process lacks file descriptors. The store opens files all the time, and they are sound.
+//! Waits while the process lacks file descriptors. The store opens files all the time; the lack is no damage of its files.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
