@@ -1,8 +1,8 @@
 //! Snapshot transfers: sending, receiving, and making and removing files.
 //!
-//! The core (`core::attempts`) decides which peer gets a snapshot, and when. Here the bytes move. On every exit of a transfer
-//! both sides record the payload bytes and log one line. If the byte totals differ, the wire lost something; if they are
-//! equal, the format is wrong.
+//! The core (`core::attempts`) decides which peer gets a snapshot, and when. This module moves the bytes. On every exit of
+//! a transfer both sides record the payload bytes and log one line. If a transfer fails and the byte totals differ, the
+//! connection lost bytes. If they are equal and the receiver says `corrupt`, the content is wrong.
 
 #[cfg(test)]
 pub(crate) mod fixture;

@@ -9,8 +9,8 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// defaults (an election timeout of 1 s at least).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GrpcConfig {
-    /// Silence after which a connection is probed. Default 250 ms. Together with the next field it bounds how long a dead
-    /// peer goes unnoticed, and should stay below the shortest election timeout. Costs a ping each time.
+    /// Silence after which a connection is probed. Default 250 ms. Together with `keepalive_timeout` it bounds how long
+    /// a dead peer goes unnoticed. The sum should stay below the shortest election timeout. Costs a ping each time.
     pub keepalive_interval: Duration,
     /// How much longer the peer may remain silent until the connection counts as dead. Default 500 ms. Must be above the
     /// pauses of your machines. Any byte of the peer counts, so a slow link is not silent.

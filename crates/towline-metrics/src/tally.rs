@@ -42,8 +42,8 @@ impl ByteTally {
         self.settle(outcome)
     }
 
-    /// [`finish`](Self::finish) for an owner that cannot give the tally away, such as one with a drop of its own. A second
-    /// call records nothing.
+    /// Like [`finish`](Self::finish), for an owner that cannot move the tally out, such as a type that implements `Drop`. A
+    /// second call records nothing.
     pub fn settle(&mut self, outcome: SnapshotOutcome) -> u64 {
         let total = self.bytes();
         if let Some(record) = self.record.take() {

@@ -13,8 +13,8 @@ const KEEPALIVE_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// defaults (an election timeout of 1 s at least). Give all nodes the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuicConfig {
-    /// Silence after which a connection is probed. Default 250 ms. Together with the next field it bounds how long a dead
-    /// peer goes unnoticed, and should stay below the shortest election timeout. Costs a packet each time.
+    /// Silence after which a connection is probed. Default 250 ms. Together with `idle_timeout` it bounds how long
+    /// a dead peer goes unnoticed. The sum should stay below the shortest election timeout. Costs a packet each time.
     pub keepalive_interval: Duration,
     /// How long a peer may remain silent until the connection counts as dead. Default 500 ms. Must be above the keep-alive
     /// interval and the pauses of your machines. QUIC itself takes three probe timeouts where that is longer, about

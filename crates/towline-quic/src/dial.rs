@@ -75,7 +75,7 @@ impl Dials {
     }
 
     /// The connection to a peer, for a snapshot. The runtime that makes a connection also moves the bytes of all its streams.
-    /// So this makes it on the runtime of the lanes: the caller's runtime may have a lower priority.
+    /// So this function makes the connection on the runtime of the lanes: the caller's runtime may have a lower priority.
     pub(crate) async fn of_snapshot(
         self: &Arc<Self>,
         config: &QuicConfig,

@@ -2,14 +2,14 @@
 //!
 //! One thread for each log, with one job at a time, avoids two faults of raft-engine. Its cache of the last decoded block
 //! is thread-local and does not tell logs apart: a thread that reads two logs can get entries of the wrong one. And a read
-//! can panic if a purge rewrites the same data meanwhile (its bug 370).
+//! can panic if a purge rewrites the same data meanwhile (issue 370 of raft-engine).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Jobs that may wait in the queue. Beyond it, callers block.
+/// The most jobs in the queue. At the bound, callers block.
 const JOBS_MAX: usize = 64;
 
 type Job<E> = Box<dyn FnOnce(&E) + Send>;

@@ -81,7 +81,7 @@ pub fn dialling(tls: &TlsConfig, to: NodeId, alpn: &[u8]) -> Result<(Arc<ClientC
 }
 
 /// The node that a certificate, in DER, belongs to, by the same checks as in a handshake that `tls` accepts: path, time,
-/// purpose, name. Whether a peer holds its key only a handshake shows.
+/// purpose, name. Only a handshake shows whether a peer holds the key.
 ///
 /// # Errors
 /// [`CertRefusal`].

@@ -1,8 +1,8 @@
 //! The bound of how fast a peer can raise the term of this node.
 //!
-//! A member raises the term of its peers by naming a higher one, and a term never falls. One message with the
-//! highest accepted term, forged or from damaged memory, would leave no term for another election. So this module bounds the size and
-//! the frequency of rises.
+//! A member raises the term of its peers by naming a higher one, and a term never falls. One message with the highest
+//! accepted term, forged or from damaged memory, would leave no term for another election. So this module bounds the size
+//! and the frequency of rises.
 //!
 //! Honest terms rise slowly, by about one in each election: a node raises its term only if a majority agreed in a pre-vote.
 //! But a node may lag by more than [`RISE_MAX`], for two reasons. It may have been away for that number of elections, which

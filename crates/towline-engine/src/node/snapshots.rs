@@ -24,8 +24,8 @@ pub(crate) struct NodeGroups {
 }
 
 impl NodeGroups {
-    /// Refuses an offer for a group that does not run. A member's group may be about to start, so it is not `WrongNode`:
-    /// after that the leader would not retry for long.
+    /// Refuses an offer for a group that does not run. The refusal of a member is not `WrongNode`, because its group may be
+    /// about to start: `WrongNode` is lasting, and after a lasting refusal the leader waits much longer.
     fn check(&self, offer: &SnapshotOffer) -> Result<(), SnapshotRefusal> {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         if registry.contains_key(&offer.meta.head.group) {

@@ -9,10 +9,11 @@ const CALL_ENTRIES_MAX: usize = 4_096;
 /// A machine whose fixed cost per call exceeds half of this gets calls of twice that cost.
 const CALL_TIME_TARGET: Duration = Duration::from_millis(50);
 
-/// The most by which one call exceeds the last: a wrong estimate then costs this many times the target.
+/// The largest factor from one call to the next. A wrong estimate costs at most the target times this factor.
 const GROWTH_MAX: usize = 4;
 
-/// Of the calls that the time limits, one in this many is twice as large, to learn what a larger call costs.
+/// The distance between two probes, in calls that the time target limits. A probe is twice as large as the target allows:
+/// it shows what a larger call costs.
 const PROBE_CALLS: u32 = 8;
 
 /// Weight of the past against one more call.
