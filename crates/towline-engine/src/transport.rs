@@ -348,7 +348,7 @@ pub enum Refusal {
         peer: u64,
     },
     /// The dialler has another protocol version.
-    #[error("protocol version {theirs} is not spoken here, but {ours}")]
+    #[error("this node speaks protocol version {ours}, not {theirs}")]
     Version {
         /// The version of the node that refused; 0 if unknown.
         ours: u32,

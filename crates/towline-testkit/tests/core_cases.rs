@@ -38,7 +38,6 @@ fn is_settled(sim: &Sim, command: u64) -> bool {
     *sim.history().proposal(command) != ProposalResult::Open
 }
 
-/// Case 36.
 #[test]
 fn a_single_voter_acknowledges_only_after_its_own_write() {
     let (mut sim, leader) = led(1, SimOptions::default());
@@ -51,7 +50,6 @@ fn a_single_voter_acknowledges_only_after_its_own_write() {
     sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
 }
 
-/// Case 37.
 #[test]
 fn one_voter_with_a_learner_does_not_diverge_when_it_crashes_before_its_term_is_durable() {
     let options = SimOptions { learners: 1, ..SimOptions::default() };
@@ -71,7 +69,6 @@ fn one_voter_with_a_learner_does_not_diverge_when_it_crashes_before_its_term_is_
     assert_eq!(sim.durable(voter), sim.durable(learner));
 }
 
-/// Case 41.
 #[test]
 fn a_follower_names_the_leader_and_the_leader_takes_the_command() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -97,7 +94,6 @@ fn deposed() -> (Sim, NodeId, NodeId, u64) {
     (sim, old, new, command)
 }
 
-/// Cases 42 and 43.
 #[test]
 fn a_new_leaders_entry_at_the_same_index_does_not_acknowledge_the_old_leaders_command() {
     let (mut sim, old, new, lost) = deposed();
@@ -115,7 +111,7 @@ fn a_new_leaders_entry_at_the_same_index_does_not_acknowledge_the_old_leaders_co
     }
 }
 
-/// Case 42: an uncertain command may also happen.
+/// An uncertain command may also happen.
 #[test]
 fn a_command_of_a_deposed_leader_that_is_applied_later_was_answered_as_uncertain() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -134,7 +130,6 @@ fn a_command_of_a_deposed_leader_that_is_applied_later_was_answered_as_uncertain
     }
 }
 
-/// Case 44.
 #[test]
 fn proposals_during_a_transfer_are_busy_and_none_is_lost() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -151,7 +146,7 @@ fn proposals_during_a_transfer_are_busy_and_none_is_lost() {
     assert!(sim.history().place(before).is_some() && sim.history().place(during).is_none());
 }
 
-/// Case 44: at each election timeout Raft forgot which peers are active until they answered the next heartbeat. In between, it
+/// At each election timeout Raft forgot which peers are active until they answered the next heartbeat. In between, it
 /// refused a transfer of leadership, and a leader that shut down found no successor.
 #[test]
 fn a_peer_that_answers_stays_active_and_a_silent_one_does_not() {
@@ -185,7 +180,6 @@ fn a_transfer_to_a_target_that_falls_silent_ends_and_proposals_resume() {
     sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
 }
 
-/// Case 45.
 #[test]
 fn an_isolated_leader_answers_no_read_while_another_acknowledges() {
     let (mut sim, old, new, _) = deposed();
@@ -229,7 +223,6 @@ fn a_confirmed_read_whose_entries_never_come_fails_at_its_deadline() {
     assert_eq!(reads, Some(0));
 }
 
-/// Case 56.
 #[test]
 fn nodes_whose_writes_hang_for_many_election_timeouts_do_not_panic() {
     for (voters, learners) in [(1, 0), (1, 1), (3, 0), (2, 0)] {
@@ -250,7 +243,6 @@ fn nodes_whose_writes_hang_for_many_election_timeouts_do_not_panic() {
     }
 }
 
-/// Case 56 at the first start.
 #[test]
 fn a_sole_voter_whose_first_write_hangs_does_not_panic() {
     let mut sim = Sim::new(3, 1, SimOptions::default()).unwrap();
@@ -259,7 +251,6 @@ fn a_sole_voter_whose_first_write_hangs_does_not_panic() {
     sim.converge().unwrap();
 }
 
-/// Case 62.
 #[test]
 fn answers_to_several_read_rounds_of_one_peer_in_one_turn_all_arrive() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -287,7 +278,6 @@ fn answers_to_several_read_rounds_of_one_peer_in_one_turn_all_arrive() {
     assert_eq!(answered, contexts);
 }
 
-/// Case 62, end to end.
 #[test]
 fn reads_of_two_followers_in_several_rounds_are_all_answered() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -304,7 +294,6 @@ fn reads_of_two_followers_in_several_rounds_are_all_answered() {
     .unwrap();
 }
 
-/// Case 63.
 #[test]
 fn a_forwarded_read_round_is_refused_and_raft_never_sees_it() {
     let (mut sim, leader) = led(3, SimOptions::default());
@@ -358,7 +347,6 @@ fn gave_a_vote(sim: &Sim, node: NodeId) -> bool {
     })
 }
 
-/// Case 64.
 #[test]
 fn a_node_that_restarts_inside_a_leaders_lease_gives_no_vote() {
     let (sim, node) = vote_inside_a_lease(true);

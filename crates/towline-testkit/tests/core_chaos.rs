@@ -58,7 +58,7 @@ fn the_same_seed_gives_the_same_run() {
     assert_eq!(run(), run());
 }
 
-/// Case 33: a node may crash before each sync, after it, and after it was reported.
+/// A node may crash before each sync, after it, and after it was reported.
 #[test]
 fn nothing_acknowledged_is_lost_when_every_sync_may_end_in_a_crash() {
     let options = |seed| SimOptions { chaos: crashy(), ..rough(seed) };

@@ -1,4 +1,4 @@
-//! Case 31: `step` refuses or takes any message of a peer, and does not panic.
+//! `step` refuses or takes any message of a peer, and does not panic.
 
 use proptest::prelude::*;
 use proptest::test_runner::Config;

@@ -24,7 +24,7 @@ fn catches_up(sim: &mut SnapshotSim, behind: NodeId) {
     sim.assert_one_report_each();
 }
 
-/// Case 2: the report is all that Raft gets from the follower.
+/// The report is all that Raft gets from the follower.
 #[test]
 fn a_finish_alone_moves_a_peer_on_whose_acknowledgement_was_lost() {
     let (mut sim, leader, behind) = left_behind();
@@ -51,7 +51,7 @@ fn without_that_finish_the_peer_stays_latched_even_if_its_acknowledgements_arriv
     assert!(sim.any_latched() && sim.emitted() == 1 && sim.told() == 0);
 }
 
-/// Case 54: on an idle cluster the acknowledgement and the answer to the transfer are lost.
+/// On an idle cluster the acknowledgement and the answer to the transfer are lost.
 #[test]
 fn a_retry_of_a_snapshot_that_the_follower_has_is_one_finish_and_no_second_transfer() {
     let (mut sim, leader, behind) = left_behind();
@@ -79,7 +79,7 @@ fn a_snapshot_that_the_follower_has_is_offered_for_ever_if_that_counts_as_a_fail
     assert!(sim.peer(leader, behind).matched < sim.status(leader).first_index);
 }
 
-/// Case 10: the follower has no snapshot, and rejects the appends after it.
+/// The follower has no snapshot, and rejects the appends after it.
 #[test]
 fn a_wrong_finish_is_followed_by_another_snapshot_and_converges() {
     let (mut sim, _, behind) = left_behind();
@@ -104,7 +104,7 @@ fn a_wrong_finish_is_not_noticed_while_the_rejections_of_the_follower_are_lost()
     assert_eq!(sim.emitted(), 2);
 }
 
-/// Case 24: a learner, and a voter of only the outgoing half of a joint configuration.
+/// A learner, and a voter of only the outgoing half of a joint configuration.
 #[test]
 fn a_member_that_is_no_voter_of_the_next_configuration_gets_a_snapshot() {
     for seed in [1, 2] {
@@ -130,7 +130,7 @@ fn a_receiver_that_counts_only_voters_gets_no_snapshot_as_a_learner_or_in_a_join
     }
 }
 
-/// Case 22: the leader makes newer snapshots and compacts during a transfer. It dropped the log after the sent snapshot with the
+/// The leader makes newer snapshots and compacts during a transfer. It dropped the log after the sent snapshot with the
 /// report of its success, before the follower had got an entry of that log.
 #[test]
 fn a_follower_needs_no_second_snapshot_however_much_is_compacted_during_the_first() {

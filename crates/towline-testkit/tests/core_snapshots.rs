@@ -1,4 +1,4 @@
-//! Case 12: under any faults of transfers, tickets, nodes and the network, Raft gets exactly one report for each snapshot that
+//! Under any faults of transfers, tickets, nodes and the network, Raft gets exactly one report for each snapshot that
 //! it emits. Exempt are snapshots whose leadership or node has ended. The simulator checks after each input that no Raft waits
 //! for an attempt that is over. `common::seeds` explains the environment variables.
 
@@ -120,7 +120,7 @@ fn without_the_watchdog_a_leaked_ticket_latches_a_follower() {
     assert!(latched > 5, "{latched} of 30 runs end with a latched follower");
 }
 
-/// Cases 15, 33, 40 and 68 in the core: a crash between any two steps of an install, with durable and volatile state machines.
+/// In the core: a crash between any two steps of an install, with durable and volatile state machines.
 #[test]
 fn a_crash_at_every_step_of_an_install_leaves_the_old_or_the_new_state() {
     let sims = for_each_seed(60, |seed| {

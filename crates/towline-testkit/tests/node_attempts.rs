@@ -15,7 +15,6 @@ use towline_testkit::snapshots::SnapshotOp;
 /// Much longer than a transfer may stand still while chunks are due.
 const SLOW: Duration = Duration::from_millis(1_200);
 
-/// Case 67.
 #[tokio::test(flavor = "multi_thread")]
 async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
     for op in [SnapshotOp::Verify, SnapshotOp::Commit] {
@@ -52,7 +51,7 @@ async fn a_phase_that_takes_longer_than_its_own_timeout_is_a_failure() {
     assert!(setup.cluster.settled(1).await.len() >= 45);
 }
 
-/// Case 18, at the receiver: the sender would wait for ever.
+/// At the receiver: the sender would wait for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_without_progress_gives_up_by_itself_and_frees_its_slot() {
     let patient =
@@ -74,7 +73,7 @@ async fn a_receiver_without_progress_gives_up_by_itself_and_frees_its_slot() {
     setup.assert_heals().await;
 }
 
-/// Case 19: two groups need a snapshot, and the receiver has one slot.
+/// Two groups need a snapshot, and the receiver has one slot.
 #[tokio::test(flavor = "multi_thread")]
 async fn more_offers_than_a_node_receives_at_a_time_are_refused_as_busy_and_served_later() {
     let counts = Counts::default();

@@ -65,7 +65,7 @@ fn check_error(error: &ProposeError) {
     assert!(is_poisoned(cause), "{cause}");
 }
 
-/// Case 35 on the real log: EIO at the n-th write or sync, for each n.
+/// On the real log: EIO at the n-th write or sync, for each n.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_goes_down_at_each_failed_write_or_sync_and_keeps_what_it_acknowledged() {
     let mut failed = Vec::new();

@@ -33,7 +33,6 @@ async fn lead(cluster: &Cluster, group: u64, node: u64) {
     }
 }
 
-/// Cases 7 and 69.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_group_refuses_only_its_own_messages() {
     // A worker for each group, because the state machine of the full one blocks.
@@ -91,7 +90,7 @@ async fn a_full_group_refuses_only_its_own_messages() {
     cluster.stop(full, Duration::ZERO).await;
 }
 
-/// Case 27. Compares the latency with that before the fault, with room for a loaded machine.
+/// Compares the latency with that before the fault, with room for a loaded machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_in_a_black_hole_does_not_slow_the_others_down() {
     let mut cluster = Cluster::start(3, 1).await;
@@ -122,7 +121,6 @@ async fn a_peer_in_a_black_hole_does_not_slow_the_others_down() {
     cluster.crash(leader);
 }
 
-/// Case 28.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn order_holds_while_links_break() {
     let cluster = Cluster::start(3, 1).await;
@@ -170,7 +168,6 @@ async fn order_holds_while_links_break() {
     assert!(acked.len() > 500 && breaks > 10, "{} acknowledged, {breaks} breaks", acked.len());
 }
 
-/// Case 29.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_peer_is_connected_before_an_election_timeout() {
     let mut cluster = Cluster::start(3, 1).await;
@@ -193,7 +190,6 @@ async fn a_restarted_peer_is_connected_before_an_election_timeout() {
     assert_eq!(cluster.group(leader, 1).state().term, term);
 }
 
-/// Cases 35 and 65.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_cannot_write_goes_down_and_another_takes_over() {
     for (ahead, fault) in
@@ -264,7 +260,7 @@ async fn a_leader_that_cannot_write_goes_down_and_another_takes_over() {
     }
 }
 
-/// Case 35 with a single voter.
+/// With a single voter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_node_acknowledges_nothing_after_its_disk_fails() {
     for fault in [AppendFault::BeforeDurable, AppendFault::AfterDurable] {
@@ -292,7 +288,6 @@ async fn a_single_node_acknowledges_nothing_after_its_disk_fails() {
     }
 }
 
-/// Case 36.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_voter_acknowledges_only_what_is_durable() {
     let mut cluster = Cluster::start(1, 1).await;
@@ -369,7 +364,7 @@ async fn a_failed_state_machine_quarantines_only_its_group() {
     }
 }
 
-/// Case 11: an idle link breaks, and its last messages may be lost.
+/// An idle link breaks, and its last messages may be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_idle_link_is_reported_once_to_each_group_that_replicates_over_it() {
     let counts = Counts::default();
@@ -399,7 +394,7 @@ async fn a_broken_idle_link_is_reported_once_to_each_group_that_replicates_over_
     }
 }
 
-/// Case 9: links report to a node that is stopping.
+/// Links report to a node that is stopping.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_stops_while_its_links_break() {
     for deadline in [Duration::ZERO, Duration::from_secs(2)] {

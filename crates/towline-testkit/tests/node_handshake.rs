@@ -27,7 +27,7 @@ fn hello(from: u64, to: u64, incarnation: Incarnation) -> Hello {
 const ONE: Incarnation = Incarnation::new(1).unwrap();
 const TWO: Incarnation = Incarnation::new(2).unwrap();
 
-/// Case 30 without certificates. The node is alone in a group of two, so the test can be the other member.
+/// Without certificates. The node is alone in a group of two, so the test can be the other member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_and_invalid_messages_are_refused_and_counted() {
     let (counts, disk, transport) = (Counts::default(), Disk::default(), MemNet::new().transport());
@@ -110,7 +110,6 @@ fn invalid_messages() -> Vec<Message> {
     ]
 }
 
-/// Case 66 (and 39).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_node_is_refused_by_its_incarnation_and_the_cluster_goes_on() {
     let counts = Counts::default();
@@ -154,7 +153,7 @@ async fn a_wiped_node_is_refused_by_its_incarnation_and_the_cluster_goes_on() {
     assert_eq!(alone.state().commit, 0);
 }
 
-/// Case 32. A member of another group passes the handshake, and its messages for this group are refused. A node that is no
+/// A member of another group passes the handshake, and its messages for this group are refused. A node that is no
 /// member of any group does not pass the handshake.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_node_that_keeps_calling_disturbs_nothing() {

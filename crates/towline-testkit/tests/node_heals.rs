@@ -432,7 +432,6 @@ async fn level(setup: &LaggingCluster) -> Instant {
     Instant::now()
 }
 
-/// Case 2.
 async fn a_finish_alone(over: &str) {
     let mut setup = start(over, &LinksCut).await;
     let faults = lose_acknowledgement(&mut setup).await;
@@ -449,7 +448,7 @@ async fn a_finish_alone(over: &str) {
     setup.assert_heals().await;
 }
 
-/// Case 54: the receipt and Raft's acknowledgement are lost, and no caller proposes anything.
+/// The receipt and Raft's acknowledgement are lost, and no caller proposes anything.
 async fn an_idle_cluster_converges(over: &str) {
     let mut setup = start(over, &LinksCut).await;
     setup.offers.next(OfferFault::ReceiptIsLost);
@@ -484,7 +483,7 @@ enum LeaderLoss {
     Crash,
 }
 
-/// Cases 3 and 21: the next leader serves within two heartbeats of its election.
+/// The next leader serves within two heartbeats of its election.
 async fn leader_lost_midway(over: &str, loss: LeaderLoss) {
     let mut setup = start(over, &LinksCut).await;
     let (old, next) = (setup.leader, setup.third());

@@ -1,4 +1,4 @@
-//! Case 13: a snapshot of each awkward length is made, stored in a file, offered, sent in chunks, received into a file and
+//! A snapshot of each awkward length is made, stored in a file, offered, sent in chunks, received into a file and
 //! restored. Both ends have the same bytes and count the same totals.
 
 use std::io;

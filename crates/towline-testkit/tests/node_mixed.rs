@@ -1,4 +1,4 @@
-//! Case 53: a cluster in which some nodes listen on gRPC and some on QUIC, so most pairs use one transport each way.
+//! A cluster in which some nodes listen on gRPC and some on QUIC, so most pairs use one transport each way.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Case 30: one table of diallers that a real node refuses, over gRPC and QUIC. Each row states what the dialler gets, what
+//! One table of diallers that a real node refuses, over gRPC and QUIC. Each row states what the dialler gets, what
 //! the listener reports, and the only counter that moves. docs/transports.md shows the table.
 
 use std::mem::discriminant;

@@ -68,7 +68,6 @@ async fn many_groups_share_the_lanes() {
     }
 }
 
-/// Case 41.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_names_the_leader_which_takes_the_command() {
     let cluster = Cluster::start(3, 1).await;
@@ -100,7 +99,6 @@ struct WriterLog {
 }
 
 impl WriterLog {
-    /// Cases 42 and 43.
     fn check(&self, applied: &[Bytes]) {
         let applied_set: BTreeSet<_> = applied.iter().cloned().collect();
         assert_eq!(applied_set.len(), applied.len(), "a command was applied twice");
@@ -151,7 +149,6 @@ fn writers(
     })
 }
 
-/// Cases 42, 43.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_state_the_outcome_when_leaders_die_under_load() {
     let mut cluster = Cluster::start(3, 1).await;
@@ -204,7 +201,6 @@ async fn without_a_majority_nothing_is_acknowledged_and_then_it_resumes() {
     assert!(commands.contains(&"before".into()) && commands.contains(&"after".into()), "{commands:?}");
 }
 
-/// Case 44.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_moves_under_load_and_nothing_is_lost() {
     let cluster = Cluster::start(3, 1).await;
@@ -305,7 +301,6 @@ async fn transfer(cluster: &Cluster, before: impl Fn(u64)) -> Result<(), Transfe
     }
 }
 
-/// Case 46.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_is_refused_and_admitted_commands_stay_fast() {
     const OFFERED: usize = 20_000;

@@ -73,7 +73,6 @@ impl RestoreCluster {
     }
 }
 
-/// Case 68.
 async fn cut_at_every_step(replacing: Replacing) {
     let mut setup = RestoreCluster::new(replacing).await;
     // The first restore runs without a cut, to count the steps.
@@ -131,7 +130,7 @@ async fn a_machine_that_crashes_while_it_overwrites_its_state_is_restored_from_t
     cut_at_every_step(Replacing::InPlace).await;
 }
 
-/// Case 68: the state is lost, and the log does not begin at entry 1.
+/// The state is lost, and the log does not begin at entry 1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_lost_its_state_over_a_compacted_log_is_restored_or_refused() {
     let mut setup = RestoreCluster::new(Replacing::Aside).await;

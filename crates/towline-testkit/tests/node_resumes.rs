@@ -49,7 +49,7 @@ async fn reading_after(setup: &LaggingCluster, number: u64) -> AttemptStatus {
 /// An offer timed out after five seconds. A receiver with a large partial file needed longer to read it, so the attempt
 /// failed, and the next one was refused as busy, again and again. A large transfer that was cut late never resumed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receiver_that_reads_a_large_part_again_is_waited_for() {
+async fn the_sender_waits_while_the_receiver_verifies_a_large_partial_file() {
     let mut setup = LaggingCluster::new(config()).await;
     let gate = held(&mut setup).await;
     let attempt = reading_after(&setup, 1).await;

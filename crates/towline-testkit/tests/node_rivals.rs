@@ -17,7 +17,7 @@ use towline_engine::transport::{Chunk, SnapshotRefusal, TransferError};
 use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{DEADLINE, until, within};
 
-/// Case 20: the same attempt is offered twice.
+/// The same attempt is offered twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_equal_attempts_at_once_the_second_is_refused_and_the_first_goes_on() {
     let mut setup = LaggingCluster::new(config()).await;
@@ -31,7 +31,7 @@ async fn of_two_equal_attempts_at_once_the_second_is_refused_and_the_first_goes_
     assert_eq!(setup.counts.sum(TRANSFERS, &["direction=sent"]), 1);
 }
 
-/// Case 20: the sender has given up the first attempt, and the receiver does not know.
+/// The sender has given up the first attempt, and the receiver does not know.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_more() {
     let mut setup = LaggingCluster::new(config()).await;
@@ -63,7 +63,6 @@ async fn of_two_attempts_at_once_the_later_wins_and_the_earlier_changes_nothing_
     assert_eq!(setup.counts.sum(TRANSFERS, &["direction=received", "outcome=finished"]), 1);
 }
 
-/// Case 21.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_report_of_a_deposed_leader_is_stale_and_the_next_leader_serves() {
     let mut setup =
@@ -98,7 +97,7 @@ async fn the_report_of_a_deposed_leader_is_stale_and_the_next_leader_serves() {
     assert_eq!(setup.counts.sum(REPORTS, &["outcome=synthesized"]), 0);
 }
 
-/// Case 23: the leader serves one of two followers, which goes down for good.
+/// The leader serves one of two followers, which goes down for good.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_never_returns_releases_slot_and_file() {
     let slow =

@@ -1,4 +1,4 @@
-//! Case 67: a receiver whose disk blocks one write reports `Storing`, and gets the longer phase timeout. A receiver that stands
+//! A receiver whose disk blocks one write reports `Storing`, and gets the longer phase timeout. A receiver that stands
 //! still does not.
 
 use std::time::{Duration, Instant};

@@ -17,7 +17,7 @@ use towline_testkit::snapshots::{FaultySnapshots, SnapshotOp};
 
 const FAILED: AttemptOutcome = AttemptOutcome::Failed(SnapshotFailure::Refused { lasting: false });
 
-/// Case 17: the disk is full at the last byte of each attempt, until there is room.
+/// The disk is full at the last byte of each attempt, until there is room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_whose_disk_is_full_at_the_last_byte_fails_attempts_until_there_is_room() {
     let mut setup = LaggingCluster::new(config()).await;

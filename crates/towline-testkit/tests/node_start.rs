@@ -118,9 +118,9 @@ async fn a_node_that_cannot_start_says_why() {
     let (net, disk) = (MemNet::new(), Disk::default());
     let bare = || Node::builder(node_id(1), cluster_id());
     let error = bare().transport(net.transport(), address()).start().await.unwrap_err();
-    assert_eq!(error.to_string(), "the node has no storage");
+    assert_eq!(error.to_string(), "the node has no storage: call `NodeBuilder::storage`");
     let error = bare().storage(disk.storage()).start().await.unwrap_err();
-    assert_eq!(error.to_string(), "the node has no transport");
+    assert_eq!(error.to_string(), "the node has no transport: call `NodeBuilder::transport`");
     let config = Config { election_timeout_min: Duration::from_millis(10), ..quick() };
     let error = builder(&net, &disk).config(config).start().await.unwrap_err();
     assert_eq!(
@@ -282,7 +282,7 @@ async fn a_shutdown_transfers_leadership_flushes_and_answers_every_caller() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backlog_does_not_delay_a_stop_without_deadline() {
+async fn a_backlog_does_not_delay_a_stop_with_a_zero_deadline() {
     let plan = Plan::new(1, 1).machine(|_, _| ListMachine::new().slow(Duration::from_millis(50)));
     let mut cluster = plan.start().await;
     let group = cluster.group(cluster.leader(1).await, 1);
@@ -347,7 +347,6 @@ async fn restart(disk: &Disk, machine: ListMachine) -> Result<usize, StartError>
     Ok(list.len())
 }
 
-/// Case 38.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
     let at = |index, term| ListMachine::new().durable_at(LogId { index, term });

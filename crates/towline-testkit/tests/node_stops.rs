@@ -39,7 +39,7 @@ async fn a_receiver_that_commits_its_file_after_the_node_has_stopped_ends() {
     until("the receiver counts its end", || ended() == 1).await;
 }
 
-/// Case 3: the leader serves two followers when it stops or crashes. Each report is counted once: as applied, as stale, or as
+/// The leader serves two followers when it stops or crashes. Each report is counted once: as applied, as stale, or as
 /// posted to a closed mailbox.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_goes_down_posts_one_failure_for_each_transfer_it_sends() {

@@ -93,7 +93,7 @@ async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTra
     CutTransfer { length, had, rest }
 }
 
-/// Case 14: the second attempt does not send what arrived before the cut.
+/// The second attempt does not send what arrived before the cut.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_cut_at_any_chunk_fails_once_and_only_the_rest_is_sent_again() {
     for chunks in 0.. {
@@ -117,7 +117,7 @@ async fn a_receiver_that_lost_its_partial_file_gets_every_byte_again() {
     assert_eq!((had, rest), (7 * CHUNK, length));
 }
 
-/// Case 16: a flipped byte.
+/// A flipped byte.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() {
     let mut setup = LaggingCluster::new(patient()).await;
@@ -127,13 +127,13 @@ async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() 
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Corrupt));
     assert!(setup.cluster.commands(setup.behind, 1).await.len() < 45);
     setup.assert_heals().await;
-    // Case 25: a failed transfer has totals too, and they include the damaged chunk.
+    // A failed transfer has totals too, and they include the damaged chunk.
     let (sent, received) = (setup.bytes("sent", "failed"), setup.bytes("received", "failed"));
     assert_eq!(received, 11 * (16 << 10));
     assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");
 }
 
-/// Case 18: both sides notice that nothing moves.
+/// Both sides notice that nothing moves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_transfer_ends_on_both_sides_and_frees_its_slots() {
     let mut setup =
@@ -150,7 +150,7 @@ async fn a_stalled_transfer_ends_on_both_sides_and_frees_its_slots() {
     until("the receiver counts the end", || ended() >= 1).await;
 }
 
-/// Case 19: the sender does not repeat an offer at every heartbeat after a lasting refusal.
+/// The sender does not repeat an offer at every heartbeat after a lasting refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_off() {
     let mut setup = LaggingCluster::new(Config {
@@ -171,7 +171,7 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
     }
 }
 
-/// Case 3: the sending node shuts down in order.
+/// The sending node shuts down in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() {
     let mut setup =
@@ -179,7 +179,7 @@ async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() 
     setup.restart_follower().await;
     setup.midway().await;
     setup.cluster.stop(setup.leader, Duration::from_secs(2)).await;
-    // Case 25: both sides count the bytes of the cancelled transfer.
+    // Both sides count the bytes of the cancelled transfer.
     until("both sides count the end", || setup.bytes("received", "cancelled") > 0).await;
     let (sent, received) = (setup.bytes("sent", "cancelled"), setup.bytes("received", "cancelled"));
     assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");

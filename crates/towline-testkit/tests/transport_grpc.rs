@@ -35,7 +35,7 @@ async fn send_raw(at: SocketAddr, bytes: &[u8]) {
 }
 
 #[tokio::test]
-async fn garbage_on_the_port_is_refused_and_others_come_in() {
+async fn garbage_on_the_port_is_refused_and_peers_are_admitted() {
     let listening = Listening::on(&plain()).await;
     for garbage in [
         &b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..],

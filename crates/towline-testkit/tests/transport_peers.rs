@@ -52,7 +52,7 @@ async fn a_message_no_peer_may_send_costs_its_group_a_nack_and_not_the_lane() {
 
 /// The transports added each time to the time of now, which panicked.
 #[tokio::test]
-async fn the_longest_times_mean_never() {
+async fn the_longest_settings_do_not_overflow() {
     for wire in Wire::BOTH {
         let never = Bounds {
             keepalive_interval: Duration::MAX,

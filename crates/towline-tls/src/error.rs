@@ -63,7 +63,7 @@ pub enum TlsError {
     #[error("made from bytes: there is no file to reload")]
     NotFromFiles,
     /// The TLS library does not accept the settings. Not expected.
-    #[error("TLS settings")]
+    #[error("the TLS settings cannot be used")]
     Settings(#[source] BoxError),
 }
 

@@ -83,7 +83,6 @@ mod tests {
         assert_eq!(proposals.take_all().collect::<Vec<_>>(), ["c"]);
     }
 
-    /// Case 43.
     #[test]
     fn an_entry_of_another_leader_at_the_same_index_is_no_acknowledgement() {
         let mut proposals = Proposals::new();

@@ -314,7 +314,7 @@ pub enum StartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A required part was not given to the builder.
-    #[error("the node has no {missing}")]
+    #[error("the node has no {missing}: call `NodeBuilder::{missing}`")]
     Incomplete {
         /// What is missing.
         missing: &'static str,
@@ -409,7 +409,7 @@ pub enum StartError {
     #[error("joining an existing group is not supported by this version")]
     JoinRefused,
     /// The group runs already on this node, or is starting.
-    #[error("group {group} runs already")]
+    #[error("group {group} runs already: stop it first")]
     AlreadyRuns {
         /// The group.
         group: GroupId,

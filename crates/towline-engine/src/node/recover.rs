@@ -100,7 +100,7 @@ impl Recovery<'_> {
                 return Ok(Some(meta));
             }
             let (index, content) = (meta.head.at.index, meta.content);
-            tracing::info!(group = %self.group, index, %content, "a snapshot file does not go with the log");
+            tracing::info!(group = %self.group, index, %content, "a snapshot file does not match the log");
         }
         Ok(None)
     }
@@ -133,7 +133,7 @@ impl Recovery<'_> {
         })?;
         if durable.index >= truncated.index {
             let (group, snapshot) = (self.group, meta.head.at.index);
-            tracing::warn!(%group, why, snapshot, "the state machine does not go with the log and is restored");
+            tracing::warn!(%group, why, snapshot, "the state machine does not match the log and is restored");
         }
         restore(&*self.node.snapshots, machine, &meta).map_err(|source| self.failed(source))?;
         Ok(meta.head.at)

@@ -155,7 +155,7 @@ impl ReadWaiter {
 /// Runs code that may run a caller's code. Catches and logs a panic.
 pub(crate) fn contained(run: impl FnOnce()) {
     if let Err(cause) = catch(run) {
-        tracing::error!(cause, "a caller's code panicked while it was answered");
+        tracing::error!(cause, "code of a caller panicked while the engine answered it");
     }
 }
 

@@ -165,7 +165,7 @@ pub enum SnapshotRefusal {
         millis: u64,
     },
     /// A later attempt, or a later leader, has replaced this attempt.
-    #[error("a later attempt has taken its place")]
+    #[error("a later attempt superseded this one")]
     Superseded,
     /// This version of the receiver does not take snapshots. Lasting.
     #[error("snapshots are not supported")]

@@ -80,7 +80,7 @@ fn hasty_candidate() -> TestGroup {
     group
 }
 
-/// Case 31. The table names the reason to refuse each message, and the panic of raft if it gets the message.
+/// The table names the reason to refuse each message, and the panic of raft if it gets the message.
 #[test]
 fn messages_that_would_make_raft_panic_or_stall_are_refused() {
     let follower = || group(3);
@@ -123,7 +123,7 @@ fn messages_that_would_make_raft_panic_or_stall_are_refused() {
     }
 }
 
-/// Case 31: entries arrived and were not polled when the clock ticked. A sole voter wins within that tick.
+/// Entries arrived and were not polled when the clock ticked. A sole voter wins within that tick.
 #[test]
 fn a_sole_voter_with_entries_in_no_write_does_not_campaign() {
     let mut group = group(1);

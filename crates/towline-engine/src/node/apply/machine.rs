@@ -151,7 +151,7 @@ fn restore_from(
 
 /// The snapshot for restoring the state machine could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("snapshot to restore")]
+#[error("the snapshot to restore cannot be read")]
 struct Unread(#[source] MachineFailure);
 
 /// Fails the waiters in tasks that will not run.

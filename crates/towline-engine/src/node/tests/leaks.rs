@@ -1,4 +1,4 @@
-//! Case 5 on a running node: the report of a ticket is lost. For the node that equals a leaked ticket.
+//! On a running node: the report of a ticket is lost. For the node that equals a leaked ticket.
 
 use std::time::Duration;
 

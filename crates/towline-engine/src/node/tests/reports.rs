@@ -1,4 +1,4 @@
-//! Cases 8 and 9 on a running node: posts to its reporter while its shard is held, while it stops, and afterwards.
+//! On a running node: posts to its reporter while its shard is held, while it stops, and afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

@@ -116,7 +116,6 @@ fn a_node_wide_report_counts_as_one_for_each_group() {
     assert_eq!((coalesced(), mailbox.drained().len()), (4, 3), "7 = 1 + 2 * 3 were posted");
 }
 
-/// Case 9.
 #[test]
 fn a_report_after_close_is_counted_and_dropped() {
     let mailbox = TestMailbox::new();
@@ -156,7 +155,7 @@ fn a_report_that_is_never_drained_is_counted() {
     assert_eq!(mailbox.drained(), []);
 }
 
-/// Case 4: a peer that was removed and added again has no live attempt.
+/// A peer that was removed and added again has no live attempt.
 #[test]
 fn a_report_for_a_removed_and_re_added_peer_changes_nothing() {
     let mailbox = TestMailbox::new();

@@ -131,7 +131,6 @@ impl TestGroup {
     }
 }
 
-/// Case 1 with Towline.
 #[test]
 fn a_lost_snapshot_is_reported_and_sent_again_within_its_wait_and_two_heartbeats() {
     let mut group = leader(|_| ());
@@ -145,7 +144,7 @@ fn a_lost_snapshot_is_reported_and_sent_again_within_its_wait_and_two_heartbeats
     assert!(group.transfer_within(3).ticket.attempt().number > first.number);
 }
 
-/// Case 59: a receiver that the snapshot does not name, for example, refuses every offer of it.
+/// A receiver that the snapshot does not name, for example, refuses every offer of it.
 #[test]
 fn a_lasting_refusal_is_not_followed_by_endless_resends() {
     let refused = |lasting: bool| {
@@ -164,7 +163,7 @@ fn a_lasting_refusal_is_not_followed_by_endless_resends() {
     assert!(lasting <= 6 && passing > lasting, "{lasting} lasting, {passing} passing");
 }
 
-/// Case 6: one message at a time, after each heartbeat response, until one is acknowledged.
+/// One message at a time, after each heartbeat response, until one is acknowledged.
 #[test]
 fn after_an_unreachable_report_a_peer_gets_at_most_one_append_until_it_answers_a_heartbeat() {
     let mut group = leader(|_| ());
@@ -206,7 +205,6 @@ fn an_unreachable_report_on_a_follower_or_about_no_member_is_stale() {
     assert!(!group.take_report(about(3)));
 }
 
-/// Case 5.
 #[test]
 fn the_watchdog_reports_a_leaked_ticket_once() {
     let mut group = leader(|_| ());
@@ -236,7 +234,7 @@ fn the_watchdog_reports_a_leaked_ticket_even_if_raft_does_not_wait_for_it() {
     assert_eq!((group.drain(), group.live_attempts()), ((1, 0), vec![]));
 }
 
-/// Case 61: Raft has decided on a snapshot, but its message has not left. No ticket exists yet.
+/// Raft has decided on a snapshot, but its message has not left. No ticket exists yet.
 #[test]
 fn the_watchdog_is_silent_between_the_step_and_the_ready() {
     let mut group = leader(|_| ());
@@ -248,7 +246,7 @@ fn the_watchdog_is_silent_between_the_step_and_the_ready() {
     assert_eq!(group.cancelled, [transfer.ticket.attempt()], "the control: its message has left");
 }
 
-/// Case 4: also if the shard drains the report in the very turn in which the leader steps down.
+/// Also if the shard drains the report in the very turn in which the leader steps down.
 #[test]
 fn stepping_down_cancels_the_transfer_and_makes_its_report_stale() {
     for is_reported_first in [false, true] {
@@ -271,7 +269,7 @@ fn stepping_down_cancels_the_transfer_and_makes_its_report_stale() {
     }
 }
 
-/// Cases 4 and 60, and their control: in a mailbox that kept only the last post, the late failure of the first attempt would
+/// The control: in a mailbox that kept only the last post, the late failure of the first attempt would
 /// replace the success of the second. The failure is stale, so the peer would be latched.
 #[test]
 fn a_late_report_does_not_replace_the_outcome_of_the_next_attempt() {
@@ -298,7 +296,7 @@ fn a_late_report_does_not_replace_the_outcome_of_the_next_attempt() {
     assert_eq!(progress_after(true), PeerProgress::Snapshot, "the control");
 }
 
-/// Case 23. This version changes no membership, but the core is ready for it.
+/// This version changes no membership, but the core is ready for it.
 #[test]
 fn a_peer_removed_during_a_transfer_leaves_no_attempt_no_latch_and_no_taken_slot() {
     let mut group = leader(|_| ());

@@ -87,7 +87,6 @@ fn a_snapshot_that_was_not_received_stops_the_group_and_writes_nothing() {
     assert_eq!(group.fx.write, None);
 }
 
-/// Case 55.
 #[test]
 fn neither_an_election_timeout_nor_a_call_to_campaign_disturbs_an_install() {
     let mut group = receiver();
@@ -135,7 +134,6 @@ fn a_follower_during_an_install_votes_after_the_lease_of_its_leader_and_not_befo
     assert_eq!(group.state().role, Role::Candidate);
 }
 
-/// Case 59.
 #[test]
 fn a_snapshot_of_a_lower_term_or_without_this_node_is_refused_with_its_cause() {
     let mut group = group(|_| ());

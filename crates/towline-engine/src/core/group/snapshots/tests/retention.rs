@@ -11,7 +11,6 @@ fn leader_after(cause: SnapshotFailure) -> TestGroup {
     group
 }
 
-/// Case 22.
 #[test]
 fn a_transfer_keeps_its_file_and_the_log_behind_it() {
     let mut group = leader(|_| ());
