@@ -129,8 +129,20 @@ pub struct Config {
     /// Bytes of new log entries after which a group makes a snapshot, even before `snapshot_entries`. Default 256 MiB.
     #[serde(with = "named::snapshot_log_bytes")]
     pub snapshot_log_bytes: ByteSize,
+    /// Time by which a log write of a leader may be later than those of a quorum of the other voters. Default 0 s: the
+    /// shortest election timeout. The leader then hands over. At least three heartbeat intervals.
+    #[serde(with = "named::log_stall_timeout")]
+    pub log_stall_timeout: Duration,
+    /// Time without progress of a leader's state machine while committed entries wait for it. Default 5 s; counts as
+    /// at least the longest election timeout. The leader then hands over to a voter that has applied the command.
+    #[serde(with = "named::apply_stall_timeout")]
+    pub apply_stall_timeout: Duration,
     /// Log entries kept before the newest snapshot. Default 10,000. A follower that lags by fewer needs no snapshot.
     pub snapshot_trailing_entries: u64,
+    /// Bytes of these entries. Default 64 MiB. The bound with fewer entries counts. Entries from before the start of the
+    /// process count as nothing.
+    #[serde(with = "named::snapshot_trailing_bytes")]
+    pub snapshot_trailing_bytes: ByteSize,
     /// Bytes by which the log may grow during a transfer, which delays its truncation. Default 1 GiB. Past this bound
     /// the transfer fails.
     #[serde(with = "named::snapshot_pin_bytes_max")]
@@ -201,6 +213,7 @@ mod named {
         lane_connect_timeout lane_backoff_min lane_backoff_max inbox_bytes_max snapshot_log_bytes
         snapshot_pin_bytes_max snapshot_bytes_max snapshot_chunk_bytes snapshot_bytes_per_second
         snapshot_offer_timeout snapshot_progress_timeout snapshot_phase_timeout snapshot_backoff_max
+        log_stall_timeout apply_stall_timeout snapshot_trailing_bytes
     }
 }
 
@@ -236,7 +249,10 @@ impl Default for Config {
             turn_burst_max: 4_096,
             snapshot_entries: 1_000_000,
             snapshot_log_bytes: ByteSize::mib(256),
+            log_stall_timeout: Duration::ZERO,
+            apply_stall_timeout: Duration::from_secs(5),
             snapshot_trailing_entries: 10_000,
+            snapshot_trailing_bytes: ByteSize::mib(64),
             snapshot_pin_bytes_max: ByteSize::gib(1),
             snapshot_sends_max: 2,
             snapshot_receives_max: 2,
@@ -296,6 +312,7 @@ impl Config {
             ("election_timeout_max", self.election_timeout_max),
             ("proposal_timeout", self.proposal_timeout),
             ("read_timeout", self.read_timeout),
+            ("apply_stall_timeout", self.apply_stall_timeout),
             ("lane_dispatch_timeout", self.lane_dispatch_timeout),
             ("lane_connect_timeout", self.lane_connect_timeout),
             ("lane_backoff_min", self.lane_backoff_min),
@@ -309,6 +326,11 @@ impl Config {
         }
         self.validate_relations()?;
         Ok(ValidConfig { config: self })
+    }
+
+    /// The time that a log write of a leader may take, with the default resolved.
+    pub fn log_stall_timeout(&self) -> Duration {
+        if self.log_stall_timeout.is_zero() { self.election_timeout_min } else { self.log_stall_timeout }
     }
 
     fn validate_relations(&self) -> Result<(), ConfigError> {
@@ -356,6 +378,8 @@ impl Config {
                 return Err(invalid(field, value, form));
             }
         }
+        // A write may take as long as a leader may be silent.
+        within("log_stall_timeout", Shown(self.log_stall_timeout()), Shown(floor), Shown(TIME_MAX))?;
         if self.lane_backoff_min > self.lane_backoff_max {
             let form = format!("at least lane_backoff_min, {}", text(self.lane_backoff_min));
             return Err(invalid("lane_backoff_max", Shown(self.lane_backoff_max), form));

@@ -14,7 +14,7 @@
 //! The core, driven by hand. A group of one voter commits an entry when its own write is durable, not before:
 //!
 //! ```
-//! use towline_engine::core::{Apply, Effects, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
+//! use towline_engine::core::{Apply, Effects, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup, StallPolicy};
 //! use towline_engine::ids::{GroupId, NodeId};
 //! use towline_engine::log_store::ConfRecord;
 //! use towline_engine::message::{ConfState, HardState};
@@ -44,6 +44,7 @@
 //!     read_timeout_ticks: 500,
 //!     read_retry_ticks: 10,
 //!     unapplied_bytes_max: 1 << 20,
+//!     stall: StallPolicy::default(),
 //!     conf: ConfRecord::default(),
 //!     snapshots: SnapshotSetup::default(),
 //! })?;

@@ -127,6 +127,8 @@ pub struct Message {
     pub context: Bytes,
     /// The sender's priority in elections.
     pub priority: i64,
+    /// The index that the sender's state machine has applied, in answers to heartbeats; else zero. Raft does not see it.
+    pub applied: u64,
 }
 
 impl Message {
@@ -148,6 +150,7 @@ impl Message {
             reject_hint: 0,
             context: Bytes::new(),
             priority: 0,
+            applied: 0,
         }
     }
 

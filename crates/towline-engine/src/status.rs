@@ -54,6 +54,10 @@ pub struct GroupStatus {
     pub last_index: u64,
     /// Bytes of entries that are not applied yet, with their overhead.
     pub unapplied_bytes: usize,
+    /// Ticks since the oldest log write that is not durable was made; zero if none is under way.
+    pub write_age_ticks: u64,
+    /// Ticks since the oldest committed entry that is not applied was given to the state machine; zero if none waits.
+    pub apply_age_ticks: u64,
     /// The index of the newest snapshot on disk; zero for none.
     pub snapshot_index: u64,
     /// The progress of each peer; empty unless this node leads.
@@ -69,6 +73,8 @@ pub struct PeerStatus {
     pub progress: PeerProgress,
     /// The highest index known to match the leader's log.
     pub matched: u64,
+    /// The index that its state machine has applied, as of its last answer to a heartbeat.
+    pub applied: u64,
     /// The next index to send.
     pub next: u64,
     /// Whether the leader heard from it within the last one to two election timeouts.

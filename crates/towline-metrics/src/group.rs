@@ -27,6 +27,8 @@ handles! {
         set applied: Gauge = GROUP_APPLIED_INDEX;
         /// Sets the last index of the log.
         set last_index: Gauge = GROUP_LAST_INDEX;
+        only write_age: Gauge = GROUP_WRITE_AGE_SECONDS;
+        only apply_age: Gauge = GROUP_APPLY_AGE_SECONDS;
         /// Counts one change of leader that this node saw.
         count leader_changed: Counter = GROUP_LEADER_CHANGES;
         /// Counts one log position where several reads in a row failed.
@@ -56,6 +58,12 @@ impl GroupMetrics {
     /// Sets the role.
     pub fn role(&self, role: GroupRole) {
         self.handles.role.set(role.code());
+    }
+
+    /// Sets the age of the oldest write that is not durable, and of the oldest committed entry that is not applied.
+    pub fn ages(&self, write: Duration, apply: Duration) {
+        self.handles.write_age.set(write.as_secs_f64());
+        self.handles.apply_age.set(apply.as_secs_f64());
     }
 
     /// Adds ended proposals.

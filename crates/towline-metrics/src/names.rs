@@ -119,6 +119,10 @@ metrics_table! {
         "Highest index the state machine has applied.";
     GROUP_LAST_INDEX = "towline_group_last_index", Gauge, Count, [GROUP],
         "Last index of the log.";
+    GROUP_WRITE_AGE_SECONDS = "towline_group_write_age_seconds", Gauge, Seconds, [GROUP],
+        "Age of the group's oldest log write that is not durable; 0 if none is under way.";
+    GROUP_APPLY_AGE_SECONDS = "towline_group_apply_age_seconds", Gauge, Seconds, [GROUP],
+        "Time since the oldest committed entry that is not applied was given to the state machine; 0 if none waits.";
     GROUP_LEADER_CHANGES = "towline_group_leader_changes_total", Counter, Count, [GROUP],
         "Times this node saw the group's leader change.";
     GROUP_UNREADABLE = "towline_group_unreadable_total", Counter, Count, [GROUP],

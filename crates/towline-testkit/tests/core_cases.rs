@@ -1,6 +1,6 @@
 //! Cases that every release must survive, one a test, on a simulated cluster of cores.
 
-use towline_engine::core::Reject;
+use towline_engine::core::{Reject, StallPolicy};
 use towline_engine::errors::{Outcome, ProposeError, TransferLeaderError};
 use towline_engine::ids::NodeId;
 use towline_engine::message::{Entry, Message, MessageKind};
@@ -372,7 +372,9 @@ fn the_quiet_time_ends_and_the_cluster_elects_after_a_restart_of_all_nodes() {
 
 #[test]
 fn proposals_are_busy_while_too_much_is_unapplied_and_taken_again_afterwards() {
-    let options = SimOptions { unapplied_bytes_max: 2_000, ..SimOptions::default() };
+    // The leader stays.
+    let stall = StallPolicy { apply_ticks: 1_000, ..SimOptions::default().stall };
+    let options = SimOptions { unapplied_bytes_max: 2_000, stall, ..SimOptions::default() };
     let (mut sim, leader) = led(3, options);
     sim.run(200).unwrap();
     sim.hold_applies(leader, true);

@@ -34,6 +34,7 @@ mod node_resumes;
 mod node_rivals;
 mod node_slow_disks;
 mod node_snapshot_disks;
+mod node_stalls;
 mod node_start;
 mod node_stops;
 mod node_stray_files;

@@ -106,6 +106,7 @@ impl From<Message> for pb::Message {
             deprecated_priority: 0,
             commit_term: message.commit_term,
             priority: message.priority,
+            applied: message.applied,
         }
     }
 }
@@ -152,6 +153,7 @@ impl TryFrom<pb::Message> for Message {
                 0 => i64::try_from(message.deprecated_priority).unwrap_or(i64::MAX),
                 priority => priority,
             },
+            applied: message.applied,
         })
     }
 }

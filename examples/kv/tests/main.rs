@@ -15,5 +15,6 @@ mod hostile;
 mod limits;
 mod refusals;
 mod snapshots;
+mod stalls;
 mod supervisor;
 mod transports;

@@ -7,12 +7,13 @@
 //! * carry out [`Effects::attempts`], [lend](GroupCore::lend) the group its send slots, pass
 //!   [every report](GroupCore::take_report) to it, and call the [watchdog](GroupCore::watch) at each tick.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
 mod effects;
 mod snapshots;
+mod stalls;
 
 pub use self::effects::{Apply, AttemptEffect, Effects, Unreadable};
 use self::snapshots::Snapshots;
@@ -22,6 +23,7 @@ use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
 use super::reads::{PeerRounds, Reads};
+use super::stall::{StallPolicy, Stalls};
 use super::terms::{Rise, TermRises};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
@@ -47,6 +49,8 @@ pub struct GroupSetup {
     pub read_retry_ticks: u64,
     /// The bound of unapplied entries in bytes. At the bound the group refuses proposals and appends.
     pub unapplied_bytes_max: usize,
+    /// The ticks without progress after which a leader hands over.
+    pub stall: StallPolicy,
     /// The membership, its log position, and the addresses of the members.
     pub conf: ConfRecord,
     /// The part for snapshots.
@@ -80,6 +84,11 @@ pub struct GroupCore<W, R> {
     read_retry_ticks: u64,
     unapplied_bytes_max: usize,
     snapshots: Snapshots,
+    stalls: Stalls,
+    /// The wait before leadership may move again for the state machine's sake.
+    apply_retry_ticks: u64,
+    /// What each peer last said of its state machine, to the leader of this term.
+    peers_applied: BTreeMap<NodeId, u64>,
 }
 
 /// What a ready that is not persisted holds back.
@@ -103,6 +112,8 @@ impl<W, R> GroupCore<W, R> {
         let applying = LogId { index: applied, term: setup.replica.log.term(applied).unwrap_or_default() };
         let SnapshotSetup { available, policy, seed } = &setup.snapshots;
         let attempts = Attempts::new(id, policy.retry.clone(), available.clone(), *seed);
+        // A transfer that fails takes an election timeout.
+        let apply_retry_ticks = setup.stall.apply_ticks.max(2 * setup.replica.election_ticks.end as u64);
         Ok(Self {
             id,
             me,
@@ -124,6 +135,9 @@ impl<W, R> GroupCore<W, R> {
             read_timeout_ticks: setup.read_timeout_ticks,
             read_retry_ticks: setup.read_retry_ticks,
             unapplied_bytes_max: setup.unapplied_bytes_max,
+            stalls: Stalls::new(setup.stall),
+            apply_retry_ticks,
+            peers_applied: BTreeMap::new(),
         })
     }
 
@@ -150,8 +164,10 @@ impl<W, R> GroupCore<W, R> {
         // A sole voter wins its election inside the step that starts it. Raft then asserts that the whole log is persisted.
         let persisted = self.unpersisted.is_empty() && self.replica.is_log_persisted();
         let alone = self.replica.is_sole_voter() && !self.replica.is_leader();
-        if self.snapshots.installing() {
-            // Raft panics if it campaigns over a snapshot that is not applied.
+        // Raft panics if it campaigns over a snapshot that is not applied. And a node whose log is late must not lead: the
+        // vote of its next campaign is the write that proves its disk.
+        if self.snapshots.installing() || (self.replica.is_follower() && self.stalls.is_log_late(self.ticks))
+        {
             self.replica.tick_without_campaign();
         } else if !alone || persisted {
             self.replica.tick();
@@ -159,6 +175,7 @@ impl<W, R> GroupCore<W, R> {
         if self.replica.attempts().tick() {
             self.replica.ping();
         }
+        self.move_leadership(fx);
         let applied = self.replica.log().applied();
         for (reader, index) in self.reads.take_unapplied(self.ticks) {
             fx.unread.push((reader, ReadError::NotApplied { index, applied, call: None }));
@@ -177,6 +194,7 @@ impl<W, R> GroupCore<W, R> {
     pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
         inbound::check(&self.replica, self.me, from, &message)?;
         self.check_rise(from, message.term)?;
+        self.note_applied(&message);
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
                 if self.quiet_ticks > 0 =>
@@ -184,6 +202,7 @@ impl<W, R> GroupCore<W, R> {
                 return Err(Reject::Quiet);
             }
             MessageKind::TimeoutNow if self.snapshots.installing() => return Err(Reject::Installing),
+            MessageKind::TimeoutNow if self.stalls.is_log_late(self.ticks) => return Err(Reject::Stalled),
             MessageKind::ReadIndex if !self.is_new_round(from, &message) => {
                 return Err(Reject::RepeatedRound);
             }
@@ -228,7 +247,7 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         self.fail_lost_proposals(fx);
-        let mut room = match self.is_transferring() {
+        let mut room = match self.replica.transferring() {
             true => 0,
             false => self.unapplied_bytes_max.saturating_sub(self.unapplied_bytes()),
         };
@@ -274,7 +293,7 @@ impl<W, R> GroupCore<W, R> {
         if target == self.me || !self.replica.is_voter(target) {
             return Err(TransferLeaderError::NotVoter { target });
         }
-        if self.is_transferring() {
+        if self.replica.transferring() {
             return Err(TransferLeaderError::Busy);
         }
         let peer = self.replica.peers().into_iter().find(|p| p.id == target);
@@ -289,15 +308,17 @@ impl<W, R> GroupCore<W, R> {
         Ok(())
     }
 
-    /// Whether a transfer is under way. Raft ends it when the target takes over, or after the shortest election timeout.
-    pub fn is_transferring(&self) -> bool {
-        self.replica.transferring()
+    /// The target of the transfer that is under way. Raft ends it when the target takes over, or after the shortest election
+    /// timeout.
+    pub fn transfer_target(&self) -> Option<NodeId> {
+        self.replica.transfer_target()
     }
 
     /// Records that all writes up to `number` are durable.
     pub fn written(&mut self, number: u64, fx: &mut Effects<W, R>) {
         debug_assert!(number <= self.writes, "write {number} was never made");
         self.written = self.written.max(number);
+        self.stalls.written(number);
         self.release(fx);
     }
 
@@ -310,6 +331,7 @@ impl<W, R> GroupCore<W, R> {
             self.send(ready.messages, fx);
             if let Some(meta) = ready.restore {
                 self.applying = meta.head.at;
+                self.stalls.handed(meta.head.at.index, self.ticks);
                 fx.apply.push(Apply::Restore(meta));
             }
         }
@@ -319,6 +341,7 @@ impl<W, R> GroupCore<W, R> {
     pub fn applied(&mut self, index: u64) {
         if index > self.replica.log().applied() {
             self.replica.applied_to(index);
+            self.stalls.applied(index, self.ticks);
             self.note_installed(index);
         }
     }
@@ -353,6 +376,7 @@ impl<W, R> GroupCore<W, R> {
             self.release(fx);
         }
         if !write.is_empty() {
+            self.stalls.write_made(self.writes, self.replica.last_index(), self.ticks);
             fx.write = Some((self.writes, write));
         }
         fx.messages.append(&mut self.replica.questions());
@@ -418,6 +442,7 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         self.applying = LogId { index: last.index, term: last.term };
+        self.stalls.handed(last.index, self.ticks);
         let matched = self.proposals.committed(&entries);
         let hint = self.replica.leader().map(LeaderHint::from);
         let refused = |w| (w, ProposeError::Superseded { hint: hint.clone() });
@@ -470,6 +495,12 @@ impl<W, R> GroupCore<W, R> {
         self.replica.last_index()
     }
 
+    /// Ticks since the oldest write that is not durable was made, and since the oldest committed entry that is not applied
+    /// was given out.
+    pub fn ages(&self) -> (u64, u64) {
+        (self.stalls.log_age(self.ticks), self.stalls.apply_age(self.ticks))
+    }
+
     /// The detailed status.
     pub fn status(&self) -> GroupStatus {
         let snapshot_index = self.replica.attempts().available().map_or(0, |meta| meta.head.at.index);
@@ -480,6 +511,8 @@ impl<W, R> GroupCore<W, R> {
             first_index: self.replica.log().first_index(),
             last_index: self.replica.last_index(),
             unapplied_bytes: self.unapplied_bytes(),
+            write_age_ticks: self.stalls.log_age(self.ticks),
+            apply_age_ticks: self.stalls.apply_age(self.ticks),
             snapshot_index,
             peers: if self.replica.is_leader() { self.peers_with_attempts() } else { Vec::new() },
         }

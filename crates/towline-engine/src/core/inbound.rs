@@ -47,6 +47,8 @@ pub enum Reject {
     Full,
     /// A call to campaign before a received snapshot is applied.
     Installing,
+    /// A call to campaign while this node's log does not keep up.
+    Stalled,
 }
 
 /// Checks a message from the connection of `from`.
@@ -64,7 +66,10 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
     if (m.term == 0) != (m.kind == MessageKind::ReadIndex) || m.term > NUMBER_MAX {
         return Err(Reject::BadTerm);
     }
-    if [m.index, m.commit, m.log_term, m.commit_term, m.reject_hint].iter().any(|&n| n > NUMBER_MAX) {
+    if [m.index, m.commit, m.log_term, m.commit_term, m.reject_hint, m.applied]
+        .iter()
+        .any(|&n| n > NUMBER_MAX)
+    {
         return Err(Reject::BadIndex);
     }
     match m.kind {

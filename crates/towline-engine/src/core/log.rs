@@ -10,6 +10,9 @@ use crate::message::{Entry, LogId};
 /// The memory of an entry beside its payload. The bounds count it, because empty entries need memory too.
 const ENTRY_OVERHEAD_BYTES: usize = 96;
 
+/// Bytes of log between two marks. The log knows the cost of a range by its marks.
+const MARK_BYTES: u64 = 256 << 10;
+
 /// The cost of an entry in the bounds.
 pub(crate) fn cost(entry: &Entry) -> usize {
     entry.payload_bytes() + ENTRY_OVERHEAD_BYTES
@@ -30,6 +33,9 @@ pub struct GroupLog {
     applied_bytes: usize,
     cache_bytes_max: usize,
     bytes_appended: u64,
+    /// Indices with `bytes_appended` as of them, at least [`MARK_BYTES`] apart. The first is the oldest index from which the
+    /// cost is known.
+    marks: VecDeque<(u64, u64)>,
 }
 
 /// The result of a lookup.
@@ -66,6 +72,7 @@ impl GroupLog {
             applied_bytes: 0,
             cache_bytes_max,
             bytes_appended: 0,
+            marks: VecDeque::from([(last_index, 0)]),
         }
     }
 
@@ -141,6 +148,9 @@ impl GroupLog {
             self.unapplied_bytes += cost(entry);
             self.bytes_appended += cost(entry) as u64;
             self.cached.push_back(entry.clone());
+            if self.marks.back().is_none_or(|(_, bytes)| self.bytes_appended - bytes >= MARK_BYTES) {
+                self.marks.push_back((entry.index, self.bytes_appended));
+            }
         }
     }
 
@@ -151,6 +161,7 @@ impl GroupLog {
         self.last_index = at.index;
         self.cached.clear();
         (self.unapplied_bytes, self.applied_bytes) = (0, 0);
+        self.marks = VecDeque::from([(at.index, self.bytes_appended)]);
     }
 
     /// Removes entries up to `through`, but no unapplied one: raft would then skip committed entries.
@@ -169,11 +180,26 @@ impl GroupLog {
             first.0 = first.0.max(through + 1);
         }
         self.truncated = LogId { index: through, term };
+        while self.marks.get(1).is_some_and(|&(index, _)| index <= through) {
+            self.marks.pop_front();
+        }
     }
 
     /// The cost of all entries appended in this generation. Its growth is the growth of the log.
     pub(crate) fn bytes_appended(&self) -> u64 {
         self.bytes_appended
+    }
+
+    /// The lowest index after which the entries up to `at` cost at most `bytes`; zero if those of this generation do, since
+    /// the cost of earlier ones is not known. Exact to [`MARK_BYTES`]; what it errs by makes the range shorter.
+    pub(crate) fn start_of_last(&self, bytes: u64, at: u64) -> u64 {
+        let after = self.marks.partition_point(|&(index, _)| index < at);
+        let end = self.marks.get(after).map_or(self.bytes_appended, |&(_, bytes)| bytes);
+        let start = self.marks.partition_point(|&(_, mark)| end - mark.min(end) > bytes);
+        match start {
+            0 => 0,
+            _ => self.marks.get(start).map_or(at, |&(index, _)| index.min(at)),
+        }
     }
 
     fn truncate_from(&mut self, first: u64) {
@@ -182,6 +208,12 @@ impl GroupLog {
                 self.unapplied_bytes -= cost(&gone);
             }
             self.last_index -= 1;
+        }
+        while self.marks.len() > 1 && self.marks.back().is_some_and(|&(index, _)| index >= first) {
+            self.marks.pop_back();
+        }
+        if let Some((index, _)) = self.marks.front_mut() {
+            *index = (*index).min(first - 1);
         }
         while self.terms.back().is_some_and(|&(start, _)| start >= first) {
             self.terms.pop_back();
@@ -292,6 +324,25 @@ mod tests {
         log.applied_to(10);
         assert_eq!((log.applied(), log.unapplied_bytes()), (10, cost(&entry(11, 3))));
         assert_eq!(indices(log.entries(11, 12, 1000)), [11]);
+    }
+
+    #[test]
+    fn the_last_entries_of_so_much_cost_are_found_and_entries_of_an_earlier_run_are_not_counted() {
+        let large = |index| Entry { data: vec![0; MARK_BYTES as usize].into(), ..entry(index, 1) };
+        let mut log = GroupLog::new(LogId::NONE, vec![(1, 1)], 10, Vec::new(), 10, 0);
+        assert_eq!(log.start_of_last(0, 10), 0, "the cost of what was recovered is not known");
+        log.append(&(11..=20).map(large).collect::<Vec<_>>());
+        let each = cost(&large(1)) as u64;
+        let starts = [0, each - 1, each, 3 * each, u64::MAX].map(|bytes| log.start_of_last(bytes, 20));
+        assert_eq!(starts, [20, 20, 19, 17, 0]);
+        assert_eq!(log.start_of_last(2 * each, 15), 13);
+        log.append(&[large(16)]);
+        assert_eq!(log.start_of_last(each, 16), 16, "what was replaced counts too");
+        log.applied_to(14);
+        log.compact(14);
+        assert_eq!((log.marks.len(), log.start_of_last(u64::MAX, 16)), (3, 0));
+        log.install(LogId { index: 30, term: 2 });
+        assert_eq!(log.start_of_last(u64::MAX, 30), 0);
     }
 
     #[test]

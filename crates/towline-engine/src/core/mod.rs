@@ -13,6 +13,7 @@ mod log;
 mod proposals;
 mod raft;
 mod reads;
+mod stall;
 mod terms;
 
 pub use self::attempts::{RetryPolicy, SendBudget, VoidCause};
@@ -23,3 +24,4 @@ pub use self::group::{
 pub use self::inbound::Reject;
 pub use self::log::GroupLog;
 pub use self::raft::{Fetch, ReplicaSetup};
+pub use self::stall::{StallNotice, StallPolicy};

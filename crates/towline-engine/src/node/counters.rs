@@ -69,7 +69,7 @@ impl Counters {
             Reject::NotLeader => RejectCause::NotLeader,
             Reject::Quiet => RejectCause::Quiet,
             Reject::Full => RejectCause::InboxFull,
-            Reject::Installing => RejectCause::NotAllowedKind,
+            Reject::Installing | Reject::Stalled => RejectCause::NotAllowedKind,
         });
     }
 

@@ -19,6 +19,7 @@ mod runtimes;
 mod shard;
 mod shutdown;
 mod snapshots;
+mod stall_lines;
 mod start;
 mod waiter;
 mod writer;

@@ -4,7 +4,7 @@ use super::apply::{AnyMachine, MachineFailure, restore};
 use super::inbox::ShardGroup;
 use super::snapshots::policy;
 use super::{NodeInner, StartError};
-use crate::core::{GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup};
+use crate::core::{GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup, StallPolicy};
 use crate::ids::GroupId;
 use crate::log_store::{ConfRecord, LogReadError, Recovered};
 use crate::message::{Entry, EntryKind, HardState, LogId};
@@ -75,6 +75,10 @@ impl Recovery<'_> {
             read_timeout_ticks: config.ticks(config.read_timeout),
             read_retry_ticks: config.ticks(config.heartbeat_interval),
             unapplied_bytes_max: config.unapplied_bytes_max.as_usize(),
+            stall: StallPolicy {
+                log_ticks: config.ticks(config.log_stall_timeout()),
+                apply_ticks: config.ticks(config.apply_stall_timeout.max(config.election_timeout_max)),
+            },
             conf: conf.clone(),
             snapshots: SnapshotSetup {
                 available: self.available(&recovered),

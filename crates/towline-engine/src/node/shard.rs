@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
@@ -20,6 +20,7 @@ use super::counters::Counters;
 use super::inbox::{Control, ShardEvent, ShardGroup, ShardInbox, StartGroup, WriteId};
 use super::ingress::{Ingress, IngressBatch};
 use super::reader::LogReader;
+use super::stall_lines::log_stall;
 use super::waiter::{Answer, ReadWaiter, Waiter, contained};
 use super::writer::LogWriter;
 use crate::cause::catch;
@@ -68,6 +69,8 @@ pub(super) struct RunningGroup {
     /// The addresses of the members, for hints.
     pub(super) addresses: BTreeMap<NodeId, PeerAddr>,
     pub(super) dirty: bool,
+    /// The length of a tick.
+    pub(super) tick: Duration,
 }
 
 /// A leadership transfer whose caller waits.
@@ -460,6 +463,7 @@ impl Shard {
             running.metrics.unreadable();
             tracing::warn!(group = %id, index, cause, "a part of the log cannot be read: peers that need it get a snapshot");
         }
+        fx.notices.drain(..).for_each(|notice| log_stall(id, notice, self.deps.config.tick));
         fx.attempts.drain(..).for_each(|effect| self.deps.carry_out(effect));
         if let Some(through) = fx.compact.take() {
             self.deps.reader.compact(id, through);
@@ -591,10 +595,11 @@ impl RunningGroup {
 
     /// Answers the caller of a leadership transfer that raft has ended: `Ok` if this node no longer leads.
     fn settle_transfer(&mut self) {
-        if self.group.is_transferring() {
-            return;
-        }
-        if let Some(PendingTransfer { target, answer }) = self.transfer.take() {
+        // The group may have begun another one in the tick that ended this one.
+        let under_way = self.group.transfer_target();
+        if let Some(PendingTransfer { target, answer }) =
+            self.transfer.take_if(|transfer| under_way != Some(transfer.target))
+        {
             answer.send(match self.group.state().role {
                 Role::Leader => Err(TransferLeaderError::Timeout { target }),
                 _ => Ok(()),
@@ -608,6 +613,9 @@ impl RunningGroup {
         self.metrics.commit(state.commit);
         self.metrics.applied(state.applied);
         self.metrics.last_index(self.group.last_index());
+        let (write, apply) = self.group.ages();
+        let elapsed = |ticks: u64| self.tick.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX));
+        self.metrics.ages(elapsed(write), elapsed(apply));
         self.state.send_if_modified(|old| {
             if old.term != state.term {
                 self.metrics.term(state.term);

@@ -76,6 +76,7 @@ pub(crate) fn policy(config: &ValidConfig) -> SnapshotPolicy {
         every_entries: config.snapshot_entries,
         every_bytes: config.snapshot_log_bytes.as_u64(),
         trailing_entries: config.snapshot_trailing_entries,
+        trailing_bytes: config.snapshot_trailing_bytes.as_u64(),
         pin_bytes_max: config.snapshot_pin_bytes_max.as_u64(),
         retry: RetryPolicy {
             wait_ticks_min: config.ticks(config.heartbeat_interval),

@@ -109,6 +109,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             transfer: None,
             addresses,
             dirty: true,
+            tick: node.config.tick,
         };
         let (started, confirmed) = answer();
         let start = StartGroup { id: group, running, peers, started };

@@ -113,6 +113,7 @@ impl SimNode {
             read_timeout_ticks: options.read_timeout_ticks,
             read_retry_ticks: options.heartbeat_ticks as u64,
             unapplied_bytes_max: options.unapplied_bytes_max,
+            stall: options.stall,
             conf: ConfRecord { conf_state: members.clone(), ..ConfRecord::default() },
             snapshots: SnapshotSetup::default(),
         };

@@ -1,5 +1,7 @@
 use std::ops::Range;
 
+use towline_engine::core::StallPolicy;
+
 use super::NetOptions;
 
 /// The settings of a [`Sim`](super::Sim). Chances are in parts of a thousand.
@@ -19,6 +21,8 @@ pub struct SimOptions {
     pub quiet_after_restart: bool,
     /// Ticks until a read fails.
     pub read_timeout_ticks: u64,
+    /// After how many ticks without progress a leader hands over.
+    pub stall: StallPolicy,
     /// Bytes that may wait to be applied.
     pub unapplied_bytes_max: usize,
     /// Bytes of one append message.
@@ -55,6 +59,7 @@ impl Default for SimOptions {
             heartbeat_ticks: 2,
             quiet_after_restart: true,
             read_timeout_ticks: 60,
+            stall: StallPolicy { log_ticks: 10, apply_ticks: 50 },
             unapplied_bytes_max: 64 << 10,
             append_bytes_max: 1 << 10,
             append_inflight_max: 8,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use towline_engine::core::{
-    GroupCore, GroupLog, GroupSetup, ReplicaSetup, RetryPolicy, SnapshotPolicy, SnapshotSetup,
+    GroupCore, GroupLog, GroupSetup, ReplicaSetup, RetryPolicy, SnapshotPolicy, SnapshotSetup, StallPolicy,
 };
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
@@ -74,6 +74,7 @@ impl SnapshotSim {
             quiet_ticks: if run > self.nodes.len() as u64 { 10 } else { 0 },
             read_timeout_ticks: 60,
             read_retry_ticks: HEARTBEAT as u64,
+            stall: StallPolicy { log_ticks: 10, apply_ticks: 50 },
             unapplied_bytes_max: 64 << 10,
             conf: ConfRecord { conf_state: self.conf.clone(), ..ConfRecord::default() },
             snapshots,
@@ -92,6 +93,7 @@ impl SnapshotSim {
             every_entries: 8,
             every_bytes: u64::MAX,
             trailing_entries: 2,
+            trailing_bytes: u64::MAX,
             // The limit on pins would also end an attempt with a leaked ticket.
             pin_bytes_max: if self.faults.watchdog { 8 << 10 } else { u64::MAX },
             retry: RetryPolicy { wait_ticks_min: HEARTBEAT as u64, wait_ticks_max: 40 },

@@ -67,6 +67,9 @@ pub struct Message {
     pub commit_term: u64,
     #[prost(int64, tag = "16")]
     pub priority: i64,
+    /// Not raft's: the index that the sender's state machine has applied, in answers to heartbeats.
+    #[prost(uint64, tag = "17")]
+    pub applied: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HardState {

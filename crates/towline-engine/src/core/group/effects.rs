@@ -3,6 +3,7 @@
 use super::snapshots::SnapshotSend;
 use crate::core::attempts::VoidCause;
 use crate::core::raft::Fetch;
+use crate::core::stall::StallNotice;
 use crate::errors::{ProposeError, ReadError};
 use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, LogId, Message};
@@ -34,6 +35,8 @@ pub struct Effects<W, R> {
     pub compact: Option<u64>,
     /// The group's snapshots in use. The store may remove all others.
     pub retain: Option<Vec<ContentId>>,
+    /// Changes of stalls, for the operator.
+    pub notices: Vec<StallNotice>,
     /// Why the group must stop on this node.
     pub fatal: Option<String>,
 }
@@ -106,6 +109,7 @@ impl<W, R> Default for Effects<W, R> {
             attempts: Vec::new(),
             compact: None,
             retain: None,
+            notices: Vec::new(),
             fatal: None,
         }
     }

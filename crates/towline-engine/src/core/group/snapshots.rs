@@ -38,6 +38,8 @@ pub struct SnapshotPolicy {
     pub every_bytes: u64,
     /// Entries kept before the newest snapshot, for followers that lag a little.
     pub trailing_entries: u64,
+    /// The same in bytes of entries. The group keeps the smaller number of entries.
+    pub trailing_bytes: u64,
     /// The most bytes by which a transfer may delay the truncation of the log. Past it the transfer fails.
     pub pin_bytes_max: u64,
     /// The waits between failed attempts.
@@ -51,6 +53,7 @@ impl Default for SnapshotSetup {
             every_entries: u64::MAX,
             every_bytes: u64::MAX,
             trailing_entries: 0,
+            trailing_bytes: u64::MAX,
             pin_bytes_max: u64::MAX,
             retry: RetryPolicy { wait_ticks_min: 1, wait_ticks_max: 1 },
         };
@@ -242,7 +245,9 @@ impl<W, R> GroupCore<W, R> {
         self.snapshots.force_compaction = false;
         // A volatile state machine restarts from this file.
         let restartable = if durable == LogId::NONE { meta.head.at.index } else { durable.index };
-        let target = meta.head.at.index.saturating_sub(trailing).min(restartable);
+        let at = meta.head.at.index;
+        let start = self.replica.log().start_of_last(self.snapshots.policy.trailing_bytes, at);
+        let target = at.saturating_sub(trailing).max(start).min(restartable);
         self.snapshots.compact_target = self.snapshots.compact_target.max(target);
         self.make_available(meta);
     }
@@ -284,7 +289,10 @@ impl<W, R> GroupCore<W, R> {
 
     /// Sends messages. A snapshot among them becomes a live attempt.
     pub(super) fn send(&mut self, messages: Vec<Message>, fx: &mut Effects<W, R>) {
-        for message in messages {
+        for mut message in messages {
+            if message.kind == MessageKind::HeartbeatResponse {
+                message.applied = self.replica.log().applied();
+            }
             if message.kind != MessageKind::Snapshot {
                 fx.messages.push(message);
                 continue;
@@ -391,7 +399,7 @@ impl<W, R> GroupCore<W, R> {
 
     /// The status of each peer, with its attempts.
     pub(super) fn peers_with_attempts(&self) -> Vec<PeerStatus> {
-        let mut peers = self.replica.peers();
+        let mut peers = self.peers();
         for peer in &mut peers {
             let since = self.snapshots.progress.get(&peer.id).map_or(self.ticks, |&(_, since)| since);
             peer.progress_age_ticks = self.ticks - since;

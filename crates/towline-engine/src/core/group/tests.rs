@@ -1,5 +1,6 @@
 pub(super) mod fixture;
 mod slow;
+mod stalls;
 
 use self::fixture::*;
 use super::*;

@@ -23,6 +23,7 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
         reject_hint: m.reject_hint,
         context: m.take_context(),
         priority: m.priority,
+        applied: 0,
     })
 }
 

@@ -135,6 +135,10 @@ impl Replica {
         }
     }
 
+    pub(crate) fn is_follower(&self) -> bool {
+        self.raw.raft.state == StateRole::Follower
+    }
+
     pub(crate) fn leader(&self) -> Option<NodeId> {
         NodeId::new(self.raw.raft.leader_id)
     }
@@ -160,6 +164,10 @@ impl Replica {
 
     pub(crate) fn transferring(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()
+    }
+
+    pub(crate) fn transfer_target(&self) -> Option<NodeId> {
+        self.raw.raft.lead_transferee.and_then(NodeId::new)
     }
 
     /// Whether this node is the only voter. It then wins an election inside a single step.
@@ -341,6 +349,13 @@ impl Replica {
         self.raw.read_index(context);
     }
 
+    /// Ends the leadership of this node; raft does the same when it has not heard of a quorum.
+    pub(crate) fn step_down(&mut self) {
+        let term = self.term();
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.heard.clear();
+    }
+
     pub(crate) fn transfer_leader(&mut self, to: NodeId) {
         self.raw.transfer_leader(to.as_u64());
     }
@@ -441,6 +456,7 @@ impl Replica {
                 id: NodeId::new(id).filter(|_| id != me)?,
                 progress: progress_of(p),
                 matched: p.matched,
+                applied: 0,
                 next: p.next_idx,
                 recent_active: p.recent_active || self.heard.contains(&id),
                 pending_snapshot: p.pending_snapshot,

@@ -91,9 +91,16 @@ fn a_transfer_whose_pinned_log_exceeds_its_bound_fails_once() {
 
 #[test]
 fn a_snapshot_is_ordered_after_enough_entries_and_compaction_keeps_the_trailing_entries() {
+    for (bytes, kept) in [(u64::MAX, 2), (0, 0)] {
+        check_trailing(bytes, kept);
+    }
+}
+
+fn check_trailing(trailing_bytes: u64, kept: u64) {
     let mut group = leader(|setup| {
         setup.policy.every_entries = 5;
         setup.policy.trailing_entries = 2;
+        setup.policy.trailing_bytes = trailing_bytes;
     });
     group.propose([vec![1], vec![1], vec![1], vec![1]]);
     group.turn();
@@ -107,7 +114,7 @@ fn a_snapshot_is_ordered_after_enough_entries_and_compaction_keeps_the_trailing_
     let transfer = group.take_transfer();
     group.fail(transfer, SnapshotFailure::NoRoute);
     group.turn();
-    assert_eq!(group.fx.compact, Some(at.index - 2));
+    assert_eq!(group.fx.compact, Some(at.index - kept));
 }
 
 /// Its file was once removed as well: the group knows the content id only when the snapshot is complete.
