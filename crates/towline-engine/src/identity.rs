@@ -6,6 +6,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use crate::message::LostEntries;
 
 /// The identity of a data directory. Written once, when a node is bootstrapped or joins: an empty directory never becomes
 /// a voter by itself.
@@ -54,6 +55,19 @@ pub trait IdentityStore: Send + Sync + 'static {
     /// # Errors
     /// [`IdentityError::Absent`] before [`create`](Self::create); [`IdentityError::Io`].
     fn add_group(&self, group: GroupId) -> Result<(), IdentityError>;
+
+    /// Returns the groups whose log lost durable entries on this node. The engine starts none of them again.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load).
+    fn lost(&self) -> Result<BTreeMap<GroupId, LostEntries>, IdentityError>;
+
+    /// Records that the log of a group lost durable entries. The record is durable when this returns. It stays until a person
+    /// removes it. The engine calls this from a thread of its own.
+    ///
+    /// # Errors
+    /// [`IdentityError::Io`].
+    fn record_lost(&self, group: GroupId, lost: LostEntries) -> Result<(), IdentityError>;
 
     /// Returns the last known incarnation of each peer.
     ///

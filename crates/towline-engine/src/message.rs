@@ -4,6 +4,7 @@
 //! here: upgrading it must not break implementations of transports and logs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,8 @@ pub struct Message {
     pub priority: i64,
     /// The index that the sender's state machine has applied, in answers to heartbeats; else zero. Raft does not see it.
     pub applied: u64,
+    /// The highest index that the receiver has acknowledged to this leader, in heartbeats; else zero. Raft does not see it.
+    pub acked: u64,
 }
 
 impl Message {
@@ -151,6 +154,7 @@ impl Message {
             context: Bytes::new(),
             priority: 0,
             applied: 0,
+            acked: 0,
         }
     }
 
@@ -183,6 +187,22 @@ pub struct LogId {
 impl LogId {
     /// The position before the first entry.
     pub const NONE: Self = Self { index: 0, term: 0 };
+}
+
+/// Proof that a node lost entries that it had made durable: it acknowledged them to a leader, and its log does not have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LostEntries {
+    /// Where the log of the node ends.
+    pub last_index: u64,
+    /// The index up to which the node acknowledged the log.
+    pub acknowledged: u64,
+}
+
+impl fmt::Display for LostEntries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { last_index, acknowledged } = self;
+        write!(f, "synced entries were lost: log ends at {last_index}, acknowledged {acknowledged}")
+    }
 }
 
 /// The part of Raft's state that must be durable before the node answers a message.

@@ -31,6 +31,7 @@ use towline_metrics::labels::ReportKind;
 
 pub use self::mailbox::{Mailbox, Report, ReportCounter};
 use crate::ids::{GroupId, NodeId};
+use crate::message::LostEntries;
 
 /// Takes reports from any thread. No call blocks on the shard, allocates without bound, fails or panics.
 pub trait Reporter: Send + Sync + 'static {
@@ -64,6 +65,8 @@ pub enum UnreachableCause {
     ConnectFailed,
     /// There is no address, or no transport for it.
     NoRoute,
+    /// The peer refused messages of this group because it lost entries that it had acknowledged.
+    EntriesLost(LostEntries),
 }
 
 /// The outcome of a snapshot. Raft ignores the cause of a failure; the wait before the next attempt depends on it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::ids::{GroupId, NodeId};
+use crate::message::LostEntries;
 use crate::reporter::{SnapshotFailure, SnapshotStatus};
 use crate::transport::TransferPhase;
 
@@ -75,6 +76,8 @@ pub struct PeerStatus {
     pub matched: u64,
     /// The index that its state machine has applied, as of its last answer to a heartbeat.
     pub applied: u64,
+    /// The entries that it lost, if it says so: its group is out of service.
+    pub lost: Option<LostEntries>,
     /// The next index to send.
     pub next: u64,
     /// Whether the leader heard from it within the last one to two election timeouts.

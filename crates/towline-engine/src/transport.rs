@@ -17,7 +17,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
-use crate::message::{Batch, Lane};
+use crate::message::{Batch, Lane, LostEntries};
 
 mod progress;
 mod transfer;
@@ -230,6 +230,8 @@ pub enum NackCause {
     GroupDown,
     /// The peer may not send such a message, or its fields would damage the receiver's log.
     Rejected,
+    /// That node lost entries of the group that it had acknowledged. The group is out of service there for good.
+    EntriesLost(LostEntries),
 }
 
 /// Why a link ended.

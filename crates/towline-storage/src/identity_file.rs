@@ -1,7 +1,7 @@
 //! The identity of a node and the incarnations of its peers, each in a small file.
 //!
 //! `identity` holds an [`Identity`] and the groups that were founded or joined here; version 1 had no groups. `peers` maps
-//! node ids to [`Incarnation`]s. Both are [frames](crate::format), and are [replaced](crate::replace) atomically.
+//! node ids to [`Incarnation`]s. `lost` maps groups that lost durable entries here to [`LostEntries`]. All are [frames](crate::format), and are [replaced](crate::replace) atomically.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use serde::Serialize;
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
+use towline_engine::message::LostEntries;
 
 use crate::dir_lock::DirLock;
 use crate::format::{self, Damage};
@@ -20,12 +21,15 @@ use crate::sync::lock;
 
 const IDENTITY_FILE: &str = "identity";
 const PEERS_FILE: &str = "peers";
+/// Exists once a group lost durable entries here.
+const LOST_FILE: &str = "lost";
 /// Exists if the directory was made for a new node. Holds the incarnation of the identity that may found groups.
 const FOUNDING_FILE: &str = "founding";
 const IDENTITY_VERSION: u8 = 2;
 /// Without groups.
 const IDENTITY_VERSION_1: u8 = 1;
 const PEERS_VERSION: u8 = 1;
+const LOST_VERSION: u8 = 1;
 const FOUNDING_VERSION: u8 = 1;
 
 /// An [`IdentityStore`] on small files. Made by [`DataDir::open`](crate::DataDir::open).
@@ -118,6 +122,19 @@ impl IdentityStore for IdentityFile {
             return Ok(());
         }
         self.replace(IDENTITY_FILE, IDENTITY_VERSION, &(identity, groups))
+    }
+
+    fn lost(&self) -> Result<BTreeMap<GroupId, LostEntries>, IdentityError> {
+        Ok(self.read(LOST_FILE, LOST_VERSION, |_, payload| format::decode(payload))?.unwrap_or_default())
+    }
+
+    fn record_lost(&self, group: GroupId, lost: LostEntries) -> Result<(), IdentityError> {
+        let _replacing = lock(&self.replacing);
+        let mut all = self.lost()?;
+        if all.insert(group, lost) == Some(lost) {
+            return Ok(());
+        }
+        self.replace(LOST_FILE, LOST_VERSION, &all)
     }
 
     fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError> {

@@ -290,6 +290,12 @@ impl Sim {
         for read in fx.readable {
             self.history.saw(id, read, applied).map_err(|detail| self.violation(detail))?;
         }
+        if let Some(lost) = fx.lost {
+            if self.options.history_checked {
+                return Err(self.violation(format!("node {id}: {lost}")));
+            }
+            self.crash(id);
+        }
         match fx.fatal {
             Some(fatal) => Err(self.violation(format!("node {id} cannot go on: {fatal}"))),
             None => Ok(()),

@@ -26,6 +26,7 @@ mod node_handshake;
 mod node_heals;
 mod node_lengths;
 mod node_liars;
+mod node_lost;
 mod node_mixed;
 mod node_refusals;
 mod node_replication;

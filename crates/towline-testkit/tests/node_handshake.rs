@@ -99,7 +99,6 @@ fn invalid_messages() -> Vec<Message> {
         Message { entries: vec![entry(1, 10)], ..append() },
         Message { index: 5, log_term: 9, commit: 1_000, ..append() },
         Message { commit: 1_000, ..Message::new(MessageKind::Heartbeat, node_id(2), node_id(1)) },
-        Message { term: 9, commit: 1_000, ..Message::new(MessageKind::Heartbeat, node_id(2), node_id(1)) },
         Message {
             term: 9,
             index: 1_000,

@@ -11,7 +11,7 @@ use towline_engine::errors::{Outcome, ProposeError};
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{ConfRecord, GroupWrite, LogBatch, LogStore};
-use towline_engine::message::{ConfState, Entry, HardState, LogId, Member};
+use towline_engine::message::{ConfState, Entry, HardState, LogId, LostEntries, Member};
 use towline_engine::node::{Consistency, Node, NodeBuilder, Start, StartError};
 use towline_engine::snapshot_store::SnapshotHead;
 use towline_engine::state_machine::Fatal;
@@ -168,6 +168,14 @@ impl IdentityStore for Unreadable {
     }
 
     fn add_group(&self, _group: GroupId) -> Result<(), IdentityError> {
+        Ok(())
+    }
+
+    fn lost(&self) -> Result<BTreeMap<GroupId, LostEntries>, IdentityError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn record_lost(&self, _group: GroupId, _lost: LostEntries) -> Result<(), IdentityError> {
         Ok(())
     }
 

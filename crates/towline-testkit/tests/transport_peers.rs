@@ -43,7 +43,7 @@ async fn a_message_no_peer_may_send_costs_its_group_a_nack_and_not_the_lane() {
         }
         lane.say(&proposal).await;
         lane.say(&good).await;
-        let nack = pb::Nack { group: 1, cause: pb::NackCause::Rejected.into() };
+        let nack = pb::Nack { group: 1, cause: pb::NackCause::Rejected.into(), ..pb::Nack::default() };
         let expected = pb::frame::Kind::Nacks(pb::Nacks { nacks: vec![nack] });
         assert_eq!(lane.hear().await.unwrap().kind, Some(expected), "{wire:?}");
         assert_eq!(listening.arrived().await, (Lane::Append, batch(1, 0)), "{wire:?}");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 use towline_engine::ids::GroupId;
-use towline_engine::message::{Batch, Envelope};
+use towline_engine::message::{Batch, Envelope, LostEntries};
 use towline_engine::transport::{Nack, NackCause};
 
 use crate::error::WireError;
@@ -162,10 +162,14 @@ impl From<Nack> for pb::Nack {
             NackCause::InboxFull => pb::NackCause::InboxFull,
             NackCause::UnknownGroup => pb::NackCause::UnknownGroup,
             NackCause::GroupDown => pb::NackCause::GroupDown,
+            NackCause::EntriesLost(LostEntries { last_index, acknowledged }) => {
+                let cause = pb::NackCause::EntriesLost.into();
+                return Self { group: nack.group.as_u64(), cause, last_index, acknowledged };
+            }
             // Also for a cause that this crate does not know yet: the peer did not accept the messages.
             _ => pb::NackCause::Rejected,
         };
-        Self { group: nack.group.as_u64(), cause: cause.into() }
+        Self { group: nack.group.as_u64(), cause: cause.into(), last_index: 0, acknowledged: 0 }
     }
 }
 
@@ -175,7 +179,14 @@ impl From<pb::Nack> for Nack {
             Ok(pb::NackCause::InboxFull) => NackCause::InboxFull,
             Ok(pb::NackCause::UnknownGroup) => NackCause::UnknownGroup,
             Ok(pb::NackCause::GroupDown) => NackCause::GroupDown,
-            Ok(pb::NackCause::Rejected | pb::NackCause::Unspecified) | Err(_) => NackCause::Rejected,
+            Ok(pb::NackCause::EntriesLost) if nack.last_index < nack.acknowledged => {
+                NackCause::EntriesLost(LostEntries {
+                    last_index: nack.last_index,
+                    acknowledged: nack.acknowledged,
+                })
+            }
+            Ok(pb::NackCause::EntriesLost | pb::NackCause::Rejected | pb::NackCause::Unspecified)
+            | Err(_) => NackCause::Rejected,
         };
         Self { group: GroupId::new(nack.group), cause }
     }

@@ -107,6 +107,7 @@ impl From<Message> for pb::Message {
             commit_term: message.commit_term,
             priority: message.priority,
             applied: message.applied,
+            acked: message.acked,
         }
     }
 }
@@ -154,6 +155,7 @@ impl TryFrom<pb::Message> for Message {
                 priority => priority,
             },
             applied: message.applied,
+            acked: message.acked,
         })
     }
 }

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use prost::Message as _;
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use towline_engine::message::{
-    Batch, ConfState, Entry, EntryKind, Envelope, Lane, LogId, Member, Message, MessageKind, SnapshotRecord,
+    Batch, ConfState, Entry, EntryKind, Envelope, Lane, LogId, LostEntries, Member, Message, MessageKind,
+    SnapshotRecord,
 };
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
 use towline_engine::transport::{
@@ -73,6 +74,28 @@ fn nacks_keep_their_bytes() {
     let nacks = vec![nack(1, NackCause::InboxFull), nack(2, NackCause::Rejected)];
     assert_eq!(hex(&nacks_frame(nacks.clone())), NACKS);
     assert_eq!(nacks_of(sample(NACKS)).unwrap(), nacks);
+    let lost = vec![nack(3, NackCause::EntriesLost(LostEntries { last_index: 55, acknowledged: 61 }))];
+    assert_eq!(hex(&nacks_frame(lost.clone())), NACK_OF_LOST_ENTRIES);
+    assert_eq!(nacks_of(sample(NACK_OF_LOST_ENTRIES)).unwrap(), lost);
+}
+
+#[test]
+fn a_nack_of_an_unknown_cause_or_of_entries_that_are_not_lost_counts_as_rejected() {
+    for (cause, last_index) in [(99, 55), (pb::NackCause::EntriesLost.into(), 61)] {
+        let nack = pb::Nack { group: 3, cause, last_index, acknowledged: 61 };
+        assert_eq!(Nack::from(nack).cause, NackCause::Rejected, "{nack:?}");
+    }
+}
+
+/// A heartbeat says what its receiver acknowledged; every other field of this batch is in `BATCH`.
+#[test]
+fn a_heartbeat_keeps_its_bytes() {
+    let mut message = Message::new(MessageKind::Heartbeat, node(1), node(2));
+    (message.term, message.commit, message.acked) = (5, 4, 6);
+    let batch = Batch { envelopes: vec![Envelope { group: GroupId::new(3), message }] };
+    let frame = frames(batch.clone()).unwrap().next().unwrap();
+    assert_eq!(hex(&frame), HEARTBEAT);
+    assert_eq!(batch_of(sample(HEARTBEAT)).unwrap().batch, batch);
 }
 
 fn content() -> ContentId {

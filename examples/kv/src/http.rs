@@ -140,6 +140,7 @@ fn progress(peer: &PeerStatus, last_index: u64, tick: Duration) -> Value {
         "matched": peer.matched,
         "next": peer.next,
         "lag": last_index.saturating_sub(peer.matched),
+        "lost": peer.lost,
         "progress": peer.progress,
         "progress_age_ms": ms(peer.progress_age_ticks),
         "recent_active": peer.recent_active,

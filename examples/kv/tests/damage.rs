@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::common::{Cluster, Process, alone};
+use crate::common::{Cluster, Process, alone, wait};
 
 const KEYS: u64 = 200;
 
@@ -87,4 +87,55 @@ fn a_node_whose_log_was_lost_is_refused_until_it_is_back() {
     cluster.leader();
     write(&mut cluster, 1);
     cluster.assert_equal();
+}
+
+/// T8: the node stayed in `probe` for ever and held elections. The only line said that an interrupted write was cut off.
+#[test]
+fn a_node_whose_log_lost_synced_entries_is_found_by_the_leader_and_never_starts_again() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    let leader = cluster.leader();
+    let follower = cluster.others(leader)[0];
+    let mut client = cluster.client();
+    for key in 0..50 {
+        redis::cmd("SET").arg(format!("k{key}")).arg("value").exec(&mut client).unwrap();
+    }
+    cluster.assert_equal();
+    cluster.kill(follower);
+    let data = cluster.data(follower);
+    let log = data.join("log/0000000000000001.raftlog");
+    let mut bytes = fs::read(&log).unwrap();
+    let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    bytes[end - 1_500..end].fill(0);
+    fs::write(&log, bytes).unwrap();
+    // Otherwise the start may already find that the state is ahead of the log.
+    fs::remove_dir_all(data.join("kv")).unwrap();
+
+    cluster.restart(follower);
+    let down = wait("the group is out of service", || {
+        cluster.ports[follower].json("/status")?["state"]["down"].as_str().map(str::to_owned)
+    });
+    assert!(down.starts_with("synced entries were lost: log ends at "), "{down}");
+    let said = wait("the leader's line", || {
+        let log = cluster.process(leader).log();
+        log.lines().find(|line| line.contains("a peer lost synced entries")).map(str::to_owned)
+    });
+    let (last_index, acknowledged) = down.rsplit_once(", acknowledged ").unwrap();
+    let last_index = last_index.rsplit(' ').next().unwrap();
+    for part in [format!("last_index={last_index}"), format!("acknowledged={acknowledged}")] {
+        assert!(said.contains(&part), "`{part}` is missing: {said}");
+    }
+    let status = cluster.ports[leader].json("/status").unwrap();
+    let shown = status["peers"].as_array().unwrap().iter().find(|peer| peer["id"] == follower + 1).unwrap();
+    assert_eq!(shown["lost"]["acknowledged"].to_string(), acknowledged);
+    redis::cmd("SET").arg("k").arg("after").exec(&mut client).unwrap();
+    wait("the record", || data.join("lost").exists().then_some(()));
+    let lines = cluster.process(leader).log().matches("a peer lost synced entries").count();
+    assert_eq!(lines, 1);
+    cluster.kill(follower);
+    assert_refused(
+        &cluster,
+        follower,
+        &["group 1 cannot start: synced entries were lost", "Keep the group stopped"],
+    );
 }

@@ -28,7 +28,7 @@ use super::terms::{Rise, TermRises};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
 use crate::log_store::{ConfRecord, GroupWrite};
-use crate::message::{Entry, EntryKind, HardState, LogId, Message, MessageKind};
+use crate::message::{Entry, EntryKind, HardState, LogId, LostEntries, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
 use crate::status::{GroupState, GroupStatus};
 
@@ -89,6 +89,11 @@ pub struct GroupCore<W, R> {
     apply_retry_ticks: u64,
     /// What each peer last said of its state machine, to the leader of this term.
     peers_applied: BTreeMap<NodeId, u64>,
+    /// What each peer lost, by its own word to the leader of this term.
+    peers_lost: BTreeMap<NodeId, LostEntries>,
+    /// The proof that this node lost entries. It then takes no message and sends none: its vote could elect a leader that
+    /// lacks committed entries.
+    lost: Option<LostEntries>,
 }
 
 /// What a ready that is not persisted holds back.
@@ -138,6 +143,8 @@ impl<W, R> GroupCore<W, R> {
             stalls: Stalls::new(setup.stall),
             apply_retry_ticks,
             peers_applied: BTreeMap::new(),
+            peers_lost: BTreeMap::new(),
+            lost: None,
         })
     }
 
@@ -160,6 +167,9 @@ impl<W, R> GroupCore<W, R> {
     /// Counts one tick of the clock.
     pub fn tick(&mut self, fx: &mut Effects<W, R>) {
         self.ticks += 1;
+        if self.lost.is_some() {
+            return;
+        }
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         // A sole voter wins its election inside the step that starts it. Raft then asserts that the whole log is persisted.
         let persisted = self.unpersisted.is_empty() && self.replica.is_log_persisted();
@@ -192,7 +202,16 @@ impl<W, R> GroupCore<W, R> {
     /// # Errors
     /// [`Reject`]: raft did not get the message, and nothing changed.
     pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
-        inbound::check(&self.replica, self.me, from, &message)?;
+        if let Some(lost) = self.lost {
+            return Err(Reject::EntriesLost(lost));
+        }
+        let checked = inbound::check(&self.replica, self.me, from, &message);
+        if let Err(reject @ Reject::EntriesLost(lost)) = checked {
+            self.check_rise(from, message.term)?;
+            self.lost = Some(lost);
+            return Err(reject);
+        }
+        checked?;
         self.check_rise(from, message.term)?;
         self.note_applied(&message);
         match message.kind {
@@ -324,6 +343,9 @@ impl<W, R> GroupCore<W, R> {
 
     /// Reports persisted readies to raft, then releases what waited for them. Raft does not expect a response before that.
     fn release(&mut self, fx: &mut Effects<W, R>) {
+        if self.lost.is_some() {
+            return;
+        }
         while self.unpersisted.front().is_some_and(|u| u.write <= self.written) {
             let Some(ready) = self.unpersisted.pop_front() else { break };
             self.replica.on_persist_ready(ready.number);
@@ -360,6 +382,10 @@ impl<W, R> GroupCore<W, R> {
 
     /// Collects the effects of all inputs since the last call. The driver calls it once a turn.
     pub fn poll(&mut self, fx: &mut Effects<W, R>) {
+        fx.lost = self.lost;
+        if fx.lost.is_some() {
+            return;
+        }
         self.start_read_round();
         self.void_stale_attempts(fx);
         let mut write = GroupWrite::new(self.id);

@@ -6,7 +6,7 @@
 use super::raft::Replica;
 use super::terms::RISE_MAX;
 use crate::ids::NodeId;
-use crate::message::{Entry, Message, MessageKind};
+use crate::message::{Entry, LostEntries, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
 use crate::transport::SnapshotRefusal;
 
@@ -49,6 +49,8 @@ pub enum Reject {
     Installing,
     /// A call to campaign while this node's log does not keep up.
     Stalled,
+    /// A heartbeat that proves the loss of entries, or any message after it.
+    EntriesLost(LostEntries),
 }
 
 /// Checks a message from the connection of `from`.
@@ -66,7 +68,7 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
     if (m.term == 0) != (m.kind == MessageKind::ReadIndex) || m.term > NUMBER_MAX {
         return Err(Reject::BadTerm);
     }
-    if [m.index, m.commit, m.log_term, m.commit_term, m.reject_hint, m.applied]
+    if [m.index, m.commit, m.log_term, m.commit_term, m.reject_hint, m.applied, m.acked]
         .iter()
         .any(|&n| n > NUMBER_MAX)
     {
@@ -139,9 +141,22 @@ fn check_append(m: &Message) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Prevents the panic of raft when it commits past the end of its log, as on a follower that lost its disk.
+/// Finds a log that lost entries. Raft itself would panic when it commits past the end of its log.
+///
+/// A follower acknowledges only durable entries, and gives them up only to a leader of a later term. That leader raises the
+/// follower's term before it removes anything, so the check ignores the heartbeats of the leader before. A leader stamps
+/// what the follower acknowledged in the same term. A leader of an older version stamps nothing; its commit index is not above
+/// what the follower acknowledged.
 fn check_heartbeat(replica: &Replica, m: &Message) -> Result<(), Reject> {
-    if m.term >= replica.term() && m.commit > replica.last_index() { Err(Reject::BadIndex) } else { Ok(()) }
+    let (last_index, acknowledged) = (replica.last_index(), m.commit.max(m.acked));
+    if m.term < replica.term() || acknowledged <= last_index {
+        return Ok(());
+    }
+    let other_leads = m.term == replica.term() && replica.leader().is_some_and(|leader| leader != m.from);
+    if other_leads || !replica.is_member(m.from) {
+        return Err(Reject::BadIndex);
+    }
+    Err(Reject::EntriesLost(LostEntries { last_index, acknowledged }))
 }
 
 /// Prevents that raft believes a peer to have entries that do not exist, and then reads past the end of the log.

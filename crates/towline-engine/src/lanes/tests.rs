@@ -14,7 +14,7 @@ use super::Lanes;
 use super::policy::{Depth, DropReason};
 use crate::config::Config;
 use crate::ids::{GroupId, NodeId};
-use crate::message::{Lane, MessageKind};
+use crate::message::{Lane, LostEntries, MessageKind};
 use crate::reporter::{Scope, UnreachableCause};
 use crate::subscriber_double::OnEvent;
 use crate::transport::{Nack, NackCause};
@@ -213,16 +213,22 @@ async fn connections_from_a_peer_all_the_time_do_not_disable_the_backoff() {
 async fn a_nack_on_the_append_lane_reports_its_group_and_leaves_the_link() {
     let script = ScriptedTransport::default();
     let lanes = script.connected(Config::default()).await;
-    let nack = Nack { group: GroupId::new(4), cause: NackCause::InboxFull };
-    for key in [APPENDS, CONTROL] {
-        let (address, feedback) = script.with(|s| s.links.remove(&key).unwrap());
-        feedback.nack(nack);
-        script.with(|s| s.links.insert(key, (address, feedback)));
-    }
+    let nack = |cause| {
+        for key in [APPENDS, CONTROL] {
+            let (address, feedback) = script.with(|s| s.links.remove(&key).unwrap());
+            feedback.nack(Nack { group: GroupId::new(4), cause });
+            script.with(|s| s.links.insert(key, (address, feedback)));
+        }
+    };
+    nack(NackCause::InboxFull);
     assert_eq!(script.reports(), [group_lost(2, 4, UnreachableCause::Nack)]);
+    // From each lane: a peer that answers nothing may get only heartbeats.
+    let lost = LostEntries { last_index: 55, acknowledged: 61 };
+    nack(NackCause::EntriesLost(lost));
+    assert_eq!(script.reports()[1..], [group_lost(2, 4, UnreachableCause::EntriesLost(lost)); 2]);
     lanes.send_many([append(2, 5, 1)]);
     script.until_delivered(1).await;
-    assert_eq!(script.with(|s| (s.nacks, s.closed)), (2, 0));
+    assert_eq!(script.with(|s| (s.nacks, s.closed)), (4, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use crate::cause::chain;
 use crate::message::{Batch, Lane};
 use crate::reporter::{Scope, UnreachableCause};
 use crate::transport::{
-    BytesTaken, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, Peer, Transport,
+    BytesTaken, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, NackCause, Peer, Transport,
 };
 
 /// The worker warns after this many failed attempts in a row. A peer that starts together with this node answers earlier.
@@ -324,9 +324,13 @@ impl LinkEvents for LinkObserver {
         let queue = &self.queue;
         queue.counter.nack();
         tracing::debug!(peer = %queue.peer, group = %nack.group, cause = ?nack.cause, "messages refused by the peer");
-        if queue.lane == Lane::Append {
-            queue.reporter.report_unreachable(queue.peer, Scope::Group(nack.group), UnreachableCause::Nack);
-        }
+        let cause = match nack.cause {
+            // On any lane: a leader that waits for an answer of the peer sends it only heartbeats.
+            NackCause::EntriesLost(lost) => UnreachableCause::EntriesLost(lost),
+            _ if queue.lane == Lane::Append => UnreachableCause::Nack,
+            _ => return,
+        };
+        queue.reporter.report_unreachable(queue.peer, Scope::Group(nack.group), cause);
     }
 
     fn closed(&self, cause: LinkClosed) {

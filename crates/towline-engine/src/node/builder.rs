@@ -26,6 +26,7 @@ use crate::identity::{IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, NodeId, PeerAddr};
 use crate::lanes::{LaneSettings, Lanes, LanesDeps};
 use crate::log_store::LogStore;
+use crate::message::LostEntries;
 use crate::reporter::{Mailbox, Reporter};
 use crate::snapshot_store::SnapshotStoreError;
 use crate::snapshots::{Receives, ReceivesDeps, Sends, SendsDeps, SnapshotWorker, TransferSettings};
@@ -230,6 +231,7 @@ impl NodeBuilder {
             reader: reader.clone(),
             sends: sends.clone(),
             worker: worker.clone(),
+            peers: peers.clone(),
             metrics: metrics.clone(),
             counters: counters.clone(),
         };
@@ -386,6 +388,18 @@ pub enum StartError {
     GroupLost {
         /// The group.
         group: GroupId,
+    },
+    /// This node lost entries of the group that it had acknowledged to a leader, so it may have lost votes too. It can never
+    /// run the group again: its vote could elect a leader that lacks committed entries.
+    #[error(
+        "group {group} cannot start: {lost}. Keep the group stopped on this node and use this data directory nowhere, \
+         because its votes could lose committed commands; the other nodes go on. This version cannot replace a member"
+    )]
+    EntriesLost {
+        /// The group.
+        group: GroupId,
+        /// What was lost.
+        lost: LostEntries,
     },
     /// The group has a log, but the identity file is gone.
     #[error("group {group} is stored here, but the directory has no identity")]

@@ -63,7 +63,7 @@ impl Counters {
             Reject::BadTerm => RejectCause::BadTerm,
             Reject::TermJump => RejectCause::TermJump,
             Reject::BadEntries => RejectCause::BadEntries,
-            Reject::BadIndex => RejectCause::BadCommit,
+            Reject::BadIndex | Reject::EntriesLost(_) => RejectCause::BadCommit,
             Reject::BadContext => RejectCause::EmptyReadIndex,
             Reject::RepeatedRound => RejectCause::RepeatedReadIndex,
             Reject::NotLeader => RejectCause::NotLeader,

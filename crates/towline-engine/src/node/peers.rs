@@ -11,10 +11,11 @@ use towline_metrics::{ByteTally, PeerMetrics};
 use super::counters::{Counters, lane_label};
 use super::ingress::{Delivered, Ingress};
 use super::refusals::{Loudness, Refusals};
+use crate::cause::{catch, chain};
 use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
 use crate::lanes::{Lanes, PeerGate};
-use crate::message::{Batch, Lane};
+use crate::message::{Batch, Lane, LostEntries};
 use crate::snapshots::Receives;
 use crate::sync::lock;
 use crate::transport::{
@@ -31,6 +32,8 @@ pub(crate) struct Peers {
     cluster: ClusterId,
     store: Arc<dyn IdentityStore>,
     known: Mutex<Known>,
+    /// The groups that lost entries here. Not in [`Known`], whose lock is held while the store writes: the shard locks this.
+    lost: Mutex<BTreeMap<GroupId, LostEntries>>,
     registry: Registry,
     counters: Arc<Counters>,
     receives: Receives,
@@ -66,7 +69,9 @@ impl Peers {
             members: BTreeMap::new(),
             seen: store.seen()?,
         };
-        Ok(Self { node, cluster, store, known: Mutex::new(known), registry, counters, receives, refusals })
+        let lost = Mutex::new(store.lost()?);
+        let known = Mutex::new(known);
+        Ok(Self { node, cluster, store, known, lost, registry, counters, receives, refusals })
     }
 
     /// Ends the offers of snapshots that are being decided.
@@ -108,6 +113,28 @@ impl Peers {
             known.groups.insert(group);
         }
         Ok(())
+    }
+
+    /// What a group lost on this node.
+    pub(crate) fn lost(&self, group: GroupId) -> Option<LostEntries> {
+        lock(&self.lost).get(&group).copied()
+    }
+
+    /// Keeps a group that lost entries out of service on this node, also after a restart. Does not wait for the store.
+    pub(crate) fn lose(&self, group: GroupId, lost: LostEntries) {
+        lock(&self.lost).insert(group, lost);
+        let store = self.store.clone();
+        let failed = move |error: String| {
+            tracing::error!(%group, error, "the loss of entries could not be recorded");
+        };
+        let record = move || match catch(|| store.record_lost(group, lost)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => failed(chain(&error)),
+            Err(panic) => failed(panic),
+        };
+        if let Err(error) = std::thread::Builder::new().name("towline-lost".into()).spawn(record) {
+            failed(error.to_string());
+        }
     }
 
     pub(crate) fn set_members(&self, group: GroupId, members: BTreeSet<NodeId>) {
@@ -235,6 +262,7 @@ impl PeerSession for Session {
                 Some(ingress) => ingress.deliver(self.peer, envelope.message),
                 None => Err(NackCause::UnknownGroup),
             };
+            let result = result.map_err(|cause| self.peers.lost(group).map_or(cause, NackCause::EntriesLost));
             match result {
                 Ok(Delivered::Queued) => {}
                 Ok(Delivered::Superseded) => superseded += 1,

@@ -19,6 +19,7 @@ use super::clock::Ticks;
 use super::counters::Counters;
 use super::inbox::{Control, ShardEvent, ShardGroup, ShardInbox, StartGroup, WriteId};
 use super::ingress::{Ingress, IngressBatch};
+use super::peers::Peers;
 use super::reader::LogReader;
 use super::stall_lines::log_stall;
 use super::waiter::{Answer, ReadWaiter, Waiter, contained};
@@ -30,10 +31,10 @@ use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, Un
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
-use crate::message::Envelope;
+use crate::message::{Envelope, LostEntries};
 use crate::reporter::{
     Mailbox, Report, ReportCounter as _, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus,
-    SnapshotTicket,
+    SnapshotTicket, UnreachableCause,
 };
 use crate::snapshots::{Made, Sends, SnapshotWorker};
 use crate::status::{GroupState, GroupStatus, Role};
@@ -53,6 +54,7 @@ pub(crate) struct ShardDeps {
     pub(crate) reader: LogReader,
     pub(crate) sends: Sends,
     pub(crate) worker: SnapshotWorker,
+    pub(crate) peers: Arc<Peers>,
     pub(crate) metrics: NodeMetrics,
     pub(crate) counters: Arc<Counters>,
 }
@@ -195,6 +197,9 @@ impl Shard {
         match report {
             Report::Unreachable { group, peer, cause } => {
                 tracing::debug!(%group, %peer, ?cause, "messages were lost");
+                if let UnreachableCause::EntriesLost(lost) = cause {
+                    self.note_lost(group, peer, lost);
+                }
                 let outcome = match self.carry_report(group, report) {
                     true => ReportOutcome::Applied,
                     false => ReportOutcome::Stale,
@@ -212,6 +217,13 @@ impl Shard {
                 };
                 self.deps.counters.count(peer, status.kind(), outcome, 1);
             }
+        }
+    }
+
+    fn note_lost(&mut self, group: GroupId, peer: NodeId, lost: LostEntries) {
+        if self.with(group, None, |running, _| running.group.note_lost(peer, lost)) == Some(true) {
+            let LostEntries { last_index, acknowledged } = lost;
+            tracing::error!(%group, %peer, last_index, acknowledged, "a peer lost synced entries");
         }
     }
 
@@ -470,6 +482,10 @@ impl Shard {
         }
         if let Some(keep) = fx.retain.take() {
             self.deps.worker.retain(id, keep);
+        }
+        if let Some(lost) = fx.lost.take() {
+            self.deps.peers.lose(id, lost);
+            return self.quarantine(id, &lost.to_string().into());
         }
         if let Some(cause) = fx.fatal.take() {
             self.quarantine(id, &cause.into());

@@ -16,7 +16,7 @@ use super::writer::WriteFailure;
 use super::{Node, NodeInner, StartError};
 use crate::errors::StopError;
 use crate::ids::{GroupId, NodeId, PeerAddr};
-use crate::log_store::{ConfRecord, GroupWrite};
+use crate::log_store::{ConfRecord, GroupWrite, Recovered};
 use crate::message::{ConfState, HardState, LogId, Member, MemberTable};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, Role};
@@ -219,7 +219,16 @@ impl NodeInner {
 
     /// Checks `start` against the stores. Returns the first write of a new group.
     fn prepare(&self, group: GroupId, start: Start) -> Result<Option<GroupWrite>, StartError> {
-        let stored = self.store.recover(group).map_err(|error| StartError::log(group, error))?;
+        let stored = self.store.recover(group).map_err(|error| StartError::log(group, error));
+        if let Some(lost) = self.peers.lost(group) {
+            // The other members may connect, to hear why they get no answer.
+            if let Ok(Recovered { conf: Some(conf), .. }) = stored {
+                let others = conf.members.into_keys().filter(|id| *id != self.id);
+                self.peers.set_members(group, others.collect());
+            }
+            return Err(StartError::EntriesLost { group, lost });
+        }
+        let stored = stored?;
         let is_stored = stored.conf.is_some();
         let founders = match start {
             Start::Join => return Err(StartError::JoinRefused),

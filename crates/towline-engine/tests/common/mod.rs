@@ -15,7 +15,7 @@ use towline_engine::config::Config;
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
-use towline_engine::message::{Entry, Lane, LogId};
+use towline_engine::message::{Entry, Lane, LogId, LostEntries};
 use towline_engine::node::{Group, Node, NodeBuilder, Start, StartError};
 use towline_engine::snapshot_store::{
     ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore, SnapshotStoreError, SnapshotWriter,
@@ -280,6 +280,14 @@ impl IdentityStore for MemIdentity {
     }
 
     fn add_group(&self, _group: GroupId) -> Result<(), IdentityError> {
+        Ok(())
+    }
+
+    fn lost(&self) -> Result<BTreeMap<GroupId, LostEntries>, IdentityError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn record_lost(&self, _group: GroupId, _lost: LostEntries) -> Result<(), IdentityError> {
         Ok(())
     }
 

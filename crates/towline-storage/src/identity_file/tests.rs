@@ -57,9 +57,32 @@ fn each_file_keeps_its_released_bytes() {
         file.add_group(GroupId::new(group)).unwrap();
     }
     file.remember(node(1), incarnation(300)).unwrap();
-    for (name, version) in [(IDENTITY_FILE, "identity_v2"), (PEERS_FILE, "peers_v1")] {
+    for (group, lost) in LOST {
+        file.record_lost(GroupId::new(group), lost).unwrap();
+    }
+    let files = [(IDENTITY_FILE, "identity_v2"), (PEERS_FILE, "peers_v1"), (LOST_FILE, "lost_v1")];
+    for (name, version) in files {
         assert_eq!(fs::read(dir.path().join(name)).unwrap(), golden(version), "{name}");
     }
+}
+
+const LOST: [(u64, LostEntries); 2] = [
+    (1, LostEntries { last_index: 55, acknowledged: 61 }),
+    (300, LostEntries { last_index: 0, acknowledged: 300 }),
+];
+
+#[test]
+fn what_a_group_lost_stays_recorded() {
+    let (dir, file) = store();
+    assert!(file.lost().unwrap().is_empty());
+    for (group, lost) in LOST {
+        file.record_lost(GroupId::new(group), lost).unwrap();
+    }
+    let again = IdentityFile::new(dir.path(), None);
+    assert_eq!(again.lost().unwrap(), LOST.map(|(group, lost)| (GroupId::new(group), lost)).into());
+    fs::write(dir.path().join(LOST_FILE), b"torn").unwrap();
+    let refused = again.lost().unwrap_err();
+    assert!(matches!(&refused, IdentityError::Corrupt { file, .. } if file.ends_with("lost")), "{refused}");
 }
 
 #[test]

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{GroupId, Incarnation, NodeId};
+use towline_engine::message::LostEntries;
 
 use crate::sync::lock;
 
@@ -17,6 +18,7 @@ struct IdentityState {
     identity: Option<Identity>,
     groups: BTreeSet<GroupId>,
     seen: BTreeMap<NodeId, Incarnation>,
+    lost: BTreeMap<GroupId, LostEntries>,
     may_found: bool,
 }
 
@@ -62,6 +64,15 @@ impl IdentityStore for MemIdentity {
         let mut state = self.lock();
         state.identity.as_ref().ok_or(IdentityError::Absent)?;
         state.groups.insert(group);
+        Ok(())
+    }
+
+    fn lost(&self) -> Result<BTreeMap<GroupId, LostEntries>, IdentityError> {
+        Ok(self.lock().lost.clone())
+    }
+
+    fn record_lost(&self, group: GroupId, lost: LostEntries) -> Result<(), IdentityError> {
+        self.lock().lost.insert(group, lost);
         Ok(())
     }
 

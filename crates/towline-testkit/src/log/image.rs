@@ -109,6 +109,16 @@ impl LogImage {
         stored.entries.retain(|&index, _| index > through);
     }
 
+    pub(super) fn lose_last(&mut self, group: GroupId, count: u64) {
+        let Some(StoredGroup { recovered, entries }) = self.groups.get_mut(&group) else { return };
+        let last = recovered.last_index.saturating_sub(count).max(recovered.truncated.index);
+        entries.retain(|&index, _| index <= last);
+        recovered.last_index = last;
+        if let Some(hard_state) = &mut recovered.hard_state {
+            hard_state.commit = hard_state.commit.min(last);
+        }
+    }
+
     pub(super) fn groups(&self) -> Vec<GroupId> {
         self.groups.keys().copied().collect()
     }

@@ -59,6 +59,14 @@ impl MemLog {
         Self { shared: Arc::new(LogShared { state: Mutex::new(state), ..LogShared::default() }) }
     }
 
+    /// Loses the last `count` entries of a group, although they are durable, as a disk does that loses synced bytes. The
+    /// stored commit index goes back to the end of the log: the lost records held the later ones.
+    pub fn lose_last(&self, group: GroupId, count: u64) {
+        let mut state = self.lock();
+        state.durable.lose_last(group, count);
+        state.live = state.durable.clone();
+    }
+
     /// Makes append number `number`, counted from 1, fail with EIO and poison the log.
     pub fn fail_append(&self, number: u64, fault: AppendFault) {
         self.lock().faults.insert(number, fault);

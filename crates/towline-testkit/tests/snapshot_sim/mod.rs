@@ -471,7 +471,7 @@ impl SnapshotSim {
             let waits = peer.progress == PeerProgress::Snapshot;
             assert!(!waits || peer.attempt.is_some(), "Raft waits for no attempt: {peer:?}");
         }
-        assert!(fx.fatal.is_none(), "node {id}: {:?}", fx.fatal);
+        assert!(fx.fatal.is_none() && fx.lost.is_none(), "node {id}: {:?} {:?}", fx.fatal, fx.lost);
         up.writes.extend(fx.write.take());
         up.applies.extend(fx.apply.drain(..));
         let run = up.run;

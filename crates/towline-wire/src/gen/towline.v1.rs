@@ -70,6 +70,9 @@ pub struct Message {
     /// Not raft's: the index that the sender's state machine has applied, in answers to heartbeats.
     #[prost(uint64, tag = "17")]
     pub applied: u64,
+    /// Not raft's: the highest index that the receiver has acknowledged to this leader, in heartbeats.
+    #[prost(uint64, tag = "18")]
+    pub acked: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HardState {
@@ -318,6 +321,11 @@ pub struct Nack {
     pub group: u64,
     #[prost(enumeration = "NackCause", tag = "2")]
     pub cause: i32,
+    /// ENTRIES_LOST: where the listener's log ends, and up to which index it had acknowledged entries.
+    #[prost(uint64, tag = "3")]
+    pub last_index: u64,
+    #[prost(uint64, tag = "4")]
+    pub acknowledged: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Nacks {
@@ -532,6 +540,7 @@ pub enum NackCause {
     UnknownGroup = 2,
     GroupDown = 3,
     Rejected = 4,
+    EntriesLost = 5,
 }
 impl NackCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -545,6 +554,7 @@ impl NackCause {
             Self::UnknownGroup => "NACK_CAUSE_UNKNOWN_GROUP",
             Self::GroupDown => "NACK_CAUSE_GROUP_DOWN",
             Self::Rejected => "NACK_CAUSE_REJECTED",
+            Self::EntriesLost => "NACK_CAUSE_ENTRIES_LOST",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -555,6 +565,7 @@ impl NackCause {
             "NACK_CAUSE_UNKNOWN_GROUP" => Some(Self::UnknownGroup),
             "NACK_CAUSE_GROUP_DOWN" => Some(Self::GroupDown),
             "NACK_CAUSE_REJECTED" => Some(Self::Rejected),
+            "NACK_CAUSE_ENTRIES_LOST" => Some(Self::EntriesLost),
             _ => None,
         }
     }

@@ -9,7 +9,9 @@ pub(crate) const WELCOME: &str = "120d08021108070605040302011801";
 pub(crate) const REFUSED: &str = "1a1c080312166e6f64652037206973206e6f742061206d656d6265722007";
 pub(crate) const BATCH: &str =
     "22250a230803121f0803100218012005280330043a0f1005180522046461746132036374784004";
+pub(crate) const HEARTBEAT: &str = "22130a110803120d08081002180120054004900106";
 pub(crate) const NACKS: &str = "2a0c0a04080110010a0408021004";
+pub(crate) const NACK_OF_LOST_ENTRIES: &str = "2a0a0a08080310051837203d";
 pub(crate) const HELLO_OF_A_SNAPSHOT: &str = "0a150a0263311001180221080706050403020128013003";
 pub(crate) const OFFER: &str = concat!(
     "326e0a1a08071002180120054a10120e0a070a02010212010310ac0218041239080310ac02180422",
@@ -37,7 +39,7 @@ pub(crate) const OF_A_DIALLER: [&str; 4] = [HELLO_OF_A_SNAPSHOT, OFFER, CHUNK, T
 /// The frames of a transfer as its dialler receives them.
 pub(crate) const OF_A_LISTENER: [&str; 5] = [WELCOME, ACCEPTED, PROGRESS, COMMITTED, TAKEN];
 /// The frames of lanes, and refusals.
-const OF_LANES: [&str; 4] = [HELLO, REFUSED, BATCH, NACKS];
+const OF_LANES: [&str; 6] = [HELLO, REFUSED, BATCH, HEARTBEAT, NACKS, NACK_OF_LOST_ENTRIES];
 
 pub(crate) fn samples() -> Vec<pb::Frame> {
     [&OF_A_DIALLER[..], &OF_A_LISTENER, &OF_LANES].concat().into_iter().map(sample).collect()

@@ -6,7 +6,7 @@ use crate::core::raft::Fetch;
 use crate::core::stall::StallNotice;
 use crate::errors::{ProposeError, ReadError};
 use crate::log_store::{ConfRecord, GroupWrite};
-use crate::message::{Entry, LogId, Message};
+use crate::message::{Entry, LogId, LostEntries, Message};
 use crate::reporter::{SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::{ContentId, SnapshotMeta};
 
@@ -37,6 +37,8 @@ pub struct Effects<W, R> {
     pub retain: Option<Vec<ContentId>>,
     /// Changes of stalls, for the operator.
     pub notices: Vec<StallNotice>,
+    /// This node lost entries. Take the group out of service for good: from now on it takes and sends no message.
+    pub lost: Option<LostEntries>,
     /// Why the group must stop on this node.
     pub fatal: Option<String>,
 }
@@ -110,6 +112,7 @@ impl<W, R> Default for Effects<W, R> {
             compact: None,
             retain: None,
             notices: Vec::new(),
+            lost: None,
             fatal: None,
         }
     }

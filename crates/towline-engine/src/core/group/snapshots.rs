@@ -7,7 +7,7 @@ use crate::core::attempts::RetryPolicy;
 use crate::core::inbound;
 use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite, Install};
-use crate::message::{LogId, Message, MessageKind};
+use crate::message::{LogId, LostEntries, Message, MessageKind};
 use crate::reporter::{Report, SnapshotAttempt, SnapshotFailure};
 use crate::snapshot_store::SnapshotMeta;
 use crate::status::{PeerProgress, PeerStatus};
@@ -158,6 +158,13 @@ impl<W, R> GroupCore<W, R> {
         true
     }
 
+    /// Notes that a peer says it lost entries. `true`: this node leads, and did not know it.
+    pub fn note_lost(&mut self, peer: NodeId, lost: LostEntries) -> bool {
+        self.replica.is_leader()
+            && self.replica.is_member(peer)
+            && self.peers_lost.insert(peer, lost) != Some(lost)
+    }
+
     /// The live attempts whose message has left.
     pub fn live_attempts(&self) -> Vec<SnapshotAttempt> {
         self.replica.attempts().live_attempts().collect()
@@ -187,6 +194,7 @@ impl<W, R> GroupCore<W, R> {
     /// # Errors
     /// [`SnapshotRefusal`] with its cause.
     pub fn offer(&mut self, from: NodeId, offer: &SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
+        self.check_whole()?;
         inbound::check_snapshot(&self.replica, self.me, from, &offer.message, &offer.meta)?;
         let at = offer.meta.head.at;
         let here = self.replica.commit() >= at.index || self.replica.log_term(at.index) == Some(at.term);
@@ -211,6 +219,7 @@ impl<W, R> GroupCore<W, R> {
         message: Message,
         meta: SnapshotMeta,
     ) -> Result<u64, SnapshotRefusal> {
+        self.check_whole()?;
         inbound::check_snapshot(&self.replica, self.me, from, &message, &meta)?;
         if self.snapshots.installing() {
             return Err(SnapshotRefusal::Busy);
@@ -226,6 +235,11 @@ impl<W, R> GroupCore<W, R> {
             });
         }
         Ok(self.replica.commit())
+    }
+
+    /// A snapshot would hide that this node lost entries, and perhaps votes.
+    fn check_whole(&self) -> Result<(), SnapshotRefusal> {
+        self.lost.map_or(Ok(()), |lost| Err(SnapshotRefusal::NotTaken { detail: lost.to_string() }))
     }
 
     /// Takes the result of [`Apply::Snapshot`], if it succeeded: the snapshot, and what the state machine had durable before.
@@ -290,8 +304,12 @@ impl<W, R> GroupCore<W, R> {
     /// Sends messages. A snapshot among them becomes a live attempt.
     pub(super) fn send(&mut self, messages: Vec<Message>, fx: &mut Effects<W, R>) {
         for mut message in messages {
-            if message.kind == MessageKind::HeartbeatResponse {
-                message.applied = self.replica.log().applied();
+            match message.kind {
+                MessageKind::HeartbeatResponse => message.applied = self.replica.log().applied(),
+                MessageKind::Heartbeat if self.replica.leads(message.term) => {
+                    message.acked = self.replica.matched(message.to);
+                }
+                _ => {}
             }
             if message.kind != MessageKind::Snapshot {
                 fx.messages.push(message);

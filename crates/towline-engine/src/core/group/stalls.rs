@@ -14,6 +14,7 @@ impl<W, R> GroupCore<W, R> {
     pub(super) fn move_leadership(&mut self, fx: &mut Effects<W, R>) {
         if !self.replica.is_leader() {
             self.peers_applied.clear();
+            self.peers_lost.clear();
             self.stalls.log = LogState::InTime;
             self.stalls.apply = ApplyState::default();
             return;
@@ -99,6 +100,7 @@ impl<W, R> GroupCore<W, R> {
         let mut peers = self.replica.peers();
         for peer in &mut peers {
             peer.applied = self.peers_applied.get(&peer.id).copied().unwrap_or_default();
+            peer.lost = self.peers_lost.get(&peer.id).copied();
         }
         peers
     }

@@ -1,4 +1,5 @@
 pub(super) mod fixture;
+mod lost;
 mod slow;
 mod stalls;
 
@@ -96,6 +97,7 @@ fn messages_that_would_make_raft_panic_or_stall_are_refused() {
         Message { reject: true, request_snapshot: 1, ..message(MessageKind::AppendResponse, 2, 1) };
     let low_priority = Message { priority: -1, ..message(MessageKind::RequestPreVote, 2, 1) };
     let stranger = Message { entries: vec![entry(0, 0)], ..message(MessageKind::ReadIndex, 9, 0) };
+    let lost = Reject::EntriesLost(LostEntries { last_index: 0, acknowledged: 3 });
     type Case<'a> = (&'a dyn Fn() -> TestGroup, Message, Reject, Option<&'a str>);
     let cases: [Case<'_>; 7] = [
         // Raft asserts that its log is persisted when it wins.
@@ -108,7 +110,7 @@ fn messages_that_would_make_raft_panic_or_stall_are_refused() {
         // For raft an index past the end has term zero.
         (&follower, past_the_end(), Reject::BadEntries, Some("out of bound")),
         (&follower, Message { entries: vec![], commit: 8, ..past_the_end() }, Reject::BadEntries, None),
-        (&follower, Message { commit: 3, ..heartbeat(1) }, Reject::BadIndex, Some("out of range")),
+        (&follower, Message { commit: 3, ..heartbeat(1) }, lost, Some("out of range")),
         // A node without a term has no term for its refusal.
         (&follower, low_priority, Reject::BadIndex, Some("term should be set")),
         // Raft would stop sending entries until it had sent a snapshot.

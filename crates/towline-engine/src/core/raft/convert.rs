@@ -24,6 +24,7 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
         context: m.take_context(),
         priority: m.priority,
         applied: 0,
+        acked: 0,
     })
 }
 

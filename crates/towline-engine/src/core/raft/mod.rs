@@ -127,6 +127,11 @@ impl Replica {
         self.raw.raft.state == StateRole::Leader
     }
 
+    /// Whether this node leads in `term`.
+    pub(crate) fn leads(&self, term: u64) -> bool {
+        self.is_leader() && self.term() == term
+    }
+
     pub(crate) fn role(&self) -> Role {
         match self.raw.raft.state {
             StateRole::Follower => Role::Follower,
@@ -457,6 +462,7 @@ impl Replica {
                 progress: progress_of(p),
                 matched: p.matched,
                 applied: 0,
+                lost: None,
                 next: p.next_idx,
                 recent_active: p.recent_active || self.heard.contains(&id),
                 pending_snapshot: p.pending_snapshot,

@@ -4,7 +4,9 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 use towline_engine::ids::GroupId;
-use towline_engine::message::{ConfState, Entry, EntryKind, Envelope, Message, MessageKind, SnapshotRecord};
+use towline_engine::message::{
+    ConfState, Entry, EntryKind, Envelope, LostEntries, Message, MessageKind, SnapshotRecord,
+};
 use towline_engine::transport::{DispatchError, MESSAGE_BYTES_MAX, Nack, NackCause};
 
 use super::*;
@@ -182,8 +184,13 @@ pub fn an_oversized_message_is_too_large_and_ends_the_link(fixture: SharedFixtur
 /// Each cause, for one of three groups.
 pub fn a_nack_concerns_one_group_and_the_lane_goes_on(fixture: SharedFixture) {
     run(fixture, "a nack concerns its group; other groups on the lane are not concerned", async |case| {
-        let causes =
-            [NackCause::InboxFull, NackCause::UnknownGroup, NackCause::GroupDown, NackCause::Rejected];
+        let causes = [
+            NackCause::InboxFull,
+            NackCause::UnknownGroup,
+            NackCause::GroupDown,
+            NackCause::Rejected,
+            NackCause::EntriesLost(LostEntries { last_index: 55, acknowledged: 61 }),
+        ];
         let host = case.host_of(2).await;
         let next = Mutex::new(causes.into_iter());
         host.inbound.on_deliver(move |_, batch| {
