@@ -181,7 +181,9 @@ pub enum WaitLeaderError {
 #[non_exhaustive]
 pub enum StatusError {
     /// Too many calls wait for the shard thread. Try again a little later.
-    #[error("busy: {waiting_max} calls of `status` and `transfer` wait for group {group}; try again later")]
+    #[error(
+        "busy: {waiting_max} calls of `status`, `explain` and `transfer` wait for group {group}; try again later"
+    )]
     Busy {
         /// The group.
         group: GroupId,

@@ -81,6 +81,7 @@ pub mod config;
 #[cfg(feature = "core")]
 pub mod core;
 pub mod errors;
+pub mod explain;
 #[cfg_attr(not(feature = "driver"), allow(dead_code))]
 mod flow;
 pub mod identity;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram};
 
 use crate::handles::{PerLabel, Registrar, float, handles};
-use crate::labels::{self, GroupRole, ProposalOutcome, ReadOutcome};
+use crate::labels::{self, GroupRole, ProposalOutcome, ReadOutcome, WaitKind};
 
 /// Handles for one Raft group on this node. Cloning shares them.
 ///
@@ -29,6 +29,7 @@ handles! {
         set last_index: Gauge = GROUP_LAST_INDEX;
         only write_age: Gauge = GROUP_WRITE_AGE_SECONDS;
         only apply_age: Gauge = GROUP_APPLY_AGE_SECONDS;
+        only waiting: PerLabel<WaitKind, Gauge> = GROUP_WAITING;
         /// Counts one change of leader that this node saw.
         count leader_changed: Counter = GROUP_LEADER_CHANGES;
         /// Counts one log position where several reads in a row failed.
@@ -64,6 +65,15 @@ impl GroupMetrics {
     pub fn ages(&self, write: Duration, apply: Duration) {
         self.handles.write_age.set(write.as_secs_f64());
         self.handles.apply_age.set(apply.as_secs_f64());
+    }
+
+    /// Sets the gauges of these causes to 1, and all others to 0.
+    pub fn waiting(&self, kinds: &[WaitKind]) {
+        for kind in WaitKind::ALL {
+            if let Some(gauge) = self.handles.waiting.of(*kind) {
+                gauge.set(u32::from(kinds.contains(kind)));
+            }
+        }
     }
 
     /// Adds ended proposals.

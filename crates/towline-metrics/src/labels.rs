@@ -22,7 +22,7 @@ pub const KIND: &str = "kind";
 pub const OUTCOME: &str = "outcome";
 /// Label with the values of [`Direction`].
 pub const DIRECTION: &str = "direction";
-/// Label with the values of [`RejectCause`].
+/// Label with the values of [`RejectCause`] or [`WaitKind`]: which one depends on the metric.
 pub const CAUSE: &str = "cause";
 /// Label with the values of [`Table`].
 pub const TABLE: &str = "table";
@@ -226,6 +226,42 @@ closed! {
         HandshakeTimeout = "handshake_timeout",
         /// This node is stopping, or cannot persist the identity of the peer.
         ShuttingDown = "shutting_down",
+    }
+}
+
+closed! {
+    /// The one thing that a group waits for, on this node or on a peer.
+    WaitKind in CAUSE {
+        /// The group is out of service on this node.
+        Down = "down",
+        /// A write of the log has not completed.
+        LogWrite = "log_write",
+        /// The state machine has not restored a received snapshot.
+        Install = "install",
+        /// Too few voters were heard of.
+        NoQuorum = "no_quorum",
+        /// An election has no winner yet.
+        Election = "election",
+        /// No leader is known, and this node has not campaigned.
+        NoLeader = "no_leader",
+        /// A quorum has not acknowledged the end of the log.
+        Commit = "commit",
+        /// Committed entries are not applied.
+        Apply = "apply",
+        /// Leadership moves to another node.
+        Transfer = "transfer",
+        /// Voters are silent or behind.
+        Redundancy = "redundancy",
+        /// The peer does not answer.
+        Silent = "silent",
+        /// The peer gets a snapshot.
+        Snapshot = "snapshot",
+        /// The peer refuses messages of the group.
+        Refused = "refused",
+        /// The next attempt to send the peer a snapshot has to wait.
+        Backoff = "backoff",
+        /// The peer lacks entries.
+        CatchingUp = "catching_up",
     }
 }
 

@@ -123,6 +123,8 @@ metrics_table! {
         "Age of the group's oldest log write that is not durable; 0 if none is under way.";
     GROUP_APPLY_AGE_SECONDS = "towline_group_apply_age_seconds", Gauge, Seconds, [GROUP],
         "Time since the oldest committed entry that is not applied was given to the state machine; 0 if none waits.";
+    GROUP_WAITING = "towline_group_waiting", Gauge, Count, [GROUP, CAUSE],
+        "1 for each cause that the group waits for, on this node or, where it leads, on a peer; else 0.";
     GROUP_LEADER_CHANGES = "towline_group_leader_changes_total", Counter, Count, [GROUP],
         "Times this node saw the group's leader change.";
     GROUP_UNREADABLE = "towline_group_unreadable_total", Counter, Count, [GROUP],

@@ -116,6 +116,8 @@ fn each_group_and_node_handle_updates_its_metric() {
     group.commit(2);
     group.applied(3);
     group.last_index(5);
+    group.waiting(&[WaitKind::Apply, WaitKind::Silent]);
+    group.waiting(&[WaitKind::Silent]);
     (0..6).for_each(|_| group.leader_changed());
     (0..7).for_each(|_| group.campaigned());
     (0..9).for_each(|_| group.unreadable());
@@ -136,6 +138,8 @@ fn each_group_and_node_handle_updates_its_metric() {
         ("group_commit_index{node=1,group=9}", 2.0),
         ("group_applied_index{node=1,group=9}", 3.0),
         ("group_last_index{node=1,group=9}", 5.0),
+        ("group_waiting{node=1,group=9,cause=apply}", 0.0),
+        ("group_waiting{node=1,group=9,cause=silent}", 1.0),
         ("group_leader_changes_total{node=1,group=9}", 6.0),
         ("campaigns_total{node=1,group=9}", 7.0),
         ("group_unreadable_total{node=1,group=9}", 9.0),

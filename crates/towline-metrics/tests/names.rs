@@ -63,7 +63,7 @@ fn label_values_are_distinct_within_their_set() {
         ($($set:ident),+) => { $(check(stringify!($set), $set::ALL.iter().map(|v| v.as_str()).collect());)+ };
     }
     check_all!(Lane, Direction, DropReason, ReportKind, ReportOutcome, RejectCause, ProposalOutcome);
-    check_all!(SnapshotOutcome, ReadOutcome, Table, NackDropReason);
+    check_all!(SnapshotOutcome, ReadOutcome, Table, NackDropReason, WaitKind);
     let codes: Vec<_> = GroupRole::ALL.iter().map(|role| role.code()).collect();
     assert_eq!(codes, [0, 1, 2, 3, 4, 5]);
 }

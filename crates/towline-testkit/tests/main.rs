@@ -21,6 +21,7 @@ mod log_store;
 mod node_attempts;
 mod node_disk;
 mod node_distance;
+mod node_explains;
 mod node_faults;
 mod node_handshake;
 mod node_heals;

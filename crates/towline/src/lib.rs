@@ -9,6 +9,7 @@ pub use towline_engine::errors::{
     LeaderHint, Outcome, ProposeError, ReadError, StatusError, StopError, TransferLeaderError,
     UncertainCause, WaitLeaderError,
 };
+pub use towline_engine::explain::{HeardVoter, Wait, WaitCause};
 pub use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 pub use towline_engine::ids::{ClusterId, GroupId, IdError, Incarnation, NodeId, PeerAddr};
 pub use towline_engine::log_store::{LogError, LogReadError, LogStore};

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towline::metrics::exporter::Exporter;
-use towline::{ClusterId, NodeId, PeerStatus, Role};
+use towline::{ClusterId, NodeId, PeerStatus, Role, Wait};
 
 use crate::accept::Acceptor;
 use crate::cli::PeerSpec;
@@ -127,6 +127,7 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
         "state": pages.replica.state(),
         "log": { "first": first, "last": last, "snapshot": snapshot },
         "peers": peers.iter().map(|peer| progress(peer, last, pages.tick)).collect::<Vec<_>>(),
+        "waits": pages.replica.explain().await.iter().map(wait).collect::<Vec<_>>(),
         "members": pages.peers.iter().map(member).collect::<Vec<_>>(),
     });
     json(StatusCode::OK, &value)
@@ -148,6 +149,15 @@ fn progress(peer: &PeerStatus, last_index: u64, tick: Duration) -> Value {
         "last_attempt": peer.last_attempt,
         "backoff_ms": ms(peer.backoff_ticks),
     })
+}
+
+/// The fields of a wait, and the same as text.
+fn wait(wait: &Wait) -> Value {
+    let mut value = serde_json::to_value(wait).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("text".into(), wait.to_string().into());
+    }
+    value
 }
 
 async fn healthz<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {

@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use towline::{Consistency, Group, GroupState, GroupStatus, ProposeError, ReadError, Role};
+use towline::{Consistency, Group, GroupState, GroupStatus, ProposeError, ReadError, Role, Wait};
 
 use crate::batch::{Batcher, Pending};
 use crate::machine::{Answer, KvMachine, View};
@@ -26,6 +26,9 @@ pub(crate) trait Replica: Clone + Send + Sync + 'static {
 
     /// The detailed status; `None` if the group has stopped.
     fn status(&self) -> impl Future<Output = Option<GroupStatus>> + Send;
+
+    /// What the group waits for. Empty: for nothing.
+    fn explain(&self) -> impl Future<Output = Vec<Wait>> + Send;
 
     /// The time to stamp commands with. `None` unless this replica leads and has applied all entries of earlier leaders.
     fn now_ms(&self) -> Option<u64> {
@@ -69,5 +72,9 @@ impl Replica for GroupReplica {
 
     async fn status(&self) -> Option<GroupStatus> {
         self.group.status().await.ok()
+    }
+
+    async fn explain(&self) -> Vec<Wait> {
+        self.group.explain().await.unwrap_or_default()
     }
 }

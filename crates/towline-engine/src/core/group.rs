@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 mod effects;
+mod explain;
 mod snapshots;
 mod stalls;
 
@@ -19,6 +20,7 @@ pub use self::effects::{Apply, AttemptEffect, Effects, Unreadable};
 use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
 use super::attempts::{Attempts, SendBudget};
+use super::explain::{Patience, Waits};
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
@@ -94,6 +96,7 @@ pub struct GroupCore<W, R> {
     /// The proof that this node lost entries. It then takes no message and sends none: its vote could elect a leader that
     /// lacks committed entries.
     lost: Option<LostEntries>,
+    waits: Waits,
 }
 
 /// What a ready that is not persisted holds back.
@@ -119,6 +122,13 @@ impl<W, R> GroupCore<W, R> {
         let attempts = Attempts::new(id, policy.retry.clone(), available.clone(), *seed);
         // A transfer that fails takes an election timeout.
         let apply_retry_ticks = setup.stall.apply_ticks.max(2 * setup.replica.election_ticks.end as u64);
+        let election = &setup.replica.election_ticks;
+        let patience = Patience {
+            beat: (setup.replica.heartbeat_ticks as u64).max(1),
+            short: setup.replica.election_ticks_min as u64 / 2,
+            long: setup.replica.election_ticks_min as u64,
+            votes: 2 * election.end as u64,
+        };
         Ok(Self {
             id,
             me,
@@ -145,6 +155,7 @@ impl<W, R> GroupCore<W, R> {
             peers_applied: BTreeMap::new(),
             peers_lost: BTreeMap::new(),
             lost: None,
+            waits: Waits::new(patience),
         })
     }
 
@@ -186,6 +197,7 @@ impl<W, R> GroupCore<W, R> {
             self.replica.ping();
         }
         self.move_leadership(fx);
+        self.look_for_waits(fx);
         let applied = self.replica.log().applied();
         for (reader, index) in self.reads.take_unapplied(self.ticks) {
             fx.unread.push((reader, ReadError::NotApplied { index, applied, call: None }));
@@ -214,6 +226,7 @@ impl<W, R> GroupCore<W, R> {
         checked?;
         self.check_rise(from, message.term)?;
         self.note_applied(&message);
+        self.note_heard(from);
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
                 if self.quiet_ticks > 0 =>

@@ -7,6 +7,7 @@
 //! one value, which makes a group deterministic.
 
 mod attempts;
+mod explain;
 mod group;
 mod inbound;
 mod log;
@@ -17,6 +18,7 @@ mod stall;
 mod terms;
 
 pub use self::attempts::{RetryPolicy, SendBudget, VoidCause};
+pub use self::explain::WaitNotice;
 pub use self::group::{
     Apply, AttemptEffect, Effects, GroupCore, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend,
     SnapshotSetup, Unreadable,

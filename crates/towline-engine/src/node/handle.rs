@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::Sleep;
 use towline_metrics::GroupMetrics;
 use towline_metrics::labels::ProposalOutcome;
@@ -16,15 +16,16 @@ use towline_metrics::labels::ProposalOutcome;
 use super::NodeInner;
 use super::inbox::{Control, ShardEvent, ShardSender};
 use super::ingress::Ingress;
-use super::waiter::{ReadWaiter, Waiter, answer};
+use super::waiter::{Answer, ReadWaiter, Waiter, answer};
 use crate::errors::{
     ProposeError, ReadError, StatusError, StopError, TransferLeaderError, UncertainCause, WaitLeaderError,
 };
+use crate::explain::{Wait, WaitCause};
 use crate::ids::{GroupId, NodeId};
 use crate::state_machine::StateMachine;
 use crate::status::{GroupState, GroupStatus, Role};
 
-/// The most calls of `status` and `transfer` of one group that wait for the shard.
+/// The most calls of `status`, `explain` and `transfer` of one group that wait for the shard.
 pub(super) const QUESTIONS_MAX: usize = 1_024;
 
 /// A running group on this node. Clones are the same group; use them from any thread or task.
@@ -200,11 +201,31 @@ impl<S: StateMachine> Group<S> {
     /// # Errors
     /// [`StatusError`].
     pub async fn status(&self) -> Result<GroupStatus, StatusError> {
+        self.ask(|group, answer, room| Control::Status { group, answer, room }).await
+    }
+
+    /// Says what the group waits for: at most one thing for this node, and one for each peer if this node leads. Each lasts
+    /// longer than half of the shortest election timeout and is at most a heartbeat interval old. A healthy group, idle or
+    /// under load, waits for nothing.
+    ///
+    /// # Errors
+    /// [`StatusError`]. A group that is down is no error: it waits for [`Down`](WaitCause::Down).
+    pub async fn explain(&self) -> Result<Vec<Wait>, StatusError> {
+        match self.shared.ingress.closed() {
+            Some((why, age)) => Ok(vec![Wait { peer: None, age, cause: WaitCause::Down { why } }]),
+            None => self.ask(|group, answer, room| Control::Explain { group, answer, room }).await,
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        control: impl FnOnce(GroupId, Answer<T>, OwnedSemaphorePermit) -> Control,
+    ) -> Result<T, StatusError> {
         let group = self.shared.id;
         let room = self.shared.questions.clone().try_acquire_owned();
         let room = room.map_err(|_| StatusError::Busy { group, waiting_max: QUESTIONS_MAX })?;
         let (answer, answered) = answer();
-        self.shared.shard.post(ShardEvent::Control(Control::Status { group, answer, room }));
+        self.shared.shard.post(ShardEvent::Control(control(group, answer, room)));
         answered.await.map_err(|_| StatusError::Stopped { group, cause: self.down_cause() })
     }
 

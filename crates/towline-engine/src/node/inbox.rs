@@ -14,6 +14,7 @@ use super::waiter::{Answer, ReadWaiter, Waiter};
 use super::writer::WriteFailure;
 use crate::core::{GroupCore, OfferVerdict};
 use crate::errors::TransferLeaderError;
+use crate::explain::Wait;
 use crate::ids::{GroupId, NodeId};
 use crate::message::{Entry, Message};
 use crate::snapshot_store::SnapshotMeta;
@@ -50,6 +51,12 @@ pub(crate) enum Control {
     Status {
         group: GroupId,
         answer: Answer<GroupStatus>,
+        room: OwnedSemaphorePermit,
+    },
+    /// As for `Status`.
+    Explain {
+        group: GroupId,
+        answer: Answer<Vec<Wait>>,
         room: OwnedSemaphorePermit,
     },
     Transfer {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -30,8 +30,8 @@ pub(crate) struct Ingress {
 
 #[derive(Default)]
 struct Queues {
-    /// Set once the group has ended, with the cause.
-    closed: Option<Arc<str>>,
+    /// Set once the group has ended, with the cause and the time.
+    closed: Option<(Arc<str>, Instant)>,
     /// Whether the group is in [`Scheduled`].
     scheduled: bool,
     control: ConflatingQueue<(NodeId, MessageKind), (NodeId, Message)>,
@@ -100,7 +100,7 @@ impl Ingress {
     /// Queues a command in the order of the calls. The error goes to the waiter.
     pub(crate) fn propose(&self, command: Bytes, waiter: Waiter) {
         let mut queues = lock(&self.queues);
-        let error = if let Some(cause) = &queues.closed {
+        let error = if let Some((cause, _)) = &queues.closed {
             Some(ProposeError::Stopped { cause: cause.clone() })
         } else if queues.proposals.len() >= self.config.proposal_queue_max
             || queues.proposal_bytes + command.len() > self.config.proposal_queue_bytes_max.as_usize()
@@ -122,7 +122,7 @@ impl Ingress {
     /// Queues a read. The error goes to the waiter.
     pub(crate) fn read(&self, reader: ReadWaiter) {
         let mut queues = lock(&self.queues);
-        if let Some(cause) = queues.closed.clone() {
+        if let Some((cause, _)) = queues.closed.clone() {
             drop(queues);
             return reader.fail(ReadError::Stopped { cause });
         }
@@ -214,11 +214,16 @@ impl Ingress {
         lock(&self.queues).reads_held = held;
     }
 
+    /// Why the group has ended, and how long ago. `None`: it runs.
+    pub(crate) fn closed(&self) -> Option<(Arc<str>, Duration)> {
+        lock(&self.queues).closed.as_ref().map(|(cause, at)| (cause.clone(), at.elapsed()))
+    }
+
     /// Refuses new elements, and fails the queued proposals and reads.
     pub(crate) fn close(&self, cause: &Arc<str>) {
         let (proposals, reads) = {
             let mut queues = lock(&self.queues);
-            queues.closed.get_or_insert_with(|| cause.clone());
+            queues.closed.get_or_insert_with(|| (cause.clone(), Instant::now()));
             queues.appends.clear();
             queues.read_messages.clear();
             queues.append_bytes = 0;

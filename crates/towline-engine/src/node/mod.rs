@@ -21,6 +21,7 @@ mod shutdown;
 mod snapshots;
 mod stall_lines;
 mod start;
+mod wait_lines;
 mod waiter;
 mod writer;
 

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome};
+use towline_metrics::labels::{GroupRole, ReportKind, ReportOutcome, WaitKind};
 use towline_metrics::{GroupMetrics, NodeMetrics};
 
 use super::apply::{ApplyTask, ApplyWorker, fail_tasks};
@@ -22,12 +22,14 @@ use super::ingress::{Ingress, IngressBatch};
 use super::peers::Peers;
 use super::reader::LogReader;
 use super::stall_lines::log_stall;
+use super::wait_lines::WaitLines;
 use super::waiter::{Answer, ReadWaiter, Waiter, contained};
 use super::writer::LogWriter;
 use crate::cause::catch;
 use crate::config::ValidConfig;
 use crate::core::{Apply, AttemptEffect, Effects, SendBudget, Unreadable};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
+use crate::explain::{Wait, WaitCause};
 use crate::ids::{GroupId, NodeId, PeerAddr};
 use crate::lanes::Lanes;
 use crate::log_store::GroupWrite;
@@ -89,6 +91,7 @@ struct Shard {
     fx: CoreEffects,
     writes: Vec<(WriteId, GroupWrite)>,
     envelopes: Vec<Envelope>,
+    wait_lines: WaitLines,
     stopping: bool,
 }
 
@@ -99,6 +102,7 @@ pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinH
         let span = tracing::info_span!("shard", node = deps.node.as_u64());
         let _entered = span.enter();
         let shard = Shard {
+            wait_lines: WaitLines::new(deps.config.election_timeout_max),
             budget: SendBudget { slots: deps.config.snapshot_sends_max, attempts: 0 },
             deps,
             groups: BTreeMap::new(),
@@ -248,6 +252,12 @@ impl Shard {
                     answer.send(status);
                 }
             }
+            Control::Explain { group, answer, room } => {
+                drop(room);
+                if let Some(running) = self.groups.get(&group) {
+                    answer.send(running.explain(&self.deps.sends));
+                }
+            }
             Control::Transfer { group, target, answer, room } => {
                 drop(room);
                 self.transfer(group, target, answer);
@@ -326,6 +336,7 @@ impl Shard {
     fn start_group(&mut self, start: StartGroup) {
         let StartGroup { id, running, peers, started } = start;
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
+        running.metrics.waiting(&[]);
         self.groups.insert(id, running);
         started.send(());
         // Elements queued before this turn were scheduled before the group was here.
@@ -476,6 +487,17 @@ impl Shard {
             tracing::warn!(group = %id, index, cause, "a part of the log cannot be read: peers that need it get a snapshot");
         }
         fx.notices.drain(..).for_each(|notice| log_stall(id, notice, self.deps.config.tick));
+        if !fx.waits.is_empty() {
+            let waits = running.explain(&self.deps.sends);
+            for notice in fx.waits.drain(..) {
+                let wait =
+                    waits.iter().find(|wait| (wait.peer, wait.cause.kind()) == (notice.peer, notice.kind));
+                self.wait_lines.log(id, notice, wait.filter(|_| !notice.ended), running.tick);
+            }
+        }
+        if let Some(kinds) = fx.waiting.take() {
+            running.metrics.waiting(&kinds);
+        }
         fx.attempts.drain(..).for_each(|effect| self.deps.carry_out(effect));
         if let Some(through) = fx.compact.take() {
             self.deps.reader.compact(id, through);
@@ -521,6 +543,7 @@ impl Shard {
         }
         running.apply.remove_group(group, running.generation);
         running.metrics.role(role);
+        running.metrics.waiting(if role == GroupRole::Quarantined { &[WaitKind::Down] } else { &[] });
         contained(|| {
             running.state.send_modify(|state| {
                 state.role = Role::Down;
@@ -588,6 +611,24 @@ impl RunningGroup {
             }
             error => error,
         }
+    }
+
+    /// What the group waits for, with the present call of the state machine and the progress of transfers.
+    fn explain(&self, sends: &Sends) -> Vec<Wait> {
+        let mut waits = self.group.explain(self.tick);
+        for wait in &mut waits {
+            match (&mut wait.cause, wait.peer) {
+                (WaitCause::Apply { call, .. }, _) => {
+                    *call = self.apply.call().map(|call| call.to_string().into());
+                }
+                (WaitCause::Snapshot { attempt: seen }, Some(peer)) => {
+                    let live = self.group.live_attempts();
+                    live.iter().filter(|attempt| attempt.peer == peer).for_each(|at| sends.observe(at, seen));
+                }
+                _ => {}
+            }
+        }
+        waits
     }
 
     fn locate(&self, hint: &mut Option<LeaderHint>) {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use towline::engine::message::Entry;
 use towline::{
     ApplyBatch, ByteSize, GroupState, GroupStatus, LogId, NodeId, ProposeError, ReadError, Replies, Role,
-    StateMachine as _, UncertainCause,
+    StateMachine as _, UncertainCause, Wait,
 };
 
 use super::*;
@@ -77,6 +77,10 @@ impl Replica for Fake {
 
     async fn status(&self) -> Option<GroupStatus> {
         None
+    }
+
+    async fn explain(&self) -> Vec<Wait> {
+        Vec::new()
     }
 }
 

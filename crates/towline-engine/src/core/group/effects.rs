@@ -1,7 +1,10 @@
 //! The outputs of a group.
 
+use towline_metrics::labels::WaitKind;
+
 use super::snapshots::SnapshotSend;
 use crate::core::attempts::VoidCause;
+use crate::core::explain::WaitNotice;
 use crate::core::raft::Fetch;
 use crate::core::stall::StallNotice;
 use crate::errors::{ProposeError, ReadError};
@@ -39,6 +42,10 @@ pub struct Effects<W, R> {
     pub notices: Vec<StallNotice>,
     /// This node lost entries. Take the group out of service for good: from now on it takes and sends no message.
     pub lost: Option<LostEntries>,
+    /// Waits that have lasted long, and their ends, for the operator.
+    pub waits: Vec<WaitNotice>,
+    /// The causes that the group waits for now, if they have changed.
+    pub waiting: Option<Vec<WaitKind>>,
     /// Why the group must stop on this node.
     pub fatal: Option<String>,
 }
@@ -113,6 +120,8 @@ impl<W, R> Default for Effects<W, R> {
             retain: None,
             notices: Vec::new(),
             lost: None,
+            waits: Vec::new(),
+            waiting: None,
             fatal: None,
         }
     }

@@ -8,7 +8,7 @@ use crate::core::inbound;
 use crate::ids::NodeId;
 use crate::log_store::{ConfRecord, GroupWrite, Install};
 use crate::message::{LogId, LostEntries, Message, MessageKind};
-use crate::reporter::{Report, SnapshotAttempt, SnapshotFailure};
+use crate::reporter::{Report, SnapshotAttempt, SnapshotFailure, UnreachableCause};
 use crate::snapshot_store::SnapshotMeta;
 use crate::status::{PeerProgress, PeerStatus};
 use crate::transport::{SnapshotOffer, SnapshotRefusal};
@@ -130,6 +130,10 @@ impl Snapshots {
     pub(super) fn installing(&self) -> bool {
         self.installing.is_some()
     }
+
+    pub(super) fn installing_at(&self) -> Option<u64> {
+        self.installing.as_ref().map(|meta| meta.head.at.index)
+    }
 }
 
 impl<W, R> GroupCore<W, R> {
@@ -137,9 +141,12 @@ impl<W, R> GroupCore<W, R> {
     /// peer is no member, or the attempt is not live.
     pub fn take_report(&mut self, report: Report) -> bool {
         match report {
-            Report::Unreachable { peer, .. } => {
+            Report::Unreachable { peer, cause, .. } => {
                 if !self.replica.is_leader() || !self.replica.is_member(peer) {
                     return false;
+                }
+                if cause == UnreachableCause::Nack {
+                    self.note_refused(peer);
                 }
                 self.replica.report_unreachable(peer);
             }

@@ -1,3 +1,4 @@
+mod explain;
 pub(super) mod fixture;
 mod lost;
 mod slow;

@@ -1,3 +1,4 @@
+mod explain;
 mod installs;
 mod pings;
 mod retention;
@@ -8,7 +9,7 @@ use crate::core::group::tests::fixture::*;
 use crate::core::{GroupLog, Reject, VoidCause};
 use crate::ids::GroupId;
 use crate::message::{Entry, SnapshotRecord};
-use crate::reporter::{Reporter as _, SnapshotStatus, UnreachableCause};
+use crate::reporter::{Reporter as _, SnapshotStatus};
 use crate::snapshot_store::{ContentId, SnapshotHead};
 use crate::status::{AttemptOutcome, Role};
 

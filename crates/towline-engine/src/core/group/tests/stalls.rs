@@ -1,7 +1,9 @@
 //! A leader whose disk or state machine stands still.
 
+use towline_metrics::labels::WaitKind;
+
 use super::*;
-use crate::core::StallNotice;
+use crate::core::{StallNotice, WaitNotice};
 use crate::status::Role;
 
 /// The entry after `last`, which is of the term before.
@@ -17,31 +19,33 @@ fn append_at(term: u64, last: u64) -> Message {
 }
 
 /// Node 1 of a group. A test says whether its disk and its state machine work.
-struct DrivenNode {
-    group: GroupCore<u64, u64>,
+pub(super) struct DrivenNode {
+    pub(super) group: GroupCore<u64, u64>,
     /// Writes that are not durable.
     writes: Vec<u64>,
-    disk_works: bool,
-    applies: bool,
+    pub(super) disk_works: bool,
+    pub(super) applies: bool,
     /// The last index that the state machine was given.
     handed: u64,
     /// The doubles of the peers.
-    peers: Vec<DrivenPeer>,
-    notices: Vec<StallNotice>,
+    pub(super) peers: Vec<DrivenPeer>,
+    pub(super) notices: Vec<StallNotice>,
+    pub(super) waits: Vec<WaitNotice>,
+    pub(super) waiting: Vec<WaitKind>,
     sent: Vec<Message>,
 }
 
 #[derive(Clone, Copy)]
-struct DrivenPeer {
+pub(super) struct DrivenPeer {
     id: NodeId,
     /// Whether its disk takes entries.
-    appends: bool,
+    pub(super) appends: bool,
     /// The applied index that it reports. Default: the commit index that it knows.
     applied: Option<u64>,
 }
 
 impl DrivenNode {
-    fn leader(voters: u64) -> Self {
+    pub(super) fn leader(voters: u64) -> Self {
         let peers =
             (2..=voters).map(|peer| DrivenPeer { id: id(peer), appends: true, applied: None }).collect();
         let mut node = Self {
@@ -52,6 +56,8 @@ impl DrivenNode {
             handed: 0,
             peers,
             notices: Vec::new(),
+            waits: Vec::new(),
+            waiting: Vec::new(),
             sent: Vec::new(),
         };
         node.ticks(40);
@@ -59,14 +65,14 @@ impl DrivenNode {
         node
     }
 
-    fn propose(&mut self) {
+    pub(super) fn propose(&mut self) {
         let mut fx = Effects::default();
         self.group.propose(vec![(Bytes::from_static(b"command"), 1)], &mut fx);
         self.carry_out(fx);
         self.turn();
     }
 
-    fn ticks(&mut self, ticks: u64) {
+    pub(super) fn ticks(&mut self, ticks: u64) {
         for _ in 0..ticks {
             let mut fx = Effects::default();
             self.group.tick(&mut fx);
@@ -94,6 +100,8 @@ impl DrivenNode {
     fn carry_out(&mut self, mut fx: Effects<u64, u64>) -> bool {
         let did = !fx.messages.is_empty() || !fx.apply.is_empty();
         self.notices.append(&mut fx.notices);
+        self.waits.append(&mut fx.waits);
+        self.waiting = fx.waiting.take().unwrap_or_else(|| std::mem::take(&mut self.waiting));
         self.writes.extend(fx.write.take().map(|(number, _)| number));
         for apply in fx.apply.drain(..) {
             if let Apply::Entries { through, .. } = apply {
@@ -145,7 +153,7 @@ impl DrivenNode {
     }
 
     /// The target of the transfer leads in the next term.
-    fn new_leader(&mut self, leader: u64) {
+    pub(super) fn new_leader(&mut self, leader: u64) {
         let term = self.group.state().term + 1;
         let heartbeat = Message { term, ..Message::new(MessageKind::Heartbeat, id(leader), id(1)) };
         self.group.step(id(leader), heartbeat).unwrap();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn offer(index: u64, term: u64) -> SnapshotOffer {
+pub(super) fn offer(index: u64, term: u64) -> SnapshotOffer {
     let meta = meta(index, 1);
     let record = SnapshotRecord { index, term: 1, conf_state: meta.head.conf_state.clone() };
     let message = Message { snapshot: Some(record), ..message(MessageKind::Snapshot, 2, term) };

@@ -1,0 +1,253 @@
+//! What a group waits for, as [`Group::explain`](crate::node::Group::explain) returns it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use towline_metrics::labels::WaitKind;
+
+use crate::ids::NodeId;
+use crate::status::{AttemptOutcome, AttemptStatus, LastAttempt};
+
+/// One thing that a group waits for. Its text says what, since when, and what ends it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Wait {
+    /// The peer that the wait is about; `None` for this node.
+    pub peer: Option<NodeId>,
+    /// The time since the wait began; of a peer that lacks entries, since it began to lack them.
+    #[serde(rename = "age_ms", serialize_with = "millis")]
+    pub age: Duration,
+    /// What the group waits for.
+    #[serde(flatten)]
+    pub cause: WaitCause,
+}
+
+/// What a group waits for. Of several causes the first one in this order is named.
+///
+/// The causes up to `Redundancy` are about this node. Those from `Silent` on are about a peer of a leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "cause", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum WaitCause {
+    /// The group is out of service on this node.
+    Down {
+        /// Why.
+        why: Arc<str>,
+    },
+    /// A write of the log has not completed. The age is that of the write.
+    LogWrite {
+        /// The last index of the log.
+        last: u64,
+    },
+    /// The state machine has not restored a received snapshot.
+    Install {
+        /// The index of the snapshot.
+        index: u64,
+    },
+    /// Too few voters were heard of to elect a leader, or to commit.
+    NoQuorum {
+        /// The voters that a quorum needs, this node included.
+        needed: usize,
+        /// The other voters.
+        voters: Vec<HeardVoter>,
+    },
+    /// This node campaigns, or has campaigned since it lost its leader. No node has won yet.
+    Election {
+        /// The term of this node.
+        term: u64,
+    },
+    /// No leader is known, and this node has not campaigned yet.
+    NoLeader,
+    /// A quorum has not acknowledged the end of the log.
+    Commit {
+        /// The commit index.
+        commit: u64,
+        /// The last index of the log.
+        last: u64,
+    },
+    /// Committed entries are not applied.
+    Apply {
+        /// The applied index.
+        applied: u64,
+        /// The commit index.
+        commit: u64,
+        /// The present call of the state machine. `None`: the entries are being read from the log.
+        call: Option<Arc<str>>,
+    },
+    /// Leadership moves to another node. Proposals are refused meanwhile.
+    Transfer {
+        /// That node.
+        target: NodeId,
+    },
+    /// Voters are silent or behind. The group serves, and fewer failures than usual would stop it.
+    Redundancy {
+        /// These voters.
+        missing: Vec<NodeId>,
+        /// How many more voters may fail.
+        tolerated: usize,
+    },
+    /// The peer does not answer.
+    Silent {
+        /// The index up to which it has acknowledged the log.
+        acked: u64,
+    },
+    /// The peer gets a snapshot.
+    Snapshot {
+        /// The attempt.
+        attempt: AttemptStatus,
+    },
+    /// The peer answers heartbeats and refuses messages of the group.
+    Refused {
+        /// The index up to which it has acknowledged the log.
+        acked: u64,
+    },
+    /// The peer needs a snapshot, and the next attempt has to wait.
+    Backoff {
+        /// The time until the next attempt.
+        #[serde(rename = "remaining_ms", serialize_with = "millis")]
+        remaining: Duration,
+        /// The previous attempt.
+        last_attempt: Option<LastAttempt>,
+    },
+    /// The peer lacks entries.
+    CatchingUp {
+        /// The index up to which it has acknowledged the log.
+        acked: u64,
+        /// The last index of the log.
+        last: u64,
+    },
+}
+
+/// When another voter was last heard of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct HeardVoter {
+    /// The voter.
+    pub id: NodeId,
+    /// The time since its last message; `None` for none since the group started here.
+    #[serde(rename = "heard_ms", serialize_with = "some_millis")]
+    pub heard: Option<Duration>,
+}
+
+fn millis<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn some_millis<S: Serializer>(time: &Option<Duration>, to: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => millis(time, to),
+        None => to.serialize_none(),
+    }
+}
+
+impl WaitCause {
+    /// The cause without its details: a label of metrics and log lines.
+    pub fn kind(&self) -> WaitKind {
+        match self {
+            Self::Down { .. } => WaitKind::Down,
+            Self::LogWrite { .. } => WaitKind::LogWrite,
+            Self::Install { .. } => WaitKind::Install,
+            Self::NoQuorum { .. } => WaitKind::NoQuorum,
+            Self::Election { .. } => WaitKind::Election,
+            Self::NoLeader => WaitKind::NoLeader,
+            Self::Transfer { .. } => WaitKind::Transfer,
+            Self::Commit { .. } => WaitKind::Commit,
+            Self::Apply { .. } => WaitKind::Apply,
+            Self::Redundancy { .. } => WaitKind::Redundancy,
+            Self::Silent { .. } => WaitKind::Silent,
+            Self::Snapshot { .. } => WaitKind::Snapshot,
+            Self::Refused { .. } => WaitKind::Refused,
+            Self::Backoff { .. } => WaitKind::Backoff,
+            Self::CatchingUp { .. } => WaitKind::CatchingUp,
+        }
+    }
+
+    /// What ends the wait.
+    pub fn ends(&self) -> &'static str {
+        match self {
+            Self::Down { .. } => "when that is repaired and the group is started again",
+            Self::LogWrite { .. } => "when the disk of the log completes the write",
+            Self::Install { .. } => "when the state machine has restored the snapshot",
+            Self::NoQuorum { .. } => "when enough of these voters run and can be reached",
+            Self::Election { .. } => "when a quorum votes for one candidate",
+            Self::NoLeader => "when a leader is heard, or when this node campaigns",
+            Self::Transfer { .. } => "when that node leads, or after the shortest election timeout",
+            Self::Commit { .. } => {
+                "when a quorum has written the entries; the waits of the peers say what each lacks"
+            }
+            Self::Apply { call: Some(_), .. } => "when the call of the state machine returns",
+            Self::Apply { call: None, .. } => "when the entries are read from the log and applied",
+            Self::Redundancy { .. } => "when these voters answer and have the log",
+            Self::Silent { .. } => "when the peer runs and can be reached",
+            Self::Snapshot { .. } => "when the peer has the snapshot, or the attempt fails",
+            Self::Refused { .. } => "when the peer runs the group and has room; its log says why it refuses",
+            Self::Backoff { .. } => "with the next attempt, if the cause of the failure is gone",
+            Self::CatchingUp { .. } => "when the peer has written the entries",
+        }
+    }
+}
+
+impl fmt::Display for WaitCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Down { why } => write!(f, "the group is down: {why}"),
+            Self::LogWrite { last } => write!(f, "a log write has not completed; the log ends at {last}"),
+            Self::Install { index } => write!(f, "the snapshot at {index} is not restored"),
+            Self::NoQuorum { needed, voters } => {
+                write!(f, "{needed} voters are needed, this node included; heard of")?;
+                for (n, HeardVoter { id, heard }) in voters.iter().enumerate() {
+                    f.write_str(if n == 0 { " " } else { ", " })?;
+                    match heard {
+                        Some(heard) => write!(f, "node {id} {:.1} s ago", heard.as_secs_f64())?,
+                        None => write!(f, "node {id} never")?,
+                    }
+                }
+                Ok(())
+            }
+            Self::Election { term } => write!(f, "an election after term {term} has no winner"),
+            Self::NoLeader => f.write_str("no leader is known"),
+            Self::Transfer { target } => write!(f, "leadership moves to node {target}"),
+            Self::Commit { commit, last } => {
+                write!(f, "the log ends at {last} and is committed up to {commit}")
+            }
+            Self::Apply { applied, commit, call } => {
+                write!(f, "the log is committed up to {commit} and applied up to {applied}")?;
+                call.as_ref().map_or(Ok(()), |call| write!(f, ": {call}"))
+            }
+            Self::Redundancy { missing, tolerated } => {
+                f.write_str("voters are silent or behind:")?;
+                missing.iter().try_for_each(|id| write!(f, " {id}"))?;
+                write!(f, "; failures still tolerated: {tolerated}")
+            }
+            Self::Silent { acked } => write!(f, "no answer; log acknowledged up to {acked}"),
+            Self::Snapshot { attempt: AttemptStatus { index, bytes, acked, phase, .. } } => {
+                write!(f, "snapshot at {index}: the peer has {acked} of {bytes} bytes")?;
+                phase.map_or(Ok(()), |phase| write!(f, ", phase {phase:?}"))
+            }
+            Self::Refused { acked } => write!(f, "messages are refused; log acknowledged up to {acked}"),
+            Self::Backoff { remaining, last_attempt } => {
+                write!(f, "the next snapshot attempt begins in {:.1} s", remaining.as_secs_f64())?;
+                match last_attempt {
+                    Some(LastAttempt { outcome: AttemptOutcome::Failed(cause), .. }) => {
+                        write!(f, "; the last one failed: {cause:?}")
+                    }
+                    _ => Ok(()),
+                }
+            }
+            Self::CatchingUp { acked, last } => {
+                write!(f, "the log ends at {last} and is acknowledged up to {acked}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, age, cause } = self;
+        match peer {
+            Some(peer) => write!(f, "peer {peer}: ")?,
+            None => f.write_str("this node: ")?,
+        }
+        write!(f, "{cause}; for {:.1} s; ends {}", age.as_secs_f64(), cause.ends())
+    }
+}

@@ -1,0 +1,119 @@
+//! Nodes that say what their groups wait for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
+
+use std::time::{Duration, Instant};
+
+use towline_engine::config::Config;
+use towline_engine::explain::{Wait, WaitCause};
+use towline_engine::node::Consistency;
+use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, within};
+
+/// Its leader keeps its leadership whatever stalls.
+async fn cluster() -> Cluster {
+    let config = Config { log_stall_timeout: DEADLINE, apply_stall_timeout: DEADLINE, ..quick() };
+    let cluster = Plan::new(3, 1).config(config).start().await;
+    cluster.acked(1, "before").await;
+    cluster
+}
+
+/// Waits until a node explains this.
+async fn explained(cluster: &Cluster, node: u64, what: &str, is: impl Fn(&[Wait]) -> bool) -> Vec<Wait> {
+    let end = Instant::now() + DEADLINE;
+    loop {
+        let waits = within(cluster.group(node, 1).explain()).await.unwrap();
+        if is(&waits) {
+            return waits;
+        }
+        assert!(Instant::now() < end, "node {node}, {what}: {waits:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
+    }
+}
+
+fn node_waits_for(waits: &[Wait]) -> Option<&WaitCause> {
+    waits.iter().find(|wait| wait.peer.is_none()).map(|wait| &wait.cause)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_write_that_does_not_complete_is_named_until_it_does() {
+    let cluster = cluster().await;
+    let leader = cluster.leader(1).await;
+    let hang = cluster.disks[&leader].log.hold_syncs();
+    let begun = Instant::now();
+    let _proposal = cluster.group(leader, 1).submit("stuck").unwrap();
+    let is = |waits: &[Wait]| matches!(node_waits_for(waits), Some(WaitCause::LogWrite { .. }));
+    let waits = explained(&cluster, leader, "log_write", is).await;
+    assert!(waits[0].age <= begun.elapsed() + Duration::from_millis(10), "{waits:?}");
+    drop(hang);
+    explained(&cluster, leader, "nothing", <[Wait]>::is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_machine_that_does_not_return_is_named_with_its_call() {
+    let cluster = cluster().await;
+    let leader = cluster.leader(1).await;
+    let hold = cluster.group(leader, 1).read(Consistency::Local).await.unwrap().hold();
+    let _proposal = cluster.group(leader, 1).submit("stuck").unwrap();
+    let is = |waits: &[Wait]| match node_waits_for(waits) {
+        Some(WaitCause::Apply { applied, commit, call: Some(call) }) => {
+            applied < commit && call.contains("has been in `apply`")
+        }
+        _ => false,
+    };
+    explained(&cluster, leader, "apply with its call", is).await;
+    drop(hold);
+    explained(&cluster, leader, "nothing", <[Wait]>::is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_peer_is_named_with_the_failures_still_tolerated_and_a_dead_quorum_too() {
+    let mut cluster = cluster().await;
+    let leader = cluster.leader(1).await;
+    let (second, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.crash(second);
+    let lost = WaitCause::Redundancy { missing: vec![node_id(second)], tolerated: 0 };
+    let is = |waits: &[Wait]| node_waits_for(waits) == Some(&lost);
+    let waits = explained(&cluster, leader, "redundancy", is).await;
+    assert!(matches!(waits[1].cause, WaitCause::Silent { .. }), "{waits:?}");
+    assert_eq!(waits[1].peer, Some(node_id(second)));
+    assert_eq!(within(cluster.group(third, 1).explain()).await.unwrap(), [], "its leader is fine");
+    cluster.crash(third);
+    let is = |waits: &[Wait]| matches!(node_waits_for(waits), Some(WaitCause::NoQuorum { needed: 2, .. }));
+    explained(&cluster, leader, "no_quorum", is).await;
+    cluster.restart(second).await;
+    cluster.restart(third).await;
+    let leader = cluster.leader(1).await;
+    explained(&cluster, leader, "nothing", <[Wait]>::is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_group_says_why_it_is_down() {
+    let cluster = cluster().await;
+    let group = cluster.group(1, 1);
+    within(group.stop()).await.unwrap();
+    let waits = within(group.explain()).await.unwrap();
+    assert!(matches!(&waits[..], [Wait { peer: None, cause: WaitCause::Down { .. }, .. }]), "{waits:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_healthy_cluster_waits_for_nothing_idle_or_under_load() {
+    // Half of the shortest election timeout must be longer than the pauses of the machine.
+    let (min, max) = (Duration::from_secs(1), Duration::from_secs(2));
+    let config = Config { election_timeout_min: min, election_timeout_max: max, ..quick() };
+    let cluster = Plan::new(3, 1).config(config).start().await;
+    cluster.acked(1, "before").await;
+    let leader = cluster.leader(1).await;
+    for node in cluster.nodes() {
+        explained(&cluster, node, "nothing", <[Wait]>::is_empty).await;
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < min {
+        within(cluster.group(leader, 1).propose("load")).await.expect("it leads");
+        for node in cluster.nodes() {
+            assert_eq!(within(cluster.group(node, 1).explain()).await.unwrap(), [], "node {node}");
+        }
+    }
+    tokio::time::sleep(min).await; // not synchronisation: nothing may happen in this time
+    for node in cluster.nodes() {
+        assert_eq!(within(cluster.group(node, 1).explain()).await.unwrap(), [], "node {node}");
+    }
+}
