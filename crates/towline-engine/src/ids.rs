@@ -1,11 +1,13 @@
 //! Ids of nodes, groups, clusters and incarnations, and the addresses of peers.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_128;
 
 /// The id of a node. It is unique in its cluster for ever: never give an id to another machine or to an emptied disk.
 ///
@@ -66,6 +68,47 @@ impl GroupId {
     /// The id as a number.
     pub const fn as_u64(self) -> u64 {
         self.0
+    }
+}
+
+/// Identifies the list of founders of a group: a digest of the group's id and the founders' ids.
+///
+/// Nodes that founded a group with different lists refuse each other's messages of that group. The default stands for "not
+/// stated", which contradicts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FoundingHash(u64);
+
+impl FoundingHash {
+    /// The hash of a list; its order has no effect. Never the default.
+    pub fn of(group: GroupId, founders: impl IntoIterator<Item = NodeId>) -> Self {
+        let founders: BTreeSet<NodeId> = founders.into_iter().collect();
+        let mut hasher = XxHash3_128::new();
+        hasher.write(b"towline founding 1\0");
+        hasher.write(&group.as_u64().to_be_bytes());
+        founders.into_iter().for_each(|id| hasher.write(&id.as_u64().to_be_bytes()));
+        let [.., a, b, c, d, e, f, g, h] = hasher.finish_128().to_be_bytes();
+        Self(u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1))
+    }
+
+    /// Makes a hash from its number; zero is the default.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The hash as a number; zero if it is not stated.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// Whether the hash is stated.
+    pub const fn is_stated(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether both are stated and differ.
+    pub const fn contradicts(self, other: Self) -> bool {
+        self.is_stated() && other.is_stated() && self.0 != other.0
     }
 }
 

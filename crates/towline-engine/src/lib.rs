@@ -46,6 +46,7 @@
 //!     unapplied_bytes_max: 1 << 20,
 //!     stall: StallPolicy::default(),
 //!     conf: ConfRecord::default(),
+//!     founding_memory_ticks: 80,
 //!     snapshots: SnapshotSetup::default(),
 //! })?;
 //! let mut effects = Effects::default();

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::Range;
 
-use crate::ids::GroupId;
+use crate::ids::{FoundingHash, GroupId};
 use crate::message::{ConfState, Entry, HardState, LogId, MemberTable};
 use crate::snapshot_store::ContentId;
 
@@ -105,6 +105,8 @@ pub struct ConfRecord {
     pub index: u64,
     /// Addresses and incarnations.
     pub members: MemberTable,
+    /// The list of founders of the group; never changes.
+    pub founding: FoundingHash,
 }
 
 /// One durable write for any number of groups.

@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{GroupId, Incarnation, NodeId, PeerAddr};
+use crate::ids::{FoundingHash, GroupId, Incarnation, NodeId, PeerAddr};
 
 /// The kind of a log entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -132,6 +132,8 @@ pub struct Message {
     pub applied: u64,
     /// The highest index that the receiver has acknowledged to this leader, in heartbeats; else zero. Raft does not see it.
     pub acked: u64,
+    /// The sender's founding hash, in appends, heartbeats and requests for votes; else not stated. Raft does not see it.
+    pub founding: FoundingHash,
 }
 
 impl Message {
@@ -155,6 +157,7 @@ impl Message {
             priority: 0,
             applied: 0,
             acked: 0,
+            founding: FoundingHash::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use bytes::{Buf, Bytes};
 use twox_hash::XxHash3_128;
 
-use crate::ids::{GroupId, Incarnation};
+use crate::ids::{FoundingHash, GroupId, Incarnation};
 use crate::message::{ConfState, LogId, MemberTable};
 
 /// Names a snapshot's bytes: a digest over header and body. Equal ids mean equal bytes.
@@ -36,6 +36,8 @@ pub struct SnapshotHead {
     pub conf_state: ConfState,
     /// Addresses and incarnations of these members. A joining node learns its peers from here.
     pub members: MemberTable,
+    /// The list of founders of the group. A joining node inherits it.
+    pub founding: FoundingHash,
 }
 
 /// The description of a complete snapshot.
@@ -60,7 +62,7 @@ pub struct ContentHasher {
 }
 
 /// Names the format of the digest's input. A change of the format needs another text.
-const CONTENT_CONTEXT: &[u8] = b"towline snapshot 1\0";
+const CONTENT_CONTEXT: &[u8] = b"towline snapshot 2\0";
 
 impl ContentHasher {
     /// Starts a digest with the head.
@@ -85,6 +87,7 @@ impl ContentHasher {
             hasher.write(address.as_bytes());
             hasher.write(&member.incarnation.map_or(0, Incarnation::as_u64).to_be_bytes());
         }
+        hasher.write(&head.founding.as_u64().to_be_bytes());
         Self { hasher, length: 0 }
     }
 
@@ -360,6 +363,7 @@ mod tests {
 
     fn head() -> SnapshotHead {
         SnapshotHead {
+            founding: Default::default(),
             group: GroupId::DEFAULT,
             at: LogId { index: 7, term: 2 },
             conf_state: ConfState::default(),

@@ -38,6 +38,21 @@ pub struct GroupState {
     pub applied: u64,
     /// Why the group is out of service, if it is.
     pub down: Option<Arc<str>>,
+    /// Which peer refuses this node, why, and what that means; `None` if none does.
+    pub refused: Option<Arc<str>>,
+}
+
+/// A peer that refuses this node, as of this node's last call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PeerRefusal {
+    /// The peer.
+    pub by: NodeId,
+    /// The cause that it gave.
+    pub refusal: Arc<str>,
+    /// What the refusal means for this node, and what to do.
+    pub meaning: &'static str,
+    /// The milliseconds since then.
+    pub age_ms: u64,
 }
 
 /// The detailed status of a group, collected on its shard.
@@ -61,6 +76,8 @@ pub struct GroupStatus {
     pub apply_age_ticks: u64,
     /// The index of the newest snapshot on disk; zero for none.
     pub snapshot_index: u64,
+    /// The peers that refuse this node.
+    pub refusals: Vec<PeerRefusal>,
     /// The progress of each peer; empty unless this node leads.
     pub peers: Vec<PeerStatus>,
 }

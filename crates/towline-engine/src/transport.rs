@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use crate::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId, PeerAddr};
 use crate::message::{Batch, Lane, LostEntries};
 
 mod progress;
@@ -47,6 +47,12 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub trait Transport: Send + Sync + 'static {
     /// The scheme of its addresses, such as `grpc`; also a metric label.
     fn scheme(&self) -> &'static str;
+
+    /// The node that this transport's own certificate names. A node refuses to start with another node's certificate. The
+    /// default is for transports without certificates.
+    fn identity(&self) -> Option<NodeId> {
+        None
+    }
 
     /// Accepts connections at `at` until the listener is shut down or dropped.
     ///
@@ -232,6 +238,8 @@ pub enum NackCause {
     Rejected,
     /// That node lost entries of the group that it had acknowledged. The group is out of service there for good.
     EntriesLost(LostEntries),
+    /// The group was founded with another list of founders there.
+    FoundedDifferently,
 }
 
 /// Why a link ended.
@@ -321,6 +329,18 @@ pub trait PeerSession: Send + Sync {
     ) -> Result<SinkAnswer, SnapshotRefusal>;
 }
 
+/// The most groups in a [`Refusal::UnknownPeer`].
+pub const FOUNDED_MAX: usize = 64;
+
+/// A group of a node, and its list of founders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Founded {
+    /// The group.
+    pub group: GroupId,
+    /// The list of founders.
+    pub founding: FoundingHash,
+}
+
 /// Why a node refused a connection. It crosses the wire with its fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -338,10 +358,12 @@ pub enum Refusal {
         ours: u64,
     },
     /// The dialler is no member of any group here.
-    #[error("node {peer} is not a member")]
+    #[error("node {peer} is not a member{}", if .founded.is_empty() { "" } else { ": it is on no list of founders here" })]
     UnknownPeer {
         /// The dialler.
         peer: u64,
+        /// The groups here, at most [`FOUNDED_MAX`]. If the dialler founded one of them too, it did so with another list.
+        founded: Vec<Founded>,
     },
     /// The dialler's id is known with another data directory: its disk was emptied, or two nodes use one id.
     #[error("node {peer} came with another incarnation: its data directory is not the one that joined")]
@@ -378,6 +400,10 @@ pub enum Refusal {
     /// The node has the most connections that it allows, from this peer or in total.
     #[error("too many connections")]
     TooManyConnections,
+    /// A newer connection of the same, admitted peer took the place of this one. Usual after the peer was killed and restarted:
+    /// its old connection is dead.
+    #[error("a newer connection of the same peer replaced this one")]
+    Displaced,
     /// No hello came in time.
     #[error("no hello within the handshake timeout")]
     HandshakeTimeout,

@@ -21,7 +21,7 @@ pub struct GrpcConfig {
     /// with `TooManyConnections`.
     pub connections_max: usize,
     /// Connections of one peer open at once. Default 16: both lanes, before and after a reconnect, and a dozen snapshot
-    /// transfers. Above the bound the oldest is closed and `TooManyConnections` is counted. Admitted and not yet admitted
+    /// transfers. Above the bound the oldest is closed, and counted as `Displaced` if it was admitted. Admitted and not yet admitted
     /// connections are counted separately, so that refused diallers never displace an admitted connection.
     pub connections_per_peer_max: usize,
     /// Connections a second, and as many at once after a pause. With TLS each costs a handshake. Default 400. At the bound

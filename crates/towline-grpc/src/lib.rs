@@ -37,7 +37,7 @@ mod tasks;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use towline_engine::ids::PeerAddr;
+use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::transport::{
     ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, ProgressCell,
@@ -81,6 +81,10 @@ impl Default for GrpcTransport {
 impl Transport for GrpcTransport {
     fn scheme(&self) -> &'static str {
         address::SCHEME
+    }
+
+    fn identity(&self) -> Option<NodeId> {
+        self.security.tls.as_ref().map(TlsConfig::node)
     }
 
     async fn listen(

@@ -198,7 +198,7 @@ closed! {
         InboxFull = "inbox_full",
         /// The group is stopped or quarantined.
         GroupDown = "group_down",
-        /// The node is silent because its log is poisoned.
+        /// The node gives no vote: it restarted lately, or another founder shows another list of founders.
         Quiet = "quiet",
         /// Bytes that do not decode.
         Malformed = "malformed",
@@ -220,6 +220,8 @@ closed! {
         CertificateInvalid = "certificate_invalid",
         /// The peer refused this node's certificate.
         OwnCertificate = "own_certificate",
+        /// The sender founded the group with another list of founders.
+        FoundedDifferently = "founded_differently",
         /// The bound on connections was reached.
         TooManyConnections = "too_many_connections",
         /// The handshake did not complete in time.

@@ -27,7 +27,7 @@ pub struct QuicConfig {
     /// with `TooManyConnections`.
     pub connections_max: usize,
     /// Connections of one peer open at once. Default 2: a peer can reconnect before this node knows that its old connection
-    /// is dead. Above the bound the oldest is closed and `TooManyConnections` is counted. Admitted and not yet admitted
+    /// is dead. Above the bound the oldest is closed, and counted as `Displaced` if it was admitted. Admitted and not yet admitted
     /// connections are counted separately, so that refused diallers never displace an admitted connection.
     pub connections_per_peer_max: usize,
     /// Handshakes a second, and as many at once after a pause. Default 200: their signatures take at most half of one core.

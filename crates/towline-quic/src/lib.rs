@@ -50,7 +50,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use towline_engine::ids::PeerAddr;
+use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::Lane;
 use towline_engine::transport::{
     ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, OfferAnswer, Peer, ProgressCell,
@@ -89,6 +89,10 @@ impl fmt::Debug for QuicTransport {
 impl Transport for QuicTransport {
     fn scheme(&self) -> &'static str {
         dial::SCHEME
+    }
+
+    fn identity(&self) -> Option<NodeId> {
+        Some(self.tls.node())
     }
 
     async fn listen(

@@ -1,6 +1,6 @@
 //! The four small values that the log stores for a group beside its entries, each in a [frame](crate::format).
 
-use towline_engine::ids::NodeId;
+use towline_engine::ids::{FoundingHash, NodeId};
 use towline_engine::log_store::ConfRecord;
 use towline_engine::message::{ConfState, HardState, LogId, MemberTable};
 use towline_engine::snapshot_store::ContentId;
@@ -13,7 +13,7 @@ pub(crate) const TRUNCATED_KEY: &[u8] = b"t";
 pub(crate) const INSTALLING_KEY: &[u8] = b"i";
 
 const HARD_STATE_VERSION: u8 = 1;
-const CONF_VERSION: u8 = 1;
+const CONF_VERSION: u8 = 2;
 const TRUNCATED_VERSION: u8 = 1;
 const INSTALLING_VERSION: u8 = 1;
 
@@ -56,16 +56,17 @@ pub(crate) fn decode_installing(framed: &[u8]) -> Result<Option<ContentId>, Dama
     payload.try_into().map(|id| Some(ContentId(id))).map_err(|_| Damage::Short { bytes: framed.len() })
 }
 
-/// Membership, index and member table, in that order.
+/// Membership, index, member table and founding hash, in that order.
 pub(crate) fn encode_conf(conf: &ConfRecord) -> Result<Vec<u8>, Damage> {
-    let payload = format::encode(&(&conf.conf_state, conf.index, &conf.members))?;
+    let payload = format::encode(&(&conf.conf_state, conf.index, &conf.members, conf.founding))?;
     Ok(format::seal(CONF_VERSION, &payload))
 }
 
 pub(crate) fn decode_conf(framed: &[u8]) -> Result<ConfRecord, Damage> {
     let (_, payload) = format::open(CONF_VERSION, framed)?;
-    let (conf_state, index, members): (ConfState, u64, MemberTable) = format::decode(payload)?;
-    Ok(ConfRecord { conf_state, index, members })
+    let (conf_state, index, members, founding): (ConfState, u64, MemberTable, FoundingHash) =
+        format::decode(payload)?;
+    Ok(ConfRecord { conf_state, index, members, founding })
 }
 
 fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {

@@ -18,6 +18,7 @@ fn identity() -> Identity {
 
 fn head() -> SnapshotHead {
     SnapshotHead {
+        founding: Default::default(),
         group: GroupId::DEFAULT,
         at: LogId { index: 1, term: 1 },
         conf_state: ConfState::default(),

@@ -25,7 +25,7 @@ mod transfer;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use towline_engine::ids::PeerAddr;
+use towline_engine::ids::{NodeId, PeerAddr};
 use towline_engine::message::{Batch, Lane};
 use towline_engine::transport::{
     CertIdentity, ConnectError, Connected, Hello, Inbound, LinkFeedback, Listener, Nack, OfferAnswer, Peer,
@@ -54,6 +54,10 @@ impl<T: Transport> FaultyTransport<T> {
 impl<T: Transport> Transport for FaultyTransport<T> {
     fn scheme(&self) -> &'static str {
         self.inner.scheme()
+    }
+
+    fn identity(&self) -> Option<NodeId> {
+        self.inner.identity()
     }
 
     async fn listen(

@@ -23,6 +23,7 @@ mod node_disk;
 mod node_distance;
 mod node_explains;
 mod node_faults;
+mod node_founding;
 mod node_handshake;
 mod node_heals;
 mod node_lengths;

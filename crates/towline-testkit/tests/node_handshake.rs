@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::common::Counts;
 use crate::wires::connect;
 use towline_engine::identity::IdentityStore;
-use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
+use towline_engine::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Entry, Envelope, Lane, Message, MessageKind};
 use towline_engine::node::{Group, Node, Start};
-use towline_engine::status::Role;
-use towline_engine::transport::{ConnectError, Hello, NackCause, PROTOCOL_VERSION, Peer, Refusal};
+use towline_engine::status::{GroupState, Role};
+use towline_engine::transport::{ConnectError, Founded, Hello, NackCause, PROTOCOL_VERSION, Peer, Refusal};
 use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, cluster_id, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
 use towline_testkit::mem::MemNet;
@@ -40,7 +40,10 @@ async fn strangers_and_invalid_messages_are_refused_and_counted() {
 
     // There is no member before a group is founded.
     let (refused, _) = connect(&*transport, &peer, Lane::Append, &hello(2, 1, ONE)).await;
-    assert!(matches!(refused, Err(ConnectError::Refused(Refusal::UnknownPeer { peer: 2 }))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ConnectError::Refused(Refusal::UnknownPeer { peer: 2, .. }))),
+        "{refused:?}"
+    );
 
     let nowhere = "mem://127.0.0.1:1".parse().unwrap();
     let members = vec![(node_id(1), address), (node_id(2), nowhere)];
@@ -52,11 +55,16 @@ async fn strangers_and_invalid_messages_are_refused_and_counted() {
 
     let wrong_cluster = Hello { cluster: ClusterId::new("other").unwrap(), ..hello(2, 1, ONE) };
     let version = Hello { protocol: PROTOCOL_VERSION + 1, ..hello(2, 1, ONE) };
+    let founding = FoundingHash::of(GroupId::DEFAULT, [node_id(1), node_id(2)]);
+    let stranger = |peer| {
+        let founded = vec![Founded { group: GroupId::DEFAULT, founding }];
+        Refusal::UnknownPeer { peer, founded }
+    };
     let expected = [
         (wrong_cluster, Refusal::WrongCluster { ours: "test".into() }, "wrong_cluster"),
         (hello(2, 3, ONE), Refusal::WrongNode { ours: 1 }, "wrong_node"),
-        (hello(3, 1, ONE), Refusal::UnknownPeer { peer: 3 }, "unknown_peer"),
-        (hello(1, 1, ONE), Refusal::UnknownPeer { peer: 1 }, "unknown_peer"),
+        (hello(3, 1, ONE), stranger(3), "unknown_peer"),
+        (hello(1, 1, ONE), stranger(1), "unknown_peer"),
         (hello(2, 1, TWO), Refusal::WrongIncarnation { peer: 2 }, "wrong_incarnation"),
         (version, Refusal::Version { ours: PROTOCOL_VERSION, theirs: PROTOCOL_VERSION + 1 }, "version"),
     ];
@@ -139,6 +147,14 @@ async fn a_wiped_node_is_refused_by_its_incarnation_and_the_cluster_goes_on() {
     let elected = tokio::time::timeout(elections, states.wait_for(|s| s.leader.is_some() || s.commit > 0));
     assert!(elected.await.is_err(), "{:?}", alone.state());
     assert_eq!(cluster.group(leader, 1).state().term, term);
+    // The wiped node says that it is refused, by whom and why.
+    let refused = |state: &GroupState| state.refused.clone().unwrap_or_default();
+    until("the refusal", || refused(&alone.state()).contains("another incarnation")).await;
+    assert!(refused(&alone.state()).contains("it was emptied"), "{:?}", alone.state());
+    let status = within(alone.status()).await.unwrap();
+    let by: Vec<_> = status.refusals.iter().map(|refusal| refusal.by.as_u64()).collect();
+    assert_eq!(by, cluster.nodes().into_iter().filter(|node| *node != wiped).collect::<Vec<_>>());
+    assert!(status.refusals.iter().all(|refusal| refusal.age_ms < 5_000), "{status:?}");
     let status = cluster.group(leader, 1).status().await.unwrap();
     let peer = status.peers.iter().find(|p| p.id == node_id(wiped)).unwrap();
     assert!(!peer.recent_active, "{peer:?}");
@@ -175,7 +191,7 @@ async fn a_removed_node_that_keeps_calling_disturbs_nothing() {
     for round in 1..20 {
         for to in cluster.nodes() {
             let (refused, _) = connect(&*transport, &target(to), Lane::Append, &hello(5, to, ONE)).await;
-            assert!(matches!(refused, Err(ConnectError::Refused(Refusal::UnknownPeer { peer: 5 }))));
+            assert!(matches!(refused, Err(ConnectError::Refused(Refusal::UnknownPeer { peer: 5, .. }))));
             for lane in Lane::ALL {
                 let (connected, log) = connect(&*transport, &target(to), lane, &hello(4, to, ONE)).await;
                 let mut link = connected.unwrap().link;

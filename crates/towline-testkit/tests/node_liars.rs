@@ -75,6 +75,7 @@ fn honest(length: usize) -> (Bytes, SnapshotOffer) {
     let conf_state = ConfState { voters: [node_id(1), node_id(2)].into(), ..ConfState::default() };
     let at = LogId { index: 1_000, term: 9 };
     let head = SnapshotHead {
+        founding: Default::default(),
         group: GroupId::DEFAULT,
         at,
         conf_state: conf_state.clone(),

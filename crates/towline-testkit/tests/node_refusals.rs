@@ -11,11 +11,11 @@ use crate::wires::{
     AUTHORITY, Bounds, First, Heard, RecordingTransport, Refusals, Wire, connect, identity, of_node,
 };
 use bytes::Bytes;
-use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use towline_engine::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId};
 use towline_engine::message::Lane;
 use towline_engine::node::{Group, Node, Start};
 use towline_engine::transport::{
-    CertRefusal, ConnectError, Hello, OfferAnswer, PROTOCOL_VERSION, Peer, ProgressCell, Refusal,
+    CertRefusal, ConnectError, Founded, Hello, OfferAnswer, PROTOCOL_VERSION, Peer, ProgressCell, Refusal,
     SnapshotOffer, TransferError,
 };
 use towline_testkit::cluster::{Disk, cluster_id, node_id, quick, until, within};
@@ -99,7 +99,9 @@ fn cases() -> Vec<Case> {
     let wrong_node = Hello { to: node_id(3), ..hello() };
     by_engine("wrong node", of_node(2), wrong_node, Refusal::WrongNode { ours: 1 }, "wrong_node");
     let removed = Hello { from: node_id(3), ..hello() };
-    by_engine("no member", of_node(3), removed, Refusal::UnknownPeer { peer: 3 }, "unknown_peer");
+    let founding = FoundingHash::of(GroupId::DEFAULT, [node_id(1), node_id(2)]);
+    let founded = vec![Founded { group: GroupId::DEFAULT, founding }];
+    by_engine("no member", of_node(3), removed, Refusal::UnknownPeer { peer: 3, founded }, "unknown_peer");
     let wiped = Hello { incarnation: Incarnation::new(2).unwrap(), ..hello() };
     let was = Refusal::WrongIncarnation { peer: 2 };
     by_engine("wrong incarnation", of_node(2), wiped, was, "wrong_incarnation");

@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::wires::{Bounds, Wire, of_node};
 use towline_engine::config::Config;
 use towline_engine::errors::{Outcome, ProposeError};
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
@@ -75,6 +76,28 @@ async fn a_group_that_cannot_start_says_why() {
     let error = start(&node, ONE, Start::Bootstrap(alone())).await.unwrap_err();
     assert!(matches!(error, StartError::AlreadyBootstrapped { group: ONE }), "{error}");
     start(&node, ONE, Start::Restart).await.unwrap();
+}
+
+/// A node with another node's certificate started, and every peer refused it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_another_node_is_refused_at_the_start() {
+    for wire in Wire::BOTH {
+        let of = |id| wire.transport(&Bounds::default(), of_node(id));
+        let bare = || Node::builder(node_id(1), cluster_id()).storage(Disk::default().storage());
+        let listens = bare().transport(of(2), wire.anywhere()).start().await;
+        let dials = bare().transport(of(1), wire.anywhere()).dialler(of(2)).start().await;
+        for refused in [listens, dials] {
+            let error = refused.unwrap_err();
+            let scheme = wire.scheme();
+            assert!(
+                matches!(error, StartError::OtherCertificate { scheme: s, found, expected }
+                    if s == scheme && found == node_id(2) && expected == node_id(1)),
+                "{wire:?}: {error}"
+            );
+        }
+        let own = bare().transport(of(1), wire.anywhere()).start().await.unwrap();
+        within(own.shutdown(Duration::ZERO)).await;
+    }
 }
 
 /// Two runs of one group at a time could vote twice.
@@ -327,6 +350,7 @@ fn stored(last: u64, commit: u64) -> Disk {
         .collect();
     let member = Member { address: address(), incarnation: None };
     let conf = ConfRecord {
+        founding: Default::default(),
         conf_state: ConfState { voters: vec![node_id(1)], ..ConfState::default() },
         index: 0,
         members: [(node_id(1), member)].into(),
@@ -406,7 +430,13 @@ async fn a_restart_checks_the_log_against_itself_and_the_state_machine() {
 
 /// A snapshot of the commands up to an index of [`stored`].
 fn snapshot(disk: &Disk, at: LogId) {
-    let head = SnapshotHead { group: ONE, at, conf_state: ConfState::default(), members: BTreeMap::new() };
+    let head = SnapshotHead {
+        founding: Default::default(),
+        group: ONE,
+        at,
+        conf_state: ConfState::default(),
+        members: BTreeMap::new(),
+    };
     let store = disk.storage().snapshots;
     let mut writer = store.create(&head).unwrap();
     for index in 1..=at.index {

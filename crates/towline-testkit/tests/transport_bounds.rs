@@ -15,11 +15,11 @@ async fn dial(wire: Wire, listening: &Listening, from: u64) -> (Result<Connected
     connect(&*transport, &listening.peer(), Lane::Control, &hello(from, 2)).await
 }
 
-/// Waits until the listener has refused `count` connections, all of them as too many.
-async fn too_many(wire: Wire, listening: &Listening, count: usize) {
+/// Waits until the listener has refused `count` connections, all of them for this cause.
+async fn refused(wire: Wire, listening: &Listening, count: usize, cause: Refusal) {
     until("the refusals", || listening.inbound.look(|log| log.refused.len() >= count)).await;
     let refused = listening.inbound.look(|log| log.refused.clone());
-    assert_eq!(refused, vec![Refusal::TooManyConnections; count], "{wire:?}");
+    assert_eq!(refused, vec![cause; count], "{wire:?}");
 }
 
 /// Six connections of one node that send nothing. Returns once the listener has cut four of them.
@@ -31,7 +31,7 @@ async fn six_silent(wire: Wire, listening: &Listening, node: u64) -> Vec<tokio::
             tokio::spawn(async move { drop(wire.say(at, Some(&cert), First::Silence).await) })
         })
         .collect();
-    too_many(wire, listening, 4).await;
+    refused(wire, listening, 4, Refusal::TooManyConnections).await;
     until("four ends", || silent.iter().filter(|task| task.is_finished()).count() == 4).await;
     silent
 }
@@ -62,7 +62,7 @@ async fn the_newest_connections_of_a_peer_replace_older_ones() {
             })
             .await;
             assert!(open[lost..].iter().all(|(_, log)| log.causes().is_empty()), "{wire:?}: of {n}");
-            too_many(wire, &listening, lost).await;
+            refused(wire, &listening, lost, Refusal::Displaced).await;
         }
         for (_, log) in &open[..5] {
             let closed = within(log.closed()).await;
@@ -133,6 +133,6 @@ async fn handshakes_beyond_the_rate_are_refused_and_counted() {
         let most = f64::from(per_second_max) + due + 1.0;
         assert!(admitted >= per_second_max && f64::from(admitted) <= most, "{wire:?}: {admitted} of {due}");
         assert!(cut > 0, "{wire:?}");
-        too_many(wire, &listening, cut).await;
+        refused(wire, &listening, cut, Refusal::TooManyConnections).await;
     }
 }

@@ -129,7 +129,7 @@ async fn a_hello_that_ends_in_the_middle_is_refused_by_type() {
 #[tokio::test]
 async fn a_connection_whose_hellos_are_all_refused_is_closed() {
     let listening = Listening::on(&quic(2)).await;
-    let unknown = Refusal::UnknownPeer { peer: 1 };
+    let unknown = Refusal::UnknownPeer { peer: 1, founded: Vec::new() };
     let answer = unknown.clone();
     listening.inbound.on_admit(move |_, _| Err(answer.clone()));
     let raw = raw_to(&listening).await;

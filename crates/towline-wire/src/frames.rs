@@ -166,6 +166,7 @@ impl From<Nack> for pb::Nack {
                 let cause = pb::NackCause::EntriesLost.into();
                 return Self { group: nack.group.as_u64(), cause, last_index, acknowledged };
             }
+            NackCause::FoundedDifferently => pb::NackCause::FoundedDifferently,
             // Also for a cause that this crate does not know yet: the peer did not accept the messages.
             _ => pb::NackCause::Rejected,
         };
@@ -187,6 +188,7 @@ impl From<pb::Nack> for Nack {
             }
             Ok(pb::NackCause::EntriesLost | pb::NackCause::Rejected | pb::NackCause::Unspecified)
             | Err(_) => NackCause::Rejected,
+            Ok(pb::NackCause::FoundedDifferently) => NackCause::FoundedDifferently,
         };
         Self { group: GroupId::new(nack.group), cause }
     }

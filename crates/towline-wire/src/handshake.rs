@@ -1,9 +1,11 @@
 //! The handshake: a hello, then a welcome or a refusal. The same rules for every transport.
 
 use prost::Message as _;
-use towline_engine::ids::{ClusterId, Incarnation, NodeId, PeerAddr};
+use towline_engine::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId, PeerAddr};
 use towline_engine::message::Lane;
-use towline_engine::transport::{ConnectError, Hello, PROTOCOL_VERSION, Refusal, Welcome};
+use towline_engine::transport::{
+    ConnectError, FOUNDED_MAX, Founded, Hello, PROTOCOL_VERSION, Refusal, Welcome,
+};
 
 use crate::error::WireError;
 use crate::frames::kind_name;
@@ -176,7 +178,12 @@ impl From<&Refusal> for pb::Refused {
         match refusal {
             Refusal::WrongCluster { ours } => Self { cluster: cut(ours.clone()), ..with(Code::WrongCluster) },
             Refusal::WrongNode { ours } => Self { node: *ours, ..with(Code::WrongNode) },
-            Refusal::UnknownPeer { peer } => Self { node: *peer, ..with(Code::UnknownPeer) },
+            Refusal::UnknownPeer { peer, founded } => {
+                let founded = founded.iter().take(FOUNDED_MAX);
+                let group =
+                    |f: &Founded| pb::Founded { group: f.group.as_u64(), founding: f.founding.as_u64() };
+                Self { node: *peer, founded: founded.map(group).collect(), ..with(Code::UnknownPeer) }
+            }
             Refusal::WrongIncarnation { peer } => Self { node: *peer, ..with(Code::WrongIncarnation) },
             Refusal::Version { ours, theirs } => Self { ours: *ours, theirs: *theirs, ..with(Code::Version) },
             Refusal::Unauthenticated { detail } => {
@@ -185,7 +192,7 @@ impl From<&Refusal> for pb::Refused {
             // TLS itself reports both; this is their form as a frame.
             Refusal::Certificate(_) | Refusal::OwnCertificate(_) => with(Code::Unauthenticated),
             Refusal::Malformed { detail } => Self { detail: cut(detail.clone()), ..with(Code::Malformed) },
-            Refusal::TooManyConnections => with(Code::TooManyConnections),
+            Refusal::TooManyConnections | Refusal::Displaced => with(Code::TooManyConnections),
             Refusal::HandshakeTimeout => with(Code::HandshakeTimeout),
             Refusal::ShuttingDown => with(Code::ShuttingDown),
             // A refusal without a code in this version: its text still arrives.
@@ -203,7 +210,13 @@ impl TryFrom<pb::Refused> for Refusal {
         Ok(match Code::try_from(refused.code) {
             Ok(Code::WrongCluster) => Self::WrongCluster { ours: cut(refused.cluster) },
             Ok(Code::WrongNode) => Self::WrongNode { ours: refused.node },
-            Ok(Code::UnknownPeer) => Self::UnknownPeer { peer: refused.node },
+            Ok(Code::UnknownPeer) => {
+                let founded = refused.founded.into_iter().take(FOUNDED_MAX).map(|f| Founded {
+                    group: GroupId::new(f.group),
+                    founding: FoundingHash::new(f.founding),
+                });
+                Self::UnknownPeer { peer: refused.node, founded: founded.collect() }
+            }
             Ok(Code::WrongIncarnation) => Self::WrongIncarnation { peer: refused.node },
             Ok(Code::Version) => Self::Version { ours: refused.ours, theirs: refused.theirs },
             Ok(Code::Unauthenticated) => Self::Unauthenticated { detail },

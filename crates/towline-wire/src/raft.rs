@@ -1,6 +1,6 @@
 //! Converts Raft's messages between the engine's types and the schema's.
 
-use towline_engine::ids::NodeId;
+use towline_engine::ids::{FoundingHash, NodeId};
 use towline_engine::message::{ConfState, Entry, EntryKind, Message, MessageKind, SnapshotRecord};
 
 use crate::error::WireError;
@@ -108,6 +108,7 @@ impl From<Message> for pb::Message {
             priority: message.priority,
             applied: message.applied,
             acked: message.acked,
+            founding: message.founding.as_u64(),
         }
     }
 }
@@ -156,6 +157,7 @@ impl TryFrom<pb::Message> for Message {
             },
             applied: message.applied,
             acked: message.acked,
+            founding: FoundingHash::new(message.founding),
         })
     }
 }

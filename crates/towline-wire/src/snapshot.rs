@@ -1,6 +1,6 @@
 //! Converts the frames of a snapshot transfer between the engine's types and the schema's.
 
-use towline_engine::ids::{GroupId, Incarnation, PeerAddr};
+use towline_engine::ids::{FoundingHash, GroupId, Incarnation, PeerAddr};
 use towline_engine::message::{LogId, Member, MemberTable};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
 use towline_engine::transport::{
@@ -15,7 +15,7 @@ use crate::raft::node;
 
 /// The frame that offers a snapshot, without any of its body.
 pub fn offer_frame(offer: &SnapshotOffer) -> pb::Frame {
-    let SnapshotHead { group, at, conf_state, members } = &offer.meta.head;
+    let SnapshotHead { group, at, conf_state, members, founding } = &offer.meta.head;
     let members = members.iter().map(|(id, member)| pb::Member {
         node: id.as_u64(),
         address: member.address.as_str().into(),
@@ -27,6 +27,7 @@ pub fn offer_frame(offer: &SnapshotOffer) -> pb::Frame {
         term: at.term,
         conf_state: Some(conf_state.clone().into()),
         members: members.collect(),
+        founding: founding.as_u64(),
     };
     frame(Kind::Offer(pb::Offer {
         message: Some(offer.message.clone().into()),
@@ -57,6 +58,7 @@ pub fn offer_of(frame: pb::Frame) -> Result<SnapshotOffer, WireError> {
         members.insert(node(member.node, "members.node")?, Member { address, incarnation });
     }
     let head = SnapshotHead {
+        founding: FoundingHash::new(head.founding),
         group: GroupId::new(head.group),
         at: LogId { index: head.index, term: head.term },
         conf_state: head.conf_state.unwrap_or_default().try_into()?,

@@ -3,15 +3,15 @@
 
 use bytes::Bytes;
 use prost::Message as _;
-use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use towline_engine::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId};
 use towline_engine::message::{
     Batch, ConfState, Entry, EntryKind, Envelope, Lane, LogId, LostEntries, Member, Message, MessageKind,
     SnapshotRecord,
 };
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
 use towline_engine::transport::{
-    Chunk, Hello, Nack, NackCause, PROTOCOL_VERSION, ProgressCell, Refusal, SnapshotOffer, SnapshotRefusal,
-    TransferPhase, TransferProgress, Welcome,
+    Chunk, Founded, Hello, Nack, NackCause, PROTOCOL_VERSION, ProgressCell, Refusal, SnapshotOffer,
+    SnapshotRefusal, TransferPhase, TransferProgress, Welcome,
 };
 use towline_wire::pb::frame::Kind;
 use towline_wire::{
@@ -48,13 +48,19 @@ fn the_frames_of_a_handshake_keep_their_bytes() {
     }
     let welcome = Welcome { node: node(2), incarnation: hello().incarnation, protocol: 1 };
     assert_eq!(hex(&welcome_frame(&welcome)), WELCOME);
-    assert_eq!(hex(&refused_frame(&Refusal::UnknownPeer { peer: 7 })), REFUSED);
+    assert_eq!(hex(&refused_frame(&Refusal::UnknownPeer { peer: 7, founded: Vec::new() })), REFUSED);
+    let founded = Founded { group: GroupId::new(3), founding: FoundingHash::new(0x1112_1314_1516_1718) };
+    let refusal = Refusal::UnknownPeer { peer: 7, founded: vec![founded] };
+    assert_eq!(hex(&refused_frame(&refusal)), REFUSED_BY_FOUNDERS);
+    let Some(Kind::Refused(refused)) = sample(REFUSED_BY_FOUNDERS).kind else { panic!() };
+    assert_eq!(Refusal::try_from(refused), Ok(refusal));
 }
 
 #[test]
 fn a_batch_keeps_its_bytes() {
     let mut message = Message::new(MessageKind::Append, node(1), node(2));
     (message.term, message.log_term, message.index, message.commit) = (5, 3, 4, 4);
+    message.founding = FoundingHash::new(0x1112_1314_1516_1718);
     message.entries = vec![Entry {
         kind: EntryKind::Normal,
         term: 5,
@@ -112,6 +118,7 @@ fn an_offer_keeps_its_bytes() {
     let met = Member { address: "grpc://a:1".parse().unwrap(), incarnation: Some(hello().incarnation) };
     let not_met = Member { address: "quic://b:2".parse().unwrap(), incarnation: None };
     let head = SnapshotHead {
+        founding: FoundingHash::new(0x1112_1314_1516_1718),
         group: GroupId::new(3),
         at: LogId { index: 300, term: 4 },
         conf_state,

@@ -169,7 +169,7 @@ fn every_refusal_round_trips() {
     for refusal in [
         Refusal::WrongCluster { ours: text() },
         Refusal::WrongNode { ours: 3 },
-        Refusal::UnknownPeer { peer: 4 },
+        Refusal::UnknownPeer { peer: 4, founded: Vec::new() },
         Refusal::WrongIncarnation { peer: 5 },
         Refusal::Version { ours: 1, theirs: 2 },
         Refusal::Unauthenticated { detail: text() },

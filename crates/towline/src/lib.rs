@@ -22,7 +22,8 @@ pub use towline_engine::reporter::SnapshotFailure;
 pub use towline_engine::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore, SnapshotStoreError};
 pub use towline_engine::state_machine::{ApplyBatch, Command, Fatal, Replies, SnapshotSource, StateMachine};
 pub use towline_engine::status::{
-    AttemptOutcome, AttemptStatus, GroupState, GroupStatus, LastAttempt, PeerProgress, PeerStatus, Role,
+    AttemptOutcome, AttemptStatus, GroupState, GroupStatus, LastAttempt, PeerProgress, PeerRefusal,
+    PeerStatus, Role,
 };
 pub use towline_engine::storage::Storage;
 pub use towline_engine::transport::{TransferPhase, Transport, TransportError};

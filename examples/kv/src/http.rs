@@ -120,12 +120,14 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
     let status = pages.replica.status().await;
     let (first, last, snapshot) =
         status.as_ref().map_or((0, 0, 0), |s| (s.first_index, s.last_index, s.snapshot_index));
+    let refusals = status.as_ref().map(|status| json!(status.refusals)).unwrap_or(json!([]));
     let peers = status.map(|status| status.peers).unwrap_or_default();
     let value = json!({
         "node": pages.node,
         "cluster": pages.cluster,
         "state": pages.replica.state(),
         "log": { "first": first, "last": last, "snapshot": snapshot },
+        "refusals": refusals,
         "peers": peers.iter().map(|peer| progress(peer, last, pages.tick)).collect::<Vec<_>>(),
         "waits": pages.replica.explain().await.iter().map(wait).collect::<Vec<_>>(),
         "members": pages.peers.iter().map(member).collect::<Vec<_>>(),

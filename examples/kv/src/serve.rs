@@ -188,9 +188,11 @@ fn check_peers(args: &Serve) -> Result<(), Failure> {
 /// Restarts what the directory holds. An empty directory becomes a member only with `--bootstrap`.
 fn how_to_start(args: &Serve, node: &Node) -> Result<Start, Failure> {
     let stored = node.has_group(GroupId::DEFAULT).map_err(|e| Failure::run("cannot start", e))?;
+    let members: Vec<_> = args.peers.iter().map(|p| (p.id, p.raft.clone())).collect();
     match (stored, args.bootstrap) {
-        (true, _) => Ok(Start::Restart),
-        (false, true) => Ok(Start::Bootstrap(args.peers.iter().map(|p| (p.id, p.raft.clone())).collect())),
+        // Compares the list with that of the founding, and logs a difference.
+        (true, _) => Ok(Start::auto(members)),
+        (false, true) => Ok(Start::Bootstrap(members)),
         (false, false) => Err(Failure::Usage(format!(
             "data directory {} is empty: give --bootstrap to found a cluster (once, at the first start of every node)",
             args.data.display()

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{Ports, SoloNode, program, run};
+use crate::common::{Ports, Process, SoloNode, program, run, wait};
 
 const USAGE: i32 = 2;
 const FAILED: i32 = 1;
@@ -127,6 +127,48 @@ fn a_directory_of_another_node_is_refused() {
     command.args(["--bootstrap", "--peer", &node.ports.peer(1)]);
     assert_refused(&mut command, FAILED, &["data directory", &shown(&file)]);
     drop(node.lead(&mut node.bootstrap()));
+}
+
+/// T27: one of three nodes was started with one `--peer` left out, and nothing said so.
+#[test]
+fn a_founder_with_a_peer_left_out_is_refused_by_name_on_both_sides() {
+    let dir = tempfile::tempdir().unwrap();
+    let ports = [(); 3].map(|()| Ports::free());
+    let start = |id: usize, peers: &[usize]| {
+        let mut command = ports[id - 1].serve(id, &dir.path().join(id.to_string()));
+        command.arg("--bootstrap");
+        for peer in peers {
+            command.args(["--peer", &ports[peer - 1].peer(*peer)]);
+        }
+        Process::start(&mut command, &dir.path().join(format!("{id}.log")))
+    };
+    let running = [start(1, &[1, 2, 3]), start(2, &[1, 2, 3]), start(3, &[1, 3])];
+    let says = |id: usize, by: usize| {
+        let status = ports[id - 1].json("/status")?;
+        let refusal = status["refusals"].as_array()?.iter().find(|refusal| refusal["by"] == by)?.clone();
+        let text = status["state"]["refused"].as_str()?.to_owned();
+        (refusal["refusal"] == "founded with another list" && text.contains("compare their lists"))
+            .then_some(())
+    };
+    for (id, by) in [(1, 3), (3, 1), (2, 3)] {
+        wait(&format!("node {id} to name node {by}"), || says(id, by));
+        let line = "a member founded this group with another list";
+        wait("its line", || running[id - 1].log().contains(line).then_some(()));
+    }
+    assert!(ports.iter().all(|ports| !ports.leads()));
+}
+
+/// T9: a list binds at the founding only.
+#[test]
+fn another_list_at_a_later_start_is_one_line() {
+    let node = SoloNode::new();
+    drop(node.lead(&mut node.bootstrap()));
+    let mut wider = node.bootstrap();
+    for id in [2, 3] {
+        wider.args(["--peer", &Ports::free().peer(id)]);
+    }
+    let running = node.lead(&mut wider);
+    assert_eq!(running.log().matches("the start lists other founders than the group has").count(), 1);
 }
 
 #[test]

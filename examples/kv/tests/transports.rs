@@ -86,3 +86,20 @@ fn followers_over_both_transports_get_snapshots() {
         wait(&format!("a snapshot over {scheme}"), || others.iter().any(|at| sent(at) > 0).then_some(()));
     }
 }
+
+/// T14: the survivors warned of too many connections when a killed follower came back.
+#[test]
+fn a_follower_that_is_killed_and_comes_back_over_quic_gives_no_warning_of_too_many_connections() {
+    let mut cluster = Cluster::secure(&["quic"; 3], SETTINGS);
+    let leader = cluster.leader();
+    let follower = cluster.others(leader)[0];
+    for _ in 0..3 {
+        cluster.kill(follower);
+        cluster.restart(follower);
+        cluster.leader();
+    }
+    for survivor in cluster.others(follower) {
+        let log = cluster.process(survivor).log();
+        assert!(!log.contains("too many connections"), "node {}:\n{log}", survivor + 1);
+    }
+}

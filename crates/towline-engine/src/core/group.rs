@@ -21,6 +21,7 @@ use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
 use super::attempts::{Attempts, SendBudget};
 use super::explain::{Patience, Waits};
+use super::founding::Founding;
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
@@ -57,6 +58,8 @@ pub struct GroupSetup {
     pub conf: ConfRecord,
     /// The part for snapshots.
     pub snapshots: SnapshotSetup,
+    /// How long a member that founded the group with another list counts after it last said so.
+    pub founding_memory_ticks: u64,
 }
 
 /// One Raft group. `W` is the waiter of a proposal and `R` that of a read. The group only carries them.
@@ -86,6 +89,7 @@ pub struct GroupCore<W, R> {
     read_retry_ticks: u64,
     unapplied_bytes_max: usize,
     snapshots: Snapshots,
+    founding: Founding,
     stalls: Stalls,
     /// The wait before leadership may move again for the state machine's sake.
     apply_retry_ticks: u64,
@@ -132,6 +136,7 @@ impl<W, R> GroupCore<W, R> {
         Ok(Self {
             id,
             me,
+            founding: Founding::new(setup.conf.founding, setup.founding_memory_ticks),
             snapshots: Snapshots::new(&setup.snapshots, setup.conf, applied),
             replica: Replica::new(setup.replica, attempts)?,
             proposals: Proposals::new(),
@@ -224,6 +229,7 @@ impl<W, R> GroupCore<W, R> {
             return Err(reject);
         }
         checked?;
+        self.check_founding(from, &message)?;
         self.check_rise(from, message.term)?;
         self.note_applied(&message);
         self.note_heard(from);
@@ -250,6 +256,50 @@ impl<W, R> GroupCore<W, R> {
             _ => self.replica.step(message),
         }
         Ok(())
+    }
+
+    /// Refuses a peer that founded the group with another list: neither its term nor its vote may count here. A group that
+    /// never committed also withholds its own votes while such a founder is heard, so that two lists never give two leaders.
+    fn check_founding(&mut self, from: NodeId, message: &Message) -> Result<(), Reject> {
+        use MessageKind as Kind;
+        if self.founding.hash.contradicts(message.founding) {
+            self.founded_differently(from);
+            return Err(Reject::FoundedDifferently);
+        }
+        if message.founding.is_stated() {
+            self.founding.agrees(from);
+        }
+        match message.kind {
+            Kind::RequestVote
+            | Kind::RequestVoteResponse
+            | Kind::RequestPreVote
+            | Kind::RequestPreVoteResponse
+            | Kind::TimeoutNow
+                if self.withholds() =>
+            {
+                Err(Reject::Withheld)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether this node neither votes nor wins an election. It goes on to ask for pre-votes: the answers show when the
+    /// founder with the other list is gone.
+    fn withholds(&self) -> bool {
+        self.replica.commit() == 0 && self.founding.others(self.ticks).next().is_some()
+    }
+
+    /// Records that a peer founded the group with another list, as the peer itself said. Nodes that are no member here
+    /// do not count.
+    pub fn founded_differently(&mut self, peer: NodeId) {
+        if self.replica.is_member(peer) {
+            self.founding.differs(peer, self.ticks);
+        }
+    }
+
+    /// The members that founded the group with another list, and the ticks since each last said so.
+    pub fn other_founders(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
+        self.founding.others(self.ticks)
     }
 
     /// See [`PeerRounds`]. The inbound checks ensured that the message has one entry and comes from a member.
@@ -418,7 +468,8 @@ impl<W, R> GroupCore<W, R> {
             self.stalls.write_made(self.writes, self.replica.last_index(), self.ticks);
             fx.write = Some((self.writes, write));
         }
-        fx.messages.append(&mut self.replica.questions());
+        let questions = self.replica.questions();
+        self.send(questions, fx);
         self.finish_turn(fx);
         self.fail_lost_proposals(fx);
         fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
@@ -526,6 +577,7 @@ impl<W, R> GroupCore<W, R> {
             commit: self.replica.commit(),
             applied: self.replica.log().applied(),
             down: None,
+            refused: None,
         }
     }
 
@@ -553,6 +605,7 @@ impl<W, R> GroupCore<W, R> {
             write_age_ticks: self.stalls.log_age(self.ticks),
             apply_age_ticks: self.stalls.apply_age(self.ticks),
             snapshot_index,
+            refusals: Vec::new(),
             peers: if self.replica.is_leader() { self.peers_with_attempts() } else { Vec::new() },
         }
     }

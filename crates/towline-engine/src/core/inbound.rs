@@ -5,7 +5,7 @@
 
 use super::raft::Replica;
 use super::terms::RISE_MAX;
-use crate::ids::NodeId;
+use crate::ids::{FoundingHash, NodeId};
 use crate::message::{Entry, LostEntries, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
 use crate::transport::SnapshotRefusal;
@@ -51,6 +51,10 @@ pub enum Reject {
     Stalled,
     /// A heartbeat that proves the loss of entries, or any message after it.
     EntriesLost(LostEntries),
+    /// The peer founded the group with another list of founders.
+    FoundedDifferently,
+    /// A vote, or a request for one, while another founder of this never committed group shows another list of founders.
+    Withheld,
 }
 
 /// Checks a message from the connection of `from`.
@@ -96,11 +100,15 @@ pub(super) fn check(replica: &Replica, me: NodeId, from: NodeId, m: &Message) ->
 pub(super) fn check_snapshot(
     replica: &Replica,
     me: NodeId,
+    founding: FoundingHash,
     from: NodeId,
     m: &Message,
     meta: &SnapshotMeta,
 ) -> Result<(), SnapshotRefusal> {
     let contradiction = |detail: &str| SnapshotRefusal::Corrupt { detail: detail.into() };
+    if founding.contradicts(meta.head.founding) {
+        return Err(contradiction("its group was founded with another list of founders"));
+    }
     let at = meta.head.at;
     let record = m.snapshot.as_ref().ok_or_else(|| contradiction("the offer has no snapshot"))?;
     if m.kind != MessageKind::Snapshot || !m.entries.is_empty() || !m.context.is_empty() {

@@ -8,6 +8,7 @@
 
 mod attempts;
 mod explain;
+mod founding;
 mod group;
 mod inbound;
 mod log;

@@ -11,7 +11,7 @@ use crate::config::ValidConfig;
 use crate::ids::NodeId;
 use crate::message::Lane;
 use crate::reporter::Reporter;
-use crate::transport::{Hello, Transport, Welcome};
+use crate::transport::{Hello, Nack, Refusal, Transport, Welcome};
 
 /// The dependencies of the lanes.
 pub(crate) struct LanesDeps {
@@ -67,6 +67,12 @@ pub(crate) trait PeerGate: Send + Sync + 'static {
     /// # Errors
     /// The reason of the refusal, for the log. The lane drops the link and reconnects after a backoff.
     fn welcome(&self, welcome: &Welcome) -> Result<(), String>;
+
+    /// The peer refused this node's connection.
+    fn refused(&self, peer: NodeId, refusal: &Refusal);
+
+    /// The peer refused messages of a group.
+    fn nacked(&self, peer: NodeId, nack: Nack);
 }
 
 /// The counters of one lane to one peer. Called under a lane's lock: must not block and must not call back.

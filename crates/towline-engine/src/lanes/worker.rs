@@ -20,7 +20,8 @@ use crate::cause::chain;
 use crate::message::{Batch, Lane};
 use crate::reporter::{Scope, UnreachableCause};
 use crate::transport::{
-    BytesTaken, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, NackCause, Peer, Transport,
+    BytesTaken, ConnectError, Hello, Link, LinkClosed, LinkEvents, LinkFeedback, Nack, NackCause, Peer,
+    Transport,
 };
 
 /// The worker warns after this many failed attempts in a row. A peer that starts together with this node answers earlier.
@@ -149,11 +150,16 @@ impl Worker {
 
     async fn connect(&self) -> Result<(Box<dyn Link>, Closed), String> {
         let lane = self.queue.lane;
-        let (feedback, closed) = feedback(&self.queue);
+        let (feedback, closed) = feedback(&self.queue, &self.gate);
         let attempt = self.transport.connect(&self.peer, lane, &self.hello, feedback);
         let connected = match timeout(self.settings.connect_timeout, attempt).await {
             Ok(Ok(connected)) => connected,
-            Ok(Err(error)) => return Err(chain(&error)),
+            Ok(Err(error)) => {
+                if let ConnectError::Refused(refusal) = &error {
+                    self.gate.refused(self.peer.id, refusal);
+                }
+                return Err(chain(&error));
+            }
             Err(_) => return Err("no answer within the connect timeout".into()),
         };
         let welcome = connected.welcome;
@@ -309,13 +315,15 @@ type Closed = oneshot::Receiver<LinkClosed>;
 /// Receives the events of one link. Reports nacks to Raft at once, and the end of the link to the worker.
 struct LinkObserver {
     queue: Arc<LaneQueue>,
+    gate: Arc<dyn PeerGate>,
     closed: Mutex<Option<oneshot::Sender<LinkClosed>>>,
 }
 
 /// Makes the feedback for one attempt to connect.
-fn feedback(queue: &Arc<LaneQueue>) -> (LinkFeedback, Closed) {
+fn feedback(queue: &Arc<LaneQueue>, gate: &Arc<dyn PeerGate>) -> (LinkFeedback, Closed) {
     let (sender, closed) = oneshot::channel();
-    let observer = LinkObserver { queue: Arc::clone(queue), closed: Mutex::new(Some(sender)) };
+    let observer =
+        LinkObserver { queue: Arc::clone(queue), gate: Arc::clone(gate), closed: Mutex::new(Some(sender)) };
     (LinkFeedback::new(Arc::new(observer)), closed)
 }
 
@@ -323,6 +331,7 @@ impl LinkEvents for LinkObserver {
     fn nack(&self, nack: Nack) {
         let queue = &self.queue;
         queue.counter.nack();
+        self.gate.nacked(queue.peer, nack);
         tracing::debug!(peer = %queue.peer, group = %nack.group, cause = ?nack.cause, "messages refused by the peer");
         let cause = match nack.cause {
             // On any lane: a leader that waits for an answer of the peer sends it only heartbeats.

@@ -141,6 +141,8 @@ impl NodeBuilder {
         if self.transports.is_empty() {
             return Err(StartError::Incomplete { missing: "transport" });
         }
+        let all = self.transports.iter().map(|(transport, _)| transport).chain(&self.diallers);
+        all.into_iter().try_for_each(|transport| check_certificate(self.id, &**transport))?;
         self.runtime.as_ref().map_or(Ok(()), check_timers)?;
         check_identity(self.id, &self.cluster, &*storage.identity)?;
         check_groups(&*storage.identity, &*storage.log)?;
@@ -284,6 +286,16 @@ fn check_timers(runtime: &Handle) -> Result<(), StartError> {
     sleep.map_err(|cause| StartError::panicked("while it looked for timers", cause))
 }
 
+/// Refuses another node's certificate: every peer would refuse this node.
+fn check_certificate(id: NodeId, transport: &dyn Transport) -> Result<(), StartError> {
+    match transport.identity() {
+        Some(found) if found != id => {
+            Err(StartError::OtherCertificate { scheme: transport.scheme(), found, expected: id })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_identity(id: NodeId, cluster: &ClusterId, store: &dyn IdentityStore) -> Result<(), StartError> {
     match store.load()? {
         Some(identity) if identity.cluster != *cluster => {
@@ -339,6 +351,19 @@ pub enum StartError {
         found: ClusterId,
         /// The cluster that the builder names.
         expected: ClusterId,
+    },
+    /// A transport has the certificate of another node, so every peer would refuse this node.
+    #[error(
+        "the certificate of transport `{scheme}` names node {found}, but this is node {expected}: give this node the \
+         certificate that was issued to node {expected}, or correct the node id"
+    )]
+    OtherCertificate {
+        /// The transport's scheme.
+        scheme: &'static str,
+        /// The node that the certificate names.
+        found: NodeId,
+        /// The node that was started.
+        expected: NodeId,
     },
     /// The node could not listen.
     #[error(transparent)]

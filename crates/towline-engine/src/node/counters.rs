@@ -67,7 +67,8 @@ impl Counters {
             Reject::BadContext => RejectCause::EmptyReadIndex,
             Reject::RepeatedRound => RejectCause::RepeatedReadIndex,
             Reject::NotLeader => RejectCause::NotLeader,
-            Reject::Quiet => RejectCause::Quiet,
+            Reject::Quiet | Reject::Withheld => RejectCause::Quiet,
+            Reject::FoundedDifferently => RejectCause::FoundedDifferently,
             Reject::Full => RejectCause::InboxFull,
             Reject::Installing | Reject::Stalled => RejectCause::NotAllowedKind,
         });
@@ -89,7 +90,7 @@ impl Counters {
                 _ => RejectCause::CertificateInvalid,
             },
             Refusal::OwnCertificate(_) => RejectCause::OwnCertificate,
-            Refusal::TooManyConnections => RejectCause::TooManyConnections,
+            Refusal::TooManyConnections | Refusal::Displaced => RejectCause::TooManyConnections,
             Refusal::HandshakeTimeout => RejectCause::HandshakeTimeout,
             Refusal::ShuttingDown => RejectCause::ShuttingDown,
             Refusal::Malformed { .. } => RejectCause::Malformed,
@@ -110,9 +111,15 @@ impl Counters {
         self.peer(peer, None).lane(labels::Lane::Append).nacks_dropped(NackDropReason::LateFull, 1);
     }
 
-    pub(crate) fn take_late(&self, peer: NodeId) -> Vec<Nack> {
+    /// The late nacks for this lane of the peer. A candidate sends no appends, so the control lane too tells it that it
+    /// founded the group with another list.
+    pub(crate) fn take_late(&self, peer: NodeId, lane: Lane) -> Vec<Nack> {
         let mut late = lock(&self.late);
-        late.get_mut(&peer).map(std::mem::take).unwrap_or_default()
+        let Some(nacks) = late.get_mut(&peer) else { return Vec::new() };
+        let of_lane = |nack: &Nack| lane == Lane::Append || nack.cause == NackCause::FoundedDifferently;
+        let (taken, left) = std::mem::take(nacks).into_iter().partition(of_lane);
+        *nacks = left;
+        taken
     }
 }
 
@@ -121,6 +128,7 @@ pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
     match reject {
         Reject::Full => Some(Nack { group, cause: NackCause::InboxFull }),
         Reject::BadEntries => Some(Nack { group, cause: NackCause::Rejected }),
+        Reject::FoundedDifferently => Some(Nack { group, cause: NackCause::FoundedDifferently }),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The bounded queues of a group, which callers and peers fill and the shard empties.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -38,6 +38,8 @@ struct Queues {
     read_messages: VecDeque<(NodeId, Message)>,
     appends: VecDeque<(NodeId, Message)>,
     append_bytes: usize,
+    /// Peers that founded the group with another list.
+    other_founders: BTreeSet<NodeId>,
     proposals: VecDeque<(Bytes, Waiter)>,
     proposal_bytes: usize,
     /// The unanswered proposals, wherever they are.
@@ -83,6 +85,7 @@ pub(crate) struct IngressBatch {
     pub(crate) appends: Vec<(NodeId, Message)>,
     pub(crate) proposals: Vec<(Bytes, Waiter)>,
     pub(crate) reads: Vec<ReadWaiter>,
+    pub(crate) other_founders: BTreeSet<NodeId>,
 }
 
 impl Ingress {
@@ -177,11 +180,19 @@ impl Ingress {
         Ok(delivered)
     }
 
+    /// Notes that a peer, of those that this node calls, founded the group with another list.
+    pub(crate) fn founded_differently(&self, peer: NodeId) {
+        let mut queues = lock(&self.queues);
+        queues.other_founders.insert(peer);
+        self.schedule(queues);
+    }
+
     /// Takes all control messages and reads, and at most `burst_max` appends and proposals each. Schedules the rest again.
     pub(crate) fn take(&self, burst_max: usize, taken: &mut IngressBatch) {
         let mut queues = lock(&self.queues);
         queues.scheduled = false;
         queues.control.drain(&mut taken.control);
+        taken.other_founders.append(&mut queues.other_founders);
         taken.control.extend(queues.read_messages.drain(..));
         let appends = queues.appends.len().min(burst_max);
         taken.appends.extend(queues.appends.drain(..appends));

@@ -15,6 +15,7 @@ mod peers;
 mod reader;
 mod recover;
 mod refusals;
+mod refused_by;
 mod runtimes;
 mod shard;
 mod shutdown;

@@ -11,16 +11,17 @@ use towline_metrics::{ByteTally, PeerMetrics};
 use super::counters::{Counters, lane_label};
 use super::ingress::{Delivered, Ingress};
 use super::refusals::{Loudness, Refusals};
+use super::refused_by::RefusedBy;
 use crate::cause::{catch, chain};
 use crate::identity::{Identity, IdentityError, IdentityStore};
-use crate::ids::{ClusterId, GroupId, Incarnation, NodeId};
+use crate::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId};
 use crate::lanes::{Lanes, PeerGate};
 use crate::message::{Batch, Lane, LostEntries};
 use crate::snapshots::Receives;
 use crate::sync::lock;
 use crate::transport::{
-    CertIdentity, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession, ProgressCell, Refusal,
-    SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+    CertIdentity, FOUNDED_MAX, Founded, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession,
+    ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
 };
 
 /// The groups of a node, as the connections see them.
@@ -38,6 +39,7 @@ pub(crate) struct Peers {
     counters: Arc<Counters>,
     receives: Receives,
     refusals: Refusals,
+    refused_by: RefusedBy,
 }
 
 #[derive(Default)]
@@ -47,6 +49,8 @@ struct Known {
     /// The groups that the identity records.
     groups: BTreeSet<GroupId>,
     members: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    /// The founding hash of each group that was started.
+    founded: BTreeMap<GroupId, FoundingHash>,
     seen: BTreeMap<NodeId, Incarnation>,
 }
 
@@ -67,16 +71,22 @@ impl Peers {
             identity: store.load()?,
             groups: store.groups()?,
             members: BTreeMap::new(),
+            founded: BTreeMap::new(),
             seen: store.seen()?,
         };
         let lost = Mutex::new(store.lost()?);
-        let known = Mutex::new(known);
-        Ok(Self { node, cluster, store, known, lost, registry, counters, receives, refusals })
+        let (known, refused_by) = (Mutex::new(known), RefusedBy::default());
+        Ok(Self { node, cluster, store, known, lost, registry, counters, receives, refusals, refused_by })
     }
 
     /// Ends the offers of snapshots that are being decided.
     pub(crate) fn close(&self) {
         self.receives.close();
+    }
+
+    /// The peers that refuse this node.
+    pub(crate) fn refused_by(&self) -> &RefusedBy {
+        &self.refused_by
     }
 
     pub(crate) fn identity(&self) -> Option<Identity> {
@@ -137,8 +147,29 @@ impl Peers {
         }
     }
 
-    pub(crate) fn set_members(&self, group: GroupId, members: BTreeSet<NodeId>) {
-        lock(&self.known).members.insert(group, members);
+    pub(crate) fn set_members(&self, group: GroupId, founding: FoundingHash, members: BTreeSet<NodeId>) {
+        let mut known = lock(&self.known);
+        known.members.insert(group, members);
+        known.founded.insert(group, founding);
+    }
+
+    /// Tells the groups that the peer founded with another list.
+    fn compare(&self, peer: NodeId, founded: &[Founded]) {
+        let differ: Vec<GroupId> = {
+            let known = lock(&self.known);
+            let differs = |theirs: &&Founded| {
+                known.founded.get(&theirs.group).is_some_and(|ours| ours.contradicts(theirs.founding))
+            };
+            founded.iter().filter(differs).map(|theirs| theirs.group).collect()
+        };
+        differ.into_iter().for_each(|group| self.founded_differently(group, peer));
+    }
+
+    fn founded_differently(&self, group: GroupId, peer: NodeId) {
+        let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ingress) = registry.get(&group) {
+            ingress.founded_differently(peer);
+        }
     }
 
     /// The first message to a peer. Called only once a group runs, so there is an identity.
@@ -186,11 +217,15 @@ impl Peers {
                 detail: format!("the certificate is of node {}, the hello of node {}", cert.node, hello.from),
             });
         }
-        let identity = self.identity().ok_or(Refusal::UnknownPeer { peer: hello.from.as_u64() })?;
-        let member = lock(&self.known).members.values().any(|members| members.contains(&hello.from));
-        if !member || hello.from == self.node {
-            return Err(Refusal::UnknownPeer { peer: hello.from.as_u64() });
-        }
+        let identity = {
+            let known = lock(&self.known);
+            let member = known.members.values().any(|members| members.contains(&hello.from));
+            known.identity.clone().filter(|_| member && hello.from != self.node).ok_or_else(|| {
+                let founded = known.founded.iter().take(FOUNDED_MAX);
+                let founded = founded.map(|(&group, &founding)| Founded { group, founding });
+                Refusal::UnknownPeer { peer: hello.from.as_u64(), founded: founded.collect() }
+            })?
+        };
         self.recognise(hello.from, hello.incarnation)?;
         Ok(Welcome { node: self.node, incarnation: identity.incarnation, protocol: PROTOCOL_VERSION })
     }
@@ -198,7 +233,24 @@ impl Peers {
 
 impl PeerGate for Peers {
     fn welcome(&self, welcome: &Welcome) -> Result<(), String> {
+        self.refused_by.admitted(welcome.node);
         self.recognise(welcome.node, welcome.incarnation).map_err(|refusal| refusal.to_string())
+    }
+
+    fn refused(&self, peer: NodeId, refusal: &Refusal) {
+        let node = self.node;
+        if let Refusal::UnknownPeer { founded, .. } = refusal {
+            self.compare(peer, founded);
+        }
+        if let Some(meaning) = self.refused_by.refused(peer, refusal, Instant::now()) {
+            tracing::warn!(%node, %peer, %refusal, meaning, "a peer refuses this node");
+        }
+    }
+
+    fn nacked(&self, peer: NodeId, nack: Nack) {
+        if nack.cause == NackCause::FoundedDifferently {
+            self.founded_differently(nack.group, peer);
+        }
     }
 }
 
@@ -253,8 +305,7 @@ impl PeerSession for Session {
         counted.messages_received(batch.envelopes.len() as u64);
         counted.payload_bytes_received(batch.payload_bytes() as u64);
         let registry = self.peers.registry.read().unwrap_or_else(PoisonError::into_inner);
-        let mut nacks =
-            if lane == Lane::Append { self.peers.counters.take_late(self.peer) } else { Vec::new() };
+        let mut nacks = self.peers.counters.take_late(self.peer, lane);
         let mut superseded = 0;
         for envelope in batch.envelopes {
             let group = envelope.group;

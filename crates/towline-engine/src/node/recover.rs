@@ -75,6 +75,8 @@ impl Recovery<'_> {
             read_timeout_ticks: config.ticks(config.read_timeout),
             read_retry_ticks: config.ticks(config.heartbeat_interval),
             unapplied_bytes_max: config.unapplied_bytes_max.as_usize(),
+            // Longer than the waits between two attempts to reach it, or two campaigns.
+            founding_memory_ticks: 4 * config.ticks(config.election_timeout_max),
             stall: StallPolicy {
                 log_ticks: config.ticks(config.log_stall_timeout()),
                 apply_ticks: config.ticks(config.apply_stall_timeout.max(config.election_timeout_max)),

@@ -11,6 +11,34 @@ use crate::transport::Refusal;
 const PATIENCE_ELECTIONS: u32 = 3;
 /// The most warnings in one period.
 const WARNINGS_MAX: u32 = 20;
+/// The refusals that the node remembers to space their lines.
+const RECENT_MAX: usize = 64;
+/// The wait after the first line about a lasting fault. It doubles after each further line.
+const LINE_WAIT: Duration = Duration::from_secs(5);
+/// The longest wait between two lines. A refusal that was not seen for so long is new again.
+const LINE_WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Spaces the log lines about one lasting fault: after each line the wait for the next one doubles.
+pub(super) struct Spaced {
+    from: Instant,
+    wait: Duration,
+}
+
+impl Spaced {
+    /// A fault that begins at `now`.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { from: now, wait: LINE_WAIT }
+    }
+
+    /// Whether a further line is due.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        let due = now.saturating_duration_since(self.from) >= self.wait;
+        if due {
+            (self.from, self.wait) = (now, (self.wait * 2).min(LINE_WAIT_MAX));
+        }
+        due
+    }
+}
 
 /// The log level of a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +58,15 @@ pub(super) struct Refusals {
     early: Mutex<Option<Early>>,
     /// The begin of the present period, and its warnings.
     warned: Mutex<Option<(Instant, u32)>>,
+    /// At most [`RECENT_MAX`].
+    recent: Mutex<Vec<Recent>>,
+}
+
+/// A refusal that was logged.
+struct Recent {
+    refusal: Refusal,
+    last: Instant,
+    lines: Spaced,
 }
 
 struct Early {
@@ -44,6 +81,7 @@ impl Refusals {
             patience: election_timeout * PATIENCE_ELECTIONS,
             early: Mutex::default(),
             warned: Mutex::default(),
+            recent: Mutex::default(),
         }
     }
 
@@ -53,8 +91,26 @@ impl Refusals {
             Refusal::UnknownPeer { .. } if !runs => self.early(now),
             // Transports refuse so while this node stops.
             Refusal::ShuttingDown => Loudness::Info,
+            _ if !self.is_due(refusal, now) => Loudness::Quiet,
+            Refusal::Displaced => Loudness::Info,
             _ => self.warning(now),
         }
+    }
+
+    /// Whether a line about this refusal is due: a caller that is refused calls again several times a second.
+    fn is_due(&self, refusal: &Refusal, now: Instant) -> bool {
+        let mut recent = lock(&self.recent);
+        recent.retain(|known| now.saturating_duration_since(known.last) < LINE_WAIT_MAX);
+        if let Some(known) = recent.iter_mut().find(|known| known.refusal == *refusal) {
+            known.last = now;
+            return known.lines.is_due(now);
+        }
+        if recent.len() >= RECENT_MAX {
+            let oldest = recent.iter().enumerate().min_by_key(|(_, known)| known.last).map(|(at, _)| at);
+            oldest.into_iter().for_each(|at| drop(recent.swap_remove(at)));
+        }
+        recent.push(Recent { refusal: refusal.clone(), last: now, lines: Spaced::new(now) });
+        true
     }
 
     fn warning(&self, now: Instant) -> Loudness {
@@ -92,7 +148,7 @@ mod tests {
         let (refusals, start) = (Refusals::new(ELECTION), Instant::now());
         let at = |seconds| {
             let now = start + Duration::from_secs(seconds);
-            refusals.loudness(&Refusal::UnknownPeer { peer: 2 }, false, now)
+            refusals.loudness(&Refusal::UnknownPeer { peer: 2, founded: Vec::new() }, false, now)
         };
         let heard: Vec<_> = (0..14).map(at).collect();
         let quiet = [Loudness::Quiet; 5];
@@ -104,11 +160,30 @@ mod tests {
     fn other_refusals_are_warnings_at_once() {
         let (refusals, now) = (Refusals::new(ELECTION), Instant::now());
         let wrong_cluster = Refusal::WrongCluster { ours: "c".into() };
-        for _ in 0..2 {
-            assert_eq!(refusals.loudness(&Refusal::UnknownPeer { peer: 2 }, true, now), Loudness::Warn);
-            assert_eq!(refusals.loudness(&wrong_cluster, false, now), Loudness::Warn);
+        assert_eq!(
+            refusals.loudness(&Refusal::UnknownPeer { peer: 2, founded: Vec::new() }, true, now),
+            Loudness::Warn
+        );
+        assert_eq!(refusals.loudness(&wrong_cluster, false, now), Loudness::Warn);
+        for expected in [Refusal::ShuttingDown, Refusal::Displaced] {
+            assert_eq!(refusals.loudness(&expected, true, now), Loudness::Info);
         }
-        assert_eq!(refusals.loudness(&Refusal::ShuttingDown, true, now), Loudness::Info);
+    }
+
+    /// A wiped node that kept calling gave four lines a second for ever.
+    #[test]
+    fn a_caller_that_keeps_calling_gets_ever_fewer_warnings() {
+        let (refusals, start) = (Refusals::new(ELECTION), Instant::now());
+        let wiped = Refusal::WrongIncarnation { peer: 2 };
+        let warned = |seconds: std::ops::Range<u64>| {
+            let at = |n| start + Duration::from_secs(seconds.start) + Duration::from_millis(250 * n);
+            let calls = (0..4 * (seconds.end - seconds.start)).map(at);
+            calls.filter(|now| refusals.loudness(&wiped, true, *now) == Loudness::Warn).count()
+        };
+        let (first, later) = (warned(0..600), warned(600..7_200));
+        assert!((3..10).contains(&first) && later <= 12, "{first} in ten minutes, then {later}");
+        let other = Refusal::WrongIncarnation { peer: 3 };
+        assert_eq!(refusals.loudness(&other, true, start), Loudness::Warn, "another caller");
     }
 
     #[test]
@@ -117,7 +192,8 @@ mod tests {
         let warned = |from: Duration| {
             let loud = |n: u32| {
                 let now = start + from + Duration::from_millis(n.into());
-                refusals.loudness(&Refusal::TooManyConnections, true, now) == Loudness::Warn
+                let other = Refusal::Malformed { detail: n.to_string() };
+                refusals.loudness(&other, true, now) == Loudness::Warn
             };
             (0..1000).filter(|n| loud(*n)).count() as u32
         };

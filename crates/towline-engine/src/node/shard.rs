@@ -21,6 +21,7 @@ use super::inbox::{Control, ShardEvent, ShardGroup, ShardInbox, StartGroup, Writ
 use super::ingress::{Ingress, IngressBatch};
 use super::peers::Peers;
 use super::reader::LogReader;
+use super::refusals::Spaced;
 use super::stall_lines::log_stall;
 use super::wait_lines::WaitLines;
 use super::waiter::{Answer, ReadWaiter, Waiter, contained};
@@ -39,8 +40,12 @@ use crate::reporter::{
     SnapshotTicket, UnreachableCause,
 };
 use crate::snapshots::{Made, Sends, SnapshotWorker};
-use crate::status::{GroupState, GroupStatus, Role};
+use crate::status::{GroupState, GroupStatus, PeerRefusal, Role};
 use crate::sync::lock;
+
+const FOUNDED_DIFFERENTLY: &str = "founded with another list";
+const OTHER_LIST: &str = "the two nodes founded the group with different lists of members: compare their lists; if the group \
+                          holds no data anywhere, empty the directories of all its nodes and found it again with one list";
 
 type CoreEffects = Effects<Waiter, ReadWaiter>;
 
@@ -75,6 +80,9 @@ pub(super) struct RunningGroup {
     pub(super) dirty: bool,
     /// The length of a tick.
     pub(super) tick: Duration,
+    pub(super) node_peers: Arc<Peers>,
+    /// The lines about each member that founded the group with another list.
+    pub(super) founder_lines: BTreeMap<NodeId, Spaced>,
 }
 
 /// A leadership transfer whose caller waits.
@@ -243,6 +251,8 @@ impl Shard {
                 drop(room);
                 if let Some(running) = self.groups.get(&group) {
                     let mut status = running.group.status();
+                    status.state.refused = running.refused();
+                    status.refusals = running.refusals();
                     for attempt in running.group.live_attempts() {
                         let of_peer = status.peers.iter_mut().find(|peer| peer.id == attempt.peer);
                         if let Some(seen) = of_peer.and_then(|peer| peer.attempt.as_mut()) {
@@ -349,6 +359,7 @@ impl Shard {
         self.with(group, None, |running, fx| {
             let mut taken = IngressBatch::default();
             running.ingress.take(burst_max, &mut taken);
+            taken.other_founders.into_iter().for_each(|peer| running.group.founded_differently(peer));
             for (from, message) in taken.control.into_iter().chain(taken.appends) {
                 let kind = message.kind;
                 if let Err(reject) = running.group.step(from, message) {
@@ -410,6 +421,7 @@ impl Shard {
             if let Some(running) = self.groups.get_mut(&group) {
                 running.dirty = false;
                 running.ingress.set_reads_held(running.group.reads_waiting());
+                running.log_other_founders(group);
                 contained(|| running.publish());
                 running.settle_transfer();
             }
@@ -631,6 +643,47 @@ impl RunningGroup {
         waits
     }
 
+    /// The peers of the group that refuse this node.
+    fn refusals(&self) -> Vec<PeerRefusal> {
+        let tick_ms = u64::try_from(self.tick.as_millis()).unwrap_or(u64::MAX);
+        let founded = self.group.other_founders().map(|(by, ticks)| PeerRefusal {
+            by,
+            refusal: FOUNDED_DIFFERENTLY.into(),
+            meaning: OTHER_LIST,
+            age_ms: ticks.saturating_mul(tick_ms),
+        });
+        let mut all: Vec<_> = founded.collect();
+        all.extend(
+            self.node_peers.refused_by().of(|peer| self.addresses.contains_key(&peer), Instant::now()),
+        );
+        all
+    }
+
+    /// The first of these refusals.
+    fn refused(&self) -> Option<Arc<str>> {
+        match self.group.other_founders().next() {
+            Some((by, _)) => {
+                Some(format!("refused by node {by}: {FOUNDED_DIFFERENTLY}; {OTHER_LIST}").into())
+            }
+            None => self.node_peers.refused_by().text(|peer| self.addresses.contains_key(&peer)),
+        }
+    }
+
+    /// Logs the members that founded the group with another list.
+    fn log_other_founders(&mut self, group: GroupId) {
+        let now = Instant::now();
+        for (peer, _) in self.group.other_founders() {
+            let due = match self.founder_lines.get_mut(&peer) {
+                Some(lines) => lines.is_due(now),
+                None => self.founder_lines.insert(peer, Spaced::new(now)).is_none(),
+            };
+            if due {
+                let meaning = OTHER_LIST;
+                tracing::warn!(%group, %peer, meaning, "a member founded this group with another list: both refuse each other");
+            }
+        }
+    }
+
     fn locate(&self, hint: &mut Option<LeaderHint>) {
         if let Some(hint) = hint {
             hint.address = self.addresses.get(&hint.node).cloned();
@@ -666,7 +719,7 @@ impl RunningGroup {
 
     /// Publishes changes to watchers and gauges.
     fn publish(&self) {
-        let state = self.group.state();
+        let state = GroupState { refused: self.refused(), ..self.group.state() };
         self.metrics.commit(state.commit);
         self.metrics.applied(state.applied);
         self.metrics.last_index(self.group.last_index());

@@ -15,7 +15,7 @@ use super::waiter::answer;
 use super::writer::WriteFailure;
 use super::{Node, NodeInner, StartError};
 use crate::errors::StopError;
-use crate::ids::{GroupId, NodeId, PeerAddr};
+use crate::ids::{FoundingHash, GroupId, NodeId, PeerAddr};
 use crate::log_store::{ConfRecord, GroupWrite, Recovered};
 use crate::message::{ConfState, HardState, LogId, Member, MemberTable};
 use crate::state_machine::StateMachine;
@@ -110,6 +110,8 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             addresses,
             dirty: true,
             tick: node.config.tick,
+            node_peers: node.peers.clone(),
+            founder_lines: BTreeMap::new(),
         };
         let (started, confirmed) = answer();
         let start = StartGroup { id: group, running, peers, started };
@@ -224,7 +226,7 @@ impl NodeInner {
             // The other members may connect, to hear why they get no answer.
             if let Ok(Recovered { conf: Some(conf), .. }) = stored {
                 let others = conf.members.into_keys().filter(|id| *id != self.id);
-                self.peers.set_members(group, others.collect());
+                self.peers.set_members(group, conf.founding, others.collect());
             }
             return Err(StartError::EntriesLost { group, lost });
         }
@@ -234,7 +236,15 @@ impl NodeInner {
             Start::Join => return Err(StartError::JoinRefused),
             Start::Bootstrap(founders) => Some(founders),
             Start::Auto(founders) if !is_stored && self.peers.may_found()? => Some(founders),
-            Start::Auto(_) | Start::Restart => None,
+            Start::Auto(founders) => {
+                let listed = FoundingHash::of(group, founders.iter().map(|(id, _)| *id));
+                if stored.conf.as_ref().is_some_and(|conf| conf.founding.contradicts(listed)) {
+                    let list: Vec<u64> = founders.iter().map(|(id, _)| id.as_u64()).collect();
+                    tracing::warn!(%group, ?list, "the start lists other founders than the group has: the stored members count");
+                }
+                None
+            }
+            Start::Restart => None,
         };
         match (founders, is_stored) {
             (None, false) => Err(StartError::NothingStored { group }),
@@ -244,7 +254,7 @@ impl NodeInner {
             },
             (Some(_), true) => Err(StartError::AlreadyBootstrapped { group }),
             (Some(members), false) => {
-                let conf = self.founding_members(members)?;
+                let conf = self.founding_members(group, members)?;
                 // The identity comes first: without it a stored group never starts.
                 self.peers.found()?;
                 let hard_state = Some(HardState::default());
@@ -253,7 +263,11 @@ impl NodeInner {
         }
     }
 
-    fn founding_members(&self, list: Vec<(NodeId, PeerAddr)>) -> Result<ConfRecord, StartError> {
+    fn founding_members(
+        &self,
+        group: GroupId,
+        list: Vec<(NodeId, PeerAddr)>,
+    ) -> Result<ConfRecord, StartError> {
         let mut members = MemberTable::new();
         for (id, address) in list {
             if members.insert(id, Member { address, incarnation: None }).is_some() {
@@ -264,7 +278,8 @@ impl NodeInner {
             return Err(StartError::Members { detail: format!("node {} itself is missing", self.id) });
         }
         let conf_state = ConfState { voters: members.keys().copied().collect(), ..ConfState::default() };
-        Ok(ConfRecord { conf_state, index: 0, members })
+        let founding = FoundingHash::of(group, members.keys().copied());
+        Ok(ConfRecord { conf_state, index: 0, members, founding })
     }
 
     fn recover(
@@ -296,7 +311,7 @@ impl NodeInner {
         addresses: &BTreeMap<NodeId, PeerAddr>,
     ) -> BTreeSet<NodeId> {
         let others: BTreeSet<_> = conf.members.keys().copied().filter(|id| *id != self.id).collect();
-        self.peers.set_members(group, others.clone());
+        self.peers.set_members(group, conf.founding, others.clone());
         for &id in &others {
             if let Some(address) = addresses.get(&id) {
                 let peer = Peer { id, address: address.clone() };

@@ -31,7 +31,13 @@ pub(super) fn settings(bytes_per_second: u64) -> TransferSettings {
 
 pub(super) fn meta(length: u64, content: ContentId) -> SnapshotMeta {
     let (conf_state, members) = (ConfState::default(), MemberTable::new());
-    let head = SnapshotHead { group: GroupId::DEFAULT, at: LogId { index: 7, term: 2 }, conf_state, members };
+    let head = SnapshotHead {
+        founding: Default::default(),
+        group: GroupId::DEFAULT,
+        at: LogId { index: 7, term: 2 },
+        conf_state,
+        members,
+    };
     SnapshotMeta { head, length, content }
 }
 

@@ -24,6 +24,7 @@ fn conf() -> ConfRecord {
             auto_leave: true,
         },
         index: 70_000,
+        founding: FoundingHash::new(0x1112_1314_1516_1718),
         members: [
             (node(1), member(7001, None)),
             (node(300), member(7300, Incarnation::new(0x0123_4567_89ab_cdef))),
@@ -51,7 +52,7 @@ fn each_record_keeps_its_released_bytes() {
     for (content, name) in [(Some(content), "installing_v1"), (None, "installing_none_v1")] {
         check(name, content, encode_installing(content), decode_installing);
     }
-    check("conf_v1", conf(), encode_conf(&conf()).unwrap(), decode_conf);
+    check("conf_v2", conf(), encode_conf(&conf()).unwrap(), decode_conf);
     assert_eq!(decode_hard_state(&encode_hard_state(&HardState::default())), Ok(HardState::default()));
 }
 

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use towline_engine::ids::GroupId;
+use towline_engine::ids::{FoundingHash, GroupId};
 use towline_engine::message::{ConfState, LogId, MemberTable};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta, Trailer};
 
@@ -27,7 +27,7 @@ pub(super) const CHUNK_BYTES: u64 = SNAPSHOT_CHUNK_BYTES as u64;
 /// Bytes of the checksum in front of a chunk.
 pub(super) const SUM_BYTES: usize = 4;
 const MAGIC: &[u8; 8] = b"towlsnap";
-const HEADER_VERSION: u8 = 1;
+const HEADER_VERSION: u8 = 2;
 const TRAILER_VERSION: u8 = 1;
 /// Bytes of a frame's version and checksum.
 const FRAME_BYTES: usize = 5;
@@ -50,7 +50,8 @@ pub(super) enum Unreadable {
     Damage(#[from] Damage),
 }
 
-type HeaderValue = ((u64, u64, u64), ConfState, MemberTable, Option<(u64, [u8; CONTENT_BYTES])>);
+type HeaderValue =
+    ((u64, u64, u64), ConfState, MemberTable, FoundingHash, Option<(u64, [u8; CONTENT_BYTES])>);
 
 impl Header {
     pub(super) fn encode(&self) -> Result<Vec<u8>, Damage> {
@@ -59,7 +60,7 @@ impl Header {
         let offered = self.offered.map(|t| (t.length, t.content.0));
         let frame = format::seal(
             HEADER_VERSION,
-            &format::encode(&(place, &head.conf_state, &head.members, offered))?,
+            &format::encode(&(place, &head.conf_state, &head.members, head.founding, offered))?,
         );
         let length = u32::try_from(frame.len()).map_err(|_| content("the header is too long"))?;
         Ok([MAGIC.as_slice(), &length.to_le_bytes(), &frame].concat())
@@ -87,9 +88,15 @@ impl Header {
             return Err(Damage::Short { bytes: fixed.len() + got }.into());
         }
         let (_, payload) = format::open(HEADER_VERSION, &frame)?;
-        let ((group, index, term), conf_state, members, offered): HeaderValue = format::decode(payload)?;
-        let head =
-            SnapshotHead { group: GroupId::new(group), at: LogId { index, term }, conf_state, members };
+        let ((group, index, term), conf_state, members, founding, offered): HeaderValue =
+            format::decode(payload)?;
+        let head = SnapshotHead {
+            founding,
+            group: GroupId::new(group),
+            at: LogId { index, term },
+            conf_state,
+            members,
+        };
         let offered = offered.map(|(length, id)| Trailer { length, content: ContentId(id) });
         Ok((Self { head, offered }, (fixed.len() + got) as u64))
     }

@@ -56,6 +56,7 @@ fn head(index: u64) -> SnapshotHead {
     let id = |n| NodeId::new(n).unwrap();
     SnapshotHead {
         group: GROUP,
+        founding: Default::default(),
         at: LogId { index, term: 2 },
         conf_state: ConfState { voters: vec![id(1), id(2)], ..ConfState::default() },
         members: [(id(1), Member { address: "grpc://h:1".parse().unwrap(), incarnation: None })].into(),

@@ -75,6 +75,7 @@ impl FaultFixture {
 
     async fn transfer(&self) -> Box<dyn Transfer> {
         let head = SnapshotHead {
+            founding: Default::default(),
             group: GroupId::DEFAULT,
             at: LogId { index: 7, term: 2 },
             conf_state: Default::default(),

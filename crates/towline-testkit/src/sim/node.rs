@@ -114,6 +114,7 @@ impl SimNode {
             read_retry_ticks: options.heartbeat_ticks as u64,
             unapplied_bytes_max: options.unapplied_bytes_max,
             stall: options.stall,
+            founding_memory_ticks: 80,
             conf: ConfRecord { conf_state: members.clone(), ..ConfRecord::default() },
             snapshots: SnapshotSetup::default(),
         };

@@ -18,7 +18,7 @@
 
 use std::sync::Arc;
 
-use towline_engine::ids::{GroupId, Incarnation, NodeId};
+use towline_engine::ids::{FoundingHash, GroupId, Incarnation, NodeId};
 use towline_engine::log_store::{
     ConfRecord, GroupWrite, Install, LogBatch, LogError, LogReadError, LogStore, Recovered,
 };
@@ -168,6 +168,7 @@ fn conf(index: u64) -> ConfRecord {
     let id = |n| NodeId::new(n).unwrap();
     let member = Member { address: "grpc://h:1".parse().unwrap(), incarnation: Incarnation::new(index + 1) };
     ConfRecord {
+        founding: FoundingHash::new(index + 1),
         conf_state: ConfState { voters: vec![id(1), id(2)], learners: vec![id(3)], ..ConfState::default() },
         index,
         members: [(id(1), member)].into(),

@@ -28,7 +28,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use towline_engine::ids::{GroupId, Incarnation, NodeId};
+use towline_engine::ids::{FoundingHash, GroupId, Incarnation, NodeId};
 use towline_engine::message::{ConfState, LogId, Member};
 use towline_engine::snapshot_store::{
     BodyRead, ContentHasher, ContentId, SnapshotHead, SnapshotMeta, SnapshotReader, SnapshotStore,
@@ -140,6 +140,7 @@ fn head_of(group: GroupId, index: u64, term: u64) -> SnapshotHead {
     let member = |n| Member { address: "grpc://h:1".parse().unwrap(), incarnation: Incarnation::new(n) };
     SnapshotHead {
         group,
+        founding: FoundingHash::new(index + 1),
         at: LogId { index, term },
         conf_state: ConfState { voters: vec![id(1), id(2)], learners: vec![id(3)], ..ConfState::default() },
         members: [(id(1), member(5)), (id(2), member(0))].into(),

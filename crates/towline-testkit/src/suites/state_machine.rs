@@ -142,6 +142,7 @@ impl<F: StateMachineFixture> MachineHarness<F> {
 
 fn meta(at: u64, body: &[u8]) -> SnapshotMeta {
     let head = SnapshotHead {
+        founding: Default::default(),
         group: GroupId::DEFAULT,
         at: position(at),
         conf_state: ConfState::default(),

@@ -100,6 +100,10 @@ impl Transport for FaultyOffers {
         self.inner.scheme()
     }
 
+    fn identity(&self) -> Option<NodeId> {
+        self.inner.identity()
+    }
+
     async fn listen(
         &self,
         at: &PeerAddr,

@@ -169,6 +169,10 @@ impl Transport for FlawedTransport {
         "flawed"
     }
 
+    fn identity(&self) -> Option<NodeId> {
+        self.inner.identity()
+    }
+
     async fn listen(
         &self,
         at: &PeerAddr,

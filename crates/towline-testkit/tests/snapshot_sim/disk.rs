@@ -26,7 +26,13 @@ pub(crate) fn meta_at(at: LogId, conf_state: ConfState) -> SnapshotMeta {
     let mut content = [0; 16];
     content[..8].copy_from_slice(&at.index.to_be_bytes());
     content[8..16].copy_from_slice(&at.term.to_be_bytes());
-    let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };
+    let head = SnapshotHead {
+        founding: Default::default(),
+        group: GroupId::DEFAULT,
+        at,
+        conf_state,
+        members: MemberTable::new(),
+    };
     SnapshotMeta { head, length: 3, content: ContentId(content) }
 }
 

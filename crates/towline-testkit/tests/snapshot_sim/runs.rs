@@ -76,6 +76,7 @@ impl SnapshotSim {
             read_retry_ticks: HEARTBEAT as u64,
             stall: StallPolicy { log_ticks: 10, apply_ticks: 50 },
             unapplied_bytes_max: 64 << 10,
+            founding_memory_ticks: 80,
             conf: ConfRecord { conf_state: self.conf.clone(), ..ConfRecord::default() },
             snapshots,
         });

@@ -8,7 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use towline_engine::ids::{GroupId, PeerAddr};
+use towline_engine::ids::{GroupId, NodeId, PeerAddr};
 use towline_engine::message::{Batch, Lane, LogId, Message, MessageKind};
 use towline_engine::snapshot_store::{ContentId, SnapshotHead, SnapshotMeta};
 use towline_engine::transport::{
@@ -214,6 +214,7 @@ pub async fn connect(
 /// An offer of node 1 to node 2, for a snapshot of `length` bytes.
 pub fn offer(length: u64) -> SnapshotOffer {
     let head = SnapshotHead {
+        founding: Default::default(),
         group: GroupId::DEFAULT,
         at: LogId { index: 1, term: 1 },
         conf_state: Default::default(),
@@ -254,6 +255,10 @@ impl Inbound for RefusalRecorder {
 impl Transport for RecordingTransport {
     fn scheme(&self) -> &'static str {
         self.inner.scheme()
+    }
+
+    fn identity(&self) -> Option<NodeId> {
+        self.inner.identity()
     }
 
     async fn listen(

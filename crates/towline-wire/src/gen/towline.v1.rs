@@ -73,6 +73,9 @@ pub struct Message {
     /// Not raft's: the highest index that the receiver has acknowledged to this leader, in heartbeats.
     #[prost(uint64, tag = "18")]
     pub acked: u64,
+    /// Not raft's: identifies the list of founders that the sender has, in appends, heartbeats and requests for votes.
+    #[prost(fixed64, tag = "19")]
+    pub founding: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HardState {
@@ -283,7 +286,7 @@ pub struct Welcome {
     pub protocol: u32,
 }
 /// A dialler that does not know the code shows `detail`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Refused {
     #[prost(enumeration = "RefusalCode", tag = "1")]
     pub code: i32,
@@ -301,6 +304,18 @@ pub struct Refused {
     pub ours: u32,
     #[prost(uint32, tag = "6")]
     pub theirs: u32,
+    /// UNKNOWN_PEER: groups of the refusing node, at most 64. The dialler compares them with its own.
+    #[prost(message, repeated, tag = "7")]
+    pub founded: ::prost::alloc::vec::Vec<Founded>,
+}
+/// A group that runs on a node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Founded {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// Identifies its list of founders.
+    #[prost(fixed64, tag = "2")]
+    pub founding: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Envelope {
@@ -354,6 +369,9 @@ pub struct SnapshotHead {
     pub conf_state: ::core::option::Option<ConfState>,
     #[prost(message, repeated, tag = "5")]
     pub members: ::prost::alloc::vec::Vec<Member>,
+    /// Identifies the list of founders of the group.
+    #[prost(fixed64, tag = "6")]
+    pub founding: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Offer {
@@ -541,6 +559,8 @@ pub enum NackCause {
     GroupDown = 3,
     Rejected = 4,
     EntriesLost = 5,
+    /// The group was founded with another list of founders there.
+    FoundedDifferently = 6,
 }
 impl NackCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -555,6 +575,7 @@ impl NackCause {
             Self::GroupDown => "NACK_CAUSE_GROUP_DOWN",
             Self::Rejected => "NACK_CAUSE_REJECTED",
             Self::EntriesLost => "NACK_CAUSE_ENTRIES_LOST",
+            Self::FoundedDifferently => "NACK_CAUSE_FOUNDED_DIFFERENTLY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -566,6 +587,7 @@ impl NackCause {
             "NACK_CAUSE_GROUP_DOWN" => Some(Self::GroupDown),
             "NACK_CAUSE_REJECTED" => Some(Self::Rejected),
             "NACK_CAUSE_ENTRIES_LOST" => Some(Self::EntriesLost),
+            "NACK_CAUSE_FOUNDED_DIFFERENTLY" => Some(Self::FoundedDifferently),
             _ => None,
         }
     }

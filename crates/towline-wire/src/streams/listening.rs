@@ -234,7 +234,10 @@ impl Caller {
             () = late => return Unwanted::Late,
             () = self.replaced() => {
                 // Reported even if no hello ever came: a bound was hit.
-                self.refuse(&Refusal::TooManyConnections);
+                self.refuse(match self.is_admitted() {
+                    true => &Refusal::Displaced,
+                    false => &Refusal::TooManyConnections,
+                });
                 Unwanted::Replaced
             }
             _ = hellos.wait_for(|hellos| !hellos.admitted && hellos.refused >= REFUSED_MAX) => Unwanted::Stubborn,

@@ -49,6 +49,10 @@ impl<T: Transport> Transport for Probed<T> {
         self.0.scheme()
     }
 
+    fn identity(&self) -> Option<NodeId> {
+        self.0.identity()
+    }
+
     async fn listen(
         &self,
         at: &PeerAddr,

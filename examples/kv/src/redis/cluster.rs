@@ -208,7 +208,15 @@ mod tests {
     fn members(leader: u64) -> (Members, GroupState) {
         let member = |number| Member { id: id(number), host: "127.0.0.1".into(), port: 7_000 };
         let role = if leader == 1 { Role::Leader } else { Role::Follower };
-        let state = GroupState { role, leader: Some(id(leader)), term: 4, commit: 9, applied: 9, down: None };
+        let state = GroupState {
+            role,
+            leader: Some(id(leader)),
+            term: 4,
+            commit: 9,
+            applied: 9,
+            down: None,
+            refused: None,
+        };
         (Members::new(id(1), (1..=3).map(member).collect()), state)
     }
 

@@ -118,7 +118,7 @@ async fn start_with(limits: KvConfig, command_bytes_max: usize) -> TestServer {
         }
     });
     let (role, leader) = (Role::Leader, NodeId::new(1));
-    let state = GroupState { role, leader, term: 1, commit: 0, applied: 0, down: None };
+    let state = GroupState { role, leader, term: 1, commit: 0, applied: 0, down: None, refused: None };
     let fake = Fake {
         queue,
         view,

@@ -11,7 +11,13 @@ fn id(raw: u64) -> NodeId {
 fn meta(index: u64) -> SnapshotMeta {
     let conf_state = ConfState { voters: vec![id(1), id(2), id(3)], ..ConfState::default() };
     let at = LogId { index, term: 1 };
-    let head = SnapshotHead { group: GroupId::DEFAULT, at, conf_state, members: MemberTable::new() };
+    let head = SnapshotHead {
+        founding: Default::default(),
+        group: GroupId::DEFAULT,
+        at,
+        conf_state,
+        members: MemberTable::new(),
+    };
     SnapshotMeta { head, length: 100, content: ContentId([index as u8; 16]) }
 }
 

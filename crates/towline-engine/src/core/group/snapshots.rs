@@ -202,7 +202,14 @@ impl<W, R> GroupCore<W, R> {
     /// [`SnapshotRefusal`] with its cause.
     pub fn offer(&mut self, from: NodeId, offer: &SnapshotOffer) -> Result<OfferVerdict, SnapshotRefusal> {
         self.check_whole()?;
-        inbound::check_snapshot(&self.replica, self.me, from, &offer.message, &offer.meta)?;
+        inbound::check_snapshot(
+            &self.replica,
+            self.me,
+            self.founding.hash,
+            from,
+            &offer.message,
+            &offer.meta,
+        )?;
         let at = offer.meta.head.at;
         let here = self.replica.commit() >= at.index || self.replica.log_term(at.index) == Some(at.term);
         if here {
@@ -227,7 +234,7 @@ impl<W, R> GroupCore<W, R> {
         meta: SnapshotMeta,
     ) -> Result<u64, SnapshotRefusal> {
         self.check_whole()?;
-        inbound::check_snapshot(&self.replica, self.me, from, &message, &meta)?;
+        inbound::check_snapshot(&self.replica, self.me, self.founding.hash, from, &message, &meta)?;
         if self.snapshots.installing() {
             return Err(SnapshotRefusal::Busy);
         }
@@ -297,11 +304,14 @@ impl<W, R> GroupCore<W, R> {
     /// Adds a received snapshot to the write that contains the new hard state and membership.
     pub(super) fn write_install(&mut self, at: LogId, write: &mut GroupWrite) -> Option<SnapshotMeta> {
         let meta = self.snapshots.installing.clone().filter(|meta| meta.head.at == at)?;
+        let own = self.founding.hash;
         let conf = ConfRecord {
             conf_state: meta.head.conf_state.clone(),
             index: at.index,
             members: meta.head.members.clone(),
+            founding: if own.is_stated() { own } else { meta.head.founding },
         };
+        self.founding.hash = conf.founding;
         self.snapshots.conf = conf.clone();
         let install = Some(Install { at, installing: meta.content });
         write.append(GroupWrite { install, conf: Some(conf), ..GroupWrite::new(self.id) });
@@ -316,6 +326,10 @@ impl<W, R> GroupCore<W, R> {
                 MessageKind::Heartbeat if self.replica.leads(message.term) => {
                     message.acked = self.replica.matched(message.to);
                 }
+                MessageKind::Append
+                | MessageKind::Heartbeat
+                | MessageKind::RequestVote
+                | MessageKind::RequestPreVote => message.founding = self.founding.hash,
                 _ => {}
             }
             if message.kind != MessageKind::Snapshot {

@@ -1,5 +1,6 @@
 mod explain;
 pub(super) mod fixture;
+mod founding;
 mod lost;
 mod slow;
 mod stalls;

@@ -2,7 +2,7 @@
 
 use raft::eraftpb;
 
-use crate::ids::NodeId;
+use crate::ids::{FoundingHash, NodeId};
 use crate::message::{ConfState, Entry, EntryKind, HardState, Message, MessageKind, SnapshotRecord};
 
 /// Converts a message. `None` for kinds that never cross the network.
@@ -25,6 +25,7 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
         priority: m.priority,
         applied: 0,
         acked: 0,
+        founding: FoundingHash::default(),
     })
 }
 

@@ -273,6 +273,10 @@ impl PeerGate for ScriptedTransport {
         assert_eq!(welcome.incarnation.as_u64(), 9);
         if self.with(|s| s.gate_refuses) { Err("another incarnation".into()) } else { Ok(()) }
     }
+
+    fn refused(&self, _: NodeId, _: &Refusal) {}
+
+    fn nacked(&self, _: NodeId, _: Nack) {}
 }
 
 impl LaneCounters for ScriptedTransport {

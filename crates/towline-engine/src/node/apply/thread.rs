@@ -218,7 +218,13 @@ impl Turn<'_> {
             }
             MachineCall::Snapshot { conf, at } => {
                 let (durable, source) = self.watch.run(group, "snapshot", || machine.snapshot())?;
-                let head = SnapshotHead { group, at, conf_state: conf.conf_state, members: conf.members };
+                let head = SnapshotHead {
+                    founding: conf.founding,
+                    group,
+                    at,
+                    conf_state: conf.conf_state,
+                    members: conf.members,
+                };
                 deps.worker.make(Making { generation: running.generation, head, durable, source });
                 Ok(None)
             }

@@ -13,7 +13,7 @@ fn late_nacks_beyond_the_bound_are_counted_and_repeated_nacks_are_not() {
         counters.nack_later(peer, nack(group));
     }
     counters.nack_later(peer, nack(0));
-    assert_eq!(counters.take_late(peer).len(), LATE_NACKS_MAX);
+    assert_eq!(counters.take_late(peer, Lane::Append).len(), LATE_NACKS_MAX);
     let series = "towline_nacks_dropped_total{node=\"1\",peer=\"2\",transport=\"grpc\",lane=\"append\",\
                   reason=\"late_full\"} 2";
     let scrape = exporter.render();

@@ -273,7 +273,7 @@ fn conf() -> ConfRecord {
     let member = |node| (id(node), Member { address: address(node), incarnation: None });
     let members: MemberTable = (1..=5).map(member).collect();
     let conf_state = ConfState { voters: members.keys().copied().collect(), ..ConfState::default() };
-    ConfRecord { conf_state, index: 0, members }
+    ConfRecord { conf_state, index: 0, members, founding: Default::default() }
 }
 
 /// A group whose log begins after its snapshot.
@@ -289,7 +289,7 @@ fn stored(group: GroupId) -> GroupWrite {
 
 fn meta(group: GroupId) -> SnapshotMeta {
     let ConfRecord { conf_state, members, .. } = conf();
-    let head = SnapshotHead { group, at: TRUNCATED, conf_state, members };
+    let head = SnapshotHead { founding: Default::default(), group, at: TRUNCATED, conf_state, members };
     let mut hasher = ContentHasher::new(&head);
     hasher.update(&BODY);
     let Trailer { length, content } = hasher.finish();

@@ -14,6 +14,7 @@ fn header() -> Header {
     Header {
         head: SnapshotHead {
             group: GroupId::new(300),
+            founding: FoundingHash::new(u64::MAX),
             at: LogId { index: 70_000, term: 5 },
             conf_state: ConfState {
                 voters: vec![id(1), id(2)],

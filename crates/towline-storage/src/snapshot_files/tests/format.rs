@@ -1,6 +1,6 @@
 //! The released bytes: docs/wire.md has the table.
 
-use towline_engine::ids::Incarnation;
+use towline_engine::ids::{FoundingHash, Incarnation};
 
 use super::*;
 
@@ -10,6 +10,7 @@ fn golden_head() -> SnapshotHead {
     let member =
         |address: &str, n| Member { address: address.parse().unwrap(), incarnation: Incarnation::new(n) };
     SnapshotHead {
+        founding: FoundingHash::new(0x1112_1314_1516_1718),
         group: GroupId::new(1),
         at: LogId { index: 300, term: 70_000 },
         conf_state: ConfState {
@@ -30,20 +31,20 @@ fn golden_head() -> SnapshotHead {
 const BODY: &[u8] = b"one small body\n";
 
 #[test]
-fn v1_keeps_its_released_bytes() {
+fn v2_keeps_its_released_bytes() {
     let (_dir, files) = store();
     let own = create(&files, &golden_head(), BODY).unwrap();
     let path = files.dir.file(&Named::complete(&own.head, own.content));
-    assert_eq!(fs::read(&path).unwrap(), golden("snapshot_v1"));
+    assert_eq!(fs::read(&path).unwrap(), golden("snapshot_v2"));
     files.retain(own.head.group, &[]).unwrap();
     receive(&files, &own, BODY).unwrap();
-    assert_eq!(fs::read(&path).unwrap(), golden("snapshot_received_v1"));
+    assert_eq!(fs::read(&path).unwrap(), golden("snapshot_received_v2"));
 }
 
 #[test]
-fn released_v1_files_are_read() {
+fn released_v2_files_are_read() {
     let meta = meta_of(&golden_head(), BODY);
-    for name in ["snapshot_v1", "snapshot_received_v1"] {
+    for name in ["snapshot_v2", "snapshot_received_v2"] {
         let dir = TempDir::new().unwrap();
         let named = Named::complete(&meta.head, meta.content);
         fs::write(dir.path().join(named.name()), golden(name)).unwrap();
@@ -54,11 +55,11 @@ fn released_v1_files_are_read() {
 }
 
 #[test]
-fn a_v1_transfer_resumes() {
+fn a_v2_transfer_resumes() {
     let meta = meta_of(&golden_head(), BODY);
     let dir = TempDir::new().unwrap();
     let named = Named::Partial { group: meta.head.group, content: meta.content };
-    let whole = golden("snapshot_received_v1");
+    let whole = golden("snapshot_received_v2");
     // The whole body, and a trailer that the writer writes again.
     fs::write(dir.path().join(named.name()), whole).unwrap();
     let files = open(dir.path());

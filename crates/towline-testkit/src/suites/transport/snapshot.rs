@@ -32,6 +32,7 @@ impl TestSnapshot {
             (node(raw), Member { address, incarnation: Incarnation::new(raw * 9) })
         };
         let head = SnapshotHead {
+            founding: Default::default(),
             group: GroupId::new(group),
             at: LogId { index: 900 + group % 100, term: 4 },
             conf_state: conf_state.clone(),

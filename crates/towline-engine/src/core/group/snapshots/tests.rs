@@ -20,6 +20,7 @@ const LAST_ID: LogId = LogId { index: LAST, term: 1 };
 
 fn meta(index: u64, term: u64) -> SnapshotMeta {
     let head = SnapshotHead {
+        founding: Default::default(),
         group: GroupId::DEFAULT,
         at: LogId { index, term },
         conf_state: setup(3, empty_log(), 1).replica.conf_state,

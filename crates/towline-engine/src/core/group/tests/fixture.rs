@@ -244,6 +244,7 @@ pub(crate) fn setup(voters: u64, log: GroupLog, election_ticks: usize) -> GroupS
         read_retry_ticks: HEARTBEAT,
         unapplied_bytes_max: 1 << 20,
         stall: StallPolicy { log_ticks: 10, apply_ticks: 50 },
+        founding_memory_ticks: 80,
         conf: ConfRecord { conf_state, ..ConfRecord::default() },
         snapshots: SnapshotSetup::default(),
     }

@@ -103,6 +103,7 @@ fn a_node_that_lost_entries_takes_no_snapshot() {
             at: LogId { index: 9, term: 5 },
             conf_state: crate::message::ConfState::default(),
             members: BTreeMap::new(),
+            founding: crate::ids::FoundingHash::default(),
         },
         length: 1,
         content: crate::snapshot_store::ContentId([0; 16]),

@@ -21,7 +21,7 @@ fn refusals() -> Vec<Refusal> {
     vec![
         Refusal::WrongCluster { ours: "other".into() },
         Refusal::WrongNode { ours: 9 },
-        Refusal::UnknownPeer { peer: 1 },
+        Refusal::UnknownPeer { peer: 1, founded: Vec::new() },
         Refusal::WrongIncarnation { peer: 1 },
         Refusal::Version { ours: 7, theirs: PROTOCOL_VERSION },
         Refusal::Unauthenticated { detail: detail() },
@@ -102,18 +102,20 @@ pub fn each_connection_is_admitted_separately(fixture: SharedFixture) {
         async |case, host| {
             host.inbound.on_admit(|hello, _| match hello.from.as_u64() {
                 1 => Ok(()),
-                peer => Err(Refusal::UnknownPeer { peer }),
+                peer => Err(Refusal::UnknownPeer { peer, founded: Vec::new() }),
             });
             let mut first = case.open(&host, Lane::Append).await;
             let (task, _log) = case.dial_as(host.hello(3), host.peer(), Lane::Append);
             let answer = case.join("an answer to a stranger", task).await;
-            refused(case, answer, &Refusal::UnknownPeer { peer: 3 });
+            refused(case, answer, &Refusal::UnknownPeer { peer: 3, founded: Vec::new() });
             case.dispatch(&mut first, batch(1, 10)).await;
             host.until(case, "the delivery of a member's batch", |log| log.delivered.len() == 1).await;
             // The engine must be able to refuse a removed member at its next call.
-            host.inbound.on_admit(|hello, _| Err(Refusal::UnknownPeer { peer: hello.from.as_u64() }));
+            host.inbound.on_admit(|hello, _| {
+                Err(Refusal::UnknownPeer { peer: hello.from.as_u64(), founded: Vec::new() })
+            });
             let (answer, _log) = case.connect(&host, Lane::Append).await;
-            refused(case, answer, &Refusal::UnknownPeer { peer: 1 });
+            refused(case, answer, &Refusal::UnknownPeer { peer: 1, founded: Vec::new() });
             case.equal("how often `admit` was asked", &host.inbound.look(|log| log.asked.len()), &3);
         },
     );

@@ -246,7 +246,7 @@ pub fn an_offer_without_a_connection_reports_the_cause(fixture: SharedFixture) {
         fixture,
         "an offer without a connection is `TransferError::Connect` with the cause",
         async |case, mut host| {
-            let refusal = Refusal::UnknownPeer { peer: 1 };
+            let refusal = Refusal::UnknownPeer { peer: 1, founded: Vec::new() };
             let ours = refusal.clone();
             host.inbound.on_admit(move |_, _| Err(ours.clone()));
             match offer(case, &host, &TestSnapshot::new(1, 1, 10)).await {

@@ -1,0 +1,152 @@
+//! The peers that refuse this node's connections, as this node learns when it calls them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::refusals::Spaced;
+use crate::ids::NodeId;
+use crate::status::PeerRefusal;
+use crate::sync::lock;
+use crate::transport::Refusal;
+
+/// The last refusal of each peer, until that peer admits this node. At most one for each peer that this node calls.
+#[derive(Default)]
+pub(crate) struct RefusedBy {
+    peers: Mutex<BTreeMap<NodeId, Refused>>,
+    /// Whether the table has an entry. The shard asks in every turn.
+    any: AtomicBool,
+}
+
+struct Refused {
+    refusal: Refusal,
+    meaning: &'static str,
+    at: Instant,
+    lines: Spaced,
+}
+
+impl RefusedBy {
+    /// Records a refusal. Returns its meaning if a log line is due.
+    pub(crate) fn refused(&self, by: NodeId, refusal: &Refusal, now: Instant) -> Option<&'static str> {
+        let meaning = meaning(refusal)?;
+        let mut peers = lock(&self.peers);
+        let known = peers.get_mut(&by).filter(|known| known.refusal == *refusal);
+        let due = match known {
+            Some(known) => {
+                known.at = now;
+                known.lines.is_due(now)
+            }
+            None => {
+                let lines = Spaced::new(now);
+                peers.insert(by, Refused { refusal: refusal.clone(), meaning, at: now, lines });
+                // While a cluster starts, peers call before a group runs there: the first line about it waits.
+                !matches!(refusal, Refusal::UnknownPeer { .. })
+            }
+        };
+        self.any.store(true, Ordering::Relaxed);
+        due.then_some(meaning)
+    }
+
+    /// Records that the peer admitted this node.
+    pub(crate) fn admitted(&self, by: NodeId) {
+        let mut peers = lock(&self.peers);
+        peers.remove(&by);
+        self.any.store(!peers.is_empty(), Ordering::Relaxed);
+    }
+
+    /// The refusals of those peers for which `is_member` holds.
+    pub(crate) fn of(&self, is_member: impl Fn(NodeId) -> bool, now: Instant) -> Vec<PeerRefusal> {
+        if !self.any.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let peers = lock(&self.peers);
+        let shown = |(by, refused): (&NodeId, &Refused)| PeerRefusal {
+            by: *by,
+            refusal: refused.refusal.to_string().into(),
+            meaning: refused.meaning,
+            age_ms: now.saturating_duration_since(refused.at).as_millis().try_into().unwrap_or(u64::MAX),
+        };
+        peers.iter().filter(|(by, _)| is_member(**by)).map(shown).collect()
+    }
+
+    /// The first of these refusals as a text for the state of a group.
+    pub(crate) fn text(&self, is_member: impl Fn(NodeId) -> bool) -> Option<Arc<str>> {
+        if !self.any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let peers = lock(&self.peers);
+        let (by, refused) = peers.iter().find(|(by, _)| is_member(**by))?;
+        Some(format!("refused by node {by}: {}; {}", refused.refusal, refused.meaning).into())
+    }
+}
+
+/// What a refusal means for the refused node, and what to do. `None` for refusals that end by themselves.
+fn meaning(refusal: &Refusal) -> Option<&'static str> {
+    Some(match refusal {
+        Refusal::WrongIncarnation { .. } => {
+            "the data directory of this node is not the one that joined: it was emptied or exchanged, and its votes are \
+             forgotten; put the old directory back, or keep this node stopped"
+        }
+        Refusal::UnknownPeer { .. } => {
+            "no group that runs there has this node as a member: its group is not started yet, or it was founded with \
+             another list"
+        }
+        Refusal::WrongCluster { .. } => {
+            "that node belongs to another cluster: correct its address, or the cluster of this node"
+        }
+        Refusal::WrongNode { .. } => "the address of that peer leads to another node: correct the address",
+        Refusal::Version { .. } => {
+            "the releases of the two nodes do not understand each other: upgrade the older one"
+        }
+        Refusal::Unauthenticated { .. } | Refusal::Certificate(_) => {
+            "that node does not accept the certificate of this node: correct or renew the certificate"
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn node(id: u64) -> NodeId {
+        NodeId::new(id).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_is_shown_with_its_age_until_the_peer_admits_this_node() {
+        let (refused, start) = (RefusedBy::default(), Instant::now());
+        let wiped = Refusal::WrongIncarnation { peer: 3 };
+        assert!(refused.refused(node(1), &wiped, start).is_some());
+        let shown = refused.of(|_| true, start + Duration::from_secs(2));
+        assert_eq!((shown[0].by, shown[0].age_ms), (node(1), 2_000));
+        assert!(shown[0].refusal.contains("another incarnation"), "{shown:?}");
+        assert!(shown[0].meaning.contains("emptied"), "{shown:?}");
+        assert_eq!(refused.of(|by| by == node(2), start), []);
+        assert!(refused.text(|_| true).unwrap().starts_with("refused by node 1: node 3 came with"));
+        refused.admitted(node(1));
+        assert_eq!((refused.of(|_| true, start), refused.text(|_| true)), (vec![], None));
+    }
+
+    #[test]
+    fn lines_about_one_refusal_get_rarer_and_a_refusal_that_ends_by_itself_gets_none() {
+        let (refused, start) = (RefusedBy::default(), Instant::now());
+        let lines = |refusal: &Refusal| {
+            let at = |second| start + Duration::from_secs(second);
+            (0..3_600).filter(|second| refused.refused(node(1), refusal, at(*second)).is_some()).count()
+        };
+        let hour = lines(&Refusal::WrongIncarnation { peer: 3 });
+        assert!((5..20).contains(&hour), "{hour} lines in an hour");
+        assert_eq!(lines(&Refusal::ShuttingDown), 0);
+    }
+
+    #[test]
+    fn a_group_that_is_not_started_there_yet_gets_no_line_at_once() {
+        let (refused, start) = (RefusedBy::default(), Instant::now());
+        let unknown = Refusal::UnknownPeer { peer: 3, founded: Vec::new() };
+        assert_eq!(refused.refused(node(1), &unknown, start), None);
+        assert!(refused.refused(node(1), &unknown, start + Duration::from_secs(10)).is_some());
+    }
+}
