@@ -323,13 +323,15 @@ impl<W, R> GroupCore<W, R> {
         for mut message in messages {
             match message.kind {
                 MessageKind::HeartbeatResponse => message.applied = self.replica.log().applied(),
-                MessageKind::Heartbeat if self.replica.leads(message.term) => {
-                    message.acked = self.replica.matched(message.to);
+                MessageKind::Append | MessageKind::RequestVote | MessageKind::RequestPreVote => {
+                    message.founding = self.founding.hash;
                 }
-                MessageKind::Append
-                | MessageKind::Heartbeat
-                | MessageKind::RequestVote
-                | MessageKind::RequestPreVote => message.founding = self.founding.hash,
+                MessageKind::Heartbeat => {
+                    message.founding = self.founding.hash;
+                    if self.replica.leads(message.term) {
+                        message.acked = self.replica.matched(message.to);
+                    }
+                }
                 _ => {}
             }
             if message.kind != MessageKind::Snapshot {
