@@ -224,6 +224,8 @@ impl<W, R> GroupCore<W, R> {
         }
         let checked = inbound::check(&self.replica, self.me, from, &message);
         if let Err(reject @ Reject::EntriesLost(lost)) = checked {
+            // The word of a stranger proves nothing.
+            self.check_founding(from, &message)?;
             self.check_rise(from, message.term)?;
             self.lost = Some(lost);
             return Err(reject);

@@ -336,6 +336,9 @@ impl LinkEvents for LinkObserver {
         let cause = match nack.cause {
             // On any lane: a leader that waits for an answer of the peer sends it only heartbeats.
             NackCause::EntriesLost(lost) => UnreachableCause::EntriesLost(lost),
+            NackCause::UnknownGroup | NackCause::GroupDown | NackCause::FoundedDifferently => {
+                UnreachableCause::Nack
+            }
             _ if queue.lane == Lane::Append => UnreachableCause::Nack,
             _ => return,
         };

@@ -77,7 +77,8 @@ impl<W, R> GroupCore<W, R> {
             let heard = facts.heard.map_or(began, |heard| heard.max(began));
             let refused = facts.refused.is_some_and(|at| now - at <= long);
             let found = if now - heard > short {
-                Some((WaitKind::Silent, heard))
+                // A peer that refuses each message sends no other answer.
+                Some((if refused { WaitKind::Refused } else { WaitKind::Silent }, heard))
             } else {
                 let (attempt, _, backoff) = self.replica.attempts().status(peer);
                 match lags {

@@ -145,7 +145,7 @@ impl<W, R> GroupCore<W, R> {
                 if !self.replica.is_leader() || !self.replica.is_member(peer) {
                     return false;
                 }
-                if cause == UnreachableCause::Nack {
+                if matches!(cause, UnreachableCause::Nack | UnreachableCause::EntriesLost(_)) {
                     self.note_refused(peer);
                 }
                 self.replica.report_unreachable(peer);
