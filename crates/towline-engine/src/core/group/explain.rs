@@ -219,7 +219,7 @@ impl<W, R> GroupCore<W, R> {
         Some(match kind {
             WaitKind::Silent => WaitCause::Silent { acked },
             WaitKind::Snapshot => WaitCause::Snapshot { attempt: attempt? },
-            WaitKind::Refused if acked < last => WaitCause::Refused { acked },
+            WaitKind::Refused => WaitCause::Refused { acked },
             WaitKind::Backoff if acked < last => {
                 WaitCause::Backoff { remaining: time(backoff), last_attempt }
             }
