@@ -78,6 +78,25 @@ pub trait LogStore: Send + Sync + 'static {
     /// # Errors
     /// As for [`append`](Self::append).
     fn remove(&self, group: GroupId) -> Result<(), LogError>;
+
+    /// Returns the free space of the disk, and the part of it that this store may need for itself. `None` if the store knows
+    /// neither; the engine then never counts the disk as low. Any thread may call it, and it must not wait for a write: a
+    /// held write is why the engine asks.
+    ///
+    /// # Errors
+    /// The error of the file system. The engine keeps its last answer then.
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        Ok(None)
+    }
+}
+
+/// The room on the disk of a [`LogStore`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Bytes that the file system still gives to this process.
+    pub free: u64,
+    /// Bytes that the store may need itself: to write hard states, to purge, and to begin files.
+    pub reserve: u64,
 }
 
 /// The stored state of a group, without its entries.

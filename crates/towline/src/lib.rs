@@ -12,7 +12,7 @@ pub use towline_engine::errors::{
 pub use towline_engine::explain::{HeardVoter, Wait, WaitCause};
 pub use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 pub use towline_engine::ids::{ClusterId, GroupId, IdError, Incarnation, NodeId, PeerAddr};
-pub use towline_engine::log_store::{LogError, LogReadError, LogStore};
+pub use towline_engine::log_store::{DiskSpace, LogError, LogReadError, LogStore};
 pub use towline_engine::message::LogId;
 pub use towline_engine::node::{
     Consistency, Group, GroupBuilder, Node, NodeBuilder, Proposal, SHUTDOWN_MARGIN, ShutdownReport, Start,
