@@ -160,6 +160,10 @@ metrics_table! {
         "Group batches merged into one durable log write.";
     LOG_POISONED = "towline_log_poisoned_total", Counter, Count, [],
         "Failed log writes that poisoned the log.";
+    DISK_FREE_BYTES = "towline_disk_free_bytes", Gauge, Bytes, [],
+        "Free bytes of the disk that holds the log.";
+    DISK_LOW = "towline_disk_low", Gauge, Count, [],
+        "1 while the disk that holds the log is low and this node takes no commands; else 0.";
     SHARD_TURNS = "towline_shard_turns_total", Counter, Count, [],
         "Turns of the shard loop.";
     SHARD_TURN_SECONDS = "towline_shard_turn_seconds", Histogram, Seconds, [],

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, NoopRecorder, Recorder};
+use metrics::{Counter, Gauge, Histogram, NoopRecorder, Recorder};
 
 use crate::group::GroupMetrics;
 use crate::handles::{PerLabel, Registrar, float, handles};
@@ -55,6 +55,8 @@ handles! {
         only log_write_bytes: Histogram = LOG_WRITE_BYTES;
         only log_write_batches: Histogram = LOG_WRITE_BATCHES;
         only log_poisoned: Counter = LOG_POISONED;
+        only disk_free_bytes: Gauge = DISK_FREE_BYTES;
+        only disk_low: Gauge = DISK_LOW;
         only shard_turns: Counter = SHARD_TURNS;
         only shard_turn_seconds: Histogram = SHARD_TURN_SECONDS;
         only ticks_skipped: Counter = TICKS_SKIPPED;
@@ -159,6 +161,12 @@ impl NodeMetrics {
     /// Counts one failed log write that poisoned the log.
     pub fn log_poisoned(&self) {
         self.inner.handles.log_poisoned.increment(1);
+    }
+
+    /// Shows the free space of the disk that holds the log, and whether that is low.
+    pub fn disk(&self, free: u64, low: bool) {
+        self.inner.handles.disk_free_bytes.set(float(free));
+        self.inner.handles.disk_low.set(f64::from(low));
     }
 
     /// Counts one turn of the shard loop and records its time, waiting excluded.

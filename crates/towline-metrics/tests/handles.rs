@@ -129,6 +129,7 @@ fn each_group_and_node_handle_updates_its_metric() {
     (0..2).for_each(|_| group.read_failed());
     node.log_write(5 * MS, 4096, 3);
     node.log_poisoned();
+    node.disk(4_096, true);
     node.shard_turn(6 * MS);
     node.ticks_skipped(4);
     node.reports_after_close(1);
@@ -148,6 +149,8 @@ fn each_group_and_node_handle_updates_its_metric() {
         ("reads_total{node=1,group=9,outcome=failed}", 2.0),
         ("log_writes_total{node=1}", 1.0),
         ("log_poisoned_total{node=1}", 1.0),
+        ("disk_free_bytes{node=1}", 4_096.0),
+        ("disk_low{node=1}", 1.0),
         ("shard_turns_total{node=1}", 1.0),
         ("ticks_skipped_total{node=1}", 4.0),
         ("reports_after_close_total{node=1}", 1.0),

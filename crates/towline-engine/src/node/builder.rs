@@ -12,6 +12,7 @@ use towline_metrics::{ByteTally, NodeMetrics};
 
 use super::apply::{self, ApplyDeps};
 use super::counters::Counters;
+use super::disk_watch::DiskWatch;
 use super::inbox::{ShardEvent, ShardInbox};
 use super::peers::{NodeInbound, Peers, Registry};
 use super::reader::LogReader;
@@ -208,10 +209,13 @@ impl NodeBuilder {
         };
         let lanes = Lanes::new(LaneSettings::from(&config), deps);
 
+        let disk_low = config.disk_low.as_u64();
+        let (disk, watching) =
+            DiskWatch::start(storage.log.clone(), sender.clone(), metrics.clone(), disk_low).map_err(io)?;
         let (writer, writing) =
-            LogWriter::start(storage.log.clone(), sender.clone(), metrics.clone()).map_err(io)?;
+            LogWriter::start(storage.log.clone(), sender.clone(), metrics.clone(), disk.clone()).map_err(io)?;
         let (reader, reading) = LogReader::start(storage.log.clone(), sender.clone()).map_err(io)?;
-        let (mut apply_workers, mut threads) = (Vec::new(), vec![writing, reading, snapshotting]);
+        let (mut apply_workers, mut threads) = (Vec::new(), vec![watching, writing, reading, snapshotting]);
         for number in 0..config.apply_workers {
             let deps = ApplyDeps {
                 shard: sender.clone(),
@@ -252,6 +256,7 @@ impl NodeBuilder {
             worker,
             writer,
             reader,
+            disk,
             apply_workers,
             metrics,
             addresses: self.addresses,

@@ -41,6 +41,8 @@ pub(crate) enum ShardEvent {
     ApplyFailed { group: GroupId, generation: u64, cause: Arc<str> },
     Fetched { group: GroupId, generation: u64, low: u64, entries: Result<Vec<Entry>, String> },
     SnapshotMade(Made),
+    /// Whether the disk of the log is low.
+    DiskLow(bool),
     Control(Control),
 }
 

@@ -8,6 +8,7 @@ mod builder;
 mod clock;
 mod counters;
 mod deadlines;
+mod disk_watch;
 mod handle;
 mod inbox;
 mod ingress;
@@ -41,6 +42,7 @@ use tokio::sync::watch;
 use towline_metrics::NodeMetrics;
 
 use self::apply::ApplyWorker;
+use self::disk_watch::DiskWatch;
 use self::inbox::ShardSender;
 use self::peers::{Peers, Registry};
 use self::reader::LogReader;
@@ -84,6 +86,7 @@ struct NodeInner {
     worker: SnapshotWorker,
     writer: LogWriter,
     reader: LogReader,
+    disk: DiskWatch,
     apply_workers: Vec<ApplyWorker>,
     metrics: NodeMetrics,
     addresses: BTreeMap<NodeId, PeerAddr>,

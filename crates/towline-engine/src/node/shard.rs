@@ -100,6 +100,7 @@ struct Shard {
     writes: Vec<(WriteId, GroupWrite)>,
     envelopes: Vec<Envelope>,
     wait_lines: WaitLines,
+    disk_low: bool,
     stopping: bool,
 }
 
@@ -117,6 +118,7 @@ pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinH
             fx: Effects::default(),
             writes: Vec::new(),
             envelopes: Vec::new(),
+            disk_low: false,
             stopping: false,
         };
         shard.run(&inbox);
@@ -198,6 +200,11 @@ impl Shard {
                 }
                 ShardEvent::SnapshotMade(Made { group, generation, result }) => {
                     self.with(group, Some(generation), |running, _| running.group.snapshot_made(result));
+                }
+                ShardEvent::DiskLow(low) => {
+                    self.disk_low = low;
+                    let groups: Vec<_> = self.groups.keys().copied().collect();
+                    groups.into_iter().for_each(|group| self.set_disk_low(group));
                 }
                 ShardEvent::Control(asked) => control.push(asked),
             }
@@ -348,9 +355,15 @@ impl Shard {
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
         running.metrics.waiting(&[]);
         self.groups.insert(id, running);
+        self.set_disk_low(id);
         started.send(());
         // Elements queued before this turn were scheduled before the group was here.
         self.take_ingress(id);
+    }
+
+    fn set_disk_low(&mut self, group: GroupId) {
+        let low = self.disk_low;
+        self.with(group, None, |running, _| running.group.set_disk_low(low));
     }
 
     fn take_ingress(&mut self, group: GroupId) {

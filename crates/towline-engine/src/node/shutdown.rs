@@ -100,6 +100,7 @@ impl Node {
         self.inner.shard.post(ShardEvent::Control(Control::Stop));
         self.inner.writer.stop();
         self.inner.reader.stop();
+        self.inner.disk.stop();
         self.inner.worker.stop();
         self.inner.apply_workers.iter().for_each(ApplyWorker::stop);
         let threads = std::mem::take(&mut *lock(&self.threads));

@@ -10,6 +10,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 use towline_metrics::NodeMetrics;
 
+use super::disk_watch::DiskWatch;
 use super::inbox::{ShardEvent, ShardSender, WriteId};
 use super::waiter::{Answer, answer};
 use crate::cause::{catch, chain};
@@ -41,11 +42,12 @@ impl LogWriter {
         store: Arc<dyn LogStore>,
         shard: ShardSender,
         metrics: NodeMetrics,
+        disk: DiskWatch,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (tasks, queue) = channel();
         let thread = std::thread::Builder::new()
             .name("towline-log".into())
-            .spawn(move || WriterThread { store, shard, metrics, poisoned: None }.run(&queue))?;
+            .spawn(move || WriterThread { store, shard, metrics, disk, poisoned: None }.run(&queue))?;
         Ok((Self { tasks }, thread))
     }
 
@@ -78,6 +80,7 @@ struct WriterThread {
     store: Arc<dyn LogStore>,
     shard: ShardSender,
     metrics: NodeMetrics,
+    disk: DiskWatch,
     poisoned: Option<WriteFailure>,
 }
 
@@ -127,6 +130,10 @@ impl WriterThread {
             waiting.send(result.clone());
         }
         let writes = std::mem::take(&mut merged.writes);
+        if result.is_ok() {
+            // Before the shard learns of the write: the next commands must not enter a disk that it filled.
+            self.disk.look();
+        }
         match result {
             Ok(()) if writes.is_empty() => {}
             Ok(()) => self.shard.post(ShardEvent::Written(writes)),
