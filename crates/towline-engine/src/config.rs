@@ -23,6 +23,9 @@ pub const APPEND_INFLIGHT_MAX: usize = 65_536;
 /// The upper bound of `apply_workers` and `network_workers`.
 pub const WORKERS_MAX: usize = 1_024;
 
+/// The upper bound of `disk_low`: 1 TiB.
+pub const DISK_LOW_MAX: ByteSize = ByteSize::gib(1_024);
+
 /// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
 ///
 /// In a file, a time or a size is text with a unit: `"100ms"`, `"64MiB"`. See [`units`](crate::units).
@@ -137,6 +140,14 @@ pub struct Config {
     /// at least the longest election timeout. The leader then hands over to a voter that has applied the command.
     #[serde(with = "named::apply_stall_timeout")]
     pub apply_stall_timeout: Duration,
+    /// Free bytes on the disk of the log, beside what the log itself needs, below which the disk counts as low. Default 128 MiB;
+    /// zero disables. A node with a low disk takes no commands, and hands its leaderships over to nodes with room. The disk has
+    /// room again from 5/4 of the sum on.
+    ///
+    /// These bytes are for commands already accepted, and for the state machine: `2 x 16 MiB + groups x unapplied_bytes_max`
+    /// covers the log alone. A smaller value is safe. A disk that fills up anyway delays writes until there is room.
+    #[serde(with = "named::disk_low")]
+    pub disk_low: ByteSize,
     /// Log entries kept before the newest snapshot. Default 10,000. A follower that lags by fewer needs no snapshot.
     pub snapshot_trailing_entries: u64,
     /// Bytes of these entries. Default 64 MiB. The bound with fewer entries counts. Entries from before the start of the
@@ -213,7 +224,7 @@ mod named {
         lane_connect_timeout lane_backoff_min lane_backoff_max inbox_bytes_max snapshot_log_bytes
         snapshot_pin_bytes_max snapshot_bytes_max snapshot_chunk_bytes snapshot_bytes_per_second
         snapshot_offer_timeout snapshot_progress_timeout snapshot_phase_timeout snapshot_backoff_max
-        log_stall_timeout apply_stall_timeout snapshot_trailing_bytes
+        log_stall_timeout apply_stall_timeout disk_low snapshot_trailing_bytes
     }
 }
 
@@ -251,6 +262,7 @@ impl Default for Config {
             snapshot_log_bytes: ByteSize::mib(256),
             log_stall_timeout: Duration::ZERO,
             apply_stall_timeout: Duration::from_secs(5),
+            disk_low: ByteSize::mib(128),
             snapshot_trailing_entries: 10_000,
             snapshot_trailing_bytes: ByteSize::mib(64),
             snapshot_pin_bytes_max: ByteSize::gib(1),
@@ -305,6 +317,7 @@ impl Config {
         ] {
             within(field, value, byte, max)?;
         }
+        within("disk_low", self.disk_low, ByteSize::bytes(0), DISK_LOW_MAX)?;
         for (field, value) in [
             ("tick", self.tick),
             ("heartbeat_interval", self.heartbeat_interval),

@@ -18,6 +18,13 @@ pub enum ProposeError {
     /// A queue is full, or a transfer of leadership is under way. Try again a little later.
     #[error("busy: too many entries wait to be applied, or a transfer of leadership is under way")]
     Busy,
+    /// The disk of this leader is low, or the voters with room on their disks are no quorum. The command was not appended.
+    /// Free space on these disks, or add some; the group then takes commands again by itself.
+    #[error("the disk is full: too little room on {}; the command was not appended", nodes_text(.low))]
+    DiskFull {
+        /// The voters whose disks are low.
+        low: Arc<[NodeId]>,
+    },
     /// The command is larger than `proposal_bytes_max`.
     #[error("a command of {bytes} bytes is larger than {bytes_max}")]
     TooLarge {
@@ -105,6 +112,11 @@ impl From<NodeId> for LeaderHint {
     }
 }
 
+/// `node 1, node 2`
+pub(crate) fn nodes_text(nodes: &[NodeId]) -> String {
+    nodes.iter().map(|node| format!("node {node}")).collect::<Vec<_>>().join(", ")
+}
+
 fn hint_text(hint: &Option<LeaderHint>) -> String {
     match hint {
         Some(LeaderHint { node, address: Some(address) }) => format!("; node {node} at {address} is"),
@@ -126,6 +138,12 @@ pub enum ReadError {
     /// A leader is known, but a majority did not confirm the read in time.
     #[error("no majority confirmed the read in time")]
     Timeout,
+    /// The read was not served in time, because a disk is full: this node knows no leader, or its state machine lacks
+    /// entries, or it leads and cannot commit in its term. Free space on the disk, or add some.
+    #[error(
+        "the read was not served in time: the disk of this node, or those of the voters, have too little room"
+    )]
+    DiskFull,
     /// A majority confirmed the read, but this node's state machine did not reach its index in time.
     #[error(
         "the read must see entry {index}, but the state machine is at {applied}{}",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use towline_metrics::labels::WaitKind;
 
+use crate::errors::nodes_text;
 use crate::ids::NodeId;
 use crate::status::{AttemptOutcome, AttemptStatus, LastAttempt};
 
@@ -59,6 +60,11 @@ pub enum WaitCause {
     },
     /// No leader is known, and this node has not campaigned yet.
     NoLeader,
+    /// Disks have too little room. A leader without room, or without a quorum of voters with room, refuses commands.
+    DiskFull {
+        /// Of a leader: the voters whose disks are low. Otherwise: the node that the wait is about.
+        low: Vec<NodeId>,
+    },
     /// A quorum has not acknowledged the end of the log.
     Commit {
         /// The commit index.
@@ -151,6 +157,7 @@ impl WaitCause {
             Self::Election { .. } => WaitKind::Election,
             Self::NoLeader => WaitKind::NoLeader,
             Self::Transfer { .. } => WaitKind::Transfer,
+            Self::DiskFull { .. } => WaitKind::DiskFull,
             Self::Commit { .. } => WaitKind::Commit,
             Self::Apply { .. } => WaitKind::Apply,
             Self::Redundancy { .. } => WaitKind::Redundancy,
@@ -172,6 +179,7 @@ impl WaitCause {
             Self::Election { .. } => "when a quorum votes for one candidate",
             Self::NoLeader => "when a leader is heard, or when this node campaigns",
             Self::Transfer { .. } => "when that node leads, or after the shortest election timeout",
+            Self::DiskFull { .. } => "when there is room on these disks",
             Self::Commit { .. } => {
                 "when a quorum has written the entries; the waits of the peers say what each lacks"
             }
@@ -207,6 +215,9 @@ impl fmt::Display for WaitCause {
             Self::Election { term } => write!(f, "an election after term {term} has no winner"),
             Self::NoLeader => f.write_str("no leader is known"),
             Self::Transfer { target } => write!(f, "leadership moves to node {target}"),
+            Self::DiskFull { low } => {
+                write!(f, "too little room on the disk of {}: commands are refused", nodes_text(low))
+            }
             Self::Commit { commit, last } => {
                 write!(f, "the log ends at {last} and is committed up to {commit}")
             }

@@ -134,6 +134,8 @@ pub struct Message {
     pub acked: u64,
     /// The sender's founding hash, in appends, heartbeats and requests for votes; else not stated. Raft does not see it.
     pub founding: FoundingHash,
+    /// Whether the sender's disk is low, in answers to heartbeats: it takes no commands. Raft does not see it.
+    pub disk_low: bool,
 }
 
 impl Message {
@@ -158,6 +160,7 @@ impl Message {
             applied: 0,
             acked: 0,
             founding: FoundingHash::default(),
+            disk_low: false,
         }
     }
 

@@ -74,6 +74,8 @@ pub struct GroupStatus {
     pub write_age_ticks: u64,
     /// Ticks since the oldest committed entry that is not applied was given to the state machine; zero if none waits.
     pub apply_age_ticks: u64,
+    /// Whether the disk of this node is low: it takes no commands.
+    pub disk_low: bool,
     /// The index of the newest snapshot on disk; zero for none.
     pub snapshot_index: u64,
     /// The peers that refuse this node.
@@ -93,6 +95,8 @@ pub struct PeerStatus {
     pub matched: u64,
     /// The index that its state machine has applied, as of its last answer to a heartbeat.
     pub applied: u64,
+    /// Whether its disk is low, as of its last answer to a heartbeat: it takes no commands.
+    pub disk_low: bool,
     /// The entries that it lost, if it says so: its group is out of service.
     pub lost: Option<LostEntries>,
     /// The next index to send.

@@ -240,6 +240,8 @@ pub enum NackCause {
     EntriesLost(LostEntries),
     /// The group was founded with another list of founders there.
     FoundedDifferently,
+    /// The disk of that node is low: it takes no commands.
+    DiskFull,
 }
 
 /// Why a link ended.

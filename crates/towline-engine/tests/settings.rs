@@ -30,6 +30,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("lane_backoff_max", "lane_backoff_max"),
     ("log_stall_timeout", "log_stall_timeout"),
     ("apply_stall_timeout", "apply_stall_timeout"),
+    ("disk_low", "disk_low"),
     ("snapshot_chunk_bytes", "snapshot_chunk_bytes"),
     ("snapshot_offer_timeout", "snapshot_offer_timeout"),
     ("snapshot_progress_timeout", "snapshot_progress_timeout"),

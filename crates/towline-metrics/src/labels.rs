@@ -196,6 +196,8 @@ closed! {
         NotLeader = "not_leader",
         /// The group's inbox was at its bound.
         InboxFull = "inbox_full",
+        /// Commands of a leader, but the disk of this node is low.
+        DiskFull = "disk_full",
         /// The group is stopped or quarantined.
         GroupDown = "group_down",
         /// The node gives no vote: it restarted lately, or another founder shows another list of founders.
@@ -246,6 +248,8 @@ closed! {
         Election = "election",
         /// No leader is known, and this node has not campaigned.
         NoLeader = "no_leader",
+        /// Disks have too little room for commands.
+        DiskFull = "disk_full",
         /// A quorum has not acknowledged the end of the log.
         Commit = "commit",
         /// Committed entries are not applied.
@@ -276,6 +280,8 @@ closed! {
         NotLeader = "not_leader",
         /// Not proposed: a bound was reached.
         Busy = "busy",
+        /// Not proposed: disks have too little room.
+        DiskFull = "disk_full",
         /// Not proposed: the command is invalid.
         Rejected = "rejected",
         /// Unknown: the command may or may not have been applied.

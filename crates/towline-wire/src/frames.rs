@@ -167,6 +167,7 @@ impl From<Nack> for pb::Nack {
                 return Self { group: nack.group.as_u64(), cause, last_index, acknowledged };
             }
             NackCause::FoundedDifferently => pb::NackCause::FoundedDifferently,
+            NackCause::DiskFull => pb::NackCause::DiskFull,
             // Also for a cause that this crate does not know yet: the peer did not accept the messages.
             _ => pb::NackCause::Rejected,
         };
@@ -189,6 +190,7 @@ impl From<pb::Nack> for Nack {
             Ok(pb::NackCause::EntriesLost | pb::NackCause::Rejected | pb::NackCause::Unspecified)
             | Err(_) => NackCause::Rejected,
             Ok(pb::NackCause::FoundedDifferently) => NackCause::FoundedDifferently,
+            Ok(pb::NackCause::DiskFull) => NackCause::DiskFull,
         };
         Self { group: GroupId::new(nack.group), cause }
     }

@@ -109,6 +109,7 @@ impl From<Message> for pb::Message {
             applied: message.applied,
             acked: message.acked,
             founding: message.founding.as_u64(),
+            disk_low: message.disk_low,
         }
     }
 }
@@ -158,6 +159,7 @@ impl TryFrom<pb::Message> for Message {
             applied: message.applied,
             acked: message.acked,
             founding: FoundingHash::new(message.founding),
+            disk_low: message.disk_low,
         })
     }
 }

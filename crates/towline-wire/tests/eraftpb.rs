@@ -51,7 +51,7 @@ prop_compose! {
         pb::Message {
             msg_type, to, from, term, log_term, index, entries: entries.clone(), commit, commit_term,
             snapshot: snapshot.clone(), request_snapshot, reject, reject_hint, context: context.clone(),
-            deprecated_priority: old, priority, applied: 0, acked: 0, founding: 0,
+            deprecated_priority: old, priority, applied: 0, acked: 0, founding: 0, disk_low: false,
         }
     }
 }

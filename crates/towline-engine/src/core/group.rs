@@ -100,6 +100,8 @@ pub struct GroupCore<W, R> {
     /// The proof that this node lost entries. It then takes no message and sends none: its vote could elect a leader that
     /// lacks committed entries.
     lost: Option<LostEntries>,
+    /// The tick since which the disk of this node is low.
+    low_since: Option<u64>,
     waits: Waits,
 }
 
@@ -160,6 +162,7 @@ impl<W, R> GroupCore<W, R> {
             peers_applied: BTreeMap::new(),
             peers_lost: BTreeMap::new(),
             lost: None,
+            low_since: None,
             waits: Waits::new(patience),
         })
     }
@@ -178,6 +181,11 @@ impl<W, R> GroupCore<W, R> {
     /// leader counts them, towards its next heartbeats.
     pub fn skip_ticks(&mut self, ticks: u64) {
         self.replica.skip_ticks(ticks);
+    }
+
+    /// Says whether the disk of this node is low. A group begins with room.
+    pub fn set_disk_low(&mut self, low: bool) {
+        self.low_since = low.then(|| self.low_since.unwrap_or(self.ticks));
     }
 
     /// Counts one tick of the clock.
@@ -606,6 +614,7 @@ impl<W, R> GroupCore<W, R> {
             unapplied_bytes: self.unapplied_bytes(),
             write_age_ticks: self.stalls.log_age(self.ticks),
             apply_age_ticks: self.stalls.apply_age(self.ticks),
+            disk_low: self.low_since.is_some(),
             snapshot_index,
             refusals: Vec::new(),
             peers: if self.replica.is_leader() { self.peers_with_attempts() } else { Vec::new() },

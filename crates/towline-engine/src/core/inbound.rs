@@ -45,6 +45,8 @@ pub enum Reject {
     Quiet,
     /// Too many entries wait to be applied.
     Full,
+    /// Commands, but the disk of this node is low. Raft got the append up to the first command that is not in the log.
+    DiskFull,
     /// A call to campaign before a received snapshot is applied.
     Installing,
     /// A call to campaign while this node's log does not keep up.

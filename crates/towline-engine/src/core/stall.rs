@@ -55,6 +55,15 @@ pub enum StallNotice {
     },
     /// The state machine of this leader makes progress again.
     ApplyRecovered,
+    /// The disk of this leader is low, and a quorum has room: leadership goes to one of its voters.
+    DiskHandsOver {
+        /// The voter.
+        target: NodeId,
+    },
+    /// The disk of this leader is low, and no quorum has room, or no voter of it could take over: leadership stays.
+    DiskStays,
+    /// The disk of this leader has room again.
+    DiskRecovered,
 }
 
 /// A write under way.

@@ -70,6 +70,7 @@ impl Counters {
             Reject::Quiet | Reject::Withheld => RejectCause::Quiet,
             Reject::FoundedDifferently => RejectCause::FoundedDifferently,
             Reject::Full => RejectCause::InboxFull,
+            Reject::DiskFull => RejectCause::DiskFull,
             Reject::Installing | Reject::Stalled => RejectCause::NotAllowedKind,
         });
     }
@@ -127,6 +128,7 @@ impl Counters {
 pub(crate) fn late_nack(group: GroupId, reject: Reject) -> Option<Nack> {
     match reject {
         Reject::Full => Some(Nack { group, cause: NackCause::InboxFull }),
+        Reject::DiskFull => Some(Nack { group, cause: NackCause::DiskFull }),
         Reject::BadEntries => Some(Nack { group, cause: NackCause::Rejected }),
         Reject::FoundedDifferently => Some(Nack { group, cause: NackCause::FoundedDifferently }),
         _ => None,

@@ -30,5 +30,14 @@ pub(super) fn log_stall(group: GroupId, notice: StallNotice, tick: Duration) {
             "the state machine makes no progress, and no other voter has applied the command: this node stays leader"
         ),
         StallNotice::ApplyRecovered => tracing::info!(%group, "the state machine makes progress again"),
+        StallNotice::DiskHandsOver { target } => tracing::warn!(
+            %group, %target, "the disk is low: this leader hands over to a voter with room"
+        ),
+        StallNotice::DiskStays => tracing::warn!(
+            %group, "the disk is low, and no voter with room can take over: this node stays leader and refuses commands"
+        ),
+        StallNotice::DiskRecovered => {
+            tracing::info!(%group, "the disk has room again: this leader takes commands")
+        }
     }
 }

@@ -108,6 +108,7 @@ impl<R: Send + 'static> Unanswered for PendingProposal<R> {
         let outcome = match error {
             ProposeError::NotLeader { .. } => ProposalOutcome::NotLeader,
             ProposeError::Busy => ProposalOutcome::Busy,
+            ProposeError::DiskFull { .. } => ProposalOutcome::DiskFull,
             ProposeError::Uncertain { .. } => ProposalOutcome::Uncertain,
             ProposeError::Stopped { .. } => ProposalOutcome::Stopped,
             _ => ProposalOutcome::Rejected,

@@ -76,6 +76,9 @@ pub struct Message {
     /// Not raft's: identifies the list of founders that the sender has, in appends, heartbeats and requests for votes.
     #[prost(fixed64, tag = "19")]
     pub founding: u64,
+    /// Not raft's: whether the sender's disk is low, in answers to heartbeats. The sender then takes no commands.
+    #[prost(bool, tag = "20")]
+    pub disk_low: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HardState {
@@ -561,6 +564,8 @@ pub enum NackCause {
     EntriesLost = 5,
     /// The group was founded with another list of founders there.
     FoundedDifferently = 6,
+    /// The disk of the listener is low: it takes no commands.
+    DiskFull = 7,
 }
 impl NackCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -576,6 +581,7 @@ impl NackCause {
             Self::Rejected => "NACK_CAUSE_REJECTED",
             Self::EntriesLost => "NACK_CAUSE_ENTRIES_LOST",
             Self::FoundedDifferently => "NACK_CAUSE_FOUNDED_DIFFERENTLY",
+            Self::DiskFull => "NACK_CAUSE_DISK_FULL",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -588,6 +594,7 @@ impl NackCause {
             "NACK_CAUSE_REJECTED" => Some(Self::Rejected),
             "NACK_CAUSE_ENTRIES_LOST" => Some(Self::EntriesLost),
             "NACK_CAUSE_FOUNDED_DIFFERENTLY" => Some(Self::FoundedDifferently),
+            "NACK_CAUSE_DISK_FULL" => Some(Self::DiskFull),
             _ => None,
         }
     }

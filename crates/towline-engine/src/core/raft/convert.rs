@@ -26,6 +26,7 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
         applied: 0,
         acked: 0,
         founding: FoundingHash::default(),
+        disk_low: false,
     })
 }
 

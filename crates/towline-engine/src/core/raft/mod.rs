@@ -462,6 +462,7 @@ impl Replica {
                 progress: progress_of(p),
                 matched: p.matched,
                 applied: 0,
+                disk_low: false,
                 lost: None,
                 next: p.next_idx,
                 recent_active: p.recent_active || self.heard.contains(&id),
