@@ -24,6 +24,7 @@ mod node_distance;
 mod node_explains;
 mod node_faults;
 mod node_founding;
+mod node_full_disks;
 mod node_handshake;
 mod node_heals;
 mod node_lengths;

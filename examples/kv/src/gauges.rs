@@ -11,8 +11,9 @@ const REDIS_CLOSED: &str = "towline_kv_redis_closed_total";
 const ACCEPT_FAILURES: &str = "towline_kv_accept_failures_total";
 const HTTP_REFUSED: &str = "towline_kv_http_refused_total";
 const DESCRIPTOR_WAITS: &str = "towline_kv_descriptor_waits_total";
+const SPACE_WAITS: &str = "towline_kv_space_waits_total";
 
-const DESCRIPTIONS: [(&str, &str); 6] = [
+const DESCRIPTIONS: [(&str, &str); 7] = [
     (REDIS_REFUSED, "Redis connections refused because as many as `connections_max` are open."),
     (REDIS_WAITS, "Redis commands and replies that waited for memory of all connections, by bound."),
     (REDIS_CLOSED, "Redis connections closed at a deadline that depends on the client, by cause."),
@@ -20,6 +21,10 @@ const DESCRIPTIONS: [(&str, &str); 6] = [
     (
         DESCRIPTOR_WAITS,
         "Pauses of 20 ms in which the log or the store waited for a file descriptor, by which of them.",
+    ),
+    (
+        SPACE_WAITS,
+        "Pauses of 20 ms in which the log or the store waited for room on the disk, by which of them.",
     ),
     (ACCEPT_FAILURES, "Times that the system gave no connection of a client, by port."),
 ];
@@ -66,9 +71,14 @@ impl<'a> Gauges<'a> {
         [self.counter(HTTP_REFUSED, None), self.accept_failures("http")]
     }
 
-    /// `part` is the log or the store.
-    pub(crate) fn descriptor_waits(&self, part: &'static str) -> Counter {
-        self.counter(DESCRIPTOR_WAITS, Some(("part", part)))
+    /// Of the log, and of the store.
+    pub(crate) fn descriptor_waits(&self) -> [Counter; 2] {
+        ["log", "store"].map(|part| self.counter(DESCRIPTOR_WAITS, Some(("part", part))))
+    }
+
+    /// Of the log, and of the store.
+    pub(crate) fn space_waits(&self) -> [Counter; 2] {
+        ["log", "store"].map(|part| self.counter(SPACE_WAITS, Some(("part", part))))
     }
 
     fn accept_failures(&self, port: &'static str) -> Counter {

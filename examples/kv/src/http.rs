@@ -120,6 +120,7 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
     let status = pages.replica.status().await;
     let (first, last, snapshot) =
         status.as_ref().map_or((0, 0, 0), |s| (s.first_index, s.last_index, s.snapshot_index));
+    let disk_low = status.as_ref().is_some_and(|status| status.disk_low);
     let refusals = status.as_ref().map(|status| json!(status.refusals)).unwrap_or(json!([]));
     let peers = status.map(|status| status.peers).unwrap_or_default();
     let value = json!({
@@ -127,6 +128,7 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
         "cluster": pages.cluster,
         "state": pages.replica.state(),
         "log": { "first": first, "last": last, "snapshot": snapshot },
+        "disk_low": disk_low,
         "refusals": refusals,
         "peers": peers.iter().map(|peer| progress(peer, last, pages.tick)).collect::<Vec<_>>(),
         "waits": pages.replica.explain().await.iter().map(wait).collect::<Vec<_>>(),
@@ -143,6 +145,8 @@ fn progress(peer: &PeerStatus, last_index: u64, tick: Duration) -> Value {
         "matched": peer.matched,
         "next": peer.next,
         "lag": last_index.saturating_sub(peer.matched),
+        "applied": peer.applied,
+        "disk_low": peer.disk_low,
         "lost": peer.lost,
         "progress": peer.progress,
         "progress_age_ms": ms(peer.progress_age_ticks),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics::Counter;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use towline::engine::log_store::LogStore as _;
 use towline::engine::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
 use towline::{DataDir, GroupId, Node, NodeId, Start, StateMachine};
@@ -15,7 +16,7 @@ use crate::config::Settings;
 use crate::failure::Failure;
 use crate::gauges::Gauges;
 use crate::http::{self, Pages};
-use crate::machine::{self, KvMachine, PACK_BYTES};
+use crate::machine::{self, KvMachine, PACK_BYTES, Room};
 use crate::redis::{self, Member, Members, Shared};
 use crate::replica::GroupReplica;
 use crate::stop::{self, Hangup, Signals};
@@ -36,7 +37,13 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let dir = DataDir::open(&args.data)
         .map_err(|e| Failure::run(format!("data directory {}", args.data.display()), e))?;
     let log = Arc::downgrade(&dir.log());
-    let log_waits = move || Some(log.upgrade()?.descriptor_waits());
+    let of_log = log.clone();
+    // The log needs its reserve even while the store waits.
+    let room = Room::new(move || {
+        let space = of_log.upgrade()?.space().ok()??;
+        Some(space.free.saturating_sub(space.reserve))
+    });
+    let log_waits = move || log.upgrade().map(|log| [log.descriptor_waits(), log.space_waits()]);
     let exporter = Exporter::new();
     let recorder = exporter.recorder();
     let gauges = Gauges::new(recorder.as_ref(), args.id.as_u64());
@@ -61,7 +68,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let node = builder.start().await.map_err(|e| Failure::run("cannot start", e))?;
     let start = how_to_start(&args, &node)?;
     let command_bytes_max = settings.engine.proposal_bytes_max.as_usize().saturating_sub(PACK_BYTES);
-    let machine = KvMachine::open(&args.data.join("kv"), &settings.store)
+    let machine = KvMachine::open(&args.data.join("kv"), &settings.store, &room)
         .map_err(|e| Failure::run("cannot open the key-value store", e))?;
     let view = machine.view();
     let group = node.group(GroupId::DEFAULT, machine).start(start).await;
@@ -84,8 +91,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     };
     let mut pages = tokio::spawn(http::serve(web, pages, plan.http, gauges.http()));
     let upkeep = tokio::spawn(upkeep(exporter));
-    let (of_log, of_store) = (gauges.descriptor_waits("log"), gauges.descriptor_waits("store"));
-    let waits = tokio::spawn(count_waits(log_waits, of_log, of_store));
+    let waits = tokio::spawn(count_waits(log_waits, gauges.descriptor_waits(), gauges.space_waits()));
     signals.started();
     tracing::info!(id = %args.id, raft = %args.raft, redis = %args.redis, http = %args.http, "serving");
 
@@ -143,12 +149,18 @@ async fn upkeep(exporter: Exporter) {
     }
 }
 
-/// Publishes how often log and store waited for a file descriptor, until the log is closed.
-async fn count_waits(log_waits: impl Fn() -> Option<u64>, of_log: Counter, of_store: Counter) {
+/// Publishes how often log and store waited for a file descriptor, and for room on the disk, until the log is closed.
+async fn count_waits(
+    log_waits: impl Fn() -> Option<[u64; 2]>,
+    descriptors: [Counter; 2],
+    space: [Counter; 2],
+) {
     let mut every = tokio::time::interval(WAITS_INTERVAL);
-    while let Some(waits) = log_waits() {
-        of_log.absolute(waits);
-        of_store.absolute(machine::descriptor_waits());
+    while let Some(of_log) = log_waits() {
+        let of_store = [machine::descriptor_waits(), machine::space_waits()];
+        for ((waits, counters), of_store) in of_log.into_iter().zip([&descriptors, &space]).zip(of_store) {
+            counters.iter().zip([waits, of_store]).for_each(|(counter, waits)| counter.absolute(waits));
+        }
         every.tick().await;
     }
 }

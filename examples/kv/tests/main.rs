@@ -11,6 +11,7 @@ mod cluster;
 mod common;
 mod damage;
 mod expiry;
+mod full_disk;
 mod hostile;
 mod limits;
 mod refusals;

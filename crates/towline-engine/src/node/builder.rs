@@ -213,7 +213,8 @@ impl NodeBuilder {
         let (disk, watching) =
             DiskWatch::start(storage.log.clone(), sender.clone(), metrics.clone(), disk_low).map_err(io)?;
         let (writer, writing) =
-            LogWriter::start(storage.log.clone(), sender.clone(), metrics.clone(), disk.clone()).map_err(io)?;
+            LogWriter::start(storage.log.clone(), sender.clone(), metrics.clone(), disk.clone())
+                .map_err(io)?;
         let (reader, reading) = LogReader::start(storage.log.clone(), sender.clone()).map_err(io)?;
         let (mut apply_workers, mut threads) = (Vec::new(), vec![watching, writing, reading, snapshotting]);
         for number in 0..config.apply_workers {

@@ -37,9 +37,8 @@ impl DiskWatch {
         looker.look();
         let (stop, stopped) = channel();
         let watched = looker.clone();
-        let thread = std::thread::Builder::new()
-            .name("towline-disk".into())
-            .spawn(move || watched.run(&stopped))?;
+        let thread =
+            std::thread::Builder::new().name("towline-disk".into()).spawn(move || watched.run(&stopped))?;
         Ok((Self { looker, stop }, thread))
     }
 
@@ -85,7 +84,12 @@ impl Looker {
         let disk_low = self.disk_low;
         let _span = tracing::info_span!(parent: None, "disk", node = self.metrics.node()).entered();
         if low {
-            tracing::warn!(free, reserve, disk_low, "the disk of the log is low: this node takes no more commands");
+            tracing::warn!(
+                free,
+                reserve,
+                disk_low,
+                "the disk of the log is low: this node takes no more commands"
+            );
         } else {
             tracing::info!(free, reserve, disk_low, "the disk of the log has room again");
         }

@@ -25,6 +25,8 @@ pub(crate) enum StoreError {
     Snapshot(#[from] io::Error),
     #[error("the thread that writes to the key-value store cannot be started")]
     NoWriter(#[source] io::Error),
+    #[error("the key-value store was closed while a write waited for room on the disk")]
+    Closing,
     #[error("the thread that writes to the key-value store panicked")]
     WriterPanicked,
     #[error(

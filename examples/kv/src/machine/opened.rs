@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
@@ -16,6 +17,7 @@ use super::error::StoreError;
 use super::layout::{
     META_KEY, Meta, checksum, data_key, due_checksum, due_key, expiry_of_due, key_of_data, key_of_due, split,
 };
+use super::room::{Closer, Room};
 use super::snapshot;
 use crate::failure::with_causes;
 
@@ -26,6 +28,8 @@ const VERSION_FILE: &str = "version";
 const FIRST_JOURNAL: &str = "0.jnl";
 
 pub(super) struct Opened {
+    pub(super) closer: Closer,
+    pub(super) room: Room,
     pub(super) db: Database,
     pub(super) store: Keyspace,
     pub(super) meta: Meta,
@@ -71,9 +75,9 @@ fn is_damage(error: &fjall::Error) -> bool {
     }
 }
 
-pub(super) fn open(path: &Path, config: &StoreConfig) -> Result<Opened, StoreError> {
+pub(super) fn open(path: &Path, config: &StoreConfig, room: &Room) -> Result<Opened, StoreError> {
     // fjall panics on some damage.
-    let opened = catch_unwind(AssertUnwindSafe(|| open_sound(path, config)));
+    let opened = catch_unwind(AssertUnwindSafe(|| open_sound(path, config, room)));
     let cause = match opened {
         Ok(Ok(opened)) => return Ok(opened),
         Ok(Err(OpenError::Store(error))) => return Err(error),
@@ -82,7 +86,7 @@ pub(super) fn open(path: &Path, config: &StoreConfig) -> Result<Opened, StoreErr
     };
     let aside = set_aside(path, &cause)?;
     tracing::error!(cause, aside = %aside.display(), "the key-value store is damaged and is built anew");
-    open_sound(path, config).map_err(|failure| match failure {
+    open_sound(path, config, room).map_err(|failure| match failure {
         OpenError::Store(error) => error,
         OpenError::Damaged(_) => StoreError::Corrupt("new store"),
     })
@@ -118,25 +122,30 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn open_sound(path: &Path, config: &StoreConfig) -> Result<Opened, OpenError> {
+fn open_sound(path: &Path, config: &StoreConfig, room: &Room) -> Result<Opened, OpenError> {
     make_whole(path)?;
     prepare(path)?;
+    let room = room.for_store();
+    let filter = room.filter(config.memtable_bytes.as_u64());
     let db = Database::builder(path)
         .cache_size(config.cache_bytes.as_u64())
         .max_journaling_size(config.journal_bytes_max.max(JOURNAL_BYTES_MIN).as_u64())
         .worker_threads(config.worker_threads.max(1))
         .max_cached_files(Some(config.files_max.max(FILES_MIN)))
+        .with_compaction_filter_factories(Arc::new(move |_| Some(Arc::clone(&filter))))
         .open()?;
+    // Declared later, so dropped earlier than `db`, whose drop waits for the compaction.
+    let closer = room.closer();
     let options = || KeyspaceCreateOptions::default().max_memtable_size(STORE_MEMTABLE_BYTES);
     let store = db.keyspace("kv", options)?;
     let meta = store.get(META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
     verify(&store, &meta)?;
     if let Some(next) = meta.generation.checked_add(1) {
-        snapshot::remove_from(&db, &store, next)?;
+        snapshot::remove_from(&db, &store, &room, next)?;
     }
     // A killed process may have left a restored snapshot in the page cache. Removed keys must not come back.
     db.persist(PersistMode::SyncAll)?;
-    Ok(Opened { db, store, meta })
+    Ok(Opened { closer, room, db, store, meta })
 }
 
 /// Makes the store at `path`, if there is none, under another name first: fjall cannot open a store whose making a kill

@@ -96,6 +96,11 @@ impl Layer {
     fn new(generation: u32) -> Self {
         Self { generation, ..Self::default() }
     }
+
+    /// About its memory, and the most that its table takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 impl Overlay {

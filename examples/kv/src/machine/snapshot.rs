@@ -13,6 +13,7 @@ use super::cut::Cut;
 use super::error::StoreError;
 use super::fnv::Fnv;
 use super::layout::{checksum, data_key, due_key, record};
+use super::room::Room;
 use super::writeback::commit;
 
 const MAGIC: &[u8; 4] = b"TKV1";
@@ -102,16 +103,17 @@ impl<R: Read> Hashing<R> {
 pub(super) fn restore(
     db: &Database,
     store: &Keyspace,
+    room: &Room,
     generation: u32,
     body: &mut dyn Read,
 ) -> Result<Restored, StoreError> {
-    remove_from(db, store, generation)?;
+    remove_from(db, store, room, generation)?;
     let mut body = Hashing { inner: io::BufReader::new(body), hash: Fnv::new() };
     if &body.take::<4>()? != MAGIC {
         return Err(StoreError::Corrupt("start of the snapshot"));
     }
     let mut restored = Restored { clock_ms: u64::from_be_bytes(body.take()?), keys: 0, checksum: 0 };
-    while restore_batch(db, store, generation, &mut body, &mut restored)? {}
+    while restore_batch(db, store, room, generation, &mut body, &mut restored)? {}
     let promised = u64::from_be_bytes(body.take()?);
     let hash = body.hash.0;
     if promised != restored.keys || u64::from_be_bytes(body.take()?) != hash {
@@ -124,6 +126,7 @@ pub(super) fn restore(
 fn restore_batch<R: Read>(
     db: &Database,
     store: &Keyspace,
+    room: &Room,
     generation: u32,
     body: &mut Hashing<R>,
     restored: &mut Restored,
@@ -151,13 +154,18 @@ fn restore_batch<R: Read>(
         count += 1;
         bytes += key.len() + value.len();
     }
-    commit(db, store, write)?;
+    commit(db, store, room, write)?;
     Ok(more)
 }
 
 /// Removes the keys of `generation` and all above, which an interrupted restore left. The live generation is below, but not
 /// always right below: `FLUSHDB` raises it in memory first, and a crash undoes that.
-pub(super) fn remove_from(db: &Database, store: &Keyspace, generation: u32) -> Result<(), StoreError> {
+pub(super) fn remove_from(
+    db: &Database,
+    store: &Keyspace,
+    room: &Room,
+    generation: u32,
+) -> Result<(), StoreError> {
     for (first, end) in
         [(data_key(generation, b""), b"e".to_vec()), (due_key(generation, 0, b""), b"y".to_vec())]
     {
@@ -169,7 +177,7 @@ pub(super) fn remove_from(db: &Database, store: &Keyspace, generation: u32) -> R
             if write.is_empty() {
                 break;
             }
-            commit(db, store, write)?;
+            commit(db, store, room, write)?;
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ use super::error::StoreError;
 use super::layout::{META_KEY, Meta};
 use super::opened::{self, Opened};
 use super::overlay::Overlay;
+use super::room::{Closer, Room};
 use super::snapshot::{self, Restored};
 use super::view::View;
 use super::writeback::{WriteBack, commit};
@@ -25,6 +26,9 @@ use super::writeback::{WriteBack, commit};
 const REPLAY_BYTES_MAX: usize = 256 << 20;
 
 pub(crate) struct KvMachine {
+    /// The first field: its drop ends the waits of the others.
+    _closer: Closer,
+    room: Room,
     db: Database,
     store: Keyspace,
     overlay: Arc<RwLock<Overlay>>,
@@ -39,17 +43,24 @@ pub(crate) struct KvMachine {
 impl KvMachine {
     /// Opens or makes the store at `path`. Moves a damaged store aside and makes an empty one: the engine then restores the
     /// state from a snapshot and the log, or refuses to start the group.
-    pub(crate) fn open(path: &Path, config: &StoreConfig) -> Result<Self, StoreError> {
-        Self::open_with_clock(path, config, Clock::monotonic())
+    pub(crate) fn open(path: &Path, config: &StoreConfig, room: &Room) -> Result<Self, StoreError> {
+        Self::open_with_clock(path, config, room, Clock::monotonic())
     }
 
-    fn open_with_clock(path: &Path, config: &StoreConfig, clock: Clock) -> Result<Self, StoreError> {
-        let Opened { db, store, meta } = opened::open(path, config)?;
+    fn open_with_clock(
+        path: &Path,
+        config: &StoreConfig,
+        room: &Room,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let Opened { closer, room, db, store, meta } = opened::open(path, config, room)?;
         clock.observe(meta.clock_ms, meta.term);
         clock.applied(meta.term);
         let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
         Ok(Self {
-            write_back: WriteBack::new(db.clone(), store.clone(), Arc::clone(&overlay)),
+            _closer: closer,
+            write_back: WriteBack::new(db.clone(), store.clone(), Arc::clone(&overlay), room.clone()),
+            room,
             db,
             store,
             overlay,
@@ -135,12 +146,12 @@ impl KvMachine {
         let old = self.meta();
         let generation = old.generation.checked_add(1).ok_or(StoreError::Corrupt("generation"))?;
         let Restored { clock_ms, keys, checksum } =
-            snapshot::restore(&self.db, &self.store, generation, body)?;
+            snapshot::restore(&self.db, &self.store, &self.room, generation, body)?;
         let (index, term, clock_ms) = (applied.index, applied.term, clock_ms.max(old.clock_ms));
         let meta = Meta { index, term, clock_ms, generation, keys, checksum };
         let mut write = self.db.batch().durability(Some(PersistMode::SyncAll));
         write.insert(&self.store, META_KEY, &meta.encode()?[..]);
-        commit(&self.db, &self.store, write)?;
+        commit(&self.db, &self.store, &self.room, write)?;
         self.clock.observe(meta.clock_ms, meta.term);
         self.clock.applied(meta.term);
         *self.overlay() = Overlay::new(self.store.clone(), meta);

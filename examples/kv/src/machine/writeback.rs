@@ -14,6 +14,7 @@ use super::error::StoreError;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
 use super::overlay::{Layer, Overlay, Value};
 use super::patience::patiently;
+use super::room::Room;
 
 /// Tables that may wait for compaction. An ingestion does not wait for compaction; a write to fjall waits at 30 tables, for
 /// ever if compaction has failed.
@@ -30,6 +31,7 @@ pub(super) struct WriteBack {
     db: Database,
     store: Keyspace,
     overlay: Arc<RwLock<Overlay>>,
+    room: Room,
     running: Option<JoinHandle<Result<Written, StoreError>>>,
     /// Where the removal of dead generations goes on; `None` once it is done.
     dead_from: Option<Vec<u8>>,
@@ -41,9 +43,9 @@ struct Written {
 }
 
 impl WriteBack {
-    pub(super) fn new(db: Database, store: Keyspace, overlay: Arc<RwLock<Overlay>>) -> Self {
+    pub(super) fn new(db: Database, store: Keyspace, overlay: Arc<RwLock<Overlay>>, room: Room) -> Self {
         // The last run may have ended during a removal.
-        Self { db, store, overlay, running: None, dead_from: Some(b"d".to_vec()) }
+        Self { db, store, overlay, room, running: None, dead_from: Some(b"d".to_vec()) }
     }
 
     /// Starts the removal of a generation that has just died.
@@ -72,12 +74,14 @@ impl WriteBack {
             (overlay.seal(), overlay.meta)
         };
         let (db, store, overlay) = (self.db.clone(), self.store.clone(), Arc::clone(&self.overlay));
-        let dead_from = self.dead_from.take();
+        let (room, dead_from) = (self.room.clone(), self.dead_from.take());
         let write = move || {
+            room.wait(layer.bytes() as u64, "layer")?;
             patiently(|| write_layer(&db, &store, &layer, meta))?;
             let written = overlay.write().unwrap_or_else(PoisonError::into_inner).written();
             drop((written, layer));
-            let dead_from = patiently(|| remove_dead(&db, &store, meta.generation, dead_from.clone()))?;
+            let dead_from =
+                patiently(|| remove_dead(&db, &store, &room, meta.generation, dead_from.clone()))?;
             Ok(Written { through: meta.applied(), dead_from })
         };
         self.running = Some(
@@ -112,7 +116,7 @@ enum Change<'a> {
 ///
 /// # Errors
 /// [`StoreError::Stopped`] once the threads have ended.
-pub(super) fn wait_for_room(db: &Database, store: &Keyspace) -> Result<(), StoreError> {
+pub(super) fn wait_for_threads(db: &Database, store: &Keyspace) -> Result<(), StoreError> {
     loop {
         // Writes only the buffer. No other public call of fjall tells whether it has failed.
         match db.persist(PersistMode::Buffer) {
@@ -129,9 +133,15 @@ pub(super) fn wait_for_room(db: &Database, store: &Keyspace) -> Result<(), Store
     }
 }
 
-/// Commits a batch once fjall's threads have caught up.
-pub(super) fn commit(db: &Database, store: &Keyspace, batch: OwnedWriteBatch) -> Result<(), StoreError> {
-    wait_for_room(db, store)?;
+/// Commits a batch once the disk has room and fjall's threads have caught up.
+pub(super) fn commit(
+    db: &Database,
+    store: &Keyspace,
+    room: &Room,
+    batch: OwnedWriteBatch,
+) -> Result<(), StoreError> {
+    room.wait(0, "batch")?;
+    wait_for_threads(db, store)?;
     batch.commit().map_err(|error| match error {
         fjall::Error::Poisoned => StoreError::Stopped,
         error => error.into(),
@@ -158,7 +168,7 @@ fn write_layer(db: &Database, store: &Keyspace, layer: &Layer, meta: Meta) -> Re
     }
     changes.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
 
-    wait_for_room(db, store)?;
+    wait_for_threads(db, store)?;
     let meta = meta.encode()?;
     let mut table = store.start_ingestion()?;
     for (key, change) in changes {
@@ -176,6 +186,7 @@ fn write_layer(db: &Database, store: &Keyspace, layer: &Layer, meta: Meta) -> Re
 fn remove_dead(
     db: &Database,
     store: &Keyspace,
+    room: &Room,
     live: u32,
     mut from: Option<Vec<u8>>,
 ) -> Result<Option<Vec<u8>>, StoreError> {
@@ -195,7 +206,7 @@ fn remove_dead(
             _ if is_data => Some(b"x".to_vec()),
             _ => None,
         };
-        commit(db, store, write)?;
+        commit(db, store, room, write)?;
     }
     Ok(from)
 }

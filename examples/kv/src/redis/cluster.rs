@@ -80,6 +80,7 @@ impl Members {
                 self.moved(slot, hint.as_ref().map(|hint| hint.node))
             }
             ProposeError::Busy => Reply::error("TRYAGAIN too much is under way, the write was not taken"),
+            ProposeError::DiskFull { .. } => Reply::error(format!("DISKFULL {error}")),
             ProposeError::Stopped { cause } => {
                 Reply::error(format!("ERR this node is stopped: {}", one_line(cause)))
             }

@@ -56,6 +56,7 @@ impl Reply {
         match error {
             ReadError::NoLeader => Self::error("CLUSTERDOWN no leader is known"),
             ReadError::Busy => Self::error("TRYAGAIN too many reads are under way"),
+            ReadError::DiskFull => Self::error(format!("DISKFULL {error}")),
             ReadError::Timeout => Self::error(format!("CLUSTERDOWN {error}")),
             ReadError::Stopped { cause } => {
                 Self::error(format!("ERR this node is stopped: {}", one_line(cause)))

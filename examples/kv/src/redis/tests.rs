@@ -21,7 +21,7 @@ use towline::{
 
 use super::*;
 use crate::config::KvConfig;
-use crate::machine::{Answer, KvMachine, StoreConfig, View, pack};
+use crate::machine::{Answer, KvMachine, Room, StoreConfig, View, pack};
 use crate::replica::Replica;
 
 const COMMAND_BYTES_MAX: usize = 4_096;
@@ -102,7 +102,8 @@ fn limits() -> KvConfig {
 
 async fn start_with(limits: KvConfig, command_bytes_max: usize) -> TestServer {
     let dir = tempfile::tempdir().unwrap();
-    let mut machine = KvMachine::open(&dir.path().join("kv"), &StoreConfig::default()).unwrap();
+    let mut machine =
+        KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), &Room::new(|| None)).unwrap();
     let (queue, mut commands) = mpsc::unbounded_channel::<(Bytes, oneshot::Sender<Answer>)>();
     let view = machine.view();
     std::thread::spawn(move || {
@@ -226,6 +227,10 @@ async fn an_uncertain_write_has_another_reply_than_a_refused_one() {
     for (error, text) in [
         (ProposeError::NotLeader { hint: NodeId::new(2).map(Into::into) }, "MOVED 12182 127.0.0.1:6002"),
         (ProposeError::NotLeader { hint: None }, "CLUSTERDOWN no leader is known"),
+        (
+            ProposeError::DiskFull { low: [NodeId::new(2).unwrap()].into() },
+            "DISKFULL the disk is full: too little room on node 2; the command was not appended",
+        ),
         (ProposeError::Busy, "TRYAGAIN too much is under way, the write was not taken"),
         (uncertain, "UNCERTAIN the outcome is not known: the group went down: disk  lost"),
     ] {

@@ -302,6 +302,8 @@ pub(crate) struct Cluster {
     pub(crate) running: Vec<Option<Process>>,
     /// The limit of file descriptors of every node, soft and hard.
     descriptors: Option<u32>,
+    /// Whether each data directory is a file system of its own.
+    has_disks: bool,
 }
 
 impl Cluster {
@@ -317,6 +319,39 @@ impl Cluster {
         Self::prepare(&vec!["grpc"; nodes], SETTINGS, Some(descriptors)).started()
     }
 
+    /// Starts nodes whose data directories are file systems in memory, of `bytes` at most. Needs the right to mount.
+    pub(crate) fn start_on_disks(nodes: usize, settings: &str, bytes: u64) -> Self {
+        let mut cluster = Self::prepare(&vec!["grpc"; nodes], settings, None);
+        cluster.has_disks = true;
+        for at in 0..nodes {
+            let data = cluster.data(at);
+            fs::create_dir(&data).unwrap();
+            let out = run(Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+                .arg(data));
+            assert!(out.status.success(), "{out:?}");
+        }
+        cluster.started()
+    }
+
+    /// Changes the size of a node's disk.
+    pub(crate) fn resize(&self, at: usize, bytes: u64) {
+        let out =
+            run(Command::new("mount").args(["-o", &format!("remount,size={bytes}")]).arg(self.data(at)));
+        assert!(out.status.success(), "{out:?}");
+    }
+
+    /// Leaves so many bytes of a node's disk free.
+    pub(crate) fn leave(&self, at: usize, bytes: u64) {
+        // The node may write meanwhile, and a size below what is in use is refused.
+        wait("the smaller size", || {
+            let out = run(Command::new("df").args(["--output=used", "-B1"]).arg(self.data(at)));
+            let used: u64 = String::from_utf8(out.stdout).unwrap().lines().nth(1)?.trim().parse().ok()?;
+            let size = format!("remount,size={}", used + bytes);
+            run(Command::new("mount").args(["-o", &size]).arg(self.data(at))).status.success().then_some(())
+        });
+    }
+
     /// Starts nodes with certificates, each on the transport of its scheme.
     pub(crate) fn secure(schemes: &[&'static str], settings: &str) -> Self {
         let cluster = Self::prepare(schemes, settings, None);
@@ -330,7 +365,7 @@ impl Cluster {
         fs::write(dir.path().join("settings.toml"), settings).unwrap();
         let ports = schemes.iter().map(|scheme| Ports { scheme, ..Ports::free() }).collect();
         let running = schemes.iter().map(|_| None).collect();
-        Self { dir, ports, running, descriptors }
+        Self { dir, ports, running, descriptors, has_disks: false }
     }
 
     fn started(mut self) -> Self {
@@ -441,6 +476,12 @@ impl Drop for Cluster {
                 let lines: Vec<&str> = log.lines().collect();
                 let tail = lines[lines.len().saturating_sub(15)..].join("\n");
                 eprintln!("--- {}\n{tail}", process.log.display());
+            }
+        }
+        if self.has_disks {
+            for at in 0..self.ports.len() {
+                // Lazily: the node still runs. Its end frees the memory.
+                let _ = Command::new("umount").arg("-l").arg(self.data(at)).status();
             }
         }
     }

@@ -19,6 +19,11 @@ use crate::machine::writeback::DEAD_KEYS_MAX;
 
 const MAX: usize = 1 << 20;
 
+/// A disk that never fills up.
+fn roomy() -> Room {
+    Room::new(|| None)
+}
+
 struct Harness {
     dir: TempDir,
     machine: KvMachine,
@@ -106,7 +111,7 @@ fn entry(index: u64, commands: &[Command<'_>]) -> Entry {
 fn open(dir: &TempDir, passed_ms: &Arc<AtomicU64>) -> KvMachine {
     let passed_ms = Arc::clone(passed_ms);
     let clock = Clock::new(move || Duration::from_millis(passed_ms.load(Ordering::Relaxed)));
-    KvMachine::open_with_clock(&dir.path().join("kv"), &StoreConfig::default(), clock).unwrap()
+    KvMachine::open_with_clock(&dir.path().join("kv"), &StoreConfig::default(), &roomy(), clock).unwrap()
 }
 
 fn set<'a>(key: &'a [u8], value: &'a [u8], expiry: Expiry) -> Op<'a> {
@@ -232,7 +237,7 @@ fn due_keys_are_removed_from_memory_and_store() {
 fn layers_in_memory_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { memtable_bytes: ByteSize::kib(64), ..StoreConfig::default() };
-    let machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
+    let machine = KvMachine::open(&dir.path().join("kv"), &config, &roomy()).unwrap();
     let mut h = Harness { dir, machine, index: 0, passed_ms: Arc::default() };
     for i in 0..2_000_u32 {
         h.one(1, set(&i.to_be_bytes(), &[b'v'; 256], Expiry::Never));
@@ -464,7 +469,7 @@ fn an_unfinished_store_is_made_again() {
     let unfinished = dir.path().join("kv.new");
     std::fs::create_dir_all(unfinished.join("keyspaces")).unwrap();
     std::fs::write(unfinished.join("version"), "").unwrap();
-    drop(KvMachine::open(&path, &StoreConfig::default()).unwrap());
+    drop(KvMachine::open(&path, &StoreConfig::default(), &roomy()).unwrap());
     assert!(!unfinished.exists());
-    drop(KvMachine::open(&path, &StoreConfig::default()).unwrap());
+    drop(KvMachine::open(&path, &StoreConfig::default(), &roomy()).unwrap());
 }

@@ -54,7 +54,7 @@ impl FilesFixture for OnDisk {
     }
 
     fn try_open(&mut self) -> Result<KvMachine, String> {
-        KvMachine::open(&self.dir(), &StoreConfig::default()).map_err(|error| error.to_string())
+        KvMachine::open(&self.dir(), &StoreConfig::default(), &roomy()).map_err(|error| error.to_string())
     }
 
     fn try_contents(&self, view: &View) -> Result<Vec<u8>, String> {

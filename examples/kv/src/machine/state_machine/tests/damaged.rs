@@ -77,7 +77,7 @@ fn a_store_in_use_is_refused_and_not_moved() {
     let mut h = Harness::new();
     h.one(1, set(b"k", b"v", Expiry::Never));
     h.machine.flush().unwrap();
-    let refused = KvMachine::open(&h.dir.path().join("kv"), &StoreConfig::default()).err().unwrap();
+    let refused = KvMachine::open(&h.dir.path().join("kv"), &StoreConfig::default(), &roomy()).err().unwrap();
     assert!(matches!(refused, StoreError::Fjall(fjall::Error::Locked)), "{refused}");
     assert!(!h.aside().exists());
     assert_eq!(h.reopen().value(b"k"), Some(b"v".to_vec()));

@@ -43,7 +43,7 @@ fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>)
 fn a_store_whose_compaction_failed_fails_the_machine_with_its_cause() {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { memtable_bytes: ByteSize::kib(1), ..StoreConfig::default() };
-    let mut machine = KvMachine::open(&dir.path().join("kv"), &config).unwrap();
+    let mut machine = KvMachine::open(&dir.path().join("kv"), &config, &roomy()).unwrap();
     write_layers(&mut machine, 1..=2).unwrap();
     assert!(damage_tables(dir.path()) >= 2);
     let (done, failed) = channel();

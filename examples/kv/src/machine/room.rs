@@ -1,0 +1,123 @@
+//! Room on the disk. The threads of fjall end at the first write that finds none, so the store waits before it writes.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use fjall::compaction::filter::{
+    CompactionFilter, CompactionFilterResult, Context, Factory, ItemAccessor, Verdict,
+};
+
+use super::error::StoreError;
+
+const RETRY: Duration = Duration::from_millis(20);
+/// What a write of the store may take beside its own bytes: fjall's memtables, its journal and its manifest.
+pub(super) const MARGIN_BYTES: u64 = 48 << 20;
+/// Bytes that a compaction writes between two looks at the disk.
+const COMPACTED_BYTES: usize = 1 << 20;
+/// Pauses of all stores of the process.
+static WAITS: AtomicU64 = AtomicU64::new(0);
+
+/// The number of pauses of [`RETRY`].
+pub(crate) fn space_waits() -> u64 {
+    WAITS.load(Ordering::Relaxed)
+}
+
+/// Tells how many bytes of the disk the store may write.
+#[derive(Clone)]
+pub(crate) struct Room {
+    /// `None`: not known, so nothing waits.
+    free: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
+    closing: Arc<AtomicBool>,
+}
+
+impl Room {
+    pub(crate) fn new(free: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
+        Self { free: Arc::new(free), closing: Arc::default() }
+    }
+
+    /// Waits until `bytes` and the margin of a write are free. `what` is for the log.
+    ///
+    /// # Errors
+    /// [`StoreError::Closing`] if the store is closed meanwhile.
+    pub(super) fn wait(&self, bytes: u64, what: &'static str) -> Result<(), StoreError> {
+        let needed = bytes.saturating_add(MARGIN_BYTES);
+        let mut waits = false;
+        while let Some(free) = (self.free)().filter(|free| *free < needed) {
+            if self.closing.load(Ordering::Relaxed) {
+                return Err(StoreError::Closing);
+            }
+            if !waits {
+                waits = true;
+                tracing::warn!(what, needed, free, "the key-value store waits for room on the disk");
+            }
+            WAITS.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(RETRY);
+        }
+        if waits {
+            tracing::info!(what, "the key-value store has room on the disk again");
+        }
+        Ok(())
+    }
+
+    /// The same room for one opened store.
+    pub(super) fn for_store(&self) -> Self {
+        Self { free: Arc::clone(&self.free), closing: Arc::default() }
+    }
+
+    /// Its drop ends the waits of the store: fjall joins its threads.
+    pub(super) fn closer(&self) -> Closer {
+        Closer(Arc::clone(&self.closing))
+    }
+
+    /// A filter that keeps everything, and holds a compaction while the disk lacks room for it and a layer of `layer_bytes`.
+    pub(super) fn filter(&self, layer_bytes: u64) -> Arc<dyn Factory> {
+        Arc::new(AssertUnwindSafe(HeldCompactions { room: self.clone(), layer_bytes }))
+    }
+}
+
+pub(super) struct Closer(Arc<AtomicBool>);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone)]
+struct HeldCompactions {
+    room: Room,
+    layer_bytes: u64,
+}
+
+impl Factory for AssertUnwindSafe<HeldCompactions> {
+    fn name(&self) -> &str {
+        "room"
+    }
+
+    fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
+        Box::new(HeldCompaction { held: self.0.clone(), bytes: COMPACTED_BYTES })
+    }
+}
+
+struct HeldCompaction {
+    held: HeldCompactions,
+    /// Bytes since the last look.
+    bytes: usize,
+}
+
+impl CompactionFilter for HeldCompaction {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
+        // fjall calls this with no lock held, so readers and writers go on during the wait.
+        if self.bytes >= COMPACTED_BYTES {
+            self.bytes = 0;
+            let HeldCompactions { room, layer_bytes } = &self.held;
+            let needed = layer_bytes.saturating_add(2 * COMPACTED_BYTES as u64);
+            room.wait(needed, "compaction").map_err(io::Error::other)?;
+        }
+        self.bytes += item.key().len() + item.value()?.len();
+        Ok(Verdict::Keep)
+    }
+}

@@ -1,0 +1,205 @@
+//! Nodes whose disk is full. Each has a small file system in memory for its data. A test fills it by a lower limit of its size,
+//! and makes room by a higher one.
+
+use std::process::Command;
+use std::time::Instant;
+
+use crate::common::{Cluster, ELECTION_TIMEOUT, SETTINGS, alone, get, run, wait};
+
+const MIB: u64 = 1 << 20;
+/// Far more than a test writes.
+const ROOM: u64 = 2_048 * MIB;
+const VALUE_BYTES: usize = 512 << 10;
+
+/// Where the machine does not let this process mount, the test says so; CI can.
+fn can_mount() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let can = run(Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir.path())).status.success();
+    if can {
+        assert!(run(Command::new("umount").arg(dir.path())).status.success());
+    }
+    assert!(can || std::env::var_os("CI").is_none(), "CI cannot mount a file system");
+    if !can {
+        eprintln!("skipped: no file system can be mounted here");
+    }
+    can
+}
+
+fn start(settings: &str) -> Cluster {
+    Cluster::start_on_disks(3, &format!("{SETTINGS}disk_low = '96MiB'\n{settings}"), ROOM)
+}
+
+fn set(client: &mut redis::Connection, key: &str, value: &[u8]) -> redis::RedisResult<()> {
+    redis::cmd("SET").arg(key).arg(value).exec(client)
+}
+
+fn is_disk_full(error: &redis::RedisError) -> bool {
+    error.code() == Some("DISKFULL")
+}
+
+fn status(cluster: &Cluster, at: usize) -> serde_json::Value {
+    wait("a status", || cluster.ports[at].json("/status"))
+}
+
+fn wait_low(cluster: &Cluster, at: usize, low: bool) {
+    wait(&format!("disk_low is {low}"), || (status(cluster, at)["disk_low"] == low).then_some(()));
+    assert_eq!(cluster.ports[at].counter("towline_disk_low", &[]), u64::from(low));
+}
+
+/// Writes large values until one is refused. Returns how many were acknowledged.
+fn fill(cluster: &mut Cluster) -> u32 {
+    let mut client = cluster.client();
+    let value = vec![b'x'; VALUE_BYTES];
+    for count in 0.. {
+        match set(&mut client, &format!("large-{count}"), &value) {
+            Ok(()) => assert!(count < 1_000, "the disks never fill up"),
+            Err(error) if is_disk_full(&error) => return count,
+            Err(error) => panic!("value {count}: {error}"),
+        }
+    }
+    unreachable!()
+}
+
+/// The log once failed at its first write without room: every node was silent until a person restarted it.
+#[test]
+fn three_equal_disks_that_fill_together_refuse_writes_serve_reads_and_go_on_once_there_is_room() {
+    if !can_mount() {
+        return;
+    }
+    let _alone = alone();
+    // Small tables, so that compactions meet the full disk too.
+    let mut cluster = start("[store]\nmemtable_bytes = '1MiB'\n");
+    let leader = cluster.leader();
+    cluster.write_somewhere(&[leader], "k", "before");
+    (0..3).for_each(|at| cluster.resize(at, 480 * MIB));
+    let acked = fill(&mut cluster);
+    assert!(acked > 20, "{acked} large values");
+    let before = status(&cluster, leader);
+    let mut client = cluster.ports[leader].client().unwrap();
+    let until = Instant::now() + 3 * ELECTION_TIMEOUT;
+    while Instant::now() < until {
+        let error = set(&mut client, "k", b"refused").unwrap_err();
+        assert!(is_disk_full(&error), "{error}");
+        assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("before"));
+        redis::cmd("INFO").exec(&mut client).unwrap();
+    }
+    for follower in cluster.others(leader) {
+        let mut client = cluster.ports[follower].client().unwrap();
+        redis::cmd("READONLY").exec(&mut client).unwrap();
+        assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("before"));
+    }
+    let after = status(&cluster, leader);
+    for field in ["role", "term", "leader"] {
+        assert_eq!(after["state"][field], before["state"][field], "{after}");
+    }
+    (0..3).for_each(|at| cluster.resize(at, ROOM));
+    wait("a write", || set(&mut client, "k", b"after").ok());
+    cluster.assert_equal();
+    let keys: u32 = redis::cmd("DBSIZE").query(&mut client).unwrap();
+    assert_eq!(keys, acked + 1);
+    assert!((0..3).all(|at| cluster.process(at).ended().is_none()));
+}
+
+#[test]
+fn another_node_leads_while_only_the_disk_of_the_leader_is_full_and_that_node_follows_again() {
+    if !can_mount() {
+        return;
+    }
+    let _alone = alone();
+    let mut cluster = start("");
+    let sick = cluster.leader();
+    let others = cluster.others(sick);
+    cluster.write_somewhere(&[sick], "k", "before");
+    cluster.leave(sick, 16 * MIB);
+    let started = Instant::now();
+    cluster.write_somewhere(&others, "k", "after");
+    let took = started.elapsed();
+    assert!(took < 5 * ELECTION_TIMEOUT, "clients write again after {took:?}");
+    wait_low(&cluster, sick, true);
+    let leader = cluster.leader();
+    assert_ne!(leader, sick);
+    wait("the new leader shows the peer", || {
+        peer(&cluster, leader, sick)["disk_low"].as_bool()?.then_some(())
+    });
+    cluster.resize(sick, ROOM);
+    wait_low(&cluster, sick, false);
+    wait("the leader shows its room", || (peer(&cluster, leader, sick)["disk_low"] == false).then_some(()));
+    cluster.write_somewhere(&others, "k", "again");
+    cluster.assert_equal();
+    let log = cluster.process(sick).log();
+    for line in ["the disk of the log is low", "this leader hands over", "the disk of the log has room again"]
+    {
+        assert!(log.contains(line), "`{line}` is missing: {log}");
+    }
+}
+
+/// What a leader shows of a peer.
+fn peer(cluster: &Cluster, leader: usize, peer: usize) -> serde_json::Value {
+    let status = status(cluster, leader);
+    let peers = status["peers"].as_array().unwrap().iter();
+    peers.into_iter().find(|of| of["id"] == peer + 1).cloned().unwrap_or_default()
+}
+
+#[test]
+fn a_quorum_goes_on_while_the_disk_of_a_follower_is_full_and_it_catches_up_afterwards() {
+    if !can_mount() {
+        return;
+    }
+    let _alone = alone();
+    let mut cluster = start("");
+    let leader = cluster.leader();
+    let sick = cluster.others(leader)[0];
+    cluster.write_somewhere(&[leader], "k", "before");
+    cluster.leave(sick, 16 * MIB);
+    wait_low(&cluster, sick, true);
+    let mut client = cluster.client();
+    for count in 0..40 {
+        set(&mut client, &format!("large-{count}"), &vec![b'x'; VALUE_BYTES]).unwrap();
+    }
+    let cause = |wait: &serde_json::Value| wait["cause"] == "disk_full" && wait["peer"] == sick + 1;
+    wait("the leader names the disk of the peer", || {
+        status(&cluster, leader)["waits"].as_array()?.iter().any(cause).then_some(())
+    });
+    assert_eq!(cluster.leader(), leader);
+    assert!(peer(&cluster, leader, sick)["lag"].as_u64().unwrap() > 0);
+    cluster.resize(sick, ROOM);
+    cluster.assert_equal();
+    wait("the leader shows what it applied", || {
+        let state = status(&cluster, leader)["state"]["applied"].clone();
+        (peer(&cluster, leader, sick)["applied"] == state).then_some(())
+    });
+    assert_eq!(cluster.process(sick).ended(), None);
+}
+
+#[test]
+fn a_node_restarted_without_one_free_byte_serves_reads_says_why_it_waits_and_resumes() {
+    if !can_mount() {
+        return;
+    }
+    let _alone = alone();
+    let mut cluster = start("");
+    let leader = cluster.leader();
+    let sick = cluster.others(leader)[0];
+    cluster.write_somewhere(&[leader], "k", "before");
+    cluster.assert_equal();
+    cluster.kill(sick);
+    cluster.leave(sick, 0);
+    cluster.restart(sick);
+    cluster.leader();
+    cluster.write_somewhere(&[leader], "k", "after");
+    let mut client = cluster.ports[sick].client().unwrap();
+    redis::cmd("READONLY").exec(&mut client).unwrap();
+    wait("the status says why", || {
+        let status = status(&cluster, sick);
+        let own = |wait: &serde_json::Value| wait["cause"] == "disk_full" && wait["peer"].is_null();
+        (status["disk_low"] == true && status["waits"].as_array()?.iter().any(own)).then_some(())
+    });
+    // It lacks the write, so its own read cannot be served. The leader serves.
+    let error = get(&mut client, "k").unwrap_err();
+    assert!(is_disk_full(&error), "{error}");
+    assert_eq!(get(&mut cluster.client(), "k").unwrap().as_deref(), Some("after"));
+    cluster.resize(sick, ROOM);
+    cluster.assert_equal();
+    assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("after"));
+    assert_eq!(cluster.process(sick).ended(), None);
+}
