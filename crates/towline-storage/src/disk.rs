@@ -1,4 +1,4 @@
-//! The file system under the log: the real one, with five additions.
+//! The file system under the log: the real one, with six additions.
 //!
 //! * The first failed write or sync is the last operation that reaches the disk. The disk keeps it as the cause and refuses
 //!   every later operation. The disk retries nothing: a retried fsync can report success for pages that the kernel dropped.
@@ -7,22 +7,42 @@
 //!   a record and keep a later one, and the next start would take that for damage.
 //! * The [list of log files](crate::log_manifest) learns which bytes are synced and which files are deleted.
 //! * Calls that open a file use [reserved descriptors](crate::descriptors), and wait instead of failing without one.
+//! * A write or a new file that finds the disk full fails nothing. See below.
 //! * Tests can watch each operation and make it fail.
+//!
+//! # A full disk
+//! A write or a creation without room has changed nothing that counts, so it can be repeated. A sync without room cannot: it
+//! leaves unknown what is durable, and fails the disk.
+//!
+//! * In the append queue, raft-engine learns that there is no room. It cuts the file back to its last record, and keeps its
+//!   memory as it was. The log repeats the whole write. Meanwhile it holds no lock, so purges can make room.
+//! * In the rewrite queue, raft-engine must not learn it: a purge that fails midway loses the deletions that it has taken out
+//!   of memory. The operation is repeated until there is room. Meanwhile its thread [serves reads](crate::reader::pause).
+//! * The list of log files stays behind, and the next purge writes it. It then names shorter files than there are, so the log
+//!   can be opened.
+//! * While the log opens, a full disk is an error. An existing log opens without writing anything.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
 
 use crate::descriptors::{Reserve, is_shortage, is_shortage_panic};
-use crate::log_manifest::LogManifest;
+use crate::log_manifest::{LogManifest, Queue};
+use crate::reader;
 use crate::replace::sync_dir;
 use crate::scan::FILE_HEADER_BYTES;
 use crate::sync::lock;
+
+/// The pause between two tries on a full disk.
+const RETRY: Duration = Duration::from_millis(20);
+/// Pauses after which a write is tried again although the file system reports no room for it: a quota may have room.
+const PAUSES_MAX: u32 = 25;
 
 type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
 type RealReader = <DefaultFileSystem as FileSystem>::Reader;
@@ -82,6 +102,12 @@ struct DiskState {
     manifest: OnceLock<LogManifest>,
     hook: Option<Arc<dyn Hook>>,
     reserve: Reserve,
+    /// Set once the log is open: only then an operation may wait for room.
+    opened: AtomicBool,
+    /// Pauses for room so far, and operations that wait for it now.
+    space_waits: AtomicU64,
+    waiting: AtomicUsize,
+    purge_waits: AtomicBool,
 }
 
 impl DiskState {
@@ -114,26 +140,47 @@ impl DiskState {
         })
     }
 
-    fn room(&self, path: &Path, bytes: usize) -> io::Result<()> {
-        let fits = self.hook.as_ref().is_none_or(|hook| hook.room(path, bytes) == bytes);
-        if fits { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    /// Runs a write or a creation of a log file. See [a full disk](self#a-full-disk).
+    fn run_with_room<T>(&self, op: Op, path: &Path, mut act: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut wait = None;
+        let done = loop {
+            let done = self.attempt(op, path, &mut act);
+            let full = done.as_ref().err().filter(|error| is_full(error)).map(io::Error::kind);
+            let Some(kind) = full.filter(|_| self.opened.load(Ordering::Acquire)) else { break done };
+            if Queue::of(path).is_none_or(|(queue, _)| queue != Queue::Rewrite) {
+                // Without the original text, as in `note`.
+                return Err(kind.into());
+            }
+            wait.get_or_insert_with(|| RoomWait::begin(self, path));
+            self.purge_waits.store(true, Ordering::Release);
+            if !self.pause() {
+                break done;
+            }
+        };
+        self.purge_waits.store(false, Ordering::Release);
+        self.note(op, done)
     }
 
-    /// Replaces the list of log files. The name of a new log file must be durable before the list names it.
-    fn store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
-        let stored = self.try_store_manifest(manifest, new);
-        self.note(Op::Rename, stored)
+    /// Pauses before the next try on a full disk. `false`: the log closes.
+    fn pause(&self) -> bool {
+        self.space_waits.fetch_add(1, Ordering::Relaxed);
+        reader::pause(RETRY)
     }
 
-    fn try_store_manifest(&self, manifest: &LogManifest, new: Option<&Path>) -> io::Result<()> {
-        self.attempt(Op::Rename, manifest.path(), || {
-            self.reserve.run(manifest.path(), || {
-                if let Some(dir) = new.and_then(Path::parent) {
-                    sync_dir(dir)?;
-                }
-                manifest.store()
-            })
-        })
+    /// Brings the list of log files up to date, unless the disk is full.
+    fn store_manifest(&self, manifest: &LogManifest) -> io::Result<()> {
+        match self.try_store_manifest(manifest) {
+            Err(error) if is_full(&error) => {
+                tracing::warn!(%error, "the list of log files is not brought up to date: the disk is full");
+                Ok(())
+            }
+            stored => self.note(Op::Rename, stored),
+        }
+    }
+
+    fn try_store_manifest(&self, manifest: &LogManifest) -> io::Result<()> {
+        let store = || self.reserve.run(manifest.path(), || manifest.store());
+        self.attempt(Op::Rename, manifest.path(), store)
     }
 
     /// Hides a failure that raft-engine would retry, or answer with a panic. The log checks [`Disk::failed`] before it
@@ -146,8 +193,37 @@ impl DiskState {
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// Whether an operation failed because the disk, or the quota of its owner, is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The free bytes of the file system of `dir`.
+pub(crate) fn free_bytes(hook: Option<&dyn Hook>, dir: &Path) -> io::Result<u64> {
+    hook.and_then(Hook::free_bytes).map_or_else(|| fs4::available_space(dir), Ok)
+}
+
+/// An operation that waits for room. The first one is logged when it begins, the last one when it ends.
+struct RoomWait<'a> {
+    disk: &'a DiskState,
+}
+
+impl<'a> RoomWait<'a> {
+    fn begin(disk: &'a DiskState, path: &Path) -> Self {
+        if disk.waiting.fetch_add(1, Ordering::AcqRel) == 0 {
+            tracing::error!(path = %path.display(), "the log waits for room on its disk");
+        }
+        Self { disk }
+    }
+}
+
+impl Drop for RoomWait<'_> {
+    fn drop(&mut self) {
+        if self.disk.waiting.fetch_sub(1, Ordering::AcqRel) == 1 && !self.disk.failed.load(Ordering::Acquire)
+        {
+            tracing::info!("the log has room on its disk again");
+        }
+    }
 }
 
 /// The file system of one log: see the [module](self).
@@ -185,9 +261,45 @@ impl Disk {
         lock(&self.shared.failure).take()
     }
 
-    /// Starts to hold file descriptors for the log in `dir`.
-    pub(crate) fn hold_descriptors(&self, dir: &Path) {
+    /// The log in `dir` is open. From now on it holds file descriptors, and operations wait for descriptors and for room.
+    pub(crate) fn opened(&self, dir: &Path) {
         self.shared.reserve.fill(dir);
+        self.shared.opened.store(true, Ordering::Release);
+    }
+
+    /// The free bytes of the file system of `dir`.
+    pub(crate) fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        free_bytes(self.shared.hook.as_deref(), dir)
+    }
+
+    pub(crate) fn space_waits(&self) -> u64 {
+        self.shared.space_waits.load(Ordering::Relaxed)
+    }
+
+    /// Repeats `write` of about `bytes` to the log in `dir` until it returns `true`: `false` means that there was no room.
+    pub(crate) fn until_room<E>(
+        &self,
+        dir: &Path,
+        bytes: u64,
+        mut write: impl FnMut() -> Result<bool, E>,
+    ) -> Result<(), E> {
+        let mut wait = None;
+        while !write()? {
+            wait.get_or_insert_with(|| RoomWait::begin(&self.shared, dir));
+            for _ in 0..PAUSES_MAX {
+                self.shared.pause();
+                // Repeating a large write costs more than this question.
+                if self.free_bytes(dir).is_ok_and(|free| free > bytes) {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a purge waits for room.
+    pub(crate) fn purge_waits(&self) -> bool {
+        self.shared.purge_waits.load(Ordering::Acquire)
     }
 
     pub(crate) fn descriptor_waits(&self) -> u64 {
@@ -213,10 +325,10 @@ impl Disk {
         synced.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))
     }
 
-    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let written = self.shared.run(Op::Write, path, || std::fs::write(path, bytes));
-        written.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))?;
-        self.sync(path)
+    /// Removes a file while the log opens.
+    pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
+        let removed = self.shared.run(Op::Delete, path, || std::fs::remove_file(path));
+        removed.map_err(|shown| self.take_failure().map_or(shown, |failure| failure.source))
     }
 
     /// Starts to keep the list of log files, and writes it if it is behind.
@@ -225,18 +337,11 @@ impl Disk {
         self.checkpoint()
     }
 
-    /// Writes the current file lengths into the list of log files. Call it without an unsynced write under way. On a full
-    /// disk the list stays as it is: it names shorter files than there are, so the log can be opened.
+    /// Writes the current file lengths into the list of log files. Call it without an unsynced write under way.
     pub(crate) fn checkpoint(&self) -> io::Result<()> {
-        let Some(manifest) = self.shared.manifest.get().filter(|manifest| manifest.is_behind()) else {
-            return Ok(());
-        };
-        match self.shared.try_store_manifest(manifest, None) {
-            Err(error) if is_full(&error) => {
-                tracing::warn!(%error, "the list of log files is not brought up to date: the disk is full");
-                Ok(())
-            }
-            stored => self.shared.note(Op::Rename, stored),
+        match self.shared.manifest.get().filter(|manifest| manifest.is_behind()) {
+            Some(manifest) => self.shared.store_manifest(manifest),
+            None => Ok(()),
         }
     }
 
@@ -264,7 +369,7 @@ impl FileSystem for Disk {
     fn create<P: AsRef<Path>>(&self, path: P) -> io::Result<DiskFile> {
         let path = path.as_ref();
         let create = || self.shared.reserve.run(path, || self.create_file(path));
-        let real = self.shared.run(Op::Create, path, create)?;
+        let real = self.shared.run_with_room(Op::Create, path, create)?;
         Ok(self.file(real, path))
     }
 
@@ -279,7 +384,7 @@ impl FileSystem for Disk {
         if let Some(manifest) = self.shared.manifest.get()
             && manifest.forget(path)
         {
-            match self.shared.try_store_manifest(manifest, None) {
+            match self.shared.try_store_manifest(manifest) {
                 // The deletion makes room, so it must not need any. Until the next checkpoint there is no list, as in
                 // directories of the first releases.
                 Err(error) if is_full(&error) => {
@@ -331,8 +436,10 @@ impl Handle for DiskFile {
             return Ok(());
         }
         if manifest.synced(&self.path, written) {
-            // A failure is kept for the next write.
-            let _ = self.shared.store_manifest(manifest, Some(&self.path));
+            // Failures are kept for the next write. The new name must be durable before the list has it.
+            let sync_name = || self.path.parent().map_or(Ok(()), sync_dir);
+            let named = self.shared.note(Op::Sync, self.shared.reserve.run(&self.path, sync_name));
+            let _ = named.and_then(|()| self.shared.store_manifest(manifest));
         }
         if written == FILE_HEADER_BYTES as u64 {
             // raft-engine opens the directory of a new file next, and panics if it cannot.
@@ -353,10 +460,21 @@ impl Write for DiskWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (real, file) = (&mut self.real, &self.file);
         file.shared.reserve.refill(&file.path);
-        let written = file.shared.run(Op::Write, &file.path, || {
-            file.shared.room(&file.path, bytes.len())?;
-            real.write(bytes)
-        })?;
+        let mut written = 0;
+        // Whole, also after a pause: the list of log files must never name a part of a record.
+        while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+            written += file.shared.run_with_room(Op::Write, &file.path, || {
+                let room =
+                    file.shared.hook.as_ref().map_or(rest.len(), |hook| hook.room(&file.path, rest.len()));
+                match rest.get(..room) {
+                    Some([]) => Err(io::ErrorKind::StorageFull.into()),
+                    part => match real.write(part.unwrap_or(rest))? {
+                        0 => Err(io::ErrorKind::WriteZero.into()),
+                        count => Ok(count),
+                    },
+                }
+            })?;
+        }
         self.at = self.at.saturating_add(written as u64);
         file.written.store(self.at, Ordering::Release);
         if self.sync_each {
@@ -389,11 +507,11 @@ impl WriteExt for DiskWriter {
         file.shared.run_quietly(Op::Truncate, &file.path, || real.truncate(offset))
     }
 
-    // Only a hint: on a full disk the next write fails.
+    // Only a hint: on a full disk the next write finds no room.
     fn allocate(&mut self, offset: usize, size: usize) -> io::Result<()> {
         if self.file.shared.failed.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.real.allocate(offset, size)
+        self.real.allocate(offset, size).or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
     }
 }

@@ -139,6 +139,8 @@ impl Hook for DiskFaults {
                 self.give_back(path);
                 return Ok(());
             }
+            // The list of log files is written anew.
+            Op::Rename if self.lock().free_bytes == Some(0) => return Err(io::ErrorKind::StorageFull.into()),
             Op::Create | Op::Rename | Op::Truncate => return Ok(()),
         };
         let mut state = self.lock();
@@ -152,5 +154,9 @@ impl Hook for DiskFaults {
 
     fn room(&self, _: &Path, bytes: usize) -> usize {
         self.take(bytes)
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.lock().free_bytes
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! | when | change | written |
 //! | --- | --- | --- |
-//! | a new log file is synced with its header | the new file, and the final length of the previous one | before the first record of the new file is acknowledged |
+//! | a new log file is synced with its header | the new file, and the final length of the previous one | before the first record of the new file is acknowledged; on a full disk at a later purge |
 //! | a log file will be deleted | the file leaves the list | before the deletion; on a full disk the list is removed instead |
 //! | [`checkpoint`](crate::disk::Disk::checkpoint), at each purge and when the log closes | the lengths of the newest files | at once |
 //!
@@ -91,9 +91,14 @@ impl LogFiles {
             .flat_map(|queue| self.of(queue).iter().map(move |(number, bytes)| (queue, number, bytes)))
     }
 
-    /// The files that are empty: they lack even a header.
-    pub(crate) fn without_header(&self) -> Vec<(Queue, u64)> {
-        self.iter().filter(|(.., bytes)| **bytes == 0).map(|(queue, &number, _)| (queue, number)).collect()
+    /// Takes the files out that are empty: they lack even a header.
+    pub(crate) fn take_without_header(&mut self) -> Vec<(Queue, u64)> {
+        let empty = self.iter().filter(|(.., bytes)| **bytes == 0);
+        let empty: Vec<_> = empty.map(|(queue, &number, _)| (queue, number)).collect();
+        for (queue, number) in &empty {
+            self.of_mut(*queue).remove(number);
+        }
+        empty
     }
 
     pub(crate) fn insert(&mut self, queue: Queue, number: u64, bytes: u64) {

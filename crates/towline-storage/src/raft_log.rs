@@ -1,27 +1,31 @@
 //! The durable log of all groups of a node.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use raft_engine::{Command, Engine, ReadableSize, RecoveryMode, Version};
 use towline_engine::ids::GroupId;
-use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
+use towline_engine::log_store::{
+    DiskSpace, GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered,
+};
 use towline_engine::message::{Entry, LogId};
 use towline_engine::units::ByteSize;
 
 use crate::codec::{self, Stored};
 use crate::config::LogConfig;
 use crate::dir_lock::DirLock;
-use crate::disk::Disk;
+use crate::disk::{Disk, is_full};
 use crate::format::Damage;
 use crate::log_manifest::LogManifest;
-use crate::reader::{Reader, panic_text};
+use crate::reader::{Outcome, Reader, gone, panic_text};
 use crate::replace::sync_dir;
 use crate::sync::lock;
 use crate::{log_bridge, record, scan};
@@ -35,9 +39,26 @@ const RECOVERY_THREADS: usize = 1;
 /// A purge cleans the rewrite queue above this share of garbage.
 const REWRITE_GARBAGE_RATIO: f64 = 0.6;
 
+/// The interval at which a purge is asked whether it waits for room.
+const PURGE_POLL: Duration = Duration::from_millis(20);
+
 /// A [`LogStore`] on raft-engine: one sequence of files for all groups, one record and one fsync for each batch.
 ///
 /// Made by [`DataDir::open`](crate::DataDir::open). Its own thread runs reads and purges, one at a time.
+///
+/// # A full disk
+/// A write that finds the disk or a quota full poisons nothing. It waits and is repeated until there is room, and
+/// [`space_waits`](Self::space_waits) counts. Meanwhile reads, compactions and purges return as usual: a compaction is put
+/// off until the next purge, and a purge that itself needs room goes on in the background. A sync that finds the disk full
+/// poisons the log, because it leaves unknown what is durable. An existing log opens on a disk without a free byte.
+///
+/// [`space`](LogStore::space) keeps a reserve of `2 * file_bytes + max(purge_bytes / 10, file_bytes)`, 231 MiB by default:
+///
+/// | part | for |
+/// | --- | --- |
+/// | `file_bytes` | hard states, entries without payload, truncations; files are allocated ahead by up to 2 MiB |
+/// | `file_bytes` | a purge of appended records: the few that it moves before it removes their files |
+/// | `max(purge_bytes / 10, file_bytes)` | a purge of moved records: it writes them again before it removes their files |
 pub struct RaftLog {
     reader: Reader<RaftEngine>,
     engine: Option<Arc<RaftEngine>>,
@@ -47,6 +68,15 @@ pub struct RaftLog {
     poisoned: Mutex<Option<String>>,
     /// Whether a purge failed midway: see [`descriptors`](crate::descriptors).
     purge_lost: AtomicBool,
+    /// The purge that waited for room when [`purge`](LogStore::purge) returned.
+    purging: Mutex<Option<Outcome<raft_engine::Result<Vec<u64>>>>>,
+    /// Truncations that the next write repeats: group and index of the first entry to keep. See
+    /// [`recover_spans`](Self::recover_spans).
+    truncate_again: Mutex<Vec<(u64, u64)>>,
+    /// Compactions for which there was no room.
+    put_off: Mutex<BTreeMap<GroupId, u64>>,
+    dir: PathBuf,
+    reserve_bytes: u64,
     spans: RwLock<HashMap<GroupId, Span>>,
     /// Dropped last: the directory stays locked while the log is open.
     _lock: Option<Arc<DirLock>>,
@@ -77,11 +107,11 @@ impl RaftLog {
         log_bridge::install();
         let listed = LogManifest::load(manifest)?.unwrap_or_default();
         let mut files = scan::verify(dir, &listed)?;
-        // A crash interrupted the header of a new file. raft-engine would write a header of its oldest version.
-        for (queue, number) in files.without_header() {
-            disk.replace(&dir.join(queue.file_name(number)), &scan::file_header())
-                .map_err(|source| LogError::Io { during: "write of a log file's header", source })?;
-            files.insert(queue, number, scan::file_header().len() as u64);
+        // A crash interrupted the header of a new file. raft-engine would write a header of its oldest version. The file holds
+        // nothing, and removing it needs no room.
+        for (queue, number) in files.take_without_header() {
+            disk.remove(&dir.join(queue.file_name(number)))
+                .map_err(|source| LogError::Io { during: "removal of a log file without header", source })?;
         }
         // A killed process may have left records in the page cache. From here on all records count as durable.
         for (queue, &number, &bytes) in files.iter() {
@@ -110,7 +140,7 @@ impl RaftLog {
             let source = disk.take_failure().map_or(source, |f| f.source);
             LogError::Io { during: "write of the list of log files", source }
         })?;
-        disk.hold_descriptors(dir);
+        disk.opened(dir);
         let reader = Reader::start(engine.clone())
             .map_err(|source| LogError::Io { during: "start of the reading thread", source })?;
         let log = Self {
@@ -120,6 +150,11 @@ impl RaftLog {
             writing: Mutex::new(()),
             poisoned: Mutex::new(None),
             purge_lost: AtomicBool::new(false),
+            purging: Mutex::new(None),
+            truncate_again: Mutex::default(),
+            put_off: Mutex::default(),
+            dir: dir.into(),
+            reserve_bytes: reserve_bytes(config),
             spans: RwLock::default(),
             _lock: lock,
         };
@@ -133,8 +168,15 @@ impl RaftLog {
         self.disk.descriptor_waits()
     }
 
-    /// Reads the span of each group, and first repeats truncations: raft-engine can move old entries to another file, purge
-    /// the file with the truncation, and find the entries again at a restart. The record of the truncation point stays.
+    /// How often this log waited 20 ms for room on its disk. The wait has no limit, as for a slow disk, and the counter rises
+    /// meanwhile.
+    pub fn space_waits(&self) -> u64 {
+        self.disk.space_waits()
+    }
+
+    /// Reads the span of each group, and finds truncations to repeat: raft-engine can move old entries to another file, purge
+    /// the file with the truncation, and find the entries again at a restart. The record of the truncation point stays. The
+    /// next write repeats them, because the disk may be full now.
     fn recover_spans(&self) -> Result<(), LogError> {
         let engine = self.engine()?;
         let mut spans = HashMap::new();
@@ -142,27 +184,19 @@ impl RaftLog {
         for raw in engine.raft_groups() {
             let truncated =
                 self.stored(raw, record::TRUNCATED_KEY, record::decode_truncated)?.unwrap_or_default();
-            if engine.first_index(raw).is_some_and(|first| first <= truncated.index) {
+            let first = engine.first_index(raw).unwrap_or(truncated.index.saturating_add(1));
+            if first <= truncated.index {
                 again.push((raw, truncated.index.saturating_add(1)));
-            }
-            spans.insert(GroupId::new(raw), Span { truncated, last: truncated.index });
-        }
-        let _writing = lock(&self.writing);
-        self.commit("truncation at open", |out| {
-            again.iter().for_each(|&(raw, index)| out.add_command(raw, Command::Compact { index }));
-            Ok(())
-        })?;
-        for (group, span) in &mut spans {
-            let raw = group.as_u64();
-            let Some(first) = engine.first_index(raw) else { continue };
-            if first != span.truncated.index + 1 {
+            } else if first != truncated.index.saturating_add(1) {
                 return Err(LogError::Corrupt {
-                    place: format!("group {group}, index {}", span.truncated.index + 1),
+                    place: format!("group {raw}, index {}", truncated.index.saturating_add(1)),
                     detail: format!("the next entry is {first}"),
                 });
             }
-            span.last = engine.last_index(raw).unwrap_or(span.truncated.index);
+            let last = engine.last_index(raw).unwrap_or_default().max(truncated.index);
+            spans.insert(GroupId::new(raw), Span { truncated, last });
         }
+        *lock(&self.truncate_again) = again;
         *write(&self.spans) = spans;
         Ok(())
     }
@@ -196,20 +230,74 @@ impl RaftLog {
     }
 
     /// Makes a batch durable. The caller holds `writing`. A repeated write calls `fill` again: see
-    /// [`descriptors`](crate::descriptors).
+    /// [`descriptors`](crate::descriptors). `false`: the disk is full, and nothing has changed.
     fn commit(
         &self,
         during: &'static str,
         mut fill: impl FnMut(&mut raft_engine::LogBatch) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    ) -> Result<bool, LogError> {
         let engine = self.engine()?;
+        let mut again = lock(&self.truncate_again);
         loop {
             let mut batch = raft_engine::LogBatch::default();
+            again.iter().for_each(|&(raw, index)| batch.add_command(raw, Command::Compact { index }));
             fill(&mut batch)?;
             let outcome = catch_unwind(AssertUnwindSafe(|| engine.write(&mut batch, true)));
             match outcome.map_err(|p| panic_text(&*p)) {
                 Err(panic) if self.disk.lost_descriptors(&panic) => {}
-                outcome => return self.judge(outcome, during).map(drop),
+                Ok(Err(raft_engine::Error::Io(full))) if is_full(&full) && !self.disk.failed() => {
+                    return Ok(false);
+                }
+                outcome => {
+                    self.judge(outcome, during)?;
+                    again.clear();
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    /// Repeats a write until the disk has room for it.
+    fn until_room(
+        &self,
+        bytes: usize,
+        write: impl FnMut() -> Result<bool, LogError>,
+    ) -> Result<(), LogError> {
+        self.disk.until_room(&self.dir, bytes as u64, write)
+    }
+
+    /// Tries an append. `false`: the disk is full, and nothing has changed.
+    fn try_append(&self, batch: &LogBatch) -> Result<bool, LogError> {
+        let _writing = lock(&self.writing);
+        self.healthy()?;
+        let mut moved = Vec::with_capacity(batch.writes.len());
+        let written = self.commit("append", |out| {
+            moved.clear();
+            for part in batch.writes.iter().filter(|part| !part.is_empty()) {
+                moved.push((part.group, self.encode(part, out)?));
+            }
+            Ok(())
+        })?;
+        if written {
+            write(&self.spans).extend(moved);
+        }
+        Ok(written)
+    }
+
+    /// Waits for a purge, but not while the purge waits for room: `None`.
+    fn await_purge(
+        &self,
+        purging: Outcome<raft_engine::Result<Vec<u64>>>,
+    ) -> Option<Result<raft_engine::Result<Vec<u64>>, String>> {
+        loop {
+            match purging.recv_timeout(PURGE_POLL) {
+                Ok(outcome) => return Some(outcome),
+                Err(RecvTimeoutError::Disconnected) => return Some(Err(gone())),
+                Err(RecvTimeoutError::Timeout) if self.disk.purge_waits() => {
+                    *lock(&self.purging) = Some(purging);
+                    return None;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
@@ -386,8 +474,6 @@ impl LogStore for RaftLog {
     }
 
     fn append(&self, batch: &mut LogBatch) -> Result<(), LogError> {
-        let _writing = lock(&self.writing);
-        self.healthy()?;
         let mut seen = HashSet::with_capacity(batch.writes.len());
         for part in &batch.writes {
             if !seen.insert(part.group) {
@@ -395,15 +481,7 @@ impl LogStore for RaftLog {
                 return Err(LogError::Invalid { group: part.group, detail });
             }
         }
-        let mut moved = Vec::with_capacity(batch.writes.len());
-        self.commit("append", |out| {
-            moved.clear();
-            for part in batch.writes.iter().filter(|part| !part.is_empty()) {
-                moved.push((part.group, self.encode(part, out)?));
-            }
-            Ok(())
-        })?;
-        write(&self.spans).extend(moved);
+        self.until_room(batch.payload_bytes(), || self.try_append(batch))?;
         batch.writes.clear();
         Ok(())
     }
@@ -463,7 +541,7 @@ impl LogStore for RaftLog {
         };
         let truncated = LogId { index: through, term };
         // Synced, because `scan` relies on at most one unsynced record.
-        self.commit("compaction", |out| {
+        let written = self.commit("compaction", |out| {
             if through >= span.last {
                 return self.forget(group, truncated, out);
             }
@@ -471,7 +549,14 @@ impl LogStore for RaftLog {
             out.put(group.as_u64(), record::TRUNCATED_KEY.to_vec(), record::encode_truncated(truncated))
                 .map_err(|e| LogError::Invalid { group, detail: e.to_string() })
         })?;
-        write(&self.spans).insert(group, Span { truncated, last: span.last.max(through) });
+        if written {
+            write(&self.spans).insert(group, Span { truncated, last: span.last.max(through) });
+        } else {
+            // Waiting here would keep purges of other files waiting.
+            let mut put_off = lock(&self.put_off);
+            let latest = put_off.entry(group).or_default();
+            *latest = through.max(*latest);
+        }
         Ok(())
     }
 
@@ -483,7 +568,16 @@ impl LogStore for RaftLog {
             );
             return Ok(Vec::new());
         }
-        let outcome = self.reader.run(RaftEngine::purge_expired_files);
+        for (group, through) in std::mem::take(&mut *lock(&self.put_off)) {
+            self.compact(group, through)?;
+        }
+        let purging = lock(&self.purging).take();
+        let purging = purging.map_or_else(|| self.reader.begin(RaftEngine::purge_expired_files), Ok);
+        let outcome = match purging.map(|purging| self.await_purge(purging)) {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => return Ok(Vec::new()),
+            Err(gone) => Err(gone),
+        };
         // The purge may have begun a file without a write to it.
         self.disk.purged();
         if let Err(panic) = &outcome
@@ -509,17 +603,26 @@ impl LogStore for RaftLog {
     }
 
     fn remove(&self, group: GroupId) -> Result<(), LogError> {
-        let _writing = lock(&self.writing);
-        self.healthy()?;
-        if self.span(group).is_none() {
-            return Ok(());
-        }
-        self.commit("removal", |out| {
-            out.add_command(group.as_u64(), Command::Clean);
-            Ok(())
-        })?;
-        write(&self.spans).remove(&group);
-        Ok(())
+        self.until_room(0, || {
+            let _writing = lock(&self.writing);
+            self.healthy()?;
+            if self.span(group).is_none() {
+                return Ok(true);
+            }
+            let written = self.commit("removal", |out| {
+                out.add_command(group.as_u64(), Command::Clean);
+                Ok(())
+            })?;
+            if written {
+                write(&self.spans).remove(&group);
+            }
+            Ok(written)
+        })
+    }
+
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        let free = self.disk.free_bytes(&self.dir)?;
+        Ok(Some(DiskSpace { free, reserve: self.reserve_bytes }))
     }
 }
 
@@ -536,6 +639,16 @@ impl Drop for RaftLog {
             tracing::error!("closing the log panicked");
         }
     }
+}
+
+/// The most bytes that raft-engine keeps of moved records before it writes them again.
+fn rewrite_bytes(config: &LogConfig) -> u64 {
+    (config.purge_bytes.as_u64() / 10).max(config.file_bytes.as_u64())
+}
+
+/// See [`RaftLog`].
+fn reserve_bytes(config: &LogConfig) -> u64 {
+    config.file_bytes.as_u64().saturating_mul(2).saturating_add(rewrite_bytes(config))
 }
 
 /// Sets every option, so that no default of the library applies.
@@ -561,9 +674,7 @@ fn options(dir: &Path, config: &LogConfig) -> Result<raft_engine::Config, LogErr
         format_version: Version::V2,
         target_file_size: ReadableSize(config.file_bytes.as_u64()),
         purge_threshold: ReadableSize(config.purge_bytes.as_u64()),
-        purge_rewrite_threshold: Some(ReadableSize(
-            (config.purge_bytes.as_u64() / 10).max(config.file_bytes.as_u64()),
-        )),
+        purge_rewrite_threshold: Some(ReadableSize(rewrite_bytes(config))),
         purge_rewrite_garbage_ratio: REWRITE_GARBAGE_RATIO,
         memory_limit: None,
         // After a crash, recycled files keep old numbers, which looks like missing files.

@@ -127,6 +127,7 @@ fn check_file(bytes: &[u8], sequence: u64, last: bool) -> Result<usize, Damaged>
     Ok(found.offset)
 }
 
+#[cfg(test)]
 pub(crate) fn file_header() -> Vec<u8> {
     [MAGIC, &FILE_VERSION.to_be_bytes(), &[0; 8]].concat()
 }

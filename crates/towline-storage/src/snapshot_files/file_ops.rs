@@ -7,7 +7,7 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk::{Hook, Op};
+use crate::disk::{Hook, Op, free_bytes};
 
 #[derive(Clone, Default)]
 pub(crate) struct FileOps {
@@ -35,7 +35,7 @@ impl FileOps {
 
     /// The free bytes of the file system of `dir`.
     pub(super) fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.hook.as_ref().and_then(|hook| hook.free_bytes()).map_or_else(|| fs4::available_space(dir), Ok)
+        free_bytes(self.hook.as_deref(), dir)
     }
 
     /// Creates an empty file. Replaces an existing one.
