@@ -138,11 +138,9 @@ pub enum ReadError {
     /// A leader is known, but a majority did not confirm the read in time.
     #[error("no majority confirmed the read in time")]
     Timeout,
-    /// The read was not served in time, because a disk is full: this node knows no leader, or its state machine lacks
-    /// entries, or it leads and cannot commit in its term. Free space on the disk, or add some.
-    #[error(
-        "the read was not served in time: the disk of this node, or those of the voters, have too little room"
-    )]
+    /// The read was not served in time, because disks are full: this node knows no leader, or lacks entries, or leads and
+    /// cannot commit in its term. Free space on the disks, or add some.
+    #[error("the read was not served in time: the disk of this node or of too many voters is full")]
     DiskFull,
     /// A majority confirmed the read, but this node's state machine did not reach its index in time.
     #[error(

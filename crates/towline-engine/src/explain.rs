@@ -86,7 +86,7 @@ pub enum WaitCause {
         /// That node.
         target: NodeId,
     },
-    /// Voters are silent or behind. The group serves, and fewer failures than usual would stop it.
+    /// Voters are silent, behind, or without room on their disks. The group serves, and fewer failures than usual would stop it.
     Redundancy {
         /// These voters.
         missing: Vec<NodeId>,
@@ -185,7 +185,7 @@ impl WaitCause {
             }
             Self::Apply { call: Some(_), .. } => "when the call of the state machine returns",
             Self::Apply { call: None, .. } => "when the entries are read from the log and applied",
-            Self::Redundancy { .. } => "when these voters answer and have the log",
+            Self::Redundancy { .. } => "when these voters answer, have room and have the log",
             Self::Silent { .. } => "when the peer runs and can be reached",
             Self::Snapshot { .. } => "when the peer has the snapshot, or the attempt fails",
             Self::Refused { .. } => "when the peer runs the group and has room; its log says why it refuses",
@@ -226,7 +226,7 @@ impl fmt::Display for WaitCause {
                 call.as_ref().map_or(Ok(()), |call| write!(f, ": {call}"))
             }
             Self::Redundancy { missing, tolerated } => {
-                f.write_str("voters are silent or behind:")?;
+                f.write_str("voters are silent, behind or without room:")?;
                 missing.iter().try_for_each(|id| write!(f, " {id}"))?;
                 write!(f, "; failures still tolerated: {tolerated}")
             }

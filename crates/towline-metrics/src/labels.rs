@@ -256,7 +256,7 @@ closed! {
         Apply = "apply",
         /// Leadership moves to another node.
         Transfer = "transfer",
-        /// Voters are silent or behind.
+        /// Voters are silent, behind, or without room on their disks.
         Redundancy = "redundancy",
         /// The peer does not answer.
         Silent = "silent",

@@ -9,6 +9,8 @@
 //! * a command that failed with [`NeverHappened`](towline_engine::errors::Outcome::NeverHappened) is never applied;
 //! * a read sees everything that was acknowledged or seen before it began.
 //!
+//! A node whose disk is low must write no command.
+//!
 //! ```
 //! use towline_testkit::sim::{Chaos, Sim, SimOptions};
 //!
@@ -155,6 +157,7 @@ impl Sim {
         for id in self.ids() {
             self.hold_writes(id, false);
             self.hold_applies(id, false);
+            self.set_disk_low(id, false)?;
             if !self.is_up(id) {
                 self.restart(id)?;
             }
@@ -245,7 +248,7 @@ impl Sim {
         let result = self.with(id, |group, _| group.step(from, message))?.unwrap_or(Ok(()));
         if let Err(reject) = result {
             *self.rejects.entry(reject).or_default() += 1;
-            if matches!(reject, Reject::Full | Reject::BadEntries) {
+            if matches!(reject, Reject::Full | Reject::BadEntries | Reject::DiskFull) {
                 self.net.lost.push((from, id));
                 self.report_lost();
             }
@@ -269,6 +272,12 @@ impl Sim {
     fn carry_out(&mut self, id: NodeId, mut fx: CoreEffects) -> Result<(), SimViolation> {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         if let Some((number, write)) = fx.write.take() {
+            if node.disk_low
+                && let Some(entry) = write.entries.iter().find(|entry| !entry.data.is_empty())
+            {
+                let detail = format!("node {id} writes command {} while its disk is low", entry.index);
+                return Err(self.violation(detail));
+            }
             node.disk.write(number, write);
             if self.options.sync_lies
                 && let Some(group) = &mut node.group
@@ -397,6 +406,12 @@ impl Sim {
         }
         if self.chance(chaos.heal_permille) {
             self.heal();
+        }
+        if self.chance(chaos.disk_low_permille) {
+            self.set_disk_low(some, true)?;
+        }
+        if self.chance(chaos.disk_room_permille) {
+            self.set_disk_low(other, false)?;
         }
         if self.chance(chaos.partition_permille) {
             match self.rng.bool() {

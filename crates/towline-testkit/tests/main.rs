@@ -11,6 +11,7 @@
 mod common;
 mod core_cases;
 mod core_chaos;
+mod core_full_disks;
 mod core_fuzz;
 mod core_latch;
 mod core_reads;

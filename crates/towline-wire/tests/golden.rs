@@ -83,6 +83,9 @@ fn nacks_keep_their_bytes() {
     let lost = vec![nack(3, NackCause::EntriesLost(LostEntries { last_index: 55, acknowledged: 61 }))];
     assert_eq!(hex(&nacks_frame(lost.clone())), NACK_OF_LOST_ENTRIES);
     assert_eq!(nacks_of(sample(NACK_OF_LOST_ENTRIES)).unwrap(), lost);
+    let full = vec![nack(3, NackCause::DiskFull)];
+    assert_eq!(hex(&nacks_frame(full.clone())), NACK_OF_A_FULL_DISK);
+    assert_eq!(nacks_of(sample(NACK_OF_A_FULL_DISK)).unwrap(), full);
 }
 
 #[test]
@@ -102,6 +105,19 @@ fn a_heartbeat_keeps_its_bytes() {
     let frame = frames(batch.clone()).unwrap().next().unwrap();
     assert_eq!(hex(&frame), HEARTBEAT);
     assert_eq!(batch_of(sample(HEARTBEAT)).unwrap().batch, batch);
+}
+
+/// A sender of an older version does not say whether its disk is low.
+#[test]
+fn an_answer_to_a_heartbeat_keeps_its_bytes() {
+    let mut message = Message::new(MessageKind::HeartbeatResponse, node(2), node(1));
+    (message.term, message.applied) = (5, 7);
+    for (disk_low, golden) in [(false, HEARTBEAT_RESPONSE), (true, HEARTBEAT_RESPONSE_OF_A_LOW_DISK)] {
+        let message = Message { disk_low, ..message.clone() };
+        let batch = Batch { envelopes: vec![Envelope { group: GroupId::new(3), message }] };
+        assert_eq!(hex(&frames(batch.clone()).unwrap().next().unwrap()), golden);
+        assert_eq!(batch_of(sample(golden)).unwrap().batch, batch);
+    }
 }
 
 fn content() -> ContentId {

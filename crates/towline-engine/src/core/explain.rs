@@ -129,6 +129,13 @@ impl Waits {
         now
     }
 
+    /// Whether a peer of the leader of `term` has sent nothing for so long that this counts as a cause.
+    pub(super) fn is_silent(&self, peer: NodeId, term: u64, now: u64) -> bool {
+        let began = self.leads.filter(|&(leads, _)| leads == term).map_or(now, |(_, since)| since);
+        let heard = self.facts.get(&peer).and_then(|facts| facts.heard);
+        now.saturating_sub(heard.map_or(began, |heard| heard.max(began))) > self.patience.short
+    }
+
     /// Records what this node waits for. `logged`: another line of the log tells it.
     pub(super) fn stand(
         &mut self,

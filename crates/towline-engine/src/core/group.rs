@@ -95,6 +95,8 @@ pub struct GroupCore<W, R> {
     apply_retry_ticks: u64,
     /// What each peer last said of its state machine, to the leader of this term.
     peers_applied: BTreeMap<NodeId, u64>,
+    /// The peers whose disks are low, each with the term in which it said so to this leader.
+    peers_low: BTreeMap<NodeId, u64>,
     /// What each peer lost, by its own word to the leader of this term.
     peers_lost: BTreeMap<NodeId, LostEntries>,
     /// The proof that this node lost entries. It then takes no message and sends none: its vote could elect a leader that
@@ -160,6 +162,7 @@ impl<W, R> GroupCore<W, R> {
             stalls: Stalls::new(setup.stall),
             apply_retry_ticks,
             peers_applied: BTreeMap::new(),
+            peers_low: BTreeMap::new(),
             peers_lost: BTreeMap::new(),
             lost: None,
             low_since: None,
@@ -213,11 +216,23 @@ impl<W, R> GroupCore<W, R> {
         self.look_for_waits(fx);
         let applied = self.replica.log().applied();
         for (reader, index) in self.reads.take_unapplied(self.ticks) {
-            fx.unread.push((reader, ReadError::NotApplied { index, applied, call: None }));
+            let error = match self.low_since {
+                Some(_) if self.replica.last_index() < index => ReadError::DiskFull,
+                _ => ReadError::NotApplied { index, applied, call: None },
+            };
+            fx.unread.push((reader, error));
         }
         for reader in self.reads.take_unconfirmed(self.ticks) {
-            let error =
-                if self.replica.leader().is_none() { ReadError::NoLeader } else { ReadError::Timeout };
+            let error = match self.replica.leader() {
+                None if self.low_since.is_some() => ReadError::DiskFull,
+                None => ReadError::NoLeader,
+                Some(_)
+                    if self.replica.is_leader() && !self.replica.committed_in_term() && self.is_full() =>
+                {
+                    ReadError::DiskFull
+                }
+                Some(_) => ReadError::Timeout,
+            };
             fx.unread.push((reader, error));
         }
     }
@@ -225,8 +240,9 @@ impl<W, R> GroupCore<W, R> {
     /// Passes a message from the connection of `from` to raft.
     ///
     /// # Errors
-    /// [`Reject`]: raft did not get the message, and nothing changed.
-    pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), Reject> {
+    /// [`Reject`]: raft did not get the message, and nothing changed. Of a message refused with [`Reject::DiskFull`] raft got
+    /// everything but the entries.
+    pub fn step(&mut self, from: NodeId, mut message: Message) -> Result<(), Reject> {
         if let Some(lost) = self.lost {
             return Err(Reject::EntriesLost(lost));
         }
@@ -241,8 +257,9 @@ impl<W, R> GroupCore<W, R> {
         checked?;
         self.check_founding(from, &message)?;
         self.check_rise(from, message.term)?;
-        self.note_applied(&message);
+        self.note_answer(&message);
         self.note_heard(from);
+        let is_refused = self.low_since.is_some() && self.cut_commands(&mut message);
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
                 if self.quiet_ticks > 0 =>
@@ -265,7 +282,7 @@ impl<W, R> GroupCore<W, R> {
             }
             _ => self.replica.step(message),
         }
-        Ok(())
+        if is_refused { Err(Reject::DiskFull) } else { Ok(()) }
     }
 
     /// Refuses a peer that founded the group with another list: neither its term nor its vote may count here. A group that
@@ -339,6 +356,12 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         self.fail_lost_proposals(fx);
+        if self.is_full() {
+            let low: std::sync::Arc<[NodeId]> = self.low_voters().into();
+            let refused = |(_, w)| (w, ProposeError::DiskFull { low: low.clone() });
+            fx.refused.extend(proposals.into_iter().map(refused));
+            return;
+        }
         let mut room = match self.replica.transferring() {
             true => 0,
             false => self.unapplied_bytes_max.saturating_sub(self.unapplied_bytes()),
@@ -468,7 +491,7 @@ impl<W, R> GroupCore<W, R> {
         }
         // After a fatal ready the group writes nothing more: later entries could leave a gap in the log.
         while fx.fatal.is_none()
-            && let Some(ready) = self.replica.ready()
+            && let Some(ready) = self.next_ready()
         {
             self.take_ready(ready, &mut write, fx);
             // A ready without a write follows the write before it, which may be durable already.
@@ -484,6 +507,11 @@ impl<W, R> GroupCore<W, R> {
         self.fail_lost_proposals(fx);
         fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
         fx.fetches.append(&mut self.replica.take_fetches());
+    }
+
+    fn next_ready(&mut self) -> Option<ReadyParts> {
+        let (term, low) = (self.replica.term(), &self.peers_low);
+        self.replica.ready(|peer| low.get(&peer) == Some(&term))
     }
 
     fn start_read_round(&mut self) {

@@ -45,7 +45,7 @@ pub enum Reject {
     Quiet,
     /// Too many entries wait to be applied.
     Full,
-    /// Commands, but the disk of this node is low. Raft got the append up to the first command that is not in the log.
+    /// An append that begins with a new command, but the disk of this node is low. Raft got it without its entries.
     DiskFull,
     /// A call to campaign before a received snapshot is applied.
     Installing,

@@ -98,18 +98,31 @@ pub(super) struct Stalls {
     unapplied: VecDeque<(u64, u64)>,
     /// The tick of the last progress of the state machine.
     applied_at: u64,
-    pub(super) apply: ApplyState,
+    pub(super) apply: Moves,
+    pub(super) disk: Moves,
 }
 
-/// What a leader has done about its state machine.
+/// The longest wait between two transfers, in first waits.
+const WAITS_MAX: u32 = 64;
+
+/// What a leader has done about its state machine, or about its low disk.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct ApplyState {
+pub(super) struct Moves {
     /// Whether a notice was given.
     pub(super) noted: bool,
-    /// Transfers begun since the last progress.
+    /// Transfers begun since this leader became unfit.
     pub(super) transfers: u32,
     /// The tick from which the next may begin.
     pub(super) retry_at: u64,
+}
+
+impl Moves {
+    /// A transfer begins. Each further one waits twice as long.
+    pub(super) fn begin(&mut self, now: u64, first_wait: u64) {
+        let waits = (1 << self.transfers.min(31)).min(WAITS_MAX);
+        self.transfers = self.transfers.saturating_add(1);
+        self.retry_at = now.saturating_add(u64::from(waits).saturating_mul(first_wait));
+    }
 }
 
 impl Stalls {
@@ -121,7 +134,8 @@ impl Stalls {
             covered: None,
             unapplied: VecDeque::new(),
             applied_at: 0,
-            apply: ApplyState::default(),
+            apply: Moves::default(),
+            disk: Moves::default(),
         }
     }
 

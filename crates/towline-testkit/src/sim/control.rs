@@ -66,6 +66,24 @@ impl Sim {
         }
     }
 
+    /// Sets whether the disk of a node is low. A node then must write no command.
+    pub fn set_disk_low(&mut self, id: NodeId, low: bool) -> Result<(), SimViolation> {
+        // What the node has accepted before is written.
+        self.with(id, |group, fx| {
+            group.poll(fx);
+            group.set_disk_low(low);
+        })?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.disk_low = low;
+        }
+        Ok(())
+    }
+
+    /// Appends with entries that were sent from `from` to `to`, and their payload bytes.
+    pub fn appends_sent(&self, from: NodeId, to: NodeId) -> (u64, u64) {
+        self.net.appends_sent(from, to)
+    }
+
     /// The calls of all clients.
     pub fn history(&self) -> &History {
         &self.history

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use towline_engine::ids::NodeId;
-use towline_engine::message::{Lane, Message};
+use towline_engine::message::{Lane, Message, MessageKind};
 
 /// The faults of the network. Chances are in parts of a thousand.
 #[derive(Debug, Clone)]
@@ -37,6 +37,8 @@ impl Default for NetOptions {
 pub(super) struct SimNet {
     lanes: BTreeMap<(NodeId, NodeId, Lane), VecDeque<(u64, Message)>>,
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// Appends with entries by sender and receiver: their number and payload bytes.
+    appends: BTreeMap<(NodeId, NodeId), (u64, u64)>,
     /// Lost messages that are not reported yet: sender and receiver.
     pub(super) lost: Vec<(NodeId, NodeId)>,
 }
@@ -50,6 +52,11 @@ impl SimNet {
         let (from, to) = (message.from, message.to);
         // Snapshots have no lane, and this simulator makes none.
         let Some(lane) = message.kind.lane() else { return };
+        if message.kind == MessageKind::Append && !message.entries.is_empty() {
+            let (count, bytes) = self.appends.entry((from, to)).or_default();
+            *count += 1;
+            *bytes += message.payload_bytes() as u64;
+        }
         if self.cut.contains(&(from, to)) || chance(rng, options.drop_permille) {
             self.lost.push((from, to));
             return;
@@ -98,6 +105,10 @@ impl SimNet {
                 self.lost.push((from, to));
             }
         }
+    }
+
+    pub(super) fn appends_sent(&self, from: NodeId, to: NodeId) -> (u64, u64) {
+        self.appends.get(&(from, to)).copied().unwrap_or_default()
     }
 
     /// All messages in flight.

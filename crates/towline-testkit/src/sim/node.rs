@@ -28,6 +28,7 @@ pub(super) struct SimNode {
     pub(super) syncing: Option<(u64, usize)>,
     pub(super) hold_writes: bool,
     pub(super) hold_applies: bool,
+    pub(super) disk_low: bool,
 }
 
 /// Tasks of the other threads of a node; lost in a crash.
@@ -118,7 +119,9 @@ impl SimNode {
             conf: ConfRecord { conf_state: members.clone(), ..ConfRecord::default() },
             snapshots: SnapshotSetup::default(),
         };
-        self.group = Some(Box::new(GroupCore::new(setup)?));
+        let mut group = GroupCore::new(setup)?;
+        group.set_disk_low(self.disk_low);
+        self.group = Some(Box::new(group));
         Ok(())
     }
 

@@ -95,6 +95,10 @@ pub struct Chaos {
     pub partition_permille: u32,
     /// The end of all partitions.
     pub heal_permille: u32,
+    /// The disk of one node gets low.
+    pub disk_low_permille: u32,
+    /// The disk of one node has room again.
+    pub disk_room_permille: u32,
 }
 
 impl Chaos {

@@ -16,8 +16,11 @@ pub(crate) const BATCH: &str = concat!(
     "1211",
 );
 pub(crate) const HEARTBEAT: &str = "22130a110803120d08081002180120054004900106";
+pub(crate) const HEARTBEAT_RESPONSE: &str = "22110a0f0803120b0809100118022005880107";
+pub(crate) const HEARTBEAT_RESPONSE_OF_A_LOW_DISK: &str = "22140a120803120e0809100118022005880107a00101";
 pub(crate) const NACKS: &str = "2a0c0a04080110010a0408021004";
 pub(crate) const NACK_OF_LOST_ENTRIES: &str = "2a0a0a08080310051837203d";
+pub(crate) const NACK_OF_A_FULL_DISK: &str = "2a060a0408031007";
 pub(crate) const HELLO_OF_A_SNAPSHOT: &str = "0a150a0263311001180221080706050403020128013003";
 pub(crate) const OFFER: &str = concat!(
     "32770a1a08071002180120054a10120e0a070a02010212010310ac0218041242080310ac02180422",
@@ -45,7 +48,16 @@ pub(crate) const OF_A_DIALLER: [&str; 4] = [HELLO_OF_A_SNAPSHOT, OFFER, CHUNK, T
 /// The frames of a transfer as its dialler receives them.
 pub(crate) const OF_A_LISTENER: [&str; 5] = [WELCOME, ACCEPTED, PROGRESS, COMMITTED, TAKEN];
 /// The frames of lanes, and refusals.
-const OF_LANES: [&str; 6] = [HELLO, REFUSED, BATCH, HEARTBEAT, NACKS, NACK_OF_LOST_ENTRIES];
+const OF_LANES: [&str; 8] = [
+    HELLO,
+    REFUSED,
+    BATCH,
+    HEARTBEAT,
+    HEARTBEAT_RESPONSE_OF_A_LOW_DISK,
+    NACKS,
+    NACK_OF_LOST_ENTRIES,
+    NACK_OF_A_FULL_DISK,
+];
 
 pub(crate) fn samples() -> Vec<pb::Frame> {
     [&OF_A_DIALLER[..], &OF_A_LISTENER, &OF_LANES].concat().into_iter().map(sample).collect()

@@ -55,6 +55,8 @@ impl<W, R> GroupCore<W, R> {
         // See `StallNotice`. The lines about the peers tell which voters are missing.
         let logged = match found {
             Some((WaitKind::LogWrite | WaitKind::Apply, _)) => leads,
+            // The node itself has a line about its disk, for all groups.
+            Some((WaitKind::DiskFull, _)) => self.low_since.is_some(),
             Some((kind, _)) => kind == WaitKind::Redundancy,
             None => false,
         };
@@ -83,6 +85,7 @@ impl<W, R> GroupCore<W, R> {
                 let (attempt, _, backoff) = self.replica.attempts().status(peer);
                 match lags {
                     since if attempt.is_some() => Some((WaitKind::Snapshot, since.unwrap_or(now))),
+                    since if self.is_peer_low(peer) => Some((WaitKind::DiskFull, since.unwrap_or(now))),
                     Some(since) if refused => Some((WaitKind::Refused, since)),
                     Some(since) if backoff > 0 => Some((WaitKind::Backoff, since)),
                     Some(since) => Some((WaitKind::CatchingUp, since)),
@@ -101,7 +104,11 @@ impl<W, R> GroupCore<W, R> {
         let uncommitted = self.waits.commit.see(commit, last, now, short);
         let unapplied = self.waits.apply.see(applied, commit, now, short);
         if write_age > short {
-            return Some((WaitKind::LogWrite, now - write_age));
+            // A write waits for room before it waits for the disk.
+            return Some(match self.low_since {
+                Some(since) => (WaitKind::DiskFull, since),
+                None => (WaitKind::LogWrite, now - write_age),
+            });
         }
         if self.snapshots.installing() {
             return Some((WaitKind::Install, now));
@@ -120,9 +127,12 @@ impl<W, R> GroupCore<W, R> {
             if now - heard > short {
                 return Some((WaitKind::NoQuorum, heard));
             }
-            if let Some(since) = uncommitted {
-                return Some((WaitKind::Commit, since));
-            }
+        }
+        if self.low_since.is_some() || leads && self.is_full() {
+            return Some((WaitKind::DiskFull, self.low_since.unwrap_or(now)));
+        }
+        if let Some(since) = uncommitted.filter(|_| leads) {
+            return Some((WaitKind::Commit, since));
         }
         if let Some(since) = unapplied {
             return Some((WaitKind::Apply, since));
@@ -191,6 +201,8 @@ impl<W, R> GroupCore<W, R> {
             WaitKind::Election if leaderless => WaitCause::Election { term: self.replica.term() },
             WaitKind::NoLeader if leaderless => WaitCause::NoLeader,
             WaitKind::Transfer => WaitCause::Transfer { target: self.transfer_target()? },
+            WaitKind::DiskFull if leads && self.is_full() => WaitCause::DiskFull { low: self.low_voters() },
+            WaitKind::DiskFull if self.low_since.is_some() => WaitCause::DiskFull { low: vec![self.me] },
             WaitKind::Commit if leads && commit < last => WaitCause::Commit { commit, last },
             WaitKind::Apply if self.replica.log().applied() < commit => {
                 WaitCause::Apply { applied: self.replica.log().applied(), commit, call: None }
@@ -219,6 +231,7 @@ impl<W, R> GroupCore<W, R> {
         Some(match kind {
             WaitKind::Silent => WaitCause::Silent { acked },
             WaitKind::Snapshot => WaitCause::Snapshot { attempt: attempt? },
+            WaitKind::DiskFull if self.is_peer_low(peer) => WaitCause::DiskFull { low: vec![peer] },
             WaitKind::Refused => WaitCause::Refused { acked },
             WaitKind::Backoff if acked < last => {
                 WaitCause::Backoff { remaining: time(backoff), last_attempt }

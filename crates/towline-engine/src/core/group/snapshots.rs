@@ -322,7 +322,10 @@ impl<W, R> GroupCore<W, R> {
     pub(super) fn send(&mut self, messages: Vec<Message>, fx: &mut Effects<W, R>) {
         for mut message in messages {
             match message.kind {
-                MessageKind::HeartbeatResponse => message.applied = self.replica.log().applied(),
+                MessageKind::HeartbeatResponse => {
+                    message.applied = self.replica.log().applied();
+                    message.disk_low = self.low_since.is_some();
+                }
                 MessageKind::Append | MessageKind::RequestVote | MessageKind::RequestPreVote => {
                     message.founding = self.founding.hash;
                 }

@@ -1,6 +1,7 @@
 mod explain;
 pub(super) mod fixture;
 mod founding;
+mod full_disk;
 mod lost;
 mod slow;
 mod stalls;

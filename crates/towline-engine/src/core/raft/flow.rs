@@ -89,7 +89,12 @@ impl Flows {
 
     /// Records a message that raft sends. `false`: it must not leave. Raft repeats its probe at each heartbeat response,
     /// although the first one, of up to `append_bytes_max`, may take seconds over a slow link.
-    pub(super) fn send(&mut self, message: &Message, prs: &ProgressTracker) -> bool {
+    ///
+    /// A probe to a peer whose disk is low carries one entry: the peer refuses it, unless it has the entry already.
+    pub(super) fn send(&mut self, message: &mut Message, prs: &ProgressTracker, is_low: bool) -> bool {
+        if is_low && is_probed(prs, message.to.as_u64()) {
+            message.entries.truncate(1);
+        }
         let (Some(last), MessageKind::Append) = (message.entries.last(), message.kind) else { return true };
         let (bytes, now, peer) = (message.payload_bytes() as u64, self.ticks, message.to.as_u64());
         let flow = self.flow(peer);

@@ -188,6 +188,13 @@ impl Replica {
         self.raw.raft.prs().conf().voters().contains(node.as_u64())
     }
 
+    /// Whether the voters that `fit` are a quorum.
+    pub(crate) fn is_quorum(&self, fit: impl Fn(NodeId) -> bool) -> bool {
+        let prs = self.raw.raft.prs();
+        let fitting = prs.iter().map(|(&id, _)| id).filter(|&id| NodeId::new(id).is_some_and(&fit));
+        prs.has_quorum(&fitting.collect())
+    }
+
     pub(crate) fn tick(&mut self) {
         let raft = &self.raw.raft;
         if self.is_leader() && raft.election_elapsed + 1 >= raft.election_timeout() {
@@ -366,8 +373,8 @@ impl Replica {
     }
 
     /// Takes raft's next ready. Raft can read its entries at once, and takes them for durable after
-    /// [`on_persist_ready`](Self::on_persist_ready).
-    pub(crate) fn ready(&mut self) -> Option<ReadyParts> {
+    /// [`on_persist_ready`](Self::on_persist_ready). `is_low` says whose disks are low.
+    pub(crate) fn ready(&mut self, is_low: impl Fn(NodeId) -> bool) -> Option<ReadyParts> {
         if !self.raw.has_ready() {
             return None;
         }
@@ -393,7 +400,8 @@ impl Replica {
         if self.is_leader() {
             self.flows.lead(self.term());
             for messages in [&mut parts.messages, &mut parts.messages_after_write] {
-                messages.retain(|message| self.flows.send(message, self.raw.raft.prs()));
+                let prs = self.raw.raft.prs();
+                messages.retain_mut(|message| self.flows.send(message, prs, is_low(message.to)));
             }
             self.flows.allow(self.raw.raft.mut_prs());
         }

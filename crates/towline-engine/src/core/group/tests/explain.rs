@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use towline_metrics::labels::WaitKind::{
-    self, Apply, CatchingUp, Commit, Election, LogWrite, NoLeader, NoQuorum, Redundancy, Silent, Transfer,
+    self, Apply, CatchingUp, Commit, DiskFull, Election, LogWrite, NoLeader, NoQuorum, Redundancy, Silent,
+    Transfer,
 };
 
 use super::stalls::DrivenNode;
@@ -36,7 +37,14 @@ fn each_cause_is_named_with_its_age() {
         waits(&node.group)
     };
     type Case<'a> = (&'a [(u64, WaitKind, u64)], &'a dyn Fn(&mut DrivenNode), u64);
-    let cases: [Case<'_>; 7] = [
+    let cases: [Case<'_>; 10] = [
+        (&[(0, DiskFull, 8)], &|node| node.group.set_disk_low(true), 8),
+        (&[(0, Redundancy, 8), (3, DiskFull, 8)], &|node| node.peers[1].low = true, 10),
+        (
+            &[(0, DiskFull, 8), (2, DiskFull, 8), (3, DiskFull, 8)],
+            &|node| node.peers.iter_mut().for_each(|peer| peer.low = true),
+            10,
+        ),
         (&[(0, LogWrite, 8)], &|node| node.disk_works = false, 8),
         (&[(0, Apply, 8)], &|node| node.applies = false, 8),
         (

@@ -32,6 +32,8 @@ pub(super) struct DrivenNode {
     pub(super) notices: Vec<StallNotice>,
     pub(super) waits: Vec<WaitNotice>,
     pub(super) waiting: Vec<WaitKind>,
+    /// The answers to refused proposals.
+    pub(super) refused: Vec<ProposeError>,
     sent: Vec<Message>,
 }
 
@@ -42,12 +44,14 @@ pub(super) struct DrivenPeer {
     pub(super) appends: bool,
     /// The applied index that it reports. Default: the commit index that it knows.
     applied: Option<u64>,
+    /// Whether it says that its disk is low.
+    pub(super) low: bool,
 }
 
 impl DrivenNode {
     pub(super) fn leader(voters: u64) -> Self {
-        let peers =
-            (2..=voters).map(|peer| DrivenPeer { id: id(peer), appends: true, applied: None }).collect();
+        let peer = |peer| DrivenPeer { id: id(peer), appends: true, applied: None, low: false };
+        let peers = (2..=voters).map(peer).collect();
         let mut node = Self {
             group: GroupCore::new(new_setup(voters)).unwrap(),
             writes: Vec::new(),
@@ -58,6 +62,7 @@ impl DrivenNode {
             notices: Vec::new(),
             waits: Vec::new(),
             waiting: Vec::new(),
+            refused: Vec::new(),
             sent: Vec::new(),
         };
         node.ticks(40);
@@ -101,6 +106,7 @@ impl DrivenNode {
         let did = !fx.messages.is_empty() || !fx.apply.is_empty();
         self.notices.append(&mut fx.notices);
         self.waits.append(&mut fx.waits);
+        self.refused.extend(fx.refused.drain(..).map(|(_, error)| error));
         self.waiting = fx.waiting.take().unwrap_or_else(|| std::mem::take(&mut self.waiting));
         self.writes.extend(fx.write.take().map(|(number, _)| number));
         for apply in fx.apply.drain(..) {
@@ -123,7 +129,7 @@ impl DrivenNode {
                 }
                 MessageKind::Heartbeat => {
                     let applied = peer.applied.unwrap_or(message.commit);
-                    Some(Message { applied, ..answer(MessageKind::HeartbeatResponse) })
+                    Some(Message { applied, disk_low: peer.low, ..answer(MessageKind::HeartbeatResponse) })
                 }
                 _ => None,
             };
@@ -148,7 +154,7 @@ impl DrivenNode {
     }
 
     /// The targets to which this node has handed over.
-    fn called(&self) -> Vec<NodeId> {
+    pub(super) fn called(&self) -> Vec<NodeId> {
         self.sent.iter().filter(|m| m.kind == MessageKind::TimeoutNow).map(|m| m.to).collect()
     }
 

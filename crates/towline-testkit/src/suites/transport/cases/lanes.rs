@@ -190,6 +190,7 @@ pub fn a_nack_concerns_one_group_and_the_lane_goes_on(fixture: SharedFixture) {
             NackCause::GroupDown,
             NackCause::Rejected,
             NackCause::EntriesLost(LostEntries { last_index: 55, acknowledged: 61 }),
+            NackCause::DiskFull,
         ];
         let host = case.host_of(2).await;
         let next = Mutex::new(causes.into_iter());
