@@ -43,7 +43,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         let space = of_log.upgrade()?.space().ok()??;
         Some(space.free.saturating_sub(space.reserve))
     });
-    let log_waits = move || log.upgrade().map(|log| [log.descriptor_waits(), 0]);
+    let log_waits = move || log.upgrade().map(|log| [log.descriptor_waits(), log.space_waits()]);
     let exporter = Exporter::new();
     let recorder = exporter.recorder();
     let gauges = Gauges::new(recorder.as_ref(), args.id.as_u64());
