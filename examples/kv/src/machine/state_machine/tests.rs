@@ -1,5 +1,6 @@
 mod contract;
 mod damaged;
+mod full_disk;
 mod stopped;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 /// More layers than may wait for compaction.
 const LAYERS: u32 = 40;
 
@@ -29,7 +29,7 @@ fn damage_tables(dir: &Path) -> usize {
 }
 
 /// Writes one layer for each index, in order of keys.
-fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>) -> Result<(), Fatal> {
+pub(super) fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>) -> Result<(), Fatal> {
     for index in indices {
         let (key, value) = (format!("k{index:05}"), vec![index as u8; 4 << 10]);
         let command = Command { now_ms: 1, op: set(key.as_bytes(), &value, Expiry::Never) };
