@@ -37,24 +37,10 @@ pub(crate) struct WriteId {
 pub(crate) enum ShardEvent {
     Written(Vec<WriteId>),
     LogPoisoned(Arc<str>),
-    Applied {
-        group: GroupId,
-        generation: u64,
-        index: u64,
-    },
-    ApplyFailed {
-        group: GroupId,
-        generation: u64,
-        cause: Arc<str>,
-    },
-    Fetched {
-        group: GroupId,
-        generation: u64,
-        low: u64,
-        entries: Result<Vec<Entry>, String>,
-    },
+    Applied { group: GroupId, generation: u64, index: u64 },
+    ApplyFailed { group: GroupId, generation: u64, cause: Arc<str> },
+    Fetched { group: GroupId, generation: u64, low: u64, entries: Result<Vec<Entry>, String> },
     SnapshotMade(Made),
-    /// Whether the disk of the log is low.
     DiskLow(bool),
     Control(Control),
 }

@@ -29,7 +29,10 @@ fn damage_tables(dir: &Path) -> usize {
 }
 
 /// Writes one layer for each index, in order of keys.
-pub(super) fn write_layers(machine: &mut KvMachine, indices: std::ops::RangeInclusive<u32>) -> Result<(), Fatal> {
+pub(super) fn write_layers(
+    machine: &mut KvMachine,
+    indices: std::ops::RangeInclusive<u32>,
+) -> Result<(), Fatal> {
     for index in indices {
         let (key, value) = (format!("k{index:05}"), vec![index as u8; 4 << 10]);
         let command = Command { now_ms: 1, op: set(key.as_bytes(), &value, Expiry::Never) };
