@@ -74,7 +74,8 @@ impl Room {
 
     /// A filter that keeps everything, and holds a compaction while the disk lacks room for it and a layer of `layer_bytes`.
     pub(super) fn filter(&self, layer_bytes: u64) -> Arc<dyn Factory> {
-        Arc::new(AssertUnwindSafe(HeldCompactions { room: self.clone(), layer_bytes }))
+        let needed = layer_bytes.saturating_add(2 * COMPACTED_BYTES as u64);
+        Arc::new(HeldCompactions { room: AssertUnwindSafe(self.clone()), needed })
     }
 }
 
@@ -86,24 +87,24 @@ impl Drop for Closer {
     }
 }
 
-#[derive(Clone)]
 struct HeldCompactions {
-    room: Room,
-    layer_bytes: u64,
+    room: AssertUnwindSafe<Room>,
+    needed: u64,
 }
 
-impl Factory for AssertUnwindSafe<HeldCompactions> {
+impl Factory for HeldCompactions {
     fn name(&self) -> &str {
         "room"
     }
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
-        Box::new(HeldCompaction { held: self.0.clone(), bytes: COMPACTED_BYTES })
+        Box::new(HeldCompaction { room: self.room.clone(), needed: self.needed, bytes: COMPACTED_BYTES })
     }
 }
 
 struct HeldCompaction {
-    held: HeldCompactions,
+    room: Room,
+    needed: u64,
     /// Bytes since the last look.
     bytes: usize,
 }
@@ -113,9 +114,7 @@ impl CompactionFilter for HeldCompaction {
         // fjall calls this with no lock held, so readers and writers go on during the wait.
         if self.bytes >= COMPACTED_BYTES {
             self.bytes = 0;
-            let HeldCompactions { room, layer_bytes } = &self.held;
-            let needed = layer_bytes.saturating_add(2 * COMPACTED_BYTES as u64);
-            room.wait(needed, "compaction").map_err(io::Error::other)?;
+            self.room.wait(self.needed, "compaction").map_err(io::Error::other)?;
         }
         self.bytes += item.key().len() + item.value()?.len();
         Ok(Verdict::Keep)
