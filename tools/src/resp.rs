@@ -110,5 +110,5 @@ pub(crate) fn moved_to(error: &str) -> Option<SocketAddr> {
 
 /// Whether an error promises that the write never takes effect.
 pub(crate) fn never_happened(error: &str) -> bool {
-    ["MOVED ", "CLUSTERDOWN ", "BUSY ", "TRYAGAIN "].iter().any(|word| error.starts_with(word))
+    ["MOVED ", "CLUSTERDOWN ", "BUSY ", "TRYAGAIN ", "DISKFULL "].iter().any(|word| error.starts_with(word))
 }
