@@ -58,7 +58,7 @@ fn a_leader_with_a_low_disk_hands_over_to_one_voter_after_another_with_longer_an
     // The tries are 22, 44, 88, 176 and 352 ticks apart.
     let called = node.called();
     let notices: Vec<_> = called.iter().map(|&target| StallNotice::DiskHandsOver { target }).collect();
-    assert_eq!((called.len(), node.notices), (6, notices));
+    assert_eq!((called.len(), &node.notices[..]), (6, &notices[..]));
     assert!(called.windows(2).all(|pair| pair[0] != pair[1]), "{called:?}");
     node.refused.clear();
     node.propose();
