@@ -16,7 +16,7 @@ use crate::config::Settings;
 use crate::failure::Failure;
 use crate::gauges::Gauges;
 use crate::http::{self, Pages};
-use crate::machine::{self, KvMachine, PACK_BYTES, Room};
+use crate::machine::{self, KvMachine, PACK_BYTES, StoreRoom};
 use crate::redis::{self, Member, Members, Shared};
 use crate::replica::GroupReplica;
 use crate::stop::{self, Hangup, Signals};
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let log = Arc::downgrade(&dir.log());
     let of_log = log.clone();
     // The log needs its reserve even while the store waits.
-    let room = Room::new(move || {
+    let room = StoreRoom::new(move || {
         let space = of_log.upgrade()?.space().ok()??;
         Some(space.free.saturating_sub(space.reserve))
     });

@@ -26,7 +26,7 @@ pub(crate) use config::{FILES_MIN, JOURNAL_BYTES_MIN, StoreConfig};
 pub(crate) use error::StoreError;
 pub(crate) use overlay::parse_integer;
 pub(crate) use patience::descriptor_waits;
-pub(crate) use room::{Room, space_waits};
+pub(crate) use room::{StoreRoom, space_waits};
 pub(crate) use state_machine::KvMachine;
 pub(crate) use view::{Gathered, Stored, View};
 pub(crate) use writeback::WAITING_TABLES_MAX;

@@ -17,7 +17,7 @@ use super::error::StoreError;
 use super::layout::{
     META_KEY, Meta, checksum, data_key, due_checksum, due_key, expiry_of_due, key_of_data, key_of_due, split,
 };
-use super::room::{Closer, Room};
+use super::room::{Closer, StoreRoom};
 use super::snapshot;
 use crate::failure::with_causes;
 
@@ -29,7 +29,7 @@ const FIRST_JOURNAL: &str = "0.jnl";
 
 pub(super) struct Opened {
     pub(super) closer: Closer,
-    pub(super) room: Room,
+    pub(super) room: StoreRoom,
     pub(super) db: Database,
     pub(super) store: Keyspace,
     pub(super) meta: Meta,
@@ -75,7 +75,7 @@ fn is_damage(error: &fjall::Error) -> bool {
     }
 }
 
-pub(super) fn open(path: &Path, config: &StoreConfig, room: &Room) -> Result<Opened, StoreError> {
+pub(super) fn open(path: &Path, config: &StoreConfig, room: &StoreRoom) -> Result<Opened, StoreError> {
     // fjall panics on some damage.
     let opened = catch_unwind(AssertUnwindSafe(|| open_sound(path, config, room)));
     let cause = match opened {
@@ -122,7 +122,7 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
-fn open_sound(path: &Path, config: &StoreConfig, room: &Room) -> Result<Opened, OpenError> {
+fn open_sound(path: &Path, config: &StoreConfig, room: &StoreRoom) -> Result<Opened, OpenError> {
     make_whole(path)?;
     prepare(path)?;
     let room = room.for_store();

@@ -27,13 +27,13 @@ pub(crate) fn space_waits() -> u64 {
 
 /// Tells how many bytes of the disk the store may write.
 #[derive(Clone)]
-pub(crate) struct Room {
+pub(crate) struct StoreRoom {
     /// `None`: not known, so nothing waits.
     free: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
     closing: Arc<AtomicBool>,
 }
 
-impl Room {
+impl StoreRoom {
     pub(crate) fn new(free: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
         Self { free: Arc::new(free), closing: Arc::default() }
     }
@@ -88,7 +88,7 @@ impl Drop for Closer {
 }
 
 struct HeldCompactions {
-    room: AssertUnwindSafe<Room>,
+    room: AssertUnwindSafe<StoreRoom>,
     needed: u64,
 }
 
@@ -103,7 +103,7 @@ impl Factory for HeldCompactions {
 }
 
 struct HeldCompaction {
-    room: Room,
+    room: StoreRoom,
     needed: u64,
     /// Bytes since the last look.
     bytes: usize,

@@ -13,7 +13,7 @@ use super::cut::Cut;
 use super::error::StoreError;
 use super::fnv::Fnv;
 use super::layout::{checksum, data_key, due_key, record};
-use super::room::Room;
+use super::room::StoreRoom;
 use super::writeback::commit;
 
 const MAGIC: &[u8; 4] = b"TKV1";
@@ -103,7 +103,7 @@ impl<R: Read> Hashing<R> {
 pub(super) fn restore(
     db: &Database,
     store: &Keyspace,
-    room: &Room,
+    room: &StoreRoom,
     generation: u32,
     body: &mut dyn Read,
 ) -> Result<Restored, StoreError> {
@@ -126,7 +126,7 @@ pub(super) fn restore(
 fn restore_batch<R: Read>(
     db: &Database,
     store: &Keyspace,
-    room: &Room,
+    room: &StoreRoom,
     generation: u32,
     body: &mut Hashing<R>,
     restored: &mut Restored,
@@ -163,7 +163,7 @@ fn restore_batch<R: Read>(
 pub(super) fn remove_from(
     db: &Database,
     store: &Keyspace,
-    room: &Room,
+    room: &StoreRoom,
     generation: u32,
 ) -> Result<(), StoreError> {
     for (first, end) in

@@ -17,7 +17,7 @@ use super::error::StoreError;
 use super::layout::{META_KEY, Meta};
 use super::opened::{self, Opened};
 use super::overlay::Overlay;
-use super::room::{Closer, Room};
+use super::room::{Closer, StoreRoom};
 use super::snapshot::{self, Restored};
 use super::view::View;
 use super::writeback::{WriteBack, commit};
@@ -28,7 +28,7 @@ const REPLAY_BYTES_MAX: usize = 256 << 20;
 pub(crate) struct KvMachine {
     /// The first field: its drop ends the waits of the others.
     _closer: Closer,
-    room: Room,
+    room: StoreRoom,
     db: Database,
     store: Keyspace,
     overlay: Arc<RwLock<Overlay>>,
@@ -43,14 +43,14 @@ pub(crate) struct KvMachine {
 impl KvMachine {
     /// Opens or makes the store at `path`. Moves a damaged store aside and makes an empty one: the engine then restores the
     /// state from a snapshot and the log, or refuses to start the group.
-    pub(crate) fn open(path: &Path, config: &StoreConfig, room: &Room) -> Result<Self, StoreError> {
+    pub(crate) fn open(path: &Path, config: &StoreConfig, room: &StoreRoom) -> Result<Self, StoreError> {
         Self::open_with_clock(path, config, room, Clock::monotonic())
     }
 
     fn open_with_clock(
         path: &Path,
         config: &StoreConfig,
-        room: &Room,
+        room: &StoreRoom,
         clock: Clock,
     ) -> Result<Self, StoreError> {
         let Opened { closer, room, db, store, meta } = opened::open(path, config, room)?;

@@ -14,7 +14,7 @@ use super::error::StoreError;
 use super::layout::{META_KEY, Meta, data_key, due_key, record};
 use super::overlay::{Layer, Overlay, Value};
 use super::patience::patiently;
-use super::room::Room;
+use super::room::StoreRoom;
 
 /// Tables that may wait for compaction. An ingestion does not wait for compaction; a write to fjall waits at 30 tables, for
 /// ever if compaction has failed.
@@ -31,7 +31,7 @@ pub(super) struct WriteBack {
     db: Database,
     store: Keyspace,
     overlay: Arc<RwLock<Overlay>>,
-    room: Room,
+    room: StoreRoom,
     running: Option<JoinHandle<Result<Written, StoreError>>>,
     /// Where the removal of dead generations goes on; `None` once it is done.
     dead_from: Option<Vec<u8>>,
@@ -43,7 +43,7 @@ struct Written {
 }
 
 impl WriteBack {
-    pub(super) fn new(db: Database, store: Keyspace, overlay: Arc<RwLock<Overlay>>, room: Room) -> Self {
+    pub(super) fn new(db: Database, store: Keyspace, overlay: Arc<RwLock<Overlay>>, room: StoreRoom) -> Self {
         // The last run may have ended during a removal.
         Self { db, store, overlay, room, running: None, dead_from: Some(b"d".to_vec()) }
     }
@@ -137,7 +137,7 @@ pub(super) fn wait_for_threads(db: &Database, store: &Keyspace) -> Result<(), St
 pub(super) fn commit(
     db: &Database,
     store: &Keyspace,
-    room: &Room,
+    room: &StoreRoom,
     batch: OwnedWriteBatch,
 ) -> Result<(), StoreError> {
     room.wait(0, "batch")?;
@@ -186,7 +186,7 @@ fn write_layer(db: &Database, store: &Keyspace, layer: &Layer, meta: Meta) -> Re
 fn remove_dead(
     db: &Database,
     store: &Keyspace,
-    room: &Room,
+    room: &StoreRoom,
     live: u32,
     mut from: Option<Vec<u8>>,
 ) -> Result<Option<Vec<u8>>, StoreError> {

@@ -21,7 +21,7 @@ use towline::{
 
 use super::*;
 use crate::config::KvConfig;
-use crate::machine::{Answer, KvMachine, Room, StoreConfig, View, pack};
+use crate::machine::{Answer, KvMachine, StoreConfig, StoreRoom, View, pack};
 use crate::replica::Replica;
 
 const COMMAND_BYTES_MAX: usize = 4_096;
@@ -103,7 +103,7 @@ fn limits() -> KvConfig {
 async fn start_with(limits: KvConfig, command_bytes_max: usize) -> TestServer {
     let dir = tempfile::tempdir().unwrap();
     let mut machine =
-        KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), &Room::new(|| None)).unwrap();
+        KvMachine::open(&dir.path().join("kv"), &StoreConfig::default(), &StoreRoom::new(|| None)).unwrap();
     let (queue, mut commands) = mpsc::unbounded_channel::<(Bytes, oneshot::Sender<Answer>)>();
     let view = machine.view();
     std::thread::spawn(move || {

@@ -341,7 +341,7 @@ impl Cluster {
         assert!(out.status.success(), "{out:?}");
     }
 
-    /// Leaves so many bytes of a node's disk free.
+    /// Leaves `bytes` of a node's disk free.
     pub(crate) fn leave(&self, at: usize, bytes: u64) {
         // The node may write meanwhile, and a size below what is in use is refused.
         wait("the smaller size", || {

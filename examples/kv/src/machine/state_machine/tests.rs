@@ -21,8 +21,8 @@ use crate::machine::writeback::DEAD_KEYS_MAX;
 const MAX: usize = 1 << 20;
 
 /// A disk that never fills up.
-fn roomy() -> Room {
-    Room::new(|| None)
+fn roomy() -> StoreRoom {
+    StoreRoom::new(|| None)
 }
 
 struct Harness {

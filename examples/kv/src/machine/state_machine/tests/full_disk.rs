@@ -12,13 +12,13 @@ use crate::machine::space_waits;
 const LAYERS: u32 = 16;
 
 /// A disk whose free bytes the test sets.
-fn disk(free: u64) -> (Room, Arc<AtomicU64>) {
+fn disk(free: u64) -> (StoreRoom, Arc<AtomicU64>) {
     let free = Arc::new(AtomicU64::new(free));
     let asked = Arc::clone(&free);
-    (Room::new(move || Some(asked.load(Ordering::Relaxed))), free)
+    (StoreRoom::new(move || Some(asked.load(Ordering::Relaxed))), free)
 }
 
-fn open_on(dir: &TempDir, room: &Room) -> KvMachine {
+fn open_on(dir: &TempDir, room: &StoreRoom) -> KvMachine {
     let config = StoreConfig { memtable_bytes: ByteSize::kib(1), ..StoreConfig::default() };
     KvMachine::open(&dir.path().join("kv"), &config, room).unwrap()
 }
