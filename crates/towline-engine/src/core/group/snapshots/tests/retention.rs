@@ -202,13 +202,16 @@ fn the_log_is_not_truncated_past_the_durable_state_of_the_state_machine() {
 #[test]
 fn a_snapshot_is_expected_to_be_as_long_as_the_last_one_or_as_the_log_that_it_replaces() {
     let expected = |available| {
-        let mut group = leader(|setup| {
+        let mut group = group(|setup| {
             setup.policy.every_entries = 5;
             setup.available = available;
         });
+        group.lead();
         group.propose([vec![1; 1_000], vec![1; 1_000], vec![1; 1_000], vec![1; 1_000]]);
         group.turn();
-        let orders = group.fx.apply.drain(..);
+        group.acknowledge(3, group.last_index());
+        group.turn();
+        let mut orders = group.fx.apply.drain(..);
         orders.find_map(|order| match order {
             Apply::Snapshot { bytes_expected, .. } => Some(bytes_expected),
             _ => None,
