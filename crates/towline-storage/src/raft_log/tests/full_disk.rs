@@ -66,6 +66,10 @@ impl Hook for FullFrom {
         }
         if self.refuse() == 0 && self.in_half { bytes / 2 } else { 0 }
     }
+
+    fn free_bytes(&self) -> Option<u64> {
+        Some(if self.has_room.load(Ordering::SeqCst) { u64::MAX } else { 0 })
+    }
 }
 
 /// A full disk poisoned the log at the first write without room.
