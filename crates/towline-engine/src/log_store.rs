@@ -29,7 +29,8 @@ pub trait LogStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// Any error poisons the store, because it leaves unknown whether the batch is durable. Every later append returns
-    /// [`LogError::Poisoned`]. The store retries nothing: a retried fsync can report success for lost pages.
+    /// [`LogError::Poisoned`]. The store retries nothing: a retried fsync can report success for lost pages. Only a write that
+    /// finds the disk full may wait here for room, because it has changed nothing.
     fn append(&self, batch: &mut LogBatch) -> Result<(), LogError>;
 
     /// Appends the entries of `range` to `out`, in order, as many as fit in `bytes_max` payload bytes but at least one. An
@@ -53,7 +54,8 @@ pub trait LogStore: Send + Sync + 'static {
 
     /// Removes the entries up to and including `through`, which becomes the truncation point. A `through` past the last
     /// entry removes all of them. A smaller `through` changes nothing: the truncation point never moves back. The removal need
-    /// not be durable when this returns, so a crash may undo it.
+    /// not be durable when this returns, so a crash may undo it. On a full disk the store may put it off until a
+    /// [`purge`](Self::purge): it must not wait.
     ///
     /// # Errors
     /// [`LogError::Poisoned`] after a failed write.
@@ -61,7 +63,7 @@ pub trait LogStore: Send + Sync + 'static {
 
     /// Frees the disk space of removed entries. Returns the groups whose old entries hold the most space; the engine then
     /// compacts their logs, if their truncation floor allows it. The engine calls this about every ten seconds. It may take
-    /// long.
+    /// long, but must not wait for room on the disk.
     ///
     /// # Errors
     /// As for [`append`](Self::append).

@@ -154,6 +154,16 @@ pub trait SnapshotStore: Send + Sync + 'static {
     /// [`SnapshotStoreError::Io`], such as a full disk; [`SnapshotStoreError::NoRoom`].
     fn create(&self, head: &SnapshotHead) -> Result<Box<dyn SnapshotWriter>, SnapshotStoreError>;
 
+    /// Checks that a snapshot of this node's state fits, whose body has about `bytes` bytes. The engine calls it before
+    /// [`create`](Self::create). A store that cannot tell says yes.
+    ///
+    /// # Errors
+    /// [`SnapshotStoreError::NoRoom`]; [`SnapshotStoreError::Io`] if the free space is unknown, which refuses nothing.
+    fn check_room(&self, bytes: u64) -> Result<(), SnapshotStoreError> {
+        let _ = bytes;
+        Ok(())
+    }
+
     /// Starts or resumes a file for a snapshot that a peer sends. If a broken transfer of the same content left a partial
     /// file, the store verifies its checksums again, and [`SnapshotWriter::verified`] returns the offset to resume from. There
     /// is at most one writer for a content id.

@@ -34,6 +34,8 @@ handles! {
         count leader_changed: Counter = GROUP_LEADER_CHANGES;
         /// Counts one log position where several reads in a row failed.
         count unreadable: Counter = GROUP_UNREADABLE;
+        /// Counts one snapshot that was not begun for lack of room.
+        count snapshot_without_room: Counter = GROUP_SNAPSHOTS_WITHOUT_ROOM;
         /// Counts one election that this node started.
         count campaigned: Counter = CAMPAIGNS;
         only proposals: PerLabel<ProposalOutcome, Counter> = PROPOSALS;

@@ -129,6 +129,8 @@ metrics_table! {
         "Times this node saw the group's leader change.";
     GROUP_UNREADABLE = "towline_group_unreadable_total", Counter, Count, [GROUP],
         "Log positions where several reads in a row failed.";
+    GROUP_SNAPSHOTS_WITHOUT_ROOM = "towline_group_snapshots_without_room_total", Counter, Count, [GROUP],
+        "Snapshots of this node that were not begun because the disk has no room for them.";
     CAMPAIGNS = "towline_campaigns_total", Counter, Count, [GROUP],
         "Elections that this node started.";
     PROPOSALS = "towline_proposals_total", Counter, Count, [GROUP, OUTCOME],

@@ -42,8 +42,8 @@ pub struct SnapshotConfig {
     /// Bytes of partial files kept for each group; the oldest file is removed first. A transfer that breaks beyond this size
     /// starts again at byte 0. Set it to the size of the largest snapshot that is worth resuming. Default: 16 GiB.
     pub partial_bytes_max: ByteSize,
-    /// Free bytes of the file system that snapshots never use. They belong to the log: a log that finds the disk full ends
-    /// the node. A snapshot of known length that does not fit is refused before its first byte. Any other snapshot fails
+    /// Free bytes of the file system that snapshots never use. They belong to the log: a log that finds the disk full
+    /// waits. A snapshot of known length that does not fit is refused before its first byte. Any other snapshot fails
     /// while it is written; each sync checks the space for the next 96 MiB. This does not bound the log, so watch the disk
     /// as well. On a disk of a few GiB use less, but at least what the log grows by until an operator makes room. Zero
     /// disables the check, for file systems that report no free space. Default: 256 MiB.

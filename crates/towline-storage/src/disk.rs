@@ -41,7 +41,7 @@ use crate::sync::lock;
 
 /// The pause between two tries on a full disk.
 const RETRY: Duration = Duration::from_millis(20);
-/// Pauses after which a write is tried again although the file system reports no room for it: a quota may have room.
+/// Pauses after which an append is tried again, whatever the file system says about its free space.
 const PAUSES_MAX: u32 = 25;
 
 type RealHandle = <DefaultFileSystem as FileSystem>::Handle;
@@ -157,7 +157,9 @@ impl DiskState {
                 break done;
             }
         };
-        self.purge_waits.store(false, Ordering::Release);
+        if wait.is_some() {
+            self.purge_waits.store(false, Ordering::Release);
+        }
         self.note(op, done)
     }
 
@@ -284,12 +286,14 @@ impl Disk {
         mut write: impl FnMut() -> Result<bool, E>,
     ) -> Result<(), E> {
         let mut wait = None;
+        // Repeating a large write costs more than asking the file system. It knows nothing of a quota.
+        let mut asks = true;
         while !write()? {
             wait.get_or_insert_with(|| RoomWait::begin(&self.shared, dir));
             for _ in 0..PAUSES_MAX {
                 self.shared.pause();
-                // Repeating a large write costs more than this question.
-                if self.free_bytes(dir).is_ok_and(|free| free > bytes) {
+                if asks && self.free_bytes(dir).is_ok_and(|free| free > bytes) {
+                    asks = false;
                     break;
                 }
             }

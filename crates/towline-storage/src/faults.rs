@@ -152,8 +152,10 @@ impl Hook for DiskFaults {
         Err(io::Error::from_raw_os_error(EIO))
     }
 
+    /// The log removes what it wrote of a record that does not fit.
     fn room(&self, _: &Path, bytes: usize) -> usize {
-        self.take(bytes)
+        let fits = self.lock().free_bytes.is_none_or(|free| free >= bytes as u64);
+        if fits { self.take(bytes) } else { 0 }
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -28,7 +28,9 @@
 //! # Guarantees
 //! * When [`append`](towline_engine::log_store::LogStore::append) returns, the batch is durable, atomically for all its
 //!   groups: one record, one fsync.
-//! * The first failed write or fsync poisons the log. The log writes nothing more and retries nothing. Every later write
+//! * A write that finds the disk full waits until there is room, and an existing log opens without a free byte: see
+//!   [`RaftLog`].
+//! * Any other failed write, and every failed fsync, poisons the log. The log writes nothing more and retries nothing. Every later write
 //!   returns [`Poisoned`](towline_engine::log_store::LogError::Poisoned) with the first cause.
 //! * [`DataDir::open`] checks every checksum. It cuts off a write that a crash interrupted. Other damage, or a missing file,
 //!   is an error that names file and offset.

@@ -568,7 +568,8 @@ impl LogStore for RaftLog {
             );
             return Ok(Vec::new());
         }
-        for (group, through) in std::mem::take(&mut *lock(&self.put_off)) {
+        let put_off = std::mem::take(&mut *lock(&self.put_off));
+        for (group, through) in put_off {
             self.compact(group, through)?;
         }
         let purging = lock(&self.purging).take();

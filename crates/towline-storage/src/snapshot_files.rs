@@ -99,6 +99,10 @@ impl SnapshotStore for SnapshotFiles {
         Ok(Box::new(writer))
     }
 
+    fn check_room(&self, bytes: u64) -> Result<(), SnapshotStoreError> {
+        self.dir.room_for(layout::stored_bytes(bytes).unwrap_or(u64::MAX))
+    }
+
     fn receive_while(
         &self,
         meta: &SnapshotMeta,

@@ -39,7 +39,7 @@ use crate::reporter::{
     Mailbox, Report, ReportCounter as _, Reporter, SnapshotAttempt, SnapshotFailure, SnapshotStatus,
     SnapshotTicket, UnreachableCause,
 };
-use crate::snapshots::{Made, Sends, SnapshotWorker};
+use crate::snapshots::{Made, NotMade, Sends, SnapshotWorker};
 use crate::status::{GroupState, GroupStatus, PeerRefusal, Role};
 use crate::sync::lock;
 
@@ -199,7 +199,12 @@ impl Shard {
                     self.with(group, Some(generation), |running, fx| running.group.fetched(low, entries, fx));
                 }
                 ShardEvent::SnapshotMade(Made { group, generation, result }) => {
-                    self.with(group, Some(generation), |running, _| running.group.snapshot_made(result));
+                    self.with(group, Some(generation), |running, _| {
+                        if result == Err(NotMade::NoRoom) {
+                            running.metrics.snapshot_without_room();
+                        }
+                        running.group.snapshot_made(result.ok());
+                    });
                 }
                 ShardEvent::DiskLow(low) => {
                     self.disk_low = low;

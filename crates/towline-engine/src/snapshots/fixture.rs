@@ -46,6 +46,7 @@ type Complete = dyn Fn(GroupId) -> Vec<SnapshotMeta> + Send + Sync;
 type Open = dyn Fn(&SnapshotMeta, u64) -> StoreResult<Box<dyn SnapshotReader>> + Send + Sync;
 type Receive =
     dyn Fn(&SnapshotMeta, &mut dyn FnMut(u64) -> bool) -> StoreResult<Box<dyn SnapshotWriter>> + Send + Sync;
+type CheckRoom = dyn Fn(u64) -> StoreResult<()> + Send + Sync;
 type Retain = dyn Fn(&[ContentId]) + Send + Sync;
 
 /// A store without files. Tests replace the calls that matter to them.
@@ -54,6 +55,7 @@ pub(crate) struct TestStore {
     pub(crate) open: Box<Open>,
     pub(crate) receive: Box<Receive>,
     pub(crate) retain: Box<Retain>,
+    pub(crate) check_room: Box<CheckRoom>,
 }
 
 impl Default for TestStore {
@@ -63,6 +65,7 @@ impl Default for TestStore {
             open: Box::new(|meta, _| Err(SnapshotStoreError::Missing { content: meta.content })),
             receive: Box::new(|meta, _| Err(SnapshotStoreError::Busy { content: meta.content })),
             retain: Box::new(|_| ()),
+            check_room: Box::new(|_| Ok(())),
         }
     }
 }
@@ -78,6 +81,10 @@ impl SnapshotStore for TestStore {
 
     fn create(&self, _: &SnapshotHead) -> StoreResult<Box<dyn SnapshotWriter>> {
         Err(SnapshotStoreError::Busy { content: CONTENT })
+    }
+
+    fn check_room(&self, bytes: u64) -> StoreResult<()> {
+        (self.check_room)(bytes)
     }
 
     fn receive_while(

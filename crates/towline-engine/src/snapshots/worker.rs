@@ -25,13 +25,24 @@ pub(crate) struct Making {
     /// The durable log position of the state machine.
     pub(crate) durable: LogId,
     pub(crate) source: Box<dyn SnapshotSource>,
+    /// The snapshot is begun only if the disk has room for this many bytes.
+    pub(crate) bytes_expected: u64,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotMade {
+    /// It was not begun, because the disk has no room for it.
+    NoRoom,
+    /// The state machine or the store failed.
+    Failed,
 }
 
 /// The result of an order.
 pub(crate) struct Made {
     pub(crate) group: GroupId,
     pub(crate) generation: u64,
-    pub(crate) result: Option<(SnapshotMeta, LogId)>,
+    pub(crate) result: Result<(SnapshotMeta, LogId), NotMade>,
 }
 
 enum WorkerOrder {
@@ -145,21 +156,27 @@ fn retain(
 }
 
 /// Makes a snapshot. A failure is not fatal: the log is kept instead.
-fn make(store: &dyn SnapshotStore, making: Making) -> Option<SnapshotMeta> {
+fn make(store: &dyn SnapshotStore, making: Making) -> Result<SnapshotMeta, NotMade> {
     let started = Instant::now();
-    let Making { head, source, .. } = making;
+    let Making { head, source, bytes_expected, .. } = making;
     let (group, index) = (head.group, head.at.index);
+    let room = catch(|| store.check_room(bytes_expected));
+    if let Ok(Err(error @ SnapshotStoreError::NoRoom { .. })) = room {
+        let cause = chain(&error);
+        tracing::warn!(%group, index, cause, "a snapshot is not begun: the disk has no room for it");
+        return Err(NotMade::NoRoom);
+    }
     let cause = match catch(|| write(store, &head, source)) {
         Ok(Ok(meta)) => {
             let seconds = started.elapsed().as_secs_f64();
             tracing::info!(%group, index, bytes = meta.length, content = %meta.content, seconds, "snapshot made");
-            return Some(meta);
+            return Ok(meta);
         }
         Ok(Err(error)) => chain(&error),
         Err(panic) => format!("the state machine or the store panicked: {panic}"),
     };
     tracing::warn!(%group, index, %cause, "a snapshot could not be made");
-    None
+    Err(NotMade::Failed)
 }
 
 fn write(

@@ -14,6 +14,7 @@ use crate::fixtures::copy;
 use crate::log_manifest::Queue;
 
 mod crashes;
+mod full_disk;
 
 const GROUP: GroupId = GroupId::DEFAULT;
 const OTHER: GroupId = GroupId::new(2);

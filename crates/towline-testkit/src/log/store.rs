@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use towline_engine::ids::GroupId;
-use towline_engine::log_store::{LogBatch, LogError, LogReadError, LogStore, Recovered};
+use towline_engine::log_store::{DiskSpace, LogBatch, LogError, LogReadError, LogStore, Recovered};
 use towline_engine::message::Entry;
 
 use super::image::LogImage;
@@ -44,6 +44,7 @@ struct LogState {
     poisoned: Option<String>,
     gates: usize,
     held: usize,
+    space: Option<DiskSpace>,
 }
 
 impl MemLog {
@@ -70,6 +71,11 @@ impl MemLog {
     /// Makes append number `number`, counted from 1, fail with EIO and poison the log.
     pub fn fail_append(&self, number: u64, fault: AppendFault) {
         self.lock().faults.insert(number, fault);
+    }
+
+    /// Sets the answer of [`LogStore::space`]. Appends do not change it.
+    pub fn set_space(&self, space: Option<DiskSpace>) {
+        self.lock().space = space;
     }
 
     /// The number of appends so far, with failed and held ones.
@@ -183,6 +189,10 @@ impl LogStore for MemLog {
         state.live.remove(group);
         state.durable.remove(group);
         Ok(())
+    }
+
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        Ok(self.lock().space)
     }
 }
 

@@ -282,6 +282,10 @@ impl SnapshotStore for FaultySnapshots {
         Ok(Box::new(FaultyWriter::new(inner, self.plan.clone(), NO_CONTENT)))
     }
 
+    fn check_room(&self, bytes: u64) -> Result<(), SnapshotStoreError> {
+        self.inner.check_room(bytes)
+    }
+
     fn receive_while(
         &self,
         meta: &SnapshotMeta,

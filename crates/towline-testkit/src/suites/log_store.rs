@@ -77,6 +77,7 @@ macro_rules! log_store_suite {
             an_invalid_batch_does_not_poison
             purge_loses_nothing
             reads_run_while_appends_do
+            space_answers_while_appends_run_and_its_reserve_stays
             any_sequence_of_calls_matches_the_model
         );
     };
@@ -618,6 +619,24 @@ pub fn reads_run_while_appends_do(new: NewLogStore<'_>) {
             log.entries(A, 1..last + 1, usize::MAX, &mut out).unwrap();
             assert_eq!(out, entries(1..=last, 1));
             assert!(seen == LAST || !writer.is_finished() || log.recover(A).unwrap().last_index == LAST);
+        }
+    });
+}
+
+pub fn space_answers_while_appends_run_and_its_reserve_stays(new: NewLogStore<'_>) {
+    let open = filled(new);
+    let log = open.log();
+    let Some(before) = log.space().unwrap() else { return };
+    std::thread::scope(|threads| {
+        let writer = threads.spawn(|| {
+            for index in 10..60 {
+                let write = GroupWrite { entries: entries(index..=index, 1), ..GroupWrite::new(A) };
+                log.append(&mut LogBatch { writes: vec![write] }).unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            let now = log.space().unwrap().expect("it was known before");
+            assert_eq!(now.reserve, before.reserve);
         }
     });
 }

@@ -399,7 +399,7 @@ impl SnapshotSim {
                 }
                 self.with(id, |group, _| group.applied(meta.head.at.index));
             }
-            Apply::Snapshot { conf, at } => {
+            Apply::Snapshot { conf, at, .. } => {
                 assert_eq!(node.disk.machine, at, "a snapshot of another log position");
                 let meta = meta_at(at, conf.conf_state);
                 if !fails {

@@ -101,6 +101,8 @@ pub enum Apply<W> {
         conf: ConfRecord,
         /// The log position of the snapshot.
         at: LogId,
+        /// The expected length of the snapshot: that of the last one. For the first one, the log bytes that it replaces.
+        bytes_expected: u64,
     },
 }
 

@@ -61,7 +61,7 @@ pub(super) enum Job {
 pub(super) enum MachineCall {
     Entries(PendingEntries),
     Restore(SnapshotMeta),
-    Snapshot { conf: ConfRecord, at: LogId },
+    Snapshot { conf: ConfRecord, at: LogId, bytes_expected: u64 },
 }
 
 /// Committed entries in a group's queue. Adjacent jobs are merged, because a state machine pays for each call.
@@ -216,7 +216,7 @@ impl Turn<'_> {
                 self.watch.run(group, "restore", || restore(&*deps.store, machine.as_mut(), &meta))?;
                 Ok(Some(meta.head.at.index))
             }
-            MachineCall::Snapshot { conf, at } => {
+            MachineCall::Snapshot { conf, at, bytes_expected } => {
                 let (durable, source) = self.watch.run(group, "snapshot", || machine.snapshot())?;
                 let head = SnapshotHead {
                     founding: conf.founding,
@@ -225,7 +225,8 @@ impl Turn<'_> {
                     conf_state: conf.conf_state,
                     members: conf.members,
                 };
-                deps.worker.make(Making { generation: running.generation, head, durable, source });
+                let generation = running.generation;
+                deps.worker.make(Making { generation, head, durable, source, bytes_expected });
                 Ok(None)
             }
         }
@@ -270,7 +271,7 @@ impl From<ApplyTask> for MachineCall {
                 Self::Entries(PendingEntries { entries: entries.into(), waiters: waiters.into(), through })
             }
             Apply::Restore(meta) => Self::Restore(meta),
-            Apply::Snapshot { conf, at } => Self::Snapshot { conf, at },
+            Apply::Snapshot { conf, at, bytes_expected } => Self::Snapshot { conf, at, bytes_expected },
         }
     }
 }

@@ -83,3 +83,33 @@ fn the_worker_goes_on_after_a_panic_of_the_store() {
     let _pin = fixture.worker.pin(GROUP, CONTENT);
     fixture.stop();
 }
+
+/// A source that must not be asked.
+struct Untouched;
+
+impl SnapshotSource for Untouched {
+    fn write_to(self: Box<Self>, _: &mut dyn Write) -> io::Result<()> {
+        panic!("the snapshot is begun")
+    }
+}
+
+/// Each try wrote until the disk had no room.
+#[test]
+fn a_snapshot_that_is_expected_not_to_fit_is_not_begun() {
+    const FREE_BYTES: u64 = 1_000;
+    let check_room = |wanted_bytes| match wanted_bytes <= FREE_BYTES {
+        true => Ok(()),
+        false => Err(SnapshotStoreError::NoRoom { wanted_bytes, free_bytes: FREE_BYTES, reserve_bytes: 0 }),
+    };
+    let store = TestStore { check_room: Box::new(check_room), ..TestStore::default() };
+    let (made, results) = channel();
+    let (worker, thread) = SnapshotWorker::start(Arc::new(store), move |m| made.send(m).unwrap()).unwrap();
+    // The store refuses to create the one that fits.
+    for (bytes_expected, expected) in [(FREE_BYTES + 1, NotMade::NoRoom), (FREE_BYTES, NotMade::Failed)] {
+        let (head, source) = (crate::snapshots::fixture::meta(0, CONTENT).head, Box::new(Untouched));
+        worker.make(Making { generation: 1, head, durable: LogId::NONE, source, bytes_expected });
+        assert_eq!(results.recv_timeout(DEADLINE).unwrap().result, Err(expected));
+    }
+    worker.stop();
+    thread.join().unwrap();
+}

@@ -95,7 +95,7 @@ fn torn(dir: &Path, faults: &Faults, dice: &mut Dice) -> TempDir {
 
 /// raft-engine cut such a file and continued in it with a header of version 1. The second start was then refused.
 #[test]
-fn a_file_with_an_interrupted_header_gets_a_new_header() {
+fn a_file_with_an_interrupted_header_is_begun_again() {
     for header_bytes in [0, 1, 53, 60, 68] {
         for appends in [0, 20] {
             let (dir, log) = small();

@@ -45,6 +45,17 @@ fn making_a_snapshot_starts_only_if_the_next_step_fits_beside_the_reserve() {
 }
 
 #[test]
+fn a_snapshot_of_an_expected_length_fits_only_whole_and_beside_the_reserve() {
+    let dir = TempDir::new().unwrap();
+    let bytes = 40 * MIB;
+    let stored = layout::stored_bytes(bytes).unwrap();
+    let (files, disk) = on_small_disk(dir.path(), RESERVE, RESERVE + stored - 1);
+    assert_eq!(no_room(files.check_room(bytes)), Some((stored, RESERVE + stored - 1, RESERVE)));
+    disk.leave_free(Some(RESERVE + stored));
+    files.check_room(bytes).unwrap();
+}
+
+#[test]
 fn making_a_snapshot_fails_before_it_uses_the_reserve() {
     let dir = TempDir::new().unwrap();
     let before = RESERVE + STEP + 8 * MIB;

@@ -198,3 +198,27 @@ fn the_log_is_not_truncated_past_the_durable_state_of_the_state_machine() {
     group.turn();
     assert_eq!(group.fx.compact, Some(11));
 }
+
+#[test]
+fn a_snapshot_is_expected_to_be_as_long_as_the_last_one_or_as_the_log_that_it_replaces() {
+    let expected = |available| {
+        let mut group = group(|setup| {
+            setup.policy.every_entries = 5;
+            setup.available = available;
+        });
+        group.lead();
+        group.propose([vec![1; 1_000], vec![1; 1_000], vec![1; 1_000], vec![1; 1_000]]);
+        group.turn();
+        group.acknowledge(3, group.last_index());
+        group.turn();
+        let mut orders = group.fx.apply.drain(..);
+        orders.find_map(|order| match order {
+            Apply::Snapshot { bytes_expected, .. } => Some(bytes_expected),
+            _ => None,
+        })
+    };
+    let last = SnapshotMeta { length: 77, ..meta(LAST, 1) };
+    assert_eq!(expected(Some(last)), Some(77));
+    let log = expected(None).unwrap();
+    assert!((4_000..6_000).contains(&log), "{log}");
+}
