@@ -417,8 +417,8 @@ impl<W, R> GroupCore<W, R> {
         }
         let conf = snapshots.conf.clone();
         self.snapshots.taking = Some((self.applying.index, log_bytes));
-        let available = self.replica.attempts().available();
-        let bytes_expected = available.map_or(log_bytes - bytes, |meta| meta.length);
+        let bytes_expected =
+            self.replica.attempts().available().map_or(log_bytes - bytes, |meta| meta.length);
         fx.apply.push(Apply::Snapshot { conf, at: self.applying, bytes_expected });
     }
 

@@ -97,7 +97,7 @@ impl SnapshotSource for Untouched {
 #[test]
 fn a_snapshot_that_is_expected_not_to_fit_is_not_begun() {
     const FREE_BYTES: u64 = 1_000;
-    let check_room = |wanted_bytes| match wanted_bytes <= FREE_BYTES {
+    let check_room = |wanted_bytes: u64| match wanted_bytes <= FREE_BYTES {
         true => Ok(()),
         false => Err(SnapshotStoreError::NoRoom { wanted_bytes, free_bytes: FREE_BYTES, reserve_bytes: 0 }),
     };

@@ -201,9 +201,9 @@ fn the_log_is_not_truncated_past_the_durable_state_of_the_state_machine() {
 
 #[test]
 fn a_snapshot_is_expected_to_be_as_long_as_the_last_one_or_as_the_log_that_it_replaces() {
-    let expected = |available| {
+    let expected = |available, every_entries| {
         let mut group = group(|setup| {
-            setup.policy.every_entries = 5;
+            setup.policy.every_entries = every_entries;
             setup.available = available;
         });
         group.lead();
@@ -218,7 +218,7 @@ fn a_snapshot_is_expected_to_be_as_long_as_the_last_one_or_as_the_log_that_it_re
         })
     };
     let last = SnapshotMeta { length: 77, ..meta(LAST, 1) };
-    assert_eq!(expected(Some(last)), Some(77));
-    let log = expected(None).unwrap();
+    assert_eq!(expected(Some(last), 5), Some(77));
+    let log = expected(None, LAST + 5).unwrap();
     assert!((4_000..6_000).contains(&log), "{log}");
 }
