@@ -1,7 +1,5 @@
 //! Clusters of cores whose disks get low and have room again.
 
-use std::sync::Arc;
-
 use towline_engine::core::Reject;
 use towline_engine::errors::{ProposeError, ReadError};
 use towline_engine::ids::NodeId;
@@ -65,7 +63,9 @@ fn acked(sim: &mut Sim, leader: NodeId) {
 /// Proposes a command, which must be refused because the disks of these nodes are low.
 fn refused(sim: &mut Sim, leader: NodeId, low: &[NodeId]) {
     let command = sim.propose(leader).unwrap();
-    let error = ProposeError::DiskFull { low: Arc::from(low) };
+    let mut low = low.to_vec();
+    low.sort();
+    let error = ProposeError::DiskFull { low: low.into() };
     assert_eq!(*sim.history().proposal(command), ProposalResult::Failed(error));
 }
 
@@ -99,9 +99,6 @@ fn where_all_disks_fill_together_nobody_moves_reads_go_on_and_everything_resumes
             let node = low.remove(0);
             set_low(&mut sim, &[node], false);
             ticks(&mut sim, 50);
-            let mut low = low.clone();
-            low.sort();
-            low.sort_by_key(|&id| id != leader);
             refused(&mut sim, leader, &low);
         }
         assert_eq!((sim.leader(), term(&sim, leader)), (Some(leader), before), "{voters} voters");
@@ -163,7 +160,11 @@ fn a_low_follower_costs_one_entry_a_heartbeat_and_catches_up_within_a_few_heartb
         "{count} appends with {bytes} bytes in {beats} heartbeat intervals, while {} entries are missing",
         last - at
     );
-    assert!((beats / 4..=beats + 1).contains(&count), "{count} appends in {beats} heartbeat intervals");
+    // The leader skips some ticks, and then sends heartbeats by the clock.
+    assert!(
+        (beats / 4..=beats + beats / 10).contains(&count),
+        "{count} appends in {beats} heartbeat intervals"
+    );
     assert_eq!(bytes, count * (8 + padding as u64), "one entry each");
 
     set_low(&mut sim, &[follower], false);
@@ -190,11 +191,7 @@ fn low_nodes_elect_a_leader_that_serves_reads_and_stays() {
         for &node in &left {
             assert!(matches!(read(&mut sim, node), ReadResult::Saw(_)));
         }
-        refused(&mut sim, new, &{
-            let mut low = left.clone();
-            low.sort_by_key(|&id| id != new);
-            low
-        });
+        refused(&mut sim, new, &left);
     }
     assert_eq!((sim.leader(), term(&sim, new)), (Some(new), elected));
     sim.restart(old).unwrap();

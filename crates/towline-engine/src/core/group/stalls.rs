@@ -113,11 +113,14 @@ impl<W, R> GroupCore<W, R> {
         self.peers_low.get(&peer) == Some(&self.replica.term())
     }
 
-    /// The voters whose disks are low, as far as this leader knows.
+    /// The voters whose disks are low, as far as this leader knows, in order.
     pub(super) fn low_voters(&self) -> Vec<NodeId> {
         let me = self.low_since.map(|_| self.me);
         let peers = self.peers_low.keys().copied().filter(|&peer| self.is_peer_low(peer));
-        me.into_iter().chain(peers).filter(|&node| self.replica.is_voter(node)).collect()
+        let mut low: Vec<_> =
+            me.into_iter().chain(peers).filter(|&node| self.replica.is_voter(node)).collect();
+        low.sort_unstable();
+        low
     }
 
     /// Whether the voters that answer and have room are a quorum.
