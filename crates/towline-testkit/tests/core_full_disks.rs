@@ -80,7 +80,7 @@ fn set_low(sim: &mut Sim, nodes: &[NodeId], low: bool) {
 }
 
 #[test]
-fn where_all_disks_fill_together_nobody_moves_reads_go_on_and_everything_resumes_with_room() {
+fn leadership_stays_and_reads_go_on_where_all_disks_fill_together_until_there_is_room() {
     for voters in [1, 3, 5] {
         let (mut sim, leader) = led(voters);
         let (all, before) = (sim.ids(), term(&sim, leader));
