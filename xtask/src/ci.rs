@@ -3,12 +3,13 @@
 //! The steps build two families of artifacts: check metadata for clippy and docs, and one debug build of everything. No
 //! step changes RUSTFLAGS, which would rebuild all dependencies.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::api::ApiOptions;
-use crate::packages::{FEATURE_SETS, LIBRARIES, UNPUBLISHED};
+use crate::packages::{CONSUMERS, LIBRARIES, UNPUBLISHED};
 use crate::{Result, api, cargo, codegen, deny, msrv, suites, tidy};
 
 /// The exit code of a tool that needs a program which is not installed.
@@ -71,7 +72,7 @@ const STEPS: &[Step] = &[
     Step { name: "deny", what: "licenses, bans, sources, yanked versions, advisories", run: deny_step },
     Step {
         name: "clippy",
-        what: "warnings denied: workspace, then each library and feature set alone",
+        what: "warnings denied: workspace, then the libraries as consumers have them",
         run: clippy,
     },
     Step { name: "doc", what: "documentation builds, warnings denied", run: doc },
@@ -198,18 +199,38 @@ fn deny_step(root: &Path) -> Result<Outcome> {
     })
 }
 
-/// The workspace first: this run reads every target, tests included. Then each library alone, with each feature set of a
-/// consumer: features unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
+/// The workspace first: this run reads every target, tests included. Then the libraries as a consumer has them: features
+/// unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
 fn clippy(root: &Path) -> Result<Outcome> {
     let lint = |arguments: &[&str]| {
         cargo::run(root, &[&["clippy", "--locked"], arguments, &["--", "-D", "warnings"]].concat(), &[])
     };
     lint(&["--workspace", "--all-targets"])?;
-    let defaults = LIBRARIES.iter().map(|library| (*library, &[][..]));
-    for (library, features) in defaults.chain(FEATURE_SETS.iter().copied()) {
-        lint(&[&["-p", library, "--lib"], features].concat())?;
+    for (libraries, features) in CONSUMERS {
+        let together = named(libraries);
+        if libraries.len() > 1 {
+            let shared = with_features(root, &together, features)?;
+            for library in *libraries {
+                let alone = with_features(root, &["-p", library, "--depth", "1"], features)?;
+                if let Some(line) = alone.difference(&shared).next() {
+                    return Err(format!("{library} needs a run of its own in CONSUMERS, for {line}").into());
+                }
+            }
+        }
+        lint(&[&together[..], &["--lib"], features].concat())?;
     }
     Ok(Outcome::Passed)
+}
+
+fn named<'a>(libraries: &[&'a str]) -> Vec<&'a str> {
+    libraries.iter().flat_map(|library| ["-p", library]).collect()
+}
+
+/// The packages of a dependency tree, each with its features.
+fn with_features(root: &Path, packages: &[&str], features: &[&str]) -> Result<BTreeSet<String>> {
+    let shape = ["tree", "--locked", "-e", "normal", "--prefix", "none", "-f", "{p} {f}"];
+    let tree = cargo::captured(root, &[&shape[..], packages, features].concat())?;
+    Ok(tree.lines().map(|line| line.trim_end_matches("(*)").trim_end().to_owned()).collect())
 }
 
 fn doc(root: &Path) -> Result<Outcome> {
