@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -22,7 +23,7 @@ const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "ma
 const ALONE: &[(&str, &str)] = &[("towline-testkit", "transport_throughput"), ("towline-engine", "main")];
 
 #[derive(Debug, PartialEq, Eq)]
-struct Binary {
+pub(crate) struct Binary {
     package: String,
     target: String,
     /// The kind of target, as cargo names it. A library may share its name with a test target.
@@ -100,33 +101,50 @@ struct Totals {
     failed: Vec<Failure>,
 }
 
-pub(crate) fn run(root: &Path) -> Result<()> {
+/// The test binaries of the workspace, built if they are not.
+pub(crate) fn find(root: &Path) -> Result<&'static [Binary]> {
+    static FOUND: OnceLock<Vec<Binary>> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found);
+    }
     let build =
         ["test", "--locked", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"];
     println!("$ cargo {}", build.join(" "));
-    let mut binaries = binaries(&cargo::captured_stdout(root, &build)?)?;
+    let mut found = binaries(&cargo::captured_stdout(root, &build)?)?;
     for (package, target) in FIRST.iter().chain(ALONE) {
-        if !binaries.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
+        if !found.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
             return Err(
                 format!("{package} has no test target {target}: correct the lists in suites.rs").into()
             );
         }
     }
-    let alone: Vec<Binary> = binaries.extract_if(.., |binary| binary.rank(ALONE).is_some()).collect();
-    binaries.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
+    found.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
+    Ok(FOUND.get_or_init(|| found))
+}
 
+/// Runs all tests but those of [`ALONE`].
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let binaries: Vec<&Binary> = find(root)?.iter().filter(|binary| binary.rank(ALONE).is_none()).collect();
     let doctests = cargo::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
     let doctests = Job { title: "doctests".to_owned(), command: doctests };
-    let jobs = binaries.iter().map(Binary::job).chain([doctests]).collect();
-
-    let (logs, started, mut totals) = (tempfile::tempdir()?, Instant::now(), Totals::default());
-    run_all(jobs, SIDE_BY_SIDE, logs.path(), &mut totals)?;
+    let jobs = binaries.iter().map(|binary| binary.job()).chain([doctests]).collect();
     let again = |failure: &Failure| {
         let binary = binaries.iter().find(|binary| binary.title() == failure.title)?;
         Some(binary.again(&failure.tests))
     };
+    counted(jobs, SIDE_BY_SIDE, again)
+}
+
+/// Runs the tests of [`ALONE`].
+pub(crate) fn measure(root: &Path) -> Result<()> {
+    let alone = find(root)?.iter().filter(|binary| binary.rank(ALONE).is_some());
+    counted(alone.map(Binary::job).collect(), 1, |_| None)
+}
+
+fn counted(jobs: Vec<Job>, width: usize, again: impl Fn(&Failure) -> Option<Job>) -> Result<()> {
+    let (logs, started, mut totals) = (tempfile::tempdir()?, Instant::now(), Totals::default());
+    run_all(jobs, width, logs.path(), &mut totals)?;
     run_again(again, logs.path(), &mut totals)?;
-    run_all(alone.iter().map(Binary::job).collect(), 1, logs.path(), &mut totals)?;
     let Totals { jobs, passed, failed } = totals;
     println!("{passed} tests of {jobs} programs passed in {:.1} s", started.elapsed().as_secs_f64());
     if failed.is_empty() {
