@@ -19,6 +19,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Programs that start first because they take longest: package, target.
 const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "main")];
 
+/// The program whose tests mostly wait and do not measure: package, target, tests at the same time.
+const WAITS: (&str, &str, &str) = ("towline-testkit", "main", "4");
+
 /// Programs that measure speed or time. They run one at a time at the end.
 const ALONE: &[(&str, &str)] = &[("towline-testkit", "transport_throughput"), ("towline-engine", "main")];
 
@@ -47,6 +50,10 @@ impl Binary {
     fn job(&self) -> Job {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        let (package, target, threads) = WAITS;
+        if self.rank(&[(package, target)]).is_some() {
+            command.args(["--test-threads", threads]);
+        }
         Job { title: self.title(), command }
     }
 
