@@ -1,4 +1,4 @@
-//! Runs the tests of the workspace, doctests included, three programs at a time.
+//! Runs the tests of the workspace, doctests included, three programs at a time. The programs that measure follow alone.
 //!
 //! `cargo test` runs one program after another, and most tests wait for elections and deadlines while cores idle.
 
