@@ -1,14 +1,17 @@
-//! `cargo xtask ci`: timed steps, the fastest to fail first.
+//! `cargo xtask ci`: timed steps, the fastest to fail first. Lints compile beside the tests.
 //!
 //! The steps build two families of artifacts: check metadata for clippy and docs, and one debug build of everything. No
 //! step changes RUSTFLAGS, which would rebuild all dependencies.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::api::ApiOptions;
-use crate::packages::{FEATURE_SETS, LIBRARIES, UNPUBLISHED};
+use crate::packages::{CONSUMERS, LIBRARIES, UNPUBLISHED};
 use crate::{Result, api, cargo, codegen, deny, msrv, suites, tidy};
 
 /// The exit code of a tool that needs a program which is not installed.
@@ -69,14 +72,14 @@ const STEPS: &[Step] = &[
         run: |root| passed(msrv::run(root)),
     },
     Step { name: "deny", what: "licenses, bans, sources, yanked versions, advisories", run: deny_step },
+    Step { name: "build", what: "everything builds, examples and benches too", run: build },
     Step {
         name: "clippy",
-        what: "warnings denied: workspace, then each library and feature set alone",
+        what: "warnings denied: workspace, then the libraries as consumers have them",
         run: clippy,
     },
     Step { name: "doc", what: "documentation builds, warnings denied", run: doc },
     Step { name: "package", what: "each library crate packs", run: package },
-    Step { name: "build", what: "everything builds, examples and benches too", run: build },
     Step { name: "hello", what: "examples/hello runs", run: hello },
     Step {
         name: "redis",
@@ -99,8 +102,17 @@ const STEPS: &[Step] = &[
         run: |root| tool(root, &["chaos", "--seconds", "15", "--seed", "49", "--writers", "8"]),
     },
     Step { name: "demo", what: "the demo in small, and its control: a latched follower", run: demo },
-    Step { name: "test", what: "all tests and doctests", run: |root| passed(suites::run(root)) },
+    Step { name: "test", what: "all other tests and doctests", run: |root| passed(suites::run(root)) },
+    Step {
+        name: "measure",
+        what: "tests of speed and time, alone",
+        run: |root| passed(suites::measure(root)),
+    },
 ];
+
+/// Steps that compile. A run of all steps gives them to a process of the lowest priority after `build`: the steps from
+/// `hello` to `test` mostly wait.
+const BESIDE: &[&str] = &["clippy", "doc", "package"];
 
 pub(crate) fn run(root: &Path, options: &CiOptions) -> Result<()> {
     if options.list {
@@ -117,43 +129,112 @@ pub(crate) fn run(root: &Path, options: &CiOptions) -> Result<()> {
         .filter(|step| options.only.is_empty() || options.only.iter().any(|name| name == step.name))
         .collect();
 
-    let mut rows = Vec::new();
-    let mut first_failure: Option<(&str, String)> = None;
+    let (begun, is_full) = (Instant::now(), options.only.is_empty());
+    let mut report = Report { keep_going: options.keep_going, rows: Vec::new(), first_failure: None };
+    let mut beside = None;
     for step in chosen {
-        if first_failure.is_some() && !options.keep_going {
-            rows.push((step.name, "not run".to_owned(), Duration::ZERO, step.what.to_owned()));
+        if is_full && BESIDE.contains(&step.name) {
             continue;
         }
-        println!("\n=== {}: {}", step.name, step.what);
-        let started = Instant::now();
-        let outcome = (step.run)(root);
-        let took = started.elapsed();
-        match outcome {
-            Ok(Outcome::Passed) => rows.push((step.name, "ok".to_owned(), took, step.what.to_owned())),
-            Ok(Outcome::Partly(why)) => rows.push((step.name, "ok".to_owned(), took, why)),
-            Ok(Outcome::Skipped(why)) => {
-                println!("skipped: {why}");
-                rows.push((step.name, "skipped".to_owned(), took, why));
-            }
-            Err(error) => {
-                println!("FAILED {}: {error}", step.name);
-                rows.push((step.name, "FAILED".to_owned(), took, error.to_string()));
-                first_failure.get_or_insert((step.name, error.to_string()));
-            }
+        if step.name == "measure" {
+            end_beside(&mut beside, &mut report);
+        }
+        report.run(step.name, step.what, || (step.run)(root));
+        if is_full && step.name == "build" && !report.is_over() {
+            println!("\n=== begins beside the next steps: {}", BESIDE.join(", "));
+            beside = Some(Beside::start(root)?);
         }
     }
+    end_beside(&mut beside, &mut report);
+    let Report { rows, first_failure, .. } = report;
 
     println!("\n{:8} {:>8} {:>9}  ", "step", "result", "seconds");
     for (name, result, took, note) in &rows {
         let note = note.lines().next().unwrap_or_default();
         println!("{name:8} {result:>8} {:>9.1}  {note}", took.as_secs_f64());
     }
-    let total: Duration = rows.iter().map(|row| row.2).sum();
-    println!("{:8} {:>8} {:>9.1}", "total", "", total.as_secs_f64());
+    println!("{:8} {:>8} {:>9.1}", "total", "", begun.elapsed().as_secs_f64());
     match first_failure {
         None => Ok(()),
         Some((name, error)) => Err(format!("ci failed first at `{name}`: {error}").into()),
     }
+}
+
+/// What the steps did so far.
+struct Report {
+    keep_going: bool,
+    /// Step, result, time, note.
+    rows: Vec<(&'static str, String, Duration, String)>,
+    first_failure: Option<(&'static str, String)>,
+}
+
+impl Report {
+    /// Whether the remaining steps are not run.
+    fn is_over(&self) -> bool {
+        self.first_failure.is_some() && !self.keep_going
+    }
+
+    fn run(&mut self, name: &'static str, what: &str, step: impl FnOnce() -> Result<Outcome>) {
+        if self.is_over() {
+            self.rows.push((name, "not run".to_owned(), Duration::ZERO, what.to_owned()));
+            return;
+        }
+        println!("\n=== {name}: {what}");
+        let started = Instant::now();
+        let outcome = step();
+        let took = started.elapsed();
+        let (result, note) = match outcome {
+            Ok(Outcome::Passed) => ("ok", what.to_owned()),
+            Ok(Outcome::Partly(why)) => ("ok", why),
+            Ok(Outcome::Skipped(why)) => {
+                println!("skipped: {why}");
+                ("skipped", why)
+            }
+            Err(error) => {
+                println!("FAILED {name}: {error}");
+                self.first_failure.get_or_insert((name, error.to_string()));
+                ("FAILED", error.to_string())
+            }
+        };
+        self.rows.push((name, result.to_owned(), took, note));
+    }
+}
+
+/// The process that runs [`BESIDE`], with its output in a file.
+struct Beside {
+    process: Child,
+    log: File,
+}
+
+impl Beside {
+    fn start(root: &Path) -> Result<Self> {
+        let log = tempfile::tempfile()?;
+        let mut command = Command::new("nice");
+        // The build step may have replaced the file of this process.
+        command.args(["-n", "19"]).arg(built(root, "xtask")?).arg("ci");
+        for step in BESIDE {
+            command.args(["--only", step]);
+        }
+        command.current_dir(root).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+        Ok(Self { process: command.spawn().map_err(|error| format!("nice: {error}"))?, log })
+    }
+
+    fn end(mut self) -> Result<Outcome> {
+        let status = self.process.wait()?;
+        let mut said = String::new();
+        self.log.rewind()?;
+        self.log.read_to_string(&mut said)?;
+        println!("{}", said.trim());
+        if status.success() { Ok(Outcome::Passed) } else { Err("one of them failed: see its output".into()) }
+    }
+}
+
+/// Waits for the process even if another step has failed: its compilers must not outlive this run.
+fn end_beside(beside: &mut Option<Beside>, report: &mut Report) {
+    let Some(running) = beside.take() else { return };
+    let over = report.first_failure.take();
+    report.run("beside", "clippy, doc and package", || running.end());
+    report.first_failure = over.or(report.first_failure.take());
 }
 
 /// Packages that a crate must not depend on: crate, its features, packages.
@@ -198,18 +279,38 @@ fn deny_step(root: &Path) -> Result<Outcome> {
     })
 }
 
-/// The workspace first: this run reads every target, tests included. Then each library alone, with each feature set of a
-/// consumer: features unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
+/// The workspace first: this run reads every target, tests included. Then the libraries as a consumer has them: features
+/// unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
 fn clippy(root: &Path) -> Result<Outcome> {
     let lint = |arguments: &[&str]| {
         cargo::run(root, &[&["clippy", "--locked"], arguments, &["--", "-D", "warnings"]].concat(), &[])
     };
     lint(&["--workspace", "--all-targets"])?;
-    let defaults = LIBRARIES.iter().map(|library| (*library, &[][..]));
-    for (library, features) in defaults.chain(FEATURE_SETS.iter().copied()) {
-        lint(&[&["-p", library, "--lib"], features].concat())?;
+    for &(libraries, features) in CONSUMERS {
+        let together = named(libraries);
+        if libraries.len() > 1 {
+            let shared = with_features(root, &together, features)?;
+            for &library in libraries {
+                let alone = with_features(root, &["-p", library, "--depth", "1"], features)?;
+                if let Some(line) = alone.difference(&shared).next() {
+                    return Err(format!("{library} needs a run of its own in CONSUMERS, for {line}").into());
+                }
+            }
+        }
+        lint(&[&together[..], &["--lib"], features].concat())?;
     }
     Ok(Outcome::Passed)
+}
+
+fn named<'a>(libraries: &[&'a str]) -> Vec<&'a str> {
+    libraries.iter().flat_map(|&library| ["-p", library]).collect()
+}
+
+/// The packages of a dependency tree, each with its features.
+fn with_features(root: &Path, packages: &[&str], features: &[&str]) -> Result<BTreeSet<String>> {
+    let shape = ["tree", "--locked", "-e", "normal", "--prefix", "none", "-f", "{p} {f}"];
+    let tree = cargo::captured(root, &[&shape[..], packages, features].concat())?;
+    Ok(tree.lines().map(|line| line.trim_end_matches("(*)").trim_end().to_owned()).collect())
 }
 
 fn doc(root: &Path) -> Result<Outcome> {
@@ -231,9 +332,11 @@ fn package(root: &Path) -> Result<Outcome> {
     passed(cargo::run(root, &arguments, &[]))
 }
 
-/// `--all-targets` resolves the same features as the tests, so the test step rebuilds nothing.
+/// `--all-targets` resolves the same features as the tests, so finding them rebuilds nothing. The test step must find them
+/// here: later the lints hold cargo's lock.
 fn build(root: &Path) -> Result<Outcome> {
-    passed(cargo::run(root, &["build", "--locked", "--workspace", "--all-targets"], &[]))
+    cargo::run(root, &["build", "--locked", "--workspace", "--all-targets"], &[])?;
+    passed(suites::find(root).map(|_| ()))
 }
 
 /// A binary of the build step. `cargo run -p` would resolve other features and rebuild the dependencies.

@@ -1,9 +1,11 @@
-//! Runs the tests of the workspace, doctests included, three programs at a time.
+//! Runs the tests of the workspace, doctests included, three programs at a time. The programs that measure follow alone.
 //!
 //! `cargo test` runs one program after another, and most tests wait for elections and deadlines while cores idle.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,11 +19,14 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Programs that start first because they take longest: package, target.
 const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "main")];
 
+/// The program whose tests mostly wait and do not measure: package, target, tests at the same time.
+const WAITS: (&str, &str, &str) = ("towline-testkit", "main", "4");
+
 /// Programs that measure speed or time. They run one at a time at the end.
 const ALONE: &[(&str, &str)] = &[("towline-testkit", "transport_throughput"), ("towline-engine", "main")];
 
 #[derive(Debug, PartialEq, Eq)]
-struct Binary {
+pub(crate) struct Binary {
     package: String,
     target: String,
     /// The kind of target, as cargo names it. A library may share its name with a test target.
@@ -38,10 +43,27 @@ impl Binary {
         list.iter().position(listed).filter(|_| self.kind == "test")
     }
 
+    fn title(&self) -> String {
+        format!("{} {} {}", self.package, self.kind, self.target)
+    }
+
     fn job(&self) -> Job {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
-        Job { title: format!("{} {} {}", self.package, self.kind, self.target), command }
+        let (package, target, threads) = WAITS;
+        if self.rank(&[(package, target)]).is_some() {
+            command.args(["--test-threads", threads]);
+        }
+        Job { title: self.title(), command }
+    }
+
+    /// Runs only `tests`, or the whole program without any.
+    fn again(&self, tests: &[String]) -> Job {
+        let mut job = self.job();
+        if !tests.is_empty() {
+            job.command.arg("--exact").args(tests);
+        }
+        job
     }
 }
 
@@ -49,6 +71,19 @@ impl Binary {
 struct Job {
     title: String,
     command: Command,
+}
+
+/// A job that failed.
+struct Failure {
+    title: String,
+    /// The tests that failed. Empty if the program ended before it told.
+    tests: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.title, self.tests.join(" "))
+    }
 }
 
 struct Running {
@@ -70,44 +105,60 @@ impl Drop for Running {
 struct Totals {
     jobs: usize,
     passed: usize,
-    failed: Vec<String>,
+    failed: Vec<Failure>,
 }
 
-pub(crate) fn run(root: &Path) -> Result<()> {
+/// The test binaries of the workspace, built if they are not.
+pub(crate) fn find(root: &Path) -> Result<&'static [Binary]> {
+    static FOUND: OnceLock<Vec<Binary>> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found);
+    }
     let build =
         ["test", "--locked", "--workspace", "--no-run", "--message-format", "json-render-diagnostics"];
     println!("$ cargo {}", build.join(" "));
-    let mut binaries = binaries(&cargo::captured_stdout(root, &build)?)?;
+    let mut found = binaries(&cargo::captured_stdout(root, &build)?)?;
     for (package, target) in FIRST.iter().chain(ALONE) {
-        if !binaries.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
+        if !found.iter().any(|binary| binary.rank(&[(package, target)]).is_some()) {
             return Err(
                 format!("{package} has no test target {target}: correct the lists in suites.rs").into()
             );
         }
     }
-    let alone: Vec<Binary> = binaries.extract_if(.., |binary| binary.rank(ALONE).is_some()).collect();
-    binaries.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
+    found.sort_by_key(|binary| binary.rank(FIRST).unwrap_or(FIRST.len()));
+    Ok(FOUND.get_or_init(|| found))
+}
 
+/// Runs all tests but those of [`ALONE`].
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let binaries: Vec<&Binary> = find(root)?.iter().filter(|binary| binary.rank(ALONE).is_none()).collect();
     let doctests = cargo::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
     let doctests = Job { title: "doctests".to_owned(), command: doctests };
-    let jobs = binaries.iter().map(Binary::job).chain([doctests]).collect();
+    let jobs = binaries.iter().map(|binary| binary.job()).chain([doctests]).collect();
+    let again = |failure: &Failure| {
+        let binary = binaries.iter().find(|binary| binary.title() == failure.title)?;
+        Some(binary.again(&failure.tests))
+    };
+    counted(jobs, SIDE_BY_SIDE, again)
+}
 
+/// Runs the tests of [`ALONE`].
+pub(crate) fn measure(root: &Path) -> Result<()> {
+    let alone = find(root)?.iter().filter(|binary| binary.rank(ALONE).is_some());
+    counted(alone.map(Binary::job).collect(), 1, |_| None)
+}
+
+fn counted(jobs: Vec<Job>, width: usize, again: impl Fn(&Failure) -> Option<Job>) -> Result<()> {
     let (logs, started, mut totals) = (tempfile::tempdir()?, Instant::now(), Totals::default());
-    run_all(jobs, SIDE_BY_SIDE, logs.path(), &mut totals)?;
-    // A busy machine may delay a test past its deadline: a program that failed runs again alone.
-    let disturbed = std::mem::take(&mut totals.failed);
-    let again: Vec<Job> =
-        binaries.iter().map(Binary::job).filter(|job| disturbed.contains(&job.title)).collect();
-    for job in &again {
-        println!("--- {} failed beside another program and runs again alone", job.title);
-    }
-    totals.failed =
-        disturbed.into_iter().filter(|title| again.iter().all(|job| job.title != *title)).collect();
-    run_all(again, 1, logs.path(), &mut totals)?;
-    run_all(alone.iter().map(Binary::job).collect(), 1, logs.path(), &mut totals)?;
+    run_all(jobs, width, logs.path(), &mut totals)?;
+    run_again(again, logs.path(), &mut totals)?;
     let Totals { jobs, passed, failed } = totals;
     println!("{passed} tests of {jobs} programs passed in {:.1} s", started.elapsed().as_secs_f64());
-    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", ")).into()) }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
+    Err(format!("failed: {}", failed.join(", ")).into())
 }
 
 /// The test binaries among the messages of cargo.
@@ -138,6 +189,26 @@ fn binaries(messages: &str) -> Result<Vec<Binary>> {
     Ok(found)
 }
 
+/// Runs alone what failed, by the job that `again` makes: a busy machine may delay a test past its deadline. Failures that
+/// remain, or that cannot be repeated, stay in `totals`.
+fn run_again(again: impl Fn(&Failure) -> Option<Job>, logs: &Path, totals: &mut Totals) -> Result<()> {
+    for failure in std::mem::take(&mut totals.failed) {
+        let Some(job) = again(&failure) else {
+            totals.failed.push(failure);
+            continue;
+        };
+        println!("--- failed beside other programs, runs again alone: {failure}");
+        let (passed, failed) = (totals.passed, totals.failed.len());
+        run_all(vec![job], 1, logs, totals)?;
+        // A program passes if no test has the name.
+        let all_ran = totals.passed - passed >= failure.tests.len();
+        if totals.failed.len() == failed && !all_ran {
+            totals.failed.push(failure);
+        }
+    }
+    Ok(())
+}
+
 /// Runs all jobs, at most `width` at a time, and prints the output of each when it ends.
 fn run_all(jobs: Vec<Job>, width: usize, logs: &Path, totals: &mut Totals) -> Result<()> {
     let mut waiting = jobs.into_iter();
@@ -164,7 +235,9 @@ fn run_all(jobs: Vec<Job>, width: usize, logs: &Path, totals: &mut Totals) -> Re
             let passed = passed(&said);
             totals.passed += passed.unwrap_or(0);
             if !status.success() || passed.is_none() {
-                totals.failed.push(one.title.clone());
+                // Without a result the program died in a test that printed no line.
+                let tests = if passed.is_some() { failed(&said) } else { Vec::new() };
+                totals.failed.push(Failure { title: one.title.clone(), tests });
             }
         }
         running = still;
@@ -185,6 +258,12 @@ fn passed(said: &str) -> Option<usize> {
     let counts = results.map(|line| line.split_once(" passed")?.0.rsplit(' ').next()?.parse::<usize>().ok());
     let counts = counts.collect::<Option<Vec<usize>>>()?;
     (!counts.is_empty()).then(|| counts.iter().sum())
+}
+
+/// The names of the failed tests, by the line of each.
+fn failed(said: &str) -> Vec<String> {
+    let names = said.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    names.map(|name| name.strip_suffix(" - should panic").unwrap_or(name).to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -208,6 +287,8 @@ mod tests {
         assert_eq!(titles, ["towline-kv test main", "towline-wire lib main"]);
         assert_eq!(found[0].rank(FIRST), Some(0));
         assert_eq!(found[1].rank(FIRST), None);
+        let again = found[0].again(&["a::late".to_owned()]).command;
+        assert!(again.get_args().eq(["--exact", "a::late"]));
         assert_eq!(found[0].directory, Path::new("/r/examples/kv"));
     }
 
@@ -223,8 +304,37 @@ mod tests {
     fn a_binary_fails_by_its_status_or_without_a_result() {
         let (logs, mut totals) = (tempfile::tempdir().unwrap(), Totals::default());
         run_all(vec![program("false"), program("true")], 2, logs.path(), &mut totals).unwrap();
-        totals.failed.sort();
-        assert_eq!(totals.failed, ["false", "true"]);
+        let mut failed: Vec<String> = totals.failed.iter().map(|failure| failure.title.clone()).collect();
+        failed.sort();
+        assert_eq!(failed, ["false", "true"]);
         assert_eq!((totals.jobs, totals.passed), (2, 0));
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let said =
+            "test a::b ... ok\ntest a::c ... FAILED\ntest d - should panic ... FAILED\nfailures:\n    a::c\n";
+        assert_eq!(failed(said), ["a::c", "d"]);
+    }
+
+    fn script(text: &str) -> Job {
+        let mut job = program("sh");
+        job.command.args(["-c", text]);
+        job
+    }
+
+    #[test]
+    fn a_failed_test_passes_if_it_passes_alone() {
+        let failing =
+            "echo 'test a::late ... FAILED'; echo 'test result: FAILED. 3 passed; 1 failed'; exit 101";
+        let not_found = "echo 'test result: ok. 0 passed; 0 failed'";
+        let passing = "echo 'test result: ok. 1 passed; 0 failed'";
+        for (again, remain) in [(passing, 0), (failing, 1), (not_found, 1), ("exit 1", 1)] {
+            let (logs, mut totals) = (tempfile::tempdir().unwrap(), Totals::default());
+            run_all(vec![script(failing)], 1, logs.path(), &mut totals).unwrap();
+            assert_eq!(totals.failed[0].tests, ["a::late"]);
+            run_again(|_| Some(script(again)), logs.path(), &mut totals).unwrap();
+            assert_eq!((totals.jobs, totals.failed.len()), (2, remain), "{again}");
+        }
     }
 }

@@ -18,14 +18,17 @@ use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotGate, Sn
 /// Much longer than the sender waits for an answer to its offer, or for a chunk to be taken.
 const SLOW: Duration = Duration::from_millis(1_500);
 
+/// Short timeouts, except for chunks that stand still.
+fn impatient(snapshot_phase_timeout: Duration) -> Config {
+    Config { snapshot_phase_timeout, snapshot_progress_timeout: Duration::from_secs(10), ..config() }
+}
+
 /// Cuts a transfer midway and holds the receiver while it reads its partial file again.
 async fn held(setup: &mut LaggingCluster) -> SnapshotGate {
+    let gate = setup.stall_after(20, 16 << 10).await;
     setup.break_sent(SnapshotFaults { cut_at_chunk: Some(20), ..Default::default() });
-    setup.restart_follower().await;
-    let store = setup.store(setup.behind);
     let first = setup.next_end(0).await;
     assert_eq!(first.outcome, AttemptOutcome::Failed(SnapshotFailure::Transfer));
-    let gate = store.hold(SnapshotOp::Receive);
     setup.break_sent(SnapshotFaults::default());
     until("the receiver reads its file again", || gate.wait_held(Duration::ZERO)).await;
     gate
@@ -50,7 +53,7 @@ async fn reading_after(setup: &LaggingCluster, number: u64) -> AttemptStatus {
 /// failed, and the next one was refused as busy, again and again. A large transfer that was cut late never resumed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sender_waits_while_the_receiver_verifies_a_large_partial_file() {
-    let mut setup = LaggingCluster::new(config()).await;
+    let mut setup = LaggingCluster::new(impatient(Duration::from_secs(60))).await;
     let gate = held(&mut setup).await;
     let attempt = reading_after(&setup, 1).await;
     tokio::time::sleep(SLOW).await; // not synchronisation: nothing may happen in this time
@@ -67,8 +70,7 @@ async fn the_sender_waits_while_the_receiver_verifies_a_large_partial_file() {
 /// start the read again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_longer_than_the_phase_timeout_ends_its_attempt_and_serves_the_next() {
-    let mut setup =
-        LaggingCluster::new(Config { snapshot_phase_timeout: Duration::from_millis(800), ..config() }).await;
+    let mut setup = LaggingCluster::new(impatient(Duration::from_millis(800))).await;
     let gate = held(&mut setup).await;
     let attempt = reading_after(&setup, 1).await;
     let given_up = setup.next_end(attempt.number - 1).await;

@@ -1,24 +1,26 @@
 //! Faults of snapshot transfers, and the byte totals that both sides count for each of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use towline_engine::config::Config;
 use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::{AttemptOutcome, AttemptStatus, PeerProgress};
-use towline_engine::transport::TransferPhase;
+use towline_engine::status::{AttemptOutcome, PeerProgress};
 use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{DEADLINE, quick, until};
+use towline_testkit::cluster::{quick, until};
 use towline_testkit::fault::SnapshotFaults;
-use towline_testkit::snapshots::SnapshotOp;
 
 use crate::common::{LaggingCluster, REPORTS, TRANSFERS, config, load};
 
 /// How far the totals may differ: one side has counted chunks that wait in a buffer of the other.
 const BETWEEN_BYTES: u64 = 16 * (16 << 10);
 
+/// The chunk of [`patient`]: a transfer has a dozen, and a test can break it after each.
+const CHUNK: u64 = 64 << 10;
+
 /// Long timeouts: on a busy machine a healthy transfer may stand still for a while.
 fn patient() -> Config {
     Config {
+        snapshot_chunk_bytes: ByteSize::bytes(CHUNK),
         snapshot_offer_timeout: Duration::from_secs(10),
         snapshot_progress_timeout: Duration::from_secs(10),
         ..config()
@@ -41,9 +43,6 @@ async fn a_transfer_without_faults_has_equal_totals_on_both_sides_and_appends_fo
     assert_eq!(setup.peer().await.progress, PeerProgress::Replicate);
 }
 
-/// A larger chunk, so that a transfer has a dozen and the test can cut after each.
-const CHUNK: u64 = 64 << 10;
-
 /// The byte counts of a transfer that was cut and resumed.
 struct CutTransfer {
     length: u64,
@@ -55,21 +54,10 @@ struct CutTransfer {
 
 /// Cuts the first transfer after its first `chunks` chunks have arrived, runs `between`, and lets the second attempt finish.
 async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTransfer {
-    let mut setup =
-        LaggingCluster::new(Config { snapshot_chunk_bytes: ByteSize::bytes(CHUNK), ..patient() }).await;
+    let mut setup = LaggingCluster::new(patient()).await;
     let length = setup.latest(setup.leader).length;
     let had = length.min(chunks * CHUNK);
-    let at = SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() };
-    setup.break_sent(at);
-    setup.restart_follower().await;
-    let end = Instant::now() + DEADLINE;
-    let arrived = |a: &AttemptStatus| (a.phase, a.acked) == (Some(TransferPhase::Receiving), had);
-    while !setup.peer().await.attempt.as_ref().is_some_and(arrived) {
-        assert!(Instant::now() < end, "{chunks} chunks do not arrive: {:?}", setup.peer().await);
-        tokio::task::yield_now().await;
-    }
-    // Holds the second attempt back until the faults are gone.
-    let gate = setup.store(setup.behind).hold(SnapshotOp::Receive);
+    let gate = setup.stall_after(chunks, CHUNK).await;
     // After the last chunk the cut drops the trailer.
     let cut =
         SnapshotFaults { cut_at_chunk: Some(chunks), drop_trailer: had == length, ..Default::default() };
@@ -121,15 +109,17 @@ async fn a_receiver_that_lost_its_partial_file_gets_every_byte_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() {
     let mut setup = LaggingCluster::new(patient()).await;
+    let gate = setup.stall_after(10, CHUNK).await;
     setup.break_sent(SnapshotFaults { corrupt_chunk: Some(10), ..Default::default() });
-    setup.restart_follower().await;
     let last = setup.next_end(0).await;
     assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Corrupt));
     assert!(setup.cluster.commands(setup.behind, 1).await.len() < 45);
+    setup.clear_faults();
+    drop(gate);
     setup.assert_heals().await;
     // A failed transfer has totals too, and they include the damaged chunk.
     let (sent, received) = (setup.bytes("sent", "failed"), setup.bytes("received", "failed"));
-    assert_eq!(received, 11 * (16 << 10));
+    assert_eq!(received, 11 * CHUNK);
     assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");
 }
 

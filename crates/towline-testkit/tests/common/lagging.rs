@@ -10,13 +10,13 @@ use towline_engine::ids::{GroupId, NodeId, PeerAddr};
 use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
 use towline_engine::status::{AttemptStatus, LastAttempt, PeerStatus};
 use towline_engine::storage::Storage;
-use towline_engine::transport::Transport;
+use towline_engine::transport::{TransferPhase, Transport};
 use towline_engine::units::ByteSize;
 use towline_grpc::{GrpcConfig, GrpcTransport};
 use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
 use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults};
 use towline_testkit::proxy::TcpProxy;
-use towline_testkit::snapshots::FaultySnapshots;
+use towline_testkit::snapshots::{FaultySnapshots, SnapshotGate, SnapshotOp};
 
 use super::addresses::{at_addresses, cut_memory_network, free_port};
 use super::load::{load, peer_status};
@@ -221,6 +221,21 @@ impl LaggingCluster {
     /// Breaks the snapshots that the leader sends.
     pub(crate) fn break_sent(&self, faults: SnapshotFaults) {
         self.faults(self.leader).snapshots(Direction::Out, faults);
+    }
+
+    /// Starts the follower, and stalls the first transfer once `chunks` chunks have arrived. While the gate exists, no later
+    /// attempt gets beyond its offer, however late the test removes its faults. Needs long timeouts.
+    pub(crate) async fn stall_after(&mut self, chunks: u64, chunk_bytes: u64) -> SnapshotGate {
+        self.break_sent(SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() });
+        self.restart_follower().await;
+        let had = self.latest(self.leader).length.min(chunks * chunk_bytes);
+        let end = Instant::now() + DEADLINE;
+        let arrived = |a: &AttemptStatus| (a.phase, a.acked) == (Some(TransferPhase::Receiving), had);
+        while !self.peer().await.attempt.as_ref().is_some_and(arrived) {
+            assert!(Instant::now() < end, "{chunks} chunks do not arrive: {:?}", self.peer().await);
+            tokio::task::yield_now().await;
+        }
+        self.store(self.behind).hold(SnapshotOp::Receive)
     }
 
     /// Breaks the snapshots that the follower receives, from its next start on.

@@ -444,11 +444,11 @@ impl Cluster {
     }
 
     /// Waits until one of `some` acknowledges a write.
-    pub(crate) fn write_somewhere(&self, some: &[usize], key: &str, value: &str) {
+    pub(crate) fn write_somewhere(&self, some: &[usize], key: &str, value: impl AsRef<[u8]>) {
         wait("an acknowledged write", || {
             some.iter().copied().find(|at| {
                 self.ports[*at].client().is_some_and(|mut client| {
-                    redis::cmd("SET").arg(key).arg(value).query::<String>(&mut client).is_ok()
+                    redis::cmd("SET").arg(key).arg(value.as_ref()).query::<String>(&mut client).is_ok()
                 })
             })
         });
