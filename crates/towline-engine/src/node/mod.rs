@@ -8,6 +8,7 @@ mod builder;
 mod clock;
 mod counters;
 mod deadlines;
+mod founder_lines;
 mod handle;
 mod inbox;
 mod ingress;

@@ -323,7 +323,11 @@ impl<W, R> GroupCore<W, R> {
         for mut message in messages {
             match message.kind {
                 MessageKind::HeartbeatResponse => message.applied = self.replica.log().applied(),
-                MessageKind::Append | MessageKind::RequestVote | MessageKind::RequestPreVote => {
+                MessageKind::Append
+                | MessageKind::RequestVote
+                | MessageKind::RequestVoteResponse
+                | MessageKind::RequestPreVote
+                | MessageKind::RequestPreVoteResponse => {
                     message.founding = self.founding.hash;
                 }
                 MessageKind::Heartbeat => {

@@ -110,3 +110,17 @@ fn a_panic_of_the_store_ends_one_call_and_not_the_thread() {
     assert_eq!(running.fetched(), 1);
     running.end();
 }
+
+/// A record that a store holds up got a thread of its own, which a stop did not wait for.
+#[test]
+fn a_stop_waits_for_the_calls_that_were_queued() {
+    let running = start();
+    let (release, released) = channel::<()>();
+    let (done, results) = channel();
+    running.reader.run(move || done.send(released.recv().is_ok()).unwrap());
+    running.reader.stop();
+    assert!(!running.thread.is_finished());
+    release.send(()).unwrap();
+    running.thread.join().unwrap();
+    assert_eq!(results.try_recv(), Ok(true));
+}
