@@ -49,7 +49,7 @@ mod tests {
     fn a_thousand_groups_with_one_such_member_give_one_line_with_their_number() {
         let (mut lines, start) = (FounderLines::default(), Instant::now());
         let peer = NodeId::new(3).unwrap();
-        let found = |groups| (7..7 + groups).map(move |group| (GroupId::new(group), peer));
+        let found = |groups: usize| (7..7 + groups as u64).map(move |group| (GroupId::new(group), peer));
         let line = |groups| [FounderLine { peer, group: GroupId::new(7), groups }];
         assert_eq!(lines.due(found(1_024), start), line(1_024));
         assert_eq!(lines.due(found(1_024), start + Duration::from_secs(1)), []);
