@@ -121,6 +121,7 @@ async fn a_cluster_of_one_and_three_new_founders_never_both_acknowledge() {
 async fn founders_wait_for_one_that_answers_late_and_has_another_list() {
     let (net, counts, disks) = (MemNet::new(), Counts::default(), [(); 3].map(|()| Disk::default()));
     let alone = Founder::start(&net, &counts, 1, &disks[0], Start::Bootstrap(list(&[1]))).await;
+    until("node 1 to lead", || alone.group.state().role == Role::Leader).await;
     within(alone.group.propose("own")).await.unwrap();
     let mut founders = Vec::new();
     for id in [2, 3] {
