@@ -24,6 +24,11 @@ pub(crate) enum Damage {
     Checksum,
     #[error("it has version {found}, written by a later release; this one reads up to {newest}")]
     Later { found: u8, newest: u8 },
+    #[error(
+        "it has version {found}, written by a build from before the first release; this one reads from version {oldest} up: \
+         found the group again on empty data directories of all its nodes, or run that build"
+    )]
+    Earlier { found: u8, oldest: u8 },
     #[error("its content does not decode: {detail}")]
     Content { detail: String },
 }
@@ -48,6 +53,14 @@ pub(crate) fn open(newest: u8, framed: &[u8]) -> Result<(u8, &[u8]), Damage> {
         return Err(Damage::Later { found: version, newest });
     }
     Ok((version, payload))
+}
+
+/// Opens a frame of which no release wrote an older version than `only`.
+pub(crate) fn open_only(only: u8, framed: &[u8]) -> Result<&[u8], Damage> {
+    match open(only, framed)? {
+        (found, _) if found < only => Err(Damage::Earlier { found, oldest: only }),
+        (_, payload) => Ok(payload),
+    }
 }
 
 /// Encodes a value, for payloads without a fixed layout.

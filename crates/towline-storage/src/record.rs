@@ -63,7 +63,7 @@ pub(crate) fn encode_conf(conf: &ConfRecord) -> Result<Vec<u8>, Damage> {
 }
 
 pub(crate) fn decode_conf(framed: &[u8]) -> Result<ConfRecord, Damage> {
-    let (_, payload) = format::open(CONF_VERSION, framed)?;
+    let payload = format::open_only(CONF_VERSION, framed)?;
     let (conf_state, index, members, founding): (ConfState, u64, MemberTable, FoundingHash) =
         format::decode(payload)?;
     Ok(ConfRecord { conf_state, index, members, founding })

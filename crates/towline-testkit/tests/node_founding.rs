@@ -8,7 +8,7 @@ use towline_engine::node::{Group, Node, Start};
 use towline_engine::status::Role;
 use towline_testkit::cluster::{Disk, cluster_id, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
-use towline_testkit::mem::MemNet;
+use towline_testkit::mem::{Fault, MemNet};
 
 struct Founder {
     node: Node,
@@ -114,4 +114,54 @@ async fn a_cluster_of_one_and_three_new_founders_never_both_acknowledge() {
     assert!(refused > 0, "node 1 counts them");
     until("node 1 to lead", || alone.group.state().role == Role::Leader).await;
     within(alone.group.propose("goes on")).await.unwrap();
+}
+
+/// The refusal of node 1 came later than the votes of the others. Both lists got a leader, and both acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn founders_wait_for_one_that_answers_late_and_has_another_list() {
+    let (net, counts, disks) = (MemNet::new(), Counts::default(), [(); 3].map(|()| Disk::default()));
+    let alone = Founder::start(&net, &counts, 1, &disks[0], Start::Bootstrap(list(&[1]))).await;
+    until("node 1 to lead", || alone.group.state().role == Role::Leader).await;
+    within(alone.group.propose("own")).await.unwrap();
+    let mut founders = Vec::new();
+    for id in [2, 3] {
+        net.fault(node_id(id), node_id(1), Fault::Stall);
+        let start = Start::Bootstrap(list(&[1, 2, 3]));
+        founders.push(Founder::start(&net, &counts, id, &disks[id as usize - 1], start).await);
+    }
+    no_founder_leads(&[&founders[0]]).await;
+    net.heal_all();
+    for founder in &founders {
+        until("the founders to name node 1", || founder.is_refused_for_its_list(1)).await;
+    }
+    no_founder_leads(&[&founders[0]]).await;
+}
+
+/// Two nodes whose disks were emptied founded the group again. The third one has what they had acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn founders_whose_earlier_directories_a_member_met_do_not_found_the_group_again() {
+    let (net, counts, disks) = (MemNet::new(), Counts::default(), [(); 3].map(|()| Disk::default()));
+    let mut founders = Vec::new();
+    for id in [1, 2, 3] {
+        let start = Start::Bootstrap(list(&[1, 2, 3]));
+        founders.push(Founder::start(&net, &counts, id, &disks[id as usize - 1], start).await);
+    }
+    until("a commit", || founders[0].group.state().commit > 0).await;
+    until("node 1 to meet all", || [2, 3].iter().all(|id| net.links(node_id(*id), node_id(1)) == 2)).await;
+    for founder in founders.drain(1..) {
+        net.kill(founder.node.id());
+        within(founder.node.shutdown(Duration::ZERO)).await;
+    }
+    for id in [2, 3] {
+        let start = Start::Bootstrap(list(&[1, 2, 3]));
+        founders.push(Founder::start(&net, &counts, id, &Disk::default(), start).await);
+    }
+    for wiped in &founders[1..] {
+        let refused = || wiped.group.state().refused.unwrap_or_default();
+        until("the refusal", || refused().contains("came with another incarnation")).await;
+    }
+    // Longer than they wait for a founder that is silent.
+    for _ in 0..3 {
+        no_founder_leads(&[&founders[1]]).await;
+    }
 }

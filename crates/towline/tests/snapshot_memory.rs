@@ -74,7 +74,13 @@ where
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_takes_memory_for_a_few_pieces_only() {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { snapshot_entries: 200, snapshot_trailing_entries: 0, ..Config::default() };
+    let config = Config {
+        snapshot_entries: 200,
+        snapshot_trailing_entries: 0,
+        // The first leaders wait four of these for the third founder.
+        election_timeout_max: Duration::from_millis(1_200),
+        ..Config::default()
+    };
     let peers = machine::members().unwrap();
     let start = async |id: usize| {
         let (node, address) = peers[id - 1].clone();
@@ -88,10 +94,12 @@ async fn a_snapshot_takes_memory_for_a_few_pieces_only() {
     };
     let founders = || Start::Bootstrap(peers.clone());
     let nodes = [start(1).await, start(2).await];
-    let mut leaders = Vec::new();
+    let (mut founded, mut leaders) = (Vec::new(), Vec::new());
     for id in [GroupId::DEFAULT, HOARDED] {
         let first = nodes[0].group(id, Large(MIB)).start(founders()).await.unwrap();
-        let second = nodes[1].group(id, Large(MIB)).start(founders()).await.unwrap();
+        founded.push((first, nodes[1].group(id, Large(MIB)).start(founders()).await.unwrap()));
+    }
+    for (first, second) in founded {
         let leader = first.wait_leader(DEADLINE).await.unwrap();
         let leader = if leader.as_u64() == 1 { first } else { second };
         let end = Instant::now() + DEADLINE;

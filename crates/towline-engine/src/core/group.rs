@@ -21,7 +21,7 @@ use self::snapshots::Snapshots;
 pub use self::snapshots::{OfferVerdict, SnapshotPolicy, SnapshotSend, SnapshotSetup};
 use super::attempts::{Attempts, SendBudget};
 use super::explain::{Patience, Waits};
-use super::founding::Founding;
+use super::founding::{Founding, Objection};
 use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
@@ -58,7 +58,8 @@ pub struct GroupSetup {
     pub conf: ConfRecord,
     /// The part for snapshots.
     pub snapshots: SnapshotSetup,
-    /// How long a member that founded the group with another list counts after it last said so.
+    /// How long a founder that objects to the first leader counts after it last said so, and how long the first leader waits
+    /// for a founder that is silent.
     pub founding_memory_ticks: u64,
 }
 
@@ -286,47 +287,60 @@ impl<W, R> GroupCore<W, R> {
     }
 
     /// Refuses a peer that founded the group with another list: neither its term nor its vote may count here. A group that
-    /// never committed also withholds its own votes while such a founder is heard, so that two lists never give two leaders.
+    /// never committed also withholds its own votes while such a founder is heard, and elects no leader before each founder
+    /// has shown its list, so that two lists never give two leaders.
     fn check_founding(&mut self, from: NodeId, message: &Message) -> Result<(), Reject> {
         use MessageKind as Kind;
         if self.founding.hash.contradicts(message.founding) {
-            self.founded_differently(from);
+            self.objects(from, Objection::OtherList);
             return Err(Reject::FoundedDifferently);
         }
-        if message.founding.is_stated() {
+        if message.founding.is_stated() && self.replica.is_member(from) {
             self.founding.agrees(from);
         }
-        match message.kind {
-            Kind::RequestVote
-            | Kind::RequestVoteResponse
-            | Kind::RequestPreVote
-            | Kind::RequestPreVoteResponse
-            | Kind::TimeoutNow
-                if self.withholds() =>
-            {
-                Err(Reject::Withheld)
-            }
-            _ => Ok(()),
+        if self.replica.commit() > 0 {
+            return Ok(());
         }
+        let withheld = match message.kind {
+            Kind::RequestVoteResponse => self.is_disputed() || self.awaits_founders(),
+            Kind::RequestVote | Kind::RequestPreVote | Kind::RequestPreVoteResponse | Kind::TimeoutNow => {
+                self.is_disputed()
+            }
+            // The first commit would end the dispute in favour of this list. A leader that has committed may go on.
+            Kind::Append => message.commit == 0 && self.is_disputed(),
+            _ => false,
+        };
+        if withheld { Err(Reject::Withheld) } else { Ok(()) }
     }
 
-    /// Whether this node neither votes nor wins an election. It goes on to ask for pre-votes: the answers show when the
-    /// founder with the other list is gone.
-    fn withholds(&self) -> bool {
-        self.replica.commit() == 0 && self.founding.others(self.ticks).next().is_some()
+    /// Whether a founder objects to the first leader. The node goes on to ask for pre-votes: the answers show when the
+    /// objection is gone.
+    fn is_disputed(&self) -> bool {
+        self.founding.objections(self.ticks).next().is_some()
     }
 
-    /// Records that a peer founded the group with another list, as the peer itself said. Nodes that are no member here
-    /// do not count.
-    pub fn founded_differently(&mut self, peer: NodeId) {
-        if self.replica.is_member(peer) {
-            self.founding.differs(peer, self.ticks);
+    /// Whether a founder that may be late has not shown its list. Requests for pre-votes ask for it; the answers carry it.
+    fn awaits_founders(&self) -> bool {
+        self.founding.awaits(self.replica.progress().map(|(founder, _)| founder), self.ticks)
+    }
+
+    /// Records that a founder objects to the first leader of the group, as the founder itself said. Nodes that are no member
+    /// here do not count.
+    pub fn objects(&mut self, founder: NodeId, objection: Objection) {
+        if !self.replica.is_member(founder) {
+            return;
+        }
+        self.founding.objects(founder, objection, self.ticks);
+        // Elected before the founder was heard.
+        if self.replica.is_leader() && self.replica.commit() == 0 {
+            self.replica.step_down();
         }
     }
 
     /// The members that founded the group with another list, and the ticks since each last said so.
     pub fn other_founders(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
-        self.founding.others(self.ticks)
+        let all = self.founding.objections(self.ticks);
+        all.filter(|(_, objection, _)| *objection == Objection::OtherList).map(|(by, _, age)| (by, age))
     }
 
     /// See [`PeerRounds`]. The inbound checks ensured that the message has one entry and comes from a member.

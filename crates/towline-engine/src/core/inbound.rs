@@ -55,7 +55,8 @@ pub enum Reject {
     EntriesLost(LostEntries),
     /// The peer founded the group with another list of founders.
     FoundedDifferently,
-    /// A vote, or a request for one, while another founder of this never committed group shows another list of founders.
+    /// A vote, a request for one, or an append, while a founder of this never committed group objects to its first leader or
+    /// has not shown its list.
     Withheld,
 }
 

@@ -20,6 +20,7 @@ mod terms;
 
 pub use self::attempts::{RetryPolicy, SendBudget, VoidCause};
 pub use self::explain::WaitNotice;
+pub use self::founding::Objection;
 pub use self::group::{
     Apply, AttemptEffect, Effects, GroupCore, GroupSetup, OfferVerdict, SnapshotPolicy, SnapshotSend,
     SnapshotSetup, Unreadable,

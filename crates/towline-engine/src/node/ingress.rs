@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::deadlines::Deadlines;
 use super::waiter::{ReadWaiter, Unanswered, Waiter};
 use crate::config::ValidConfig;
+use crate::core::Objection;
 use crate::errors::{ProposeError, ReadError};
 use crate::ids::{GroupId, NodeId};
 use crate::lanes::policy::{ConflatingQueue, keep_round};
@@ -38,8 +39,8 @@ struct Queues {
     read_messages: VecDeque<(NodeId, Message)>,
     appends: VecDeque<(NodeId, Message)>,
     append_bytes: usize,
-    /// Peers that founded the group with another list.
-    other_founders: BTreeSet<NodeId>,
+    /// What founders said against the first leader of the group. At most one of each kind for each peer that this node calls.
+    objections: BTreeSet<(NodeId, Objection)>,
     proposals: VecDeque<(Bytes, Waiter)>,
     proposal_bytes: usize,
     /// The unanswered proposals, wherever they are.
@@ -85,7 +86,7 @@ pub(crate) struct IngressBatch {
     pub(crate) appends: Vec<(NodeId, Message)>,
     pub(crate) proposals: Vec<(Bytes, Waiter)>,
     pub(crate) reads: Vec<ReadWaiter>,
-    pub(crate) other_founders: BTreeSet<NodeId>,
+    pub(crate) objections: BTreeSet<(NodeId, Objection)>,
 }
 
 impl Ingress {
@@ -180,10 +181,10 @@ impl Ingress {
         Ok(delivered)
     }
 
-    /// Notes that a peer, of those that this node calls, founded the group with another list.
-    pub(crate) fn founded_differently(&self, peer: NodeId) {
+    /// Notes what a peer, of those that this node calls, said against the first leader of the group.
+    pub(crate) fn objects(&self, peer: NodeId, objection: Objection) {
         let mut queues = lock(&self.queues);
-        queues.other_founders.insert(peer);
+        queues.objections.insert((peer, objection));
         self.schedule(queues);
     }
 
@@ -192,7 +193,7 @@ impl Ingress {
         let mut queues = lock(&self.queues);
         queues.scheduled = false;
         queues.control.drain(&mut taken.control);
-        taken.other_founders.append(&mut queues.other_founders);
+        taken.objections.append(&mut queues.objections);
         taken.control.extend(queues.read_messages.drain(..));
         let appends = queues.appends.len().min(burst_max);
         taken.appends.extend(queues.appends.drain(..appends));

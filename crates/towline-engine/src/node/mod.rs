@@ -9,6 +9,7 @@ mod clock;
 mod counters;
 mod deadlines;
 mod disk_watch;
+mod founder_lines;
 mod handle;
 mod inbox;
 mod ingress;

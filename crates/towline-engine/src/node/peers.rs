@@ -13,6 +13,7 @@ use super::ingress::{Delivered, Ingress};
 use super::refusals::{Loudness, Refusals};
 use super::refused_by::RefusedBy;
 use crate::cause::{catch, chain};
+use crate::core::Objection;
 use crate::identity::{Identity, IdentityError, IdentityStore};
 use crate::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId};
 use crate::lanes::{Lanes, PeerGate};
@@ -130,20 +131,18 @@ impl Peers {
         lock(&self.lost).get(&group).copied()
     }
 
-    /// Keeps a group that lost entries out of service on this node, also after a restart. Does not wait for the store.
-    pub(crate) fn lose(&self, group: GroupId, lost: LostEntries) {
+    /// Keeps a group that lost entries out of service on this node. The returned call, which waits for the store, does so
+    /// also after a restart.
+    pub(crate) fn lose(&self, group: GroupId, lost: LostEntries) -> impl FnOnce() + Send + use<> {
         lock(&self.lost).insert(group, lost);
         let store = self.store.clone();
-        let failed = move |error: String| {
+        move || {
+            let error = match catch(|| store.record_lost(group, lost)) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => chain(&error),
+                Err(panic) => panic,
+            };
             tracing::error!(%group, error, "the loss of entries could not be recorded");
-        };
-        let record = move || match catch(|| store.record_lost(group, lost)) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => failed(chain(&error)),
-            Err(panic) => failed(panic),
-        };
-        if let Err(error) = std::thread::Builder::new().name("towline-lost".into()).spawn(record) {
-            failed(error.to_string());
         }
     }
 
@@ -153,22 +152,31 @@ impl Peers {
         known.founded.insert(group, founding);
     }
 
-    /// Tells the groups that the peer founded with another list.
-    fn compare(&self, peer: NodeId, founded: &[Founded]) {
-        let differ: Vec<GroupId> = {
-            let known = lock(&self.known);
-            let differs = |theirs: &&Founded| {
-                known.founded.get(&theirs.group).is_some_and(|ours| ours.contradicts(theirs.founding))
-            };
-            founded.iter().filter(differs).map(|theirs| theirs.group).collect()
+    /// Tells the groups that share a member with this node what its refusal says against their first leader.
+    fn objections(&self, peer: NodeId, refusal: &Refusal) {
+        let founded = match refusal {
+            Refusal::WrongIncarnation { .. } => None,
+            Refusal::UnknownPeer { founded, .. } => Some(founded),
+            _ => return,
         };
-        differ.into_iter().for_each(|group| self.founded_differently(group, peer));
+        let objection = |(&group, ours): (&GroupId, &FoundingHash)| {
+            // It met an earlier directory, so it may hold the group and votes of this node that are forgotten here.
+            let Some(founded) = founded else { return Some((group, Objection::Refusal)) };
+            match founded.iter().find(|theirs| theirs.group == group) {
+                Some(theirs) if ours.contradicts(theirs.founding) => Some((group, Objection::OtherList)),
+                // The peer may have more groups than it could name.
+                None if founded.len() >= FOUNDED_MAX => Some((group, Objection::Refusal)),
+                _ => None,
+            }
+        };
+        let all: Vec<_> = lock(&self.known).founded.iter().filter_map(objection).collect();
+        all.into_iter().for_each(|(group, objection)| self.objects(group, peer, objection));
     }
 
-    fn founded_differently(&self, group: GroupId, peer: NodeId) {
+    fn objects(&self, group: GroupId, peer: NodeId, objection: Objection) {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(ingress) = registry.get(&group) {
-            ingress.founded_differently(peer);
+            ingress.objects(peer, objection);
         }
     }
 
@@ -239,9 +247,7 @@ impl PeerGate for Peers {
 
     fn refused(&self, peer: NodeId, refusal: &Refusal) {
         let node = self.node;
-        if let Refusal::UnknownPeer { founded, .. } = refusal {
-            self.compare(peer, founded);
-        }
+        self.objections(peer, refusal);
         if let Some(meaning) = self.refused_by.refused(peer, refusal, Instant::now()) {
             tracing::warn!(%node, %peer, %refusal, meaning, "a peer refuses this node");
         }
@@ -249,7 +255,7 @@ impl PeerGate for Peers {
 
     fn nacked(&self, peer: NodeId, nack: Nack) {
         if nack.cause == NackCause::FoundedDifferently {
-            self.founded_differently(nack.group, peer);
+            self.objects(nack.group, peer, Objection::OtherList);
         }
     }
 }

@@ -24,6 +24,7 @@ enum ReaderTask {
     Fetch { group: GroupId, generation: u64, fetch: Fetch },
     Compact { group: GroupId, through: u64 },
     Barrier(Answer<()>),
+    Run(Box<dyn FnOnce() + Send>),
     Stop,
 }
 
@@ -62,6 +63,12 @@ impl LogReader {
         let _ = passed.await;
     }
 
+    /// Runs a call that waits for the disk. It must not panic.
+    pub(crate) fn run(&self, call: impl FnOnce() + Send + 'static) {
+        let _ = self.tasks.send(ReaderTask::Run(Box::new(call)));
+    }
+
+    /// Ends the thread after the tasks that are queued.
     pub(crate) fn stop(&self) {
         let _ = self.tasks.send(ReaderTask::Stop);
     }
@@ -82,6 +89,7 @@ impl ReaderThread {
                 Ok(ReaderTask::Fetch { group, generation, fetch }) => self.fetch(group, generation, &fetch),
                 Ok(ReaderTask::Compact { group, through }) => self.compact(group, through),
                 Ok(ReaderTask::Barrier(done)) => done.send(()),
+                Ok(ReaderTask::Run(call)) => call(),
                 Ok(ReaderTask::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }

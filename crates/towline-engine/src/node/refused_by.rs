@@ -22,6 +22,8 @@ pub(crate) struct RefusedBy {
 struct Refused {
     refusal: Refusal,
     meaning: &'static str,
+    /// For the state of each group.
+    text: Arc<str>,
     at: Instant,
     lines: Spaced,
 }
@@ -39,7 +41,8 @@ impl RefusedBy {
             }
             None => {
                 let lines = Spaced::new(now);
-                peers.insert(by, Refused { refusal: refusal.clone(), meaning, at: now, lines });
+                let text = format!("refused by node {by}: {refusal}; {meaning}").into();
+                peers.insert(by, Refused { refusal: refusal.clone(), meaning, text, at: now, lines });
                 // While a cluster starts, peers call before a group runs there: the first line about it waits.
                 !matches!(refusal, Refusal::UnknownPeer { .. })
             }
@@ -76,8 +79,7 @@ impl RefusedBy {
             return None;
         }
         let peers = lock(&self.peers);
-        let (by, refused) = peers.iter().find(|(by, _)| is_member(**by))?;
-        Some(format!("refused by node {by}: {}; {}", refused.refusal, refused.meaning).into())
+        peers.iter().find(|(by, _)| is_member(**by)).map(|(_, refused)| refused.text.clone())
     }
 }
 

@@ -17,11 +17,11 @@ use towline_metrics::{GroupMetrics, NodeMetrics};
 use super::apply::{ApplyTask, ApplyWorker, fail_tasks};
 use super::clock::Ticks;
 use super::counters::Counters;
+use super::founder_lines::{FounderLine, FounderLines};
 use super::inbox::{Control, ShardEvent, ShardGroup, ShardInbox, StartGroup, WriteId};
 use super::ingress::{Ingress, IngressBatch};
 use super::peers::Peers;
 use super::reader::LogReader;
-use super::refusals::Spaced;
 use super::stall_lines::log_stall;
 use super::wait_lines::WaitLines;
 use super::waiter::{Answer, ReadWaiter, Waiter, contained};
@@ -81,8 +81,8 @@ pub(super) struct RunningGroup {
     /// The length of a tick.
     pub(super) tick: Duration,
     pub(super) node_peers: Arc<Peers>,
-    /// The lines about each member that founded the group with another list.
-    pub(super) founder_lines: BTreeMap<NodeId, Spaced>,
+    /// The text for the state about the first member that founded the group with another list.
+    pub(super) other_list: Option<(NodeId, Arc<str>)>,
 }
 
 /// A leadership transfer whose caller waits.
@@ -101,6 +101,7 @@ struct Shard {
     envelopes: Vec<Envelope>,
     wait_lines: WaitLines,
     disk_low: bool,
+    founder_lines: FounderLines,
     stopping: bool,
 }
 
@@ -119,6 +120,7 @@ pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinH
             writes: Vec::new(),
             envelopes: Vec::new(),
             disk_low: false,
+            founder_lines: FounderLines::default(),
             stopping: false,
         };
         shard.run(&inbox);
@@ -261,7 +263,7 @@ impl Shard {
             Control::Start(start) => self.start_group(*start),
             Control::Status { group, answer, room } => {
                 drop(room);
-                if let Some(running) = self.groups.get(&group) {
+                if let Some(running) = self.groups.get_mut(&group) {
                     let mut status = running.group.status();
                     status.state.refused = running.refused();
                     status.refusals = running.refusals();
@@ -377,7 +379,9 @@ impl Shard {
         self.with(group, None, |running, fx| {
             let mut taken = IngressBatch::default();
             running.ingress.take(burst_max, &mut taken);
-            taken.other_founders.into_iter().for_each(|peer| running.group.founded_differently(peer));
+            for (peer, objection) in taken.objections {
+                running.group.objects(peer, objection);
+            }
             for (from, message) in taken.control.into_iter().chain(taken.appends) {
                 let kind = message.kind;
                 if let Err(reject) = running.group.step(from, message) {
@@ -412,6 +416,20 @@ impl Shard {
             });
             self.answer_late(group);
         }
+        self.log_other_founders();
+    }
+
+    /// Logs the members that founded groups with another list.
+    fn log_other_founders(&mut self) {
+        let of_group = |(group, running): (&GroupId, &RunningGroup)| {
+            let group = *group;
+            running.group.other_founders().map(move |(peer, _)| (group, peer)).collect::<Vec<_>>()
+        };
+        let found = self.groups.iter().flat_map(of_group);
+        for FounderLine { peer, group, groups } in self.founder_lines.due(found, Instant::now()) {
+            let meaning = OTHER_LIST;
+            tracing::warn!(%peer, groups, %group, meaning, "a member founded this group with another list: both refuse each other");
+        }
     }
 
     /// Fails the proposals past their deadline, wherever they are.
@@ -439,7 +457,6 @@ impl Shard {
             if let Some(running) = self.groups.get_mut(&group) {
                 running.dirty = false;
                 running.ingress.set_reads_held(running.group.reads_waiting());
-                running.log_other_founders(group);
                 contained(|| running.publish());
                 running.settle_transfer();
             }
@@ -536,7 +553,8 @@ impl Shard {
             self.deps.worker.retain(id, keep);
         }
         if let Some(lost) = fx.lost.take() {
-            self.deps.peers.lose(id, lost);
+            let record = self.deps.peers.lose(id, lost);
+            self.deps.reader.run(record);
             return self.quarantine(id, &lost.to_string().into());
         }
         if let Some(cause) = fx.fatal.take() {
@@ -678,28 +696,15 @@ impl RunningGroup {
     }
 
     /// The first of these refusals.
-    fn refused(&self) -> Option<Arc<str>> {
-        match self.group.other_founders().next() {
-            Some((by, _)) => {
-                Some(format!("refused by node {by}: {FOUNDED_DIFFERENTLY}; {OTHER_LIST}").into())
-            }
-            None => self.node_peers.refused_by().text(|peer| self.addresses.contains_key(&peer)),
+    fn refused(&mut self) -> Option<Arc<str>> {
+        let Some((by, _)) = self.group.other_founders().next() else {
+            return self.node_peers.refused_by().text(|peer| self.addresses.contains_key(&peer));
+        };
+        if self.other_list.as_ref().is_none_or(|(of, _)| *of != by) {
+            self.other_list =
+                Some((by, format!("refused by node {by}: {FOUNDED_DIFFERENTLY}; {OTHER_LIST}").into()));
         }
-    }
-
-    /// Logs the members that founded the group with another list.
-    fn log_other_founders(&mut self, group: GroupId) {
-        let now = Instant::now();
-        for (peer, _) in self.group.other_founders() {
-            let due = match self.founder_lines.get_mut(&peer) {
-                Some(lines) => lines.is_due(now),
-                None => self.founder_lines.insert(peer, Spaced::new(now)).is_none(),
-            };
-            if due {
-                let meaning = OTHER_LIST;
-                tracing::warn!(%group, %peer, meaning, "a member founded this group with another list: both refuse each other");
-            }
-        }
+        self.other_list.as_ref().map(|(_, text)| text.clone())
     }
 
     fn locate(&self, hint: &mut Option<LeaderHint>) {
@@ -736,7 +741,7 @@ impl RunningGroup {
     }
 
     /// Publishes changes to watchers and gauges.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let state = GroupState { refused: self.refused(), ..self.group.state() };
         self.metrics.commit(state.commit);
         self.metrics.applied(state.applied);

@@ -111,7 +111,7 @@ impl<'a, S: StateMachine> GroupBuilder<'a, S> {
             dirty: true,
             tick: node.config.tick,
             node_peers: node.peers.clone(),
-            founder_lines: BTreeMap::new(),
+            other_list: None,
         };
         let (started, confirmed) = answer();
         let start = StartGroup { id: group, running, peers, started };

@@ -73,6 +73,14 @@ fn a_later_version_is_refused_with_its_number() {
     assert_eq!(decode_conf(&later), Err(Damage::Later { found: CONF_VERSION + 1, newest: CONF_VERSION }));
 }
 
+/// No release wrote version 1. It was reported as damaged.
+#[test]
+fn a_membership_from_before_the_first_release_is_refused_with_what_to_do() {
+    let refused = decode_conf(&golden("conf_v1")).unwrap_err();
+    assert_eq!(refused, Damage::Earlier { found: 1, oldest: CONF_VERSION });
+    assert!(refused.to_string().contains("found the group again on empty data directories"), "{refused}");
+}
+
 #[test]
 fn a_huge_length_in_a_payload_allocates_nothing() {
     // A vector of 2^62 voters, with a matching checksum.

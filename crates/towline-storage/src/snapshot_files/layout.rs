@@ -87,7 +87,7 @@ impl Header {
         if (got as u64) < length {
             return Err(Damage::Short { bytes: fixed.len() + got }.into());
         }
-        let (_, payload) = format::open(HEADER_VERSION, &frame)?;
+        let payload = format::open_only(HEADER_VERSION, &frame)?;
         let ((group, index, term), conf_state, members, founding, offered): HeaderValue =
             format::decode(payload)?;
         let head = SnapshotHead {

@@ -75,11 +75,14 @@ async fn main() -> Result<(), Error> {
     // Two of three nodes run, and the first leads all groups. Each group has a snapshot and no log before it. The second
     // node's snapshots are empty: all files must fit into memory, or the disk's reads would be measured.
     let nodes = [start(1).await?, start(2).await?];
-    let (mut large, mut busy) = (Vec::new(), None);
+    let (mut founded, mut large, mut busy) = (Vec::new(), Vec::new(), None);
     for id in QUIET.into_iter().chain(OTHERS).chain([BUSY]) {
         let first = group(&nodes[0], id, if id == BUSY { 0 } else { mib }).await?;
-        let second = group(&nodes[1], id, 0).await?;
-        while second.wait_leader(Duration::from_secs(10)).await? != first.node() {
+        founded.push((id, first, group(&nodes[1], id, 0).await?));
+    }
+    for (id, first, second) in founded {
+        // The first leaders wait four election timeouts for the third founder.
+        while second.wait_leader(8 * config.election_timeout_max).await? != first.node() {
             let _ = second.transfer(first.node()).await;
             tokio::time::sleep(interval).await; // no event reports the end of the election
         }

@@ -326,7 +326,11 @@ impl<W, R> GroupCore<W, R> {
                     message.applied = self.replica.log().applied();
                     message.disk_low = self.low_since.is_some();
                 }
-                MessageKind::Append | MessageKind::RequestVote | MessageKind::RequestPreVote => {
+                MessageKind::Append
+                | MessageKind::RequestVote
+                | MessageKind::RequestVoteResponse
+                | MessageKind::RequestPreVote
+                | MessageKind::RequestPreVoteResponse => {
                     message.founding = self.founding.hash;
                 }
                 MessageKind::Heartbeat => {

@@ -110,3 +110,14 @@ fn a_panic_of_the_store_ends_one_call_and_not_the_thread() {
     assert_eq!(running.fetched(), 1);
     running.end();
 }
+
+/// The record of a loss got a thread of its own, which a stop did not wait for.
+#[test]
+fn a_call_that_is_queued_runs_on_the_thread_that_a_stop_waits_for() {
+    let running = start();
+    let (done, ran_on) = channel();
+    running.reader.run(move || done.send(std::thread::current().id()).unwrap());
+    running.reader.stop();
+    assert_eq!(ran_on.recv(), Ok(running.thread.thread().id()));
+    running.thread.join().unwrap();
+}

@@ -3,7 +3,7 @@ use towline_engine::ids::{Incarnation, NodeId};
 use towline_engine::message::Member;
 
 use super::*;
-use crate::fixtures::flipped;
+use crate::fixtures::{flipped, golden};
 
 fn header() -> Header {
     let id = |n| NodeId::new(n).unwrap();
@@ -58,6 +58,12 @@ fn a_later_version_does_not_count_as_damage() {
     let later = with_header(&format::seal(HEADER_VERSION + 1, b"unknown"));
     let refused = Header::read(&mut &later[..]).unwrap_err();
     assert!(refused.to_string().contains("later release"), "{refused}");
+}
+
+#[test]
+fn a_header_from_before_the_first_release_is_refused_with_what_to_do() {
+    let refused = Header::read(&mut &golden("snapshot_v1")[..]).unwrap_err();
+    assert!(refused.to_string().contains("it has version 1, written by a build from before"), "{refused}");
 }
 
 #[test]
