@@ -34,6 +34,7 @@ use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, LogId, LostEntries, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
 use crate::status::{GroupState, GroupStatus};
+use crate::transport::NackCause;
 
 /// The most entries that the target of a transfer may lack: proposals stand still while it catches up.
 const TRANSFER_LAG_MAX: u64 = 4_096;
@@ -234,7 +235,7 @@ impl<W, R> GroupCore<W, R> {
         self.check_founding(from, &message)?;
         self.check_rise(from, message.term)?;
         self.note_applied(&message);
-        self.note_heard(from);
+        self.note_heard(from, message.kind);
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
                 if self.quiet_ticks > 0 =>
@@ -296,6 +297,7 @@ impl<W, R> GroupCore<W, R> {
     pub fn founded_differently(&mut self, peer: NodeId) {
         if self.replica.is_member(peer) {
             self.founding.differs(peer, self.ticks);
+            self.note_nack(peer, NackCause::FoundedDifferently);
         }
     }
 
