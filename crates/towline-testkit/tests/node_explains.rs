@@ -7,6 +7,7 @@ use towline_engine::config::Config;
 use towline_engine::explain::{Wait, WaitCause};
 use towline_engine::node::Consistency;
 use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, node_id, quick, until, within};
+use towline_testkit::list::{ListMachine, Trouble};
 
 /// Its leader keeps its leadership whatever stalls.
 async fn cluster() -> Cluster {
@@ -86,15 +87,18 @@ async fn a_dead_peer_is_named_with_the_failures_still_tolerated_and_a_dead_quoru
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_group_says_why_it_is_down_and_its_leader_that_the_peer_refuses() {
-    let cluster = cluster().await;
+async fn a_quarantined_group_is_down_on_its_node_and_refused_to_its_leader() {
+    let machine = |node, _| match node == node_id(1) {
+        true => ListMachine::new().failing("boom", Trouble::Fatal),
+        false => ListMachine::new(),
+    };
+    let cluster = Plan::new(3, 1).machine(machine).start().await;
+    cluster.acked(1, "boom").await;
+    let down = |waits: &[Wait]| matches!(node_waits_for(waits), Some(WaitCause::Down { .. }));
+    let waits = explained(&cluster, 1, "down", down).await;
+    assert!(waits.len() == 1 && waits[0].to_string().contains("told to fail"), "{waits:?}");
     let leader = cluster.leader(1).await;
-    let peer = leader % 3 + 1;
-    let group = cluster.group(peer, 1);
-    within(group.stop()).await.unwrap();
-    let waits = within(group.explain()).await.unwrap();
-    assert!(matches!(&waits[..], [Wait { peer: None, cause: WaitCause::Down { .. }, .. }]), "{waits:?}");
-    explained(&cluster, leader, "refused", |waits| refusal_by(waits, peer, "out of service there")).await;
+    explained(&cluster, leader, "refused", |waits| refusal_by(waits, 1, "out of service there")).await;
 }
 
 /// Whether the peer is explained as refused, with this in the cause.
