@@ -246,9 +246,10 @@ fn a_write_that_is_late_after_a_failed_hand_over_leads_to_another_one() {
     // The first write completes, and no node takes over.
     let first = node.writes.remove(0);
     node.group.written(first, &mut Effects::default());
-    node.ticks(12);
+    // One election timeout until the first transfer has failed, then as long as a write may take.
+    node.ticks(10 + 12);
     assert_eq!((node.called().len(), node.group.state().role), (2, Role::Leader), "{:?}", node.notices);
-    node.ticks(11);
+    node.ticks(12);
     assert_eq!(node.notices.last(), Some(&StallNotice::LogStepsDown), "{:?}", node.notices);
 }
 
