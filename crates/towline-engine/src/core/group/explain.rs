@@ -244,15 +244,17 @@ impl<W, R> GroupCore<W, R> {
         let commit = acked.min(self.replica.commit());
         Some(match kind {
             WaitKind::Silent => WaitCause::Silent { acked },
-            WaitKind::Snapshot => WaitCause::Snapshot { attempt: attempt? },
             WaitKind::Refused => {
                 let (_, cause) = self.waits.facts.get(&peer)?.refused?;
                 WaitCause::Refused { acked, why: cause.map(|cause| cause.to_string().into()) }
             }
-            WaitKind::Backoff if acked < last => {
-                WaitCause::Backoff { remaining: time(backoff), last_attempt }
-            }
-            WaitKind::CatchingUp if acked < last => WaitCause::CatchingUp { acked, last },
+            // One follows the other within a heartbeat interval.
+            WaitKind::Snapshot | WaitKind::Backoff | WaitKind::CatchingUp => match attempt {
+                Some(attempt) => WaitCause::Snapshot { attempt },
+                None if acked >= last => return None,
+                None if backoff > 0 => WaitCause::Backoff { remaining: time(backoff), last_attempt },
+                None => WaitCause::CatchingUp { acked, last },
+            },
             WaitKind::Apply if applied < commit => WaitCause::Apply { applied, commit, call: None },
             _ => return None,
         })
