@@ -10,8 +10,8 @@ use towline_testkit::sim::{NetOptions, ProposalResult, ReadResult, Sim, SimOptio
 use crate::common::seeds;
 use crate::snapshot_sim::SnapshotSim;
 
-const CASES: u64 = 100;
-const TICKS: u64 = 2_000;
+const CASES: u64 = 24;
+const TICKS: u64 = 1_500;
 /// Two of the longest election timeouts.
 const PATIENCE: u64 = 40;
 /// Ticks in which no member need name a cause: between two causes, and from the end of the last one to the answer.
