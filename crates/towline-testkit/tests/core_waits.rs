@@ -213,7 +213,7 @@ fn a_peer_that_gets_no_snapshot_and_a_node_that_restores_none_have_a_cause() {
             seed => SnapshotSim::fourth_left_behind(seed),
         };
         let mut rng = fastrand::Rng::with_seed(seed);
-        let (mut still, mut stalls, mut term) = (0, 0, 0);
+        let (mut lags, mut installs, mut stalls, mut term) = (0, 0, 0, 0);
         for _ in 0..400 {
             match rng.u8(0..60) {
                 0 => sim.script.held = true,
@@ -227,16 +227,16 @@ fn a_peer_that_gets_no_snapshot_and_a_node_that_restores_none_have_a_cause() {
             sim.ticks(1);
             let Some(leader) = sim.leads() else { continue };
             let status = sim.status(leader);
-            let lags = sim.peer(leader, behind).matched < status.last_index;
-            let installs = sim.is_up(behind) && sim.is_installing(behind);
             let same = std::mem::replace(&mut term, status.state.term) == term;
-            still = if same && (lags || installs) { still + 1 } else { 0 };
-            if still > PATIENCE {
-                stalls += 1;
-                let named = (sim.explain(leader), sim.explain(behind));
-                let by_leader = !lags || named.0.iter().any(|wait| wait.peer == Some(behind));
-                assert!(by_leader && (!installs || !named.1.is_empty()), "{named:?}, installs: {installs}");
-            }
+            let behind_leader = same && sim.peer(leader, behind).matched < status.last_index;
+            let installing = sim.is_up(behind) && sim.is_installing(behind);
+            lags = if behind_leader { lags + 1 } else { 0 };
+            installs = if installing { installs + 1 } else { 0 };
+            stalls += usize::from(lags > PATIENCE || installs > PATIENCE);
+            let (of_leader, own) = (sim.explain(leader), sim.explain(behind));
+            let named = of_leader.iter().any(|wait| wait.peer == Some(behind));
+            assert!(named || lags <= PATIENCE, "{leader} names no cause for {behind}: {of_leader:?}");
+            assert!(!own.is_empty() || installs <= PATIENCE, "{behind} names no cause of its own");
         }
         stalls
     });
