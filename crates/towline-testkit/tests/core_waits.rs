@@ -225,7 +225,7 @@ fn a_peer_that_gets_no_snapshot_and_a_node_that_restores_none_have_a_cause() {
                 _ => {}
             }
             sim.ticks(1);
-            let Some(leader) = sim.leads() else { continue };
+            let Some(leader) = sim.leads().filter(|leader| *leader != behind) else { continue };
             let status = sim.status(leader);
             let same = std::mem::replace(&mut term, status.state.term) == term;
             let behind_leader = same && sim.peer(leader, behind).matched < status.last_index;
