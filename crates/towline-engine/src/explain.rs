@@ -26,7 +26,8 @@ pub struct Wait {
 
 /// What a group waits for. Of several causes the first one in this order is named.
 ///
-/// The causes up to `Redundancy` are about this node. Those from `Silent` on are about a peer of a leader.
+/// The causes up to `Redundancy` are about this node. Those from `Silent` on are about a peer of a leader; `Apply` is the last
+/// of these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "cause", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -46,9 +47,10 @@ pub enum WaitCause {
         /// The index of the snapshot.
         index: u64,
     },
-    /// Too few voters were heard of to elect a leader, or to commit.
+    /// Too few voters were heard of to elect a leader, or to commit. In a joint configuration: of the half that lacks its
+    /// quorum.
     NoQuorum {
-        /// The voters that a quorum needs, this node included.
+        /// The voters that a quorum needs. This node is one of them if it votes.
         needed: usize,
         /// The other voters.
         voters: Vec<HeardVoter>,
@@ -72,13 +74,13 @@ pub enum WaitCause {
         /// The last index of the log.
         last: u64,
     },
-    /// Committed entries are not applied.
+    /// Committed entries are not applied: on this node or, where it leads, on the peer.
     Apply {
         /// The applied index.
         applied: u64,
         /// The commit index.
         commit: u64,
-        /// The present call of the state machine. `None`: the entries are being read from the log.
+        /// The present call of the state machine. `None`: the entries are being read from the log, or are those of a peer.
         call: Option<Arc<str>>,
     },
     /// Leadership moves to another node. Proposals are refused meanwhile.
@@ -103,10 +105,12 @@ pub enum WaitCause {
         /// The attempt.
         attempt: AttemptStatus,
     },
-    /// The peer answers heartbeats and refuses messages of the group.
+    /// The peer refuses messages of the group; or the peer and this node are not connected, because one refuses the other.
     Refused {
         /// The index up to which it has acknowledged the log.
         acked: u64,
+        /// Which of the two refuses, why, and what that means.
+        why: Option<Arc<str>>,
     },
     /// The peer needs a snapshot, and the next attempt has to wait.
     Backoff {
@@ -126,13 +130,15 @@ pub enum WaitCause {
 }
 
 /// When another voter was last heard of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HeardVoter {
     /// The voter.
     pub id: NodeId,
     /// The time since its last message; `None` for none since the group started here.
     #[serde(rename = "heard_ms", serialize_with = "some_millis")]
     pub heard: Option<Duration>,
+    /// Which of the two nodes refuses the other, why, and what that means; `None` if neither does.
+    pub refused: Option<Arc<str>>,
 }
 
 fn millis<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
@@ -184,11 +190,13 @@ impl WaitCause {
                 "when a quorum has written the entries; the waits of the peers say what each lacks"
             }
             Self::Apply { call: Some(_), .. } => "when the call of the state machine returns",
-            Self::Apply { call: None, .. } => "when the entries are read from the log and applied",
+            Self::Apply { call: None, .. } => "when the entries are read from the log there and applied",
             Self::Redundancy { .. } => "when these voters answer, have room and have the log",
             Self::Silent { .. } => "when the peer runs and can be reached",
             Self::Snapshot { .. } => "when the peer has the snapshot, or the attempt fails",
-            Self::Refused { .. } => "when the peer runs the group and has room; its log says why it refuses",
+            Self::Refused { .. } => {
+                "when the cause of the refusal is gone; the log of the node that refuses names it"
+            }
             Self::Backoff { .. } => "with the next attempt, if the cause of the failure is gone",
             Self::CatchingUp { .. } => "when the peer has written the entries",
         }
@@ -202,13 +210,14 @@ impl fmt::Display for WaitCause {
             Self::LogWrite { last } => write!(f, "a log write has not completed; the log ends at {last}"),
             Self::Install { index } => write!(f, "the snapshot at {index} is not restored"),
             Self::NoQuorum { needed, voters } => {
-                write!(f, "{needed} voters are needed, this node included; heard of")?;
-                for (n, HeardVoter { id, heard }) in voters.iter().enumerate() {
+                write!(f, "a quorum needs {needed} voters; heard of")?;
+                for (n, HeardVoter { id, heard, refused }) in voters.iter().enumerate() {
                     f.write_str(if n == 0 { " " } else { ", " })?;
                     match heard {
                         Some(heard) => write!(f, "node {id} {:.1} s ago", heard.as_secs_f64())?,
                         None => write!(f, "node {id} never")?,
                     }
+                    refused.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))?;
                 }
                 Ok(())
             }
@@ -235,7 +244,10 @@ impl fmt::Display for WaitCause {
                 write!(f, "snapshot at {index}: the peer has {acked} of {bytes} bytes")?;
                 phase.map_or(Ok(()), |phase| write!(f, ", phase {phase:?}"))
             }
-            Self::Refused { acked } => write!(f, "messages are refused; log acknowledged up to {acked}"),
+            Self::Refused { acked, why } => {
+                write!(f, "refused: {}", why.as_deref().unwrap_or("cause unknown"))?;
+                write!(f, "; log acknowledged up to {acked}")
+            }
             Self::Backoff { remaining, last_attempt } => {
                 write!(f, "the next snapshot attempt begins in {:.1} s", remaining.as_secs_f64())?;
                 match last_attempt {

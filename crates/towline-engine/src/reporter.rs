@@ -32,6 +32,7 @@ use towline_metrics::labels::ReportKind;
 pub use self::mailbox::{Mailbox, Report, ReportCounter};
 use crate::ids::{GroupId, NodeId};
 use crate::message::LostEntries;
+use crate::transport::NackCause;
 
 /// Takes reports from any thread. No call blocks on the shard, allocates without bound, fails or panics.
 pub trait Reporter: Send + Sync + 'static {
@@ -58,7 +59,7 @@ pub enum UnreachableCause {
     /// The append queue to the peer was full.
     QueueFull,
     /// The peer refused messages of this group.
-    Nack,
+    Nack(NackCause),
     /// The link died, or did not take a batch in time.
     LinkLost,
     /// The lane could not connect.

@@ -244,6 +244,21 @@ pub enum NackCause {
     DiskFull,
 }
 
+impl fmt::Display for NackCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::InboxFull => "its inbox of the group is full",
+            Self::UnknownGroup => "the group does not run there",
+            Self::GroupDown => "the group is out of service there",
+            Self::Rejected => "it rejects a message that would damage its log",
+            Self::EntriesLost(lost) => {
+                return write!(f, "{lost}; the group is out of service there for good");
+            }
+            Self::FoundedDifferently => "the group was founded with another list of founders there",
+        })
+    }
+}
+
 /// Why a link ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

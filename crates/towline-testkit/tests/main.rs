@@ -17,6 +17,7 @@ mod core_latch;
 mod core_reads;
 mod core_snapshot_cases;
 mod core_snapshots;
+mod core_waits;
 mod flaws;
 mod log_store;
 mod node_attempts;

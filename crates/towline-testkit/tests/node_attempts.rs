@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use crate::common::{Counts, LaggingCluster, TRANSFERS, compact_past, config};
 use towline_engine::config::Config;
+use towline_engine::explain::WaitCause;
 use towline_engine::reporter::SnapshotFailure;
 use towline_engine::status::AttemptOutcome;
 use towline_engine::transport::TransferPhase;
 use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{Plan, until};
+use towline_testkit::cluster::{Plan, node_id, until, within};
 use towline_testkit::fault::SnapshotFaults;
 use towline_testkit::snapshots::SnapshotOp;
 
@@ -28,6 +29,9 @@ async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
         assert_eq!(attempt.acked, attempt.bytes);
         let phase = if op == SnapshotOp::Verify { TransferPhase::Verifying } else { TransferPhase::Syncing };
         assert_eq!((attempt.number, attempt.phase), (1, Some(phase)));
+        let waits = within(setup.cluster.group(setup.leader, 1).explain()).await.unwrap();
+        let of_peer = waits.into_iter().find(|wait| wait.peer == Some(node_id(setup.behind)));
+        assert_eq!(of_peer.map(|wait| wait.cause), Some(WaitCause::Snapshot { attempt }));
         drop(gate);
         setup.assert_heals().await;
         assert_eq!(setup.counts.sum(TRANSFERS, &["direction=sent"]), 1, "{op:?}");

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use towline_engine::config::Config;
 use towline_engine::explain::{Wait, WaitCause};
 use towline_engine::node::Consistency;
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, within};
+use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, node_id, quick, until, within};
+use towline_testkit::list::{ListMachine, Trouble};
 
 /// Its leader keeps its leadership whatever stalls.
 async fn cluster() -> Cluster {
@@ -86,12 +87,50 @@ async fn a_dead_peer_is_named_with_the_failures_still_tolerated_and_a_dead_quoru
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_group_says_why_it_is_down() {
-    let cluster = cluster().await;
-    let group = cluster.group(1, 1);
-    within(group.stop()).await.unwrap();
-    let waits = within(group.explain()).await.unwrap();
-    assert!(matches!(&waits[..], [Wait { peer: None, cause: WaitCause::Down { .. }, .. }]), "{waits:?}");
+async fn a_quarantined_group_is_down_on_its_node_and_refused_to_its_leader() {
+    let machine = |node, _| match node == node_id(1) {
+        true => ListMachine::new().failing("boom", Trouble::Fatal),
+        false => ListMachine::new(),
+    };
+    let cluster = Plan::new(3, 1).machine(machine).start().await;
+    cluster.acked(1, "boom").await;
+    let down = |waits: &[Wait]| matches!(node_waits_for(waits), Some(WaitCause::Down { .. }));
+    let waits = explained(&cluster, 1, "down", down).await;
+    assert!(waits.len() == 1 && waits[0].to_string().contains("told to fail"), "{waits:?}");
+    let leader = cluster.leader(1).await;
+    explained(&cluster, leader, "refused", |waits| refusal_by(waits, 1, "out of service there")).await;
+}
+
+/// Whether the peer is explained as refused, with this in the cause.
+fn refusal_by(waits: &[Wait], peer: u64, why: &str) -> bool {
+    waits.iter().any(|wait| match &wait.cause {
+        WaitCause::Refused { why: Some(text), .. } => wait.peer == Some(node_id(peer)) && text.contains(why),
+        _ => false,
+    })
+}
+
+/// Neither the leader nor the wiped node said why they did not hear each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_whose_connections_are_refused_is_explained_by_the_refusal_on_both_sides() {
+    let mut cluster = cluster().await;
+    let leader = cluster.leader(1).await;
+    let wiped = leader % 3 + 1;
+    for (from, to) in [(1, 2), (2, 1), (2, 3), (3, 2), (1, 3), (3, 1)] {
+        until("links", || cluster.net.links(node_id(from), node_id(to)) == 2).await;
+    }
+    cluster.crash(wiped);
+    cluster.disks.insert(wiped, Disk::default());
+    cluster.restart(wiped).await;
+    let is = |waits: &[Wait]| refusal_by(waits, wiped, "came with another incarnation");
+    explained(&cluster, leader, "refused", is).await;
+    let is = |waits: &[Wait]| match node_waits_for(waits) {
+        Some(WaitCause::NoQuorum { voters, .. }) => voters.iter().all(|voter| {
+            let why = voter.refused.as_deref().unwrap_or_default();
+            why.contains("it refuses this node") && why.contains("emptied or exchanged")
+        }),
+        _ => false,
+    };
+    explained(&cluster, wiped, "no_quorum with the refusals", is).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use towline_metrics::labels::WaitKind;
 
 use crate::ids::NodeId;
+use crate::transport::NackCause;
 
 /// A wait that has lasted longer than the shortest election timeout, or its end. For the operator's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,11 +75,18 @@ pub(super) struct Standing {
 /// What the group knows of a peer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PeerFacts {
-    /// The tick of its last message.
+    /// The tick of its last message; while this node leads, of its last answer.
     pub(super) heard: Option<u64>,
-    /// The tick at which it last refused messages.
-    pub(super) refused: Option<u64>,
-    pub(super) lag: Lag,
+    /// The tick of the last refusal between it and this node, and the cause that it gave for the messages of the group.
+    pub(super) refused: Option<(u64, Option<NackCause>)>,
+    pub(super) log: Lag,
+    pub(super) apply: Lag,
+}
+
+impl PeerFacts {
+    pub(super) fn new(now: u64) -> Self {
+        Self { heard: None, refused: None, log: Lag::new(now), apply: Lag::new(now) }
+    }
 }
 
 #[derive(Debug)]
@@ -122,7 +130,9 @@ impl Waits {
         }
         self.leads = term.map(|term| (term, now));
         self.commit = Lag::new(now);
-        self.facts.values_mut().for_each(|facts| (facts.lag, facts.refused) = (Lag::new(now), None));
+        for facts in self.facts.values_mut() {
+            *facts = PeerFacts { heard: facts.heard, ..PeerFacts::new(now) };
+        }
         for (peer, standing) in std::mem::take(&mut self.peers) {
             standing.end(Some(peer), now, notices);
         }

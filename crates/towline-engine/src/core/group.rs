@@ -34,6 +34,7 @@ use crate::log_store::{ConfRecord, GroupWrite};
 use crate::message::{Entry, EntryKind, HardState, LogId, LostEntries, Message, MessageKind};
 use crate::snapshot_store::SnapshotMeta;
 use crate::status::{GroupState, GroupStatus};
+use crate::transport::NackCause;
 
 /// The most entries that the target of a transfer may lack: proposals stand still while it catches up.
 const TRANSFER_LAG_MAX: u64 = 4_096;
@@ -259,7 +260,7 @@ impl<W, R> GroupCore<W, R> {
         self.check_founding(from, &message)?;
         self.check_rise(from, message.term)?;
         self.note_answer(&message);
-        self.note_heard(from);
+        self.note_heard(from, message.kind);
         let is_refused = self.low_since.is_some() && self.cut_commands(&mut message);
         match message.kind {
             MessageKind::RequestVote | MessageKind::RequestPreVote | MessageKind::TimeoutNow
@@ -331,6 +332,9 @@ impl<W, R> GroupCore<W, R> {
             return;
         }
         self.founding.objects(founder, objection, self.ticks);
+        if objection == Objection::OtherList {
+            self.note_nack(founder, NackCause::FoundedDifferently);
+        }
         // Elected before the founder was heard.
         if self.replica.is_leader() && self.replica.commit() == 0 {
             self.replica.step_down();

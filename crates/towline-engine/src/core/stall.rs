@@ -82,8 +82,8 @@ pub(super) enum LogState {
     InTime,
     /// [`StallNotice::LogStays`] was given.
     Stays,
-    /// [`StallNotice::LogHandsOver`] was given.
-    HandingOver,
+    /// [`StallNotice::LogHandsOver`] was given, for the write with this number.
+    HandingOver(u64),
 }
 
 /// Ages of what has not made progress.
@@ -165,15 +165,15 @@ impl Stalls {
         self.log_age(now) > self.policy.log_ticks.saturating_mul(2)
     }
 
-    /// The log's end as of the oldest write, if the commit index has covered it for longer than a write may take. The others
-    /// are faster by that much, and not only by chance.
-    pub(super) fn outrun(&mut self, commit: u64, now: u64) -> Option<u64> {
+    /// The number of the oldest write and the log's end as of then, if the commit index has covered that for longer than a
+    /// write may take. The others are faster by that much, and not only by chance.
+    pub(super) fn outrun(&mut self, commit: u64, now: u64) -> Option<(u64, u64)> {
         let write = self.writes.front().filter(|write| write.through <= commit)?;
         let since = match self.covered {
             Some((number, since)) if number == write.number => since,
             _ => self.covered.insert((write.number, now)).1,
         };
-        (now.saturating_sub(since) > self.policy.log_ticks).then_some(write.through)
+        (now.saturating_sub(since) > self.policy.log_ticks).then_some((write.number, write.through))
     }
 
     /// Committed entries up to `through` were given to the state machine.

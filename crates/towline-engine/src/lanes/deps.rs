@@ -11,7 +11,7 @@ use crate::config::ValidConfig;
 use crate::ids::NodeId;
 use crate::message::Lane;
 use crate::reporter::Reporter;
-use crate::transport::{Hello, Nack, Refusal, Transport, Welcome};
+use crate::transport::{ConnectError, Hello, Nack, Transport, Welcome};
 
 /// The dependencies of the lanes.
 pub(crate) struct LanesDeps {
@@ -68,8 +68,8 @@ pub(crate) trait PeerGate: Send + Sync + 'static {
     /// The reason of the refusal, for the log. The lane drops the link and reconnects after a backoff.
     fn welcome(&self, welcome: &Welcome) -> Result<(), String>;
 
-    /// The peer refused this node's connection.
-    fn refused(&self, peer: NodeId, refusal: &Refusal);
+    /// An attempt to connect to the peer failed.
+    fn connect_failed(&self, peer: NodeId, error: &ConnectError);
 
     /// The peer refused messages of a group.
     fn nacked(&self, peer: NodeId, nack: Nack);

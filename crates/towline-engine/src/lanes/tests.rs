@@ -221,7 +221,7 @@ async fn a_nack_on_the_append_lane_reports_its_group_and_leaves_the_link() {
         }
     };
     nack(NackCause::InboxFull);
-    assert_eq!(script.reports(), [group_lost(2, 4, UnreachableCause::Nack)]);
+    assert_eq!(script.reports(), [group_lost(2, 4, UnreachableCause::Nack(NackCause::InboxFull))]);
     // From each lane: a peer that answers nothing may get only heartbeats.
     let lost = LostEntries { last_index: 55, acknowledged: 61 };
     nack(NackCause::EntriesLost(lost));

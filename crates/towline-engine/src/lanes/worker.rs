@@ -155,16 +155,16 @@ impl Worker {
         let connected = match timeout(self.settings.connect_timeout, attempt).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(error)) => {
-                if let ConnectError::Refused(refusal) = &error {
-                    self.gate.refused(self.peer.id, refusal);
-                }
+                self.gate.connect_failed(self.peer.id, &error);
                 return Err(chain(&error));
             }
             Err(_) => return Err("no answer within the connect timeout".into()),
         };
         let welcome = connected.welcome;
         if welcome.node != self.peer.id {
-            return Err(format!("node {} answered instead", welcome.node));
+            let error = ConnectError::WrongPeer { detail: format!("node {}", welcome.node) };
+            self.gate.connect_failed(self.peer.id, &error);
+            return Err(chain(&error));
         }
         // Without a deadline: the call cannot be cancelled, and repeated calls would pile up.
         let gate = Arc::clone(&self.gate);
@@ -337,9 +337,9 @@ impl LinkEvents for LinkObserver {
             // On any lane: a leader that waits for an answer of the peer sends it only heartbeats.
             NackCause::EntriesLost(lost) => UnreachableCause::EntriesLost(lost),
             NackCause::UnknownGroup | NackCause::GroupDown | NackCause::FoundedDifferently => {
-                UnreachableCause::Nack
+                UnreachableCause::Nack(nack.cause)
             }
-            _ if queue.lane == Lane::Append => UnreachableCause::Nack,
+            _ if queue.lane == Lane::Append => UnreachableCause::Nack(nack.cause),
             _ => return,
         };
         queue.reporter.report_unreachable(queue.peer, Scope::Group(nack.group), cause);

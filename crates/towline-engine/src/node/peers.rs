@@ -21,8 +21,8 @@ use crate::message::{Batch, Lane, LostEntries};
 use crate::snapshots::Receives;
 use crate::sync::lock;
 use crate::transport::{
-    CertIdentity, FOUNDED_MAX, Founded, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION, PeerSession,
-    ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
+    CertIdentity, ConnectError, FOUNDED_MAX, Founded, Hello, Inbound, Nack, NackCause, PROTOCOL_VERSION,
+    PeerSession, ProgressCell, Refusal, SinkAnswer, SnapshotOffer, SnapshotRefusal, Violation, Welcome,
 };
 
 /// The groups of a node, as the connections see them.
@@ -210,6 +210,23 @@ impl Peers {
         }
     }
 
+    /// Admits or refuses a dialler. A refusal of a member counts for what its groups wait for.
+    fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Welcome, Refusal> {
+        let checked = self.check(hello, cert);
+        match &checked {
+            Ok(_) => self.refused_by.admits(hello.from),
+            Err(refusal) if self.is_member(hello.from) => {
+                self.refused_by.refuses(hello.from, &refusal.to_string(), Instant::now());
+            }
+            Err(_) => {}
+        }
+        checked
+    }
+
+    fn is_member(&self, peer: NodeId) -> bool {
+        lock(&self.known).members.values().any(|members| members.contains(&peer))
+    }
+
     fn check(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Welcome, Refusal> {
         if hello.protocol != PROTOCOL_VERSION {
             return Err(Refusal::Version { ours: PROTOCOL_VERSION, theirs: hello.protocol });
@@ -226,8 +243,8 @@ impl Peers {
             });
         }
         let identity = {
+            let member = self.is_member(hello.from);
             let known = lock(&self.known);
-            let member = known.members.values().any(|members| members.contains(&hello.from));
             known.identity.clone().filter(|_| member && hello.from != self.node).ok_or_else(|| {
                 let founded = known.founded.iter().take(FOUNDED_MAX);
                 let founded = founded.map(|(&group, &founding)| Founded { group, founding });
@@ -242,10 +259,23 @@ impl Peers {
 impl PeerGate for Peers {
     fn welcome(&self, welcome: &Welcome) -> Result<(), String> {
         self.refused_by.admitted(welcome.node);
-        self.recognise(welcome.node, welcome.incarnation).map_err(|refusal| refusal.to_string())
+        let recognised =
+            self.recognise(welcome.node, welcome.incarnation).map_err(|refusal| refusal.to_string());
+        match &recognised {
+            Ok(()) => self.refused_by.admits(welcome.node),
+            Err(refusal) => self.refused_by.refuses(welcome.node, refusal, Instant::now()),
+        }
+        recognised
     }
 
-    fn refused(&self, peer: NodeId, refusal: &Refusal) {
+    fn connect_failed(&self, peer: NodeId, error: &ConnectError) {
+        let refusal = match error {
+            ConnectError::Refused(refusal) => refusal,
+            ConnectError::Certificate { .. } | ConnectError::WrongPeer { .. } => {
+                return self.refused_by.refuses(peer, &error.to_string(), Instant::now());
+            }
+            _ => return,
+        };
         let node = self.node;
         self.objections(peer, refusal);
         if let Some(meaning) = self.refused_by.refused(peer, refusal, Instant::now()) {
@@ -270,7 +300,7 @@ pub(crate) struct NodeInbound {
 
 impl Inbound for NodeInbound {
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Arc<dyn PeerSession>, Refusal> {
-        let welcome = self.peers.check(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
+        let welcome = self.peers.admit(hello, cert).inspect_err(|refusal| self.refused(refusal))?;
         self.lanes.notify_peer_connected(hello.from);
         let metrics = self.peers.counters.inbound(hello.from, self.scheme);
         Ok(Arc::new(Session { peers: self.peers.clone(), peer: hello.from, welcome, metrics }))

@@ -1,9 +1,9 @@
-//! The peers that refuse this node's connections, as this node learns when it calls them.
+//! The peers that refuse this node's connections, as this node learns when it calls them, and those that this node refuses.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::refusals::Spaced;
 use crate::ids::NodeId;
@@ -17,6 +17,9 @@ pub(crate) struct RefusedBy {
     peers: Mutex<BTreeMap<NodeId, Refused>>,
     /// Whether the table has an entry. The shard asks in every turn.
     any: AtomicBool,
+    /// The last refusal of each peer by this node, until this node admits the peer.
+    ours: Mutex<BTreeMap<NodeId, (Arc<str>, Instant)>>,
+    any_of_ours: AtomicBool,
 }
 
 struct Refused {
@@ -56,6 +59,48 @@ impl RefusedBy {
         let mut peers = lock(&self.peers);
         peers.remove(&by);
         self.any.store(!peers.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Records that this node refuses a member, in whatever direction they connect.
+    pub(crate) fn refuses(&self, peer: NodeId, refusal: &str, now: Instant) {
+        let why = format!("this node refuses it: {refusal}").into();
+        lock(&self.ours).insert(peer, (why, now));
+        self.any_of_ours.store(true, Ordering::Relaxed);
+    }
+
+    /// Records that this node admitted the peer.
+    pub(crate) fn admits(&self, peer: NodeId) {
+        if self.any_of_ours.load(Ordering::Relaxed) {
+            let mut ours = lock(&self.ours);
+            ours.remove(&peer);
+            self.any_of_ours.store(!ours.is_empty(), Ordering::Relaxed);
+        }
+    }
+
+    /// The peers that refused this node, or were refused, at most `age` ago, and why. An older refusal says nothing of now: a
+    /// peer that runs calls, and is called, more often.
+    pub(crate) fn lately(&self, age: Duration, now: Instant) -> BTreeMap<NodeId, Arc<str>> {
+        let mut why = BTreeMap::new();
+        let is_late = |at: Instant| now.saturating_duration_since(at) > age;
+        if self.any_of_ours.load(Ordering::Relaxed) {
+            let ours = lock(&self.ours);
+            why.extend(
+                ours.iter().filter(|(_, (_, at))| !is_late(*at)).map(|(peer, (why, _))| (*peer, why.clone())),
+            );
+        }
+        if self.any.load(Ordering::Relaxed) {
+            let peers = lock(&self.peers);
+            let text = |known: &Refused| {
+                format!("it refuses this node: {}; {}", known.refusal, known.meaning).into()
+            };
+            why.extend(
+                peers
+                    .iter()
+                    .filter(|(_, known)| !is_late(known.at))
+                    .map(|(peer, known)| (*peer, text(known))),
+            );
+        }
+        why
     }
 
     /// The refusals of those peers for which `is_member` holds.
@@ -111,7 +156,6 @@ fn meaning(refusal: &Refusal) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn node(id: u64) -> NodeId {
         NodeId::new(id).unwrap()
@@ -130,6 +174,21 @@ mod tests {
         assert!(refused.text(|_| true).unwrap().starts_with("refused by node 1: node 3 came with"));
         refused.admitted(node(1));
         assert_eq!((refused.of(|_| true, start), refused.text(|_| true)), (vec![], None));
+    }
+
+    #[test]
+    fn a_refusal_in_either_direction_counts_until_it_ends_or_is_not_repeated() {
+        let (refused, start) = (RefusedBy::default(), Instant::now());
+        let age = Duration::from_secs(2);
+        refused.refused(node(1), &Refusal::WrongIncarnation { peer: 3 }, start);
+        refused.refuses(node(2), "wrong cluster", start + age);
+        let lately = |at| refused.lately(age, start + at);
+        assert!(lately(age)[&node(1)].contains("it refuses this node: node 3 came with another incarnation"));
+        assert_eq!(lately(age)[&node(2)].as_ref(), "this node refuses it: wrong cluster");
+        assert!(lately(2 * age).keys().eq([&node(2)]), "the other one is old");
+        refused.admits(node(2));
+        refused.admitted(node(1));
+        assert!(lately(age).is_empty());
     }
 
     #[test]

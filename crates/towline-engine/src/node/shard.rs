@@ -279,7 +279,7 @@ impl Shard {
             Control::Explain { group, answer, room } => {
                 drop(room);
                 if let Some(running) = self.groups.get(&group) {
-                    answer.send(running.explain(&self.deps.sends));
+                    answer.send(running.explain(&self.deps));
                 }
             }
             Control::Transfer { group, target, answer, room } => {
@@ -407,9 +407,11 @@ impl Shard {
         let is_owed = |attempt: &SnapshotAttempt| sends.is_running(attempt) || mailbox.has_outcome(*attempt);
         let unsent: usize = self.groups.values().map(|running| running.group.unsent_attempts()).sum();
         self.budget.slots = self.deps.config.snapshot_sends_max.saturating_sub(unsent + sends.count());
+        let refusals = self.deps.refusals();
         let groups: Vec<_> = self.groups.keys().copied().collect();
         for group in groups {
             self.with(group, None, |running, fx| {
+                refusals.keys().for_each(|peer| running.group.note_refusal(*peer));
                 running.group.skip_ticks(missed);
                 running.group.tick(fx);
                 running.group.watch(is_owed, fx);
@@ -535,7 +537,7 @@ impl Shard {
         }
         fx.notices.drain(..).for_each(|notice| log_stall(id, notice, self.deps.config.tick));
         if !fx.waits.is_empty() {
-            let waits = running.explain(&self.deps.sends);
+            let waits = running.explain(&self.deps);
             for notice in fx.waits.drain(..) {
                 let wait =
                     waits.iter().find(|wait| (wait.peer, wait.cause.kind()) == (notice.peer, notice.kind));
@@ -621,6 +623,12 @@ impl ShardDeps {
         }
     }
 
+    /// The peers that refuse this node, or are refused, as of the last call in either direction.
+    fn refusals(&self) -> BTreeMap<NodeId, Arc<str>> {
+        let call = self.config.lane_connect_timeout + 2 * self.config.lane_backoff_max;
+        self.peers.refused_by().lately(call, Instant::now())
+    }
+
     fn disarm(&self, attempt: &SnapshotAttempt, cause: &Arc<str>) {
         self.mailbox.disarm(attempt.group, attempt.peer);
         self.sends.cancel(attempt, cause);
@@ -661,9 +669,11 @@ impl RunningGroup {
         }
     }
 
-    /// What the group waits for, with the present call of the state machine and the progress of transfers.
-    fn explain(&self, sends: &Sends) -> Vec<Wait> {
+    /// What the group waits for, with the present call of the state machine, the progress of transfers and the causes of
+    /// refusals.
+    fn explain(&self, deps: &ShardDeps) -> Vec<Wait> {
         let mut waits = self.group.explain(self.tick);
+        let refusals = deps.refusals();
         for wait in &mut waits {
             match (&mut wait.cause, wait.peer) {
                 (WaitCause::Apply { call, .. }, _) => {
@@ -671,7 +681,15 @@ impl RunningGroup {
                 }
                 (WaitCause::Snapshot { attempt: seen }, Some(peer)) => {
                     let live = self.group.live_attempts();
-                    live.iter().filter(|attempt| attempt.peer == peer).for_each(|at| sends.observe(at, seen));
+                    live.iter()
+                        .filter(|attempt| attempt.peer == peer)
+                        .for_each(|at| deps.sends.observe(at, seen));
+                }
+                (WaitCause::Refused { why: why @ None, .. }, Some(peer)) => {
+                    *why = refusals.get(&peer).cloned()
+                }
+                (WaitCause::NoQuorum { voters, .. }, _) => {
+                    voters.iter_mut().for_each(|voter| voter.refused = refusals.get(&voter.id).cloned());
                 }
                 _ => {}
             }

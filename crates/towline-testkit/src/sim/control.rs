@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use towline_engine::core::Reject;
+use towline_engine::explain::Wait;
 use towline_engine::ids::NodeId;
 use towline_engine::message::Message;
 use towline_engine::status::{GroupStatus, Role};
@@ -102,6 +105,12 @@ impl Sim {
     /// The status of a node; `None` if it is down.
     pub fn status(&self, id: NodeId) -> Option<GroupStatus> {
         Some(self.nodes.get(&id)?.group.as_ref()?.status())
+    }
+
+    /// What the group of a node waits for, with ages in milliseconds of one a tick. Nothing if the node is down.
+    pub fn explain(&self, id: NodeId) -> Vec<Wait> {
+        let group = self.nodes.get(&id).and_then(|n| n.group.as_ref());
+        group.map(|group| group.explain(Duration::from_millis(1))).unwrap_or_default()
     }
 
     /// The node that leads in the highest term, by its own status.

@@ -1,5 +1,8 @@
 //! Simulators whose only faults are scripted.
 
+use std::time::Duration;
+
+use towline_engine::explain::Wait;
 use towline_engine::ids::NodeId;
 use towline_engine::message::Message;
 use towline_engine::reporter::SnapshotFailure;
@@ -121,6 +124,12 @@ impl SnapshotSim {
 
     pub(crate) fn status(&self, id: NodeId) -> GroupStatus {
         self.nodes[&id].up.as_ref().expect("it is up").group.status()
+    }
+
+    /// What the group of a node waits for; nothing if the node is down.
+    pub(crate) fn explain(&self, id: NodeId) -> Vec<Wait> {
+        let up = self.nodes[&id].up.as_ref();
+        up.map(|up| up.group.explain(Duration::from_millis(1))).unwrap_or_default()
     }
 
     pub(crate) fn peer(&self, leader: NodeId, id: NodeId) -> PeerStatus {

@@ -10,27 +10,38 @@ use std::time::Duration;
 use towline_metrics::labels::WaitKind;
 
 use super::{Effects, GroupCore};
-use crate::core::explain::{Lag, Patience, PeerFacts, Standing};
+use crate::core::explain::{Patience, PeerFacts, Standing};
 use crate::explain::{HeardVoter, Wait, WaitCause};
 use crate::ids::NodeId;
+use crate::message::{ConfState, MessageKind};
 use crate::status::Role;
+use crate::transport::NackCause;
 
 impl<W, R> GroupCore<W, R> {
-    /// Records a message of a peer.
-    pub(super) fn note_heard(&mut self, from: NodeId) {
-        if let Some(facts) = self.waits.facts.get_mut(&from) {
-            facts.heard = Some(self.ticks);
-        } else if self.replica.is_member(from) {
-            let facts = PeerFacts { heard: Some(self.ticks), refused: None, lag: Lag::new(self.ticks) };
-            self.waits.facts.insert(from, facts);
+    /// Records a message of a peer. A leader counts only answers: a peer that does not hear it asks for votes.
+    pub(super) fn note_heard(&mut self, from: NodeId, kind: MessageKind) {
+        let answer = matches!(kind, MessageKind::AppendResponse | MessageKind::HeartbeatResponse);
+        if (answer || !self.replica.is_leader()) && self.replica.is_member(from) {
+            self.facts(from).heard = Some(self.ticks);
         }
     }
 
     /// Records that a peer refused messages of this group.
-    pub(super) fn note_refused(&mut self, peer: NodeId) {
-        if let Some(facts) = self.waits.facts.get_mut(&peer) {
-            facts.refused = Some(self.ticks);
+    pub(super) fn note_nack(&mut self, peer: NodeId, cause: NackCause) {
+        self.facts(peer).refused = Some((self.ticks, Some(cause)));
+    }
+
+    /// Records that this node and a peer are not connected because one of them refuses the other. The driver repeats it each
+    /// tick while that lasts.
+    pub fn note_refusal(&mut self, peer: NodeId) {
+        if self.replica.is_member(peer) {
+            self.facts(peer).refused = Some((self.ticks, None));
         }
+    }
+
+    fn facts(&mut self, peer: NodeId) -> &mut PeerFacts {
+        let now = self.ticks;
+        self.waits.facts.entry(peer).or_insert_with(|| PeerFacts::new(now))
     }
 
     /// Called once a tick. Looks for causes once per heartbeat interval, each group in a tick of its own.
@@ -67,19 +78,21 @@ impl<W, R> GroupCore<W, R> {
     }
 
     fn look_at_peers(&mut self, began: u64, fx: &mut Effects<W, R>) {
-        let (now, last) = (self.ticks, self.replica.last_index());
-        let Patience { short, long, .. } = self.waits.patience;
+        let (now, last, commit) = (self.ticks, self.replica.last_index(), self.replica.commit());
+        let Patience { beat, short, long, .. } = self.waits.patience;
         for (peer, _) in self.replica.progress() {
-            let facts = self.waits.facts.entry(peer).or_insert_with(|| PeerFacts {
-                heard: None,
-                refused: None,
-                lag: Lag::new(now),
-            });
-            let lags = facts.lag.see(self.replica.matched(peer), last, now, short);
+            let facts = self.waits.facts.entry(peer).or_insert_with(|| PeerFacts::new(now));
+            let matched = self.replica.matched(peer);
+            let lags = facts.log.see(matched, last, now, short);
+            // The word of the peer comes with a heartbeat, and the commit index may have gone with the one before.
+            let unapplied = self
+                .peers_applied
+                .get(&peer)
+                .and_then(|&applied| facts.apply.see(applied, matched.min(commit), now, short + 2 * beat));
             let heard = facts.heard.map_or(began, |heard| heard.max(began));
-            let refused = facts.refused.is_some_and(|at| now - at <= long);
+            let refused = facts.refused.is_some_and(|(at, _)| now - at <= long);
             let found = if now - heard > short {
-                // A peer that refuses each message sends no other answer.
+                // A peer that refuses each message, or is refused, sends no other answer.
                 Some((if refused { WaitKind::Refused } else { WaitKind::Silent }, heard))
             } else {
                 let (attempt, _, backoff) = self.replica.attempts().status(peer);
@@ -89,7 +102,7 @@ impl<W, R> GroupCore<W, R> {
                     Some(since) if refused => Some((WaitKind::Refused, since)),
                     Some(since) if backoff > 0 => Some((WaitKind::Backoff, since)),
                     Some(since) => Some((WaitKind::CatchingUp, since)),
-                    None => None,
+                    None => unapplied.map(|since| (WaitKind::Apply, since)),
                 }
             };
             self.waits.stand_peer(peer, found, now, &mut fx.waits);
@@ -140,31 +153,38 @@ impl<W, R> GroupCore<W, R> {
         if leads && self.replica.transferring() {
             return Some((WaitKind::Transfer, now));
         }
-        let missing =
-            self.waits.present(now).filter(|(peer, _)| peer.is_some_and(|p| self.replica.is_voter(p)));
-        let since = missing.map(|(_, standing)| standing.since).min().filter(|_| leads)?;
+        let since = self.missing_voters().map(|(_, since)| since).min().filter(|_| leads)?;
         Some((WaitKind::Redundancy, since))
     }
 
-    fn other_voters(&self) -> impl Iterator<Item = NodeId> {
-        self.replica.progress().map(|(peer, _)| peer).filter(move |peer| self.replica.is_voter(*peer))
+    /// The voters without which fewer failures are tolerated, and since when. One that only applies slowly has the log.
+    fn missing_voters(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        let of_peer = |(peer, standing): (Option<NodeId>, Standing)| {
+            peer.filter(|_| standing.kind != WaitKind::Apply).map(|peer| (peer, standing.since))
+        };
+        self.waits.present(self.ticks).filter_map(of_peer).filter(|(peer, _)| self.replica.is_voter(*peer))
     }
 
-    /// The voters that a quorum needs, this node included.
-    fn quorum(&self) -> usize {
-        let voters = self.other_voters().count() + usize::from(self.replica.is_voter(self.me));
-        voters / 2 + 1
+    /// The voters; in a joint configuration those of each half, which both need a quorum.
+    fn halves(&self) -> impl Iterator<Item = &[NodeId]> {
+        let ConfState { voters, voters_outgoing, .. } = &self.snapshots.conf.conf_state;
+        [&voters[..], voters_outgoing].into_iter().filter(|half| !half.is_empty())
+    }
+
+    fn heard_at(&self, voter: NodeId) -> Option<u64> {
+        self.waits.facts.get(&voter).and_then(|facts| facts.heard)
+    }
+
+    /// The latest tick by which a quorum of these voters was heard of. This node hears itself.
+    fn quorum_of(&self, half: &[NodeId]) -> u64 {
+        let heard = |id: &NodeId| if *id == self.me { self.ticks } else { self.heard_at(*id).unwrap_or(0) };
+        let by = |at: &u64| half.iter().filter(|id| heard(id) >= *at).count() >= quorum(half);
+        half.iter().map(heard).filter(by).max().unwrap_or(0)
     }
 
     /// The latest tick by which a quorum, this node included, was heard of.
     fn quorum_heard(&self) -> u64 {
-        let heard = |peer| self.waits.facts.get(&peer).and_then(|facts| facts.heard).unwrap_or(0);
-        let mut heard: Vec<_> = self.other_voters().map(heard).collect();
-        if self.replica.is_voter(self.me) {
-            heard.push(self.ticks);
-        }
-        heard.sort_unstable_by(|a, b| b.cmp(a));
-        heard.get(self.quorum() - 1).copied().unwrap_or(0)
+        self.halves().map(|half| self.quorum_of(half)).min().unwrap_or(0)
     }
 
     /// The one thing that this node waits for, and each peer if this node leads, as of the last heartbeat interval. `tick` is
@@ -190,13 +210,14 @@ impl<W, R> GroupCore<W, R> {
             WaitKind::LogWrite if self.ages().0 > 0 => WaitCause::LogWrite { last },
             WaitKind::Install => WaitCause::Install { index: self.snapshots.installing_at()? },
             WaitKind::NoQuorum if leads || leaderless => {
-                let heard = |id| {
-                    let heard = self.waits.facts.get(&id).and_then(|facts| facts.heard);
-                    HeardVoter { id, heard: heard.map(|at| time(self.ticks.saturating_sub(at))) }
+                let half = self.halves().min_by_key(|half| self.quorum_of(half))?;
+                let heard = |&id: &NodeId| {
+                    let heard = self.heard_at(id).map(|at| time(self.ticks.saturating_sub(at)));
+                    HeardVoter { id, heard, refused: None }
                 };
-                let mut voters: Vec<_> = self.other_voters().map(heard).collect();
+                let mut voters: Vec<_> = half.iter().filter(|id| **id != self.me).map(heard).collect();
                 voters.sort_unstable_by_key(|voter| voter.id);
-                WaitCause::NoQuorum { needed: self.quorum(), voters }
+                WaitCause::NoQuorum { needed: quorum(half), voters }
             }
             WaitKind::Election if leaderless => WaitCause::Election { term: self.replica.term() },
             WaitKind::NoLeader if leaderless => WaitCause::NoLeader,
@@ -208,10 +229,13 @@ impl<W, R> GroupCore<W, R> {
                 WaitCause::Apply { applied: self.replica.log().applied(), commit, call: None }
             }
             WaitKind::Redundancy if leads => {
-                let peers = self.waits.present(self.ticks).filter_map(|(peer, _)| peer);
-                let missing: Vec<_> = peers.filter(|peer| self.replica.is_voter(*peer)).collect();
-                let sound = (self.other_voters().count() + 1).saturating_sub(missing.len());
-                WaitCause::Redundancy { tolerated: sound.saturating_sub(self.quorum()), missing }
+                let missing: Vec<_> = self.missing_voters().map(|(peer, _)| peer).collect();
+                let spare = |half: &[NodeId]| {
+                    let sound = half.iter().filter(|id| !missing.contains(id)).count();
+                    sound.saturating_sub(quorum(half))
+                };
+                let tolerated = self.halves().map(spare).min()?;
+                WaitCause::Redundancy { missing, tolerated }
             }
             _ => return None,
         })
@@ -228,16 +252,28 @@ impl<W, R> GroupCore<W, R> {
         }
         let (acked, last) = (self.replica.matched(peer), self.replica.last_index());
         let (attempt, last_attempt, backoff) = self.replica.attempts().status(peer);
+        let applied = self.peers_applied.get(&peer).copied().unwrap_or_default();
+        let commit = acked.min(self.replica.commit());
         Some(match kind {
             WaitKind::Silent => WaitCause::Silent { acked },
-            WaitKind::Snapshot => WaitCause::Snapshot { attempt: attempt? },
             WaitKind::DiskFull if self.is_peer_low(peer) => WaitCause::DiskFull { low: vec![peer] },
-            WaitKind::Refused => WaitCause::Refused { acked },
-            WaitKind::Backoff if acked < last => {
-                WaitCause::Backoff { remaining: time(backoff), last_attempt }
+            WaitKind::Refused => {
+                let (_, cause) = self.waits.facts.get(&peer)?.refused?;
+                WaitCause::Refused { acked, why: cause.map(|cause| cause.to_string().into()) }
             }
-            WaitKind::CatchingUp if acked < last => WaitCause::CatchingUp { acked, last },
+            // One follows the other within a heartbeat interval.
+            WaitKind::Snapshot | WaitKind::Backoff | WaitKind::CatchingUp => match attempt {
+                Some(attempt) => WaitCause::Snapshot { attempt },
+                None if acked >= last => return None,
+                None if backoff > 0 => WaitCause::Backoff { remaining: time(backoff), last_attempt },
+                None => WaitCause::CatchingUp { acked, last },
+            },
+            WaitKind::Apply if applied < commit => WaitCause::Apply { applied, commit, call: None },
             _ => return None,
         })
     }
+}
+
+fn quorum(voters: &[NodeId]) -> usize {
+    voters.len() / 2 + 1
 }

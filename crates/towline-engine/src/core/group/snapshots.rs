@@ -11,7 +11,7 @@ use crate::message::{LogId, LostEntries, Message, MessageKind};
 use crate::reporter::{Report, SnapshotAttempt, SnapshotFailure, UnreachableCause};
 use crate::snapshot_store::SnapshotMeta;
 use crate::status::{PeerProgress, PeerStatus};
-use crate::transport::{SnapshotOffer, SnapshotRefusal};
+use crate::transport::{NackCause, SnapshotOffer, SnapshotRefusal};
 
 /// Ticks from a failure to make a snapshot to the next try. Doubles with each failure, because every try may fill the disk.
 const RETAKE_TICKS: u64 = 100;
@@ -145,8 +145,12 @@ impl<W, R> GroupCore<W, R> {
                 if !self.replica.is_leader() || !self.replica.is_member(peer) {
                     return false;
                 }
-                if matches!(cause, UnreachableCause::Nack | UnreachableCause::EntriesLost(_)) {
-                    self.note_refused(peer);
+                match cause {
+                    UnreachableCause::Nack(cause) => self.note_nack(peer, cause),
+                    UnreachableCause::EntriesLost(lost) => {
+                        self.note_nack(peer, NackCause::EntriesLost(lost));
+                    }
+                    _ => {}
                 }
                 self.replica.report_unreachable(peer);
             }

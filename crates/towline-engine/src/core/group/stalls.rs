@@ -32,14 +32,15 @@ impl<W, R> GroupCore<W, R> {
         let ticks = self.stalls.log_age(self.ticks);
         let outrun = self.stalls.outrun(self.replica.commit(), self.ticks);
         match (self.stalls.log, outrun) {
-            (LogState::HandingOver, Some(_)) => {
+            (LogState::HandingOver(write), Some((late, _))) if write == late => {
                 self.replica.step_down();
                 fx.notices.push(StallNotice::LogStepsDown);
             }
-            (LogState::InTime | LogState::Stays, Some(through)) => {
+            // A write after the one that led to a failed hand-over is a reason for another one.
+            (_, Some((write, through))) => {
                 if let Some(target) = self.successor(0, |peer| peer.matched >= through) {
                     self.replica.transfer_leader(target);
-                    self.stalls.log = LogState::HandingOver;
+                    self.stalls.log = LogState::HandingOver(write);
                     fx.notices.push(StallNotice::LogHandsOver { ticks, target });
                 }
             }
@@ -47,7 +48,7 @@ impl<W, R> GroupCore<W, R> {
                 self.stalls.log = LogState::Stays;
                 fx.notices.push(StallNotice::LogStays { ticks });
             }
-            (LogState::Stays | LogState::HandingOver, None) if !self.stalls.is_log_late(self.ticks) => {
+            (LogState::Stays | LogState::HandingOver(_), None) if !self.stalls.is_log_late(self.ticks) => {
                 self.stalls.log = LogState::InTime;
                 fx.notices.push(StallNotice::LogRecovered);
             }

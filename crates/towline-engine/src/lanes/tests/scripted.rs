@@ -274,7 +274,7 @@ impl PeerGate for ScriptedTransport {
         if self.with(|s| s.gate_refuses) { Err("another incarnation".into()) } else { Ok(()) }
     }
 
-    fn refused(&self, _: NodeId, _: &Refusal) {}
+    fn connect_failed(&self, _: NodeId, _: &ConnectError) {}
 
     fn nacked(&self, _: NodeId, _: Nack) {}
 }

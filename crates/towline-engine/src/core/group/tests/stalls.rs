@@ -4,6 +4,7 @@ use towline_metrics::labels::WaitKind;
 
 use super::*;
 use crate::core::{StallNotice, WaitNotice};
+use crate::message::ConfState;
 use crate::status::Role;
 
 /// The entry after `last`, which is of the term before.
@@ -43,17 +44,33 @@ pub(super) struct DrivenPeer {
     /// Whether its disk takes entries.
     pub(super) appends: bool,
     /// The applied index that it reports. Default: the commit index that it knows.
-    applied: Option<u64>,
+    pub(super) applied: Option<u64>,
     /// Whether it says that its disk is low.
     pub(super) low: bool,
 }
 
+impl DrivenPeer {
+    pub(super) fn id(&self) -> NodeId {
+        self.id
+    }
+}
+
 impl DrivenNode {
     pub(super) fn leader(voters: u64) -> Self {
-        let peer = |peer| DrivenPeer { id: id(peer), appends: true, applied: None, low: false };
-        let peers = (2..=voters).map(peer).collect();
+        Self::leads(ConfState { voters: (1..=voters).map(id).collect(), ..ConfState::default() })
+    }
+
+    pub(super) fn leads(conf: ConfState) -> Self {
+        let mut members = [&conf.voters[..], &conf.voters_outgoing, &conf.learners].concat();
+        members.sort_unstable();
+        members.dedup();
+        let peers = members.into_iter().filter(|peer| *peer != id(1));
+        let peers = peers.map(|id| DrivenPeer { id, appends: true, applied: None, low: false }).collect();
+        let mut setup = new_setup(1);
+        setup.replica.conf_state = conf.clone();
+        setup.conf.conf_state = conf;
         let mut node = Self {
-            group: GroupCore::new(new_setup(voters)).unwrap(),
+            group: GroupCore::new(setup).unwrap(),
             writes: Vec::new(),
             disk_works: true,
             applies: true,
@@ -220,6 +237,26 @@ fn a_leader_whose_hand_over_fails_steps_down_and_leads_again_once_its_vote_is_du
     node.disk_works = true;
     node.ticks(30);
     assert_eq!(node.group.state().role, Role::Leader);
+}
+
+/// The leader stepped down without a transfer for the second write, although its disk had made progress.
+#[test]
+fn a_write_that_is_late_after_a_failed_hand_over_leads_to_another_one() {
+    let mut node = DrivenNode::leader(3);
+    node.disk_works = false;
+    node.propose();
+    node.ticks(5);
+    node.propose();
+    node.ticks(7);
+    assert_eq!((node.called().len(), node.writes.len()), (1, 2));
+    // The first write completes, and no node takes over.
+    let first = node.writes.remove(0);
+    node.group.written(first, &mut Effects::default());
+    // One election timeout until the first transfer has failed, then as long as a write may take.
+    node.ticks(10 + 12);
+    assert_eq!((node.called().len(), node.group.state().role), (2, Role::Leader), "{:?}", node.notices);
+    node.ticks(12);
+    assert_eq!(node.notices.last(), Some(&StallNotice::LogStepsDown), "{:?}", node.notices);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn a_peer_that_refuses_messages_is_named() {
     let kind = |group: &TestGroup| cause(group, Some(2)).map(|cause| cause.kind());
     assert_eq!(kind(&group), Some(WaitKind::CatchingUp));
     for _ in 0..8 {
-        let cause = UnreachableCause::Nack;
+        let cause = UnreachableCause::Nack(NackCause::InboxFull);
         assert!(group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: id(2), cause }));
         group.heartbeats(1);
     }
