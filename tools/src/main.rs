@@ -22,6 +22,7 @@ mod load;
 mod process;
 mod proxy;
 mod redis_benchmark;
+mod relay;
 mod resp;
 mod svg;
 mod watch;
