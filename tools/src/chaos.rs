@@ -208,7 +208,7 @@ impl Storm<'_> {
         for (n, fault) in beside.iter().chain([fault]).enumerate() {
             let nodes = victims(fault.at, leader);
             let begun = Active::begin(fault, &nodes, self.cluster, self.rooms, self.data).await?;
-            if begun.silences() {
+            if begun.silences {
                 silenced.extend(&nodes);
             }
             active.push(begun);

@@ -90,7 +90,9 @@ impl Relays {
     /// Changes ways until the returned value is dropped. A pair is a sender and a receiver.
     pub(crate) fn change(&self, pairs: &[(usize, usize)], way: Way) -> ChangedWays {
         let ways: Vec<_> = pairs.iter().filter_map(|pair| self.ways.get(pair)).cloned().collect();
-        ways.iter().for_each(|one| drop(one.send_replace(way)));
+        for one in &ways {
+            one.send_replace(way);
+        }
         ChangedWays(ways)
     }
 }
@@ -100,7 +102,9 @@ pub(crate) struct ChangedWays(Vec<watch::Sender<Way>>);
 
 impl Drop for ChangedWays {
     fn drop(&mut self) {
-        self.0.iter().for_each(|way| drop(way.send_replace(Way::Open)));
+        for way in &self.0 {
+            way.send_replace(Way::Open);
+        }
     }
 }
 

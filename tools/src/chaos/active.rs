@@ -4,25 +4,23 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::room::{FullDisk, Room};
+use super::room::Room;
 use super::schedule::{At, Fault, Kind, OneWay};
 use super::syncs::SlowSyncs;
 use crate::Result;
 use crate::cluster::{Cluster, NODES, RIGHT_CLOCK, write_clock};
 use crate::process::Stopped;
-use crate::relay::{ChangedWays, Way};
+use crate::relay::Way;
 
 /// Longer than any fault lasts.
 const HANGS: Duration = Duration::from_secs(600);
 
 /// A fault that runs. Its drop ends it, except that only [`end`](Self::end) starts killed nodes again.
-pub(super) enum Active {
-    Killed(Vec<usize>),
-    Stopped(Vec<Stopped>),
-    Syncs(Vec<SlowSyncs>),
-    Full(Vec<FullDisk>),
-    Ways(ChangedWays),
-    Clocks(Vec<SkewedClock>),
+pub(super) struct Active {
+    killed: Vec<usize>,
+    /// Whether the processes of the nodes answer no question.
+    pub(super) silences: bool,
+    _ends_with_its_drop: Vec<Box<dyn Send>>,
 }
 
 /// A clock that is wrong. Its drop sets the clock right.
@@ -51,58 +49,42 @@ impl Active {
         rooms: &BTreeMap<usize, Room>,
         data: &Path,
     ) -> Result<Self> {
-        Ok(match fault.kind {
-            Kind::Kill => {
-                nodes.iter().try_for_each(|node| cluster.kill(*node))?;
-                Self::Killed(nodes.to_vec())
-            }
-            Kind::Stop => {
-                let stop = |node: &usize| Stopped::new(cluster.process_id(*node)?);
-                Self::Stopped(nodes.iter().map(stop).collect::<Result<_>>()?)
-            }
-            Kind::HangingDisk | Kind::SlowDisk => {
-                let delay = if fault.kind == Kind::SlowDisk { fault.delay } else { HANGS };
-                let mut syncs = Vec::new();
-                for node in nodes {
-                    let process = cluster.process_id(*node)?;
-                    syncs.push(SlowSyncs::begin(process, delay, &data.join("strace.log")).await?);
+        let (mut killed, mut ends): (_, Vec<Box<dyn Send>>) = (Vec::new(), Vec::new());
+        if matches!(fault.kind, Kind::OneWayLink | Kind::SlowLink) {
+            let way = if fault.kind == Kind::SlowLink { Way::Slow(fault.delay) } else { Way::Cut };
+            let relays = cluster.relays().ok_or("the cluster has no relays")?;
+            ends.push(Box::new(relays.change(&pairs(fault, nodes), way)));
+        }
+        for node in nodes {
+            match fault.kind {
+                Kind::Kill => {
+                    cluster.kill(*node)?;
+                    killed.push(*node);
                 }
-                Self::Syncs(syncs)
-            }
-            Kind::FullDisk => {
-                let fill = |node: &usize| rooms.get(node).ok_or("the node has no disk")?.fill(fault.left);
-                Self::Full(nodes.iter().map(fill).collect::<Result<_>>()?)
-            }
-            Kind::OneWayLink | Kind::SlowLink => {
-                let way = if fault.kind == Kind::SlowLink { Way::Slow(fault.delay) } else { Way::Cut };
-                let relays = cluster.relays().ok_or("the cluster has no relays")?;
-                Self::Ways(relays.change(&pairs(fault, nodes), way))
-            }
-            Kind::SkewedClock => {
-                let mut clocks = Vec::new();
-                for node in nodes {
+                Kind::Stop => ends.push(Box::new(Stopped::new(cluster.process_id(*node)?)?)),
+                Kind::HangingDisk | Kind::SlowDisk => {
+                    let delay = if fault.kind == Kind::SlowDisk { fault.delay } else { HANGS };
+                    let (process, log) = (cluster.process_id(*node)?, data.join("strace.log"));
+                    ends.push(Box::new(SlowSyncs::begin(process, delay, &log).await?));
+                }
+                Kind::FullDisk => {
+                    let room = rooms.get(node).ok_or("the node has no disk")?;
+                    ends.push(Box::new(room.fill(fault.left)?));
+                }
+                Kind::OneWayLink | Kind::SlowLink => {}
+                Kind::SkewedClock => {
                     let file = cluster.clock_file(*node);
                     write_clock(&file, &format!("{:+}", fault.skew))?;
-                    clocks.push(SkewedClock(file));
+                    ends.push(Box::new(SkewedClock(file)));
                 }
-                Self::Clocks(clocks)
             }
-        })
+        }
+        let silences = matches!(fault.kind, Kind::Kill | Kind::Stop);
+        Ok(Self { killed, silences, _ends_with_its_drop: ends })
     }
 
     pub(super) fn end(self, cluster: &mut Cluster) -> Result<()> {
-        match self {
-            Self::Killed(nodes) => nodes.into_iter().try_for_each(|node| cluster.restart(node)),
-            other => {
-                drop(other);
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the processes of the nodes answer no question.
-    pub(super) fn silences(&self) -> bool {
-        matches!(self, Self::Killed(_) | Self::Stopped(_))
+        self.killed.iter().try_for_each(|node| cluster.restart(*node))
     }
 }
 

@@ -224,19 +224,24 @@ pub(super) async fn described(http: &[SocketAddr]) -> String {
 mod tests {
     use super::*;
 
-    /// Looks at intervals of a second. Each page is its applied index and its waits.
-    fn looks(looks: &[([Option<(u64, &[Option<u64>])>; NODES], u64)]) -> Vec<String> {
+    /// The applied index and the waits of a page.
+    type Said = Option<(u64, &'static [Option<u64>])>;
+
+    /// Looks at intervals of a second, each with the number of acknowledged writes.
+    fn looks(looks: &[([Said; NODES], u64)]) -> Vec<String> {
         let begun = Instant::now();
         let mut watch = Watch::new(begun);
-        let page = |(applied, waits): (u64, &[Option<u64>])| Page {
-            applied,
-            waits: waits.to_vec(),
-            text: String::new(),
-        };
-        let look = |(second, (pages, acked)): (u64, &([Option<(u64, &[Option<u64>])>; NODES], u64))| {
-            watch.look(pages.map(|one| one.map(page)), *acked, begun + Duration::from_secs(second))
-        };
-        (0..).zip(looks).flat_map(look).map(|found| found.lines().next().unwrap().to_owned()).collect()
+        let mut all = Vec::new();
+        for (second, (pages, acked)) in (0..).zip(looks) {
+            let page = |said: (u64, &[Option<u64>])| Page {
+                applied: said.0,
+                waits: said.1.to_vec(),
+                text: String::new(),
+            };
+            let pages = pages.map(|said| said.map(page));
+            all.extend(watch.look(pages, *acked, begun + Duration::from_secs(second)));
+        }
+        all.iter().filter_map(|found| Some(found.lines().next()?.to_owned())).collect()
     }
 
     const NONE: &[Option<u64>] = &[];
@@ -244,7 +249,7 @@ mod tests {
     #[test]
     fn a_node_that_falls_behind_without_a_wait_is_found_once() {
         let stalled =
-            |second: u64, waits| ([Some((second, waits)), Some((1, NONE)), Some((second, NONE))], second);
+            |second, waits| ([Some((second, waits)), Some((1, NONE)), Some((second, NONE))], second);
         let seconds = 1..20;
         let found = looks(&seconds.clone().map(|second| stalled(second, NONE)).collect::<Vec<_>>());
         assert_eq!(found, ["node 2 applies nothing and lacks what others have applied"]);
