@@ -1,29 +1,49 @@
-//! `cargo xtask chaos`: kills the nodes of a cluster under load, or stops them for a while, again and again.
+//! `cargo xtask chaos`: hurts the nodes of a cluster under load in many ways, again and again.
 //!
-//! The run then proves that no acknowledged write is lost and that the answers to clients are linearizable.
+//! The run then proves that no acknowledged write is lost, that the answers to clients are linearizable, that every node
+//! served again soon after each fault, and that `/status` named a cause for each stall.
 
+mod active;
+mod room;
+mod schedule;
+mod serving;
+mod stalls;
+mod syncs;
+mod tally;
+
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::Result;
-use crate::cluster::{self, Cluster, NODES};
+use self::active::{Active, victims};
+use self::room::Room;
+use self::schedule::{At, KINDS, Kind, Round, Schedule};
+use self::stalls::Stalls;
+use self::tally::Tally;
+use crate::cluster::{self, Cluster, NODES, Setup, Transport};
 use crate::linear::clients::{Break, Clients};
 use crate::linear::report::Report;
 use crate::load::Load;
 use crate::process::run_in_directory;
 use crate::watch::{Screen, conclude};
+use crate::{Missing, Result, clock};
 
 #[derive(clap::Args)]
 pub(crate) struct ChaosOptions {
     /// How long the load runs
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(10..=3600))]
     seconds: u64,
-    /// Decides which nodes are killed or stopped, when and for how long, and what clients call; random by default
+    /// Decides the faults, where, when and for how long, and what clients call; random by default
     #[arg(long)]
     seed: Option<u64>,
     /// Connections that write, each to its own keys
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     writers: u16,
+    /// Make only these faults; by default all that this machine allows
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,...")]
+    faults: Vec<Kind>,
     /// Run this towline-kv instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
@@ -32,129 +52,215 @@ pub(crate) struct ChaosOptions {
     broken: Option<Break>,
 }
 
-const CALM: Duration = Duration::from_secs(5);
+/// The last seconds are quiet: writes must go on.
+const CALM: Duration = Duration::from_secs(3);
+/// Every node must serve this long after the end of a fault.
+const RECOVERY_MAX: Duration = Duration::from_secs(10);
+/// A node that is later than that does not recover by itself.
+const GIVE_UP: Duration = Duration::from_secs(60);
+/// Snapshots come often, so that nodes that were away need them.
+const SETTINGS: &str = "[engine]\nsnapshot_entries = 50_000\nsnapshot_trailing_entries = 2_000\n";
 
 pub(crate) fn run(options: &ChaosOptions) -> Result<()> {
     let binary = cluster::kv_binary(options.binary.as_deref())?;
+    let kinds = possible(&options.faults)?;
     run_in_directory("chaos", async |data| {
         let mut screen = Screen::new(options.seconds);
-        let done = chaos(binary, data, options, &mut screen).await;
+        let rooms = if kinds.contains(&Kind::FullDisk) { rooms(data)? } else { BTreeMap::new() };
+        let done = chaos(binary, data, options, &kinds, &rooms, &mut screen).await;
         screen.bar.finish_and_clear();
+        if done.is_err() {
+            keep(&rooms, data);
+        }
         done
     })
 }
 
-async fn chaos(binary: PathBuf, data: &Path, options: &ChaosOptions, screen: &mut Screen) -> Result<()> {
+/// The kinds of faults that this machine allows. In CI, and if the option names it, a kind that is not possible is an error.
+fn possible(named: &[Kind]) -> Result<Vec<Kind>> {
+    let mut kinds = if named.is_empty() { KINDS.to_vec() } else { named.to_vec() };
+    let needs: [(&[Kind], bool, &str); 3] = [
+        (&[Kind::HangingDisk, Kind::SlowDisk], syncs::can_trace(), "strace that may trace here"),
+        (&[Kind::FullDisk], room::can_mount(), "the right to mount a tmpfs: run as root"),
+        (&[Kind::SkewedClock], clock::library().is_some(), "libfaketime (package libfaketime)"),
+    ];
+    for (of, has, need) in needs {
+        for kind in of.iter().filter(|kind| !has && kinds.contains(*kind)) {
+            let without = format!("{kind} needs {need}");
+            if !named.is_empty() || std::env::var_os("CI").is_some() {
+                return Err(Missing(without).into());
+            }
+            println!("left out: {without}");
+        }
+        kinds.retain(|kind| has || !of.contains(kind));
+    }
+    Ok(kinds)
+}
+
+/// A disk for each node, before the cluster makes its directories.
+fn rooms(data: &Path) -> Result<BTreeMap<usize, Room>> {
+    (0..NODES).map(|node| Ok((node, Room::mount(&data.join(format!("node-{}", node + 1)))?))).collect()
+}
+
+/// Copies the data of nodes whose disks end with the run.
+fn keep(rooms: &BTreeMap<usize, Room>, data: &Path) {
+    for node in rooms.keys() {
+        let (from, to) = (data.join(format!("node-{}", node + 1)), data.join(format!("kept-{}", node + 1)));
+        let done = Command::new("cp").args(["-a"]).arg(&from).arg(&to).status();
+        if !done.is_ok_and(|status| status.success()) {
+            println!("the data of node {} is not kept", node + 1);
+        }
+    }
+}
+
+async fn chaos(
+    binary: PathBuf,
+    data: &Path,
+    options: &ChaosOptions,
+    kinds: &[Kind],
+    rooms: &BTreeMap<usize, Room>,
+    screen: &mut Screen,
+) -> Result<()> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
-    let random = fastrand::Rng::with_seed(seed);
-    screen.say(format!("three nodes on loopback, {} writers, seed {seed}", options.writers));
-    let mut cluster = Cluster::start(binary, data)?;
+    screen.say(format!(
+        "nodes 1 and 2 over gRPC, node 3 over QUIC, all on loopback; {} writers, seed {seed}",
+        options.writers
+    ));
+    let settings = data.join("settings.toml");
+    fs::write(&settings, SETTINGS)?;
+    let setup = Setup {
+        transports: [Transport::Grpc, Transport::Grpc, Transport::Quic],
+        relayed: true,
+        flags: vec!["--config".to_owned(), settings.to_string_lossy().into_owned()],
+        clock_library: clock::library().filter(|_| kinds.contains(&Kind::SkewedClock)),
+        ..Setup::default()
+    };
+    let mut cluster = Cluster::start_with(binary, data, setup)?;
     let first = cluster.wait_leader().await?;
     let load = Load::start(cluster.redis_addresses(), first, options.writers.into(), seed);
     let until = Duration::from_secs(options.seconds);
     let clients = Clients::start(cluster.redis_addresses(), first, seed, until, options.broken);
     let begun = Instant::now();
-    // The last seconds are quiet: writes must go on.
-    let storm = until.saturating_sub(CALM);
-    let blows =
-        Storm { random, blows: Blows::default() }.run(&mut cluster, &load, begun, storm, screen).await?;
+    let mut storm = Storm {
+        stalls: Stalls::watch(cluster.http_addresses(), load.acked_counter()),
+        cluster: &mut cluster,
+        rooms,
+        data,
+        load: &load,
+        begun,
+        tally: Tally::default(),
+        screen,
+    };
+    let schedule = Schedule::new(fastrand::Rng::with_seed(seed), kinds.to_vec(), until);
+    let stormed = storm.run(schedule, until.saturating_sub(CALM + Schedule::lasts_max(until))).await;
+    let tally = storm.tally;
+    if let Err(error) = stormed {
+        tally.lines().into_iter().for_each(|line| screen.say(line));
+        return Err(error);
+    }
     let acked_in_storm = load.acked();
-    cluster.wait_leader().await?;
-    let calm = (begun.elapsed() + Duration::from_secs(3)).max(until);
+    let calm = (begun.elapsed() + CALM).max(until);
     screen.watch(&load, begun, calm).await;
     if load.acked() == acked_in_storm {
-        return Err("no write was acknowledged after the last restart".into());
+        return Err("no write was acknowledged after the last fault".into());
     }
     // The load goes on while the clients end and read all keys once more.
     let noted = clients.stop().await?;
     let outcome = conclude(screen, &mut cluster, load, begun).await?;
     let report = tokio::task::block_in_place(|| Report::of(&noted, data))?;
     report.lines().into_iter().for_each(|line| screen.say(line));
-    let Blows { killed, stopped } = blows;
-    screen.say(format!("{:<26}{} leaders, {} followers", "kill -9", killed.leaders, killed.followers));
-    screen.say(format!(
-        "{:<26}{} leaders, {} followers",
-        "stopped for a while", stopped.leaders, stopped.followers
-    ));
-    // If both are wrong, both are reported.
-    let (linear, kept) = (report.judge(options.broken.is_some()), outcome.judge());
-    match (linear, kept) {
-        (Err(linear), Err(kept)) => Err(format!("{kept}; {linear}").into()),
-        (linear, kept) => linear.and(kept),
-    }
+    tally.lines().into_iter().for_each(|line| screen.say(line));
+    // All that is wrong is reported.
+    let wrong: Vec<String> = [outcome.judge(), report.judge(options.broken.is_some()), tally.judge()]
+        .into_iter()
+        .filter_map(|judged| Some(judged.err()?.to_string()))
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ").into()) }
 }
 
-/// How many nodes were hit.
-#[derive(Clone, Copy, Default)]
-struct Hit {
-    leaders: u32,
-    followers: u32,
+struct Storm<'a> {
+    stalls: Stalls,
+    cluster: &'a mut Cluster,
+    rooms: &'a BTreeMap<usize, Room>,
+    data: &'a Path,
+    load: &'a Load,
+    begun: Instant,
+    tally: Tally,
+    screen: &'a mut Screen,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Blows {
-    killed: Hit,
-    stopped: Hit,
-}
-
-/// One fault of one node.
-struct Blow {
-    /// `None` is the current leader.
-    at: Option<usize>,
-    /// Stop the node instead of killing it. A stopped leader that continues still believes that it leads.
-    stop: bool,
-    down: Duration,
-    /// Time until the next fault.
-    up: Duration,
-}
-
-impl Blow {
-    fn next(random: &mut fastrand::Rng) -> Self {
-        Self {
-            at: (!random.bool()).then(|| random.usize(..NODES)),
-            stop: random.u8(..3) == 0,
-            down: Duration::from_millis(random.u64(50..3_000)),
-            up: Duration::from_millis(random.u64(200..2_500)),
+impl Storm<'_> {
+    async fn run(&mut self, mut schedule: Schedule, until: Duration) -> Result<()> {
+        while self.begun.elapsed() < until {
+            let round = schedule.next().ok_or("there is no fault to make")?;
+            self.round(&round).await?;
         }
+        Ok(())
     }
-}
 
-struct Storm {
-    random: fastrand::Rng,
-    blows: Blows,
-}
-
-impl Storm {
-    async fn run(
-        mut self,
-        cluster: &mut Cluster,
-        load: &Load,
-        begun: Instant,
-        until: Duration,
-        screen: &mut Screen,
-    ) -> Result<Blows> {
-        while begun.elapsed() < until {
-            let leader = cluster.wait_leader().await?;
-            let Blow { at, stop, down, up } = Blow::next(&mut self.random);
-            let victim = at.unwrap_or(leader);
-            let hit = if stop { &mut self.blows.stopped } else { &mut self.blows.killed };
-            if victim == leader {
-                hit.leaders += 1
-            } else {
-                hit.followers += 1
+    /// Makes the faults of one round, ends them, and waits until every node serves.
+    async fn round(&mut self, round: &Round) -> Result<()> {
+        let leader = self.cluster.wait_leader().await?;
+        let Round { fault, beside, lasts, pause } = round;
+        let mut said = format!("{:7.1} s  ", self.begun.elapsed().as_secs_f64());
+        let (mut active, mut silenced) = (Vec::new(), Vec::new());
+        // The mild one first: it may be of a process that the other one kills.
+        for (n, fault) in beside.iter().chain([fault]).enumerate() {
+            let nodes = victims(fault.at, leader);
+            let begun = Active::begin(fault, &nodes, self.cluster, self.rooms, self.data).await?;
+            if begun.silences {
+                silenced.extend(&nodes);
             }
-            if stop {
-                cluster.pause(victim, true)?;
-                screen.watch(load, begun, begun.elapsed() + down).await;
-                cluster.pause(victim, false)?;
-            } else {
-                cluster.kill(victim)?;
-                screen.watch(load, begun, begun.elapsed() + down).await;
-                cluster.restart(victim)?;
-            }
-            screen.watch(load, begun, begun.elapsed() + up).await;
+            active.push(begun);
+            let at = match fault.at {
+                At::Everyone => "all nodes".to_owned(),
+                _ => nodes.iter().map(|node| format!("node {}", node + 1)).collect(),
+            };
+            let who = if nodes == [leader] { ", the leader" } else { "" };
+            said.push_str(&format!("{}{fault} at {at}{who}", if n == 0 { "" } else { ", and " }));
         }
-        Ok(self.blows)
+        let kinds: Vec<Kind> = beside.iter().chain([fault]).map(|fault| fault.kind).collect();
+        self.stalls.begin_anew(silenced);
+        self.rest(*lasts).await?;
+        // The other way round: the second one may be of the process that starts again.
+        while let Some(ends) = active.pop() {
+            ends.end(self.cluster)?;
+        }
+        self.stalls.begin_anew(Vec::new());
+        let slowest = self.recovery().await?;
+        let stalls = self.stalls.found();
+        self.tally.round(fault.at, &kinds, slowest, stalls.len(), RECOVERY_MAX);
+        let recovered =
+            slowest.map_or("not served".to_owned(), |took| format!("served {:.2} s", took.as_secs_f64()));
+        self.screen.say(format!("{said}, for {:.1} s; {recovered} after its end", lasts.as_secs_f64()));
+        stalls.into_iter().for_each(|stall| self.screen.say(format!("  UNEXPLAINED: {stall}")));
+        self.cluster.check_alive()?;
+        if slowest.is_none() {
+            return Err(
+                format!("a node does not serve {} s after the end of a fault", GIVE_UP.as_secs()).into()
+            );
+        }
+        self.rest(*pause).await
+    }
+
+    /// How long it takes until every node serves; `None` if one does not.
+    async fn recovery(&mut self) -> Result<Option<Duration>> {
+        let redis = self.cluster.redis_addresses();
+        let took = serving::all_serve(&redis, RECOVERY_MAX).await?;
+        if let Some(slowest) = serving::slowest(&took) {
+            return Ok(Some(slowest));
+        }
+        let said = stalls::described(&self.cluster.http_addresses()).await;
+        self.screen.say(format!("  TOO LATE: nodes serve after {took:?}, and say:{said}"));
+        self.cluster.check_alive()?;
+        let took = serving::all_serve(&redis, GIVE_UP).await?;
+        Ok(serving::slowest(&took).map(|slowest| slowest + RECOVERY_MAX))
+    }
+
+    /// Shows the load for a while. The end of a process is an error.
+    async fn rest(&mut self, time: Duration) -> Result<()> {
+        self.screen.watch(self.load, self.begun, self.begun.elapsed() + time).await;
+        self.cluster.check_alive()
     }
 }
 
@@ -163,20 +269,21 @@ mod tests {
     use super::*;
 
     /// As CI runs it: `xtask/src/ci.rs`.
-    const SHORT_SECONDS: u64 = 15;
+    const SHORT: Duration = Duration::from_secs(30);
     const SHORT_SEED: u64 = 49;
+    /// An election or a start after each fault.
+    const RECOVERY: Duration = Duration::from_millis(1_500);
 
     #[test]
-    fn the_short_run_kills_and_stops_leaders() {
-        let mut random = fastrand::Rng::with_seed(SHORT_SEED);
-        let mut begins = Duration::ZERO;
-        let mut at_leaders = Vec::new();
-        // Elections delay the schedule, so the run reaches only the first half for certain.
-        while begins < (Duration::from_secs(SHORT_SECONDS) - CALM) / 2 {
-            let blow = Blow::next(&mut random);
-            begins += blow.down + blow.up;
-            at_leaders.extend(blow.at.is_none().then_some(blow.stop));
+    fn the_short_run_makes_every_kind_of_fault_and_stops_or_kills_a_leader() {
+        let mut schedule = Schedule::new(fastrand::Rng::with_seed(SHORT_SEED), KINDS.to_vec(), SHORT);
+        let (mut takes, mut made, mut leaders) = (Duration::ZERO, Vec::new(), 0);
+        while takes < SHORT - CALM - Schedule::lasts_max(SHORT) {
+            let Round { fault, lasts, pause, .. } = schedule.next().unwrap();
+            takes += lasts + pause + RECOVERY;
+            leaders += u32::from(matches!(fault.kind, Kind::Kill | Kind::Stop) && fault.at == At::Leader);
+            made.push(fault.kind);
         }
-        assert!(at_leaders.contains(&true) && at_leaders.contains(&false), "{at_leaders:?}");
+        assert!(KINDS.iter().all(|kind| made.contains(kind)) && leaders > 0, "{made:?}, {leaders} leaders");
     }
 }

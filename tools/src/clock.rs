@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::cluster::{Cluster, NODES, Setup};
+use crate::cluster::{Cluster, NODES, RIGHT_CLOCK, Setup};
 use crate::process::run_in_directory;
 use crate::resp::{Connection, Reply};
 use crate::{Missing, Result};
@@ -19,11 +19,10 @@ const TTL: Duration = Duration::from_secs(3);
 /// Longer than an election.
 const LONG_TTL: Duration = Duration::from_secs(5);
 /// Clock steps in the form that libfaketime reads.
-const RIGHT: &str = "+0";
 const STEPS: &[&str] = &["+3600", "-3600"];
 
 /// libfaketime, where distributions put it.
-fn library() -> Option<PathBuf> {
+pub(crate) fn library() -> Option<PathBuf> {
     let below = |parent: &str| std::fs::read_dir(parent).into_iter().flatten().flatten();
     let multiarch = below("/usr/lib").map(|entry| entry.path());
     let directories = multiarch.chain(["/usr/lib".into(), "/usr/lib64".into()]);
@@ -50,7 +49,7 @@ async fn measure(binary: &Path, library: PathBuf, data: &Path) -> Result<()> {
             if early.elapsed() < TTL && !client.has("early").await? && early.elapsed() < TTL {
                 return Err(format!("a step of {step} s at node {} ended a key early", position + 1).into());
             }
-            cluster.set_clock(position, RIGHT)?;
+            cluster.set_clock(position, RIGHT_CLOCK)?;
             client.write().await?;
         }
     }

@@ -14,12 +14,15 @@ use tokio::time::{sleep, timeout};
 use crate::Result;
 use crate::process::Process;
 use crate::proxy::{Proxy, Stop};
+use crate::relay::Relays;
 
 const HTTP_BYTES_MAX: u64 = 1 << 20;
 pub(crate) const NODES: usize = 3;
 pub(crate) const LEADER_DEADLINE: Duration = Duration::from_secs(20);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// The step of a clock that is right, in the form that libfaketime reads.
+pub(crate) const RIGHT_CLOCK: &str = "+0";
 
 /// The binary that `named` names, or the example built in release mode.
 pub(crate) fn kv_binary(named: Option<&Path>) -> Result<PathBuf> {
@@ -60,6 +63,7 @@ fn make_certs(binary: &Path, data: &Path) -> Result<PathBuf> {
 
 struct Node {
     id: u64,
+    transport: Transport,
     /// Where the node listens for its peers. With a proxy, peers call the proxy.
     raft: SocketAddr,
     proxy: Option<Proxy>,
@@ -73,6 +77,19 @@ impl Node {
     fn called_at(&self) -> SocketAddr {
         self.proxy.as_ref().map_or(self.raft, Proxy::address)
     }
+
+    /// The address of a transport, with its scheme.
+    fn url(&self, address: SocketAddr) -> String {
+        let scheme = match self.transport {
+            Transport::Grpc => "grpc",
+            Transport::Quic => "quic",
+        };
+        format!("{scheme}://{address}")
+    }
+
+    fn data(&self, data: &Path) -> PathBuf {
+        data.join(format!("node-{}", self.id))
+    }
 }
 
 /// A node's own state at `/status`.
@@ -85,7 +102,7 @@ pub(crate) struct Status {
 /// How the nodes reach each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Transport {
-    /// gRPC, in plain text
+    /// gRPC, in plain text unless another node uses QUIC
     #[default]
     Grpc,
     /// QUIC, with certificates made for the run
@@ -95,9 +112,12 @@ pub(crate) enum Transport {
 /// How the nodes are started, beyond the defaults.
 #[derive(Default)]
 pub(crate) struct Setup {
-    pub(crate) transport: Transport,
+    /// How each node is called.
+    pub(crate) transports: [Transport; NODES],
     /// A proxy before each node, which only gRPC in plain text can have.
     pub(crate) proxied: bool,
+    /// A relay between each two nodes, in place of proxies.
+    pub(crate) relayed: bool,
     /// Further flags of every node.
     pub(crate) flags: Vec<String>,
     /// libfaketime: each node gets a clock of its own, which [`Cluster::set_clock`] moves.
@@ -108,11 +128,11 @@ pub(crate) struct Setup {
 pub(crate) struct Cluster {
     binary: PathBuf,
     data: PathBuf,
-    scheme: &'static str,
     /// Further flags of every node.
     flags: Vec<String>,
     certs: Option<PathBuf>,
     clock_library: Option<PathBuf>,
+    relays: Option<Relays>,
     nodes: Vec<Node>,
 }
 
@@ -123,19 +143,18 @@ impl Cluster {
     }
 
     pub(crate) fn start_with(binary: PathBuf, data: &Path, setup: Setup) -> Result<Self> {
-        let Setup { transport, proxied, flags, clock_library } = setup;
-        let (scheme, certs) = match transport {
-            Transport::Grpc => ("grpc", None),
-            Transport::Quic => ("quic", Some(make_certs(&binary, data)?)),
-        };
+        let Setup { transports, proxied, relayed, flags, clock_library } = setup;
+        let certs =
+            if transports.contains(&Transport::Quic) { Some(make_certs(&binary, data)?) } else { None };
         let mut addresses = free_addresses(NODES * 3)?.into_iter();
         let mut next = || addresses.next().ok_or("too few addresses");
         let mut nodes = Vec::new();
-        for id in (1_u64..).take(NODES) {
+        for (id, transport) in (1_u64..).zip(transports) {
             let (raft, redis, http) = (next()?, next()?, next()?);
             let proxy = if proxied { Some(Proxy::start(raft)?) } else { None };
             nodes.push(Node {
                 id,
+                transport,
                 raft,
                 proxy,
                 redis,
@@ -144,12 +163,12 @@ impl Cluster {
                 process: None,
             });
         }
-        let mut cluster =
-            Self { binary, data: data.to_path_buf(), scheme, certs, flags, clock_library, nodes };
+        let targets = nodes.iter().map(|node| (node.raft, node.transport)).collect();
+        let relays = if relayed { Some(Relays::start(targets)?) } else { None };
+        let data = data.to_path_buf();
+        let mut cluster = Self { binary, data, certs, flags, clock_library, relays, nodes };
         for position in 0..NODES {
-            if cluster.clock_library.is_some() {
-                cluster.set_clock(position, "+0")?;
-            }
+            cluster.set_clock(position, RIGHT_CLOCK)?;
             cluster.restart(position)?;
         }
         Ok(cluster)
@@ -163,15 +182,27 @@ impl Cluster {
         self.nodes.iter().filter_map(|node| node.process.as_ref()).map(|process| process.id()).collect()
     }
 
-    /// Moves a node's wall clock by a number of seconds, such as `+3600`. Without `clock_library` it has no effect.
-    pub(crate) fn set_clock(&self, position: usize, seconds: &str) -> Result<()> {
-        let written = self.data.join("clock.new");
-        fs::write(&written, seconds)?;
-        // A node reads the file whenever it reads its clock; the rename keeps it from half a file.
-        Ok(fs::rename(written, self.clock_file(position))?)
+    pub(crate) fn http_addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.http).collect()
     }
 
-    fn clock_file(&self, position: usize) -> PathBuf {
+    /// The process of one node; an error if it does not run.
+    pub(crate) fn process_id(&self, position: usize) -> Result<u32> {
+        let process = self.nodes.get(position).and_then(|node| node.process.as_ref());
+        Ok(process.ok_or_else(|| format!("node {} does not run", position + 1))?.id())
+    }
+
+    pub(crate) fn relays(&self) -> Option<&Relays> {
+        self.relays.as_ref()
+    }
+
+    /// Moves a node's wall clock by a number of seconds, such as `+3600`. Without `clock_library` it has no effect.
+    pub(crate) fn set_clock(&self, position: usize, seconds: &str) -> Result<()> {
+        write_clock(&self.clock_file(position), seconds)
+    }
+
+    /// The file that [`write_clock`] writes.
+    pub(crate) fn clock_file(&self, position: usize) -> PathBuf {
         self.data.join(format!("clock-{position}"))
     }
 
@@ -189,16 +220,17 @@ impl Cluster {
             .args(["serve", "--cluster", "demo", "--bootstrap"])
             .args(["--id", &node.id.to_string()])
             .arg("--data")
-            .arg(self.data.join(format!("node-{}", node.id)))
-            .args(["--raft", &format!("{}://{}", self.scheme, node.called_at())])
+            .arg(node.data(&self.data))
+            .args(["--raft", &node.url(node.called_at())])
             .args(["--redis", &node.redis.to_string(), "--http", &node.http.to_string()])
             .args(&self.flags);
-        for peer in &self.nodes {
-            let address = format!("{}={}://{},{}", peer.id, self.scheme, peer.called_at(), peer.redis);
-            command.args(["--peer", &address]);
+        for (to, peer) in self.nodes.iter().enumerate() {
+            let relay = self.relays.as_ref().and_then(|relays| relays.address(position, to));
+            let address = peer.url(relay.unwrap_or_else(|| peer.called_at()));
+            command.args(["--peer", &format!("{}={address},{}", peer.id, peer.redis)]);
         }
         if node.proxy.is_some() {
-            command.args(["--listen", &format!("{}://{}", self.scheme, node.raft)]);
+            command.args(["--listen", &node.url(node.raft)]);
         }
         if let Some(certs) = &self.certs {
             command.arg("--tls").arg(certs);
@@ -219,7 +251,7 @@ impl Cluster {
     }
 
     /// Returns an error with the last lines of the log of a node that ended by itself.
-    fn check_alive(&mut self) -> Result<()> {
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
         for node in &mut self.nodes {
             if let Some(status) = node.process.as_mut().and_then(Process::exit_status) {
                 let log = fs::read_to_string(&node.log).unwrap_or_default();
@@ -229,15 +261,6 @@ impl Cluster {
             }
         }
         Ok(())
-    }
-
-    /// Stops a process with SIGSTOP, or continues it with SIGCONT.
-    pub(crate) fn pause(&self, position: usize, pause: bool) -> Result<()> {
-        let process =
-            self.nodes.get(position).and_then(|node| node.process.as_ref()).ok_or("the node does not run")?;
-        let signal = if pause { "-STOP" } else { "-CONT" };
-        let done = Command::new("kill").args([signal, &process.id().to_string()]).status()?;
-        if done.success() { Ok(()) } else { Err(format!("kill {signal}: {done}").into()) }
     }
 
     /// Stops the connection to a node that carried most bytes. Returns its bytes, and those of the next busiest.
@@ -351,7 +374,7 @@ fn agreement(digests: &[(u64, String)]) -> Option<Agreement> {
     })
 }
 
-fn status_of(value: &Value) -> Result<Status> {
+pub(crate) fn status_of(value: &Value) -> Result<Status> {
     let role = find(value, "role").and_then(Value::as_str).ok_or("/status names no role")?;
     let applied = find(value, "applied").ok_or("/status names no applied index")?;
     // {"index": .., "term": ..} or the index alone.
@@ -368,7 +391,15 @@ fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
     }
 }
 
-async fn http_json(address: SocketAddr, path: &str) -> Result<Value> {
+/// Writes the file by which libfaketime moves a clock.
+pub(crate) fn write_clock(file: &Path, seconds: &str) -> Result<()> {
+    let written = file.with_extension("new");
+    fs::write(&written, seconds)?;
+    // A node reads the file whenever it reads its clock; the rename keeps it from half a file.
+    Ok(fs::rename(written, file)?)
+}
+
+pub(crate) async fn http_json(address: SocketAddr, path: &str) -> Result<Value> {
     Ok(serde_json::from_slice(&http_get(address, path).await?)?)
 }
 

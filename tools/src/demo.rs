@@ -85,7 +85,7 @@ async fn demo(binary: PathBuf, data: &Path, options: &DemoOptions, screen: &mut 
     }
     // A proxy stalls the connection of a transfer. QUIC shares one connection among all lanes, so it gets no proxy.
     let proxied = options.transport == Transport::Grpc;
-    let setup = Setup { transport: options.transport, proxied, flags, clock_library: None };
+    let setup = Setup { transports: [options.transport; NODES], proxied, flags, ..Setup::default() };
     let mut cluster = Cluster::start_with(binary, data, setup)?;
     let first = cluster.wait_leader().await?;
     screen.say(format!("node {} leads after {} ms", first + 1, started.elapsed().as_millis()));

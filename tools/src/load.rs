@@ -80,6 +80,12 @@ impl Load {
         self.shared.acked.load(Ordering::Relaxed)
     }
 
+    /// Returns [`acked`](Self::acked) elsewhere.
+    pub(crate) fn acked_counter(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move || shared.acked.load(Ordering::Relaxed)
+    }
+
     /// The number of writers. Each has at most one write in flight.
     pub(crate) fn writers(&self) -> u64 {
         self.writers.len() as u64

@@ -22,6 +22,7 @@ mod load;
 mod process;
 mod proxy;
 mod redis_benchmark;
+mod relay;
 mod resp;
 mod svg;
 mod watch;
@@ -54,7 +55,7 @@ struct Cli {
 enum Tool {
     /// Kill the leader of three nodes under load, then prove that no acknowledged write is lost
     Demo(demo::DemoOptions),
-    /// Kill and stop nodes again and again under load, then prove that no write is lost and no read is stale
+    /// Break processes, disks, links and clocks under load, then prove that no write is lost and no read is stale
     Chaos(chaos::ChaosOptions),
     /// Measure durable SETs of a release cluster against the disk's floor, and etcd where it is installed
     Bench(bench::BenchOptions),

@@ -112,6 +112,28 @@ impl Drop for Process {
     }
 }
 
+/// A process that SIGSTOP has stopped. Its drop continues the process.
+pub(crate) struct Stopped(u32);
+
+impl Stopped {
+    pub(crate) fn new(process: u32) -> Result<Self> {
+        signal(process, "-STOP")?;
+        Ok(Self(process))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // An error means that the process was killed meanwhile.
+        let _ = signal(self.0, "-CONT");
+    }
+}
+
+fn signal(process: u32, signal: &str) -> Result<()> {
+    let done = Command::new("kill").args([signal, &process.to_string()]).stderr(Stdio::null()).status()?;
+    if done.success() { Ok(()) } else { Err(format!("kill {signal} {process}: {done}").into()) }
+}
+
 /// Whether a program runs with these arguments and succeeds.
 pub(crate) fn works(program: &str, arguments: &[&str]) -> bool {
     let run = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -13,6 +13,7 @@ use super::transfers::{Cut, Moments, Transfers, time_of_day};
 use crate::Result;
 use crate::cluster::{Cluster, Transport};
 use crate::load::Load;
+use crate::process::Stopped;
 use crate::proxy::Stop;
 use crate::resp::{Connection, Reply};
 use crate::watch::{Screen, TICK};
@@ -193,7 +194,7 @@ impl<'a> Rescue<'a> {
     async fn pause(&mut self, quarters: u64) -> Result<()> {
         let cut = self.attempt_past(quarters).await?;
         self.resumed(cut);
-        self.cluster.pause(self.follower, true)?;
+        let stopped = Stopped::new(self.cluster.process_id(self.follower)?)?;
         self.screen.say(format!(
             "attempt {}: the receiver stops (SIGSTOP; over QUIC all shares one connection) at {}",
             cut.number,
@@ -201,7 +202,7 @@ impl<'a> Rescue<'a> {
         ));
         let failed = self.failed(cut, "keep-alive", BROKEN).await;
         let heard = self.heard_of().await;
-        self.cluster.pause(self.follower, false)?;
+        drop(stopped);
         failed?;
         self.screen.say(format!("node {} goes on (SIGCONT)", self.follower + 1));
         self.healed(cut, heard?).await
