@@ -10,7 +10,7 @@ use towline_testkit::sim::{NetOptions, ProposalResult, ReadResult, Sim, SimOptio
 use crate::common::seeds;
 use crate::snapshot_sim::SnapshotSim;
 
-const CASES: u64 = 24;
+const CASES: u64 = 16;
 const TICKS: u64 = 1_500;
 /// Two of the longest election timeouts.
 const PATIENCE: u64 = 40;
