@@ -25,7 +25,7 @@ use crate::dir_lock::DirLock;
 use crate::disk::{Disk, is_full};
 use crate::format::Damage;
 use crate::log_manifest::LogManifest;
-use crate::reader::{Outcome, Reader, gone, panic_text};
+use crate::reader::{JobOutcome, Reader, gone, panic_text};
 use crate::replace::sync_dir;
 use crate::sync::lock;
 use crate::{log_bridge, record, scan};
@@ -69,7 +69,7 @@ pub struct RaftLog {
     /// Whether a purge failed midway: see [`descriptors`](crate::descriptors).
     purge_lost: AtomicBool,
     /// The purge that waited for room when [`purge`](LogStore::purge) returned.
-    purging: Mutex<Option<Outcome<raft_engine::Result<Vec<u64>>>>>,
+    purging: Mutex<Option<JobOutcome<raft_engine::Result<Vec<u64>>>>>,
     /// Truncations that the next write repeats: group and index of the first entry to keep. See
     /// [`recover_spans`](Self::recover_spans).
     truncate_again: Mutex<Vec<(u64, u64)>>,
@@ -287,7 +287,7 @@ impl RaftLog {
     /// Waits for a purge, but not while the purge waits for room: `None`.
     fn await_purge(
         &self,
-        purging: Outcome<raft_engine::Result<Vec<u64>>>,
+        purging: JobOutcome<raft_engine::Result<Vec<u64>>>,
     ) -> Option<Result<raft_engine::Result<Vec<u64>>, String>> {
         loop {
             match purging.recv_timeout(PURGE_POLL) {

@@ -21,7 +21,7 @@ const JOBS_MAX: usize = 64;
 type Job<E> = Box<dyn FnOnce(&E) + Send>;
 
 /// The outcome of a job. `Err` holds the message of a panic.
-pub(crate) type Outcome<T> = Receiver<Result<T, String>>;
+pub(crate) type JobOutcome<T> = Receiver<Result<T, String>>;
 
 /// Waits for a job, at most this long, and runs it. `false` if there will be none.
 type RunNext = Rc<dyn Fn(Duration) -> bool>;
@@ -82,7 +82,7 @@ impl<E: Send + Sync + 'static> Reader<E> {
     pub(crate) fn begin<T: Send + 'static>(
         &self,
         job: impl FnOnce(&E) -> T + Send + 'static,
-    ) -> Result<Outcome<T>, String> {
+    ) -> Result<JobOutcome<T>, String> {
         let (answer, answered) = sync_channel(1);
         let job = Box::new(move |engine: &E| {
             let result = catch_unwind(AssertUnwindSafe(|| job(engine))).map_err(|p| panic_text(&*p));
