@@ -200,7 +200,8 @@ closed! {
         DiskFull = "disk_full",
         /// The group is stopped or quarantined.
         GroupDown = "group_down",
-        /// The node gives no vote: it restarted lately, or another founder shows another list of founders.
+        /// The node gives or counts no vote: it restarted lately, or a founder of a group that never committed objects or has
+        /// not shown its list.
         Quiet = "quiet",
         /// Bytes that do not decode.
         Malformed = "malformed",

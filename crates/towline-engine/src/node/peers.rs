@@ -152,7 +152,7 @@ impl Peers {
         known.founded.insert(group, founding);
     }
 
-    /// Tells the groups that share a member with this node what its refusal says against their first leader.
+    /// Tells the groups what the refusal of a peer says against their first leader.
     fn objections(&self, peer: NodeId, refusal: &Refusal) {
         let founded = match refusal {
             Refusal::WrongIncarnation { .. } => None,
