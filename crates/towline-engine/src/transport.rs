@@ -255,6 +255,7 @@ impl fmt::Display for NackCause {
                 return write!(f, "{lost}; the group is out of service there for good");
             }
             Self::FoundedDifferently => "the group was founded with another list of founders there",
+            Self::DiskFull => "its disk is low, so it takes no commands",
         })
     }
 }
