@@ -219,7 +219,6 @@ impl Storm<'_> {
             let who = if nodes == [leader] { ", the leader" } else { "" };
             said.push_str(&format!("{}{fault} at {at}{who}", if n == 0 { "" } else { ", and " }));
         }
-        let kinds: Vec<Kind> = beside.iter().chain([fault]).map(|fault| fault.kind).collect();
         self.stalls.begin_anew(silenced);
         self.rest(*lasts).await?;
         // The other way round: the second one may be of the process that starts again.
@@ -229,7 +228,7 @@ impl Storm<'_> {
         self.stalls.begin_anew(Vec::new());
         let slowest = self.recovery().await?;
         let stalls = self.stalls.found();
-        self.tally.round(fault.at, &kinds, slowest, stalls.len(), RECOVERY_MAX);
+        self.tally.round(beside.iter().chain([fault]), slowest, stalls.len(), RECOVERY_MAX);
         let recovered =
             slowest.map_or("not served".to_owned(), |took| format!("served {:.2} s", took.as_secs_f64()));
         self.screen.say(format!("{said}, for {:.1} s; {recovered} after its end", lasts.as_secs_f64()));
@@ -272,7 +271,7 @@ mod tests {
     const SHORT: Duration = Duration::from_secs(30);
     const SHORT_SEED: u64 = 49;
     /// An election or a start after each fault.
-    const RECOVERY: Duration = Duration::from_millis(1_500);
+    const RECOVERY: Duration = Duration::from_secs(1);
 
     #[test]
     fn the_short_run_makes_every_kind_of_fault_and_stops_or_kills_a_leader() {

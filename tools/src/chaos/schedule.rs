@@ -142,7 +142,7 @@ const LASTS_MIN: Duration = Duration::from_millis(1_300);
 impl Schedule {
     /// The longest fault of a run of this length.
     pub(super) fn lasts_max(run: Duration) -> Duration {
-        (run / 12).clamp(Duration::from_millis(2_300), Duration::from_secs(12))
+        (run / 15).clamp(Duration::from_secs(2), Duration::from_secs(12))
     }
 
     pub(super) fn new(random: fastrand::Rng, kinds: Vec<Kind>, run: Duration) -> Self {

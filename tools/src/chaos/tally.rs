@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::schedule::{At, Kind};
+use super::schedule::{At, Fault, Kind};
 use crate::Result;
 
 #[derive(Clone, Copy, Default)]
@@ -26,10 +26,9 @@ pub(super) struct Tally {
 
 impl Tally {
     /// `slowest` is `None` if a node did not serve again.
-    pub(super) fn round(
+    pub(super) fn round<'a>(
         &mut self,
-        at: At,
-        kinds: &[Kind],
+        faults: impl Iterator<Item = &'a Fault>,
         slowest: Option<Duration>,
         stalls: usize,
         most: Duration,
@@ -37,11 +36,11 @@ impl Tally {
         let late = slowest.is_none_or(|took| took > most);
         self.late += u32::from(late);
         self.stalls += stalls;
-        for kind in kinds {
+        for Fault { kind, at, .. } in faults {
             let row = self.rows.entry(*kind).or_default();
             row.times += 1;
-            row.leader += u32::from(at == At::Leader);
-            row.everyone += u32::from(at == At::Everyone);
+            row.leader += u32::from(*at == At::Leader);
+            row.everyone += u32::from(*at == At::Everyone);
             row.slowest = row.slowest.max(slowest.unwrap_or(Duration::MAX));
             row.late += u32::from(late);
             row.stalls += stalls;
