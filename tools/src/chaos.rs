@@ -47,7 +47,7 @@ pub(crate) struct ChaosOptions {
     /// Run this towline-kv instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Falsify notes of clients; the run passes only if the checker finds exactly those keys
+    /// Falsify what the run observes; it passes only if exactly that is found
     #[arg(long = "break", value_name = "WHAT")]
     broken: Option<Break>,
 }
@@ -142,7 +142,11 @@ async fn chaos(
     let clients = Clients::start(cluster.redis_addresses(), first, seed, until, options.broken);
     let begun = Instant::now();
     let mut storm = Storm {
-        stalls: Stalls::watch(cluster.http_addresses(), load.acked_counter()),
+        stalls: Stalls::watch(
+            cluster.http_addresses(),
+            load.acked_counter(),
+            options.broken == Some(Break::Waits),
+        ),
         cluster: &mut cluster,
         rooms,
         data,
@@ -171,10 +175,15 @@ async fn chaos(
     report.lines().into_iter().for_each(|line| screen.say(line));
     tally.lines().into_iter().for_each(|line| screen.say(line));
     // All that is wrong is reported.
-    let wrong: Vec<String> = [outcome.judge(), report.judge(options.broken.is_some()), tally.judge()]
-        .into_iter()
-        .filter_map(|judged| Some(judged.err()?.to_string()))
-        .collect();
+    let broken = options.broken;
+    let wrong: Vec<String> = [
+        outcome.judge(),
+        report.judge(broken == Some(Break::StaleReads)),
+        tally.judge(broken == Some(Break::Waits)),
+    ]
+    .into_iter()
+    .filter_map(|judged| Some(judged.err()?.to_string()))
+    .collect();
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ").into()) }
 }
 

@@ -166,10 +166,15 @@ pub(super) struct Stalls {
 
 impl Stalls {
     /// Must be called on a tokio runtime. `acked` returns the number of acknowledged writes, which never stop for long.
-    pub(super) fn watch(http: Vec<SocketAddr>, acked: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+    /// `ignores_waits` is for the control.
+    pub(super) fn watch(
+        http: Vec<SocketAddr>,
+        acked: impl Fn() -> u64 + Send + Sync + 'static,
+        ignores_waits: bool,
+    ) -> Self {
         let shared =
             Arc::new(Shared { watch: Mutex::new(Watch::new(Instant::now())), found: Mutex::default() });
-        let looking = tokio::spawn(look(Arc::clone(&shared), http, acked));
+        let looking = tokio::spawn(look(Arc::clone(&shared), http, acked, ignores_waits));
         Self { shared, looking }
     }
 
@@ -194,11 +199,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn look(shared: Arc<Shared>, http: Vec<SocketAddr>, acked: impl Fn() -> u64) {
+async fn look(shared: Arc<Shared>, http: Vec<SocketAddr>, acked: impl Fn() -> u64, ignores_waits: bool) {
     loop {
         let asked = Instant::now();
         let silenced = lock(&shared.watch).silenced.clone();
-        let pages = pages(&http, &silenced).await.map(|page| page.and_then(|page| Page::read(&page)));
+        let pages = pages(&http, &silenced).await.map(|page| {
+            let mut page = Page::read(&page?)?;
+            page.waits.retain(|_| !ignores_waits);
+            Some(page)
+        });
         shared.look(pages, acked(), asked);
         sleep(POLL_INTERVAL).await;
     }

@@ -68,7 +68,8 @@ impl Tally {
         lines
     }
 
-    pub(super) fn judge(&self) -> Result<()> {
+    /// The control expects stalls without a wait.
+    pub(super) fn judge(&self, control: bool) -> Result<()> {
         if self.rows.is_empty() {
             return Err("no fault was made: nothing is proven".into());
         }
@@ -76,7 +77,10 @@ impl Tally {
         if self.late > 0 {
             wrong.push(format!("nodes served too late after {} faults", self.late));
         }
-        if self.stalls > 0 {
+        if control && self.stalls == 0 {
+            wrong.push("no stall was found, although no wait was read".to_owned());
+        }
+        if !control && self.stalls > 0 {
             wrong.push(format!("{} stalls had no wait in /status", self.stalls));
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ").into()) }
