@@ -1,7 +1,8 @@
 //! Finds stalls that no node explains.
 //!
 //! A node stalls if it lacks what another node has applied and applies nothing itself, or if `/status` does not answer. The
-//! group stalls if no write is acknowledged. After two election timeouts `waits` in `/status` must name a cause.
+//! group stalls if no write is acknowledged, although writers have left a node that does not answer. After two election
+//! timeouts `waits` in `/status` must name a cause.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +13,12 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::cluster::{NODES, http_json, status_of};
+use crate::load::ANSWER_TIMEOUT;
 
 /// Two of the shortest election timeouts of the nodes.
 const STALL: Duration = Duration::from_secs(2);
+/// A writer waits for a node that does not answer, and calls the others then.
+const GROUP_STALL: Duration = STALL.saturating_add(ANSWER_TIMEOUT);
 /// The pages of the nodes are of different moments: a stall must be unexplained this often in a row.
 const IN_A_ROW: u32 = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -106,7 +110,8 @@ impl Watch {
         for seen in &mut self.nodes {
             seen.behind = if seen.page.applied < most { seen.behind.or(Some(now)) } else { None };
         }
-        let lasts = |since: Instant| now.saturating_duration_since(since) > STALL;
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let lasts = |since| age(since) > STALL;
         let mut found = Vec::new();
         let nodes = self.nodes.clone();
         for (id, seen) in (1..).zip(&mut self.nodes) {
@@ -122,9 +127,13 @@ impl Watch {
                 false => format!("node {id} applies nothing and lacks what others have applied"),
             });
         }
-        let mut judged = nodes.iter().filter(|seen| seen.judged).peekable();
-        let named = judged.peek().is_none() || judged.any(|seen| seen.page.waits.contains(&None));
-        if prove(&mut self.unexplained, lasts(self.acked_at) && !named) {
+        // A node that starts has not answered yet: the group waits for its process.
+        if (0..).zip(&nodes).any(|(position, seen)| !seen.judged && !self.silenced.contains(&position)) {
+            self.acked_at = now;
+        }
+        let named = nodes.iter().any(|seen| seen.judged && seen.page.waits.contains(&None))
+            || self.silenced.len() == NODES;
+        if prove(&mut self.unexplained, age(self.acked_at) > GROUP_STALL && !named) {
             found.push("no write is acknowledged".to_owned());
         }
         if !found.is_empty() {
