@@ -66,7 +66,7 @@ struct Seen {
 }
 
 /// Watches the nodes. Times are arguments.
-struct Watch {
+struct StallWatch {
     nodes: [Seen; NODES],
     /// Nodes that are killed or stopped.
     silenced: Vec<usize>,
@@ -77,7 +77,7 @@ struct Watch {
     unexplained: u32,
 }
 
-impl Watch {
+impl StallWatch {
     fn new(now: Instant) -> Self {
         let seen = Seen { judged: false, page: Page::default(), answered: now, behind: None, unexplained: 0 };
         let nodes = std::array::from_fn(|_| seen.clone());
@@ -153,7 +153,7 @@ fn prove(count: &mut u32, unexplained: bool) -> bool {
 }
 
 struct Shared {
-    watch: Mutex<Watch>,
+    watch: Mutex<StallWatch>,
     found: Mutex<Vec<String>>,
 }
 
@@ -182,7 +182,7 @@ impl Stalls {
         ignores_waits: bool,
     ) -> Self {
         let shared =
-            Arc::new(Shared { watch: Mutex::new(Watch::new(Instant::now())), found: Mutex::default() });
+            Arc::new(Shared { watch: Mutex::new(StallWatch::new(Instant::now())), found: Mutex::default() });
         let looking = tokio::spawn(look(Arc::clone(&shared), http, acked, ignores_waits));
         Self { shared, looking }
     }
@@ -248,7 +248,7 @@ mod tests {
     /// Looks at intervals of a second, each with the number of acknowledged writes.
     fn looks(looks: &[([Said; NODES], u64)]) -> Vec<String> {
         let begun = Instant::now();
-        let mut watch = Watch::new(begun);
+        let mut watch = StallWatch::new(begun);
         let mut all = Vec::new();
         for (second, (pages, acked)) in (0..).zip(looks) {
             let page = |said: (u64, &[Option<u64>])| Page {
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(looks(&all), ["node 3 does not answer /status"]);
 
         let begun = Instant::now();
-        let mut watch = Watch::new(begun);
+        let mut watch = StallWatch::new(begun);
         for second in 0..20 {
             let page = Page { applied: second, ..Page::default() };
             let now = begun + Duration::from_secs(second);

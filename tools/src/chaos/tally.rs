@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::schedule::{At, Fault, Kind};
+use super::schedule::{At, Fault, FaultKind};
 use crate::Result;
 
 #[derive(Clone, Copy, Default)]
@@ -19,7 +19,7 @@ struct Row {
 
 #[derive(Default)]
 pub(super) struct Tally {
-    rows: BTreeMap<Kind, Row>,
+    rows: BTreeMap<FaultKind, Row>,
     late: u32,
     stalls: usize,
 }
