@@ -248,8 +248,7 @@ fn build(root: &Path) -> Result<Outcome> {
 
 /// Builds in release mode first: a debug build is too slow to fall behind as a service does.
 fn storm(root: &Path) -> Result<Outcome> {
-    let packages = ["-p", "towline-kv", "-p", "towline-tools"];
-    cargo::run(root, &[&["build", "--locked", "--release"], &packages[..]].concat(), &[])?;
+    cargo::run(root, &["build", "--locked", "--release", "-p", "towline-kv", "-p", "towline-tools"], &[])?;
     run_tool(root, "release", &["chaos", "--seconds", "1800", "--seed", "18"])
 }
 
