@@ -17,7 +17,7 @@ use history::{Observed, Write};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 /// After this time the outcome is uncertain, and the writer tries another node.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Short compared with a failover, so that the failover time measures the cluster.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 const READ_BATCH_KEYS: usize = 256;

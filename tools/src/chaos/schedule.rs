@@ -7,7 +7,7 @@ use crate::cluster::NODES;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub(crate) enum Kind {
+pub(crate) enum FaultKind {
     /// SIGKILL, then a restart with the same command
     Kill,
     /// SIGSTOP, then SIGCONT: a leader then still believes that it leads
@@ -26,18 +26,18 @@ pub(crate) enum Kind {
     SkewedClock,
 }
 
-pub(super) const KINDS: [Kind; 8] = [
-    Kind::Kill,
-    Kind::Stop,
-    Kind::HangingDisk,
-    Kind::SlowDisk,
-    Kind::FullDisk,
-    Kind::OneWayLink,
-    Kind::SlowLink,
-    Kind::SkewedClock,
+pub(super) const KINDS: [FaultKind; 8] = [
+    FaultKind::Kill,
+    FaultKind::Stop,
+    FaultKind::HangingDisk,
+    FaultKind::SlowDisk,
+    FaultKind::FullDisk,
+    FaultKind::OneWayLink,
+    FaultKind::SlowLink,
+    FaultKind::SkewedClock,
 ];
 
-impl fmt::Display for Kind {
+impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kill => "kill -9",
@@ -52,7 +52,7 @@ impl fmt::Display for Kind {
     }
 }
 
-impl Kind {
+impl FaultKind {
     /// Whether nodes serve during the fault. Such a fault may accompany another one.
     fn is_mild(self) -> bool {
         matches!(self, Self::SlowDisk | Self::SlowLink | Self::SkewedClock)
@@ -82,7 +82,7 @@ pub(super) enum At {
 /// A fault, where it is, and how strong.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
-    pub(super) kind: Kind,
+    pub(super) kind: FaultKind,
     pub(super) at: At,
     /// Of a delayed sync or link.
     pub(super) delay: Duration,
@@ -98,11 +98,11 @@ impl fmt::Display for Fault {
         let Self { kind, delay, skew, left, way, .. } = self;
         write!(f, "{kind}")?;
         match kind {
-            Kind::Kill | Kind::Stop | Kind::HangingDisk => Ok(()),
-            Kind::SlowDisk | Kind::SlowLink => write!(f, " ({} ms)", delay.as_millis()),
-            Kind::FullDisk => write!(f, " ({} KiB left)", left >> 10),
-            Kind::OneWayLink => write!(f, " ({way:?})"),
-            Kind::SkewedClock => write!(f, " ({skew:+} s)"),
+            FaultKind::Kill | FaultKind::Stop | FaultKind::HangingDisk => Ok(()),
+            FaultKind::SlowDisk | FaultKind::SlowLink => write!(f, " ({} ms)", delay.as_millis()),
+            FaultKind::FullDisk => write!(f, " ({} KiB left)", left >> 10),
+            FaultKind::OneWayLink => write!(f, " ({way:?})"),
+            FaultKind::SkewedClock => write!(f, " ({skew:+} s)"),
         }
     }
 }
@@ -132,8 +132,8 @@ pub(super) struct Round {
 /// Deals rounds. Each kind comes once before any comes again.
 pub(super) struct Schedule {
     random: fastrand::Rng,
-    kinds: Vec<Kind>,
-    deck: Vec<Kind>,
+    kinds: Vec<FaultKind>,
+    deck: Vec<FaultKind>,
     lasts_max: Duration,
 }
 
@@ -142,10 +142,10 @@ const LASTS_MIN: Duration = Duration::from_millis(1_300);
 impl Schedule {
     /// The longest fault of a run of this length.
     pub(super) fn lasts_max(run: Duration) -> Duration {
-        (run / 12).clamp(Duration::from_millis(2_300), Duration::from_secs(12))
+        (run / 15).clamp(Duration::from_secs(2), Duration::from_secs(12))
     }
 
-    pub(super) fn new(random: fastrand::Rng, kinds: Vec<Kind>, run: Duration) -> Self {
+    pub(super) fn new(random: fastrand::Rng, kinds: Vec<FaultKind>, run: Duration) -> Self {
         Self { random, kinds, deck: Vec::new(), lasts_max: Self::lasts_max(run) }
     }
 
@@ -157,7 +157,7 @@ impl Schedule {
         }
         let kind = self.deck.pop()?;
         let fault = self.fault(kind);
-        let mild: Vec<Kind> = self
+        let mild: Vec<FaultKind> = self
             .kinds
             .iter()
             .copied()
@@ -172,9 +172,9 @@ impl Schedule {
         })
     }
 
-    fn fault(&mut self, kind: Kind) -> Fault {
+    fn fault(&mut self, kind: FaultKind) -> Fault {
         // A group without any link in one direction is two cut groups: other tests have those.
-        let everyone = kind != Kind::OneWayLink && self.random.u8(..5) == 0;
+        let everyone = kind != FaultKind::OneWayLink && self.random.u8(..5) == 0;
         let at = if everyone {
             At::Everyone
         } else if self.random.bool() {
@@ -188,7 +188,7 @@ impl Schedule {
             at,
             delay: self.between(
                 Duration::from_millis(20),
-                Duration::from_millis(if kind == Kind::SlowDisk { 200 } else { 300 }),
+                Duration::from_millis(if kind == FaultKind::SlowDisk { 200 } else { 300 }),
             ),
             skew: self.random.i32(-3_600..=3_600),
             left: if self.random.bool() { 0 } else { self.random.u64(..32 << 20) },
@@ -213,7 +213,8 @@ mod tests {
     fn each_kind_comes_once_before_any_comes_again() {
         let mut schedule = schedule(1);
         for _ in 0..20 {
-            let mut dealt: Vec<Kind> = KINDS.iter().map(|_| schedule.next().unwrap().fault.kind).collect();
+            let mut dealt: Vec<FaultKind> =
+                KINDS.iter().map(|_| schedule.next().unwrap().fault.kind).collect();
             dealt.sort();
             assert_eq!(dealt, KINDS);
         }

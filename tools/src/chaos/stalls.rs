@@ -1,7 +1,8 @@
 //! Finds stalls that no node explains.
 //!
 //! A node stalls if it lacks what another node has applied and applies nothing itself, or if `/status` does not answer. The
-//! group stalls if no write is acknowledged. After two election timeouts `waits` in `/status` must name a cause.
+//! group stalls if no write is acknowledged, although writers have left a node that does not answer. After two election
+//! timeouts `waits` in `/status` must name a cause.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +13,12 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::cluster::{NODES, http_json, status_of};
+use crate::load::ANSWER_TIMEOUT;
 
 /// Two of the shortest election timeouts of the nodes.
 const STALL: Duration = Duration::from_secs(2);
+/// A writer waits for a node that does not answer, and calls the others then.
+const GROUP_STALL: Duration = STALL.saturating_add(ANSWER_TIMEOUT);
 /// The pages of the nodes are of different moments: a stall must be unexplained this often in a row.
 const IN_A_ROW: u32 = 3;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -62,7 +66,7 @@ struct Seen {
 }
 
 /// Watches the nodes. Times are arguments.
-struct Watch {
+struct StallWatch {
     nodes: [Seen; NODES],
     /// Nodes that are killed or stopped.
     silenced: Vec<usize>,
@@ -73,7 +77,7 @@ struct Watch {
     unexplained: u32,
 }
 
-impl Watch {
+impl StallWatch {
     fn new(now: Instant) -> Self {
         let seen = Seen { judged: false, page: Page::default(), answered: now, behind: None, unexplained: 0 };
         let nodes = std::array::from_fn(|_| seen.clone());
@@ -106,7 +110,8 @@ impl Watch {
         for seen in &mut self.nodes {
             seen.behind = if seen.page.applied < most { seen.behind.or(Some(now)) } else { None };
         }
-        let lasts = |since: Instant| now.saturating_duration_since(since) > STALL;
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let lasts = |since| age(since) > STALL;
         let mut found = Vec::new();
         let nodes = self.nodes.clone();
         for (id, seen) in (1..).zip(&mut self.nodes) {
@@ -122,9 +127,13 @@ impl Watch {
                 false => format!("node {id} applies nothing and lacks what others have applied"),
             });
         }
-        let mut judged = nodes.iter().filter(|seen| seen.judged).peekable();
-        let named = judged.peek().is_none() || judged.any(|seen| seen.page.waits.contains(&None));
-        if prove(&mut self.unexplained, lasts(self.acked_at) && !named) {
+        // A node that starts has not answered yet: the group waits for its process.
+        if (0..).zip(&nodes).any(|(position, seen)| !seen.judged && !self.silenced.contains(&position)) {
+            self.acked_at = now;
+        }
+        let named = nodes.iter().any(|seen| seen.judged && seen.page.waits.contains(&None))
+            || self.silenced.len() == NODES;
+        if prove(&mut self.unexplained, age(self.acked_at) > GROUP_STALL && !named) {
             found.push("no write is acknowledged".to_owned());
         }
         if !found.is_empty() {
@@ -144,7 +153,7 @@ fn prove(count: &mut u32, unexplained: bool) -> bool {
 }
 
 struct Shared {
-    watch: Mutex<Watch>,
+    watch: Mutex<StallWatch>,
     found: Mutex<Vec<String>>,
 }
 
@@ -166,10 +175,15 @@ pub(super) struct Stalls {
 
 impl Stalls {
     /// Must be called on a tokio runtime. `acked` returns the number of acknowledged writes, which never stop for long.
-    pub(super) fn watch(http: Vec<SocketAddr>, acked: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+    /// `ignores_waits` is for the control.
+    pub(super) fn watch(
+        http: Vec<SocketAddr>,
+        acked: impl Fn() -> u64 + Send + Sync + 'static,
+        ignores_waits: bool,
+    ) -> Self {
         let shared =
-            Arc::new(Shared { watch: Mutex::new(Watch::new(Instant::now())), found: Mutex::default() });
-        let looking = tokio::spawn(look(Arc::clone(&shared), http, acked));
+            Arc::new(Shared { watch: Mutex::new(StallWatch::new(Instant::now())), found: Mutex::default() });
+        let looking = tokio::spawn(look(Arc::clone(&shared), http, acked, ignores_waits));
         Self { shared, looking }
     }
 
@@ -194,11 +208,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn look(shared: Arc<Shared>, http: Vec<SocketAddr>, acked: impl Fn() -> u64) {
+async fn look(shared: Arc<Shared>, http: Vec<SocketAddr>, acked: impl Fn() -> u64, ignores_waits: bool) {
     loop {
         let asked = Instant::now();
         let silenced = lock(&shared.watch).silenced.clone();
-        let pages = pages(&http, &silenced).await.map(|page| page.and_then(|page| Page::read(&page)));
+        let pages = pages(&http, &silenced).await.map(|page| {
+            let mut page = Page::read(&page?)?;
+            page.waits.retain(|_| !ignores_waits);
+            Some(page)
+        });
         shared.look(pages, acked(), asked);
         sleep(POLL_INTERVAL).await;
     }
@@ -230,7 +248,7 @@ mod tests {
     /// Looks at intervals of a second, each with the number of acknowledged writes.
     fn looks(looks: &[([Said; NODES], u64)]) -> Vec<String> {
         let begun = Instant::now();
-        let mut watch = Watch::new(begun);
+        let mut watch = StallWatch::new(begun);
         let mut all = Vec::new();
         for (second, (pages, acked)) in (0..).zip(looks) {
             let page = |said: (u64, &[Option<u64>])| Page {
@@ -273,7 +291,7 @@ mod tests {
         assert_eq!(looks(&all), ["node 3 does not answer /status"]);
 
         let begun = Instant::now();
-        let mut watch = Watch::new(begun);
+        let mut watch = StallWatch::new(begun);
         for second in 0..20 {
             let page = Page { applied: second, ..Page::default() };
             let now = begun + Duration::from_secs(second);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::schedule::{At, Kind};
+use super::schedule::{At, Fault, FaultKind};
 use crate::Result;
 
 #[derive(Clone, Copy, Default)]
@@ -19,17 +19,16 @@ struct Row {
 
 #[derive(Default)]
 pub(super) struct Tally {
-    rows: BTreeMap<Kind, Row>,
+    rows: BTreeMap<FaultKind, Row>,
     late: u32,
     stalls: usize,
 }
 
 impl Tally {
     /// `slowest` is `None` if a node did not serve again.
-    pub(super) fn round(
+    pub(super) fn round<'a>(
         &mut self,
-        at: At,
-        kinds: &[Kind],
+        faults: impl Iterator<Item = &'a Fault>,
         slowest: Option<Duration>,
         stalls: usize,
         most: Duration,
@@ -37,11 +36,11 @@ impl Tally {
         let late = slowest.is_none_or(|took| took > most);
         self.late += u32::from(late);
         self.stalls += stalls;
-        for kind in kinds {
+        for Fault { kind, at, .. } in faults {
             let row = self.rows.entry(*kind).or_default();
             row.times += 1;
-            row.leader += u32::from(at == At::Leader);
-            row.everyone += u32::from(at == At::Everyone);
+            row.leader += u32::from(*at == At::Leader);
+            row.everyone += u32::from(*at == At::Everyone);
             row.slowest = row.slowest.max(slowest.unwrap_or(Duration::MAX));
             row.late += u32::from(late);
             row.stalls += stalls;
@@ -69,7 +68,8 @@ impl Tally {
         lines
     }
 
-    pub(super) fn judge(&self) -> Result<()> {
+    /// The control expects stalls without a wait.
+    pub(super) fn judge(&self, control: bool) -> Result<()> {
         if self.rows.is_empty() {
             return Err("no fault was made: nothing is proven".into());
         }
@@ -77,7 +77,10 @@ impl Tally {
         if self.late > 0 {
             wrong.push(format!("nodes served too late after {} faults", self.late));
         }
-        if self.stalls > 0 {
+        if control && self.stalls == 0 {
+            wrong.push("no stall was found, although no wait was read".to_owned());
+        }
+        if !control && self.stalls > 0 {
             wrong.push(format!("{} stalls had no wait in /status", self.stalls));
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ").into()) }

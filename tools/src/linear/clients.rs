@@ -39,6 +39,8 @@ pub(crate) enum Break {
     /// Some reads note an older value than their client had read before, as a follower without a read round would answer.
     /// Clients falsify their own notes; the nodes are correct
     StaleReads,
+    /// The waits in `/status` are not read, so that stalls look unexplained
+    Waits,
 }
 
 struct RunState {

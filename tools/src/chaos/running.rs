@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::room::Room;
-use super::schedule::{At, Fault, Kind, OneWay};
+use super::schedule::{At, Fault, FaultKind, OneWay};
 use super::syncs::SlowSyncs;
 use crate::Result;
 use crate::cluster::{Cluster, NODES, RIGHT_CLOCK, write_clock};
@@ -16,7 +16,7 @@ use crate::relay::Way;
 const HANGS: Duration = Duration::from_secs(600);
 
 /// A fault that runs. Its drop ends it, except that only [`end`](Self::end) starts killed nodes again.
-pub(super) struct Active {
+pub(super) struct RunningFault {
     killed: Vec<usize>,
     /// Whether the processes of the nodes answer no question.
     pub(super) silences: bool,
@@ -41,7 +41,7 @@ pub(super) fn victims(at: At, leader: usize) -> Vec<usize> {
     }
 }
 
-impl Active {
+impl RunningFault {
     pub(super) async fn begin(
         fault: &Fault,
         nodes: &[usize],
@@ -50,36 +50,36 @@ impl Active {
         data: &Path,
     ) -> Result<Self> {
         let (mut killed, mut ends): (_, Vec<Box<dyn Send>>) = (Vec::new(), Vec::new());
-        if matches!(fault.kind, Kind::OneWayLink | Kind::SlowLink) {
-            let way = if fault.kind == Kind::SlowLink { Way::Slow(fault.delay) } else { Way::Cut };
+        if matches!(fault.kind, FaultKind::OneWayLink | FaultKind::SlowLink) {
+            let way = if fault.kind == FaultKind::SlowLink { Way::Slow(fault.delay) } else { Way::Cut };
             let relays = cluster.relays().ok_or("the cluster has no relays")?;
             ends.push(Box::new(relays.change(&pairs(fault, nodes), way)));
         }
         for node in nodes {
             match fault.kind {
-                Kind::Kill => {
+                FaultKind::Kill => {
                     cluster.kill(*node)?;
                     killed.push(*node);
                 }
-                Kind::Stop => ends.push(Box::new(Stopped::new(cluster.process_id(*node)?)?)),
-                Kind::HangingDisk | Kind::SlowDisk => {
-                    let delay = if fault.kind == Kind::SlowDisk { fault.delay } else { HANGS };
+                FaultKind::Stop => ends.push(Box::new(Stopped::new(cluster.process_id(*node)?)?)),
+                FaultKind::HangingDisk | FaultKind::SlowDisk => {
+                    let delay = if fault.kind == FaultKind::SlowDisk { fault.delay } else { HANGS };
                     let (process, log) = (cluster.process_id(*node)?, data.join("strace.log"));
                     ends.push(Box::new(SlowSyncs::begin(process, delay, &log).await?));
                 }
-                Kind::FullDisk => {
+                FaultKind::FullDisk => {
                     let room = rooms.get(node).ok_or("the node has no disk")?;
                     ends.push(Box::new(room.fill(fault.left)?));
                 }
-                Kind::OneWayLink | Kind::SlowLink => {}
-                Kind::SkewedClock => {
+                FaultKind::OneWayLink | FaultKind::SlowLink => {}
+                FaultKind::SkewedClock => {
                     let file = cluster.clock_file(*node);
                     write_clock(&file, &format!("{:+}", fault.skew))?;
                     ends.push(Box::new(SkewedClock(file)));
                 }
             }
         }
-        let silences = matches!(fault.kind, Kind::Kill | Kind::Stop);
+        let silences = matches!(fault.kind, FaultKind::Kill | FaultKind::Stop);
         Ok(Self { killed, silences, _ends_with_its_drop: ends })
     }
 
@@ -90,7 +90,7 @@ impl Active {
 
 /// Senders and receivers. A slow link is slow in both directions.
 fn pairs(fault: &Fault, nodes: &[usize]) -> Vec<(usize, usize)> {
-    let slow = fault.kind == Kind::SlowLink;
+    let slow = fault.kind == FaultKind::SlowLink;
     let mut pairs = Vec::new();
     for node in nodes {
         for step in 1..NODES {
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_one_way_link_leaves_the_other_direction() {
         let fault = |way| Fault {
-            kind: Kind::OneWayLink,
+            kind: FaultKind::OneWayLink,
             at: At::Node(1),
             delay: Duration::ZERO,
             skew: 0,
@@ -121,7 +121,7 @@ mod tests {
         };
         assert_eq!(pairs(&fault(OneWay::ToAll), &[1]), [(1, 2), (1, 0)]);
         assert_eq!(pairs(&fault(OneWay::FromNext), &[1]), [(2, 1)]);
-        let slow = Fault { kind: Kind::SlowLink, ..fault(OneWay::ToNext) };
+        let slow = Fault { kind: FaultKind::SlowLink, ..fault(OneWay::ToNext) };
         assert_eq!(pairs(&slow, &[1]), [(1, 2), (2, 1), (1, 0), (0, 1)]);
     }
 }
