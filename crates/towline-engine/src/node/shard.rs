@@ -671,8 +671,8 @@ impl RunningGroup {
 
     /// Logs the members that founded the group with another list.
     fn log_other_founders(&mut self, group: GroupId) {
-        let now = Instant::now();
         for (peer, _) in self.group.other_founders() {
+            let now = Instant::now();
             let due = match self.founder_lines.get_mut(&peer) {
                 Some(lines) => lines.is_due(now),
                 None => self.founder_lines.insert(peer, Spaced::new(now)).is_none(),
