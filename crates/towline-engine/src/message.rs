@@ -116,8 +116,8 @@ pub struct Message {
     pub commit: u64,
     /// The term of the entry at `commit`, in votes.
     pub commit_term: u64,
-    /// Raft's metadata of a snapshot; the snapshot's bytes travel as a transfer.
-    pub snapshot: Option<SnapshotRecord>,
+    /// Raft's metadata of a snapshot; the snapshot's bytes travel as a transfer. Boxed, because few messages have one.
+    pub snapshot: Option<Box<SnapshotRecord>>,
     /// The index for which a follower requests a snapshot, or zero.
     pub request_snapshot: u64,
     /// Whether the message is a rejection.

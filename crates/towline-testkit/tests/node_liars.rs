@@ -86,7 +86,7 @@ fn honest(length: usize) -> (Bytes, SnapshotOffer) {
     let Trailer { length, content } = hasher.finish();
     let mut message = Message::new(MessageKind::Snapshot, node_id(1), node_id(2));
     message.term = 9;
-    message.snapshot = Some(SnapshotRecord { index: at.index, term: at.term, conf_state });
+    message.snapshot = Some(Box::new(SnapshotRecord { index: at.index, term: at.term, conf_state }));
     (body, SnapshotOffer { message, meta: SnapshotMeta { head, length, content }, attempt: 0 })
 }
 

@@ -130,7 +130,7 @@ fn an_offer_keeps_its_bytes() {
         ConfState { voters: vec![node(1), node(2)], learners: vec![node(3)], ..ConfState::default() };
     let mut message = Message::new(MessageKind::Snapshot, node(1), node(2));
     message.term = 5;
-    message.snapshot = Some(SnapshotRecord { index: 300, term: 4, conf_state: conf_state.clone() });
+    message.snapshot = Some(Box::new(SnapshotRecord { index: 300, term: 4, conf_state: conf_state.clone() }));
     let met = Member { address: "grpc://a:1".parse().unwrap(), incarnation: Some(hello().incarnation) };
     let not_met = Member { address: "quic://b:2".parse().unwrap(), incarnation: None };
     let head = SnapshotHead {

@@ -216,6 +216,12 @@ impl<W, R> GroupCore<W, R> {
         }
         self.move_leadership(fx);
         self.look_for_waits(fx);
+        if !self.reads.is_empty() {
+            self.fail_late_reads(fx);
+        }
+    }
+
+    fn fail_late_reads(&mut self, fx: &mut Effects<W, R>) {
         let applied = self.replica.log().applied();
         for (reader, index) in self.reads.take_unapplied(self.ticks) {
             let error = match self.low_since {
@@ -384,7 +390,8 @@ impl<W, R> GroupCore<W, R> {
             true => 0,
             false => self.unapplied_bytes_max.saturating_sub(self.unapplied_bytes()),
         };
-        let (mut commands, mut waiters) = (Vec::new(), Vec::new());
+        let (mut commands, mut waiters) =
+            (Vec::with_capacity(proposals.len()), Vec::with_capacity(proposals.len()));
         for (command, waiter) in proposals {
             if room == 0 {
                 fx.refused.push((waiter, ProposeError::Busy));
@@ -520,7 +527,9 @@ impl<W, R> GroupCore<W, R> {
             fx.write = Some((self.writes, write));
         }
         let questions = self.replica.questions();
-        self.send(questions, fx);
+        if !questions.is_empty() {
+            self.send(questions, fx);
+        }
         self.finish_turn(fx);
         self.fail_lost_proposals(fx);
         fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
@@ -570,10 +579,11 @@ impl<W, R> GroupCore<W, R> {
         }
         // A sole voter leads before its term is durable. After a crash it would use the term again, with other entries.
         let hold = self.replica.term() > self.durable_term;
-        let (now, mut messages) =
-            if hold { (Vec::new(), ready.messages) } else { (ready.messages, Vec::new()) };
-        self.send(now, fx);
-        messages.append(&mut ready.messages_after_write);
+        let mut messages = ready.messages_after_write;
+        match hold {
+            true => drop(messages.splice(..0, ready.messages)),
+            false => self.send(ready.messages, fx),
+        }
         let (number, write, term) = (ready.number, self.writes, self.replica.term());
         self.unpersisted.push_back(Unpersisted { number, write, term, messages, restore });
         self.apply_committed(ready.committed, fx);

@@ -140,6 +140,7 @@ impl GroupLog {
         let Some(first) = entries.first().map(|e| e.index) else { return };
         debug_assert!(first > self.applied && first <= self.last_index + 1, "append at {first} leaves a gap");
         self.truncate_from(first);
+        let mut next_mark = self.marks.back().map_or(0, |(_, bytes)| bytes + MARK_BYTES);
         for entry in entries {
             if self.terms.back().is_none_or(|&(_, term)| term != entry.term) {
                 self.terms.push_back((entry.index, entry.term));
@@ -148,8 +149,9 @@ impl GroupLog {
             self.unapplied_bytes += cost(entry);
             self.bytes_appended += cost(entry) as u64;
             self.cached.push_back(entry.clone());
-            if self.marks.back().is_none_or(|(_, bytes)| self.bytes_appended - bytes >= MARK_BYTES) {
+            if self.bytes_appended >= next_mark {
                 self.marks.push_back((entry.index, self.bytes_appended));
+                next_mark = self.bytes_appended + MARK_BYTES;
             }
         }
     }

@@ -13,9 +13,12 @@ impl<W, R> GroupCore<W, R> {
     /// Called once a tick, after raft's own.
     pub(super) fn move_leadership(&mut self, fx: &mut Effects<W, R>) {
         if !self.replica.is_leader() {
-            self.peers_applied.clear();
-            self.peers_lost.clear();
-            self.peers_low.clear();
+            // Clearing an empty map is not free, and each group runs this in each tick.
+            if !self.peers_applied.is_empty() || !self.peers_lost.is_empty() || !self.peers_low.is_empty() {
+                self.peers_applied.clear();
+                self.peers_lost.clear();
+                self.peers_low.clear();
+            }
             self.stalls.log = LogState::InTime;
             (self.stalls.apply, self.stalls.disk) = (Moves::default(), Moves::default());
             return;

@@ -17,7 +17,7 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
         entries: m.take_entries().into_iter().map(entry_from_raft).collect(),
         commit: m.commit,
         commit_term: m.commit_term,
-        snapshot: m.snapshot.take().map(|s| record_from_raft(s.get_metadata())),
+        snapshot: m.snapshot.take().map(|s| Box::new(record_from_raft(s.get_metadata()))),
         request_snapshot: m.request_snapshot,
         reject: m.reject,
         reject_hint: m.reject_hint,
@@ -182,11 +182,11 @@ mod tests {
                 reject_hint: 7,
                 context: b"ctx".as_slice().into(),
                 priority: -8,
-                snapshot: Some(SnapshotRecord {
+                snapshot: Some(Box::new(SnapshotRecord {
                     index: 10,
                     term: 11,
                     conf_state: ConfState { voters: vec![NodeId::new(1).unwrap()], ..ConfState::default() },
-                }),
+                })),
                 ..Message::new(kind, NodeId::new(1).unwrap(), NodeId::new(2).unwrap())
             };
             assert_eq!(message_from_raft(message_to_raft(message.clone())), Some(message));

@@ -19,10 +19,6 @@ use crate::message::{Message, MessageKind};
 /// The most messages recorded for one peer; above it the last two count as one.
 const SENT_MAX: usize = 1_024;
 
-fn is_probed(prs: &ProgressTracker, peer: u64) -> bool {
-    prs.get(peer).is_some_and(|progress| progress.state == ProgressState::Probe)
-}
-
 /// The windows of a leader.
 #[derive(Debug)]
 pub(super) struct Flows {
@@ -36,6 +32,8 @@ pub(super) struct Flows {
     /// The leader's term.
     term: u64,
     peers: BTreeMap<u64, Flow>,
+    /// A peer has answered a heartbeat since the last call of `questions`.
+    is_any_heard: bool,
 }
 
 #[derive(Debug)]
@@ -71,6 +69,7 @@ impl Flows {
             ticks: 0,
             term: 0,
             peers: BTreeMap::new(),
+            is_any_heard: false,
         }
     }
 
@@ -80,10 +79,12 @@ impl Flows {
     }
 
     /// Forgets the windows of an earlier term.
-    pub(super) fn lead(&mut self, term: u64) {
+    pub(super) fn lead(&mut self, term: u64, prs: &mut ProgressTracker) {
         if self.term != term {
             self.term = term;
             self.peers.clear();
+            let messages = self.allowed(None);
+            prs.iter_mut().for_each(|(_, progress)| progress.ins.set_cap(messages));
         }
     }
 
@@ -91,14 +92,16 @@ impl Flows {
     /// although the first one, of up to `append_bytes_max`, may take seconds over a slow link.
     ///
     /// A probe to a peer whose disk is low carries one entry: the peer refuses it, unless it has the entry already.
-    pub(super) fn send(&mut self, message: &mut Message, prs: &ProgressTracker, is_low: bool) -> bool {
-        if is_low && is_probed(prs, message.to.as_u64()) {
+    pub(super) fn send(&mut self, message: &mut Message, prs: &mut ProgressTracker, is_low: bool) -> bool {
+        let progress = prs.get_mut(message.to.as_u64());
+        let is_probed = progress.as_ref().is_some_and(|progress| progress.state == ProgressState::Probe);
+        if is_low && is_probed {
             message.entries.truncate(1);
         }
         let (Some(last), MessageKind::Append) = (message.entries.last(), message.kind) else { return true };
         let (bytes, now, peer) = (message.payload_bytes() as u64, self.ticks, message.to.as_u64());
         let flow = self.flow(peer);
-        if is_probed(prs, peer) && !flow.sent.is_empty() {
+        if is_probed && !flow.sent.is_empty() {
             return false;
         }
         (flow.is_heard, flow.asked) = (false, None);
@@ -108,6 +111,11 @@ impl Flows {
             flow.sent.pop_back();
         }
         flow.sent.push_back(SentAppend { last: last.index, total: flow.total, at: now });
+        if let Some(progress) = progress {
+            // Raft counts from zero again, and keeps its buffer.
+            progress.ins.free_to(u64::MAX);
+            progress.ins.set_cap(self.allowed(self.peers.get(&peer)));
+        }
         true
     }
 
@@ -138,9 +146,9 @@ impl Flows {
         let Some(SentAppend { total, at, .. }) = acked else { return false };
         flow.window.acked(total, now);
         flow.delay = now.saturating_sub(at);
-        let messages = self.allowed(peer);
+        let messages = self.allowed(self.peers.get(&peer));
         if let Some(progress) = prs.get_mut(peer) {
-            // Raft counts what it has sent since `allow`.
+            // Raft counts the messages that no ready contains yet.
             progress.ins.set_cap(messages);
         }
         false
@@ -152,7 +160,7 @@ impl Flows {
             && let Some(progress) = prs.get_mut(peer)
         {
             progress.ins.reset();
-            progress.ins.set_cap(self.allowed(peer));
+            progress.ins.set_cap(self.allowed(None));
         }
     }
 
@@ -160,6 +168,7 @@ impl Flows {
     pub(super) fn heard(&mut self, peer: u64) {
         if let Some(flow) = self.peers.get_mut(&peer) {
             flow.is_heard = true;
+            self.is_any_heard = true;
         }
     }
 
@@ -167,6 +176,9 @@ impl Flows {
     /// could not send to them. Call it when all messages of raft have left: a question comes behind them.
     pub(super) fn questions(&mut self, prs: &ProgressTracker) -> Vec<(u64, u64)> {
         let mut questions = Vec::new();
+        if !std::mem::take(&mut self.is_any_heard) {
+            return questions;
+        }
         for (&peer, flow) in &mut self.peers {
             if !std::mem::take(&mut flow.is_heard) || flow.sent.is_empty() {
                 continue;
@@ -189,19 +201,9 @@ impl Flows {
     }
 
     /// The number of messages that raft may send to a peer now.
-    fn allowed(&self, peer: u64) -> usize {
-        let flow = self.peers.get(&peer);
+    fn allowed(&self, flow: Option<&Flow>) -> usize {
         let room = flow.map_or(self.append_bytes_max, |flow| flow.window.room());
         let by_bytes = usize::try_from(room.div_ceil(self.append_bytes_max.max(1))).unwrap_or(usize::MAX);
         by_bytes.min(self.inflight_max.saturating_sub(flow.map_or(0, |flow| flow.sent.len())))
-    }
-
-    /// Sets raft's windows to the room of each peer. Call it when all messages of raft are recorded.
-    pub(super) fn allow(&mut self, prs: &mut ProgressTracker) {
-        for (&peer, progress) in prs.iter_mut() {
-            // Raft counts from zero again.
-            progress.ins.reset();
-            progress.ins.set_cap(self.allowed(peer));
-        }
     }
 }

@@ -398,12 +398,11 @@ impl Replica {
             install,
         };
         if self.is_leader() {
-            self.flows.lead(self.term());
+            let raft = &mut self.raw.raft;
+            self.flows.lead(raft.term, raft.mut_prs());
             for messages in [&mut parts.messages, &mut parts.messages_after_write] {
-                let prs = self.raw.raft.prs();
-                messages.retain_mut(|message| self.flows.send(message, prs, is_low(message.to)));
+                messages.retain_mut(|message| self.flows.send(message, raft.mut_prs(), is_low(message.to)));
             }
-            self.flows.allow(self.raw.raft.mut_prs());
         }
         if let Some(at) = install {
             self.raw.mut_store().log.install(at);

@@ -45,7 +45,7 @@ impl TestSnapshot {
         let trailer = hasher.finish();
         let mut message = Message::new(MessageKind::Snapshot, node(1), node(2));
         message.term = 5;
-        message.snapshot = Some(SnapshotRecord { index: head.at.index, term: 4, conf_state });
+        message.snapshot = Some(Box::new(SnapshotRecord { index: head.at.index, term: 4, conf_state }));
         let meta = SnapshotMeta { head, length: trailer.length, content: trailer.content };
         Self { offer: SnapshotOffer { message, meta, attempt }, body, trailer }
     }

@@ -39,7 +39,7 @@ fn each_cause_is_named_with_its_age() {
         waits(&node.group)
     };
     type Case<'a> = (&'a [(u64, WaitKind, u64)], &'a dyn Fn(&mut DrivenNode), u64);
-    let cases: [Case<'_>; 10] = [
+    let cases: [Case<'_>; 11] = [
         (&[(0, DiskFull, 8)], &|node| node.group.set_disk_low(true), 8),
         (&[(0, Redundancy, 8), (3, DiskFull, 8)], &|node| node.peers[1].low = true, 10),
         (

@@ -83,7 +83,7 @@ fn full(n: u64, kind: MessageKind) -> Envelope {
         entries: entries.collect(),
         commit: u64::MAX - n,
         commit_term: 38,
-        snapshot: Some(SnapshotRecord { index: 55, term: 37, conf_state }),
+        snapshot: Some(Box::new(SnapshotRecord { index: 55, term: 37, conf_state })),
         request_snapshot: 36,
         reject: true,
         reject_hint: 35,

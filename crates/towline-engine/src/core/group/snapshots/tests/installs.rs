@@ -5,7 +5,7 @@ use super::*;
 pub(super) fn offer(index: u64, term: u64) -> SnapshotOffer {
     let meta = meta(index, 1);
     let record = SnapshotRecord { index, term: 1, conf_state: meta.head.conf_state.clone() };
-    let message = Message { snapshot: Some(record), ..message(MessageKind::Snapshot, 2, term) };
+    let message = Message { snapshot: Some(record.into()), ..message(MessageKind::Snapshot, 2, term) };
     SnapshotOffer { message, meta, attempt: 1 }
 }
 
