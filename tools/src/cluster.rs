@@ -375,6 +375,8 @@ fn agreement(digests: &[(u64, String)]) -> Option<Agreement> {
 }
 
 pub(crate) fn status_of(value: &Value) -> Result<Status> {
+    // A leader's page has the applied indexes of its peers too.
+    let value = value.get("state").unwrap_or(value);
     let role = find(value, "role").and_then(Value::as_str).ok_or("/status names no role")?;
     let applied = find(value, "applied").ok_or("/status names no applied index")?;
     // {"index": .., "term": ..} or the index alone.
@@ -471,6 +473,8 @@ mod tests {
         assert_eq!(status_of(&json!({"id": 1, "role": "leader", "applied": 9})).unwrap(), leader);
         let nested = json!({"node": 1, "groups": [{"role": "Leader", "applied": {"index": 9, "term": 2}}]});
         assert_eq!(status_of(&nested).unwrap(), leader);
+        let of_peers = json!({"peers": [{"applied": 7}], "state": {"role": "leader", "applied": 9}});
+        assert_eq!(status_of(&of_peers).unwrap(), leader);
         assert!(status_of(&json!({"role": "leader"})).is_err());
     }
 }
