@@ -152,7 +152,6 @@ fn hello() -> Hello {
 fn an_offer() -> SnapshotOffer {
     let head = SnapshotHead {
         founding: Default::default(),
-        disk_low: false,
         group: GroupId::DEFAULT,
         at: LogId { index: 1, term: 1 },
         conf_state: ConfState::default(),

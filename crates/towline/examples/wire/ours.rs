@@ -62,7 +62,6 @@ fn incarnation() -> Result<Incarnation, Error> {
 fn offer(trailer: &Trailer) -> Result<SnapshotOffer, Error> {
     let head = SnapshotHead {
         founding: Default::default(),
-        disk_low: false,
         group: GroupId::DEFAULT,
         at: LogId { index: 9, term: 1 },
         conf_state: ConfState::default(),
