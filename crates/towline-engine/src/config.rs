@@ -24,7 +24,7 @@ pub const APPEND_INFLIGHT_MAX: usize = 65_536;
 pub const WORKERS_MAX: usize = 1_024;
 
 /// The upper bound of `disk_low`: 1 TiB.
-pub const DISK_LOW_MAX: ByteSize = ByteSize::gib(1_024);
+const DISK_LOW_MAX: ByteSize = ByteSize::gib(1_024);
 
 /// The settings of a node. Every field has a default that is meant for production; a file names only what differs.
 ///
@@ -141,7 +141,7 @@ pub struct Config {
     #[serde(with = "named::apply_stall_timeout")]
     pub apply_stall_timeout: Duration,
     /// Free bytes on the disk of the log, beside what the log itself needs, below which the disk counts as low. Default 128 MiB;
-    /// zero disables. A node with a low disk takes no commands, and hands its leaderships over to nodes with room. The disk has
+    /// zero disables; at most 1 TiB. A node with a low disk takes no commands, and hands its leaderships over to nodes with room. The disk has
     /// room again from 5/4 of the sum on.
     ///
     /// These bytes are for commands already accepted, and for the state machine: `2 x 16 MiB + groups x unapplied_bytes_max`
