@@ -46,12 +46,12 @@ pub struct SnapshotConfig {
     /// waits. A snapshot of known length that does not fit is refused before its first byte. Any other snapshot fails
     /// while it is written; each sync checks the space for the next 96 MiB. This does not bound the log, so watch the disk
     /// as well. On a disk of a few GiB use less, but at least what the log grows by until an operator makes room. Zero
-    /// disables the check, for file systems that report no free space. Default: 256 MiB.
+    /// disables the check, for file systems that report no free space. Default: 512 MiB.
     pub disk_reserve_bytes: ByteSize,
 }
 
 impl Default for SnapshotConfig {
     fn default() -> Self {
-        Self { partials_max: 2, partial_bytes_max: ByteSize::gib(16), disk_reserve_bytes: ByteSize::mib(256) }
+        Self { partials_max: 2, partial_bytes_max: ByteSize::gib(16), disk_reserve_bytes: ByteSize::mib(512) }
     }
 }
