@@ -139,11 +139,11 @@ impl Waits {
         now
     }
 
-    /// Whether a peer of the leader of `term` has sent nothing for so long that this counts as a cause.
+    /// Whether a peer has sent the leader of `term` nothing for the shortest election timeout. A slow answer is no silence.
     pub(super) fn is_silent(&self, peer: NodeId, term: u64, now: u64) -> bool {
         let began = self.leads.filter(|&(leads, _)| leads == term).map_or(now, |(_, since)| since);
         let heard = self.facts.get(&peer).and_then(|facts| facts.heard);
-        now.saturating_sub(heard.map_or(began, |heard| heard.max(began))) > self.patience.short
+        now.saturating_sub(heard.map_or(began, |heard| heard.max(began))) > self.patience.long
     }
 
     /// Records what this node waits for. `logged`: another line of the log tells it.

@@ -205,8 +205,8 @@ impl<W, R> GroupCore<W, R> {
         let alone = self.replica.is_sole_voter() && !self.replica.is_leader();
         // Raft panics if it campaigns over a snapshot that is not applied. And a node whose log is late must not lead: the
         // vote of its next campaign is the write that proves its disk.
-        if self.snapshots.installing() || (self.replica.is_follower() && self.stalls.is_log_late(self.ticks))
-        {
+        let waits = self.stalls.is_log_late(self.ticks) || self.ticks < self.stalls.yields_until;
+        if self.snapshots.installing() || (self.replica.is_follower() && waits) {
             self.replica.tick_without_campaign();
         } else if !alone || persisted {
             self.replica.tick();
@@ -310,11 +310,11 @@ impl<W, R> GroupCore<W, R> {
         }
         let withheld = match message.kind {
             Kind::RequestVoteResponse => self.is_disputed() || self.awaits_founders(),
-            Kind::RequestVote | Kind::RequestPreVote | Kind::RequestPreVoteResponse | Kind::TimeoutNow => {
-                self.is_disputed()
+            Kind::RequestPreVoteResponse | Kind::TimeoutNow => self.is_disputed(),
+            // The first commit would end the dispute in favour of this list. A node that knows of a commit may go on.
+            Kind::RequestVote | Kind::RequestPreVote | Kind::Append => {
+                message.commit == 0 && self.is_disputed()
             }
-            // The first commit would end the dispute in favour of this list. A leader that has committed may go on.
-            Kind::Append => message.commit == 0 && self.is_disputed(),
             _ => false,
         };
         if withheld { Err(Reject::Withheld) } else { Ok(()) }
@@ -559,7 +559,9 @@ impl<W, R> GroupCore<W, R> {
         }
         let mut restore = None;
         // Without `must_write` at most the commit index moved, which the next write includes.
-        if ready.must_write {
+        // The first one must survive: a group that committed does not wait for its founders again.
+        let is_first_commit = self.hard_state_made.commit == 0 && ready.hard_state.commit > 0;
+        if ready.must_write || is_first_commit {
             if write.is_empty() {
                 self.writes += 1;
             }

@@ -13,7 +13,6 @@ use towline_metrics::NodeMetrics;
 use super::inbox::{ShardEvent, ShardSender};
 use crate::cause::catch;
 use crate::log_store::{DiskSpace, LogStore};
-use crate::sync::lock;
 
 /// How often the thread looks.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -42,7 +41,7 @@ impl DiskWatch {
         Ok((Self { looker, stop }, thread))
     }
 
-    /// Looks now. Blocks for one call of [`LogStore::space`].
+    /// Looks now, unless the thread is looking: its call may hang, and the caller has durable writes to report.
     pub(crate) fn look(&self) {
         self.looker.look();
     }
@@ -71,7 +70,7 @@ impl Looker {
 
     fn look(&self) {
         // Held during the call: two looks at a time could report a change in the wrong order.
-        let mut was_low = lock(&self.low);
+        let Ok(mut was_low) = self.low.try_lock() else { return };
         // After an error the last answer stays: it says nothing about the space.
         let Ok(Ok(Some(DiskSpace { free, reserve }))) = catch(|| self.store.space()) else { return };
         let low = is_low(*was_low, free, reserve, self.disk_low);
@@ -81,6 +80,7 @@ impl Looker {
         }
         *was_low = low;
         self.shard.post(ShardEvent::DiskLow(low));
+        drop(was_low);
         let disk_low = self.disk_low;
         let _span = tracing::info_span!(parent: None, "disk", node = self.metrics.node()).entered();
         if low {

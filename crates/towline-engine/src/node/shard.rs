@@ -652,9 +652,9 @@ fn abandon(fx: CoreEffects, cause: &Arc<str>) {
     fx.unread.into_iter().for_each(|(reader, error)| reader.fail(error));
 }
 
-/// The active peer with the most of the log.
+/// The active peer with the most of the log, if possible one with room on its disk.
 fn best_successor(status: &GroupStatus) -> Option<NodeId> {
-    status.peers.iter().filter(|p| p.recent_active).max_by_key(|p| p.matched).map(|p| p.id)
+    status.peers.iter().filter(|p| p.recent_active).max_by_key(|p| (!p.disk_low, p.matched)).map(|p| p.id)
 }
 
 impl RunningGroup {

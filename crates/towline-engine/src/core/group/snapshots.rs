@@ -427,6 +427,8 @@ impl<W, R> GroupCore<W, R> {
         self.snapshots.taking = Some((self.applying.index, log_bytes));
         let bytes_expected =
             self.replica.attempts().available().map_or(log_bytes - bytes, |meta| meta.length);
+        // The state may have shrunk: after each failure the expectation halves.
+        let bytes_expected = bytes_expected * RETAKE_TICKS / self.snapshots.retake_ticks.max(RETAKE_TICKS);
         fx.apply.push(Apply::Snapshot { conf, at: self.applying, bytes_expected });
     }
 
