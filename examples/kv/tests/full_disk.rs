@@ -28,7 +28,7 @@ fn can_mount() -> bool {
 fn start(settings: &str) -> Cluster {
     Cluster::start_on_disks(
         3,
-        &format!("{SETTINGS}disk_low = '96MiB'\nproposal_timeout = '2s'\n{settings}"),
+        &format!("{SETTINGS}disk_low = '96MiB'\nproposal_timeout = '2s'\nread_timeout = '2s'\n{settings}"),
         ROOM,
     )
 }
@@ -83,7 +83,7 @@ fn three_equal_disks_that_fill_together_refuse_writes_serve_reads_and_go_on_once
     }
     let _alone = alone();
     // Small tables, so that compactions meet the full disk too.
-    let mut cluster = start("[store]\nmemtable_bytes = '1MiB'\n");
+    let mut cluster = start("[store]\nmemtable_bytes = '4MiB'\n");
     let all = [0, 1, 2];
     cluster.write_somewhere(&all, "k", "before");
     all.iter().for_each(|at| cluster.resize(*at, 420 * MIB));
