@@ -113,7 +113,8 @@ async fn a_snapshot_that_would_use_the_disk_reserve_is_not_begun_and_the_log_goe
     data.snapshots.disk_reserve_bytes = ByteSize::bytes(200_000);
     let looked: Arc<Mutex<Option<FaultySnapshots>>> = Default::default();
     let (path, disk, made) = (dir.path().to_path_buf(), faults.clone(), looked.clone());
-    let config = Config { snapshot_entries: 20, ..quick() };
+    // Otherwise the group would refuse the commands.
+    let config = Config { snapshot_entries: 20, disk_low: ByteSize::bytes(0), ..quick() };
     let counts = Counts::default();
     let plan = Plan::new(1, 1).config(config).customise(counts.on()).storage(move |_, _| {
         let storage: Storage = DataDir::open_with_faults(&path, data.clone(), &disk).expect("opens").into();
