@@ -25,6 +25,7 @@ use crate::dir_lock::DirLock;
 use crate::disk::{Disk, is_full};
 use crate::format::Damage;
 use crate::log_manifest::LogManifest;
+use crate::purges::{NamedGroups, clears_append_queue};
 use crate::reader::{JobOutcome, Reader, gone, panic_text};
 use crate::replace::sync_dir;
 use crate::sync::lock;
@@ -38,13 +39,6 @@ const RECOVERY_READ_BYTES: u64 = 64 * 1024;
 const RECOVERY_THREADS: usize = 1;
 /// A purge cleans the rewrite queue above this share of garbage.
 const REWRITE_GARBAGE_RATIO: f64 = 0.6;
-
-/// The oldest part of the append queue that a purge clears, as in raft-engine.
-const REWRITE_RATIO: f64 = 0.7;
-/// After so many purges in a row that named a group, the next one writes its entries again, as in raft-engine.
-const NAMED_MAX: u32 = 9;
-/// One purge in so many that are not begun is logged: about one in a minute.
-const HELD_PURGES_LOGGED: u32 = 6;
 
 /// The interval at which a purge is asked whether it waits for room.
 const PURGE_POLL: Duration = Duration::from_millis(20);
@@ -102,22 +96,6 @@ pub struct RaftLog {
 
 /// The outcome of a purge, and whether it looked at the append queue.
 type Purged = raft_engine::Result<(bool, Vec<u64>)>;
-
-/// What a purge named: see [`RaftLog`]. It counts as raft-engine does, which does not tell.
-#[derive(Debug, Default)]
-struct NamedGroups {
-    groups: BTreeMap<GroupId, Named>,
-    /// Purges that were not begun for lack of room, since the last one that was.
-    held: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Named {
-    /// In how many purges in a row.
-    times: u32,
-    /// Once truncated up to here, the group has few entries in the files that a purge clears.
-    through: u64,
-}
 
 /// The range of a group's entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -394,40 +372,13 @@ impl RaftLog {
         }
     }
 
-    /// Returns the groups whose entries the next purge would write again, if the disk may lack the room for that.
-    fn hold_purge(&self) -> Option<Vec<GroupId>> {
-        let mut named = lock(&self.named);
-        let due = named.groups.iter().filter(|(group, named)| {
-            named.times >= NAMED_MAX
-                && self.span(**group).is_some_and(|span| span.truncated.index < named.through)
-        });
-        let due: Vec<_> = due.map(|(&group, _)| group).collect();
+    /// See [`NamedGroups::hold`].
+    fn held_purge(&self) -> Option<Vec<GroupId>> {
         let (files, bytes) = self.disk.append_queue();
-        let needed = self.reserve_bytes.saturating_add((bytes as f64 * REWRITE_RATIO) as u64);
         let free = self.disk.free_bytes(&self.dir).unwrap_or(u64::MAX);
-        if due.is_empty() || free >= needed || !clears_append_queue(files, &self.config) {
-            named.held = 0;
-            return None;
-        }
-        named.held = named.held.saturating_add(1);
-        if named.held % HELD_PURGES_LOGGED == 1 {
-            tracing::error!(free, needed, groups = ?due, "a purge of the log waits for room on its disk");
-        }
-        Some(due)
-    }
-
-    /// Counts what a purge named. A group that was due has been written again.
-    fn note_named(&self, groups: &[GroupId]) {
-        let before = std::mem::take(&mut lock(&self.named).groups);
-        let counted = groups.iter().filter_map(|group| {
-            let times = before.get(group).map_or(0, |named| named.times);
-            let span = self.span(*group).filter(|_| times < NAMED_MAX)?;
-            let oldest = (span.last.saturating_sub(span.truncated.index) as f64 * REWRITE_RATIO).ceil();
-            let through = span.truncated.index.saturating_add(oldest as u64);
-            Some((*group, Named { times: times + 1, through }))
-        });
-        let counted = counted.collect();
-        lock(&self.named).groups = counted;
+        let free = if clears_append_queue(files, &self.config) { free } else { u64::MAX };
+        let truncated = |group| self.span(group).map(|span| span.truncated.index);
+        lock(&self.named).hold(free, bytes, self.reserve_bytes, truncated)
     }
 
     /// Returns an operation's result if the disk has not failed. Otherwise poisons the log.
@@ -664,7 +615,7 @@ impl LogStore for RaftLog {
         self.compact_put_off()?;
         let purging = lock(&self.purging).take();
         if purging.is_none()
-            && let Some(groups) = self.hold_purge()
+            && let Some(groups) = self.held_purge()
         {
             return Ok(groups);
         }
@@ -694,7 +645,7 @@ impl LogStore for RaftLog {
         let (looked, groups) = self.judge(outcome, "purge")?;
         let groups: Vec<_> = groups.into_iter().map(GroupId::new).collect();
         if looked {
-            self.note_named(&groups);
+            lock(&self.named).note(&groups, |group| self.span(group).map(|s| (s.truncated.index, s.last)));
         }
         {
             // Locked, so that no unsynced write is under way.
@@ -749,11 +700,6 @@ impl Drop for RaftLog {
             tracing::error!("closing the log panicked");
         }
     }
-}
-
-/// Whether a purge clears an append queue of `files`: as raft-engine decides, which counts whole files.
-fn clears_append_queue(files: u64, config: &LogConfig) -> bool {
-    files > 1 && files.saturating_mul(config.file_bytes.as_u64()) > config.purge_bytes.as_u64()
 }
 
 /// The bytes of moved records above which a purge may write the live ones again. At that size at most 40% of them are live,
