@@ -75,7 +75,7 @@ pub trait LogStore: Send + Sync + 'static {
     /// As for [`recover`](Self::recover).
     fn groups(&self) -> Result<Vec<GroupId>, LogError>;
 
-    /// Removes all data of a group. The removal is durable when this returns.
+    /// Removes all data of a group. The removal is durable when this returns. On a full disk it may wait for room.
     ///
     /// # Errors
     /// As for [`append`](Self::append).
@@ -95,7 +95,8 @@ pub trait LogStore: Send + Sync + 'static {
 /// The room on the disk of a [`LogStore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskSpace {
-    /// Bytes that the file system still gives to this process.
+    /// Bytes that the file system reports as free for this process. Quotas, used-up inodes and reserved blocks can leave
+    /// less than that. Then writes wait for room, but the disk does not count as low.
     pub free: u64,
     /// Bytes that the store may need itself: to write hard states, to purge, and to begin files.
     pub reserve: u64,

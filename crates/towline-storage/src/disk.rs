@@ -301,6 +301,11 @@ impl Disk {
         Ok(())
     }
 
+    /// The number of files of the append queue, and their durable bytes.
+    pub(crate) fn append_queue(&self) -> (u64, u64) {
+        self.shared.manifest.get().map_or((0, 0), |manifest| manifest.sum(Queue::Append))
+    }
+
     /// Whether a purge waits for room.
     pub(crate) fn purge_waits(&self) -> bool {
         self.shared.purge_waits.load(Ordering::Acquire)
@@ -360,8 +365,13 @@ impl Disk {
     }
 
     fn file(&self, real: RealHandle, path: &Path) -> DiskFile {
-        let written = AtomicU64::new(0);
-        DiskFile { real: Arc::new(real), path: path.into(), written, shared: self.shared.clone() }
+        DiskFile {
+            real: Arc::new(real),
+            path: path.into(),
+            written: AtomicU64::new(0),
+            gave_up: AtomicBool::new(false),
+            shared: self.shared.clone(),
+        }
     }
 }
 
@@ -420,6 +430,8 @@ pub(crate) struct DiskFile {
     path: PathBuf,
     /// The end of the last write.
     written: AtomicU64,
+    /// Whether this new file has freed the reserved descriptors: a write that waits for room syncs it again and again.
+    gave_up: AtomicBool,
     shared: Arc<DiskState>,
 }
 
@@ -445,7 +457,7 @@ impl Handle for DiskFile {
             let named = self.shared.note(Op::Sync, self.shared.reserve.run(&self.path, sync_name));
             let _ = named.and_then(|()| self.shared.store_manifest(manifest));
         }
-        if written == FILE_HEADER_BYTES as u64 {
+        if written == FILE_HEADER_BYTES as u64 && !self.gave_up.swap(true, Ordering::AcqRel) {
             // raft-engine opens the directory of a new file next, and panics if it cannot.
             self.shared.reserve.give_up(&self.path);
         }

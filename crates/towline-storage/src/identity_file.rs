@@ -71,7 +71,7 @@ impl IdentityFile {
         let path = self.dir.join(name);
         let payload = format::encode(value).map_err(|damage| corrupt(&path, &damage))?;
         replace_file(&path, &format::seal(version, &payload))
-            .map_err(|ReplaceError { path, during, source }| failed(&path, during, source))
+            .map_err(|ReplaceError { path, during, source, .. }| failed(&path, during, source))
     }
 
     fn read_identity(&self) -> Result<Option<(Identity, BTreeSet<GroupId>)>, IdentityError> {

@@ -61,6 +61,7 @@ mod format;
 mod identity_file;
 mod log_bridge;
 mod log_manifest;
+mod purges;
 mod raft_log;
 mod reader;
 mod record;

@@ -21,8 +21,9 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use towline_engine::log_store::LogError;
 
+use crate::disk::is_full;
 use crate::format::{self, Damage};
-use crate::replace::{parent, replace_file, sync_dir};
+use crate::replace::{ReplaceError, parent, replace_file, sync_dir};
 use crate::sync::lock;
 
 const MANIFEST_VERSION: u8 = 1;
@@ -163,6 +164,13 @@ impl LogManifest {
         state.stored.of(queue).contains_key(&number)
     }
 
+    /// The number of files of a queue, and their durable bytes.
+    pub(crate) fn sum(&self, queue: Queue) -> (u64, u64) {
+        let state = self.lock();
+        let files = state.now.of(queue);
+        (files.len() as u64, files.values().sum())
+    }
+
     /// Whether the file on disk differs from the list in memory.
     pub(crate) fn is_behind(&self) -> bool {
         let state = self.lock();
@@ -172,8 +180,7 @@ impl LogManifest {
     pub(crate) fn store(&self) -> io::Result<()> {
         let mut state = self.lock();
         let payload = format::encode(&state.now).map_err(io::Error::other)?;
-        replace_file(&self.path, &format::seal(MANIFEST_VERSION, &payload))
-            .map_err(|failed| failed.source)?;
+        replace_file(&self.path, &format::seal(MANIFEST_VERSION, &payload)).map_err(store_error)?;
         state.stored = state.now.clone();
         Ok(())
     }
@@ -190,6 +197,14 @@ impl LogManifest {
 
     fn lock(&self) -> MutexGuard<'_, ManifestState> {
         lock(&self.state)
+    }
+}
+
+/// After the rename a full disk is a failed sync: it leaves unknown which list is durable.
+fn store_error(failed: ReplaceError) -> io::Error {
+    match failed.renamed && is_full(&failed.source) {
+        true => io::Error::other(format!("{}: {}", failed.during, failed.source)),
+        false => failed.source,
     }
 }
 

@@ -25,6 +25,7 @@ use crate::dir_lock::DirLock;
 use crate::disk::{Disk, is_full};
 use crate::format::Damage;
 use crate::log_manifest::LogManifest;
+use crate::purges::{NamedGroups, clears_append_queue};
 use crate::reader::{JobOutcome, Reader, gone, panic_text};
 use crate::replace::sync_dir;
 use crate::sync::lock;
@@ -58,7 +59,15 @@ const PURGE_POLL: Duration = Duration::from_millis(20);
 /// | --- | --- |
 /// | `file_bytes` | hard states, entries without payload, truncations; files are allocated ahead by up to 2 MiB |
 /// | `file_bytes` | a purge of appended records: the few that it moves before it removes their files |
-/// | `max(purge_bytes / 10, file_bytes)` | a purge of moved records: it writes them again before it removes their files |
+/// | `max(purge_bytes / 10, file_bytes)` | a purge of moved records: it writes the live ones again before it removes their files |
+///
+/// The reserve is an estimate. A purge moves up to 32 entries of each group, of any size. Of the moved records it writes the
+/// live ones again, and these have no bound.
+///
+/// A group that cannot compact is the larger case. After nine purges that named it, the next purge moves its entries, up to
+/// 70% of the appended bytes, before it removes a file. The log does not begin that purge with less free than these bytes and
+/// the reserve, until the group has removed the oldest 70% of its entries. It begins the purge if the file system does not
+/// report its free space.
 pub struct RaftLog {
     reader: Reader<RaftEngine>,
     engine: Option<Arc<RaftEngine>>,
@@ -66,21 +75,27 @@ pub struct RaftLog {
     /// Locked by each write, so that at most one record is unsynced at any time: see [`scan`].
     writing: Mutex<()>,
     poisoned: Mutex<Option<String>>,
-    /// Whether a purge failed midway: see [`descriptors`](crate::descriptors).
+    /// Whether a purge panicked midway: see [`descriptors`](crate::descriptors).
     purge_lost: AtomicBool,
     /// The purge that waited for room when [`purge`](LogStore::purge) returned.
-    purging: Mutex<Option<JobOutcome<raft_engine::Result<Vec<u64>>>>>,
+    purging: Mutex<Option<JobOutcome<Purged>>>,
     /// Truncations that the next write repeats: group and index of the first entry to keep. See
     /// [`recover_spans`](Self::recover_spans).
     truncate_again: Mutex<Vec<(u64, u64)>>,
     /// Compactions for which there was no room.
     put_off: Mutex<BTreeMap<GroupId, u64>>,
+    /// The groups that the last purges named.
+    named: Mutex<NamedGroups>,
+    config: LogConfig,
     dir: PathBuf,
     reserve_bytes: u64,
     spans: RwLock<HashMap<GroupId, Span>>,
     /// Dropped last: the directory stays locked while the log is open.
     _lock: Option<Arc<DirLock>>,
 }
+
+/// The outcome of a purge, and whether it looked at the append queue.
+type Purged = raft_engine::Result<(bool, Vec<u64>)>;
 
 /// The range of a group's entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -153,6 +168,8 @@ impl RaftLog {
             purging: Mutex::new(None),
             truncate_again: Mutex::default(),
             put_off: Mutex::default(),
+            named: Mutex::default(),
+            config: config.clone(),
             dir: dir.into(),
             reserve_bytes: reserve_bytes(config),
             spans: RwLock::default(),
@@ -284,11 +301,64 @@ impl RaftLog {
         Ok(written)
     }
 
+    /// Compacts under the lock `writing`.
+    fn compact_locked(&self, group: GroupId, through: u64) -> Result<(), LogError> {
+        self.healthy()?;
+        // Do not create an unknown group.
+        let Some(span) = self.span(group) else { return Ok(()) };
+        if through <= span.truncated.index {
+            return Ok(());
+        }
+        let next = through
+            .checked_add(1)
+            .ok_or_else(|| LogError::Invalid { group, detail: "no index can follow 2^64 - 1".into() })?;
+        // The term of a position past the end is unknown; the term of the last entry stands in for it.
+        let known = through.min(span.last);
+        let term = match known == span.truncated.index {
+            true => span.truncated.term,
+            false => self.stored_term(group, known)?,
+        };
+        let truncated = LogId { index: through, term };
+        // Synced, because `scan` relies on at most one unsynced record.
+        let written = self.commit("compaction", |out| {
+            if through >= span.last {
+                return self.forget(group, truncated, out);
+            }
+            out.add_command(group.as_u64(), Command::Compact { index: next });
+            out.put(group.as_u64(), record::TRUNCATED_KEY.to_vec(), record::encode_truncated(truncated))
+                .map_err(|e| LogError::Invalid { group, detail: e.to_string() })
+        })?;
+        if written {
+            write(&self.spans).insert(group, Span { truncated, last: span.last.max(through) });
+        } else {
+            // Waiting here would keep purges of other files waiting.
+            let mut put_off = lock(&self.put_off);
+            let latest = put_off.entry(group).or_default();
+            *latest = through.max(*latest);
+        }
+        Ok(())
+    }
+
+    /// Repeats the compactions that found no room. The fault of one group stops no other one.
+    fn compact_put_off(&self) -> Result<(), LogError> {
+        let groups: Vec<_> = lock(&self.put_off).keys().copied().collect();
+        for group in groups {
+            // Locked first: a removal of the group ends its compaction.
+            let _writing = lock(&self.writing);
+            let Some(through) = lock(&self.put_off).remove(&group) else { continue };
+            match self.compact_locked(group, through) {
+                Err(error @ (LogError::Poisoned { .. } | LogError::Io { .. })) => return Err(error),
+                Err(error) => {
+                    tracing::error!(%group, through, %error, "a compaction that was put off failed");
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for a purge, but not while the purge waits for room: `None`.
-    fn await_purge(
-        &self,
-        purging: JobOutcome<raft_engine::Result<Vec<u64>>>,
-    ) -> Option<Result<raft_engine::Result<Vec<u64>>, String>> {
+    fn await_purge(&self, purging: JobOutcome<Purged>) -> Option<Result<Purged, String>> {
         loop {
             match purging.recv_timeout(PURGE_POLL) {
                 Ok(outcome) => return Some(outcome),
@@ -300,6 +370,15 @@ impl RaftLog {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+
+    /// See [`NamedGroups::hold`].
+    fn held_purge(&self) -> Option<Vec<GroupId>> {
+        let (files, bytes) = self.disk.append_queue();
+        let free = self.disk.free_bytes(&self.dir).unwrap_or(u64::MAX);
+        let free = if clears_append_queue(files, &self.config) { free } else { u64::MAX };
+        let truncated = |group| self.span(group).map(|span| span.truncated.index);
+        lock(&self.named).hold(free, bytes, self.reserve_bytes, truncated)
     }
 
     /// Returns an operation's result if the disk has not failed. Otherwise poisons the log.
@@ -524,56 +603,28 @@ impl LogStore for RaftLog {
 
     fn compact(&self, group: GroupId, through: u64) -> Result<(), LogError> {
         let _writing = lock(&self.writing);
-        self.healthy()?;
-        // Do not create an unknown group.
-        let Some(span) = self.span(group) else { return Ok(()) };
-        if through <= span.truncated.index {
-            return Ok(());
-        }
-        let next = through
-            .checked_add(1)
-            .ok_or_else(|| LogError::Invalid { group, detail: "no index can follow 2^64 - 1".into() })?;
-        // The term of a position past the end is unknown; the term of the last entry stands in for it.
-        let known = through.min(span.last);
-        let term = match known == span.truncated.index {
-            true => span.truncated.term,
-            false => self.stored_term(group, known)?,
-        };
-        let truncated = LogId { index: through, term };
-        // Synced, because `scan` relies on at most one unsynced record.
-        let written = self.commit("compaction", |out| {
-            if through >= span.last {
-                return self.forget(group, truncated, out);
-            }
-            out.add_command(group.as_u64(), Command::Compact { index: next });
-            out.put(group.as_u64(), record::TRUNCATED_KEY.to_vec(), record::encode_truncated(truncated))
-                .map_err(|e| LogError::Invalid { group, detail: e.to_string() })
-        })?;
-        if written {
-            write(&self.spans).insert(group, Span { truncated, last: span.last.max(through) });
-        } else {
-            // Waiting here would keep purges of other files waiting.
-            let mut put_off = lock(&self.put_off);
-            let latest = put_off.entry(group).or_default();
-            *latest = through.max(*latest);
-        }
-        Ok(())
+        self.compact_locked(group, through)
     }
 
     fn purge(&self) -> Result<Vec<GroupId>, LogError> {
         self.healthy()?;
         if self.purge_lost.load(Ordering::Relaxed) {
-            tracing::error!(
-                "log files are no longer removed: a purge lacked a file descriptor; restart this node"
-            );
+            tracing::error!("log files are no longer removed: a purge was interrupted; restart this node");
             return Ok(Vec::new());
         }
-        let put_off = std::mem::take(&mut *lock(&self.put_off));
-        for (group, through) in put_off {
-            self.compact(group, through)?;
-        }
+        self.compact_put_off()?;
         let purging = lock(&self.purging).take();
-        let purging = purging.map_or_else(|| self.reader.begin(RaftEngine::purge_expired_files), Ok);
+        if purging.is_none()
+            && let Some(groups) = self.held_purge()
+        {
+            return Ok(groups);
+        }
+        let (disk, config) = (self.disk.clone(), self.config.clone());
+        let purge = move |engine: &RaftEngine| {
+            let looked = clears_append_queue(disk.append_queue().0, &config);
+            engine.purge_expired_files().map(|groups| (looked, groups))
+        };
+        let purging = purging.map_or_else(|| self.reader.begin(purge), Ok);
         let outcome = match purging.map(|purging| self.await_purge(purging)) {
             Ok(Some(outcome)) => outcome,
             Ok(None) => return Ok(Vec::new()),
@@ -581,19 +632,27 @@ impl LogStore for RaftLog {
         };
         // The purge may have begun a file without a write to it.
         self.disk.purged();
+        // The records are as after a crash in the middle of a purge. Only a later purge could remove too much.
         if let Err(panic) = &outcome
-            && self.disk.lost_descriptors(panic)
+            && !self.disk.failed()
         {
+            if !self.disk.lost_descriptors(panic) {
+                tracing::error!(panic, "a purge of the log panicked");
+            }
             self.purge_lost.store(true, Ordering::Relaxed);
             return Ok(Vec::new());
         }
-        let groups = self.judge(outcome, "purge")?;
+        let (looked, groups) = self.judge(outcome, "purge")?;
+        let groups: Vec<_> = groups.into_iter().map(GroupId::new).collect();
+        if looked {
+            lock(&self.named).note(&groups, |group| self.span(group).map(|s| (s.truncated.index, s.last)));
+        }
         {
             // Locked, so that no unsynced write is under way.
             let _writing = lock(&self.writing);
             self.judge(Ok(self.disk.checkpoint().map_err(raft_engine::Error::Io)), "checkpoint")?;
         }
-        Ok(groups.into_iter().map(GroupId::new).collect())
+        Ok(groups)
     }
 
     fn groups(&self) -> Result<Vec<GroupId>, LogError> {
@@ -616,6 +675,7 @@ impl LogStore for RaftLog {
             })?;
             if written {
                 write(&self.spans).remove(&group);
+                lock(&self.put_off).remove(&group);
             }
             Ok(written)
         })
@@ -642,7 +702,8 @@ impl Drop for RaftLog {
     }
 }
 
-/// The most bytes that raft-engine keeps of moved records before it writes them again.
+/// The bytes of moved records above which a purge may write the live ones again. At that size at most 40% of them are live,
+/// see [`REWRITE_GARBAGE_RATIO`]. The live part itself has no bound: each group keeps its last entries there.
 fn rewrite_bytes(config: &LogConfig) -> u64 {
     (config.purge_bytes.as_u64() / 10).max(config.file_bytes.as_u64())
 }

@@ -64,3 +64,13 @@ fn a_new_file_and_a_deletion_must_be_stored_but_not_a_longer_file() {
     let stored = LogManifest::load(manifest.path()).unwrap().unwrap();
     assert_eq!(stored.of(Queue::Append), &[(8, 4_096), (9, 69)].into());
 }
+
+#[test]
+fn a_full_disk_after_the_rename_is_a_failed_sync() {
+    for renamed in [false, true] {
+        let source = io::ErrorKind::StorageFull.into();
+        let failed =
+            ReplaceError { path: "log-files".into(), during: "sync of the directory", renamed, source };
+        assert_eq!(is_full(&store_error(failed)), !renamed);
+    }
+}

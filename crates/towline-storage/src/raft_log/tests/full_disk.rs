@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::faults::DiskFaults;
+use crate::purges::NAMED_MAX;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -258,4 +259,126 @@ fn a_sync_that_finds_the_disk_full_poisons_the_log() {
     assert!(matches!(&failed, LogError::Io { during: "sync", source } if is_full(source)), "{failed}");
     assert!(matches!(put(&log, GROUP, entries(1..2, 1)), Err(LogError::Poisoned { .. })));
     assert_eq!(log.space_waits(), 0);
+}
+
+#[test]
+fn a_purge_that_would_fill_the_disk_is_not_begun_until_there_is_room_or_a_compaction() {
+    const FREE: u64 = 3_000;
+    for compacts in [false, true] {
+        let (dir, faults) = (TempDir::new().unwrap(), DiskFaults::new());
+        let log = open_small(dir.path(), &faults);
+        put_each(&log, 1..200);
+        let before = files(dir.path()).len();
+        for _ in 0..NAMED_MAX {
+            assert_eq!(log.purge().unwrap(), [GROUP]);
+        }
+        faults.leave_free(Some(FREE));
+        for _ in 0..3 {
+            assert_eq!(log.purge().unwrap(), [GROUP], "the engine still has to compact it");
+        }
+        assert_eq!((log.space().unwrap().unwrap().free, log.space_waits()), (FREE, 0));
+        if compacts {
+            log.compact(GROUP, 100).unwrap();
+            assert_eq!(log.purge().unwrap(), [GROUP], "not yet 70% of its entries");
+            assert!(files(dir.path()).len() >= before);
+            log.compact(GROUP, 190).unwrap();
+        } else {
+            faults.leave_free(None);
+        }
+        log.purge().unwrap();
+        assert!(files(dir.path()).len() < before);
+        assert_eq!(log.space_waits(), 0);
+        assert_eq!(all(&log, GROUP), entries(if compacts { 191 } else { 1 }..200, 1));
+    }
+}
+
+#[test]
+fn a_removed_group_that_comes_back_keeps_its_entries() {
+    let (dir, faults) = (TempDir::new().unwrap(), DiskFaults::new());
+    let log = open_small(dir.path(), &faults);
+    put_each(&log, 1..4);
+    faults.leave_free(Some(0));
+    log.compact(GROUP, 2).unwrap();
+    faults.leave_free(None);
+    log.remove(GROUP).unwrap();
+    put_each(&log, 1..11);
+    log.purge().unwrap();
+    assert_eq!(all(&log, GROUP), entries(1..11, 1));
+}
+
+#[test]
+fn a_damaged_group_does_not_stop_the_compactions_of_the_others() {
+    let (dir, faults) = (TempDir::new().unwrap(), DiskFaults::new());
+    let log = open_small(dir.path(), &faults);
+    for group in [GROUP, OTHER] {
+        put(&log, group, entries(1..4, 1)).unwrap();
+    }
+    faults.leave_free(Some(0));
+    log.compact(GROUP, 2).unwrap();
+    log.compact(OTHER, 2).unwrap();
+    faults.leave_free(None);
+    let damage = |out: &mut raft_engine::LogBatch| {
+        out.add_command(GROUP.min(OTHER).as_u64(), Command::Clean);
+        Ok(())
+    };
+    log.commit("test", damage).unwrap();
+    log.purge().unwrap();
+    assert_eq!(all(&log, GROUP.max(OTHER)), entries(3..4, 1));
+}
+
+/// Panics where a purge moves a record.
+struct PanickingPurge;
+
+impl Hook for PanickingPurge {
+    fn before(&self, op: Op, path: &Path) -> io::Result<()> {
+        let moves = Queue::of(path).is_some_and(|(queue, _)| queue == Queue::Rewrite);
+        assert!(op != Op::Delete, "no file is deleted");
+        assert!(!(moves && op == Op::Sync), "raft-engine panics");
+        Ok(())
+    }
+}
+
+#[test]
+fn after_a_purge_that_panicked_the_log_takes_writes_and_deletes_nothing() {
+    let dir = TempDir::new().unwrap();
+    open(dir.path(), &SMALL).unwrap();
+    let log = open_on(dir.path(), &SMALL, Disk::with_hook(Some(Arc::new(PanickingPurge)))).unwrap();
+    put(&log, OTHER, entries(1..20, 1)).unwrap();
+    put_each(&log, 1..100);
+    log.compact(GROUP, 98).unwrap();
+    for index in 100..103 {
+        assert_eq!(log.purge().unwrap(), []);
+        put_each(&log, index..index + 1);
+    }
+    drop(log);
+    let log = open(dir.path(), &SMALL).unwrap();
+    log.purge().unwrap();
+    assert_eq!((all(&log, GROUP), all(&log, OTHER)), (entries(99..103, 1), entries(1..20, 1)));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_append_that_waits_in_a_new_file_keeps_the_reserved_descriptors() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().canonicalize().unwrap();
+    let held = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path)).count()
+    };
+    let faults = DiskFaults::new();
+    let log = open_small(dir.path(), &faults);
+    let large = |index| Entry { index, term: 1, data: vec![7; 2_000].into(), ..Entry::default() };
+    // The next one begins a file.
+    put(&log, GROUP, vec![large(1)]).unwrap();
+    faults.leave_free(Some(1_000));
+    thread::scope(|threads| {
+        let _room = MakesRoom(|| faults.leave_free(None));
+        threads.spawn(|| put(&log, GROUP, vec![large(2)]).unwrap());
+        until("the write was repeated", || log.space_waits() > 60);
+        let tries = log.space_waits() + 50;
+        until("more tries", || {
+            assert!(held() >= 8, "the reserve is full again");
+            log.space_waits() > tries
+        });
+    });
 }
