@@ -281,34 +281,3 @@ fn nothing_is_committed_differently_while_disks_get_low_and_have_room_again() {
         assert!(acked > 10 * runs && seen > 10 * runs && full > 10 * runs && refused > runs as u64);
     }
 }
-
-/// A leader with commands that no follower takes never commits its empty entry behind them: nobody could read.
-#[test]
-fn a_leader_that_low_disks_keep_from_committing_gives_way_to_one_that_can_commit() {
-    let (mut sim, leader) = led(3);
-    let followers = others(&sim, leader);
-    ticks(&mut sim, 20);
-    // Accepted before the leader knows of the low disks.
-    set_low(&mut sim, &followers, true);
-    let stuck = sim.propose(leader).unwrap();
-    until(&mut sim, |sim| sim.durable(leader).0 > commit(sim, leader));
-    followers.iter().for_each(|&follower| sim.crash(follower));
-    sim.crash(leader);
-    // The first to campaign wins: its log is the longest.
-    sim.restart(leader).unwrap();
-    sim.set_disk_low(leader, true).unwrap();
-    ticks(&mut sim, 40);
-    for &follower in &followers {
-        sim.restart(follower).unwrap();
-        sim.set_disk_low(follower, true).unwrap();
-    }
-    until(&mut sim, |sim| sim.leader() == Some(leader));
-    until(&mut sim, |sim| followers.iter().any(|&id| sim.leader() == Some(id)));
-    let new = sim.leader().unwrap();
-    assert!(matches!(read(&mut sim, new), ReadResult::Saw(_)));
-    assert!(!matches!(sim.history().proposal(stuck), ProposalResult::Acked(_)));
-    let all = sim.ids();
-    set_low(&mut sim, &all, false);
-    ticks(&mut sim, 50);
-    sim.converge().unwrap();
-}

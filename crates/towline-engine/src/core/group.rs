@@ -205,8 +205,8 @@ impl<W, R> GroupCore<W, R> {
         let alone = self.replica.is_sole_voter() && !self.replica.is_leader();
         // Raft panics if it campaigns over a snapshot that is not applied. And a node whose log is late must not lead: the
         // vote of its next campaign is the write that proves its disk.
-        let waits = self.stalls.is_log_late(self.ticks) || self.ticks < self.stalls.yields_until;
-        if self.snapshots.installing() || (self.replica.is_follower() && waits) {
+        if self.snapshots.installing() || (self.replica.is_follower() && self.stalls.is_log_late(self.ticks))
+        {
             self.replica.tick_without_campaign();
         } else if !alone || persisted {
             self.replica.tick();
@@ -559,9 +559,7 @@ impl<W, R> GroupCore<W, R> {
         }
         let mut restore = None;
         // Without `must_write` at most the commit index moved, which the next write includes.
-        // The first one must survive: a group that committed does not wait for its founders again.
-        let is_first_commit = self.hard_state_made.commit == 0 && ready.hard_state.commit > 0;
-        if ready.must_write || is_first_commit {
+        if ready.must_write {
             if write.is_empty() {
                 self.writes += 1;
             }

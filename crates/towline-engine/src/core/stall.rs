@@ -62,8 +62,6 @@ pub enum StallNotice {
     },
     /// The disk of this leader is low, and no quorum has room, or no voter of it could take over: leadership stays.
     DiskStays,
-    /// Low followers refuse commands that this leader needs for its first commit: it stepped down for a node without them.
-    DiskStepsDown,
     /// The disk of this leader has room again.
     DiskRecovered,
 }
@@ -102,10 +100,6 @@ pub(super) struct Stalls {
     applied_at: u64,
     pub(super) apply: Moves,
     pub(super) disk: Moves,
-    /// The tick from which low disks have kept this leader from committing in its term.
-    pub(super) blocked_since: Option<u64>,
-    /// Before this tick the node does not campaign: it stepped down for a node that can commit.
-    pub(super) yields_until: u64,
 }
 
 /// The longest wait between two transfers, in first waits.
@@ -142,8 +136,6 @@ impl Stalls {
             applied_at: 0,
             apply: Moves::default(),
             disk: Moves::default(),
-            blocked_since: None,
-            yields_until: 0,
         }
     }
 

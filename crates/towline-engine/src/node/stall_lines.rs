@@ -36,9 +36,6 @@ pub(super) fn log_stall(group: GroupId, notice: StallNotice, tick: Duration) {
         StallNotice::DiskStays => tracing::warn!(
             %group, "the disk is low, and no voter with room can take over: this node stays leader and refuses commands"
         ),
-        StallNotice::DiskStepsDown => tracing::warn!(
-            %group, "low disks keep this leader from committing: it steps down for a node with fewer entries"
-        ),
         StallNotice::DiskRecovered => {
             tracing::info!(%group, "the disk has room again: this leader takes commands")
         }

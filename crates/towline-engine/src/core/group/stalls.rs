@@ -21,30 +21,11 @@ impl<W, R> GroupCore<W, R> {
             }
             self.stalls.log = LogState::InTime;
             (self.stalls.apply, self.stalls.disk) = (Moves::default(), Moves::default());
-            self.stalls.blocked_since = None;
             return;
         }
         self.watch_log(fx);
         self.watch_apply(fx);
         self.watch_disk(fx);
-        self.yield_to_shorter_log(fx);
-    }
-
-    /// Steps down if low followers keep this leader from committing in its term: they refuse commands that stand before its
-    /// empty entry. A leader without those commands can commit, and confirm reads. The outcome of the commands is unknown.
-    fn yield_to_shorter_log(&mut self, fx: &mut Effects<W, R>) {
-        if self.replica.committed_in_term() || !self.is_full() {
-            self.stalls.blocked_since = None;
-            return;
-        }
-        let since = *self.stalls.blocked_since.get_or_insert(self.ticks);
-        let wait = self.waits.patience.votes;
-        if self.ticks.saturating_sub(since) > wait {
-            self.stalls.blocked_since = None;
-            self.stalls.yields_until = self.ticks.saturating_add(wait);
-            self.replica.step_down();
-            fx.notices.push(StallNotice::DiskStepsDown);
-        }
     }
 
     fn watch_log(&mut self, fx: &mut Effects<W, R>) {
