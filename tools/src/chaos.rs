@@ -1,6 +1,6 @@
 //! `cargo xtask chaos`: hurts the nodes of a cluster under load in many ways, again and again.
 //!
-//! The run then proves that no acknowledged write is lost, that the answers to clients are linearizable, that every node
+//! The run then checks that no acknowledged write is lost, that the answers to clients are linearizable, that every node
 //! served again soon after each fault, and that `/status` named a cause for each stall.
 
 mod room;

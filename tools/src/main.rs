@@ -55,7 +55,7 @@ struct Cli {
 enum Tool {
     /// Kill the leader of three nodes under load, then prove that no acknowledged write is lost
     Demo(demo::DemoOptions),
-    /// Break processes, disks, links and clocks under load, then prove that no write is lost and no read is stale
+    /// Break processes, disks, links and clocks under load, then check that no write is lost, no read is stale, and each stall is explained
     Chaos(chaos::ChaosOptions),
     /// Measure durable SETs of a release cluster against the disk's floor, and etcd where it is installed
     Bench(bench::BenchOptions),

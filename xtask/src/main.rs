@@ -40,7 +40,7 @@ enum Task {
     /// Kill the leader of three nodes under load, then prove that no acknowledged write is lost
     #[command(disable_help_flag = true)]
     Demo(Forwarded),
-    /// Break processes, disks, links and clocks under load, then prove that no write is lost and no read is stale
+    /// Break processes, disks, links and clocks under load, then check that no write is lost, no read is stale, and each stall is explained
     #[command(disable_help_flag = true)]
     Chaos(Forwarded),
     /// Measure durable SETs of a release cluster against the disk's floor, and etcd where it is installed

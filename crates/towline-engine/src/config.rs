@@ -140,9 +140,10 @@ pub struct Config {
     /// at least the longest election timeout. The leader then hands over to a voter that has applied the command.
     #[serde(with = "named::apply_stall_timeout")]
     pub apply_stall_timeout: Duration,
-    /// Free bytes on the disk of the log, beside what the log itself needs, below which the disk counts as low. Default 128 MiB;
-    /// zero disables; at most 1 TiB. A node with a low disk takes no commands, and hands its leaderships over to nodes with room. The disk has
-    /// room again from 5/4 of the sum on.
+    /// The disk of the log is low while fewer bytes are free than this plus the log's reserve
+    /// ([`DiskSpace::reserve`](crate::log_store::DiskSpace::reserve)). Default 128 MiB; zero disables; at most 1 TiB. A node with
+    /// a low disk takes no commands, and hands its leaderships over to nodes with room. The disk has room again from 5/4 of that
+    /// sum on.
     ///
     /// These bytes are for commands already accepted, and for the state machine: `2 x 16 MiB + groups x unapplied_bytes_max`
     /// covers the log alone. A smaller value is safe. A disk that fills up anyway delays writes until there is room.

@@ -188,7 +188,7 @@ impl<W, R> GroupCore<W, R> {
         self.replica.skip_ticks(ticks);
     }
 
-    /// Says whether the disk of this node is low. A group begins with room.
+    /// Sets whether the disk of this node is low. Initially it is not.
     pub fn set_disk_low(&mut self, low: bool) {
         self.low_since = low.then(|| self.low_since.unwrap_or(self.ticks));
     }
@@ -294,12 +294,12 @@ impl<W, R> GroupCore<W, R> {
     }
 
     /// Refuses a peer that founded the group with another list: neither its term nor its vote may count here. A group that
-    /// never committed also withholds its own votes while such a founder is heard, and elects no leader before each founder
-    /// has shown its list, so that two lists never give two leaders.
+    /// never committed also withholds its own votes while such a founder is heard, and counts no vote until each founder has
+    /// shown its list or the wait for it has ended.
     fn check_founding(&mut self, from: NodeId, message: &Message) -> Result<(), Reject> {
         use MessageKind as Kind;
         if self.founding.hash.contradicts(message.founding) {
-            self.objects(from, Objection::OtherList);
+            self.note_objection(from, Objection::OtherList);
             return Err(Reject::FoundedDifferently);
         }
         if message.founding.is_stated() && self.replica.is_member(from) {
@@ -333,7 +333,7 @@ impl<W, R> GroupCore<W, R> {
 
     /// Records that a founder objects to the first leader of the group, as the founder itself said. Nodes that are no member
     /// here do not count.
-    pub fn objects(&mut self, founder: NodeId, objection: Objection) {
+    pub fn note_objection(&mut self, founder: NodeId, objection: Objection) {
         if !self.replica.is_member(founder) {
             return;
         }

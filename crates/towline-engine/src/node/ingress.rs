@@ -182,7 +182,7 @@ impl Ingress {
     }
 
     /// Notes what a peer, of those that this node calls, said against the first leader of the group.
-    pub(crate) fn objects(&self, peer: NodeId, objection: Objection) {
+    pub(crate) fn note_objection(&self, peer: NodeId, objection: Objection) {
         let mut queues = lock(&self.queues);
         queues.objections.insert((peer, objection));
         self.schedule(queues);

@@ -170,13 +170,13 @@ impl Peers {
             }
         };
         let all: Vec<_> = lock(&self.known).founded.iter().filter_map(objection).collect();
-        all.into_iter().for_each(|(group, objection)| self.objects(group, peer, objection));
+        all.into_iter().for_each(|(group, objection)| self.note_objection(group, peer, objection));
     }
 
-    fn objects(&self, group: GroupId, peer: NodeId, objection: Objection) {
+    fn note_objection(&self, group: GroupId, peer: NodeId, objection: Objection) {
         let registry = self.registry.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(ingress) = registry.get(&group) {
-            ingress.objects(peer, objection);
+            ingress.note_objection(peer, objection);
         }
     }
 
@@ -285,7 +285,7 @@ impl PeerGate for Peers {
 
     fn nacked(&self, peer: NodeId, nack: Nack) {
         if nack.cause == NackCause::FoundedDifferently {
-            self.objects(nack.group, peer, Objection::OtherList);
+            self.note_objection(nack.group, peer, Objection::OtherList);
         }
     }
 }

@@ -380,7 +380,7 @@ impl Shard {
             let mut taken = IngressBatch::default();
             running.ingress.take(burst_max, &mut taken);
             for (peer, objection) in taken.objections {
-                running.group.objects(peer, objection);
+                running.group.note_objection(peer, objection);
             }
             for (from, message) in taken.control.into_iter().chain(taken.appends) {
                 let kind = message.kind;
@@ -676,7 +676,7 @@ impl RunningGroup {
         let refusals = deps.refusals();
         for wait in &mut waits {
             match (&mut wait.cause, wait.peer) {
-                (WaitCause::Apply { call, .. }, _) => {
+                (WaitCause::Apply { call, .. }, None) => {
                     *call = self.apply.call().map(|call| call.to_string().into());
                 }
                 (WaitCause::Snapshot { attempt: seen }, Some(peer)) => {

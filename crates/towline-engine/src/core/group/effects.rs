@@ -102,6 +102,7 @@ pub enum Apply<W> {
         /// The log position of the snapshot.
         at: LogId,
         /// The expected length of the snapshot: that of the last one. For the first one, the log bytes that it replaces.
+        /// Halved after each failure.
         bytes_expected: u64,
     },
 }

@@ -44,7 +44,7 @@ impl<W, R> GroupCore<W, R> {
         self.waits.facts.entry(peer).or_insert_with(|| PeerFacts::new(now))
     }
 
-    /// Called once a tick. Looks for causes once per heartbeat interval, each group in a tick of its own.
+    /// Called once a tick. Looks for causes once per heartbeat interval. Groups are spread over the ticks.
     pub(super) fn look_for_waits(&mut self, fx: &mut Effects<W, R>) {
         let now = self.ticks;
         if now.wrapping_add(self.id.as_u64()) % self.waits.patience.beat != 0 {
@@ -84,7 +84,8 @@ impl<W, R> GroupCore<W, R> {
             let facts = self.waits.facts.entry(peer).or_insert_with(|| PeerFacts::new(now));
             let matched = self.replica.matched(peer);
             let lags = facts.log.see(matched, last, now, short);
-            // The word of the peer comes with a heartbeat, and the commit index may have gone with the one before.
+            // The peer reports its applied index in an answer to a heartbeat. It may have learned the commit index one
+            // heartbeat earlier.
             let unapplied = self
                 .peers_applied
                 .get(&peer)

@@ -183,8 +183,8 @@ impl<W, R> GroupCore<W, R> {
         peers
     }
 
-    /// A peer says how far its state machine is, and whether its disk is low. Only the control lane carries it, so the last
-    /// word is the newest.
+    /// A peer says how far its state machine is, and whether its disk is low. Only the control lane carries these answers, so
+    /// they arrive in order.
     pub(super) fn note_answer(&mut self, message: &Message) {
         if message.kind == MessageKind::HeartbeatResponse
             && message.term == self.replica.term()

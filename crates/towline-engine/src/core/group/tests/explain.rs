@@ -146,7 +146,7 @@ fn a_silent_peer_that_refuses_or_is_refused_is_explained_by_the_refusal() {
             Some("the group is out of service there"),
         ),
         (&|node| report(node, UnreachableCause::EntriesLost(lost)), Some("log ends at 55, acknowledged 61")),
-        (&|node| node.group.objects(id(3), Objection::OtherList), Some("founded with another list")),
+        (&|node| node.group.note_objection(id(3), Objection::OtherList), Some("founded with another list")),
     ];
     for (refuse, why) in cases {
         let mut node = DrivenNode::leader(3);

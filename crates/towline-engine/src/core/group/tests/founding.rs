@@ -88,7 +88,7 @@ fn a_stranger_gets_no_vote_no_term_and_no_leadership() {
 #[test]
 fn a_group_that_never_committed_neither_votes_nor_leads_while_a_founder_shows_another_list() {
     let mut group = founder(0);
-    group.objects(id(3), Objection::OtherList);
+    group.note_objection(id(3), Objection::OtherList);
     let vote = showing(&[1, 2, 3], message(MessageKind::RequestVote, 2, 1));
     assert_eq!(group.step(vote.clone()), Err(Reject::Withheld));
     group.ticks(10);
@@ -99,7 +99,7 @@ fn a_group_that_never_committed_neither_votes_nor_leads_while_a_founder_shows_an
 
     // The founder is stopped, or shows the right list.
     let mut silent = founder(0);
-    silent.objects(id(3), Objection::OtherList);
+    silent.note_objection(id(3), Objection::OtherList);
     silent.ticks(MEMORY + 1);
     silent.deliver(vote.clone());
     group.deliver(showing(&[1, 2, 3], message(MessageKind::Heartbeat, 3, 1)));
@@ -110,11 +110,11 @@ fn a_group_that_never_committed_neither_votes_nor_leads_while_a_founder_shows_an
 #[test]
 fn an_established_group_goes_on_and_a_node_that_is_no_member_does_not_count() {
     let mut group = founder(1);
-    group.objects(id(3), Objection::OtherList);
+    group.note_objection(id(3), Objection::OtherList);
     let term = group.state().term + 1;
     group.deliver(showing(&[1, 2, 3], message(MessageKind::RequestVote, 2, term)));
     let mut never_committed = founder(0);
-    never_committed.objects(id(9), Objection::OtherList);
+    never_committed.note_objection(id(9), Objection::OtherList);
     never_committed.deliver(showing(&[1, 2, 3], message(MessageKind::RequestVote, 2, 1)));
 }
 
@@ -134,7 +134,7 @@ fn the_first_leader_waits_until_each_founder_has_shown_its_list() {
     let mut group = candidate();
     let vote = || showing(&[1, 2, 3], message(MessageKind::RequestVoteResponse, 2, 1));
     assert_eq!(group.step(vote()), Err(Reject::Withheld));
-    group.objects(id(3), Objection::OtherList);
+    group.note_objection(id(3), Objection::OtherList);
     assert_eq!(group.step(vote()), Err(Reject::Withheld));
     assert_eq!(group.state().role, Role::Candidate);
 
@@ -173,7 +173,7 @@ fn a_leader_that_has_not_committed_steps_down_when_a_founder_objects() {
         group.deliver(message(MessageKind::RequestVoteResponse, 2, 1));
         group.settle();
         assert_eq!(group.state().role, Role::Leader);
-        group.objects(id(3), objection);
+        group.note_objection(id(3), objection);
         assert_eq!(group.state().role, Role::Follower, "{objection:?}");
         group.deliver(Message { index: 1, ..message(MessageKind::AppendResponse, 2, 1) });
         group.settle();
@@ -181,7 +181,7 @@ fn a_leader_that_has_not_committed_steps_down_when_a_founder_objects() {
     }
     let mut established = founder(1);
     established.lead();
-    established.objects(id(3), Objection::OtherList);
+    established.note_objection(id(3), Objection::OtherList);
     assert_eq!(established.state().role, Role::Leader);
 }
 
@@ -190,7 +190,7 @@ fn a_leader_that_has_not_committed_steps_down_when_a_founder_objects() {
 fn a_founder_that_knows_of_an_objection_takes_no_entries_of_a_leader_that_has_not_committed() {
     let first = |commit| Message { commit, ..showing(&[1, 2, 3], append(1, 0, vec![entry(1, 1)])) };
     let mut group = founder(0);
-    group.objects(id(3), Objection::Refusal);
+    group.note_objection(id(3), Objection::Refusal);
     assert_eq!(group.step(first(0)), Err(Reject::Withheld));
     assert_eq!(group.last_index(), 0);
     group.deliver(first(1));
