@@ -280,7 +280,14 @@ async fn read(
         tokio::select! {
             biased;
             _ = flows.changed() => continue,
-            read = limited.read_buf(&mut block) => if read? == 0 { return Ok(()) },
+            read = limited.read_buf(&mut block) => match read {
+                // The other end must not hear of it.
+                Ok(0) | Err(_) if flow.black_hole => {
+                    flows.wait_for(|flows| !flows.get(direction).black_hole).await.map_err(|_| Break)?;
+                    return Err(Break);
+                }
+                read => if read? == 0 { return Ok(()) },
+            },
         }
         if flow.black_hole {
             swallowed = true;

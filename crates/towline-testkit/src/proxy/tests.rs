@@ -80,6 +80,8 @@ async fn a_tcp_black_hole_concerns_one_direction_and_breaks_when_it_ends() {
     near.write_all(b"lost").await.unwrap();
     far.write_all(b"back").await.unwrap();
     assert_eq!(get(&mut near, 4).await, b"back");
+    // The proxy forwarded an end.
+    near.shutdown().await.unwrap();
     assert!(timeout(NOT_YET, far.read(&mut [0])).await.is_err());
     proxy.clear();
     broken(&mut far).await;
