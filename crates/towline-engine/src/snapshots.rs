@@ -21,7 +21,7 @@ use std::time::Duration;
 pub(crate) use self::priority::lower_priority;
 pub(crate) use self::receive::{Receives, ReceivesDeps, SnapshotGroups};
 pub(crate) use self::send::{Sends, SendsDeps};
-pub(crate) use self::worker::{Made, Making, NotMade, SnapshotWorker};
+pub(crate) use self::worker::{Made, Making, NotMade, SnapshotWorker, check_room};
 use crate::config::ValidConfig;
 
 /// The bounds and timeouts of transfers. [`Config`](crate::config::Config) explains each.

@@ -155,17 +155,32 @@ fn retain(
     store.retain(group, &keep)
 }
 
-/// Makes a snapshot. A failure is not fatal: the log is kept instead.
-fn make(store: &dyn SnapshotStore, making: Making) -> Result<SnapshotMeta, NotMade> {
-    let started = Instant::now();
-    let Making { head, source, bytes_expected, .. } = making;
-    let (group, index) = (head.group, head.at.index);
+/// Checks that a snapshot of this expected length fits.
+///
+/// # Errors
+/// [`NotMade::NoRoom`], after a log line.
+pub(crate) fn check_room(
+    store: &dyn SnapshotStore,
+    group: GroupId,
+    index: u64,
+    bytes_expected: u64,
+) -> Result<(), NotMade> {
     let room = catch(|| store.check_room(bytes_expected));
     if let Ok(Err(error @ SnapshotStoreError::NoRoom { .. })) = room {
         let cause = chain(&error);
         tracing::warn!(%group, index, cause, "a snapshot is not begun: the disk has no room for it");
         return Err(NotMade::NoRoom);
     }
+    Ok(())
+}
+
+/// Makes a snapshot. A failure is not fatal: the log is kept instead.
+fn make(store: &dyn SnapshotStore, making: Making) -> Result<SnapshotMeta, NotMade> {
+    let started = Instant::now();
+    let Making { head, source, bytes_expected, .. } = making;
+    let (group, index) = (head.group, head.at.index);
+    // Again: the order may have waited behind other snapshots.
+    check_room(store, group, index, bytes_expected)?;
     let cause = match catch(|| write(store, &head, source)) {
         Ok(Ok(meta)) => {
             let seconds = started.elapsed().as_secs_f64();

@@ -20,7 +20,7 @@ use crate::message::{Entry, LogId};
 use crate::node::inbox::{ShardEvent, ShardSender};
 use crate::node::waiter::{Answer, Waiter, contained};
 use crate::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore};
-use crate::snapshots::{Making, SnapshotWorker};
+use crate::snapshots::{Made, Making, SnapshotWorker, check_room};
 use crate::state_machine::is_command;
 
 /// What an apply worker needs from the node.
@@ -217,6 +217,12 @@ impl Turn<'_> {
                 Ok(Some(meta.head.at.index))
             }
             MachineCall::Snapshot { conf, at, bytes_expected } => {
+                let generation = running.generation;
+                // The state machine flushes for a snapshot, which takes room too.
+                if let Err(none) = check_room(&*deps.store, group, at.index, bytes_expected) {
+                    deps.shard.post(ShardEvent::SnapshotMade(Made { group, generation, result: Err(none) }));
+                    return Ok(None);
+                }
                 let (durable, source) = self.watch.run(group, "snapshot", || machine.snapshot())?;
                 let head = SnapshotHead {
                     founding: conf.founding,
@@ -225,7 +231,6 @@ impl Turn<'_> {
                     conf_state: conf.conf_state,
                     members: conf.members,
                 };
-                let generation = running.generation;
                 deps.worker.make(Making { generation, head, durable, source, bytes_expected });
                 Ok(None)
             }
@@ -316,4 +321,50 @@ fn not_running() -> Arc<str> {
 /// Drops a state machine. Its drop may panic, and the worker runs others.
 fn release(running: Option<RunningMachine>) {
     contained(|| drop(running));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use towline_metrics::NodeMetrics;
+
+    use super::*;
+    use crate::node::apply::TypedMachine;
+    use crate::node::inbox::ShardInbox;
+    use crate::node::tests::common::{DEADLINE, EmptyMachine};
+    use crate::snapshot_store::SnapshotStoreError;
+    use crate::snapshots::NotMade;
+    use crate::snapshots::fixture::TestStore;
+
+    /// The state machine flushed onto a full disk before the room was checked. Its failure then ended the group.
+    #[test]
+    fn a_snapshot_without_room_does_not_reach_the_state_machine() {
+        let no_room =
+            |wanted_bytes| Err(SnapshotStoreError::NoRoom { wanted_bytes, free_bytes: 0, reserve_bytes: 0 });
+        let store = Arc::new(TestStore { check_room: Box::new(no_room), ..TestStore::default() });
+        let inbox = ShardInbox::new();
+        let (worker, snapshots) = SnapshotWorker::start(store.clone(), |_| {}).unwrap();
+        let shard = inbox.sender.clone();
+        let (apply, thread) =
+            start(0, ApplyDeps { shard, store, worker: worker.clone(), call_bytes_max: 1 }).unwrap();
+        // Its `snapshot` fails.
+        let machine = EmptyMachine::default();
+        let metrics = Arc::new(NodeMetrics::noop().group(1));
+        apply.start_group(GroupId::DEFAULT, 1, Box::new(TypedMachine { machine, metrics }));
+        let (conf, at) = (ConfRecord::default(), LogId { index: 7, term: 1 });
+        apply.apply(GroupId::DEFAULT, 1, vec![Apply::Snapshot { conf, at, bytes_expected: 9 }]);
+        let (end, mut events) = (Instant::now() + DEADLINE, Vec::new());
+        while events.is_empty() {
+            assert!(Instant::now() < end, "no event");
+            inbox.sender.take(&mut events);
+            std::thread::sleep(Duration::from_millis(1)); // not synchronisation: poll interval under a deadline
+        }
+        let is_no_room = |event: &ShardEvent| matches!(event, ShardEvent::SnapshotMade(made) if made.generation == 1 && made.result == Err(NotMade::NoRoom));
+        assert!(events.iter().all(is_no_room));
+        apply.stop();
+        thread.join().unwrap();
+        worker.stop();
+        snapshots.join().unwrap();
+    }
 }
