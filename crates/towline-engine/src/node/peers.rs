@@ -210,12 +210,14 @@ impl Peers {
         }
     }
 
-    /// Admits or refuses a dialler. A refusal of a member counts for what its groups wait for.
+    /// Admits or refuses a dialler. A refusal of a member counts for what its groups wait for, unless the certificate is of
+    /// another node: such a dialler may be anyone.
     fn admit(&self, hello: &Hello, cert: Option<&CertIdentity>) -> Result<Welcome, Refusal> {
         let checked = self.check(hello, cert);
+        let is_proved = cert.is_none_or(|cert| cert.node == hello.from);
         match &checked {
             Ok(_) => self.refused_by.admits(hello.from),
-            Err(refusal) if self.is_member(hello.from) => {
+            Err(refusal) if is_proved && self.is_member(hello.from) => {
                 self.refused_by.refuses(hello.from, &refusal.to_string(), Instant::now());
             }
             Err(_) => {}
@@ -380,5 +382,40 @@ impl PeerSession for Session {
     ) -> Result<SinkAnswer, SnapshotRefusal> {
         let tally = ByteTally::new(self.metrics.snapshot_record(Direction::Received));
         self.peers.receives.offer(self.peer, offer, tally, deciding).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::tests::common::{EmptyMachine, TestNode, address, id, steady};
+    use crate::node::{Group, Start};
+
+    /// Anyone could mark a member as refused with a hello in its name.
+    #[tokio::test]
+    async fn a_hello_in_the_name_of_a_member_counts_only_with_the_certificate_of_that_member() {
+        let test = TestNode::start(steady()).await;
+        let members = vec![(id(1), address(1)), (id(2), address(2))];
+        let group = test.node.group(GroupId::DEFAULT, EmptyMachine::default());
+        let _group: Group<_> = group.start(Start::Bootstrap(members)).await.unwrap();
+        let hello = Hello {
+            cluster: ClusterId::new("other").unwrap(),
+            from: id(2),
+            to: id(1),
+            incarnation: Incarnation::new(2).unwrap(),
+            protocol: PROTOCOL_VERSION,
+        };
+        let peers = &test.node.inner.peers;
+        let why = |hello: &Hello, cert| {
+            assert!(test.inbound().admit(hello, Some(&CertIdentity { node: id(cert) })).is_err());
+            let refused = peers.refused_by().lately(Duration::MAX, Instant::now());
+            refused.get(&id(2)).map(ToString::to_string)
+        };
+        let own = Hello { cluster: ClusterId::new("c").unwrap(), ..hello.clone() };
+        for stranger in [&hello, &own] {
+            assert_eq!(why(stranger, 3), None);
+        }
+        let refused = why(&hello, 2).expect("it is a member");
+        assert!(refused.contains("wrong cluster"), "{refused}");
     }
 }
