@@ -376,11 +376,14 @@ pub enum Refusal {
         ours: u64,
     },
     /// The dialler is no member of any group here.
-    #[error("node {peer} is not a member{}", if .founded.is_empty() { "" } else { ": it is on no list of founders here" })]
+    #[error("{}", match .founded.is_empty() {
+        true => format!("no group has started here yet, so node {peer} cannot be checked"),
+        false => format!("node {peer} is not a member of a group that has started here"),
+    })]
     UnknownPeer {
         /// The dialler.
         peer: u64,
-        /// The groups here, at most [`FOUNDED_MAX`]. If the dialler founded one of them too, it did so with another list.
+        /// The groups that have started here, at most [`FOUNDED_MAX`]; empty before the first one. If the dialler founded one of them too, it did so with another list.
         founded: Vec<Founded>,
     },
     /// The dialler's id is known with another data directory: its disk was emptied, or two nodes use one id.

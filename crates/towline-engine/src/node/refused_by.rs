@@ -135,6 +135,9 @@ fn meaning(refusal: &Refusal) -> Option<&'static str> {
             "the data directory of this node is not the one that joined: it was emptied or exchanged, and its votes are \
              forgotten; put the old directory back, or keep this node stopped"
         }
+        Refusal::UnknownPeer { founded, .. } if founded.is_empty() => {
+            "that node is starting: it admits this node once it has started a group with this node as a member"
+        }
         Refusal::UnknownPeer { .. } => {
             "no group that runs there has this node as a member: its group is not started yet, or it was founded with \
              another list"
@@ -156,6 +159,8 @@ fn meaning(refusal: &Refusal) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{FoundingHash, GroupId};
+    use crate::transport::Founded;
 
     fn node(id: u64) -> NodeId {
         NodeId::new(id).unwrap()
@@ -208,6 +213,11 @@ mod tests {
         let (refused, start) = (RefusedBy::default(), Instant::now());
         let unknown = Refusal::UnknownPeer { peer: 3, founded: Vec::new() };
         assert_eq!(refused.refused(node(1), &unknown, start), None);
-        assert!(refused.refused(node(1), &unknown, start + Duration::from_secs(10)).is_some());
+        let meaning = refused.refused(node(1), &unknown, start + Duration::from_secs(10)).unwrap();
+        assert!(meaning.contains("is starting") && unknown.to_string().contains("no group has started"));
+        let founded = vec![Founded { group: GroupId::DEFAULT, founding: FoundingHash::default() }];
+        let unknown = Refusal::UnknownPeer { peer: 3, founded };
+        refused.refused(node(1), &unknown, start);
+        assert!(refused.text(|_| true).unwrap().contains("node 3 is not a member of a group"));
     }
 }
