@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::common::{DEADLINE, id};
+use super::common::{DEADLINE, id, steady};
 use super::fixture::{GROUPS_MAX, LeaderFixture};
 use crate::config::Config;
 use crate::errors::TransferLeaderError;
@@ -42,7 +42,7 @@ async fn a_shutdown_goes_on_once_raft_has_given_up_the_transfers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leadership_transfer_that_raft_gives_up_fails_with_its_target() {
-    let mut fixture = LeaderFixture::new(Config::default()).await;
+    let mut fixture = LeaderFixture::new(steady()).await;
     fixture.lead(1).await;
     let target = id(2);
     let transfer =
