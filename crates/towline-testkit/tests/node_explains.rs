@@ -66,6 +66,30 @@ async fn a_state_machine_that_does_not_return_is_named_with_its_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_whose_state_machine_hangs_too_is_named_without_the_call_of_the_leader() {
+    let cluster = cluster().await;
+    cluster.settled(1).await;
+    let leader = cluster.leader(1).await;
+    let mut held = Vec::new();
+    for node in cluster.nodes() {
+        held.push(cluster.group(node, 1).read(Consistency::Local).await.unwrap().hold());
+    }
+    let _proposal = cluster.group(leader, 1).submit("stuck").unwrap();
+    let calls = |waits: &[Wait]| -> Vec<(bool, bool)> {
+        let of = |wait: &Wait| match &wait.cause {
+            WaitCause::Apply { call, .. } => Some((wait.peer.is_some(), call.is_some())),
+            _ => None,
+        };
+        waits.iter().filter_map(of).collect()
+    };
+    let is = |waits: &[Wait]| calls(waits).len() == 3;
+    let waits = explained(&cluster, leader, "three state machines", is).await;
+    assert_eq!(calls(&waits), [(false, true), (true, false), (true, false)], "{waits:?}");
+    drop(held);
+    explained(&cluster, leader, "nothing", <[Wait]>::is_empty).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_peer_is_named_with_the_failures_still_tolerated_and_a_dead_quorum_too() {
     let mut cluster = cluster().await;
     let leader = cluster.leader(1).await;

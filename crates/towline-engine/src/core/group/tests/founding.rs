@@ -90,7 +90,13 @@ fn a_group_that_never_committed_neither_votes_nor_leads_while_a_founder_shows_an
     let mut group = founder(0);
     group.note_objection(id(3), Objection::OtherList);
     let vote = showing(&[1, 2, 3], message(MessageKind::RequestVote, 2, 1));
-    assert_eq!(group.step(vote.clone()), Err(Reject::Withheld));
+    for kind in [MessageKind::RequestPreVote, MessageKind::RequestVote] {
+        let asked = |commit| Message { kind, commit, ..vote.clone() };
+        assert_eq!(group.step(asked(0)), Err(Reject::Withheld), "{kind:?}");
+        let mut asked_by_established = founder(0);
+        asked_by_established.note_objection(id(3), Objection::OtherList);
+        asked_by_established.deliver(asked(1));
+    }
     group.ticks(10);
     assert_eq!(kinds(&group.settle()), [MessageKind::RequestPreVote; 2], "it goes on to ask");
     let won = message(MessageKind::RequestPreVoteResponse, 2, 1);

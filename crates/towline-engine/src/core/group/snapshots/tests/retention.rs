@@ -222,3 +222,22 @@ fn a_snapshot_is_expected_to_be_as_long_as_the_last_one_or_as_the_log_that_it_re
     let log = expected(None, LAST + 5).unwrap();
     assert!((4_000..6_000).contains(&log), "{log}");
 }
+
+/// The state may have shrunk since. An expectation that stayed would keep a node from a snapshot that fits.
+#[test]
+fn the_expected_length_halves_with_each_failure_down_to_a_64th() {
+    let mut group =
+        leader(|setup| setup.available = Some(SnapshotMeta { length: 6_400, ..meta(TRUNCATED - 1, 1) }));
+    let mut expected = Vec::new();
+    group.turn();
+    for _ in 0..8 {
+        let orders = group.fx.apply.drain(..);
+        expected.extend(orders.filter_map(|order| match order {
+            Apply::Snapshot { bytes_expected, .. } => Some(bytes_expected),
+            _ => None,
+        }));
+        group.snapshot_made(None);
+        group.heartbeats(RETAKE_TICKS_MAX / HEARTBEAT);
+    }
+    assert_eq!(expected, [6_400, 3_200, 1_600, 800, 400, 200, 100, 100]);
+}
