@@ -533,7 +533,8 @@ impl<W, R> GroupCore<W, R> {
         self.finish_turn(fx);
         self.fail_lost_proposals(fx);
         fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
-        fx.fetches.append(&mut self.replica.take_fetches());
+        let (term, low) = (self.replica.term(), &self.peers_low);
+        fx.fetches.append(&mut self.replica.take_fetches(|peer| low.get(&peer) == Some(&term)));
     }
 
     fn next_ready(&mut self) -> Option<ReadyParts> {

@@ -438,9 +438,19 @@ impl Replica {
         self.raw.mut_store().log.applied_to(index);
     }
 
-    /// Takes the ranges that raft wants from the log store.
-    pub(crate) fn take_fetches(&mut self) -> Vec<Fetch> {
-        self.raw.mut_store().take_wanted()
+    /// Takes the ranges that raft wants from the log store. One that only peers with low disks need has one entry: see
+    /// [`Flows::send`].
+    pub(crate) fn take_fetches(&mut self, is_low: impl Fn(NodeId) -> bool) -> Vec<Fetch> {
+        let mut fetches = self.raw.mut_store().take_wanted();
+        for fetch in &mut fetches {
+            let needs = |progress: &raft::Progress| progress.next_idx == fetch.low;
+            let needing = self.raw.raft.prs().iter().filter(|(_, progress)| needs(progress));
+            let mut low = needing.map(|(&peer, _)| NodeId::new(peer).is_some_and(&is_low)).peekable();
+            if low.peek().is_some() && low.all(|is_low| is_low) {
+                fetch.high = fetch.low + 1;
+            }
+        }
+        fetches
     }
 
     /// Takes the entries of a fetch.

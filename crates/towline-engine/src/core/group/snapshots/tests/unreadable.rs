@@ -99,3 +99,29 @@ fn entries_that_become_readable_are_read_again_after_a_pause() {
     }
     panic!("they are never read again");
 }
+
+/// A follower whose disk is low refuses each probe. It cost its leader reads of several MiB in each heartbeat interval.
+#[test]
+fn a_probe_of_a_peer_whose_disk_is_low_reads_one_entry() {
+    let mut group = leader_with_cold_entries(meta(LAST, 1));
+    for (disk_low, high) in [(true, TRUNCATED + 2), (false, LAST + 2)] {
+        let mut reads = Vec::new();
+        for _ in 0..20 {
+            let answer = group.answer(MessageKind::HeartbeatResponse);
+            group.deliver(Message { disk_low, ..answer });
+            let cause = UnreachableCause::Nack(NackCause::DiskFull);
+            group.take_report(Report::Unreachable { group: GroupId::DEFAULT, peer: id(2), cause });
+            group.turn();
+            for fetch in std::mem::take(&mut group.fx.fetches) {
+                reads.push((fetch.low, fetch.high));
+                let mut fx = std::mem::take(&mut group.fx);
+                let entries = (fetch.low..fetch.high.min(LAST + 1)).map(|index| entry(index, 1)).collect();
+                group.fetched(fetch.low, Ok(entries), &mut fx);
+                group.fx = fx;
+            }
+            group.turn();
+        }
+        assert!(!reads.is_empty() && reads.len() <= 20, "{reads:?}");
+        assert!(reads.iter().all(|&read| read == (TRUNCATED + 1, high)), "low: {disk_low}, {reads:?}");
+    }
+}
