@@ -166,6 +166,8 @@ metrics_table! {
         "Free bytes of the disk that holds the log.";
     DISK_LOW = "towline_disk_low", Gauge, Count, [],
         "1 while the disk that holds the log is low and this node takes no commands; else 0.";
+    DISK_LOOKS_FAILED = "towline_disk_looks_failed_total", Counter, Count, [],
+        "Failed reads of the free space of the disk that holds the log.";
     SHARD_TURNS = "towline_shard_turns_total", Counter, Count, [],
         "Turns of the shard loop.";
     SHARD_TURN_SECONDS = "towline_shard_turn_seconds", Histogram, Seconds, [],

@@ -57,6 +57,7 @@ handles! {
         only log_poisoned: Counter = LOG_POISONED;
         only disk_free_bytes: Gauge = DISK_FREE_BYTES;
         only disk_low: Gauge = DISK_LOW;
+        only disk_looks_failed: Counter = DISK_LOOKS_FAILED;
         only shard_turns: Counter = SHARD_TURNS;
         only shard_turn_seconds: Histogram = SHARD_TURN_SECONDS;
         only ticks_skipped: Counter = TICKS_SKIPPED;
@@ -167,6 +168,11 @@ impl NodeMetrics {
     pub fn disk(&self, free: u64, low: bool) {
         self.inner.handles.disk_free_bytes.set(float(free));
         self.inner.handles.disk_low.set(f64::from(low));
+    }
+
+    /// Counts one failed read of that free space.
+    pub fn disk_look_failed(&self) {
+        self.inner.handles.disk_looks_failed.increment(1);
     }
 
     /// Counts one turn of the shard loop and records its time, waiting excluded.

@@ -130,6 +130,7 @@ fn each_group_and_node_handle_updates_its_metric() {
     node.log_write(5 * MS, 4096, 3);
     node.log_poisoned();
     node.disk(4_096, true);
+    (0..3).for_each(|_| node.disk_look_failed());
     node.shard_turn(6 * MS);
     node.ticks_skipped(4);
     node.reports_after_close(1);
@@ -151,6 +152,7 @@ fn each_group_and_node_handle_updates_its_metric() {
         ("log_poisoned_total{node=1}", 1.0),
         ("disk_free_bytes{node=1}", 4_096.0),
         ("disk_low{node=1}", 1.0),
+        ("disk_looks_failed_total{node=1}", 3.0),
         ("shard_turns_total{node=1}", 1.0),
         ("ticks_skipped_total{node=1}", 4.0),
         ("reports_after_close_total{node=1}", 1.0),

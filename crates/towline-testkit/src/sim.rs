@@ -34,10 +34,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use bytes::Bytes;
-use towline_engine::core::Reject;
+use towline_engine::core::{DiskRoom, Reject};
 use towline_engine::errors::TransferLeaderError;
 use towline_engine::ids::{GroupId, NodeId};
-use towline_engine::message::{ConfState, Message};
+use towline_engine::message::{ConfState, Entry, Message};
 use towline_engine::reporter::{Report, UnreachableCause};
 
 pub use self::history::{History, ProposalResult, ReadResult};
@@ -157,7 +157,7 @@ impl Sim {
         for id in self.ids() {
             self.hold_writes(id, false);
             self.hold_applies(id, false);
-            self.set_disk_low(id, false)?;
+            self.set_disk_room(id, DiskRoom::Enough)?;
             if !self.is_up(id) {
                 self.restart(id)?;
             }
@@ -272,10 +272,15 @@ impl Sim {
     fn carry_out(&mut self, id: NodeId, mut fx: CoreEffects) -> Result<(), SimViolation> {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         if let Some((number, write)) = fx.write.take() {
-            if node.disk_low
-                && let Some(entry) = write.entries.iter().find(|entry| !entry.data.is_empty())
-            {
-                let detail = format!("node {id} writes command {} while its disk is low", entry.index);
+            let term = node.group.as_ref().map_or(0, |group| group.state().term);
+            let may_write = |entry: &Entry| match node.disk_room {
+                DiskRoom::Enough => true,
+                DiskRoom::Low => entry.data.is_empty() || entry.term < term,
+                DiskRoom::Short => entry.data.is_empty(),
+            };
+            if let Some(entry) = write.entries.iter().find(|entry| !may_write(entry)) {
+                let detail =
+                    format!("node {id} writes command {} while its disk has no room for it", entry.index);
                 return Err(self.violation(detail));
             }
             node.disk.write(number, write);
@@ -408,10 +413,11 @@ impl Sim {
             self.heal();
         }
         if self.chance(chaos.disk_low_permille) {
-            self.set_disk_low(some, true)?;
+            let room = if self.rng.bool() { DiskRoom::Low } else { DiskRoom::Short };
+            self.set_disk_room(some, room)?;
         }
         if self.chance(chaos.disk_room_permille) {
-            self.set_disk_low(other, false)?;
+            self.set_disk_room(other, DiskRoom::Enough)?;
         }
         if self.chance(chaos.partition_permille) {
             match self.rng.bool() {

@@ -1,9 +1,10 @@
 //! Clusters of cores whose disks get low and have room again.
 
-use towline_engine::core::Reject;
+use towline_engine::core::{DiskRoom, Reject};
 use towline_engine::errors::{ProposeError, ReadError};
 use towline_engine::ids::NodeId;
 use towline_engine::status::PeerProgress;
+use towline_metrics::labels::WaitKind;
 use towline_testkit::sim::{Chaos, NetOptions, ProposalResult, ReadResult, Sim, SimOptions};
 
 use crate::common::seeds;
@@ -76,7 +77,8 @@ fn read(sim: &mut Sim, node: NodeId) -> ReadResult {
 }
 
 fn set_low(sim: &mut Sim, nodes: &[NodeId], low: bool) {
-    nodes.iter().for_each(|&node| sim.set_disk_low(node, low).unwrap());
+    let room = if low { DiskRoom::Low } else { DiskRoom::Enough };
+    nodes.iter().for_each(|&node| sim.set_disk_room(node, room).unwrap());
 }
 
 #[test]
@@ -279,5 +281,48 @@ fn nothing_is_committed_differently_while_disks_get_low_and_have_room_again() {
     if !seeds::replays() {
         let runs = sims.len();
         assert!(acked > 10 * runs && seen > 10 * runs && full > 10 * runs && refused > runs as u64);
+    }
+}
+
+/// A leader with commands that low followers refused did not commit its first entry behind them: no node could read.
+#[test]
+fn low_followers_take_the_commands_that_a_new_leader_needs_for_its_first_commit_and_short_ones_none() {
+    for room in [DiskRoom::Low, DiskRoom::Short] {
+        let (mut sim, leader) = led(3);
+        let followers = others(&sim, leader);
+        ticks(&mut sim, 20);
+        // Accepted before the leader knows of the low disks.
+        followers.iter().for_each(|&follower| sim.set_disk_room(follower, room).unwrap());
+        sim.propose(leader).unwrap();
+        until(&mut sim, |sim| sim.durable(leader).0 > commit(sim, leader));
+        ticks(&mut sim, 20);
+        assert_eq!(followers.iter().map(|&id| sim.durable(id).0).max(), Some(commit(&sim, leader)));
+        followers.iter().for_each(|&follower| sim.crash(follower));
+        sim.crash(leader);
+        // The first to campaign wins: its log is the longest.
+        sim.restart(leader).unwrap();
+        sim.set_disk_room(leader, room).unwrap();
+        ticks(&mut sim, 40);
+        followers.iter().for_each(|&follower| sim.restart(follower).unwrap());
+        until(&mut sim, |sim| sim.leader() == Some(leader));
+        match room {
+            DiskRoom::Low => {
+                until(&mut sim, |sim| commit(sim, leader) == sim.status(leader).unwrap().last_index);
+                assert!(matches!(read(&mut sim, leader), ReadResult::Saw(_)));
+            }
+            _ => {
+                assert_eq!(read(&mut sim, leader), ReadResult::Failed(ReadError::DiskFull));
+                let waits = sim.explain(leader);
+                assert!(
+                    waits.iter().any(|wait| wait.peer.is_none() && wait.cause.kind() == WaitKind::DiskFull)
+                );
+            }
+        }
+        let low = sim.ids();
+        refused(&mut sim, leader, &low);
+        assert_eq!(sim.leader(), Some(leader));
+        set_low(&mut sim, &low, false);
+        ticks(&mut sim, 50);
+        sim.converge().unwrap();
     }
 }

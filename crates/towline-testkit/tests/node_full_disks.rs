@@ -1,21 +1,14 @@
 //! Nodes whose disks have too little room: they say so, serve what they can, and go on by themselves once there is room.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
-use std::io;
-use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use towline_engine::config::Config;
 use towline_engine::errors::ProposeError;
-use towline_engine::ids::GroupId;
-use towline_engine::log_store::{DiskSpace, LogBatch, LogError, LogReadError, LogStore, Recovered};
-use towline_engine::message::Entry;
+use towline_engine::log_store::DiskSpace;
 use towline_engine::node::{Consistency, Group};
 use towline_engine::status::Role;
-use towline_engine::storage::Storage;
 use towline_engine::units::ByteSize;
 use towline_testkit::cluster::{Cluster, Plan, node_id, quick, until, within};
 use towline_testkit::list::ListMachine;
@@ -27,70 +20,16 @@ const ROOM: u64 = 10_000;
 /// Two of the longest election timeouts of `quick`.
 const TWO_ELECTIONS: Duration = Duration::from_millis(2 * 800);
 
-/// A log on a disk whose free bytes the test sets.
-struct SizedLog {
-    log: Arc<dyn LogStore>,
-    free: Arc<AtomicU64>,
-}
-
-impl LogStore for SizedLog {
-    fn recover(&self, group: GroupId) -> Result<Recovered, LogError> {
-        self.log.recover(group)
-    }
-    fn append(&self, batch: &mut LogBatch) -> Result<(), LogError> {
-        self.log.append(batch)
-    }
-    fn entries(
-        &self,
-        group: GroupId,
-        range: Range<u64>,
-        bytes_max: usize,
-        out: &mut Vec<Entry>,
-    ) -> Result<(), LogReadError> {
-        self.log.entries(group, range, bytes_max, out)
-    }
-    fn term(&self, group: GroupId, index: u64) -> Result<u64, LogReadError> {
-        self.log.term(group, index)
-    }
-    fn compact(&self, group: GroupId, through: u64) -> Result<(), LogError> {
-        self.log.compact(group, through)
-    }
-    fn purge(&self) -> Result<Vec<GroupId>, LogError> {
-        self.log.purge()
-    }
-    fn groups(&self) -> Result<Vec<GroupId>, LogError> {
-        self.log.groups()
-    }
-    fn remove(&self, group: GroupId) -> Result<(), LogError> {
-        self.log.remove(group)
-    }
-    fn space(&self) -> io::Result<Option<DiskSpace>> {
-        Ok(Some(DiskSpace { free: self.free.load(Ordering::Relaxed), reserve: RESERVE }))
-    }
-}
-
-/// The free bytes of each node's disk.
-#[derive(Clone, Default)]
-struct Free(Arc<[Arc<AtomicU64>; NODES as usize]>);
-
-impl Free {
-    fn set(&self, node: u64, bytes: u64) {
-        self.0[node as usize - 1].store(bytes, Ordering::Relaxed);
-    }
-}
-
-async fn start() -> (Cluster, Free) {
-    let free = Free::default();
-    (1..=NODES).for_each(|node| free.set(node, ROOM));
-    let of = free.clone();
+async fn start() -> Cluster {
     let config = Config { disk_low: ByteSize::bytes(DISK_LOW), ..quick() };
-    let plan = Plan::new(NODES, 1).config(config).storage(move |node, storage| {
-        let free = of.0[node.as_u64() as usize - 1].clone();
-        Storage { log: Arc::new(SizedLog { log: storage.log, free }), ..storage }
-    });
-    let cluster = plan.start().await;
+    let cluster = Plan::new(NODES, 1).config(config).start().await;
     cluster.acked(1, "before").await;
-    (cluster, free)
+    cluster
+}
+
+/// Sets the free bytes of a node's disk.
+fn set_free(cluster: &Cluster, node: u64, free: u64) {
+    cluster.disks[&node].log.set_space(Some(DiskSpace { free, reserve: RESERVE }));
 }
 
 /// Waits until a node says whether its disk is low.
@@ -105,11 +44,11 @@ async fn until_low(group: &Group<ListMachine>, low: bool) {
 /// An idle node notices, a node that starts knows at once, and leadership does not travel.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_whose_disks_are_all_low_refuse_commands_and_serve_reads_until_there_is_room() {
-    let (mut cluster, free) = start().await;
+    let mut cluster = start().await;
     let leader = cluster.leader(1).await;
     let term = cluster.group(leader, 1).state().term;
     for node in 1..=NODES {
-        free.set(node, RESERVE + DISK_LOW - 1);
+        set_free(&cluster, node, RESERVE + DISK_LOW - 1);
         until_low(&cluster.group(node, 1), true).await;
     }
     let refused = within(cluster.group(leader, 1).propose("refused")).await.unwrap_err();
@@ -129,10 +68,10 @@ async fn nodes_whose_disks_are_all_low_refuse_commands_and_serve_reads_until_the
         assert_eq!(list.commands(), ["before"]);
     }
     // Less than a quarter more is no room.
-    (1..=NODES).for_each(|node| free.set(node, (RESERVE + DISK_LOW) * 5 / 4 - 1));
+    (1..=NODES).for_each(|node| set_free(&cluster, node, (RESERVE + DISK_LOW) * 5 / 4 - 1));
     tokio::time::sleep(Duration::from_millis(600)).await; // not synchronisation: nothing may happen in this time
     assert!(within(cluster.group(leader, 1).propose("refused")).await.is_err());
-    (1..=NODES).for_each(|node| free.set(node, ROOM));
+    (1..=NODES).for_each(|node| set_free(&cluster, node, ROOM));
     cluster.acked(1, "after").await;
     assert_eq!(cluster.group(leader, 1).state().term, term);
     assert_eq!(cluster.settled(1).await, ["before", "after"].map(Bytes::from));
@@ -140,9 +79,9 @@ async fn nodes_whose_disks_are_all_low_refuse_commands_and_serve_reads_until_the
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_node_leads_while_only_the_disk_of_the_leader_is_low() {
-    let (cluster, free) = start().await;
+    let cluster = start().await;
     let sick = cluster.leader(1).await;
-    free.set(sick, 0);
+    set_free(&cluster, sick, 0);
     until("another node leads", || {
         cluster.states(1).iter().any(|(node, state)| *node != sick && state.role == Role::Leader)
     })
@@ -152,23 +91,47 @@ async fn another_node_leads_while_only_the_disk_of_the_leader_is_low() {
     assert_ne!(leader, sick);
     let status = within(cluster.group(leader, 1).status()).await.unwrap();
     assert!(status.peers.iter().any(|peer| peer.id == node_id(sick) && peer.disk_low), "{status:?}");
-    free.set(sick, ROOM);
+    set_free(&cluster, sick, ROOM);
     assert_eq!(cluster.settled(1).await, ["before", "meanwhile"].map(Bytes::from));
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_stops_hands_over_to_a_voter_with_room() {
+    let mut cluster = start().await;
+    let leader = cluster.leader(1).await;
+    cluster.settled(1).await;
+    let others: Vec<_> = (1..=NODES).filter(|&node| node != leader).collect();
+    // Both have the whole log. Of equals the one with the higher id takes over.
+    let (roomy, low) = (others[0], others[1]);
+    set_free(&cluster, low, 0);
+    let knows = async |cluster: &Cluster| {
+        let peers = within(cluster.group(leader, 1).status()).await.unwrap().peers;
+        peers.iter().any(|peer| peer.id == node_id(low) && peer.disk_low)
+    };
+    let end = tokio::time::Instant::now() + towline_testkit::cluster::DEADLINE;
+    while !knows(&cluster).await {
+        assert!(tokio::time::Instant::now() < end, "the leader does not know");
+        tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
+    }
+    let term = cluster.group(leader, 1).state().term;
+    cluster.stop(leader, Duration::from_secs(5)).await;
+    let new = cluster.leader(1).await;
+    assert_eq!((new, cluster.group(new, 1).state().term), (roomy, term + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_follower_whose_disk_is_low_catches_up_once_it_has_room() {
-    let (cluster, free) = start().await;
+    let cluster = start().await;
     let leader = cluster.leader(1).await;
     let sick = leader % NODES + 1;
-    free.set(sick, 0);
+    set_free(&cluster, sick, 0);
     until_low(&cluster.group(sick, 1), true).await;
     for command in ["one", "two"] {
         within(cluster.group(leader, 1).propose(command)).await.expect("a quorum has room");
     }
     let commands = within(cluster.group(sick, 1).read(Consistency::Local)).await.unwrap().commands();
     assert_eq!(commands, ["before"]);
-    free.set(sick, ROOM);
+    set_free(&cluster, sick, ROOM);
     assert_eq!(cluster.settled(1).await, ["before", "one", "two"].map(Bytes::from));
     assert_eq!(cluster.leader(1).await, leader);
 }

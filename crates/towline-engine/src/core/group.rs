@@ -26,7 +26,7 @@ use super::inbound::{self, Reject};
 use super::proposals::Proposals;
 use super::raft::{ReadyParts, Replica, ReplicaSetup};
 use super::reads::{PeerRounds, Reads};
-use super::stall::{StallPolicy, Stalls};
+use super::stall::{DiskRoom, StallPolicy, Stalls};
 use super::terms::{Rise, TermRises};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::ids::{GroupId, NodeId};
@@ -106,6 +106,7 @@ pub struct GroupCore<W, R> {
     lost: Option<LostEntries>,
     /// The tick since which the disk of this node is low.
     low_since: Option<u64>,
+    disk_room: DiskRoom,
     waits: Waits,
 }
 
@@ -168,6 +169,7 @@ impl<W, R> GroupCore<W, R> {
             peers_lost: BTreeMap::new(),
             lost: None,
             low_since: None,
+            disk_room: DiskRoom::Enough,
             waits: Waits::new(patience),
         })
     }
@@ -188,9 +190,10 @@ impl<W, R> GroupCore<W, R> {
         self.replica.skip_ticks(ticks);
     }
 
-    /// Sets whether the disk of this node is low. Initially it is not.
-    pub fn set_disk_low(&mut self, low: bool) {
-        self.low_since = low.then(|| self.low_since.unwrap_or(self.ticks));
+    /// Sets the room on the disk of this node. Initially there is enough.
+    pub fn set_disk_room(&mut self, room: DiskRoom) {
+        self.disk_room = room;
+        self.low_since = (room != DiskRoom::Enough).then(|| self.low_since.unwrap_or(self.ticks));
     }
 
     /// Counts one tick of the clock.

@@ -28,4 +28,4 @@ pub use self::group::{
 pub use self::inbound::Reject;
 pub use self::log::GroupLog;
 pub use self::raft::{Fetch, ReplicaSetup};
-pub use self::stall::{StallNotice, StallPolicy};
+pub use self::stall::{DiskRoom, StallNotice, StallPolicy};

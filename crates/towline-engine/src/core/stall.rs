@@ -22,6 +22,18 @@ impl Default for StallPolicy {
     }
 }
 
+/// The room on the disk of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum DiskRoom {
+    /// The node takes commands.
+    #[default]
+    Enough,
+    /// It takes no commands, but for those of earlier terms that a new leader needs for its first commit.
+    Low,
+    /// It takes no commands.
+    Short,
+}
+
 /// What a leader does about a stall, for the operator's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StallNotice {

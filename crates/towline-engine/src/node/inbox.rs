@@ -12,7 +12,7 @@ use super::ingress::Scheduled;
 use super::shard::RunningGroup;
 use super::waiter::{Answer, ReadWaiter, Waiter};
 use super::writer::WriteFailure;
-use crate::core::{GroupCore, OfferVerdict};
+use crate::core::{DiskRoom, GroupCore, OfferVerdict};
 use crate::errors::TransferLeaderError;
 use crate::explain::Wait;
 use crate::ids::{GroupId, NodeId};
@@ -41,7 +41,7 @@ pub(crate) enum ShardEvent {
     ApplyFailed { group: GroupId, generation: u64, cause: Arc<str> },
     Fetched { group: GroupId, generation: u64, low: u64, entries: Result<Vec<Entry>, String> },
     SnapshotMade(Made),
-    DiskLow(bool),
+    DiskRoom(DiskRoom),
     Control(Control),
 }
 

@@ -28,7 +28,7 @@ use super::waiter::{Answer, ReadWaiter, Waiter, contained};
 use super::writer::LogWriter;
 use crate::cause::catch;
 use crate::config::ValidConfig;
-use crate::core::{Apply, AttemptEffect, Effects, SendBudget, Unreadable};
+use crate::core::{Apply, AttemptEffect, DiskRoom, Effects, SendBudget, Unreadable};
 use crate::errors::{LeaderHint, ProposeError, ReadError, TransferLeaderError, UncertainCause};
 use crate::explain::{Wait, WaitCause};
 use crate::ids::{GroupId, NodeId, PeerAddr};
@@ -100,7 +100,7 @@ struct Shard {
     writes: Vec<(WriteId, GroupWrite)>,
     envelopes: Vec<Envelope>,
     wait_lines: WaitLines,
-    disk_low: bool,
+    disk_room: DiskRoom,
     founder_lines: FounderLines,
     stopping: bool,
 }
@@ -119,7 +119,7 @@ pub(crate) fn start(inbox: ShardInbox, deps: ShardDeps) -> std::io::Result<JoinH
             fx: Effects::default(),
             writes: Vec::new(),
             envelopes: Vec::new(),
-            disk_low: false,
+            disk_room: DiskRoom::Enough,
             founder_lines: FounderLines::default(),
             stopping: false,
         };
@@ -208,10 +208,10 @@ impl Shard {
                         running.group.snapshot_made(result.ok());
                     });
                 }
-                ShardEvent::DiskLow(low) => {
-                    self.disk_low = low;
+                ShardEvent::DiskRoom(room) => {
+                    self.disk_room = room;
                     let groups: Vec<_> = self.groups.keys().copied().collect();
-                    groups.into_iter().for_each(|group| self.set_disk_low(group));
+                    groups.into_iter().for_each(|group| self.set_disk_room(group));
                 }
                 ShardEvent::Control(asked) => control.push(asked),
             }
@@ -362,15 +362,15 @@ impl Shard {
         peers.into_iter().for_each(|peer| self.deps.mailbox.register(id, peer));
         running.metrics.waiting(&[]);
         self.groups.insert(id, running);
-        self.set_disk_low(id);
+        self.set_disk_room(id);
         started.send(());
         // Elements queued before this turn were scheduled before the group was here.
         self.take_ingress(id);
     }
 
-    fn set_disk_low(&mut self, group: GroupId) {
-        let low = self.disk_low;
-        self.with(group, None, |running, _| running.group.set_disk_low(low));
+    fn set_disk_room(&mut self, group: GroupId) {
+        let room = self.disk_room;
+        self.with(group, None, |running, _| running.group.set_disk_room(room));
     }
 
     fn take_ingress(&mut self, group: GroupId) {

@@ -130,9 +130,8 @@ impl WriterThread {
             waiting.send(result.clone());
         }
         let writes = std::mem::take(&mut merged.writes);
-        if result.is_ok() {
-            // Before the shard learns of the write: the next commands must not enter a disk that it filled.
-            self.disk.look();
+        if result.is_ok() && merged.parts > 0 {
+            self.disk.wrote(bytes);
         }
         match result {
             Ok(()) if writes.is_empty() => {}

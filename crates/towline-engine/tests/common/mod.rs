@@ -14,7 +14,9 @@ use async_trait::async_trait;
 use towline_engine::config::Config;
 use towline_engine::identity::{Identity, IdentityError, IdentityStore};
 use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
-use towline_engine::log_store::{GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered};
+use towline_engine::log_store::{
+    DiskSpace, GroupWrite, LogBatch, LogError, LogReadError, LogStore, Recovered,
+};
 use towline_engine::message::{Entry, Lane, LogId, LostEntries};
 use towline_engine::node::{Group, Node, NodeBuilder, Start, StartError};
 use towline_engine::snapshot_store::{
@@ -174,6 +176,7 @@ impl StateMachine for EmptyMachine {
 }
 
 type LogHook = Box<dyn Fn(&str) + Send + Sync>;
+type SpaceHook = Box<dyn Fn() -> io::Result<Option<DiskSpace>> + Send + Sync>;
 
 /// A log in memory.
 #[derive(Default)]
@@ -181,6 +184,8 @@ pub(crate) struct MemLog {
     groups: Mutex<BTreeMap<GroupId, GroupWrite>>,
     /// Called in `entries`, `compact` and `purge`, with the name of the call.
     pub(crate) hook: OnceLock<LogHook>,
+    /// The answer of `space`.
+    pub(crate) space: OnceLock<SpaceHook>,
 }
 
 impl MemLog {
@@ -254,6 +259,10 @@ impl LogStore for MemLog {
     fn remove(&self, group: GroupId) -> Result<(), LogError> {
         self.groups.lock().unwrap().remove(&group);
         Ok(())
+    }
+
+    fn space(&self) -> io::Result<Option<DiskSpace>> {
+        self.space.get().map_or(Ok(None), |space| space())
     }
 }
 

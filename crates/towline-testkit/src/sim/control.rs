@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use towline_engine::core::Reject;
+use towline_engine::core::{DiskRoom, Reject};
 use towline_engine::explain::Wait;
 use towline_engine::ids::NodeId;
 use towline_engine::message::Message;
@@ -69,15 +69,16 @@ impl Sim {
         }
     }
 
-    /// Sets whether the disk of a node is low. A node then must write no command.
-    pub fn set_disk_low(&mut self, id: NodeId, low: bool) -> Result<(), SimViolation> {
+    /// Sets the room on the disk of a node. While it is low, the node must write only commands of earlier terms; while it is
+    /// short, none.
+    pub fn set_disk_room(&mut self, id: NodeId, room: DiskRoom) -> Result<(), SimViolation> {
         // What the node has accepted before is written.
         self.with(id, |group, fx| {
             group.poll(fx);
-            group.set_disk_low(low);
+            group.set_disk_room(room);
         })?;
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.disk_low = low;
+            node.disk_room = room;
         }
         Ok(())
     }

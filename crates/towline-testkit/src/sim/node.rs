@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 
 use towline_engine::core::{
-    Apply, Effects, Fetch, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup,
+    Apply, DiskRoom, Effects, Fetch, GroupCore, GroupLog, GroupSetup, ReplicaSetup, SnapshotSetup,
 };
 use towline_engine::ids::{GroupId, NodeId};
 use towline_engine::log_store::ConfRecord;
@@ -28,7 +28,7 @@ pub(super) struct SimNode {
     pub(super) syncing: Option<(u64, usize)>,
     pub(super) hold_writes: bool,
     pub(super) hold_applies: bool,
-    pub(super) disk_low: bool,
+    pub(super) disk_room: DiskRoom,
 }
 
 /// Tasks of the other threads of a node; lost in a crash.
@@ -120,7 +120,7 @@ impl SimNode {
             snapshots: SnapshotSetup::default(),
         };
         let mut group = GroupCore::new(setup)?;
-        group.set_disk_low(self.disk_low);
+        group.set_disk_room(self.disk_room);
         self.group = Some(Box::new(group));
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::{Effects, GroupCore, TRANSFER_LAG_MAX};
 use crate::core::explain::Patience;
-use crate::core::stall::{LogState, Moves, StallNotice};
+use crate::core::stall::{DiskRoom, LogState, Moves, StallNotice};
 use crate::ids::NodeId;
 use crate::message::{Entry, Message, MessageKind};
 use crate::state_machine::is_command;
@@ -142,13 +142,20 @@ impl<W, R> GroupCore<W, R> {
             || !self.peers_low.is_empty() && !self.low_voters().is_empty() && !self.quorum_has_room()
     }
 
-    /// Cuts an append before the first command that the log does not have. `true`: no entry is left.
+    /// Cuts an append before the first new command. `true`: no entry is left.
     pub(super) fn cut_commands(&self, message: &mut Message) -> bool {
         let here = |entry: &Entry| {
             entry.index <= self.replica.commit() || self.replica.log_term(entry.index) == Some(entry.term)
         };
+        // A new leader commits its first entry behind these. Until then no node can read.
+        let is_inherited = |entry: &Entry| {
+            self.disk_room == DiskRoom::Low && entry.term < message.term && entry.index > message.commit
+        };
         let is_append = message.kind == MessageKind::Append && message.term >= self.replica.term();
-        let new = message.entries.iter().position(|entry| is_command(entry) && !here(entry));
+        let new = message
+            .entries
+            .iter()
+            .position(|entry| is_command(entry) && !here(entry) && !is_inherited(entry));
         let Some(at) = new.filter(|_| is_append) else { return false };
         message.entries.truncate(at);
         at == 0

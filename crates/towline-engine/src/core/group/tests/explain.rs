@@ -9,6 +9,7 @@ use towline_metrics::labels::WaitKind::{
 
 use super::stalls::DrivenNode;
 use super::*;
+use crate::core::DiskRoom;
 use crate::explain::{HeardVoter, Wait, WaitCause};
 use crate::message::ConfState;
 use crate::reporter::{Report, UnreachableCause};
@@ -40,7 +41,7 @@ fn each_cause_is_named_with_its_age() {
     };
     type Case<'a> = (&'a [(u64, WaitKind, u64)], &'a dyn Fn(&mut DrivenNode), u64);
     let cases: [Case<'_>; 11] = [
-        (&[(0, DiskFull, 8)], &|node| node.group.set_disk_low(true), 8),
+        (&[(0, DiskFull, 8)], &|node| node.group.set_disk_room(DiskRoom::Low), 8),
         (&[(0, Redundancy, 8), (3, DiskFull, 8)], &|node| node.peers[1].low = true, 10),
         (
             &[(0, DiskFull, 8), (2, DiskFull, 8), (3, DiskFull, 8)],

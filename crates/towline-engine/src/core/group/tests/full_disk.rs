@@ -2,7 +2,7 @@
 
 use super::stalls::DrivenNode;
 use super::*;
-use crate::core::StallNotice;
+use crate::core::{DiskRoom, StallNotice};
 
 fn no_op(index: u64, term: u64) -> Entry {
     Entry { data: Bytes::new(), ..entry(index, term) }
@@ -13,7 +13,7 @@ fn low_follower() -> TestGroup {
     let mut group = group(3);
     group.deliver(append(1, 0, vec![no_op(1, 1), entry(2, 1)]));
     group.settle();
-    group.set_disk_low(true);
+    group.set_disk_room(DiskRoom::Low);
     group
 }
 
@@ -22,6 +22,7 @@ fn a_follower_with_a_low_disk_takes_everything_but_new_commands() {
     let mut group = low_follower();
     let change = Entry { kind: EntryKind::ConfChange, ..entry(4, 1) };
     let of_term_2 = Message { log_term: 1, ..append(2, 5, vec![entry(6, 2)]) };
+    let inherited = |commit| Message { log_term: 1, commit, ..append(2, 5, vec![entry(6, 1)]) };
     let cases = [
         ("commands that it has", append(1, 0, vec![no_op(1, 1), entry(2, 1)]), Ok(()), 2),
         ("up to the first new command", append(1, 2, vec![no_op(3, 1), change, entry(5, 1)]), Ok(()), 4),
@@ -29,6 +30,8 @@ fn a_follower_with_a_low_disk_takes_everything_but_new_commands() {
         ("a new one of its own", append(1, 4, vec![no_op(5, 1)]), Ok(()), 5),
         ("none of a new term", of_term_2, Err(Reject::DiskFull), 5),
         ("none of an old term", append(1, 5, vec![entry(6, 1)]), Ok(()), 0),
+        ("none that the leader has committed", inherited(6), Err(Reject::DiskFull), 5),
+        ("those of an old term that a new leader has not committed", inherited(5), Ok(()), 6),
     ];
     for (what, message, result, acknowledged) in cases {
         assert_eq!(group.step(message), result, "{what}");
@@ -38,8 +41,8 @@ fn a_follower_with_a_low_disk_takes_everything_but_new_commands() {
             "{answers:?}"
         );
     }
-    assert_eq!((group.state().commit, group.last_index()), (3, 5), "the commit index of a cut append counts");
-    group.set_disk_low(false);
+    assert_eq!((group.state().commit, group.last_index()), (5, 6), "the commit index of a cut append counts");
+    group.set_disk_room(DiskRoom::Enough);
     group.deliver(Message { log_term: 1, ..append(2, 5, vec![entry(6, 2)]) });
     assert_eq!(group.last_index(), 6);
 }
@@ -47,7 +50,7 @@ fn a_follower_with_a_low_disk_takes_everything_but_new_commands() {
 #[test]
 fn a_leader_with_a_low_disk_hands_over_to_one_voter_after_another_with_longer_and_longer_waits() {
     let mut node = DrivenNode::leader(3);
-    node.group.set_disk_low(true);
+    node.group.set_disk_room(DiskRoom::Low);
     node.ticks(10);
     assert_eq!(
         (node.called(), &node.notices[..]),
@@ -69,7 +72,7 @@ fn a_leader_with_a_low_disk_hands_over_to_one_voter_after_another_with_longer_an
 fn leadership_stays_unless_a_quorum_has_room() {
     for peers_low in [[true, true], [true, false]] {
         let mut node = DrivenNode::leader(3);
-        node.group.set_disk_low(true);
+        node.group.set_disk_room(DiskRoom::Low);
         node.peers.iter_mut().zip(peers_low).for_each(|(peer, low)| peer.low = low);
         node.ticks(1_000);
         assert_eq!(
@@ -77,7 +80,7 @@ fn leadership_stays_unless_a_quorum_has_room() {
             (vec![], &[StallNotice::DiskStays][..]),
             "{peers_low:?}"
         );
-        node.group.set_disk_low(false);
+        node.group.set_disk_room(DiskRoom::Enough);
         node.ticks(1);
         assert_eq!(node.notices.last(), Some(&StallNotice::DiskRecovered));
         node.propose();
@@ -140,7 +143,7 @@ fn a_read_that_a_full_disk_keeps_from_being_served_says_so() {
         if leads {
             group.lead();
         }
-        group.set_disk_low(low);
+        group.set_disk_room(if low { DiskRoom::Low } else { DiskRoom::Enough });
         group.read(1);
         let answer = group.answer(MessageKind::HeartbeatResponse);
         for _ in 0..200 {
