@@ -145,6 +145,9 @@ pub struct Config {
     /// a low disk takes no commands, and hands its leaderships over to nodes with room. The disk has room again from 5/4 of that
     /// sum on.
     ///
+    /// Half of these bytes is also for commands that a new leader inherits and needs for its first commit: at most
+    /// `unapplied_bytes_max` of each group. Below the other half a node takes no command at all.
+    ///
     /// These bytes are for commands already accepted, and for the state machine: `2 x 16 MiB + groups x unapplied_bytes_max`
     /// covers the log alone. A smaller value is safe. A disk that fills up anyway delays writes until there is room.
     #[serde(with = "named::disk_low")]

@@ -49,7 +49,8 @@ impl DiskWatch {
         let thread = std::thread::Builder::new()
             .name("towline-disk".into())
             .spawn(move || looker.run(&woken, &stops))?;
-        Ok((Self { wake, stopped, look_every: disk_low / LOOKS_PER_DISK_LOW, unseen: 0 }, thread))
+        let look_every = if disk_low == 0 { u64::MAX } else { disk_low / LOOKS_PER_DISK_LOW };
+        Ok((Self { wake, stopped, look_every, unseen: 0 }, thread))
     }
 
     /// Counts bytes that the log writer wrote. Never waits.
