@@ -593,7 +593,7 @@ impl Shard {
         }
         running.apply.remove_group(group, running.generation);
         running.metrics.role(role);
-        running.metrics.waiting(if role == GroupRole::Quarantined { &[WaitKind::Down] } else { &[] });
+        running.metrics.waiting(&[WaitKind::Down]);
         contained(|| {
             running.state.send_modify(|state| {
                 state.role = Role::Down;

@@ -78,14 +78,16 @@ impl Flows {
         self.ticks = self.ticks.saturating_add(ticks);
     }
 
-    /// Forgets the windows of an earlier term.
-    pub(super) fn lead(&mut self, term: u64, prs: &mut ProgressTracker) {
-        if self.term != term {
+    /// Forgets the windows of an earlier term. `true`: the leader of `term` is new.
+    pub(super) fn lead(&mut self, term: u64, prs: &mut ProgressTracker) -> bool {
+        let is_new = self.term != term;
+        if is_new {
             self.term = term;
             self.peers.clear();
             let messages = self.allowed(None);
             prs.iter_mut().for_each(|(_, progress)| progress.ins.set_cap(messages));
         }
+        is_new
     }
 
     /// Records a message that raft sends. `false`: it must not leave. Raft repeats its probe at each heartbeat response,

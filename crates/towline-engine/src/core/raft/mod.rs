@@ -399,7 +399,10 @@ impl Replica {
         };
         if self.is_leader() {
             let raft = &mut self.raw.raft;
-            self.flows.lead(raft.term, raft.mut_prs());
+            if self.flows.lead(raft.term, raft.mut_prs()) {
+                // The answers tell a new leader whose disks are low.
+                raft.ping();
+            }
             for messages in [&mut parts.messages, &mut parts.messages_after_write] {
                 messages.retain_mut(|message| self.flows.send(message, raft.mut_prs(), is_low(message.to)));
             }

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::common::{DEADLINE, id, steady};
+use super::common::{DEADLINE, EmptyMachine, TestNode, id, steady};
 use super::fixture::{GROUPS_MAX, LeaderFixture};
 use crate::config::Config;
 use crate::errors::TransferLeaderError;
-use crate::node::SHUTDOWN_MARGIN;
+use crate::ids::GroupId;
+use crate::node::{SHUTDOWN_MARGIN, Start};
 use crate::status::Role;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,4 +50,18 @@ async fn a_leadership_transfer_that_raft_gives_up_fails_with_its_target() {
         tokio::time::timeout(DEADLINE, fixture.groups[0].transfer(target)).await.expect("an answer");
     assert_eq!(transfer, Err(TransferLeaderError::Timeout { target }));
     assert_eq!(fixture.groups[0].state().role, Role::Leader);
+}
+
+/// `explain` named a stopped group as down, and the metric showed that it waits for nothing.
+#[tokio::test]
+async fn the_metric_shows_a_stopped_group_as_down_until_it_starts_again() {
+    let test = TestNode::start(steady()).await;
+    let group = test.lead(1, EmptyMachine::default()).await;
+    let down = || test.counter("towline_group_waiting", "cause=\"down\"");
+    assert_eq!(down(), 0);
+    group.stop().await.unwrap();
+    assert_eq!(down(), 1);
+    let again = test.node.group(GroupId::new(1), EmptyMachine::default());
+    let _again = again.start(Start::Restart).await.unwrap();
+    assert_eq!(down(), 0);
 }

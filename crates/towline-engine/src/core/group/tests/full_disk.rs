@@ -135,6 +135,18 @@ fn a_leader_of_a_new_term_does_not_count_what_peers_said_in_the_term_before() {
     assert_eq!((group.state().role, group.settle().refused), (Role::Leader, vec![]));
 }
 
+/// It took commands for a heartbeat interval that a quorum without room then refused.
+#[test]
+fn a_new_leader_asks_at_once_whose_disks_are_low() {
+    let mut group = group(3);
+    group.campaign();
+    group.settle();
+    group.deliver(group.answer(MessageKind::RequestVoteResponse));
+    let sent = group.settle().messages;
+    let beats = sent.iter().filter(|message| message.kind == MessageKind::Heartbeat);
+    assert_eq!(beats.map(|message| message.to).collect::<Vec<_>>(), [id(2), id(3)]);
+}
+
 #[test]
 fn a_read_that_a_full_disk_keeps_from_being_served_says_so() {
     /// The error of a read. Node 2 answers the heartbeats of `leads`, and has no entry of its term.
