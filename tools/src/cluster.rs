@@ -272,7 +272,7 @@ impl Cluster {
     /// The sum of a counter over the series whose labels contain all of `labels`, each as `name=\"value\"`.
     pub(crate) async fn counter(&self, position: usize, name: &str, labels: &[&str]) -> Result<u64> {
         let node = self.nodes.get(position).ok_or("no such node")?;
-        Ok(sum(&String::from_utf8_lossy(&http_get(node.http, "/metrics").await?), name, labels))
+        Ok(sum(&String::from_utf8_lossy(&http_get(node.http, "/metrics", HTTP_TIMEOUT).await?), name, labels))
     }
 
     /// The page `/status` of a node.
@@ -315,7 +315,7 @@ impl Cluster {
         let started = Instant::now();
         loop {
             self.check_alive()?;
-            let seen = match self.digests().await {
+            let seen = match self.digests(deadline.saturating_sub(started.elapsed())).await {
                 Ok(digests) => match agreement(&digests) {
                     Some(agreement) => return Ok(agreement),
                     None => format!("{digests:?}"),
@@ -333,8 +333,9 @@ impl Cluster {
         }
     }
 
-    /// Applied index and digest of each node. A digest reads all data, so equal indexes at `/status` come first.
-    async fn digests(&self) -> Result<Vec<(u64, String)>> {
+    /// Applied index and digest of each node. A digest reads all data: it may take all the time that is `left`, and equal
+    /// indexes at `/status` come first.
+    async fn digests(&self, left: Duration) -> Result<Vec<(u64, String)>> {
         let mut applied = Vec::new();
         for position in 0..NODES {
             applied.push(self.status(position).await?.applied);
@@ -342,13 +343,10 @@ impl Cluster {
         if applied.windows(2).any(|pair| matches!(pair, [a, b] if a != b)) {
             return Err(format!("applied indexes {applied:?}").into());
         }
+        let all = self.nodes.iter().map(|node| tokio::spawn(digest(node.http, left.max(HTTP_TIMEOUT))));
         let mut digests = Vec::new();
-        for node in &self.nodes {
-            let value = http_json(node.http, "/digest").await?;
-            let applied =
-                value.get("applied").and_then(Value::as_u64).ok_or("/digest names no applied index")?;
-            let digest = value.get("digest").and_then(Value::as_str).ok_or("/digest has no digest")?;
-            digests.push((applied, digest.to_owned()));
+        for one in all.collect::<Vec<_>>() {
+            digests.push(one.await??);
         }
         Ok(digests)
     }
@@ -402,13 +400,21 @@ pub(crate) fn write_clock(file: &Path, seconds: &str) -> Result<()> {
 }
 
 pub(crate) async fn http_json(address: SocketAddr, path: &str) -> Result<Value> {
-    Ok(serde_json::from_slice(&http_get(address, path).await?)?)
+    Ok(serde_json::from_slice(&http_get(address, path, HTTP_TIMEOUT).await?)?)
 }
 
-async fn http_get(address: SocketAddr, path: &str) -> Result<Vec<u8>> {
-    let body = timeout(HTTP_TIMEOUT, http_body(address, path)).await;
+/// Applied index and digest of one node.
+async fn digest(address: SocketAddr, limit: Duration) -> Result<(u64, String)> {
+    let value: Value = serde_json::from_slice(&http_get(address, "/digest", limit).await?)?;
+    let applied = value.get("applied").and_then(Value::as_u64).ok_or("/digest names no applied index")?;
+    let digest = value.get("digest").and_then(Value::as_str).ok_or("/digest has no digest")?;
+    Ok((applied, digest.to_owned()))
+}
+
+async fn http_get(address: SocketAddr, path: &str, limit: Duration) -> Result<Vec<u8>> {
+    let body = timeout(limit, http_body(address, path)).await;
     let body =
-        body.map_err(|_| format!("http://{address}{path}: no answer in {} s", HTTP_TIMEOUT.as_secs()))?;
+        body.map_err(|_| format!("http://{address}{path}: no answer in {:.1} s", limit.as_secs_f64()))?;
     Ok(body.map_err(|error| format!("http://{address}{path}: {error}"))?)
 }
 

@@ -10,7 +10,8 @@ use crate::Result;
 use crate::cluster::{Agreement, Cluster};
 use crate::load::{self, Audit, Finished, Load};
 
-const CATCH_UP_DEADLINE: Duration = Duration::from_secs(60);
+/// The digest of a long run takes a part of it.
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(120);
 /// The interval of the progress bar.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 /// The interval of progress lines without a terminal.

@@ -11,6 +11,13 @@ pub(crate) enum Failure {
     Run(String),
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Usage(text) | Self::Run(text)) = self;
+        f.write_str(text)
+    }
+}
+
 impl Failure {
     pub(crate) fn run(what: impl std::fmt::Display, error: impl Error) -> Self {
         Self::Run(format!("{what}: {}", with_causes(&error)))

@@ -12,8 +12,9 @@ const ACCEPT_FAILURES: &str = "towline_kv_accept_failures_total";
 const HTTP_REFUSED: &str = "towline_kv_http_refused_total";
 const DESCRIPTOR_WAITS: &str = "towline_kv_descriptor_waits_total";
 const SPACE_WAITS: &str = "towline_kv_space_waits_total";
+const GROUP_STARTS: &str = "towline_kv_group_starts_total";
 
-const DESCRIPTIONS: [(&str, &str); 7] = [
+const DESCRIPTIONS: [(&str, &str); 8] = [
     (REDIS_REFUSED, "Redis connections refused because as many as `connections_max` are open."),
     (REDIS_WAITS, "Redis commands and replies that waited for memory of all connections, by bound."),
     (REDIS_CLOSED, "Redis connections closed at a deadline that depends on the client, by cause."),
@@ -26,6 +27,7 @@ const DESCRIPTIONS: [(&str, &str); 7] = [
         SPACE_WAITS,
         "Pauses of 20 ms in which the log or the store waited for room on the disk, by which of them.",
     ),
+    (GROUP_STARTS, "Attempts to start the group after a full disk took it out of service."),
     (ACCEPT_FAILURES, "Times that the system gave no connection of a client, by port."),
 ];
 
@@ -79,6 +81,11 @@ impl<'a> Gauges<'a> {
     /// Of the log, and of the store.
     pub(crate) fn space_waits(&self) -> [Counter; 2] {
         ["log", "store"].map(|part| self.counter(SPACE_WAITS, Some(("part", part))))
+    }
+
+    /// Attempts to start the group after a full disk.
+    pub(crate) fn group_starts(&self) -> Counter {
+        self.counter(GROUP_STARTS, None)
     }
 
     fn accept_failures(&self, port: &'static str) -> Counter {

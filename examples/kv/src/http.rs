@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towline::metrics::exporter::Exporter;
-use towline::{ClusterId, NodeId, PeerStatus, Role, Wait};
+use towline::{ClusterId, NodeId, PeerStatus, Role, Wait, WaitCause};
 
 use crate::accept::Acceptor;
 use crate::cli::PeerSpec;
@@ -120,7 +120,10 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
     let status = pages.replica.status().await;
     let (first, last, snapshot) =
         status.as_ref().map_or((0, 0, 0), |s| (s.first_index, s.last_index, s.snapshot_index));
-    let disk_low = status.as_ref().is_some_and(|status| status.disk_low);
+    let waits = pages.replica.explain().await;
+    let waits_for_room =
+        || waits.iter().any(|wait| wait.peer.is_none() && matches!(wait.cause, WaitCause::DiskFull { .. }));
+    let disk_low = status.as_ref().map_or_else(waits_for_room, |status| status.disk_low);
     let refusals = status.as_ref().map(|status| json!(status.refusals)).unwrap_or(json!([]));
     let peers = status.map(|status| status.peers).unwrap_or_default();
     let value = json!({
@@ -131,7 +134,7 @@ async fn status<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
         "disk_low": disk_low,
         "refusals": refusals,
         "peers": peers.iter().map(|peer| progress(peer, last, pages.tick)).collect::<Vec<_>>(),
-        "waits": pages.replica.explain().await.iter().map(wait).collect::<Vec<_>>(),
+        "waits": waits.iter().map(wait).collect::<Vec<_>>(),
         "members": pages.peers.iter().map(member).collect::<Vec<_>>(),
     });
     json(StatusCode::OK, &value)
@@ -175,10 +178,13 @@ async fn healthz<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
 
 async fn digest<R: Replica>(State(pages): State<Arc<Pages<R>>>) -> Response {
     let permit = DIGEST.acquire().await;
+    let Some(view) = pages.replica.local() else {
+        return json(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "the group does not run" }));
+    };
     let digest = move || {
         // The permit is held until the digest is done, even if the client disconnects.
         let _permit = permit;
-        pages.replica.local().digest()
+        view.digest()
     };
     match tokio::task::spawn_blocking(digest).await {
         Ok(Ok(digest)) => {

@@ -14,6 +14,7 @@ mod machine;
 mod redis;
 mod replica;
 mod serve;
+mod starter;
 mod stop;
 mod supervise;
 mod ticks;
@@ -41,13 +42,9 @@ fn main() -> ExitCode {
         // Reporting a failed write panics in the thread that logs. If the parent was killed, its pipe is gone.
         .log_internal_errors(false)
         .init();
-    let (code, text) = match run(cli.task) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Usage(text)) => (2, text),
-        Err(Failure::Run(text)) => (1, text),
-    };
-    eprintln!("error: {text}");
-    ExitCode::from(code)
+    let Err(failure) = run(cli.task) else { return ExitCode::SUCCESS };
+    eprintln!("error: {failure}");
+    ExitCode::from(if matches!(failure, Failure::Usage(_)) { 2 } else { 1 })
 }
 
 fn run(task: Task) -> Result<(), Failure> {

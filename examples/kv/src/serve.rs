@@ -1,5 +1,6 @@
 //! One node.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +10,17 @@ use tokio::sync::watch;
 use towline::engine::log_store::LogStore as _;
 use towline::engine::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
-use towline::{DataDir, GroupId, Node, NodeId, Start, StateMachine};
+use towline::{DataDir, GroupId, Node, NodeId, Start};
 
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::gauges::Gauges;
 use crate::http::{self, Pages};
-use crate::machine::{self, KvMachine, PACK_BYTES, StoreRoom};
+use crate::machine::{self, PACK_BYTES, StoreRoom};
 use crate::redis::{self, Member, Members, Shared};
 use crate::replica::GroupReplica;
+use crate::starter::GroupStarter;
 use crate::stop::{self, Hangup, Signals};
 use crate::{descriptors, ticks, transports};
 
@@ -66,30 +68,37 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         .await
         .map_err(|e| Failure::run(format!("cannot listen for HTTP at {}", args.http), e))?;
     let node = builder.start().await.map_err(|e| Failure::run("cannot start", e))?;
-    let start = how_to_start(&args, &node)?;
     let command_bytes_max = settings.engine.proposal_bytes_max.as_usize().saturating_sub(PACK_BYTES);
-    let machine = KvMachine::open(&args.data.join("kv"), &settings.store, &room)
-        .map_err(|e| Failure::run("cannot open the key-value store", e))?;
-    let view = machine.view();
-    let group = node.group(GroupId::DEFAULT, machine).start(start).await;
-    let replica = GroupReplica::new(group.map_err(|e| Failure::run("cannot start", e))?, view);
-
-    let (stopping, stopped) = watch::channel(false);
-    let ticks = tokio::spawn(ticks::run(replica.clone()));
-    let members = Members::new(args.id, args.peers.iter().map(member).collect());
-    let health = tokio::spawn(members.clone().watch(replica.clone()));
-    let shutdown_timeout = settings.kv.shutdown_timeout;
-    let shared = Shared::new(replica.clone(), members, settings.kv, command_bytes_max, counters);
-    let mut clients = tokio::spawn(redis::serve(redis, shared, stopped));
+    let replica = GroupReplica::new(args.id, room.clone());
     let pages = Pages {
-        replica,
+        replica: replica.clone(),
         exporter: exporter.clone(),
         node: args.id,
         cluster: args.cluster.clone(),
         peers: args.peers.clone(),
         tick: settings.engine.tick,
     };
+    // Before the group: its start may wait for room, and `/status` then says so.
     let mut pages = tokio::spawn(http::serve(web, pages, plan.http, gauges.http()));
+    let starter = GroupStarter {
+        node: &node,
+        args: &args,
+        store: args.data.join("kv"),
+        config: settings.store,
+        room,
+        replica: replica.clone(),
+        attempts: gauges.group_starts(),
+        has_run: Cell::new(false),
+    };
+    let group = starter.start().await?;
+
+    let (stopping, stopped) = watch::channel(false);
+    let ticks = tokio::spawn(ticks::run(replica.clone()));
+    let members = Members::new(args.id, args.peers.iter().map(member).collect());
+    let health = tokio::spawn(members.clone().watch(replica.clone()));
+    let shutdown_timeout = settings.kv.shutdown_timeout;
+    let shared = Shared::new(replica, members, settings.kv, command_bytes_max, counters);
+    let mut clients = tokio::spawn(redis::serve(redis, shared, stopped));
     let upkeep = tokio::spawn(upkeep(exporter));
     let waits = tokio::spawn(count_waits(log_waits, gauges.descriptor_waits(), gauges.space_waits()));
     signals.started();
@@ -111,6 +120,7 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
         }
         ended = &mut clients => Some(("the Redis port", format!("{ended:?}"))),
         ended = &mut pages => Some(("the HTTP port", format!("{ended:?}"))),
+        never = starter.run(group) => match never {},
     };
     tracing::info!(id = %args.id, "stopping");
     let _ = stopping.send(true);
@@ -198,7 +208,7 @@ fn check_peers(args: &Serve) -> Result<(), Failure> {
 }
 
 /// Restarts what the directory holds. An empty directory becomes a member only with `--bootstrap`.
-fn how_to_start(args: &Serve, node: &Node) -> Result<Start, Failure> {
+pub(crate) fn how_to_start(args: &Serve, node: &Node) -> Result<Start, Failure> {
     let stored = node.has_group(GroupId::DEFAULT).map_err(|e| Failure::run("cannot start", e))?;
     let members: Vec<_> = args.peers.iter().map(|p| (p.id, p.raft.clone())).collect();
     match (stored, args.bootstrap) {

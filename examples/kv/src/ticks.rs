@@ -22,7 +22,7 @@ pub(crate) async fn run<R: Replica>(replica: R) {
         if state.role != Role::Leader {
             continue;
         }
-        if let Some(command) = replica.local().tick(state.term)
+        if let Some(command) = replica.local().and_then(|view| view.tick(state.term))
             && let Ok(pending) = replica.submit(command)
         {
             let _ = pending.await; // the next tick carries a later time, so a lost one needs no retry

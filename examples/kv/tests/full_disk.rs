@@ -1,8 +1,10 @@
 //! Nodes whose disk is full. Each has a small file system in memory for its data. A test fills it by a lower limit of its size,
 //! and makes room by a higher one.
 
+use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, ELECTION_TIMEOUT, SETTINGS, alone, get, run, wait};
 
@@ -25,9 +27,9 @@ fn can_mount() -> bool {
     can
 }
 
-fn start(settings: &str) -> Cluster {
+fn start(nodes: usize, settings: &str) -> Cluster {
     Cluster::start_on_disks(
-        3,
+        nodes,
         &format!("{SETTINGS}disk_low = '96MiB'\nproposal_timeout = '2s'\nread_timeout = '2s'\n{settings}"),
         ROOM,
     )
@@ -39,6 +41,12 @@ fn set(client: &mut redis::Connection, key: &str, value: &[u8]) -> redis::RedisR
 
 fn is_disk_full(error: &redis::RedisError) -> bool {
     error.code() == Some("DISKFULL")
+}
+
+/// The own wait of a node for room, if its status names one.
+fn waits_for_room(status: &serde_json::Value) -> bool {
+    let own = |wait: &serde_json::Value| wait["cause"] == "disk_full" && wait["peer"].is_null();
+    status["disk_low"] == true && status["waits"].as_array().is_some_and(|waits| waits.iter().any(own))
 }
 
 fn status(cluster: &Cluster, at: usize) -> serde_json::Value {
@@ -83,7 +91,7 @@ fn three_equal_disks_that_fill_together_refuse_writes_serve_reads_and_go_on_once
     }
     let _alone = alone();
     // Small tables, so that compactions meet the full disk too.
-    let mut cluster = start("[store]\nmemtable_bytes = '4MiB'\n");
+    let mut cluster = start(3, "[store]\nmemtable_bytes = '4MiB'\n");
     let all = [0, 1, 2];
     cluster.write_somewhere(&all, "k", "before");
     all.iter().for_each(|at| cluster.resize(*at, 420 * MIB));
@@ -129,7 +137,7 @@ fn another_node_leads_while_only_the_disk_of_the_leader_is_full_and_that_node_fo
         return;
     }
     let _alone = alone();
-    let mut cluster = start("");
+    let mut cluster = start(3, "");
     let sick = cluster.leader();
     let others = cluster.others(sick);
     cluster.write_somewhere(&[sick], "k", "before");
@@ -169,7 +177,7 @@ fn a_quorum_goes_on_while_the_disk_of_a_follower_is_full_and_it_catches_up_after
         return;
     }
     let _alone = alone();
-    let mut cluster = start("");
+    let mut cluster = start(3, "");
     let leader = cluster.leader();
     let sick = cluster.others(leader)[0];
     cluster.write_somewhere(&[leader], "k", "before");
@@ -200,7 +208,7 @@ fn a_node_restarted_without_one_free_byte_serves_reads_says_why_it_waits_and_res
         return;
     }
     let _alone = alone();
-    let mut cluster = start("");
+    let mut cluster = start(3, "");
     let leader = cluster.leader();
     let sick = cluster.others(leader)[0];
     cluster.write_somewhere(&[leader], "k", "before");
@@ -212,11 +220,7 @@ fn a_node_restarted_without_one_free_byte_serves_reads_says_why_it_waits_and_res
     cluster.write_somewhere(&[leader], "k", "after");
     let mut client = cluster.ports[sick].client().unwrap();
     redis::cmd("READONLY").exec(&mut client).unwrap();
-    wait("the status says why", || {
-        let status = status(&cluster, sick);
-        let own = |wait: &serde_json::Value| wait["cause"] == "disk_full" && wait["peer"].is_null();
-        (status["disk_low"] == true && status["waits"].as_array()?.iter().any(own)).then_some(())
-    });
+    wait("the status says why", || waits_for_room(&status(&cluster, sick)).then_some(()));
     // It lacks the write, so its own read cannot be served. The leader serves.
     let error = get(&mut client, "k").unwrap_err();
     assert!(is_disk_full(&error), "{error}");
@@ -225,4 +229,86 @@ fn a_node_restarted_without_one_free_byte_serves_reads_says_why_it_waits_and_res
     cluster.assert_equal();
     assert_eq!(get(&mut client, "k").unwrap().as_deref(), Some("after"));
     assert_eq!(cluster.process(sick).ended(), None);
+}
+
+/// The store fails where the room ends in the middle of its write. Its group once stayed out of service until a restart.
+#[test]
+fn a_group_whose_store_failed_on_a_full_disk_says_so_and_starts_again_once_there_is_room() {
+    if !can_mount() {
+        return;
+    }
+    let _alone = alone();
+    // Small tables, so that the store writes all the time.
+    let mut cluster = start(1, "[store]\nmemtable_bytes = '4MiB'\n");
+    let stops = AtomicBool::new(false);
+    let acked = std::thread::scope(|scope| {
+        // Ends the writer also when this test fails.
+        let stopper = SetsAtDrop(&stops);
+        let writer = scope.spawn(|| write_until(&cluster, &stops));
+        wait("the failure of the store", || {
+            cluster.leave(0, 0);
+            let until = Instant::now() + OUTAGE;
+            while Instant::now() < until {
+                if status(&cluster, 0)["state"]["role"] == "down" {
+                    return Some(());
+                }
+            }
+            cluster.resize(0, ROOM);
+            std::thread::sleep(3 * OUTAGE); // not synchronisation: meanwhile the store writes again
+            None
+        });
+        drop(stopper);
+        writer.join().unwrap()
+    });
+    wait("the status says why", || waits_for_room(&status(&cluster, 0)).then_some(()));
+    let mut client = cluster.ports[0].client().unwrap();
+    for refused in [set(&mut client, "k", b"refused"), get(&mut client, "k").map(drop)] {
+        let error = refused.unwrap_err();
+        assert!(is_disk_full(&error), "{error}");
+    }
+    cluster.resize(0, ROOM);
+    let roomy = Instant::now();
+    wait("a write", || set(&mut client, "k", b"after").ok());
+    let took = roomy.elapsed();
+    assert!(took < Duration::from_secs(10), "the node serves again after {took:?}");
+    for (key, number) in acked {
+        let value: Vec<u8> = redis::cmd("GET").arg(&key).query(&mut client).unwrap();
+        // A later write may have happened, unacknowledged.
+        assert!(value[..8] >= number.to_be_bytes()[..], "write {number} of {key} is lost");
+    }
+    assert!(cluster.ports[0].counter("towline_kv_group_starts_total", &[]) > 0);
+    assert_eq!(cluster.process(0).ended(), None);
+}
+
+/// How long the disk is full while a test waits for a failure.
+const OUTAGE: Duration = Duration::from_millis(300);
+
+struct SetsAtDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetsAtDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Overwrites a few keys with large values that begin with a number. Returns the last acknowledged number of each key.
+fn write_until(cluster: &Cluster, stops: &AtomicBool) -> BTreeMap<String, u64> {
+    let (mut acked, mut client) = (BTreeMap::new(), None);
+    // Not compressible, so that each table is as large as its values.
+    let mut value: Vec<u8> =
+        (0..VALUE_BYTES as u64).map(|at| (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
+    for number in 0_u64.. {
+        if stops.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("key-{}", number % 16);
+        value[..8].copy_from_slice(&number.to_be_bytes());
+        client = client.or_else(|| cluster.ports[0].client());
+        match client.as_mut().map(|client| set(client, &key, &value)) {
+            Some(Ok(())) => drop(acked.insert(key, number)),
+            Some(Err(error)) if error.is_io_error() => client = None,
+            _ => {}
+        }
+    }
+    acked
 }

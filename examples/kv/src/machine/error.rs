@@ -1,5 +1,6 @@
 //! The errors of the store.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
@@ -27,13 +28,31 @@ pub(crate) enum StoreError {
     NoWriter(#[source] io::Error),
     #[error("the key-value store was closed while a write waited for room on the disk")]
     Closing,
+    #[error("the key-value store cannot be opened while its disk is full: {0}")]
+    FullDisk(String),
     #[error("the thread that writes to the key-value store panicked")]
     WriterPanicked,
     #[error(
         "the key-value store has stopped after a flush or compaction failed: its disk is full or one of its files is \
-         damaged (a line of fjall in the log names the file); make room or replace the disk, then restart the node"
+         damaged (a line of fjall in the log names the file); if the disk is full, make room: the group then starts again; \
+         otherwise replace the disk and restart the node"
     )]
     Stopped,
+}
+
+impl StoreError {
+    /// Whether a write found no room on the disk.
+    pub(super) fn is_full_disk(&self) -> bool {
+        let mut cause: Option<&(dyn Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+            if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+                return true;
+            }
+            cause = error.source();
+        }
+        matches!(self, Self::FullDisk(_))
+    }
 }
 
 impl From<StoreError> for Fatal {

@@ -45,6 +45,7 @@ enum OpenError {
 impl From<StoreError> for OpenError {
     fn from(error: StoreError) -> Self {
         let damaged = match &error {
+            error if error.is_full_disk() => false,
             StoreError::Fjall(error) => is_damage(error),
             StoreError::Codec(_) | StoreError::Corrupt(_) => true,
             _ => false,
@@ -84,6 +85,10 @@ pub(super) fn open(path: &Path, config: &StoreConfig, room: &StoreRoom) -> Resul
         Ok(Err(OpenError::Damaged(cause))) => cause,
         Err(_) => "opening it panicked".into(),
     };
+    if room.was_low() {
+        // Without room, a sound store fails in the same ways.
+        return Err(StoreError::FullDisk(cause));
+    }
     let aside = set_aside(path, &cause)?;
     tracing::error!(cause, aside = %aside.display(), "the key-value store is damaged and is built anew");
     open_sound(path, config, room).map_err(|failure| match failure {
@@ -141,7 +146,7 @@ fn open_sound(path: &Path, config: &StoreConfig, room: &StoreRoom) -> Result<Ope
     let meta = store.get(META_KEY)?.map_or(Ok(Meta::default()), |bytes| Meta::decode(&bytes))?;
     verify(&store, &meta)?;
     if let Some(next) = meta.generation.checked_add(1) {
-        snapshot::remove_from(&db, &store, &room, next)?;
+        snapshot::remove_from(&db, &store, &room.without_waits(), next)?;
     }
     // A killed process may have left a restored snapshot in the page cache. Removed keys must not come back.
     db.persist(PersistMode::SyncAll)?;

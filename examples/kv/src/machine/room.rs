@@ -25,27 +25,79 @@ pub(crate) fn space_waits() -> u64 {
     WAITS.load(Ordering::Relaxed)
 }
 
-/// Tells how many bytes of the disk the store may write.
+/// Tells how many bytes of the disk the store may write, and whether a store failed because they were too few.
 #[derive(Clone)]
 pub(crate) struct StoreRoom {
     /// `None`: not known, so nothing waits.
     free: Arc<dyn Fn() -> Option<u64> + Send + Sync>,
     closing: Arc<AtomicBool>,
+    /// False while the store is opened: a write without room then fails.
+    waits: bool,
+    found: Arc<Found>,
+}
+
+/// What the stores found since [`StoreRoom::forget`].
+#[derive(Default)]
+struct Found {
+    low: AtomicBool,
+    failed: AtomicBool,
 }
 
 impl StoreRoom {
     pub(crate) fn new(free: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
-        Self { free: Arc::new(free), closing: Arc::default() }
+        Self { free: Arc::new(free), closing: Arc::default(), waits: true, found: Arc::default() }
+    }
+
+    /// Whether a store may write `bytes` now.
+    pub(crate) fn has(&self, bytes: u64) -> bool {
+        self.too_few(bytes.saturating_add(MARGIN_BYTES)).is_none()
+    }
+
+    /// Forgets what earlier stores found.
+    pub(crate) fn forget(&self) {
+        self.found.low.store(false, Ordering::Relaxed);
+        self.found.failed.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a store has failed because the disk was full.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.found.failed.load(Ordering::Relaxed)
+    }
+
+    /// Notes an error that ends a store. Threads of fjall keep their errors to themselves, so the room decides there.
+    pub(super) fn note(&self, error: &StoreError) {
+        let hides_its_cause =
+            matches!(error, StoreError::Stopped | StoreError::Fjall(fjall::Error::Poisoned));
+        if error.is_full_disk() || hides_its_cause && self.was_low() {
+            self.found.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the disk is low, or any look found it low.
+    pub(super) fn was_low(&self) -> bool {
+        !self.has(0) || self.found.low.load(Ordering::Relaxed)
+    }
+
+    /// The free bytes, if they are fewer than `needed`.
+    fn too_few(&self, needed: u64) -> Option<u64> {
+        let free = (self.free)().filter(|free| *free < needed)?;
+        self.found.low.store(true, Ordering::Relaxed);
+        Some(free)
     }
 
     /// Waits until `bytes` and the margin of a write are free. `what` is for the log.
     ///
     /// # Errors
-    /// [`StoreError::Closing`] if the store is closed meanwhile.
+    /// [`StoreError::Closing`] if the store is closed meanwhile; [`StoreError::FullDisk`] while the store is opened.
     pub(super) fn wait(&self, bytes: u64, what: &'static str) -> Result<(), StoreError> {
         let needed = bytes.saturating_add(MARGIN_BYTES);
         let mut waits = false;
-        while let Some(free) = (self.free)().filter(|free| *free < needed) {
+        while let Some(free) = self.too_few(needed) {
+            if !self.waits {
+                return Err(StoreError::FullDisk(format!(
+                    "a {what} needs {needed} bytes, and {free} are free"
+                )));
+            }
             if self.closing.load(Ordering::Relaxed) {
                 return Err(StoreError::Closing);
             }
@@ -64,7 +116,12 @@ impl StoreRoom {
 
     /// The same room for one opened store.
     pub(super) fn for_store(&self) -> Self {
-        Self { free: Arc::clone(&self.free), closing: Arc::default() }
+        Self { closing: Arc::default(), ..self.clone() }
+    }
+
+    /// The same room, where nothing waits.
+    pub(super) fn without_waits(&self) -> Self {
+        Self { waits: false, ..self.clone() }
     }
 
     /// Its drop ends the waits of the store: fjall joins its threads.

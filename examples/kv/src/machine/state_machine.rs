@@ -53,7 +53,8 @@ impl KvMachine {
         room: &StoreRoom,
         clock: Clock,
     ) -> Result<Self, StoreError> {
-        let Opened { closer, room, db, store, meta } = opened::open(path, config, room)?;
+        let Opened { closer, room, db, store, meta } =
+            opened::open(path, config, room).inspect_err(|error| room.note(error))?;
         clock.observe(meta.clock_ms, meta.term);
         clock.applied(meta.term);
         let overlay = Arc::new(RwLock::new(Overlay::new(store.clone(), meta)));
@@ -131,6 +132,21 @@ impl KvMachine {
         Ok(())
     }
 
+    /// Notes an error that ends the store.
+    fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, Fatal> {
+        Ok(done.inspect_err(|error| self.room.note(error))?)
+    }
+
+    fn flush_all(&mut self) -> Result<LogId, StoreError> {
+        self.settle()?;
+        if self.durable != self.meta().applied() {
+            self.write_back.start()?;
+            self.replay_bytes = 0;
+            self.settle()?;
+        }
+        Ok(self.durable)
+    }
+
     /// Waits until the running write is done.
     fn settle(&mut self) -> Result<(), StoreError> {
         let written = self.write_back.wait()?;
@@ -181,17 +197,13 @@ impl StateMachine for KvMachine {
     }
 
     fn apply(&mut self, batch: ApplyBatch<'_>, replies: &mut Replies<Vec<Answer>>) -> Result<(), Fatal> {
-        Ok(self.apply_all(batch, replies)?)
+        let applied = self.apply_all(batch, replies);
+        self.noted(applied)
     }
 
     fn flush(&mut self) -> Result<LogId, Fatal> {
-        self.settle()?;
-        if self.durable != self.meta().applied() {
-            self.write_back.start()?;
-            self.replay_bytes = 0;
-            self.settle()?;
-        }
-        Ok(self.durable)
+        let flushed = self.flush_all();
+        self.noted(flushed)
     }
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, Fatal> {
@@ -199,6 +211,7 @@ impl StateMachine for KvMachine {
     }
 
     fn restore(&mut self, meta: &SnapshotMeta, body: &mut dyn io::Read) -> Result<(), Fatal> {
-        Ok(self.restore_from(meta.head.at, body)?)
+        let restored = self.restore_from(meta.head.at, body);
+        self.noted(restored)
     }
 }

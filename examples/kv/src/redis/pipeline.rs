@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
-use towline::{ReadError, Role};
+use towline::{GroupState, ReadError, Role};
 
 use crate::machine::View;
 use crate::replica::Replica;
@@ -242,7 +242,11 @@ impl<R: Replica> Pipeline<R> {
             [_, key, _, options @ ..] if spec.name == "set" => {
                 let answers_old = options.iter().any(|option| option.eq_ignore_ascii_case(b"get"));
                 // An estimate: another write may come first.
-                if answers_old { self.shared.replica.local().value_bytes(key) } else { 0 }
+                if answers_old {
+                    self.shared.replica.local().map_or(0, |view| view.value_bytes(key))
+                } else {
+                    0
+                }
             }
             _ => 0,
         };
@@ -290,7 +294,7 @@ impl<R: Replica> Pipeline<R> {
                 let state = replica.state();
                 Kind::Ready(match state.role {
                     Role::Leader => Reply::error("TRYAGAIN the leader is new, the write was not taken"),
-                    _ => members.moved(slot(&key), state.leader),
+                    _ => self.elsewhere(slot(&key), &state),
                 })
             }
             Ok(Some(Keyed::Read { key: Some(key), read })) => {
@@ -298,11 +302,20 @@ impl<R: Replica> Pipeline<R> {
                 if state.role == Role::Leader || self.session.reads_here {
                     Kind::Read(read)
                 } else {
-                    Kind::Ready(members.moved(slot(&key), state.leader))
+                    Kind::Ready(self.elsewhere(slot(&key), &state))
                 }
             }
             Ok(Some(Keyed::Read { key: None, read })) => Kind::Read(read),
             Ok(None) => Kind::Ready(self.session.command(spec, args, members, &replica.state())),
+        }
+    }
+
+    /// Sends a client to the leader. A node whose group does not run knows none.
+    fn elsewhere(&self, slot: u16, state: &GroupState) -> Reply {
+        let Shared { replica, members, .. } = &*self.shared;
+        match replica.refusal() {
+            Some(error) => members.write_error(&error, slot),
+            None => members.moved(slot, state.leader),
         }
     }
 

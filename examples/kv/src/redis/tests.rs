@@ -67,8 +67,8 @@ impl Replica for Fake {
         Some(self.view.local_ms())
     }
 
-    fn local(&self) -> &View {
-        &self.view
+    fn local(&self) -> Option<View> {
+        Some(self.view.clone())
     }
 
     fn state(&self) -> GroupState {

@@ -44,9 +44,27 @@ pub(super) fn write_layers(
 
 #[test]
 fn a_store_whose_compaction_failed_fails_the_machine_with_its_cause() {
+    stop_a_store(&roomy());
+}
+
+/// The threads do not tell their errors, and the machine may notice once there is room again.
+#[test]
+fn a_full_disk_is_the_cause_if_the_disk_was_low_before_the_store_stopped() {
+    let room = StoreRoom::new(|| Some(1 << 40));
+    stop_a_store(&room);
+    assert!(!room.has_failed());
+    assert!(!room.has(1 << 41));
+    stop_a_store(&room);
+    assert!(room.has_failed());
+    room.forget();
+    stop_a_store(&room);
+    assert!(!room.has_failed());
+}
+
+fn stop_a_store(room: &StoreRoom) {
     let dir = tempfile::tempdir().unwrap();
     let config = StoreConfig { memtable_bytes: ByteSize::kib(1), ..StoreConfig::default() };
-    let mut machine = KvMachine::open(&dir.path().join("kv"), &config, &roomy()).unwrap();
+    let mut machine = KvMachine::open(&dir.path().join("kv"), &config, room).unwrap();
     write_layers(&mut machine, 1..=2).unwrap();
     assert!(damage_tables(dir.path()) >= 2);
     let (done, failed) = channel();
