@@ -79,7 +79,7 @@ impl GroupReplica {
             term: 0,
             commit: 0,
             applied: 0,
-            down: Some("the group starts".into()),
+            down: None,
             refused: None,
         };
         let current = Arc::new(RwLock::new(absent(node, state)));
@@ -181,7 +181,7 @@ impl Replica for GroupReplica {
         };
         let cause = match self.room.has(0) {
             false => WaitCause::DiskFull { low: vec![self.node] },
-            true => WaitCause::Down { why: why.unwrap_or_default() },
+            true => WaitCause::Down { why: why.unwrap_or_else(|| "the group starts".into()) },
         };
         vec![Wait { peer: None, age, cause }]
     }
