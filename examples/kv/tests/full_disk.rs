@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::common::{Cluster, ELECTION_TIMEOUT, SETTINGS, alone, get, run, wait};
+use crate::common::{Cluster, ELECTION_TIMEOUT, SETTINGS, get, run, wait};
 
 const MIB: u64 = 1 << 20;
 /// Far more than a test writes.
@@ -81,7 +81,6 @@ fn three_equal_disks_that_fill_together_refuse_writes_serve_reads_and_go_on_once
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     // Small tables, so that compactions meet the full disk too.
     let mut cluster = start("[store]\nmemtable_bytes = '4MiB'\n");
     let all = [0, 1, 2];
@@ -128,7 +127,6 @@ fn another_node_leads_while_only_the_disk_of_the_leader_is_full_and_that_node_fo
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     let mut cluster = start("");
     let sick = cluster.leader();
     let others = cluster.others(sick);
@@ -168,7 +166,6 @@ fn a_quorum_goes_on_while_the_disk_of_a_follower_is_full_and_it_catches_up_after
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     let mut cluster = start("");
     let leader = cluster.leader();
     let sick = cluster.others(leader)[0];
@@ -199,7 +196,6 @@ fn a_node_restarted_without_one_free_byte_serves_reads_says_why_it_waits_and_res
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     let mut cluster = start("");
     let leader = cluster.leader();
     let sick = cluster.others(leader)[0];
