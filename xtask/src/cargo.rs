@@ -7,6 +7,11 @@ use serde_json::Value;
 
 use crate::Result;
 
+/// Has clippy compile the crates of this workspace, warnings denied. A call without it, or with other flags, would build them
+/// again.
+pub(crate) const LINTED: &[(&str, &str)] =
+    &[("RUSTC_WORKSPACE_WRAPPER", "clippy-driver"), ("CLIPPY_ARGS", "-Dwarnings")];
+
 /// Runs cargo with its output on ours.
 pub(crate) fn run(root: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     println!("$ cargo {}", arguments.join(" "));
@@ -23,10 +28,10 @@ pub(crate) fn captured(root: &Path, arguments: &[&str]) -> Result<String> {
     output(command(root, arguments), arguments)
 }
 
-/// Runs cargo with its standard error on ours, and returns its standard output.
+/// Runs cargo with [`LINTED`] and its standard error on ours, and returns its standard output.
 pub(crate) fn captured_stdout(root: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = command(root, arguments);
-    command.stderr(Stdio::inherit());
+    command.envs(LINTED.iter().copied()).stderr(Stdio::inherit());
     output(command, arguments)
 }
 

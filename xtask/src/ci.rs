@@ -1,7 +1,7 @@
-//! `cargo xtask ci`: timed steps, the fastest to fail first. Lints compile beside the tests.
+//! `cargo xtask ci`: timed steps, the fastest to fail first. Some compile beside the tests.
 //!
-//! The steps build two families of artifacts: check metadata for clippy and docs, and one debug build of everything. No
-//! step changes RUSTFLAGS, which would rebuild all dependencies.
+//! The steps build two families of artifacts: one debug build of everything, and check metadata of the libraries. Clippy
+//! compiles our crates in both. No step changes RUSTFLAGS, which would rebuild all dependencies.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -75,12 +75,12 @@ const STEPS: &[Step] = &[
         run: |root| passed(msrv::run(root)),
     },
     Step { name: "deny", what: "licenses, bans, sources, yanked versions, advisories", run: deny_step },
-    Step { name: "build", what: "everything builds, examples and benches too", run: build },
     Step {
-        name: "clippy",
-        what: "warnings denied: workspace, then the libraries as consumers have them",
-        run: clippy,
+        name: "build",
+        what: "everything builds under clippy, examples and benches too, warnings denied",
+        run: build,
     },
+    Step { name: "clippy", what: "the libraries as consumers have them, warnings denied", run: clippy },
     Step { name: "doc", what: "documentation builds, warnings denied", run: doc },
     Step { name: "package", what: "each library crate packs", run: package },
     Step { name: "hello", what: "examples/hello runs", run: hello },
@@ -289,13 +289,9 @@ fn deny_step(root: &Path) -> Result<Outcome> {
     })
 }
 
-/// The workspace first: this run reads every target, tests included. Then the libraries as a consumer has them: features
-/// unify across a workspace and hide a missing one. `--lib` keeps dev-dependencies out for that reason.
+/// The libraries as a consumer has them: features unify across a workspace and hide a missing one. `--lib` keeps
+/// dev-dependencies out for that reason. The build step lints the workspace.
 fn clippy(root: &Path) -> Result<Outcome> {
-    let lint = |arguments: &[&str]| {
-        cargo::run(root, &[&["clippy", "--locked"], arguments, &["--", "-D", "warnings"]].concat(), &[])
-    };
-    lint(&["--workspace", "--all-targets"])?;
     for &(libraries, features) in CONSUMERS {
         let together = named(libraries);
         if libraries.len() > 1 {
@@ -307,7 +303,11 @@ fn clippy(root: &Path) -> Result<Outcome> {
                 }
             }
         }
-        lint(&[&together[..], &["--lib"], features].concat())?;
+        cargo::run(
+            root,
+            &[&["check", "--locked", "--lib"], &together[..], features].concat(),
+            cargo::LINTED,
+        )?;
     }
     Ok(Outcome::Passed)
 }
@@ -317,10 +317,18 @@ fn named<'a>(libraries: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The packages of a dependency tree, each with its features.
-fn with_features(root: &Path, packages: &[&str], features: &[&str]) -> Result<BTreeSet<String>> {
+fn with_features(root: &Path, packages: &[&str], features: &[&str]) -> Result<BTreeSet<Vec<String>>> {
     let shape = ["tree", "--locked", "-e", "normal", "--prefix", "none", "-f", "{p} {f}"];
     let tree = cargo::captured(root, &[&shape[..], packages, features].concat())?;
-    Ok(tree.lines().map(|line| line.trim_end_matches("(*)").trim_end().to_owned()).collect())
+    // `default` only enables others, which have their own names.
+    let words = |line: &str| {
+        line.trim_end_matches("(*)")
+            .split([' ', ','])
+            .map(str::to_owned)
+            .filter(|word| word != "default")
+            .collect()
+    };
+    Ok(tree.lines().map(words).collect())
 }
 
 fn doc(root: &Path) -> Result<Outcome> {
@@ -330,7 +338,7 @@ fn doc(root: &Path) -> Result<Outcome> {
     }
     // As docs.rs does it; the flags of rustdoc do not touch what the compiler built.
     arguments.push("--all-features");
-    passed(cargo::run(root, &arguments, &[("RUSTDOCFLAGS", "-D warnings")]))
+    passed(cargo::run(root, &arguments, &[cargo::LINTED, &[("RUSTDOCFLAGS", "-D warnings")]].concat()))
 }
 
 /// One call for all libraries: cargo then resolves their versions among themselves.
@@ -345,7 +353,7 @@ fn package(root: &Path) -> Result<Outcome> {
 /// `--all-targets` resolves the same features as the tests, so finding them rebuilds nothing. The test step must find them
 /// here: later the lints hold cargo's lock.
 fn build(root: &Path) -> Result<Outcome> {
-    cargo::run(root, &["build", "--locked", "--workspace", "--all-targets"], &[])?;
+    cargo::run(root, &["build", "--locked", "--workspace", "--all-targets"], cargo::LINTED)?;
     passed(suites::find(root).map(|_| ()))
 }
 

@@ -20,18 +20,23 @@ pub(crate) const UNPUBLISHED: &[&str] =
 /// What consumers can pick: libraries, feature arguments. Libraries share a run only if each gets the features of its direct
 /// dependencies that it gets alone, or the run would hide a feature that its manifest lacks. Clippy verifies that.
 pub(crate) const CONSUMERS: &[(&[&str], &[&str])] = &[
-    (&["towline-metrics", "towline-wire", "towline-tls", "towline-storage", "towline-quic"], &[]),
+    (
+        &[
+            "towline-metrics",
+            "towline-wire",
+            "towline-tls",
+            "towline-storage",
+            "towline-grpc",
+            "towline-quic",
+        ],
+        &[],
+    ),
     (&["towline-engine"], &["--no-default-features"]),
     (&["towline-engine"], &["--no-default-features", "--features", "core"]),
-    (&["towline-engine"], &[]),
-    (&["towline-engine"], &["--features", "prometheus"]),
-    (&["towline-metrics"], &["--features", "prometheus"]),
-    (&["towline-tls"], &["--features", "dev-certs"]),
-    (&["towline-storage"], &["--features", "faults"]),
-    (&["towline-grpc"], &[]),
-    (&["towline-testkit", "towline"], &[]),
+    (&["towline-engine", "towline-testkit", "towline"], &[]),
+    (&["towline-metrics", "towline-tls", "towline-storage"], &["--all-features"]),
     (&["towline"], &["--no-default-features"]),
-    (&["towline"], &["--all-features"]),
+    (&["towline-engine", "towline"], &["--all-features"]),
 ];
 
 #[cfg(test)]

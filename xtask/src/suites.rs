@@ -19,8 +19,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Programs that start first because they take longest: package, target.
 const FIRST: &[(&str, &str)] = &[("towline-kv", "main"), ("towline-testkit", "main")];
 
-/// The program whose tests mostly wait and do not measure: package, target, tests at the same time.
-const WAITS: (&str, &str, &str) = ("towline-testkit", "main", "4");
+/// The programs of [`FIRST`] mostly wait, so they run this many tests at the same time.
+const TESTS_AT_A_TIME: &str = "4";
 
 /// Programs that measure speed or time. They run one at a time at the end.
 const ALONE: &[(&str, &str)] = &[("towline-testkit", "transport_throughput"), ("towline-engine", "main")];
@@ -50,9 +50,8 @@ impl Binary {
     fn job(&self) -> Job {
         let mut command = Command::new(&self.executable);
         command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
-        let (package, target, threads) = WAITS;
-        if self.rank(&[(package, target)]).is_some() {
-            command.args(["--test-threads", threads]);
+        if self.rank(FIRST).is_some() {
+            command.args(["--test-threads", TESTS_AT_A_TIME]);
         }
         Job { title: self.title(), command }
     }
@@ -132,7 +131,8 @@ pub(crate) fn find(root: &Path) -> Result<&'static [Binary]> {
 /// Runs all tests but those of [`ALONE`].
 pub(crate) fn run(root: &Path) -> Result<()> {
     let binaries: Vec<&Binary> = find(root)?.iter().filter(|binary| binary.rank(ALONE).is_none()).collect();
-    let doctests = cargo::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
+    let mut doctests = cargo::command(root, &["test", "--locked", "--workspace", "--doc", "--no-fail-fast"]);
+    doctests.envs(cargo::LINTED.iter().copied());
     let doctests = Job { title: "doctests".to_owned(), command: doctests };
     let jobs = binaries.iter().map(|binary| binary.job()).chain([doctests]).collect();
     let again = |failure: &Failure| {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, ELECTION_TIMEOUT, Ports, alone, get, wait};
+use crate::common::{Cluster, ELECTION_TIMEOUT, Ports, get, wait};
 use redis::{Connection, RedisResult, Value};
 
 /// Whether a write that got this error may have happened.
@@ -31,7 +31,6 @@ fn command<T: redis::FromRedisValue>(client: &mut Connection, words: &str) -> Re
 
 #[test]
 fn the_leader_serves_clients_and_followers_send_them_to_it() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let leader = cluster.leader();
     let mut client = cluster.client();
@@ -136,7 +135,6 @@ fn writer(name: usize, ports: Vec<Ports>, stop: Arc<AtomicBool>) -> JoinHandle<O
 
 #[test]
 fn killing_the_leader_loses_no_acknowledged_write() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let leader = cluster.leader();
     let stop = Arc::new(AtomicBool::new(false));
@@ -174,7 +172,6 @@ fn killing_the_leader_loses_no_acknowledged_write() {
 
 #[test]
 fn without_a_majority_no_write_is_acknowledged() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let leader = cluster.leader();
     let mut client = cluster.client();
@@ -215,7 +212,6 @@ fn without_a_majority_no_write_is_acknowledged() {
 fn sigterm_hands_over_and_ends_with_success() {
     // Before any election timeout: the next leader got the leadership from the old one.
     const SOON: Duration = Duration::from_millis(2_500);
-    let _alone = alone();
     let mut cluster =
         Cluster::start_with(3, "[engine]\nelection_timeout_min = '3s'\nelection_timeout_max = '4s'\n");
     let leader = cluster.leader();
@@ -237,7 +233,6 @@ fn sigterm_hands_over_and_ends_with_success() {
 
 #[test]
 fn a_paused_leader_serves_no_stale_value() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let old = cluster.leader();
     set(&mut cluster.client(), "k", "v1").unwrap();
@@ -276,7 +271,6 @@ fn metric_names(scrape: &str) -> BTreeSet<String> {
 /// Compares a scrape with the table in docs/operations.md.
 #[test]
 fn a_scrape_shows_exactly_the_documented_metrics() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let mut client = cluster.client();
     set(&mut client, "k", "v").unwrap();

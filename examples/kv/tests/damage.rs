@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::common::{Cluster, Process, alone, wait};
+use crate::common::{Cluster, Process, wait};
 
 const KEYS: u64 = 200;
 
@@ -45,7 +45,6 @@ fn table(data: &Path) -> PathBuf {
 
 #[test]
 fn a_follower_with_a_damaged_table_rebuilds_its_state() {
-    let _alone = alone();
     let (mut cluster, follower) = with_stopped_follower();
     let data = cluster.data(follower);
     let table = File::options().write(true).open(table(&data)).unwrap();
@@ -72,7 +71,6 @@ fn assert_refused(cluster: &Cluster, at: usize, words: &[&str]) {
 /// The peers let the node in, so it could vote twice.
 #[test]
 fn a_node_whose_log_was_lost_is_refused_until_it_is_back() {
-    let _alone = alone();
     let (mut cluster, follower) = with_stopped_follower();
     let (data, away) = (cluster.data(follower), cluster.dir.path().join("log-away"));
     fs::rename(data.join("log"), &away).unwrap();
@@ -92,7 +90,6 @@ fn a_node_whose_log_was_lost_is_refused_until_it_is_back() {
 /// T8: the node stayed in `probe` for ever and held elections. The only line said that an interrupted write was cut off.
 #[test]
 fn a_node_whose_log_lost_synced_entries_is_found_by_the_leader_and_never_starts_again() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let leader = cluster.leader();
     let follower = cluster.others(leader)[0];

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, alone, get, wait};
+use crate::common::{Cluster, get, wait};
 
 /// The time from `since` until a read at the leader does not find the key.
 fn gone_after(cluster: &mut Cluster, key: &str, since: Instant) -> Duration {
@@ -20,7 +20,6 @@ fn set(client: &mut redis::Connection, key: &str, ttl: Duration) {
 /// Expired keys stayed, and counted, until the next write.
 #[test]
 fn keys_expire_on_every_node_without_writes() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let mut client = cluster.client();
     let ttl = Duration::from_millis(400);
@@ -41,7 +40,6 @@ fn keys_expire_on_every_node_without_writes() {
 /// The time goes on from the log: no key expires early, and none stays for ever.
 #[test]
 fn expiry_goes_on_at_a_new_leader_and_after_a_restart_of_all_nodes() {
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let leader = cluster.leader();
     let (short, long) = (Duration::from_secs(5), Duration::from_secs(3_600));

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, ELECTION_TIMEOUT, SETTINGS, alone, get, run, wait};
+use crate::common::{Cluster, ELECTION_TIMEOUT, SETTINGS, get, run, wait};
 
 const MIB: u64 = 1 << 20;
 /// Far more than a test writes.
@@ -89,7 +89,6 @@ fn three_equal_disks_that_fill_together_refuse_writes_serve_reads_and_go_on_once
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     // Small tables, so that compactions meet the full disk too.
     let mut cluster = start(3, "[store]\nmemtable_bytes = '4MiB'\n");
     let all = [0, 1, 2];
@@ -136,7 +135,6 @@ fn another_node_leads_while_only_the_disk_of_the_leader_is_full_and_that_node_fo
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     let mut cluster = start(3, "");
     let sick = cluster.leader();
     let others = cluster.others(sick);
@@ -176,7 +174,6 @@ fn a_quorum_goes_on_while_the_disk_of_a_follower_is_full_and_it_catches_up_after
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     let mut cluster = start(3, "");
     let leader = cluster.leader();
     let sick = cluster.others(leader)[0];
@@ -207,7 +204,6 @@ fn a_node_restarted_without_one_free_byte_serves_reads_says_why_it_waits_and_res
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     let mut cluster = start(3, "");
     let leader = cluster.leader();
     let sick = cluster.others(leader)[0];
@@ -237,7 +233,6 @@ fn a_group_whose_store_failed_on_a_full_disk_says_so_and_starts_again_once_there
     if !can_mount() {
         return;
     }
-    let _alone = alone();
     // Small tables, so that the store writes all the time.
     let mut cluster = start(1, "[store]\nmemtable_bytes = '4MiB'\n");
     let stops = AtomicBool::new(false);

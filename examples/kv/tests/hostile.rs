@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::common::{Cluster, DEADLINE, Ports, alone, settings, wait};
+use crate::common::{Cluster, DEADLINE, Ports, settings, wait};
 
 fn command(args: &[&str]) -> Vec<u8> {
     let mut out = format!("*{}\r\n", args.len()).into_bytes();
@@ -77,7 +77,6 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 /// further answer, and the server did not notice its end.
 #[test]
 fn a_reply_larger_than_the_socket_buffer_is_followed_by_the_next() {
-    let _alone = alone();
     let cluster = Cluster::start(1);
     set(&cluster.ports[0], "v", 900_000);
     for times in [2, 2, 3, 8] {
@@ -104,7 +103,6 @@ fn a_reply_larger_than_the_socket_buffer_is_followed_by_the_next() {
 
 #[test]
 fn a_disconnected_client_frees_its_connection_in_every_state() {
-    let _alone = alone();
     let cluster = Cluster::start_with(1, &settings("connections_max = 4"));
     let ports = cluster.ports[0];
     set(&ports, "v", 900_000);
@@ -149,7 +147,6 @@ fn a_disconnected_client_frees_its_connection_in_every_state() {
 #[test]
 fn long_replies_of_many_clients_take_bounded_memory_and_arrive_whole() {
     const NAMES: usize = 20_000;
-    let _alone = alone();
     // A small memtable: values leave memory soon, and reads from the store are copies.
     let settings = settings("reply_bytes_max = '64MiB'\n[store]\nmemtable_bytes = '64KiB'");
     let mut cluster = Cluster::start_with(1, &settings);
@@ -190,7 +187,6 @@ fn long_replies_of_many_clients_take_bounded_memory_and_arrive_whole() {
 
 #[test]
 fn stalled_clients_are_closed_at_a_deadline_and_counted() {
-    let _alone = alone();
     let timeouts = "command_timeout = '1s'\nwrite_timeout = '1s'\nreply_timeout = '4s'";
     let cluster = Cluster::start_with(1, &settings(timeouts));
     let ports = cluster.ports[0];
@@ -239,7 +235,6 @@ fn patient(more: &str) -> String {
 /// A client that did not read its reply kept the values until the reply timeout, and others waited for room.
 #[test]
 fn a_client_that_does_not_read_loses_the_kept_values_that_another_waits_for() {
-    let _alone = alone();
     // Half of the pool is for kept values: room for 18.
     let cluster = Cluster::start_with(1, &patient("reply_bytes_max = '32MiB'"));
     let ports = cluster.ports[0];
@@ -262,7 +257,6 @@ fn a_client_that_does_not_read_loses_the_kept_values_that_another_waits_for() {
 /// write timeout.
 #[test]
 fn a_client_that_does_not_read_loses_the_long_command_that_another_waits_for() {
-    let _alone = alone();
     let cluster = Cluster::start_with(1, &patient("long_commands_max = 2"));
     let ports = cluster.ports[0];
     set(&ports, "v", 900_000);
@@ -287,7 +281,6 @@ fn a_client_that_does_not_read_loses_the_long_command_that_another_waits_for() {
 /// Each refused client wrote one line to the log.
 #[test]
 fn refused_clients_do_not_fill_the_log() {
-    let _alone = alone();
     let started = Instant::now();
     let mut cluster = Cluster::start_with(1, &settings("connections_max = 1"));
     let ports = cluster.ports[0];

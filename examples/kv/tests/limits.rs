@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use crate::common::{Cluster, DEADLINE, Ports, Process, SoloNode, after, alone, wait};
+use crate::common::{Cluster, DEADLINE, Ports, Process, SoloNode, after, wait};
 
 /// Values that fill a log file of 64 MiB, and two layers of the store.
 const VALUES: usize = 90;
@@ -55,7 +55,6 @@ fn assert_healthy(process: &Process) {
 /// 983 idle clients took all descriptors of one leader after the other. Each could not open its next log file and stopped.
 #[test]
 fn idle_clients_take_no_descriptors_from_log_and_store() {
-    let _alone = alone();
     raise_own_limit();
     let mut cluster = Cluster::start_with_descriptors(3, 256);
     cluster.leader();
@@ -80,7 +79,6 @@ fn idle_clients_take_no_descriptors_from_log_and_store() {
 #[test]
 fn a_store_without_descriptors_waits() {
     use rustix::process::{Pid, Resource, Rlimit, prlimit};
-    let _alone = alone();
     raise_own_limit();
     let node = SoloNode::new();
     let mut process = node.lead(&mut node.bootstrap());
@@ -122,7 +120,6 @@ fn a_store_without_descriptors_waits() {
 
 #[test]
 fn the_soft_limit_of_descriptors_is_raised() {
-    let _alone = alone();
     let node = SoloNode::new();
     let process = node.lead(&mut after("ulimit -S -n 64", &node.bootstrap()));
     assert!(process.log().contains("file descriptors are divided"), "{}", process.log());
@@ -142,7 +139,6 @@ fn raise_own_limit() {
 /// SIGHUP ended a node that had no certificates to read again.
 #[test]
 fn signals_without_a_meaning_are_logged_and_ignored() {
-    let _alone = alone();
     let node = SoloNode::new();
     let mut process = node.lead(&mut node.bootstrap());
     for name in ["HUP", "USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "XFSZ", "STKFLT", "34", "64"] {
@@ -164,7 +160,6 @@ fn signals_without_a_meaning_are_logged_and_ignored() {
 
 #[test]
 fn a_signal_during_the_start_ends_the_node_and_the_next_start_works() {
-    let _alone = alone();
     let mut early = 0;
     for (number, name) in ["TERM", "INT"].into_iter().cycle().take(10).enumerate() {
         let node = SoloNode::new();
@@ -182,7 +177,6 @@ fn a_signal_during_the_start_ends_the_node_and_the_next_start_works() {
 
 #[test]
 fn a_second_interrupt_ends_a_hanging_stop() {
-    let _alone = alone();
     // Long election timeouts: a leader without a majority steps down after one, and then its stop ends.
     let settings = "[engine]\nelection_timeout_min = '8s'\nelection_timeout_max = '10s'\n[kv]\nshutdown_timeout = '10m'\n";
     for (first, second) in [("TERM", "INT"), ("INT", "INT")] {
@@ -210,7 +204,6 @@ fn a_second_interrupt_ends_a_hanging_stop() {
 
 #[test]
 fn stalled_http_clients_keep_no_other_client_out() {
-    let _alone = alone();
     let node = SoloNode::new();
     let _process = node.lead(&mut node.with_settings("[kv]\nhttp_connections_max = 4\n"));
     let mut slow = hoard(node.ports.http, 8);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::common::{Cluster, SETTINGS, alone, wait};
+use crate::common::{Cluster, SETTINGS, wait};
 use serde_json::Value;
 
 /// Bytes of a value, and the number of values that the follower misses.
@@ -118,7 +118,6 @@ fn number(attempt: &Value) -> u64 {
 
 #[test]
 fn a_follower_gets_every_key_and_both_sides_count_the_same_bytes() {
-    let _alone = alone();
     let mut rescue = Rescue::begin(Cluster::start_with(3, &settings()));
     let midway = rescue.attempt_after(0, 1);
     // What `/status` shows during the transfer.
@@ -187,19 +186,16 @@ fn resumes_after_the_death_of_the_receiver(cluster: Cluster) {
 
 #[test]
 fn a_transfer_resumes_after_its_receiver_was_killed() {
-    let _alone = alone();
     resumes_after_the_death_of_the_receiver(Cluster::start_with(3, &settings()));
 }
 
 #[test]
 fn a_transfer_over_quic_resumes_after_its_receiver_was_killed() {
-    let _alone = alone();
     resumes_after_the_death_of_the_receiver(Cluster::secure(&["quic"; 3], &settings()));
 }
 
 #[test]
 fn a_transfer_to_a_paused_receiver_fails_in_time_and_is_tried_again() {
-    let _alone = alone();
     let mut rescue = Rescue::begin(Cluster::start_with(3, &settings()));
     let midway = rescue.attempt_after(0, 1);
     let (follower, cut) = (rescue.follower, number(&midway["attempt"]));
@@ -217,7 +213,6 @@ fn a_transfer_to_a_paused_receiver_fails_in_time_and_is_tried_again() {
 
 #[test]
 fn a_new_leader_sends_the_snapshot_when_the_old_one_dies() {
-    let _alone = alone();
     let mut rescue = Rescue::begin(Cluster::start_with(3, &settings()));
     rescue.attempt_after(0, 1);
     let dead = rescue.leader;

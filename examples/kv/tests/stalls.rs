@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
-use crate::common::{Cluster, ELECTION_TIMEOUT, Process, alone, run, wait};
+use crate::common::{Cluster, ELECTION_TIMEOUT, Process, run, wait};
 
 /// `strace` delays each sync of one thread, by far longer than the test lasts. Its end ends the delay.
 struct Hang(#[allow(dead_code)] Process);
@@ -47,7 +47,6 @@ fn another_node_leads_while_the_disk_of_the_leader_hangs_and_the_sick_node_follo
     if !can_trace() {
         return;
     }
-    let _alone = alone();
     let mut cluster = Cluster::start(3);
     let sick = cluster.leader();
     let others = cluster.others(sick);

@@ -1,6 +1,6 @@
 //! `towline-kv cluster`: the supervisor and its child processes.
 
-use crate::common::{Ports, Process, after, alone, free_ports, is_alive, program, signal, wait};
+use crate::common::{Ports, Process, after, free_ports, is_alive, program, signal, wait};
 
 /// A supervisor and its children. All end with the test.
 struct Supervised {
@@ -56,7 +56,6 @@ impl Drop for Supervised {
 
 #[test]
 fn one_command_runs_a_cluster_over_quic_until_an_interrupt() {
-    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     Supervised::start_after("true", "quic", &dir).stop("INT");
 }
@@ -65,7 +64,6 @@ fn one_command_runs_a_cluster_over_quic_until_an_interrupt() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_supervisor_stops_at_a_hangup_unless_it_was_started_with_hangups_ignored() {
-    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     // The test process may itself ignore hangups.
     let default = "exec env --default-signal=HUP \"$0\" \"$@\"; true";
@@ -84,7 +82,6 @@ fn the_supervisor_stops_at_a_hangup_unless_it_was_started_with_hangups_ignored()
 
 #[test]
 fn the_supervisor_stops_all_nodes_when_one_died() {
-    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let mut supervised = Supervised::start(&dir);
     signal(supervised.children[1], "KILL");
@@ -97,7 +94,6 @@ fn the_supervisor_stops_all_nodes_when_one_died() {
 /// Then no destructor and no signal handler of the supervisor runs.
 #[test]
 fn the_children_end_when_the_supervisor_is_killed() {
-    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let mut supervised = Supervised::start(&dir);
     supervised.process.signal("KILL");

@@ -2,11 +2,10 @@
 
 use std::fs;
 
-use crate::common::{Cluster, Ports, SETTINGS, alone, program, run, wait};
+use crate::common::{Cluster, Ports, SETTINGS, program, run, wait};
 
 #[test]
 fn a_cluster_over_quic_survives_its_leader() {
-    let _alone = alone();
     let mut cluster = Cluster::secure(&["quic"; 3], SETTINGS);
     let leader = cluster.leader();
     cluster.write_somewhere(&[leader], "before", "1");
@@ -21,7 +20,6 @@ fn a_cluster_over_quic_survives_its_leader() {
 
 #[test]
 fn a_hangup_reloads_the_certificates() {
-    let _alone = alone();
     let mut cluster = Cluster::secure(&["quic"], SETTINGS);
     cluster.process(0).signal("HUP");
     wait("a reload", || cluster.process(0).log().contains("certificates reloaded").then_some(()));
@@ -59,7 +57,6 @@ fn wrong_transports_and_certificates_are_refused_with_a_remedy() {
 fn followers_over_both_transports_get_snapshots() {
     const SCHEMES: [&str; 3] = ["quic", "grpc", "quic"];
     const OVER_GRPC: usize = 1;
-    let _alone = alone();
     // The log keeps less than a stopped follower misses.
     let settings = format!("{SETTINGS}snapshot_entries = 50\nsnapshot_trailing_entries = 5\n");
     let mut cluster = Cluster::secure(&SCHEMES, &settings);
