@@ -2,14 +2,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Duration;
 
-use towline_engine::ids::GroupId;
-use towline_engine::snapshot_store::{
-    BodyRead, ContentHasher, SnapshotMeta, SnapshotStore, SnapshotStoreError, Trailer,
-};
-use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotFault, SnapshotOp};
+use crate::common::*;
 use towline_testkit::suites::snapshot_store::head;
 
 const GROUP: GroupId = GroupId::DEFAULT;
