@@ -200,7 +200,7 @@ async fn the_two_lines_of_a_transfer_distinguish_lost_bytes_from_wrong_content()
     // Every byte arrives, and the digest does not match.
     let mut corrupt = wired().await;
     let length = corrupt.latest(corrupt.leader).length;
-    let damage = move |store: &FaultySnapshots| store.fail_write_at(length / 2, SnapshotFault::Corrupt);
+    let damage = move |store: &FaultySnapshots| store.flip_at(length / 2);
     corrupt.store_from_start(corrupt.behind, damage);
     let (sent, received) = first_attempt(&mut corrupt, &lines).await;
     assert_eq!(verdict(&sent, &received), Verdict::WrongContent, "{sent:?}\n{received:?}");
@@ -293,7 +293,7 @@ async fn the_line_of_a_failed_transfer_has_the_error_of_the_system() {
 
     lines.lines.lock().unwrap().clear();
     let mut unread = LaggingCluster::new(config()).await;
-    unread.store(unread.leader).fail_next(SnapshotOp::Open, SnapshotFault::Eio);
+    unread.store(unread.leader).fail_open();
     unread.cluster.restart(unread.behind).await;
     lines.ended_for("sent", "failed", "Input/output error").await;
 }

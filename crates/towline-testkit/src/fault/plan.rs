@@ -53,8 +53,6 @@ pub struct SnapshotFaults {
     pub corrupt_chunk: Option<u64>,
     /// This chunk, or the end behind the last chunk, waits until the fault is cleared.
     pub stall_at_chunk: Option<u64>,
-    /// Each chunk takes longer by this time.
-    pub delay: Duration,
     /// The transfer breaks after its last chunk.
     pub drop_trailer: bool,
 }
