@@ -59,7 +59,8 @@ impl VolatileCluster {
                 return Ok(());
             }
             self.loaded += 1;
-            Err(self.cluster.acked(1, format!("{}", self.loaded)).await)
+            self.cluster.acked(1, format!("{}", self.loaded)).await;
+            Err(self.loaded)
         })
         .await;
     }

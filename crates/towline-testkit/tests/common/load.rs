@@ -19,18 +19,19 @@ pub(crate) async fn first_index<M: StateMachine>(cluster: &Cluster<M>, group: u6
 
 /// Writes small commands until the leader's log no longer holds the entry after `index`.
 pub(crate) async fn compact_past(cluster: &Cluster, group: u64, index: u64) {
-    eventually("the log is compacted", async || match first_index(cluster, group).await {
-        first if first > index + 1 => Ok(()),
-        first => Err((first, cluster.acked(group, "more").await)),
+    eventually("the log is compacted", async || {
+        cluster.acked(group, "more").await;
+        let first = first_index(cluster, group).await;
+        if first > index + 1 { Ok(()) } else { Err(first) }
     })
     .await;
 }
 
 /// Waits until the leader's log no longer holds the entry after `index`.
 pub(crate) async fn compacted_past<M: StateMachine>(cluster: &Cluster<M>, index: u64) {
-    eventually("the log is compacted", async || match first_index(cluster, 1).await {
-        first if first > index + 1 => Ok(()),
-        first => Err(first),
+    eventually("the log is compacted", async || {
+        let first = first_index(cluster, 1).await;
+        if first > index + 1 { Ok(()) } else { Err(first) }
     })
     .await;
 }
