@@ -18,7 +18,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -255,16 +258,13 @@ impl<M: StateMachine> Cluster<M> {
 
     /// Waits until the leader of a group knows how its snapshot attempt to `peer` ended.
     pub async fn attempt_ended(&self, leader: u64, group: u64, peer: u64) -> LastAttempt {
-        let (group, end) = (self.group(leader, group), Instant::now() + DEADLINE);
-        loop {
+        let group = self.group(leader, group);
+        eventually("an attempt ends", async || {
             let status = within(group.status()).await.expect("it runs");
-            let peer = status.peers.iter().find(|p| p.id == node_id(peer)).expect("a member");
-            if let (None, Some(last)) = (peer.attempt, peer.last_attempt) {
-                return last;
-            }
-            assert!(Instant::now() < end, "no attempt ends: {peer:?}");
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
+            let peer = status.peers.into_iter().find(|p| p.id == node_id(peer)).expect("a member");
+            if peer.attempt.is_none() { peer.last_attempt.ok_or(peer) } else { Err(peer) }
+        })
+        .await
     }
 
     /// A group of a running node.
@@ -334,6 +334,18 @@ impl<M: StateMachine> Cluster<M> {
         panic!("group {group} has no leader: {:?}", self.states(group));
     }
 
+    /// Transfers leadership until `node` leads the group.
+    pub async fn lead(&self, group: u64, node: u64) {
+        eventually("leadership moves", async || {
+            let leader = self.leader(group).await;
+            if leader == node {
+                return Ok(());
+            }
+            Err(self.group(leader, group).transfer(node_id(node)).await)
+        })
+        .await;
+    }
+
     /// The state of a group on each running node.
     pub fn states(&self, group: u64) -> Vec<(u64, GroupState)> {
         self.up.iter().filter_map(|(n, up)| Some((*n, up.groups.get(&group)?.state()))).collect()
@@ -369,11 +381,24 @@ impl<M: StateMachine> Cluster<M> {
 
 /// Waits until a condition holds; panics with `what` at [`DEADLINE`].
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    eventually(what, async || if holds() { Ok(()) } else { Err(()) }).await;
+}
+
+/// Looks until there is a result; panics with `what` and the last error at [`DEADLINE`].
+pub async fn eventually<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
     let end = Instant::now() + DEADLINE;
-    while !holds() {
-        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(error) => assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}: {error:?}"),
+        }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Whether a future, polled once, is ready.
+pub async fn is_ready<F: Future + Unpin>(future: &mut F) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
 }
 
 /// Waits for a future; panics at [`DEADLINE`].

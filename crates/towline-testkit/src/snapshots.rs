@@ -3,5 +3,5 @@
 mod faulty;
 mod mem;
 
-pub use faulty::{FaultySnapshots, SnapshotFault, SnapshotGate, SnapshotOp};
+pub use faulty::{FaultySnapshots, SnapshotGate, SnapshotOp};
 pub use mem::MemSnapshots;

@@ -1,11 +1,7 @@
 //! Cases that every release must survive, one a test, on a simulated cluster of cores.
 
+use crate::common::*;
 use towline_engine::core::{Reject, StallPolicy};
-use towline_engine::errors::{Outcome, ProposeError, TransferLeaderError};
-use towline_engine::ids::NodeId;
-use towline_engine::message::{Entry, Message, MessageKind};
-use towline_engine::status::Role;
-use towline_testkit::sim::{ProposalResult, ReadResult, Sim, SimOptions};
 
 const STEPS: u64 = 5_000;
 
@@ -39,18 +35,6 @@ fn is_settled(sim: &Sim, command: u64) -> bool {
 }
 
 #[test]
-fn a_single_voter_acknowledges_only_after_its_own_write() {
-    let (mut sim, leader) = led(1, SimOptions::default());
-    sim.run(500).unwrap();
-    sim.hold_writes(leader, true);
-    let command = sim.propose(leader).unwrap();
-    sim.run(500).unwrap();
-    assert!(!is_settled(&sim, command) && sim.writes_pending(leader) > 0);
-    sim.hold_writes(leader, false);
-    sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
-}
-
-#[test]
 fn one_voter_with_a_learner_does_not_diverge_when_it_crashes_before_its_term_is_durable() {
     let options = SimOptions { learners: 1, ..SimOptions::default() };
     let (voter, learner) = (id(1), id(2));
@@ -67,20 +51,6 @@ fn one_voter_with_a_learner_does_not_diverge_when_it_crashes_before_its_term_is_
     sim.run_until("leadership", STEPS, |sim| sim.leader() == Some(voter)).unwrap();
     sim.converge().unwrap();
     assert_eq!(sim.durable(voter), sim.durable(learner));
-}
-
-#[test]
-fn a_follower_names_the_leader_and_the_leader_takes_the_command() {
-    let (mut sim, leader) = led(3, SimOptions::default());
-    let command = sim.propose(others(&sim, leader)[0]).unwrap();
-    let ProposalResult::Failed(ProposeError::NotLeader { hint: Some(hint) }) =
-        sim.history().proposal(command).clone()
-    else {
-        panic!("{:?}", sim.history().proposal(command))
-    };
-    assert_eq!(hint.node, leader);
-    let command = sim.propose(hint.node).unwrap();
-    sim.run_until("the acknowledgement", STEPS, |sim| is_acked(sim, command)).unwrap();
 }
 
 /// An isolated leader with an uncommitted command, while the others elect another leader.

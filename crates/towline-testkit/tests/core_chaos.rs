@@ -2,8 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::common::seeds;
-use towline_testkit::sim::{Chaos, NetOptions, Sim, SimOptions, SimViolation};
+use crate::common::*;
 
 const CASES: u64 = 200;
 

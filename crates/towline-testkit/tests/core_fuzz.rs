@@ -1,11 +1,9 @@
 //! `step` refuses or takes any message of a peer, and does not panic.
 
+use crate::common::*;
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 use towline_engine::core::Reject;
-use towline_engine::ids::NodeId;
-use towline_engine::message::{Entry, Message, MessageKind};
-use towline_testkit::sim::{Chaos, NetOptions, Sim, SimOptions};
 
 /// Messages a case, so more than 50,000 in the 256 default cases. `PROPTEST_CASES` sets the number of cases.
 const STROKES: usize = 200;

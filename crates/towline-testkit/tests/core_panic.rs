@@ -16,7 +16,7 @@ use towline_engine::errors::ProposeError;
 use towline_engine::ids::GroupId;
 use towline_engine::node::{Consistency, Start};
 use towline_engine::status::Role;
-use towline_testkit::cluster::{Cluster, DEADLINE, node_id, within};
+use towline_testkit::cluster::{Cluster, eventually, node_id, within};
 use towline_testkit::list::ListMachine;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -63,25 +63,13 @@ impl Subscriber for Trap {
     }
 }
 
-async fn lead(cluster: &Cluster, group: u64, node: u64) {
-    let end = std::time::Instant::now() + DEADLINE;
-    loop {
-        let leader = cluster.leader(group).await;
-        if leader == node {
-            return;
-        }
-        assert!(std::time::Instant::now() < end, "node {node} does not lead group {group}");
-        let _ = cluster.group(leader, group).transfer(node_id(node)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_panic_in_the_core_of_a_group_ends_that_group_on_that_node_and_no_other() {
     tracing::subscriber::set_global_default(Trap).unwrap();
     let (node, bad, good) = (1, 2, 1);
     let mut cluster = Cluster::start(3, 2).await;
-    lead(&cluster, good, node).await;
-    lead(&cluster, bad, node).await;
+    cluster.lead(good, node).await;
+    cluster.lead(bad, node).await;
     let group = cluster.group(node, bad);
     assert_eq!(group.propose("before").await, Ok(1));
     let term = cluster.group(node, good).state().term;
@@ -89,12 +77,13 @@ async fn a_panic_in_the_core_of_a_group_ends_that_group_on_that_node_and_no_othe
     // The core panics when it transfers leadership.
     *TRAP.lock().unwrap() = Some(vec![format!("node={node}"), format!("group={bad}")]);
     let waiting: Vec<_> = (0..20).map(|n| group.submit(format!("{n}")).unwrap()).collect();
-    let end = std::time::Instant::now() + DEADLINE;
-    while group.state().role != Role::Down {
-        assert!(std::time::Instant::now() < end, "no quarantine: {:?}", group.state());
+    eventually("quarantine", async || {
         // Raft logs nothing for a refused transfer, such as a second one at a time.
         let _ = within(group.transfer(node_id(2))).await;
-    }
+        let state = group.state();
+        if state.role == Role::Down { Ok(()) } else { Err(state) }
+    })
+    .await;
     let state = group.state();
     let cause = state.down.clone().unwrap();
     assert!(cause.starts_with("the group panicked: trapped: "), "{cause}");

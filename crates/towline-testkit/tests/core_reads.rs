@@ -1,10 +1,8 @@
 //! Linearizable reads on a simulated cluster of cores with long round trips or slow disks. A tick is 10 ms, and all settings
 //! are the defaults of the engine.
 
+use crate::common::*;
 use towline_engine::core::Reject;
-use towline_engine::ids::NodeId;
-use towline_engine::message::{Message, MessageKind};
-use towline_testkit::sim::{NetOptions, ProposalResult, ReadResult, Sim, SimOptions};
 
 const HEARTBEAT: u64 = 10;
 const ELECTION_TICKS_MIN: u64 = 100;

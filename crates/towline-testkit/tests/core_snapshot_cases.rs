@@ -1,9 +1,7 @@
 //! Single cases of snapshots in simulated clusters of cores, each with its control.
 
+use crate::common::*;
 use crate::snapshot_sim::{Sabotage, SnapshotSim};
-use towline_engine::ids::NodeId;
-use towline_engine::message::MessageKind;
-use towline_engine::status::PeerProgress;
 
 /// Many times the longest wait between attempts.
 const LONG_TICKS: usize = 400;
@@ -29,9 +27,9 @@ fn catches_up(sim: &mut SnapshotSim, behind: NodeId) {
 fn a_finish_alone_moves_a_peer_on_whose_acknowledgement_was_lost() {
     let (mut sim, leader, behind) = left_behind();
     lose_acks(&mut sim);
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(LONG_TICKS);
-    assert_eq!((sim.emitted(), sim.told_finished(), sim.streamed()), (1, 1, 1));
+    assert_eq!((sim.reports.emitted, sim.reports.finished, sim.streamed), (1, 1, 1));
     let peer = sim.peer(leader, behind);
     assert_eq!((peer.progress, peer.pending_snapshot), (PeerProgress::Probe, 0));
     assert_eq!(peer.next, sim.status(leader).snapshot_index + 1);
@@ -43,12 +41,12 @@ fn a_finish_alone_moves_a_peer_on_whose_acknowledgement_was_lost() {
 fn without_that_finish_the_peer_stays_latched_even_if_its_acknowledgements_arrive_again() {
     let (mut sim, leader, behind) = SnapshotSim::left_behind(Sabotage::Drops(1_000), false);
     lose_acks(&mut sim);
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(LONG_TICKS);
     sim.script.lost = None;
     sim.ticks(LONG_TICKS);
     assert_eq!(sim.peer(leader, behind).progress, PeerProgress::Snapshot);
-    assert!(sim.any_latched() && sim.emitted() == 1 && sim.told() == 0);
+    assert!(sim.any_latched() && sim.reports.emitted == 1 && sim.reports.told == 0);
 }
 
 /// On an idle cluster the acknowledgement and the answer to the transfer are lost.
@@ -57,12 +55,12 @@ fn a_retry_of_a_snapshot_that_the_follower_has_is_one_finish_and_no_second_trans
     let (mut sim, leader, behind) = left_behind();
     lose_acks(&mut sim);
     sim.script.lose_answers = 1;
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(LONG_TICKS);
-    assert_eq!((sim.emitted(), sim.told(), sim.told_finished(), sim.streamed()), (2, 2, 1, 1));
+    assert_eq!((sim.reports.emitted, sim.reports.told, sim.reports.finished, sim.streamed), (2, 2, 1, 1));
     assert_ne!(sim.peer(leader, behind).progress, PeerProgress::Snapshot);
     catches_up(&mut sim, behind);
-    assert_eq!(sim.emitted(), 2);
+    assert_eq!(sim.reports.emitted, 2);
 }
 
 /// The control: if the answer counts as a failure, the leader offers the snapshot after each backoff.
@@ -72,10 +70,10 @@ fn a_snapshot_that_the_follower_has_is_offered_for_ever_if_that_counts_as_a_fail
     lose_acks(&mut sim);
     sim.script.have_is_failure = true;
     sim.script.lose_answers = 1;
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(LONG_TICKS);
-    assert!(sim.emitted() > 8, "{}", sim.emitted());
-    assert_eq!((sim.told_finished(), sim.streamed()), (0, 1));
+    assert!(sim.reports.emitted > 8, "{}", sim.reports.emitted);
+    assert_eq!((sim.reports.finished, sim.streamed), (0, 1));
     assert!(sim.peer(leader, behind).matched < sim.status(leader).first_index);
 }
 
@@ -84,9 +82,9 @@ fn a_snapshot_that_the_follower_has_is_offered_for_ever_if_that_counts_as_a_fail
 fn a_wrong_finish_is_followed_by_another_snapshot_and_converges() {
     let (mut sim, _, behind) = left_behind();
     sim.script.lie = 1;
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(40);
-    assert_eq!((sim.emitted(), sim.told_finished(), sim.streamed()), (2, 2, 1));
+    assert_eq!((sim.reports.emitted, sim.reports.finished, sim.streamed), (2, 2, 1));
     catches_up(&mut sim, behind);
 }
 
@@ -96,12 +94,12 @@ fn a_wrong_finish_is_not_noticed_while_the_rejections_of_the_follower_are_lost()
     let (mut sim, leader, behind) = left_behind();
     sim.script.lie = 1;
     lose_acks(&mut sim);
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(LONG_TICKS);
-    assert_eq!((sim.emitted(), sim.told_finished(), sim.streamed()), (1, 1, 0));
+    assert_eq!((sim.reports.emitted, sim.reports.finished, sim.streamed), (1, 1, 0));
     assert!(sim.peer(leader, behind).matched < sim.status(leader).first_index);
     catches_up(&mut sim, behind);
-    assert_eq!(sim.emitted(), 2);
+    assert_eq!(sim.reports.emitted, 2);
 }
 
 /// A learner, and a voter of only the outgoing half of a joint configuration.
@@ -109,9 +107,9 @@ fn a_wrong_finish_is_not_noticed_while_the_rejections_of_the_follower_are_lost()
 fn a_member_that_is_no_voter_of_the_next_configuration_gets_a_snapshot() {
     for seed in [1, 2] {
         let (mut sim, _, behind) = SnapshotSim::fourth_left_behind(seed);
-        sim.restart(behind);
+        sim.start(behind);
         sim.ticks(20);
-        assert_eq!((sim.emitted(), sim.told_finished(), sim.installed()), (1, 1, 1), "seed {seed}");
+        assert_eq!((sim.reports.emitted, sim.reports.finished, sim.installed()), (1, 1, 1), "seed {seed}");
         catches_up(&mut sim, behind);
     }
 }
@@ -122,10 +120,10 @@ fn a_receiver_that_counts_only_voters_gets_no_snapshot_as_a_learner_or_in_a_join
     for seed in [1, 2] {
         let (mut sim, leader, behind) = SnapshotSim::fourth_left_behind(seed);
         sim.script.voters_alone = true;
-        sim.restart(behind);
+        sim.start(behind);
         sim.ticks(LONG_TICKS);
-        assert!(sim.emitted() > 1, "seed {seed}: the leader tries again");
-        assert_eq!((sim.told_finished(), sim.streamed(), sim.installed()), (0, 0, 0), "seed {seed}");
+        assert!(sim.reports.emitted > 1, "seed {seed}: the leader tries again");
+        assert_eq!((sim.reports.finished, sim.streamed, sim.installed()), (0, 0, 0), "seed {seed}");
         assert!(sim.peer(leader, behind).matched < sim.status(leader).first_index, "seed {seed}");
     }
 }
@@ -136,7 +134,7 @@ fn a_receiver_that_counts_only_voters_gets_no_snapshot_as_a_learner_or_in_a_join
 fn a_follower_needs_no_second_snapshot_however_much_is_compacted_during_the_first() {
     let (mut sim, leader, behind) = left_behind();
     sim.script.held = true;
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(10);
     let sent = sim.status(leader).snapshot_index;
     sim.load(40);
@@ -145,7 +143,7 @@ fn a_follower_needs_no_second_snapshot_however_much_is_compacted_during_the_firs
     assert!(status.first_index <= sent + 1, "the log after it is kept: {status:?}");
     sim.script.held = false;
     sim.ticks(20);
-    assert_eq!(sim.emitted(), 1);
+    assert_eq!(sim.reports.emitted, 1);
     catches_up(&mut sim, behind);
     sim.load(8);
     assert!(sim.status(leader).first_index > sent + 1, "it is not kept any longer");
@@ -156,14 +154,14 @@ fn a_follower_needs_no_second_snapshot_however_much_is_compacted_during_the_firs
 fn without_the_pin_a_follower_needs_a_second_snapshot() {
     let (mut sim, leader, behind) = left_behind();
     sim.script.held = true;
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(10);
     let sent = sim.status(leader).snapshot_index;
     sim.lose_the_pin(|sim| sim.load(40));
     assert!(sim.status(leader).first_index > sent + 1, "the log after it is gone");
     sim.script.held = false;
     sim.ticks(20);
-    assert!(sim.emitted() > 1);
+    assert!(sim.reports.emitted > 1);
     assert!(sim.is_level(behind));
 }
 
@@ -175,9 +173,9 @@ fn a_transfer_that_broke_midway_is_resumed_though_there_is_a_newer_snapshot() {
     sim.load(20);
     assert!(sim.status(leader).snapshot_index > sent, "a newer one was made");
     sim.ticks(20);
-    assert_eq!((sim.emitted(), sim.streamed(), sim.resumed()), (2, 2, 1));
+    assert_eq!((sim.reports.emitted, sim.streamed, sim.resumed), (2, 2, 1));
     catches_up(&mut sim, behind);
-    assert_eq!(sim.emitted(), 2);
+    assert_eq!(sim.reports.emitted, 2);
 }
 
 /// The control: the leader does not keep the snapshot of the broken attempt.
@@ -189,15 +187,15 @@ fn without_the_kept_snapshot_a_broken_transfer_starts_again_at_its_first_byte() 
     sim.load(20);
     assert!(sim.status(leader).snapshot_index > sent, "a newer one was made");
     sim.ticks(20);
-    assert_eq!((sim.streamed(), sim.resumed()), (2, 0));
+    assert_eq!((sim.streamed, sim.resumed), (2, 0));
     catches_up(&mut sim, behind);
 }
 
 fn break_midway(sim: &mut SnapshotSim, leader: NodeId, behind: NodeId) -> u64 {
     sim.script.break_midway = 1;
-    sim.restart(behind);
+    sim.start(behind);
     let sent = sim.status(leader).snapshot_index;
-    while sim.told() == 0 {
+    while sim.reports.told == 0 {
         sim.ticks(1);
     }
     sent
@@ -216,7 +214,7 @@ fn a_node_that_is_closed_as_it_takes_a_snapshot_applies_only_committed_entries()
         }
     }
     assert!(!sim.is_up(behind), "it is closed as it takes a snapshot");
-    sim.restart(behind);
+    sim.start(behind);
     sim.ticks(LONG_TICKS);
     assert!(sim.is_level(behind));
 }
@@ -226,7 +224,7 @@ fn a_node_that_is_closed_as_it_takes_a_snapshot_applies_only_committed_entries()
 fn a_leader_is_elected_while_a_follower_restores_a_snapshot() {
     let (mut sim, leader, behind) = left_behind();
     sim.script.restores_hang = true;
-    sim.restart(behind);
+    sim.start(behind);
     for _ in 0..LONG_TICKS {
         sim.ticks(1);
         if sim.is_installing(behind) {
@@ -234,16 +232,16 @@ fn a_leader_is_elected_while_a_follower_restores_a_snapshot() {
         }
     }
     assert!(sim.is_installing(behind));
-    sim.dies(leader);
+    sim.crash(leader);
     sim.ticks(LONG_TICKS);
-    let elected = sim.leads().expect("a leader");
+    let elected = sim.leader().expect("a leader");
     assert!(elected != leader && elected != behind);
     let commit = sim.status(elected).state.commit;
     sim.load(5);
     assert!(sim.status(elected).state.commit >= commit + 5, "it commits with the restoring follower");
     assert!(sim.is_installing(behind));
     sim.script.restores_hang = false;
-    sim.restart(leader);
+    sim.start(leader);
     sim.ticks(LONG_TICKS);
     assert!(sim.is_level(behind) && sim.is_level(leader));
 }

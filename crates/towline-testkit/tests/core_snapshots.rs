@@ -2,9 +2,9 @@
 //! it emits. Exempt are snapshots whose leadership or node has ended. The simulator checks after each input that no Raft waits
 //! for an attempt that is over. `common::seeds` explains the environment variables.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
-use crate::common::seeds::{for_each_seed, replays};
+use crate::common::*;
 use crate::snapshot_sim::{Arrow, Faults, Sabotage, SnapshotSim};
 
 const CASES: u64 = 150;
@@ -21,11 +21,12 @@ fn every_snapshot_that_raft_emits_gets_exactly_one_report_under_random_faults_an
     });
     let sum = |of: fn(&SnapshotSim) -> usize| sims.iter().map(of).sum::<usize>();
     let (emitted, told, leaked) =
-        (sum(SnapshotSim::emitted), sum(SnapshotSim::told), sum(SnapshotSim::synthesized));
-    let (leadership_ended, node_ended) = (sum(|sim| sim.exempt().0), sum(|sim| sim.exempt().1));
+        (sum(|sim| sim.reports.emitted), sum(|sim| sim.reports.told), sum(|sim| sim.synthesized));
+    let (leadership_ended, node_ended) =
+        (sum(|sim| sim.reports.leadership_ended), sum(|sim| sim.reports.node_ended));
     let (installed, by_learners) = (sum(SnapshotSim::installed), sum(SnapshotSim::installed_by_learner));
-    let (joint, rotten) = (sum(SnapshotSim::installed_while_joint), sum(SnapshotSim::rotten));
-    let (crashes, shutdowns) = (sum(SnapshotSim::crashes), sum(SnapshotSim::shutdowns));
+    let (joint, rotten) = (sum(SnapshotSim::installed_while_joint), sum(|sim| sim.rotten));
+    let (crashes, shutdowns) = (sum(|sim| sim.crashes), sum(|sim| sim.shutdowns));
     println!(
         "{} runs: Raft emitted {emitted} snapshots and got {told} reports, {leaked} of them from the watchdog; \
          {leadership_ended} ended with their leadership, {node_ended} with their node; {installed} installed, {by_learners} by \
@@ -54,7 +55,7 @@ fn the_simulator_finds_a_report_that_is_doubled_or_lost() {
             sim.heal();
             (0..STEPS).for_each(|_| sim.calm_step());
         }
-        (!sim.misreported().is_empty(), sim.synthesized())
+        (!sim.misreported().is_empty(), sim.synthesized)
     };
     let runs = |sabotage, watchdog| (0..20).map(|seed| found(seed, sabotage, watchdog)).collect::<Vec<_>>();
     let wrong = |runs: &[(bool, usize)]| runs.iter().filter(|(wrong, _)| *wrong).count();

@@ -1,13 +1,7 @@
 //! A stall without a named cause is a bug: under random faults, a call that waits longer than two election timeouts has a cause
 //! that a member names. `common::seeds` explains the environment variables.
 
-use std::collections::BTreeMap;
-
-use towline_engine::ids::NodeId;
-use towline_engine::status::Role;
-use towline_testkit::sim::{NetOptions, ProposalResult, ReadResult, Sim, SimOptions, SimViolation};
-
-use crate::common::seeds;
+use crate::common::*;
 use crate::snapshot_sim::SnapshotSim;
 
 const CASES: u64 = 16;
@@ -219,13 +213,13 @@ fn a_peer_that_gets_no_snapshot_and_a_node_that_restores_none_have_a_cause() {
                 0 => sim.script.held = true,
                 1 => sim.script.restores_hang = true,
                 2 => (sim.script.held, sim.script.restores_hang) = (false, false),
-                3 if sim.is_up(behind) => sim.dies(behind),
-                4 if !sim.is_up(behind) => sim.restart(behind),
+                3 if sim.is_up(behind) => sim.crash(behind),
+                4 if !sim.is_up(behind) => sim.start(behind),
                 5 => sim.load(20),
                 _ => {}
             }
             sim.ticks(1);
-            let Some(leader) = sim.leads().filter(|leader| *leader != behind) else { continue };
+            let Some(leader) = sim.leader().filter(|leader| *leader != behind) else { continue };
             let status = sim.status(leader);
             let same = std::mem::replace(&mut term, status.state.term) == term;
             let behind_leader = same && sim.peer(leader, behind).matched < status.last_index;

@@ -1,11 +1,6 @@
 //! The log stores of this workspace under the suite.
 
-use std::sync::Arc;
-
-use towline_engine::log_store::LogStore;
-use towline_engine::units::ByteSize;
-use towline_storage::{DataDir, DataDirConfig};
-use towline_testkit::log::MemLog;
+use crate::common::*;
 use towline_testkit::log_store_suite;
 use towline_testkit::suites::log_store::LogStoreFixture;
 

@@ -49,7 +49,6 @@ mod node_unreadable;
 mod snapshot_faults;
 mod snapshot_sim;
 mod snapshot_store;
-mod snapshot_store_file_flaws;
 mod snapshot_store_flaws;
 mod state_machine;
 mod state_machine_files;

@@ -1,17 +1,6 @@
 //! Attempts that need longer than usual, or wait for a slot: each gets exactly one report.
 
-use std::time::Duration;
-
-use crate::common::{Counts, LaggingCluster, TRANSFERS, compact_past, config};
-use towline_engine::config::Config;
-use towline_engine::explain::WaitCause;
-use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::AttemptOutcome;
-use towline_engine::transport::TransferPhase;
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{Plan, node_id, until, within};
-use towline_testkit::fault::SnapshotFaults;
-use towline_testkit::snapshots::SnapshotOp;
+use crate::common::*;
 
 /// Much longer than a transfer may stand still while chunks are due.
 const SLOW: Duration = Duration::from_millis(1_200);
@@ -34,7 +23,7 @@ async fn phases_that_take_longer_than_the_progress_timeout_are_no_failure() {
         assert_eq!(of_peer.map(|wait| wait.cause), Some(WaitCause::Snapshot { attempt }));
         drop(gate);
         setup.assert_heals().await;
-        assert_eq!(setup.counts.sum(TRANSFERS, &["direction=sent"]), 1, "{op:?}");
+        assert_eq!(setup.counts.sum(TRANSFERS, "direction=sent"), 1, "{op:?}");
     }
 }
 
@@ -66,10 +55,8 @@ async fn a_receiver_without_progress_gives_up_by_itself_and_frees_its_slot() {
     let stall = SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() };
     setup.break_sent(stall);
     setup.restart_follower().await;
-    until("the receiver gives up", || {
-        setup.counts.sum(TRANSFERS, &["direction=received", "outcome=failed"]) == 1
-    })
-    .await;
+    until("the receiver gives up", || setup.counts.sum(TRANSFERS, "direction=received outcome=failed") == 1)
+        .await;
     // The sender reads the refusal only when it sends again.
     setup.break_sent(SnapshotFaults::default());
     let first = setup.next_end(0).await;
@@ -97,14 +84,12 @@ async fn more_offers_than_a_node_receives_at_a_time_are_refused_as_busy_and_serv
     for group in [1, 2] {
         assert!(cluster.settled(group).await.len() >= 45);
     }
-    let received = |outcome: &str| {
-        counts
-            .sum(TRANSFERS, &["direction=received", &format!("node={behind}"), &format!("outcome={outcome}")])
-    };
+    let received =
+        |outcome: &str| counts.sum(TRANSFERS, &format!("direction=received node={behind} outcome={outcome}"));
     assert!(received("refused") >= 1, "one waited");
     assert_eq!((received("finished"), received("failed")), (2, 0));
     assert_eq!(
-        counts.sum(TRANSFERS, &["direction=sent", "outcome=refused"]),
+        counts.sum(TRANSFERS, "direction=sent outcome=refused"),
         received("refused"),
         "both sides counted it"
     );

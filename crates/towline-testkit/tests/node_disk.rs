@@ -1,20 +1,9 @@
 //! A node on a data directory whose log disk fails: at each of its writes and syncs in turn.
 
-use std::time::Duration;
-
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-use towline_engine::config::Config;
-use towline_engine::errors::{Outcome, ProposeError, UncertainCause};
-use towline_engine::ids::GroupId;
-use towline_engine::node::{Consistency, Start, StartError};
-use towline_engine::status::Role;
-use towline_engine::units::ByteSize;
+use crate::common::*;
 use towline_storage::faults::{DiskFaults, DiskOp};
-use towline_storage::{DataDir, DataDirConfig};
-use towline_testkit::cluster::{Cluster, Plan, quick, until, within};
-use towline_testkit::list::ListMachine;
 
 const GROUPS: [u64; 2] = [1, 2];
 

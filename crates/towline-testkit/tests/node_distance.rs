@@ -1,8 +1,6 @@
 //! Linearizable reads on nodes with a long round trip.
 
-use std::time::Duration;
-
-use crate::common::distance::DistantCluster;
+use crate::common::*;
 
 /// One heartbeat interval.
 const ROUND_TRIP: Duration = Duration::from_millis(100);

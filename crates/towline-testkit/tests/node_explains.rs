@@ -1,13 +1,7 @@
 //! Nodes that say what their groups wait for.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
-use std::time::{Duration, Instant};
-
-use towline_engine::config::Config;
-use towline_engine::explain::{Wait, WaitCause};
-use towline_engine::node::Consistency;
-use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, node_id, quick, until, within};
-use towline_testkit::list::{ListMachine, Trouble};
+use crate::common::*;
 
 /// Its leader keeps its leadership whatever stalls.
 async fn cluster() -> Cluster {
@@ -19,15 +13,11 @@ async fn cluster() -> Cluster {
 
 /// Waits until a node explains this.
 async fn explained(cluster: &Cluster, node: u64, what: &str, is: impl Fn(&[Wait]) -> bool) -> Vec<Wait> {
-    let end = Instant::now() + DEADLINE;
-    loop {
+    eventually(what, async || {
         let waits = within(cluster.group(node, 1).explain()).await.unwrap();
-        if is(&waits) {
-            return waits;
-        }
-        assert!(Instant::now() < end, "node {node}, {what}: {waits:?}");
-        tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
-    }
+        if is(&waits) { Ok(waits) } else { Err((node, waits)) }
+    })
+    .await
 }
 
 fn node_waits_for(waits: &[Wait]) -> Option<&WaitCause> {

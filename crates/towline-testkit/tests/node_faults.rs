@@ -1,36 +1,9 @@
 //! One part fails: a disk, a state machine, a peer, a link or the memory of a group. The rest of the cluster goes on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use crate::common::{Counts, REPORTS};
-use bytes::Bytes;
-use towline_engine::config::Config;
-use towline_engine::errors::{Outcome, ProposeError};
-use towline_engine::ids::GroupId;
-use towline_engine::node::{Consistency, Start, StartError};
-use towline_engine::status::{PeerProgress, Role};
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
-use towline_testkit::list::{ListMachine, Trouble};
-use towline_testkit::log::AppendFault;
-use towline_testkit::mem::Fault;
+use crate::common::*;
 
 fn other(node: u64) -> u64 {
     node % 3 + 1
-}
-
-/// Transfers leadership until `node` leads the group.
-async fn lead(cluster: &Cluster, group: u64, node: u64) {
-    let end = Instant::now() + DEADLINE;
-    loop {
-        let leader = cluster.leader(group).await;
-        if leader == node {
-            return;
-        }
-        assert!(Instant::now() < end, "node {node} does not lead group {group}");
-        let _ = cluster.group(leader, group).transfer(node_id(node)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,31 +18,28 @@ async fn a_full_group_refuses_only_its_own_messages() {
     let counts = Counts::default();
     let mut cluster = Plan::new(3, 2).config(config).customise(counts.on()).start().await;
     let (leader, full) = (1, 2);
-    lead(&cluster, 1, leader).await;
-    lead(&cluster, 2, leader).await;
+    cluster.lead(1, leader).await;
+    cluster.lead(2, leader).await;
     let hold = cluster.group(full, 1).read(Consistency::Local).await.unwrap().hold();
     let command = Bytes::from(vec![1; 4 << 10]);
     let group = cluster.group(leader, 1);
-    let nacked =
-        || counts.sum("towline_nacks_sent_total", &[&format!("node={full}"), &format!("peer={leader}")]);
-    let heard =
-        || counts.sum("towline_nacks_received_total", &[&format!("node={leader}"), &format!("peer={full}")]);
-    let end = Instant::now() + DEADLINE;
-    while nacked() == 0 || heard() == 0 {
-        assert!(Instant::now() < end, "no message was refused");
+    let nacked = || counts.sum("towline_nacks_sent_total", &format!("node={full} peer={leader}"));
+    let heard = || counts.sum("towline_nacks_received_total", &format!("node={leader} peer={full}"));
+    eventually("a message is refused", async || {
         // The majority goes on without the full node.
         match within(group.propose(command.clone())).await {
             Ok(_) | Err(ProposeError::Busy) => {}
             // On a busy machine the leader may lose its leadership.
-            Err(_) => lead(&cluster, 1, leader).await,
+            Err(_) => cluster.lead(1, leader).await,
         }
-    }
-    assert!(counts.sum("towline_inbound_rejects_total", &[&format!("node={full}"), "cause=inbox_full"]) > 0);
+        if nacked() == 0 || heard() == 0 { Err((nacked(), heard())) } else { Ok(()) }
+    })
+    .await;
+    assert!(counts.sum("towline_inbound_rejects_total", &format!("node={full} cause=inbox_full")) > 0);
     // The shard takes the lane's report in its next turn.
-    let of_leader = format!("node={leader}");
-    until("the report", || counts.sum(REPORTS, &[&of_leader, "kind=unreachable", "outcome=applied"]) > 0)
-        .await;
-    let links = |counts: &Counts| counts.sum("towline_links_closed_total", &[]);
+    let report = format!("node={leader} kind=unreachable outcome=applied");
+    until("the report", || counts.sum(REPORTS, &report) > 0).await;
+    let links = |counts: &Counts| counts.sum("towline_links_closed_total", "");
     let broken = links(&counts);
 
     // The other group commits, also on the full node.
@@ -198,7 +168,7 @@ async fn a_leader_that_cannot_write_goes_down_and_another_takes_over() {
         let counts = Counts::default();
         let mut cluster = Plan::new(3, 2).customise(counts.on()).start().await;
         let leader = cluster.leader(1).await;
-        lead(&cluster, 2, leader).await;
+        cluster.lead(2, leader).await;
         let group = cluster.group(leader, 1);
         let log = cluster.disks[&leader].log.clone();
         log.fail_append(log.appends() + ahead, fault);
@@ -230,7 +200,7 @@ async fn a_leader_that_cannot_write_goes_down_and_another_takes_over() {
         }
         assert!(group.propose("late").await.unwrap_err().outcome() == Outcome::NeverHappened);
         assert!(group.read(Consistency::Linearizable).await.is_err());
-        assert_eq!(counts.sum("towline_log_poisoned_total", &[&format!("node={leader}")]), 1);
+        assert_eq!(counts.sum("towline_log_poisoned_total", &format!("node={leader}")), 1);
         let again =
             cluster.up[&leader].node.group(GroupId::new(1), ListMachine::new()).start(Start::Restart).await;
         assert!(matches!(again, Err(StartError::Log { .. })), "{again:?}");
@@ -308,9 +278,7 @@ async fn a_single_voter_acknowledges_only_what_is_durable() {
     assert!(status.state.commit < status.last_index, "{status:?}");
     assert!(list.is_empty());
     let mut proposal = Box::pin(proposal);
-    let pending =
-        std::future::poll_fn(|cx| std::task::Poll::Ready(proposal.as_mut().poll(cx).is_pending())).await;
-    assert!(pending);
+    assert!(!is_ready(&mut proposal).await);
     let lost = cluster.disks[&1].crash();
     drop(gate);
     assert_eq!(within(proposal).await, Ok(1));
@@ -336,7 +304,7 @@ async fn a_failed_state_machine_quarantines_only_its_group() {
         });
         let mut cluster = plan.start().await;
         for group in [1, 2] {
-            lead(&cluster, group, 1).await;
+            cluster.lead(group, 1).await;
             cluster.group(1, group).propose("fine").await.unwrap();
         }
         let bad = cluster.group(1, 1);
@@ -371,17 +339,17 @@ async fn a_broken_idle_link_is_reported_once_to_each_group_that_replicates_over_
     let cluster = Plan::new(3, 5).customise(counts.on()).start().await;
     let (leader, peer) = (1, 2);
     for group in 1..=5 {
-        lead(&cluster, group, leader).await;
+        cluster.lead(group, leader).await;
         cluster.settled(group).await;
     }
     let reports = |outcome: &str| {
-        let of = [format!("node={leader}"), format!("peer={peer}"), format!("outcome={outcome}")];
-        counts.sum(REPORTS, &[&of[0], &of[1], &of[2], "kind=unreachable"])
+        let labels = format!("node={leader} peer={peer} kind=unreachable outcome={outcome}");
+        counts.sum(REPORTS, &labels)
     };
     // The first links may have opened late, so count only new incidents.
     for _ in 0..3 {
         let before = reports("applied");
-        let connects = || counts.sum("towline_link_connects_total", &["node=1", "peer=2", "lane=append"]);
+        let connects = || counts.sum("towline_link_connects_total", "node=1 peer=2 lane=append");
         let connected = connects();
         cluster.net.reset(node_id(leader), node_id(peer));
         until("the reports", || reports("applied") >= before + 5).await;

@@ -1,18 +1,7 @@
 //! A node refuses diallers and messages that are not of a member, counts them by cause, and is not disturbed by them.
 
-use std::time::Duration;
-
-use crate::common::Counts;
+use crate::common::*;
 use crate::wires::connect;
-use towline_engine::identity::IdentityStore;
-use towline_engine::ids::{ClusterId, FoundingHash, GroupId, Incarnation, NodeId, PeerAddr};
-use towline_engine::message::{Batch, Entry, Envelope, Lane, Message, MessageKind};
-use towline_engine::node::{Group, Node, Start};
-use towline_engine::status::{GroupState, Role};
-use towline_engine::transport::{ConnectError, Founded, Hello, NackCause, PROTOCOL_VERSION, Peer, Refusal};
-use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, cluster_id, node_id, quick, until, within};
-use towline_testkit::list::ListMachine;
-use towline_testkit::mem::MemNet;
 
 fn hello(from: u64, to: u64, incarnation: Incarnation) -> Hello {
     Hello {
@@ -36,7 +25,7 @@ async fn strangers_and_invalid_messages_are_refused_and_counted() {
     let builder = counts.on()(node_id(1), builder).transport(transport.clone(), address.clone());
     let node = builder.start().await.unwrap();
     let peer = Peer { id: node_id(1), address: address.clone() };
-    let rejects = |cause: &str| counts.sum("towline_inbound_rejects_total", &[&format!("cause={cause}")]);
+    let rejects = |cause: &str| counts.sum("towline_inbound_rejects_total", &format!("cause={cause}"));
 
     // There is no member before a group is founded.
     let (refused, _) = connect(&*transport, &peer, Lane::Append, &hello(2, 1, ONE)).await;
@@ -133,9 +122,8 @@ async fn a_wiped_node_is_refused_by_its_incarnation_and_the_cluster_goes_on() {
     cluster.disks.insert(wiped, Disk::default());
     // The start command bootstraps an empty disk.
     cluster.restart(wiped).await;
-    let refused = |by: u64| {
-        counts.sum("towline_inbound_rejects_total", &[&format!("node={by}"), "cause=wrong_incarnation"])
-    };
+    let refused =
+        |by: u64| counts.sum("towline_inbound_rejects_total", &format!("node={by} cause=wrong_incarnation"));
     until("refusals", || cluster.nodes().into_iter().all(|by| by == wiped || refused(by) > 2)).await;
     for n in 2..20 {
         assert_eq!(cluster.group(leader, 1).propose("goes on").await, Ok(n));
@@ -186,7 +174,7 @@ async fn a_removed_node_that_keeps_calling_disturbs_nothing() {
     }
     let transport = cluster.net.transport();
     let target = |to: u64| Peer { id: node_id(to), address: cluster.address(to) };
-    let rejects = || counts.sum("towline_inbound_rejects_total", &["cause=unknown_peer"]);
+    let rejects = || counts.sum("towline_inbound_rejects_total", "cause=unknown_peer");
     let mut links = Vec::new();
     for round in 1..20 {
         for to in cluster.nodes() {

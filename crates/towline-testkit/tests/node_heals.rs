@@ -2,21 +2,10 @@
 //! follower catches up, and every attempt has one report. The measured time starts at the heal, or at the end of the failed
 //! attempt if that is later. It ends when the engine asks its transport for the next offer.
 
-use std::time::{Duration, Instant};
-
-use crate::common::offers::{OfferFault, Offered};
-use crate::common::{LaggingCluster, REPORTS, TRANSFERS, load, lost};
-use towline_engine::config::Config;
-use towline_engine::message::Lane;
-use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::{AttemptOutcome, PeerProgress, Role};
-use towline_engine::transport::SnapshotRefusal;
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
-use towline_testkit::fault::{Direction, Faults, LaneFaults, SnapshotFaults};
+use crate::common::*;
+use HealedFault::*;
 use towline_testkit::mem;
-use towline_testkit::proxy::{self, Flow};
-use towline_testkit::snapshots::{SnapshotGate, SnapshotOp};
+use towline_testkit::proxy::{self};
 
 const TICK: Duration = Duration::from_millis(10);
 
@@ -83,7 +72,6 @@ enum HealedFault {
     /// The connection breaks after this many bytes.
     WireEnds(u64),
 }
-use HealedFault::*;
 
 impl HealedFault {
     fn breaks_links(&self) -> bool {
@@ -197,7 +185,7 @@ struct Ended {
 }
 
 fn skipped(setup: &LaggingCluster) -> u64 {
-    setup.counts.sum("towline_ticks_skipped_total", &[&format!("node={}", setup.leader)])
+    setup.counts.sum("towline_ticks_skipped_total", &format!("node={}", setup.leader))
 }
 
 async fn ended_after(setup: &LaggingCluster, number: u64) -> (Ended, AttemptOutcome) {
@@ -398,7 +386,7 @@ async fn without_reports_no_attempt_follows_the_first() {
     let fault = Sent(cut_at(20));
     fault.prepare(&setup);
     setup.restart_follower().await;
-    let failed = || setup.counts.sum(TRANSFERS, &["direction=sent", "outcome=failed"]) == 1;
+    let failed = || setup.counts.sum(TRANSFERS, "direction=sent outcome=failed") == 1;
     until("the attempt has failed", failed).await;
     setup.clear_faults();
     let ended = Ended { number: 1, seen: Instant::now(), wait: BACKOFF_MAX, skipped: skipped(&setup) };
@@ -418,18 +406,17 @@ async fn lose_acknowledgement(setup: &mut LaggingCluster) -> Faults {
 
 fn reports(setup: &LaggingCluster) -> [u64; 2] {
     ["kind=snapshot_finish", "kind=snapshot_failure"]
-        .map(|kind| setup.counts.sum(REPORTS, &[kind, "outcome=applied"]))
+        .map(|kind| setup.counts.sum(REPORTS, &format!("{kind} outcome=applied")))
 }
 
 /// Waits until the leader knows that the follower is level, and returns the time.
 async fn level(setup: &LaggingCluster) -> Instant {
     let last = setup.cluster.group(setup.leader, 1).status().await.unwrap().last_index;
-    let end = Instant::now() + DEADLINE;
-    while setup.peer().await.matched < last {
-        assert!(Instant::now() < end, "{:?}", setup.peer().await);
-        tokio::task::yield_now().await;
-    }
-    Instant::now()
+    eventually("the follower is level", async || {
+        let peer = setup.peer().await;
+        if peer.matched < last { Err(peer) } else { Ok(Instant::now()) }
+    })
+    .await
 }
 
 async fn a_finish_alone(over: &str) {
@@ -463,8 +450,7 @@ async fn an_idle_cluster_converges(over: &str) {
     level(&setup).await;
     assert_eq!(reports(&setup), [1, 1]);
     let ended = |direction: &str, outcome: &str| {
-        let labels = [format!("direction={direction}"), format!("outcome={outcome}")];
-        setup.counts.sum(TRANSFERS, &[&labels[0], &labels[1]])
+        setup.counts.sum(TRANSFERS, &format!("direction={direction} outcome={outcome}"))
     };
     assert_eq!(["failed", "already_had", "finished"].map(|outcome| ended("sent", outcome)), [1, 1, 0]);
     assert_eq!(["already_had", "finished"].map(|outcome| ended("received", outcome)), [1, 1]);
@@ -476,7 +462,7 @@ async fn an_idle_cluster_converges(over: &str) {
 }
 
 /// How a leader loses its leadership.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum LeaderLoss {
     Transfer,
     Shutdown,
@@ -500,10 +486,10 @@ async fn leader_lost_midway(over: &str, loss: LeaderLoss) {
     until("the next one offers a snapshot", || of_next().is_some()).await;
     let offered = of_next().unwrap().at;
     assert!(offered < end, "{loss:?}: {:?} too late", offered - end);
-    assert!(setup.cluster.settled(1).await.len() >= 45);
+    let commands = setup.cluster.settled(1).await;
+    assert!(commands.len() >= 45);
     let sent = |node: u64, outcome: &str| {
-        let labels = [format!("node={node}"), format!("outcome={outcome}")];
-        setup.counts.sum(TRANSFERS, &["direction=sent", &labels[0], &labels[1]])
+        setup.counts.sum(TRANSFERS, &format!("node={node} direction=sent outcome={outcome}"))
     };
     // Raft's acknowledgement may arrive before the receipt.
     until("the next one has finished", || sent(next, "finished") > 0).await;
@@ -512,7 +498,31 @@ async fn leader_lost_midway(over: &str, loss: LeaderLoss) {
         (0, 1, 1),
         "{loss:?}"
     );
-    assert_eq!(setup.counts.sum(REPORTS, &["outcome=synthesized"]), 0);
+    assert_eq!(setup.counts.sum(REPORTS, "outcome=synthesized"), 0);
+    match loss {
+        // The old leader's attempt ended with its leadership, so Raft did not take its report.
+        LeaderLoss::Transfer => {
+            let of_old = |outcome: &str| {
+                ["finish", "failure"].map(|kind| {
+                    let labels = format!("node={old} outcome={outcome} kind=snapshot_{kind}");
+                    setup.counts.sum(REPORTS, &labels)
+                })
+            };
+            until("the old report", || of_old("stale") == [0, 1]).await;
+            assert_eq!(of_old("applied"), [0, 0]);
+            let status = setup.cluster.group(old, 1).status().await.unwrap();
+            assert!(status.peers.iter().all(|peer| peer.attempt.is_none()), "{status:?}");
+        }
+        LeaderLoss::Shutdown => {
+            // Both sides count the bytes of the cancelled transfer. One side has counted chunks that wait in the other.
+            until("both sides count the end", || setup.bytes("received", "cancelled") > 0).await;
+            let (sent, received) = (setup.bytes("sent", "cancelled"), setup.bytes("received", "cancelled"));
+            assert!(sent > 0 && sent.abs_diff(received) <= 16 * (16 << 10), "{received} of {sent} arrived");
+            setup.cluster.restart(old).await;
+            assert_eq!(setup.cluster.settled(1).await, commands);
+        }
+        LeaderLoss::Crash => {}
+    }
 }
 
 /// One test a line: name, body.

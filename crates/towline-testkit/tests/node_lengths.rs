@@ -2,24 +2,11 @@
 //! restored. Both ends have the same bytes and count the same totals.
 
 use std::io;
-use std::sync::{Arc, LazyLock, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::LazyLock;
 
-use crate::common::addresses::over_grpc;
-use crate::common::{BYTES, Counts, REPORTS, TRANSFERS};
-use bytes::Bytes;
+use crate::common::*;
 use tempfile::TempDir;
-use towline_engine::config::Config;
-use towline_engine::ids::GroupId;
-use towline_engine::message::LogId;
-use towline_engine::node::Consistency;
-use towline_engine::snapshot_store::{ContentHasher, SnapshotMeta, SnapshotStore, Trailer};
-use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
-use towline_engine::status::AttemptOutcome;
-use towline_engine::storage::Storage;
-use towline_engine::units::ByteSize;
-use towline_storage::{DataDir, SnapshotFiles};
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, quick, until};
+use towline_storage::SnapshotFiles;
 
 const CHUNK: usize = 64 << 10;
 const LARGE: usize = 64 << 20;
@@ -152,11 +139,7 @@ impl FileCluster {
         for _ in 0..SNAPSHOT_ENTRIES {
             self.cluster.acked(1, "nothing new").await;
         }
-        let end = Instant::now() + DEADLINE;
-        while self.cluster.group(leader, 1).status().await.unwrap().first_index <= applied + 1 {
-            assert!(Instant::now() < end, "the log is not compacted");
-            tokio::task::yield_now().await;
-        }
+        compacted_past(&self.cluster, applied).await;
         (leader, behind)
     }
 
@@ -165,7 +148,7 @@ impl FileCluster {
         view.lock().unwrap().clone()
     }
 
-    fn reports(&self, labels: &[&str]) -> u64 {
+    fn reports(&self, labels: &str) -> u64 {
         self.counts.sum(REPORTS, labels)
     }
 }
@@ -183,8 +166,7 @@ async fn arrives(over: Over, length: usize) {
     assert_eq!((last.number, last.outcome), (1, AttemptOutcome::Finished));
     let applied = |node| setup.cluster.group(node, 1).state().applied;
     until("the follower has what the leader has", || applied(behind) >= applied(leader)).await;
-    until("the attempt is reported", || setup.reports(&["kind=snapshot_finish", "outcome=applied"]) > 0)
-        .await;
+    until("the attempt is reported", || setup.reports("kind=snapshot_finish outcome=applied") > 0).await;
 
     // Compare the bytes by a digest that the test computes itself.
     let (bytes, restored) = setup.state(behind).await;
@@ -201,14 +183,14 @@ async fn arrives(over: Over, length: usize) {
 
     // Both sides count one attempt with one report.
     for direction in ["direction=sent", "direction=received"] {
-        let finished = setup.counts.sum(BYTES, &[direction, "outcome=finished"]);
+        let finished = setup.counts.sum(BYTES, &format!("{direction} outcome=finished"));
         assert_eq!(finished, length as u64, "{direction}");
-        assert_eq!(setup.counts.sum(BYTES, &[direction]), finished, "{direction}");
-        assert_eq!(setup.counts.sum(TRANSFERS, &[direction, "outcome=finished"]), 1, "{direction}");
-        assert_eq!(setup.counts.sum(TRANSFERS, &[direction]), 1, "{direction}");
+        assert_eq!(setup.counts.sum(BYTES, direction), finished, "{direction}");
+        assert_eq!(setup.counts.sum(TRANSFERS, &format!("{direction} outcome=finished")), 1, "{direction}");
+        assert_eq!(setup.counts.sum(TRANSFERS, direction), 1, "{direction}");
     }
-    assert_eq!(setup.reports(&["kind=snapshot_finish"]), 1);
-    assert_eq!(setup.reports(&["kind=snapshot_failure"]), 0);
+    assert_eq!(setup.reports("kind=snapshot_finish"), 1);
+    assert_eq!(setup.reports("kind=snapshot_failure"), 0);
 }
 
 /// One test a line: name, transport, length.

@@ -1,18 +1,7 @@
 //! A member that lies about a snapshot in its offer, its chunks or its trailer. A real node refuses by type, restores and keeps
 //! nothing, and has its receive slot free for the next offer.
 
-use std::sync::Arc;
-
-use crate::common::{Counts, TRANSFERS};
-use bytes::Bytes;
-use towline_engine::config::Config;
-use towline_engine::identity::IdentityStore;
-use towline_engine::ids::GroupId;
-use towline_engine::message::{ConfState, LogId, MemberTable, Message, MessageKind, SnapshotRecord};
-use towline_engine::snapshot_store::{ContentHasher, ContentId, SnapshotHead, SnapshotMeta, Trailer};
-use towline_engine::transport::*;
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{Cluster, Plan, cluster_id, node_id, quick, until, within};
+use crate::common::*;
 
 const CHUNK: usize = 16 << 10;
 
@@ -54,7 +43,7 @@ impl LyingPeer {
     }
 
     fn received(&self, outcome: &str) -> u64 {
-        self.counts.sum(TRANSFERS, &["node=2", "direction=received", &format!("outcome={outcome}")])
+        self.counts.sum(TRANSFERS, &format!("node=2 direction=received outcome={outcome}"))
     }
 
     /// The node keeps nothing of the snapshot and serves as before.

@@ -1,13 +1,6 @@
 //! A node whose disk lost entries that it had acknowledged: found, named on both sides, and kept out.
 
-use std::time::Duration;
-
-use towline_engine::ids::GroupId;
-use towline_engine::message::LostEntries;
-use towline_engine::node::{Consistency, Node, Start, StartError};
-use towline_engine::status::Role;
-use towline_testkit::cluster::{Cluster, cluster_id, node_id, quick, until, within};
-use towline_testkit::list::ListMachine;
+use crate::common::*;
 
 const GROUP: GroupId = GroupId::DEFAULT;
 
@@ -20,38 +13,29 @@ async fn with_a_loss() -> (Cluster, u64, u64, LostEntries) {
         cluster.acked(1, format!("before {number}")).await;
     }
     let last = cluster.group(leader, 1).status().await.unwrap().last_index;
-    let matched = async |cluster: &Cluster| {
-        let peers = within(cluster.group(leader, 1).status()).await.unwrap().peers;
-        peers.into_iter().find(|peer| peer.id == node_id(sick)).unwrap().matched
-    };
-    while matched(&cluster).await < last {
-        tokio::task::yield_now().await;
-    }
+    eventually("the node has all entries", async || {
+        let peer = peer_status(&cluster, leader, sick).await;
+        if peer.matched < last { Err(peer) } else { Ok(()) }
+    })
+    .await;
     cluster.crash(sick);
     cluster.disks[&sick].log.lose_last(GROUP, 6);
     (cluster, leader, sick, LostEntries { last_index: last - 6, acknowledged: last })
 }
 
-/// What the leader of the group shows of a peer.
-async fn shown(cluster: &Cluster, leader: u64, peer: u64) -> Option<LostEntries> {
-    let peers = within(cluster.group(leader, 1).status()).await.unwrap().peers;
-    peers.into_iter().find(|status| status.id == node_id(peer)).and_then(|status| status.lost)
-}
-
 async fn until_shown(cluster: &Cluster, leader: u64, peer: u64, lost: LostEntries) {
-    let shows = async {
-        while shown(cluster, leader, peer).await != Some(lost) {
-            tokio::task::yield_now().await;
-        }
-    };
-    within(shows).await;
+    eventually("the leader shows the loss", async || {
+        let peer = peer_status(cluster, leader, peer).await;
+        if peer.lost == Some(lost) { Ok(()) } else { Err(peer) }
+    })
+    .await;
 }
 
 /// T8. The follower stayed in `probe` for ever, held elections, and only a log line about an interrupted write hinted at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_entries_are_found_and_named_and_the_node_stays_out() {
     let (mut cluster, leader, sick, lost) = with_a_loss().await;
-    assert_eq!(shown(&cluster, leader, sick).await, None);
+    assert_eq!(peer_status(&cluster, leader, sick).await.lost, None);
     cluster.restart(sick).await;
     let down = || cluster.group(sick, 1).state().down;
     until("the group is out of service", || down().is_some()).await;

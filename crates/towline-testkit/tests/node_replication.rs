@@ -1,16 +1,6 @@
 //! What callers of a cluster see: order, reads, typed errors, changes of leader.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
-use towline_engine::config::Config;
-use towline_engine::errors::{Outcome, ProposeError, ReadError, TransferLeaderError};
-use towline_engine::node::{Consistency, Group};
-use towline_engine::status::{GroupState, Role};
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
-use towline_testkit::list::ListMachine;
+use crate::common::*;
 
 fn number(n: u64) -> Bytes {
     n.to_string().into()
@@ -264,10 +254,7 @@ async fn a_transfer_ends_in_time_while_every_state_machine_is_stuck() {
     let leader = cluster.leader(1).await;
     drop(cluster.group(leader, 1).submit("stuck").unwrap());
     until("every machine is stuck", || holds.iter().all(|hold| hold.wait_held(Duration::ZERO))).await;
-    let end = Instant::now() + DEADLINE;
-    while let Err(error) = transfer(&cluster, |_| {}).await {
-        assert!(Instant::now() < end, "leadership does not move: {error:?}");
-    }
+    eventually("leadership moves", async || transfer(&cluster, |_| {}).await).await;
     let isolate = |target: u64| {
         for node in cluster.nodes().into_iter().filter(|node| *node != target).map(node_id) {
             cluster.net.cut(node, node_id(target));
@@ -353,12 +340,8 @@ async fn dropped_futures_break_nothing() {
         // One poll queues the call; then its future is dropped.
         let mut propose = Box::pin(group.propose(number(n)));
         let mut read = Box::pin(group.read(Consistency::Linearizable));
-        std::future::poll_fn(|cx| {
-            let _ = propose.as_mut().poll(cx);
-            let _ = read.as_mut().poll(cx);
-            std::task::Poll::Ready(())
-        })
-        .await;
+        is_ready(&mut propose).await;
+        is_ready(&mut read).await;
         drop(group.submit(number(1_000 + n)).unwrap());
     }
     assert_eq!(within(group.propose("last")).await, Ok(101));

@@ -1,16 +1,6 @@
 //! A crash during a restore leaves the state machine with the old state or the new one.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
-use towline_engine::config::Config;
-use towline_engine::ids::NodeId;
-use towline_engine::message::LogId;
-use towline_engine::status::Role;
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until};
-use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
+use crate::common::*;
 
 type Disks = Arc<Mutex<BTreeMap<NodeId, ListDisk>>>;
 
@@ -47,13 +37,13 @@ impl RestoreCluster {
     async fn leave_behind(&mut self) {
         let has = self.disk().at().index;
         self.cluster.crash(self.behind);
-        let leader = self.cluster.leader(1).await;
-        let (group, end) = (self.cluster.group(leader, 1), Instant::now() + DEADLINE);
-        while group.status().await.unwrap().first_index <= has + 1 {
-            assert!(Instant::now() < end, "the log is not compacted");
+        eventually("the log is compacted", async || {
             self.loaded += 1;
             self.cluster.acked(1, format!("{}", self.loaded)).await;
-        }
+            let first = first_index(&self.cluster, 1).await;
+            if first > has + 1 { Ok(()) } else { Err(first) }
+        })
+        .await;
     }
 
     /// The leader's commands. Every sound state is a prefix of them.

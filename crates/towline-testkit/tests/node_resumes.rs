@@ -1,19 +1,7 @@
 //! A receiver reads its partial or whole file again before it answers an offer. The read may take long, its sender hears of
 //! each piece, and a node that stops does not read on.
 
-use std::time::{Duration, Instant};
-
-use crate::common::{LaggingCluster, TRANSFERS, config, load};
-use towline_engine::config::Config;
-use towline_engine::ids::GroupId;
-use towline_engine::reporter::SnapshotFailure;
-use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
-use towline_engine::status::{AttemptOutcome, AttemptStatus};
-use towline_engine::transport::TransferPhase;
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{DEADLINE, node_id, until};
-use towline_testkit::fault::SnapshotFaults;
-use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots, SnapshotGate, SnapshotOp};
+use crate::common::*;
 
 /// Much longer than the sender waits for an answer to its offer, or for a chunk to be taken.
 const SLOW: Duration = Duration::from_millis(1_500);
@@ -36,17 +24,10 @@ async fn held(setup: &mut LaggingCluster) -> SnapshotGate {
 
 /// Waits for an attempt after `number` whose receiver reports that it verifies.
 async fn reading_after(setup: &LaggingCluster, number: u64) -> AttemptStatus {
-    let end = Instant::now() + DEADLINE;
     let reads = |attempt: &AttemptStatus| {
         attempt.number > number && (attempt.phase, attempt.acked) == (Some(TransferPhase::Verifying), 0)
     };
-    loop {
-        if let Some(attempt) = setup.peer().await.attempt.filter(reads) {
-            return attempt;
-        }
-        assert!(Instant::now() < end, "no receiver verifies for an attempt after {number}");
-        tokio::task::yield_now().await;
-    }
+    setup.attempt("the receiver of a later attempt verifies", reads).await
 }
 
 /// An offer timed out after five seconds. A receiver with a large partial file needed longer to read it, so the attempt
@@ -61,7 +42,7 @@ async fn the_sender_waits_while_the_receiver_verifies_a_large_partial_file() {
     assert_eq!(seen.attempt.map(|a| a.number), Some(attempt.number), "{seen:?}");
     drop(gate);
     setup.assert_heals().await;
-    let ended = |outcome| setup.counts.sum(TRANSFERS, &["direction=sent", outcome]);
+    let ended = |outcome| setup.counts.sum(TRANSFERS, &format!("direction=sent {outcome}"));
     assert_eq!((ended("outcome=failed"), ended("outcome=finished")), (1, 1), "only the cut one failed");
     assert!(setup.bytes("received", "cancelled") > 0 && setup.bytes("sent", "finished") < 900_000);
 }
@@ -138,7 +119,7 @@ async fn a_read_that_advances_may_take_longer_than_a_phase() {
     let store = cut_late(&mut setup, Duration::from_millis(400)).await;
     setup.assert_heals().await;
     assert!(store.count(SnapshotOp::Reread) >= 10, "it took no longer than a phase");
-    let failed = setup.counts.sum(TRANSFERS, &["direction=sent", "outcome=failed"]);
+    let failed = setup.counts.sum(TRANSFERS, "direction=sent outcome=failed");
     assert_eq!(failed, 1, "only the one that was cut");
 }
 
@@ -197,19 +178,13 @@ async fn a_cut_transfer_is_resumed_although_the_leader_has_a_newer_snapshot() {
     let group = setup.cluster.group(setup.leader, 1);
     let sent = group.status().await.unwrap().snapshot_index;
     load(&setup.cluster, 45, 10).await;
-    let end = Instant::now() + DEADLINE;
-    while group.status().await.unwrap().snapshot_index == sent {
-        assert!(Instant::now() < end, "no newer snapshot is made");
-        tokio::task::yield_now().await;
-    }
+    eventually("a newer snapshot", async || {
+        let status = group.status().await.unwrap();
+        if status.snapshot_index == sent { Err(status) } else { Ok(()) }
+    })
+    .await;
     setup.cluster.net.heal(leader, behind);
-    let offset = loop {
-        if let Some(attempt) = setup.peer().await.attempt.filter(|attempt| attempt.offset > 0) {
-            break attempt.offset;
-        }
-        assert!(Instant::now() < end, "no attempt is resumed: {:?}", setup.peer().await);
-        tokio::task::yield_now().await;
-    };
+    let offset = setup.attempt("an attempt is resumed", |attempt| attempt.offset > 0).await.offset;
     assert!(offset >= first.acked, "it begins at {offset}, after {} were acknowledged", first.acked);
     setup.assert_heals().await;
 }

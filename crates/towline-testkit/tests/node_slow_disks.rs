@@ -1,18 +1,7 @@
 //! A receiver whose disk blocks one write reports `Storing`, and gets the longer phase timeout. A receiver that stands
 //! still does not.
 
-use std::time::{Duration, Instant};
-
-use crate::common::addresses::over_grpc;
-use crate::common::{LaggingCluster, TRANSFERS, config};
-use towline_engine::config::Config;
-use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::{AttemptOutcome, AttemptStatus};
-use towline_engine::transport::TransferPhase;
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{DEADLINE, Plan, until};
-use towline_testkit::fault::SnapshotFaults;
-use towline_testkit::snapshots::{SnapshotGate, SnapshotOp};
+use crate::common::*;
 
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -40,15 +29,7 @@ async fn held(setup: &mut LaggingCluster) -> SnapshotGate {
 }
 
 async fn storing(setup: &LaggingCluster) -> AttemptStatus {
-    let end = Instant::now() + DEADLINE;
-    loop {
-        let attempt = setup.peer().await.attempt;
-        if let Some(attempt) = attempt.filter(|attempt| attempt.phase == Some(TransferPhase::Storing)) {
-            return attempt;
-        }
-        assert!(Instant::now() < end, "the receiver does not report `Storing`: {attempt:?}");
-        tokio::task::yield_now().await;
-    }
+    setup.attempt("the receiver stores", |attempt| attempt.phase == Some(TransferPhase::Storing)).await
 }
 
 /// A receiver waits for a sync once 96 MiB are queued behind it. On a disk whose sync took longer than the progress timeout,
@@ -65,7 +46,7 @@ async fn a_write_that_takes_longer_than_the_progress_timeout_is_no_failure() {
         assert_eq!((still.number, still.phase, still.acked), (1, first.phase, first.acked), "{over}");
         drop(gate);
         setup.assert_heals().await;
-        let sent = |label: &str| setup.counts.sum(TRANSFERS, &["direction=sent", label]);
+        let sent = |label: &str| setup.counts.sum(TRANSFERS, &format!("direction=sent {label}"));
         assert_eq!((sent("direction=sent"), sent(&format!("transport={over}"))), (1, 1), "{over}");
     }
 }

@@ -1,29 +1,11 @@
 //! A refused start has a typed error with its cause, and a stopped node releases all that it held.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::io::{self, Write as _};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use crate::common::*;
 use crate::wires::{Bounds, Wire, of_node};
-use towline_engine::config::Config;
-use towline_engine::errors::{Outcome, ProposeError};
-use towline_engine::identity::{Identity, IdentityError, IdentityStore};
-use towline_engine::ids::{ClusterId, GroupId, Incarnation, NodeId, PeerAddr};
-use towline_engine::log_store::{ConfRecord, GroupWrite, LogBatch, LogStore};
-use towline_engine::message::{ConfState, Entry, HardState, LogId, LostEntries, Member};
-use towline_engine::node::{Consistency, Node, NodeBuilder, Start, StartError};
-use towline_engine::snapshot_store::SnapshotHead;
-use towline_engine::state_machine::Fatal;
-use towline_engine::storage::Storage;
-use towline_engine::transport::{Transport, TransportError};
-use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_storage::{DataDir, DataDirError};
-use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, cluster_id, node_id, quick, until, within};
-use towline_testkit::list::{ListMachine, Trouble};
-use towline_testkit::log::AppendFault;
-use towline_testkit::mem::MemNet;
+use towline_storage::DataDirError;
 
 const ONE: GroupId = GroupId::DEFAULT;
 
@@ -122,18 +104,17 @@ async fn a_start_that_failed_or_was_dropped_can_be_made_again() {
     let (net, disk) = (MemNet::new(), Disk::default());
     let node = builder(&net, &disk).config(Config { groups_max: 1, ..quick() }).start().await.unwrap();
     let mut given_up = Box::pin(start(&node, ONE, Start::Bootstrap(alone())));
-    std::future::poll_fn(|cx| std::task::Poll::Ready(given_up.as_mut().poll(cx).is_ready())).await;
+    is_ready(&mut given_up).await;
     drop(given_up);
-    let end = Instant::now() + DEADLINE;
-    loop {
+    eventually("a start", async || {
         let how = if node.has_group(ONE).unwrap() { Start::Restart } else { Start::Bootstrap(alone()) };
         match start(&node, ONE, how).await {
-            Ok(()) => return,
             // The dropped start may still have stored the group.
-            Err(StartError::AlreadyBootstrapped { .. }) => assert!(Instant::now() < end),
-            Err(error) => panic!("{error}"),
+            Err(error @ StartError::AlreadyBootstrapped { .. }) => Err(error),
+            done => Ok(done.unwrap()),
         }
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,50 +146,14 @@ async fn a_node_that_cannot_start_says_why() {
     assert_eq!(error.to_string(), "the data directory belongs to node 1, not to node 2");
     let error = with(1, ClusterId::new("other").unwrap()).await.unwrap_err();
     assert_eq!(error.to_string(), "the data directory belongs to cluster `test`, not to `other`");
-    let storage = Storage { identity: Arc::new(Unreadable), ..disk.storage() };
-    let error = builder(&net, &disk).storage(storage).start().await.unwrap_err();
+    let damaged = Disk::default();
+    damaged.identity.damage_peers();
+    let error = builder(&net, &damaged).start().await.unwrap_err();
     assert_eq!(error.to_string(), "identity file peers cannot be read: torn");
     let unowned = Storage { identity: Disk::default().storage().identity, ..disk.storage() };
     let node = builder(&net, &disk).storage(unowned).start().await.unwrap();
     let error = start(&node, ONE, Start::Restart).await.unwrap_err();
     assert!(matches!(error, StartError::NoIdentity { group: ONE }), "{error}");
-}
-
-/// An identity store whose list of peers is damaged.
-struct Unreadable;
-
-impl IdentityStore for Unreadable {
-    fn load(&self) -> Result<Option<Identity>, IdentityError> {
-        Ok(None)
-    }
-
-    fn create(&self, _identity: &Identity) -> Result<(), IdentityError> {
-        Ok(())
-    }
-
-    fn groups(&self) -> Result<BTreeSet<GroupId>, IdentityError> {
-        Ok(BTreeSet::new())
-    }
-
-    fn add_group(&self, _group: GroupId) -> Result<(), IdentityError> {
-        Ok(())
-    }
-
-    fn lost(&self) -> Result<BTreeMap<GroupId, LostEntries>, IdentityError> {
-        Ok(BTreeMap::new())
-    }
-
-    fn record_lost(&self, _group: GroupId, _lost: LostEntries) -> Result<(), IdentityError> {
-        Ok(())
-    }
-
-    fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError> {
-        Err(IdentityError::Corrupt { file: "peers".into(), detail: "torn".into() })
-    }
-
-    fn remember(&self, _peer: NodeId, _incarnation: Incarnation) -> Result<(), IdentityError> {
-        Ok(())
-    }
 }
 
 fn grpc() -> Arc<dyn Transport> {
@@ -295,7 +240,7 @@ async fn a_shutdown_transfers_leadership_flushes_and_answers_every_caller() {
     let term = group.state().term;
     let mut waiting: Vec<_> = (0..100).map(|n| group.submit(format!("{n}")).unwrap()).collect();
     let mut read = Box::pin(group.read(Consistency::Linearizable));
-    std::future::poll_fn(|cx| std::task::Poll::Ready(read.as_mut().poll(cx).is_ready())).await;
+    is_ready(&mut read).await;
     let began = Instant::now();
     cluster.stop(leader, Duration::from_secs(5)).await;
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());

@@ -5,19 +5,7 @@
 //! at the file with the highest index. A node with a volatile state machine then refused to start, although its own file was
 //! there. If it started, it took the stray file for its newest snapshot and removed its own newer ones.
 
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-
-use crate::common::{Counts, TRANSFERS};
-use bytes::Bytes;
-use towline_engine::config::Config;
-use towline_engine::ids::{GroupId, NodeId};
-use towline_engine::log_store::{LogStore, Recovered};
-use towline_engine::message::LogId;
-use towline_engine::snapshot_store::{SnapshotHead, SnapshotMeta, SnapshotStore};
-use towline_engine::storage::Storage;
-use towline_testkit::cluster::{Cluster, DEADLINE, Disk, Plan, node_id, quick, until, within};
-use towline_testkit::snapshots::{FaultySnapshots, SnapshotGate, SnapshotOp};
+use crate::common::*;
 
 const GROUP: GroupId = GroupId::DEFAULT;
 
@@ -66,12 +54,15 @@ impl VolatileCluster {
     }
 
     async fn load_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let end = Instant::now() + DEADLINE;
-        while !holds(self) {
-            assert!(Instant::now() < end, "not yet: {what}");
+        eventually(what, async || {
+            if holds(self) {
+                return Ok(());
+            }
             self.loaded += 1;
             self.cluster.acked(1, format!("{}", self.loaded)).await;
-        }
+            Err(self.loaded)
+        })
+        .await;
     }
 
     /// Writes until the node has a snapshot and a compacted log.
@@ -159,8 +150,8 @@ async fn a_node_starts_although_it_refused_a_snapshot_that_is_durable() {
     until("the receiver learns the new term", || setup.cluster.group(behind, 1).state().term >= term).await;
     setup.cluster.net.kill(node_id(behind));
     setup.release();
-    let failed = ["direction=received", "outcome=failed"];
-    until("it is refused", || setup.counts.sum(TRANSFERS, &failed) > 0).await;
+    let failed = "direction=received outcome=failed";
+    until("it is refused", || setup.counts.sum(TRANSFERS, failed) > 0).await;
     setup.cluster.crash(behind);
     assert!(setup.index(behind) > last, "the file is past the end of the log");
     setup.restarts_from(behind, &own).await;

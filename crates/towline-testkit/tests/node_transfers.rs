@@ -1,15 +1,6 @@
 //! Faults of snapshot transfers, and the byte totals that both sides count for each of them.
 
-use std::time::Duration;
-
-use towline_engine::config::Config;
-use towline_engine::reporter::SnapshotFailure;
-use towline_engine::status::{AttemptOutcome, PeerProgress};
-use towline_engine::units::ByteSize;
-use towline_testkit::cluster::{quick, until};
-use towline_testkit::fault::SnapshotFaults;
-
-use crate::common::{LaggingCluster, REPORTS, TRANSFERS, config, load};
+use crate::common::*;
 
 /// How far the totals may differ: one side has counted chunks that wait in a buffer of the other.
 const BETWEEN_BYTES: u64 = 16 * (16 << 10);
@@ -65,7 +56,7 @@ async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTra
     let first = setup.next_end(0).await;
     let failed = AttemptOutcome::Failed(SnapshotFailure::Transfer);
     assert_eq!((first.number, first.outcome), (1, failed), "after {chunks} chunks");
-    let closed = || setup.counts.sum(TRANSFERS, &["direction=received", "outcome=cancelled"]) == 1;
+    let closed = || setup.counts.sum(TRANSFERS, "direction=received outcome=cancelled") == 1;
     until("both sides count the end", closed).await;
     assert_eq!(setup.bytes("sent", "failed"), had, "after {chunks} chunks");
     assert_eq!(setup.bytes("received", "cancelled"), had, "after {chunks} chunks");
@@ -73,8 +64,8 @@ async fn cut_after(chunks: u64, between: impl FnOnce(&LaggingCluster)) -> CutTra
     between(&setup);
     drop(gate);
     setup.assert_heals().await;
-    let ended = |outcome| setup.counts.sum(TRANSFERS, &["direction=sent", outcome]);
-    let reported = setup.counts.sum(REPORTS, &["kind=snapshot_failure"]);
+    let ended = |outcome| setup.counts.sum(TRANSFERS, &format!("direction=sent {outcome}"));
+    let reported = setup.counts.sum(REPORTS, "kind=snapshot_failure");
     assert_eq!((ended("outcome=failed"), reported), (1, 1), "after {chunks} chunks");
     let rest = setup.bytes("sent", "finished");
     assert_eq!(setup.bytes("received", "finished"), rest, "after {chunks} chunks");
@@ -123,23 +114,6 @@ async fn a_chunk_with_a_flipped_byte_is_refused_and_nothing_of_it_is_restored() 
     assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");
 }
 
-/// Both sides notice that nothing moves.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stalled_transfer_ends_on_both_sides_and_frees_its_slots() {
-    let mut setup =
-        LaggingCluster::new(Config { snapshot_sends_max: 1, snapshot_receives_max: 1, ..config() }).await;
-    setup.break_sent(SnapshotFaults { stall_at_chunk: Some(5), ..Default::default() });
-    setup.restart_follower().await;
-    let last = setup.next_end(0).await;
-    assert_eq!(last.outcome, AttemptOutcome::Failed(SnapshotFailure::Timeout));
-    setup.assert_heals().await;
-    let ended = || {
-        let of = |outcome| setup.counts.sum(TRANSFERS, &["direction=received", outcome]);
-        of("outcome=failed") + of("outcome=cancelled")
-    };
-    until("the receiver counts the end", || ended() >= 1).await;
-}
-
 /// The sender does not repeat an offer at every heartbeat after a lasting refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_off() {
@@ -157,25 +131,6 @@ async fn a_snapshot_that_is_too_large_is_refused_before_a_byte_moves_and_backs_o
     assert!(waits > 8 * heartbeat, "{waits} ticks at a heartbeat of {heartbeat}");
     assert_eq!(setup.bytes("sent", "refused") + setup.bytes("received", "refused"), 0);
     for direction in ["direction=sent", "direction=received"] {
-        assert_eq!(setup.counts.sum(TRANSFERS, &[direction, "outcome=refused"]), 1, "{direction}");
+        assert_eq!(setup.counts.sum(TRANSFERS, &format!("{direction} outcome=refused")), 1, "{direction}");
     }
-}
-
-/// The sending node shuts down in order.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_shuts_down_midway_leaves_a_follower_to_the_next_leader() {
-    let mut setup =
-        LaggingCluster::new(Config { snapshot_bytes_per_second: ByteSize::bytes(400_000), ..config() }).await;
-    setup.restart_follower().await;
-    setup.midway().await;
-    setup.cluster.stop(setup.leader, Duration::from_secs(2)).await;
-    // Both sides count the bytes of the cancelled transfer.
-    until("both sides count the end", || setup.bytes("received", "cancelled") > 0).await;
-    let (sent, received) = (setup.bytes("sent", "cancelled"), setup.bytes("received", "cancelled"));
-    assert!(sent > 0 && sent.abs_diff(received) <= BETWEEN_BYTES, "{received} of {sent} arrived");
-    let commands = setup.cluster.settled(1).await;
-    assert!(commands.len() >= 45, "the next leader serves it");
-    setup.cluster.restart(setup.leader).await;
-    assert_eq!(setup.cluster.settled(1).await, commands);
-    assert_eq!(setup.counts.sum(REPORTS, &["outcome=synthesized"]), 0);
 }

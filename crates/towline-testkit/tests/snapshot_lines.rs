@@ -10,21 +10,12 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::OnceLock;
 
+use crate::common::*;
 use common::{LaggingCluster, config, load};
-use towline_engine::config::Config;
-use towline_engine::ids::{NodeId, PeerAddr};
-use towline_engine::units::ByteSize;
-use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{DEADLINE, Plan, node_id, until};
-use towline_testkit::list::{ListDisk, ListMachine, Replacing, RestoreCut};
-use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
-use towline_testkit::snapshots::{FaultySnapshots, SnapshotFault, SnapshotOp};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -103,41 +94,35 @@ impl Lines {
 
     /// The first such line whose cause contains `cause`. On a busy machine an attempt may first fail for another cause.
     async fn ended_for(&self, direction: &str, outcome: &str, cause: &str) -> Line {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let is = |line: &&Line| {
-                (line.text("direction"), line.text("outcome")) == (direction, outcome)
-                    && (cause.is_empty() || line.text("cause").contains(cause))
-            };
-            if let Some(line) = self.lines.lock().unwrap().iter().find(is) {
-                return line.clone();
-            }
-            assert!(Instant::now() < end, "none is {outcome}: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
-        }
+        let is = |line: &&Line| {
+            (line.text("direction"), line.text("outcome")) == (direction, outcome)
+                && (cause.is_empty() || line.text("cause").contains(cause))
+        };
+        eventually("a line", async || {
+            let lines = self.lines.lock().unwrap();
+            lines.iter().find(is).cloned().ok_or_else(|| (outcome.to_owned(), lines.clone()))
+        })
+        .await
     }
 
     /// The lines of both sides for the first attempt: the sender's, then the receiver's.
     async fn of_first_attempt(&self, leader: u64, behind: u64) -> (Line, Line) {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let find = |direction: &str, peer: u64| {
-                let lines = self.lines.lock().unwrap();
-                let of = |line: &&Line| {
-                    line.text("direction") == direction
-                        && line.number("peer") == peer
-                        && line.number("attempt") == 1
-                };
-                let found: Vec<Line> = lines.iter().filter(of).cloned().collect();
-                assert!(found.len() <= 1, "one line a side and attempt: {found:?}");
-                found.into_iter().next()
+        let find = |direction: &str, peer: u64| {
+            let lines = self.lines.lock().unwrap();
+            let of = |line: &&Line| {
+                line.text("direction") == direction
+                    && line.number("peer") == peer
+                    && line.number("attempt") == 1
             };
-            if let (Some(sent), Some(received)) = (find("sent", behind), find("received", leader)) {
-                return (sent, received);
-            }
-            assert!(Instant::now() < end, "a side wrote no line: {:?}", self.lines.lock().unwrap());
-            tokio::time::sleep(Duration::from_millis(2)).await; // not synchronisation: poll interval under a deadline
-        }
+            let found: Vec<Line> = lines.iter().filter(of).cloned().collect();
+            assert!(found.len() <= 1, "one line a side and attempt: {found:?}");
+            found.into_iter().next()
+        };
+        eventually("a line of each side", async || match (find("sent", behind), find("received", leader)) {
+            (Some(sent), Some(received)) => Ok((sent, received)),
+            found => Err(found),
+        })
+        .await
     }
 }
 
@@ -215,7 +200,7 @@ async fn the_two_lines_of_a_transfer_distinguish_lost_bytes_from_wrong_content()
     // Every byte arrives, and the digest does not match.
     let mut corrupt = wired().await;
     let length = corrupt.latest(corrupt.leader).length;
-    let damage = move |store: &FaultySnapshots| store.fail_write_at(length / 2, SnapshotFault::Corrupt);
+    let damage = move |store: &FaultySnapshots| store.flip_at(length / 2);
     corrupt.store_from_start(corrupt.behind, damage);
     let (sent, received) = first_attempt(&mut corrupt, &lines).await;
     assert_eq!(verdict(&sent, &received), Verdict::WrongContent, "{sent:?}\n{received:?}");
@@ -308,7 +293,7 @@ async fn the_line_of_a_failed_transfer_has_the_error_of_the_system() {
 
     lines.lines.lock().unwrap().clear();
     let mut unread = LaggingCluster::new(config()).await;
-    unread.store(unread.leader).fail_next(SnapshotOp::Open, SnapshotFault::Eio);
+    unread.store(unread.leader).fail_open();
     unread.cluster.restart(unread.behind).await;
     lines.ended_for("sent", "failed", "Input/output error").await;
 }

@@ -1,12 +1,10 @@
 //! The snapshot stores of this workspace under the suite.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore};
-use towline_storage::{DataDir, SNAPSHOT_CHUNK_BYTES};
+use crate::common::*;
+use towline_storage::SNAPSHOT_CHUNK_BYTES;
 use towline_testkit::snapshot_store_suite;
-use towline_testkit::snapshots::{FaultySnapshots, MemSnapshots};
 use towline_testkit::suites::snapshot_store::SnapshotStoreFixture;
 
 #[derive(Default)]

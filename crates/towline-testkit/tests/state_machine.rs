@@ -1,13 +1,8 @@
 //! The suite for state machines: the machines of the testkit pass it, and it finds each machine with a flaw.
 
 use std::io::{self, Read, Write};
-use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use towline_engine::message::LogId;
-use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
-use towline_testkit::list::{List, ListDisk, ListMachine};
+use crate::common::*;
 use towline_testkit::state_machine_suite;
 use towline_testkit::suites::state_machine::{self as suite, StateMachineFixture};
 

@@ -3,12 +3,8 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use towline_engine::message::LogId;
-use towline_engine::snapshot_store::SnapshotMeta;
-use towline_engine::state_machine::{ApplyBatch, Fatal, Replies, SnapshotSource, StateMachine};
+use crate::common::*;
 use towline_testkit::suites::state_machine::StateMachineFixture;
 use towline_testkit::suites::state_machine::files::{self as suite, FilesFixture};
 use towline_testkit::{state_machine_files_suite, state_machine_suite};

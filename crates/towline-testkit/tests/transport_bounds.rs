@@ -1,13 +1,7 @@
 //! What one peer or stranger may cost a gRPC or QUIC listener: connections of one peer, handshakes a second.
 
-use std::time::{Duration, Instant};
-
+use crate::common::*;
 use crate::wires::{AUTHORITY, Bounds, First, Listening, Wire, connect, of_node};
-use towline_engine::ids::GroupId;
-use towline_engine::message::{Batch, Envelope, Lane, Message, MessageKind};
-use towline_engine::transport::{ConnectError, Connected, LinkClosed, Refusal};
-use towline_testkit::cluster::{node_id, until, within};
-use towline_testkit::doubles::{LinkLog, hello};
 
 /// Dials from a node on a connection of its own.
 async fn dial(wire: Wire, listening: &Listening, from: u64) -> (Result<Connected, ConnectError>, LinkLog) {

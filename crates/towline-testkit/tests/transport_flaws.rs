@@ -2,8 +2,8 @@
 //! (`transport_suite.rs`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 
+use crate::common::*;
 use crate::flaws::{FlawedFixture, TransportFlaw};
 use towline_testkit::suites::transport::{self as suite, TransportFixture};
 

@@ -2,18 +2,11 @@
 //! in `transport_bounds`, `transport_peers` and `node_refusals`.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
+use crate::common::*;
 use crate::wires::{Listening, of_node};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use towline_engine::ids::PeerAddr;
-use towline_engine::message::Lane;
-use towline_engine::transport::{ConnectError, LinkClosed, Peer, Refusal, Transport, TransportError};
-use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{DEADLINE, node_id, within};
-use towline_testkit::doubles::{LinkLog, RecordingInbound, batch, hello};
-use towline_testkit::proxy::{Flow, ProxyDirection, TcpProxy};
 
 fn plain() -> GrpcTransport {
     GrpcTransport::default()

@@ -1,13 +1,7 @@
 //! What gRPC and QUIC both promise beyond the suite, whose fixtures cannot send raw frames or hold nacks back.
 
-use std::time::Duration;
-
+use crate::common::*;
 use crate::wires::{Bounds, Listening, Wire, of_node};
-use towline_engine::ids::GroupId;
-use towline_engine::message::Lane;
-use towline_engine::transport::{LinkClosed, Nack, NackCause, Refusal};
-use towline_testkit::cluster::{until, within};
-use towline_testkit::doubles::{batch, hello};
 use towline_wire::{frames, hello_frame, pb};
 
 async fn start(wire: Wire) -> Listening {

@@ -3,22 +3,13 @@
 //! `node_refusals`.
 
 use std::future::Future as _;
-use std::time::{Duration, Instant};
 
+use crate::common::*;
 use crate::wires::raw::{self, quic_server, quic_welcome};
 use crate::wires::{AUTHORITY, Listening, RawLane, connect, identity, of_node};
 use quinn::{Connection, SendStream};
 use tokio::net::UdpSocket;
 use tokio::runtime::{Builder, Runtime};
-use towline_engine::ids::PeerAddr;
-use towline_engine::message::Lane;
-use towline_engine::transport::{
-    ConnectError, DispatchError, LinkClosed, PROTOCOL_VERSION, Peer, ProgressCell, Refusal, Transport,
-    TransportError,
-};
-use towline_quic::{QuicConfig, QuicTransport};
-use towline_testkit::cluster::{DEADLINE, node_id, within};
-use towline_testkit::doubles::{LinkLog, OfferReply, RecordingInbound, batch, hello};
 use towline_tls::dev::DevAuthority;
 use towline_tls::{TlsConfig, TlsFiles};
 use towline_wire::{hello_frame, pb};
@@ -263,8 +254,7 @@ async fn a_dropped_link_resets_its_stream_and_the_last_one_closes_the_connection
     {
         // More than the window holds, so that a part is not sent yet.
         let mut dispatch = std::pin::pin!(link.dispatch(batch(1, 4_000_000)));
-        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(dispatch.as_mut().poll(cx))).await;
-        assert!(polled.is_pending());
+        assert!(!is_ready(&mut dispatch).await);
     }
     assert!(matches!(within(link.dispatch(batch(2, 0))).await, Err(DispatchError::Closed)));
     assert_eq!(within(connected.1.closed()).await, LinkClosed::Abandoned);

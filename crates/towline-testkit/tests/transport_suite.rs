@@ -2,19 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
+use crate::common::*;
 use crate::wires::of_node;
-use async_trait::async_trait;
 use tokio::net::TcpStream;
-use towline_engine::ids::{NodeId, PeerAddr};
-use towline_engine::transport::{CHUNK_BYTES_MAX, MESSAGE_BYTES_MAX, Transport};
-use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_quic::{QuicConfig, QuicTransport};
-use towline_testkit::mem::{Fault, LINK_BATCHES_MAX, LISTENER_LINKS_MAX, MemNet, TRANSFER_CHUNKS_MAX};
-use towline_testkit::proxy::{DatagramFlow, ProxyDirection, TcpProxy, UdpProxy};
 use towline_testkit::suites::transport::{Capabilities, Path, RawStream, TransportFixture};
 use towline_testkit::transport_suite;
 
@@ -30,9 +21,9 @@ impl MemFixture {
 }
 
 /// The path from node 1 to node 2, the only one that the suite asks for.
-struct MemPath {
-    net: MemNet,
-    address: PeerAddr,
+pub(crate) struct MemPath {
+    pub(crate) net: MemNet,
+    pub(crate) address: PeerAddr,
 }
 
 #[async_trait]
@@ -62,31 +53,27 @@ impl TransportFixture for MemFixture {
     }
 }
 
-fn node(raw: u64) -> NodeId {
-    NodeId::new(raw).unwrap()
-}
-
 impl Path for MemPath {
     fn address(&self) -> PeerAddr {
         self.address.clone()
     }
 
     fn cut(&self) {
-        self.net.reset(node(1), node(2));
+        self.net.reset(node_id(1), node_id(2));
     }
 
     fn black_hole(&self) {
-        self.net.fault(node(1), node(2), Fault::Swallow);
-        self.net.fault(node(2), node(1), Fault::Swallow);
+        self.net.fault(node_id(1), node_id(2), Fault::Swallow);
+        self.net.fault(node_id(2), node_id(1), Fault::Swallow);
     }
 
     fn slow_down(&self, bytes_per_s: u64) -> bool {
-        self.net.fault(node(1), node(2), Fault::Rate(bytes_per_s));
+        self.net.fault(node_id(1), node_id(2), Fault::Rate(bytes_per_s));
         true
     }
 
     fn carried(&self) -> Option<u64> {
-        Some(self.net.carried(node(1), node(2)))
+        Some(self.net.carried(node_id(1), node_id(2)))
     }
 }
 

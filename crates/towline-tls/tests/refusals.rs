@@ -2,21 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)] // helpers of tests
 
 mod common;
+#[path = "common/raw_client.rs"]
+mod raw_client;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::ring::default_provider;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use towline_engine::ids::NodeId;
 use towline_engine::transport::{CertRefusal, ConnectError, PROTOCOL_VERSION, Refusal};
 use towline_tls::dev::{DevAuthority, DevCert, Written, write};
 use towline_tls::rustls_config::{SERVER_NAME, Verdict, accepting, alpn, dialling};
 use towline_tls::{TlsConfig, TlsError, TlsFiles, node_uri};
+
+use raw_client::client;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -135,7 +135,7 @@ fn both_sides_report_a_certificate_without_one_node() {
         let refused = TlsConfig::from_pem(&pem(ca.ca_pem()), &pem(&foreign.cert), &pem(&foreign.key));
         assert!(matches!(refused, Err(TlsError::Identity { refusal: CertRefusal::NoNode, .. })), "{uris:?}");
         let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
-        let [client, server] = shake(raw_client(Some(&foreign), &alpn()), server);
+        let [client, server] = shake(Arc::new(client(Some(&foreign), &alpn())), server);
         accepted.learn(&server.unwrap());
         assert_eq!(accepted.listener_refusal(), Some(Refusal::Certificate(CertRefusal::NoNode)));
         let (_, dialled) = dialling(&of_node(&ca, 1), node(2), &alpn()).unwrap();
@@ -148,7 +148,7 @@ fn both_sides_report_a_certificate_without_one_node() {
 fn both_sides_report_a_missing_certificate() {
     let ca = DevAuthority::new().unwrap();
     let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
-    let [client, server] = shake(raw_client(None, &alpn()), server);
+    let [client, server] = shake(Arc::new(client(None, &alpn())), server);
     accepted.learn(&io::Error::other(server.unwrap()));
     assert_eq!(accepted.listener_refusal(), Some(Refusal::Certificate(CertRefusal::Missing)));
     let (_, dialled) = dialling(&of_node(&ca, 1), node(2), &alpn()).unwrap();
@@ -161,7 +161,7 @@ fn a_listener_learns_the_offered_version() {
     let ca = DevAuthority::new().unwrap();
     let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
     let mine = ca.issue(node(1)).unwrap();
-    let [client, server] = shake(raw_client(Some(&mine), b"towline/9"), server);
+    let [client, server] = shake(Arc::new(client(Some(&mine), b"towline/9")), server);
     assert_eq!(server, Some(rustls::Error::NoApplicationProtocol));
     assert!(matches!(client, Some(rustls::Error::AlertReceived(_))));
     let version = Refusal::Version { ours: PROTOCOL_VERSION, theirs: 9 };
@@ -173,7 +173,7 @@ fn a_listener_learns_the_offered_version() {
 fn a_dialler_that_also_offers_our_version_is_not_refused_for_it() {
     let ca = DevAuthority::new().unwrap();
     let (server, accepted) = accepting(&of_node(&ca, 2), &alpn()).unwrap();
-    let mut both = raw_client(Some(&ca.issue(node(1)).unwrap()), b"towline/9").as_ref().clone();
+    let mut both = client(Some(&ca.issue(node(1)).unwrap()), b"towline/9");
     both.alpn_protocols.push(alpn());
     assert_eq!(shake(Arc::new(both), server), [None, None]);
     assert_eq!(accepted.listener_refusal(), None);
@@ -246,61 +246,4 @@ fn development_certificates_are_private_and_never_replaced() {
 
     std::fs::remove_file(dir.join("node-1.key")).unwrap();
     assert!(write(&dir, 3).unwrap_err().to_string().contains("node-1.pem is there"));
-}
-
-/// A dialler that checks nothing and can show any certificate.
-fn raw_client(cert: Option<&DevCert>, alpn: &[u8]) -> Arc<ClientConfig> {
-    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous));
-    let mut config = match cert {
-        None => config.with_no_client_auth(),
-        Some(cert) => {
-            let chain = vec![CertificateDer::from_pem_slice(cert.cert.as_bytes()).unwrap()];
-            let key = PrivateKeyDer::from_pem_slice(cert.key.as_bytes()).unwrap();
-            config.with_client_auth_cert(chain, key).unwrap()
-        }
-    };
-    config.alpn_protocols = vec![alpn.to_vec()];
-    Arc::new(config)
-}
-
-#[derive(Debug)]
-struct Credulous;
-
-impl ServerCertVerifier for Credulous {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -1,5 +1,6 @@
 //! The faults that are set, and how often they happened.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use towline_engine::message::{Batch, Envelope, Lane, Message};
 use crate::sync::lock;
 
 /// A direction, from the view of the node that uses the transport.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// To peers.
     Out,
@@ -53,8 +54,6 @@ pub struct SnapshotFaults {
     pub corrupt_chunk: Option<u64>,
     /// This chunk, or the end behind the last chunk, waits until the fault is cleared.
     pub stall_at_chunk: Option<u64>,
-    /// Each chunk takes longer by this time.
-    pub delay: Duration,
     /// The transfer breaks after its last chunk.
     pub drop_trailer: bool,
 }
@@ -86,61 +85,36 @@ struct FaultsShared {
     counts: Mutex<FaultCounts>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(super) struct FaultPlan {
-    control: ByDirection<LaneFaults>,
-    append: ByDirection<LaneFaults>,
-    snapshots: ByDirection<SnapshotFaults>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct ByDirection<T> {
-    out: T,
-    into: T,
-}
-
-impl<T: Copy> ByDirection<T> {
-    fn get(mut self, direction: Direction) -> T {
-        *self.of(direction)
-    }
-
-    fn of(&mut self, direction: Direction) -> &mut T {
-        match direction {
-            Direction::Out => &mut self.out,
-            Direction::In => &mut self.into,
-        }
-    }
+    lanes: BTreeMap<(Lane, Direction), LaneFaults>,
+    snapshots: BTreeMap<Direction, SnapshotFaults>,
 }
 
 impl FaultPlan {
     pub(super) fn snapshots(&self, direction: Direction) -> SnapshotFaults {
-        self.snapshots.get(direction)
+        self.snapshots.get(&direction).copied().unwrap_or_default()
     }
 }
 
 impl Faults {
     pub(super) fn new(seed: u64) -> Self {
-        let random = Mutex::new(Rng::with_seed(seed));
-        Self {
-            shared: Arc::new(FaultsShared {
-                plan: watch::Sender::default(),
-                random,
-                counts: Mutex::default(),
-            }),
-        }
+        let (plan, random) = (watch::Sender::default(), Mutex::new(Rng::with_seed(seed)));
+        Self { shared: Arc::new(FaultsShared { plan, random, counts: Mutex::default() }) }
     }
 
     /// Sets the faults of a lane.
     pub fn lane(&self, lane: Lane, direction: Direction, faults: LaneFaults) {
-        self.shared.plan.send_modify(|plan| match lane {
-            Lane::Control => *plan.control.of(direction) = faults,
-            Lane::Append => *plan.append.of(direction) = faults,
+        self.shared.plan.send_modify(|plan| {
+            plan.lanes.insert((lane, direction), faults);
         });
     }
 
     /// Sets the faults of snapshot transfers.
     pub fn snapshots(&self, direction: Direction, faults: SnapshotFaults) {
-        self.shared.plan.send_modify(|plan| *plan.snapshots.of(direction) = faults);
+        self.shared.plan.send_modify(|plan| {
+            plan.snapshots.insert(direction, faults);
+        });
     }
 
     /// Clears all faults.
@@ -170,11 +144,7 @@ impl Faults {
     }
 
     fn on(&self, lane: Lane, direction: Direction) -> LaneFaults {
-        let plan = *self.shared.plan.borrow();
-        match lane {
-            Lane::Control => plan.control.get(direction),
-            Lane::Append => plan.append.get(direction),
-        }
+        self.shared.plan.borrow().lanes.get(&(lane, direction)).copied().unwrap_or_default()
     }
 
     /// The state of the faults for one link or one session.

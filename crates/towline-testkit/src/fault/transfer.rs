@@ -1,7 +1,6 @@
 //! Snapshot transfers that break.
 
 use async_trait::async_trait;
-use tokio::time::sleep;
 use towline_engine::snapshot_store::Trailer;
 use towline_engine::transport::{
     Chunk, ProgressCell, SnapshotReceipt, SnapshotRefusal, SnapshotSink, Transfer, TransferError,
@@ -45,9 +44,6 @@ impl Passage {
         if on.corrupt_chunk == Some(number) {
             chunk.data = self.faults.draw(|random| flip(&chunk.data, random));
             self.faults.count(|counts| counts.chunks_corrupted += 1);
-        }
-        if !on.delay.is_zero() {
-            sleep(on.delay).await;
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ struct IdentityState {
     seen: BTreeMap<NodeId, Incarnation>,
     lost: BTreeMap<GroupId, LostEntries>,
     may_found: bool,
+    peers_are_damaged: bool,
 }
 
 impl MemIdentity {
@@ -31,6 +32,11 @@ impl MemIdentity {
     /// Lets `Start::auto` found groups, as in a directory of `DataDir::create`.
     pub fn allow_founding(&self) {
         self.lock().may_found = true;
+    }
+
+    /// Makes the list of peers unreadable.
+    pub fn damage_peers(&self) {
+        self.lock().peers_are_damaged = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, IdentityState> {
@@ -77,7 +83,11 @@ impl IdentityStore for MemIdentity {
     }
 
     fn seen(&self) -> Result<BTreeMap<NodeId, Incarnation>, IdentityError> {
-        Ok(self.lock().seen.clone())
+        let state = self.lock();
+        match state.peers_are_damaged {
+            true => Err(IdentityError::Corrupt { file: "peers".into(), detail: "torn".into() }),
+            false => Ok(state.seen.clone()),
+        }
     }
 
     fn remember(&self, peer: NodeId, incarnation: Incarnation) -> Result<(), IdentityError> {

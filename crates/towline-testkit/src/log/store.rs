@@ -45,6 +45,8 @@ struct LogState {
     gates: usize,
     held: usize,
     space: Option<DiskSpace>,
+    bad_entry: Option<u64>,
+    failed_reads: u64,
 }
 
 impl MemLog {
@@ -76,6 +78,16 @@ impl MemLog {
     /// Sets the answer of [`LogStore::space`]. Appends do not change it.
     pub fn set_space(&self, space: Option<DiskSpace>) {
         self.lock().space = space;
+    }
+
+    /// Makes every read of the entry at this index fail.
+    pub fn spoil_entry(&self, index: Option<u64>) {
+        self.lock().bad_entry = index;
+    }
+
+    /// The number of reads that failed.
+    pub fn failed_reads(&self) -> u64 {
+        self.lock().failed_reads
     }
 
     /// The number of appends so far, with failed and held ones.
@@ -160,7 +172,12 @@ impl LogStore for MemLog {
         bytes_max: usize,
         out: &mut Vec<Entry>,
     ) -> Result<(), LogReadError> {
-        self.lock().live.entries(group, range, bytes_max, out)
+        let mut state = self.lock();
+        if state.bad_entry.is_some_and(|bad| range.contains(&bad)) {
+            state.failed_reads += 1;
+            return Err(LogReadError::Io { detail: "a bad block".into(), source: None });
+        }
+        state.live.entries(group, range, bytes_max, out)
     }
 
     fn term(&self, group: GroupId, index: u64) -> Result<u64, LogReadError> {

@@ -130,19 +130,9 @@ impl Sim {
         self.nodes.get(&id).map_or((0, 0), |n| (n.disk.last_index(), n.disk.term(n.disk.last_index())))
     }
 
-    /// The number of pending writes of a node.
-    pub fn writes_pending(&self, id: NodeId) -> usize {
-        self.nodes.get(&id).map_or(0, |n| n.disk.pending())
-    }
-
     /// The messages in flight.
     pub fn in_flight(&self) -> Vec<Message> {
         self.net.in_flight().cloned().collect()
-    }
-
-    /// Whether the network from `from` to `to` is cut.
-    pub fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.net.is_cut(from, to)
     }
 
     /// The number of messages refused with a cause.

@@ -123,8 +123,4 @@ impl SimNet {
     pub(super) fn heal(&mut self) {
         self.cut.clear();
     }
-
-    pub(super) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.cut.contains(&(from, to))
-    }
 }

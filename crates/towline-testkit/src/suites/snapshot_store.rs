@@ -61,7 +61,7 @@ pub trait SnapshotStoreFixture {
 #[macro_export]
 macro_rules! snapshot_store_suite {
     ($module:ident, $new:expr) => {
-        $crate::__suite!(snapshot_store, $module, &mut || Box::new(($new)());
+        $crate::__suite!(snapshot_store, $module, $crate::suites::snapshot_store::OpenSnapshotStore::new(($new)());
             an_empty_store_has_no_snapshot
             a_created_snapshot_reads_back_at_every_length
             a_received_snapshot_reads_back_at_every_length
@@ -117,15 +117,12 @@ macro_rules! snapshot_store_suite {
     };
 }
 
-/// Makes an empty fixture.
-pub type NewSnapshotStore<'a> = &'a mut dyn FnMut() -> Box<dyn SnapshotStoreFixture>;
-
 const A: GroupId = GroupId::DEFAULT;
 const B: GroupId = GroupId::new(77);
 const SEVERAL_MIB: usize = 5 * 1024 * 1024 + 321;
 
 /// A fixture with the store open.
-struct OpenSnapshotStore {
+pub struct OpenSnapshotStore {
     fixture: Box<dyn SnapshotStoreFixture>,
     store: Option<Arc<dyn SnapshotStore>>,
 }
@@ -171,10 +168,9 @@ fn corrupt<T>(outcome: Result<T, SnapshotStoreError>) -> bool {
 }
 
 impl OpenSnapshotStore {
-    fn new(new: NewSnapshotStore<'_>) -> Self {
-        let mut fixture = new();
+    pub fn new(mut fixture: impl SnapshotStoreFixture + 'static) -> Self {
         let store = Some(fixture.open());
-        Self { fixture, store }
+        Self { fixture: Box::new(fixture), store }
     }
 
     fn store(&self) -> &dyn SnapshotStore {
@@ -265,16 +261,14 @@ impl OpenSnapshotStore {
     }
 }
 
-pub fn an_empty_store_has_no_snapshot(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn an_empty_store_has_no_snapshot(open: OpenSnapshotStore) {
     assert_eq!(open.store().latest(A).unwrap(), None);
     assert_eq!(open.store().find(A, ContentId([7; 16])).unwrap(), None);
     open.store().retain(A, &[]).unwrap();
     assert_eq!(open.fixture.files(), 0);
 }
 
-pub fn a_created_snapshot_reads_back_at_every_length(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_created_snapshot_reads_back_at_every_length(open: OpenSnapshotStore) {
     for (number, length) in open.lengths().into_iter().enumerate() {
         let (head, body) = (head(1 + number as u64), body(length, number as u64));
         let meta = open.put(&head, &body);
@@ -284,8 +278,7 @@ pub fn a_created_snapshot_reads_back_at_every_length(new: NewSnapshotStore<'_>) 
     }
 }
 
-pub fn a_received_snapshot_reads_back_at_every_length(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_received_snapshot_reads_back_at_every_length(open: OpenSnapshotStore) {
     for (number, length) in open.lengths().into_iter().enumerate() {
         let body = body(length, number as u64);
         let meta = meta_of(&head(1 + number as u64), &body);
@@ -302,8 +295,7 @@ pub fn a_received_snapshot_reads_back_at_every_length(new: NewSnapshotStore<'_>)
     }
 }
 
-pub fn a_commit_survives_a_crash(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_commit_survives_a_crash(mut open: OpenSnapshotStore) {
     let (ours, theirs) = (body(SEVERAL_MIB, 1), body(open.chunk() + 9, 2));
     let own = open.put(&head(4), &ours);
     let received = meta_of(&head(9), &theirs);
@@ -318,8 +310,7 @@ pub fn a_commit_survives_a_crash(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_snapshot_is_invisible_before_its_commit(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_snapshot_is_invisible_before_its_commit(mut open: OpenSnapshotStore) {
     let older = open.put(&head(1), b"older");
     let bytes = body(2 * open.chunk(), 1);
     let (ours, theirs) = (meta_of(&head(2), &bytes), meta_of(&head(3), &bytes));
@@ -341,8 +332,7 @@ pub fn a_snapshot_is_invisible_before_its_commit(new: NewSnapshotStore<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(older));
 }
 
-pub fn a_dropped_writer_of_a_created_snapshot_leaves_no_file(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_dropped_writer_of_a_created_snapshot_leaves_no_file(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk() + 5, 1);
     let mut writer = open.store().create(&head(1)).unwrap();
     writer.write_all(&bytes).unwrap();
@@ -351,8 +341,7 @@ pub fn a_dropped_writer_of_a_created_snapshot_leaves_no_file(new: NewSnapshotSto
     open.assert_gone(&meta_of(&head(1), &bytes));
 }
 
-pub fn a_discarded_writer_leaves_no_file(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_discarded_writer_leaves_no_file(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk() + 5, 1);
     let meta = meta_of(&head(1), &bytes);
     for mut writer in [open.store().create(&meta.head).unwrap(), open.receive(&meta)] {
@@ -363,8 +352,7 @@ pub fn a_discarded_writer_leaves_no_file(new: NewSnapshotStore<'_>) {
     open.assert_gone(&meta);
 }
 
-pub fn a_commit_without_verify_fails_and_removes_the_file(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_commit_without_verify_fails_and_removes_the_file(open: OpenSnapshotStore) {
     let bytes = body(open.chunk() + 5, 1);
     let meta = meta_of(&head(1), &bytes);
     for mut writer in [open.store().create(&meta.head).unwrap(), open.receive(&meta)] {
@@ -374,8 +362,7 @@ pub fn a_commit_without_verify_fails_and_removes_the_file(new: NewSnapshotStore<
     open.assert_gone(&meta);
 }
 
-pub fn a_write_after_verify_voids_the_verification(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_write_after_verify_voids_the_verification(open: OpenSnapshotStore) {
     let mut writer = open.store().create(&head(1)).unwrap();
     writer.write_all(b"one").unwrap();
     writer.verify(None).unwrap();
@@ -390,8 +377,7 @@ pub fn a_write_after_verify_voids_the_verification(new: NewSnapshotStore<'_>) {
     assert_eq!(writer.commit().unwrap(), meta_of(&head(1), b"onetwo"));
 }
 
-pub fn verify_makes_no_snapshot_visible(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn verify_makes_no_snapshot_visible(open: OpenSnapshotStore) {
     let bytes = body(open.chunk() + 5, 1);
     let meta = meta_of(&head(1), &bytes);
     let mut writer = open.receive(&meta);
@@ -418,8 +404,7 @@ fn assert_refused(open: &OpenSnapshotStore, meta: &SnapshotMeta, write: impl Fn(
     }
 }
 
-pub fn a_wrong_digest_is_refused_and_removed(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_wrong_digest_is_refused_and_removed(open: OpenSnapshotStore) {
     let good = body(2 * open.chunk() + 7, 1);
     let meta = meta_of(&head(1), &good);
     for at in [0, open.chunk(), good.len() - 1] {
@@ -433,8 +418,7 @@ pub fn a_wrong_digest_is_refused_and_removed(new: NewSnapshotStore<'_>) {
     assert!(corrupt(writer.verify(Some(&other))), "the trailer is not what was offered");
 }
 
-pub fn a_short_body_is_refused_and_removed(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_short_body_is_refused_and_removed(open: OpenSnapshotStore) {
     let good = body(2 * open.chunk() + 7, 1);
     let meta = meta_of(&head(1), &good);
     for length in [0, 1, open.chunk(), good.len() - 1] {
@@ -444,8 +428,7 @@ pub fn a_short_body_is_refused_and_removed(new: NewSnapshotStore<'_>) {
     assert_refused(&open, &SnapshotMeta { length: 1, ..empty }, |_| {});
 }
 
-pub fn a_long_body_is_refused_and_removed(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_long_body_is_refused_and_removed(open: OpenSnapshotStore) {
     for length in [0, 1, open.chunk() - 1, open.chunk(), 2 * open.chunk() + 7] {
         let long = body(length + 1, 1);
         let meta = meta_of(&head(1), &long[..length]);
@@ -460,8 +443,7 @@ pub fn a_long_body_is_refused_and_removed(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_created_snapshot_is_checked_against_a_trailer(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_created_snapshot_is_checked_against_a_trailer(open: OpenSnapshotStore) {
     let meta = meta_of(&head(1), b"body");
     let mut writer = open.store().create(&meta.head).unwrap();
     writer.write_all(b"bodY").unwrap();
@@ -470,8 +452,7 @@ pub fn a_created_snapshot_is_checked_against_a_trailer(new: NewSnapshotStore<'_>
     open.assert_gone(&meta);
 }
 
-pub fn another_head_is_another_content(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn another_head_is_another_content(open: OpenSnapshotStore) {
     let bytes = body(100, 1);
     let meta = meta_of(&head(1), &bytes);
     let other = SnapshotMeta { head: head(2), ..meta };
@@ -480,8 +461,7 @@ pub fn another_head_is_another_content(new: NewSnapshotStore<'_>) {
     assert!(corrupt(writer.verify(Some(&trailer(&other)))));
 }
 
-pub fn flush_writes_buffered_bytes_to_the_file(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn flush_writes_buffered_bytes_to_the_file(open: OpenSnapshotStore) {
     let bytes = body(3 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     let mut writer = open.receive(&meta);
@@ -498,8 +478,7 @@ pub fn flush_writes_buffered_bytes_to_the_file(new: NewSnapshotStore<'_>) {
     assert_eq!(open.finish(&meta, &bytes), taken);
 }
 
-pub fn a_broken_transfer_resumes_where_it_broke(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_broken_transfer_resumes_where_it_broke(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     for (number, broken_at) in
         [1, chunk - 1, chunk, chunk + 1, 2 * chunk + 77, 3 * chunk].into_iter().enumerate()
@@ -516,8 +495,7 @@ pub fn a_broken_transfer_resumes_where_it_broke(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_broken_transfer_resumes_after_a_restart(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_broken_transfer_resumes_after_a_restart(mut open: OpenSnapshotStore) {
     for length in [1, open.chunk(), 2 * open.chunk() + 77] {
         let bytes = body(3 * open.chunk(), length as u64);
         let meta = meta_of(&head(length as u64), &bytes);
@@ -530,8 +508,7 @@ pub fn a_broken_transfer_resumes_after_a_restart(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_transfer_may_break_several_times(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_transfer_may_break_several_times(mut open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let bytes = body(6 * chunk + 5, 1);
     let meta = meta_of(&head(1), &bytes);
@@ -545,8 +522,7 @@ pub fn a_transfer_may_break_several_times(new: NewSnapshotStore<'_>) {
     assert_eq!(open.fixture.files(), 1);
 }
 
-pub fn a_complete_partial_file_needs_no_further_byte(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_complete_partial_file_needs_no_further_byte(mut open: OpenSnapshotStore) {
     for length in [open.chunk(), 2 * open.chunk() + 5] {
         let bytes = body(length, 1);
         let meta = meta_of(&head(length as u64), &bytes);
@@ -557,8 +533,7 @@ pub fn a_complete_partial_file_needs_no_further_byte(new: NewSnapshotStore<'_>) 
     }
 }
 
-pub fn a_damaged_partial_file_is_cut_at_the_damage(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_damaged_partial_file_is_cut_at_the_damage(mut open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let left = 3 * chunk + 50;
     for (number, at) in [3 * chunk + 49, 3 * chunk, 2 * chunk + 1, chunk].into_iter().enumerate() {
@@ -573,8 +548,7 @@ pub fn a_damaged_partial_file_is_cut_at_the_damage(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_partial_file_with_a_damaged_start_begins_anew(new: NewSnapshotStore<'_>) {
-    let open = &mut OpenSnapshotStore::new(new);
+pub fn a_partial_file_with_a_damaged_start_begins_anew(mut open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     open.leave(&meta, &bytes, open.chunk() + 1);
@@ -582,8 +556,7 @@ pub fn a_partial_file_with_a_damaged_start_begins_anew(new: NewSnapshotStore<'_>
     assert_eq!(open.finish(&meta, &bytes), 0);
 }
 
-pub fn a_partial_file_of_another_offer_is_not_resumed(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_partial_file_of_another_offer_is_not_resumed(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     // A lying peer.
@@ -597,8 +570,7 @@ pub fn a_partial_file_of_another_offer_is_not_resumed(new: NewSnapshotStore<'_>)
     }
 }
 
-pub fn a_second_writer_of_one_content_is_busy(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_second_writer_of_one_content_is_busy(open: OpenSnapshotStore) {
     let bytes = body(open.chunk() + 9, 1);
     let meta = meta_of(&head(1), &bytes);
     let mut writer = open.receive(&meta);
@@ -621,8 +593,7 @@ pub fn a_second_writer_of_one_content_is_busy(new: NewSnapshotStore<'_>) {
     assert_eq!(open.read(&meta, 0), bytes);
 }
 
-pub fn writers_of_different_contents_are_independent(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn writers_of_different_contents_are_independent(open: OpenSnapshotStore) {
     let bodies = [body(open.chunk() * 2, 1), body(open.chunk() * 2, 2)];
     let metas = [meta_of(&head(1), &bodies[0]), meta_of(&head(1), &bodies[1])];
     let mut writers = [open.receive(&metas[0]), open.receive(&metas[1])];
@@ -644,8 +615,7 @@ pub fn writers_of_different_contents_are_independent(new: NewSnapshotStore<'_>) 
     }
 }
 
-pub fn latest_has_the_highest_index(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn latest_has_the_highest_index(mut open: OpenSnapshotStore) {
     let mut newest = None;
     for index in [5, 9, 3, 255, 16, 256, 0] {
         let meta = open.put(&head(index), &body(10, index));
@@ -658,8 +628,7 @@ pub fn latest_has_the_highest_index(new: NewSnapshotStore<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), newest);
 }
 
-pub fn the_higher_term_breaks_a_tie(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn the_higher_term_breaks_a_tie(mut open: OpenSnapshotStore) {
     let newer = open.put(&head_of(A, 5, 4), b"x");
     open.put(&head_of(A, 5, 3), b"y");
     assert_eq!(open.store().latest(A).unwrap().as_ref(), Some(&newer));
@@ -667,8 +636,7 @@ pub fn the_higher_term_breaks_a_tie(new: NewSnapshotStore<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(newer));
 }
 
-pub fn complete_lists_every_snapshot_the_newest_first(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn complete_lists_every_snapshot_the_newest_first(mut open: OpenSnapshotStore) {
     assert_eq!(open.store().complete(A).unwrap(), []);
     let places = [(5, 4), (300, 3), (5, 3), (2, 9)];
     let put = |(index, term): (u64, u64)| open.put(&head_of(A, index, term), &index.to_be_bytes());
@@ -686,8 +654,7 @@ pub fn complete_lists_every_snapshot_the_newest_first(new: NewSnapshotStore<'_>)
     assert_eq!(open.store().complete(A).unwrap(), expected[2..3]);
 }
 
-pub fn find_returns_every_complete_snapshot(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn find_returns_every_complete_snapshot(mut open: OpenSnapshotStore) {
     let metas: Vec<_> = (1..=4).map(|index| open.put(&head(index), &body(10, index))).collect();
     for _ in 0..2 {
         for meta in &metas {
@@ -698,8 +665,7 @@ pub fn find_returns_every_complete_snapshot(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn groups_are_independent(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn groups_are_independent(mut open: OpenSnapshotStore) {
     let (in_a, in_b) = (open.put(&head_of(A, 5, 1), b"a"), open.put(&head_of(B, 9, 1), b"b"));
     let bytes = body(open.chunk() * 2, 1);
     let left = meta_of(&head_of(B, 10, 1), &bytes);

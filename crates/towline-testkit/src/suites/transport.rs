@@ -33,15 +33,6 @@ mod cases;
 mod harness;
 mod snapshot;
 
-pub use cases::ends::*;
-pub use cases::handshake::*;
-pub use cases::lanes::*;
-pub use cases::pressure::*;
-pub use cases::slow::*;
-pub use cases::snapshot_ends::*;
-pub use cases::snapshots::*;
-pub use cases::strangers::*;
-
 /// The longest time of a message while another lane, a transfer or another peer is stuck or saturated. It is below the
 /// shortest default election timeout, and far above the needs of a loaded machine.
 pub const LANE_DELAY_MAX: Duration = Duration::from_secs(1);
@@ -146,76 +137,117 @@ pub trait RawStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> RawStream for T {}
 
-/// Makes a module with one `#[test]` for each case of the suite. The second argument makes a fixture.
-#[macro_export]
-macro_rules! transport_suite {
-    ($module:ident, $new:expr) => {
-        $crate::__suite!(transport, $module, ::std::sync::Arc::new(($new)());
-            both_sides_get_the_identity_of_the_other
-            every_refusal_reaches_the_dialler_with_its_fields
-            another_protocol_version_is_refused_on_both_sides
-            connect_waits_for_the_answer_of_the_peer
-            each_connection_is_admitted_separately
-            another_node_than_expected_is_a_wrong_peer
-            an_address_without_a_listener_is_unreachable
-            listen_reports_an_address_in_use
-            the_certificate_reaches_admit
-            connections_are_bounded_and_the_next_dialler_is_refused
-            simultaneous_diallers_are_all_admitted
-            garbage_is_refused_and_others_are_admitted
-            a_silent_dialler_is_cut
-            a_flood_before_the_hello_is_cut
-            batches_arrive_in_order_and_unchanged
-            every_kind_and_field_of_a_message_arrives
-            equal_messages_are_all_delivered
-            a_large_batch_arrives_whole
-            the_largest_message_arrives
-            an_oversized_message_is_too_large_and_ends_the_link
-            a_nack_concerns_one_group_and_the_lane_goes_on
-            every_nack_of_a_batch_arrives
-            a_stuck_append_lane_does_not_delay_control
-            a_saturated_append_lane_does_not_delay_control
-            a_stuck_peer_does_not_delay_another
-            a_stuck_snapshot_does_not_delay_the_lanes
-            a_running_snapshot_does_not_delay_the_lanes
-            a_receiver_that_reads_nothing_blocks_dispatch
-            small_messages_block_dispatch_too
-            a_snapshot_over_a_slow_link_arrives_in_one_attempt
-            appends_over_a_slow_link_arrive_once
-            a_slow_link_that_dies_is_noticed
-            a_receiver_that_reads_nothing_blocks_send
-            a_dropped_link_closes_once_and_ends_the_session
-            shutdown_of_a_listener_ends_every_link
-            a_dropped_listener_ends_every_link
-            a_link_with_batches_in_flight_reports_its_end
-            a_violation_closes_one_lane_with_its_reason
-            a_dropped_dispatch_ends_the_link
-            a_failed_connect_closes_once
-            a_dropped_connect_closes_once_and_leaves_nothing
-            a_cut_idle_link_is_noticed
-            a_silent_idle_link_is_noticed
-            a_restarted_listener_reuses_its_address
-            a_batch_is_never_delivered_twice
-            an_offer_arrives_unchanged
-            a_snapshot_of_any_length_arrives_unchanged
-            a_transfer_starts_at_the_offset_the_receiver_names
-            already_have_carries_the_commit_index
-            every_refusal_of_an_offer_arrives_before_any_byte
-            every_refusal_of_a_chunk_arrives
-            every_refusal_at_the_end_arrives
-            an_offer_without_a_connection_reports_the_cause
-            progress_is_readable_while_send_waits
-            the_sender_sees_storing_and_then_receiving
-            phases_are_readable_while_finish_waits
-            progress_is_readable_while_offer_waits
-            concurrent_transfers_do_not_mix
-            finish_waits_for_the_receipt
-            a_dropped_transfer_is_a_reset
-            a_dropped_send_is_a_reset
-            a_dropped_finish_aborts_the_transfer
-            a_dropped_offer_leaves_nothing
-            a_lost_receiver_breaks_the_transfer
-            a_cut_path_breaks_the_transfer_on_both_sides
-        );
+/// Makes the cases and their suite from lines of topic, case, setup, and the sentence of the contract that the case holds.
+macro_rules! contract {
+    ($dollar:tt $($topic:ident::$case:ident: $setup:ident, $sentence:expr;)*) => {
+        $(
+            #[allow(missing_docs)] // its sentence documents it
+            pub fn $case(fixture: Arc<dyn TransportFixture>) {
+                harness::$setup(fixture, $sentence, cases::$topic::$case);
+            }
+        )*
+
+        /// Makes a module with one `#[test]` for each case of the suite. The second argument makes a fixture.
+        #[macro_export]
+        macro_rules! transport_suite {
+            ($dollar module:ident, $dollar new:expr) => {
+                $crate::__suite!(transport, $dollar module, ::std::sync::Arc::new(($dollar new)()); $($case)*);
+            };
+        }
     };
+}
+
+contract! { $
+    handshake::both_sides_get_the_identity_of_the_other: with_host, "`connect` returns the welcome, and `admit` gets the hello";
+    handshake::every_refusal_reaches_the_dialler_with_its_fields: with_host,
+        "a `Refusal` of `admit` is sent to the dialler, with its fields";
+    handshake::another_protocol_version_is_refused_on_both_sides: with_host,
+        "a peer with another `PROTOCOL_VERSION` is refused in the handshake";
+    handshake::connect_waits_for_the_answer_of_the_peer: with_host, "`connect` returns once the peer has answered the handshake";
+    handshake::each_connection_is_admitted_separately: with_host,
+        "frames reach `deliver` only after `admit` accepted the hello of their sender";
+    handshake::another_node_than_expected_is_a_wrong_peer: run,
+        "`connect` gives `WrongPeer` if another node answered than was expected";
+    handshake::an_address_without_a_listener_is_unreachable: with_host, "`connect` returns `Unreachable` if no listener answers";
+    handshake::listen_reports_an_address_in_use: with_host, "`listen` gives `Bind` with the address if it is in use";
+    handshake::the_certificate_reaches_admit: with_host,
+        "`cert` is the content of the dialler's certificate, if the transport checked one";
+    handshake::connections_are_bounded_and_the_next_dialler_is_refused: with_host,
+        "a listener holds `connections_max` connections and refuses the next";
+    handshake::simultaneous_diallers_are_all_admitted: with_host, "the peer of a session is the one that passed the handshake";
+    strangers::garbage_is_refused_and_others_are_admitted: with_host,
+        "`refused` reports each connection that sent no valid hello";
+    strangers::a_silent_dialler_is_cut: with_host, "no hello within the handshake timeout is a refusal";
+    strangers::a_flood_before_the_hello_is_cut: with_host, "a listener takes a bounded number of bytes before the hello";
+    lanes::batches_arrive_in_order_and_unchanged: run, "a link is one ordered stream";
+    lanes::every_kind_and_field_of_a_message_arrives: with_host, "a transport moves frames and decides nothing";
+    lanes::equal_messages_are_all_delivered: with_host, "a transport merges no messages and judges none";
+    lanes::a_large_batch_arrives_whole: with_host, "`dispatch` takes a batch of any size, in order";
+    lanes::the_largest_message_arrives: with_host, "every transport carries an encoded message of `MESSAGE_BYTES_MAX`";
+    lanes::an_oversized_message_is_too_large_and_ends_the_link: with_host,
+        "`dispatch` returns `TooLarge` for a message above `MESSAGE_BYTES_MAX`, and the link ends";
+    lanes::a_nack_concerns_one_group_and_the_lane_goes_on: run,
+        "a nack concerns its group; other groups on the lane are not concerned";
+    lanes::every_nack_of_a_batch_arrives: run, "every nack that `deliver` returns reaches the sender";
+    pressure::a_stuck_append_lane_does_not_delay_control: with_host, "links of different lanes do not delay each other";
+    pressure::a_saturated_append_lane_does_not_delay_control: with_host, "links of different lanes do not delay each other";
+    pressure::a_stuck_peer_does_not_delay_another: run, "links to different peers do not delay each other";
+    pressure::a_stuck_snapshot_does_not_delay_the_lanes: with_snapshots, "links of different lanes do not delay each other";
+    pressure::a_running_snapshot_does_not_delay_the_lanes: with_snapshots, "links of different lanes do not delay each other";
+    pressure::a_receiver_that_reads_nothing_blocks_dispatch: with_host,
+        "a link has flow control: `dispatch` waits for the peer to make room";
+    pressure::small_messages_block_dispatch_too: run, "what a link holds is bounded, however small its messages are";
+    slow::a_snapshot_over_a_slow_link_arrives_in_one_attempt: run,
+        "a link is alive while its peer receives what it carries, however slowly";
+    slow::appends_over_a_slow_link_arrive_once: run, "a link is alive while its peer receives what it carries, however slowly";
+    slow::a_slow_link_that_dies_is_noticed: run, "a dead link is detected within `silence_max`, also with batches in flight";
+    pressure::a_receiver_that_reads_nothing_blocks_send: with_snapshots, "`Transfer::send` waits for flow control";
+    ends::a_dropped_link_closes_once_and_ends_the_session: with_host,
+        "when a link dies, `LinkFeedback::closed` is called exactly once";
+    ends::shutdown_of_a_listener_ends_every_link: with_host, "`shutdown` closes what was accepted and returns when that is done";
+    ends::a_dropped_listener_ends_every_link: with_host, "dropping a listener stops accepting and closes what was accepted";
+    ends::a_link_with_batches_in_flight_reports_its_end: with_host,
+        "when a link dies, `LinkFeedback::closed` is called exactly once";
+    ends::a_violation_closes_one_lane_with_its_reason: with_host, "a `Violation` closes the lane; the sender hears why";
+    ends::a_dropped_dispatch_ends_the_link: with_host, "a link ends when the future of `dispatch` is dropped before its end";
+    ends::a_failed_connect_closes_once: with_host, "when a link dies, `LinkFeedback::closed` is called exactly once";
+    ends::a_dropped_connect_closes_once_and_leaves_nothing: with_host, "dropping the future of `connect` aborts the attempt";
+    ends::a_cut_idle_link_is_noticed: with_host, "when a link dies, `LinkFeedback::closed` is called exactly once";
+    ends::a_silent_idle_link_is_noticed: run, "a transport names the time after which an idle link is known to be dead";
+    ends::a_restarted_listener_reuses_its_address: with_host, "the address of a listener that was shut down is free";
+    ends::a_batch_is_never_delivered_twice: with_host, "a transport retries nothing";
+    snapshots::an_offer_arrives_unchanged: with_snapshots, "an offer reaches the session of the peer with all its fields";
+    snapshots::a_snapshot_of_any_length_arrives_unchanged: with_snapshots,
+        "a transfer gives the receiver every chunk in order, then the end";
+    snapshots::a_transfer_starts_at_the_offset_the_receiver_names: with_snapshots,
+        "`Accepted` carries the offset the receiver wants to start at";
+    snapshots::already_have_carries_the_commit_index: with_snapshots, "`AlreadyHave` carries the receiver's commit index";
+    snapshots::every_refusal_of_an_offer_arrives_before_any_byte: with_snapshots,
+        "a refused offer is `OfferAnswer::Refused` with the receiver's reason";
+    snapshots::every_refusal_of_a_chunk_arrives: with_snapshots,
+        "a refused chunk is `TransferError::Refused` with the receiver's reason";
+    snapshots::every_refusal_at_the_end_arrives: with_snapshots,
+        "a refused end is `TransferError::Refused` with the receiver's reason";
+    snapshots::an_offer_without_a_connection_reports_the_cause: with_snapshots,
+        "an offer without a connection is `TransferError::Connect` with the cause";
+    snapshots::progress_is_readable_while_send_waits: with_snapshots, "`progress` is current, also while `send` waits";
+    snapshots::the_sender_sees_storing_and_then_receiving: with_snapshots,
+        "a receiver reports both phases, receiving and storing";
+    snapshots::phases_are_readable_while_finish_waits: with_snapshots,
+        "while a receiver finishes, the transport keeps sending progress";
+    snapshots::progress_is_readable_while_offer_waits: with_snapshots,
+        "while a receiver decides on an offer, the transport keeps `deciding` current";
+    snapshots::concurrent_transfers_do_not_mix: with_snapshots, "a transfer is a stream of its own";
+    snapshots::finish_waits_for_the_receipt: with_snapshots,
+        "`finish` waits until the peer has verified the snapshot, stored it and stepped it into Raft";
+    snapshot_ends::a_dropped_transfer_is_a_reset: with_snapshots,
+        "dropping a transfer aborts it: the peer sees a reset, never an ordinary end of stream";
+    snapshot_ends::a_dropped_send_is_a_reset: with_snapshots,
+        "dropping a transfer aborts it: the peer sees a reset, never an ordinary end of stream";
+    snapshot_ends::a_dropped_finish_aborts_the_transfer: with_snapshots,
+        "dropping the future of `finish` aborts the transfer on both sides";
+    snapshot_ends::a_dropped_offer_leaves_nothing: with_snapshots, "dropping the future of `offer` aborts the attempt";
+    snapshot_ends::a_lost_receiver_breaks_the_transfer: run, "a transfer whose stream broke is `TransferError::Broken`";
+    snapshot_ends::a_cut_path_breaks_the_transfer_on_both_sides: with_snapshots,
+        "a transfer whose stream broke is `TransferError::Broken`";
 }

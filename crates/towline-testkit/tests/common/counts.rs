@@ -1,12 +1,7 @@
 //! The counters of nodes, for tests.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-
+use super::*;
 use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use towline_engine::ids::NodeId;
-use towline_engine::node::NodeBuilder;
 use towline_metrics::NodeMetrics;
 
 pub(crate) const BYTES: &str = "towline_snapshot_payload_bytes_total";
@@ -33,13 +28,15 @@ impl CounterFn for Count {
 }
 
 impl Counts {
-    /// The sum of all series of `name` that carry all of `labels`, each written `label=value`.
-    pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
+    /// The sum of all series of `name` that carry all of `labels`, for example `"node=1 direction=sent"`.
+    pub(crate) fn sum(&self, name: &str, labels: &str) -> u64 {
         let counters = self.counters.lock().unwrap();
         let matching = counters.iter().filter(|(series, _)| {
             let mut parts = series.split(',');
             parts.next() == Some(name)
-                && labels.iter().all(|label| series.split(',').any(|part| part == *label))
+                && labels
+                    .split(' ')
+                    .all(|label| label.is_empty() || series.split(',').any(|part| part == label))
         });
         matching.map(|(_, count)| count.0.load(Ordering::Relaxed)).sum()
     }

@@ -1,22 +1,8 @@
 //! A follower that was down until it needs a snapshot, for tests of what goes wrong on its way back.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use towline_engine::config::Config;
-use towline_engine::ids::{GroupId, NodeId, PeerAddr};
-use towline_engine::snapshot_store::{SnapshotMeta, SnapshotStore, Trailer};
-use towline_engine::status::{AttemptStatus, LastAttempt, PeerStatus};
-use towline_engine::storage::Storage;
-use towline_engine::transport::{TransferPhase, Transport};
-use towline_engine::units::ByteSize;
-use towline_grpc::{GrpcConfig, GrpcTransport};
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, quick, until, within};
-use towline_testkit::fault::{Direction, Faults, FaultyTransport, SnapshotFaults};
-use towline_testkit::proxy::TcpProxy;
-use towline_testkit::snapshots::{FaultySnapshots, SnapshotGate, SnapshotOp};
+use super::*;
 
 use super::addresses::{at_addresses, cut_memory_network, free_port};
 use super::load::{load, peer_status};
@@ -138,23 +124,21 @@ impl LaggingCluster {
         cluster.crash(behind);
         load(&cluster, 45, 20_000).await;
         let group = cluster.group(leader, 1);
-        let end = Instant::now() + Duration::from_secs(20);
-        // Wait until no newer snapshot is being made or due soon.
         let entries = config().snapshot_entries;
         let store = cluster.disks[&leader].snapshots.clone();
-        loop {
+        eventually("a snapshot, a compacted log, and no newer snapshot due soon", async || {
             let status = group.status().await.unwrap();
             let latest = store.latest(GroupId::DEFAULT).unwrap().map_or(0, |latest| latest.head.at.index);
             let since = status.state.applied.saturating_sub(latest);
             if status.first_index > applied + 1 && since <= entries / 2 {
-                break;
+                return Ok(());
             }
-            assert!(Instant::now() < end, "no snapshot, or the log is not compacted: {latest}, {status:?}");
-            match since > entries {
-                true => tokio::task::yield_now().await,
-                false => load(&cluster, 1, 10).await,
+            if since <= entries {
+                load(&cluster, 1, 10).await;
             }
-        }
+            Err((latest, status))
+        })
+        .await;
         assert_eq!(cluster.leader(1).await, leader, "the leader changed under no fault at all");
         let TransportHooks { offers, faults, later } = hooks;
         Self { cluster, counts, offers, faults, later, snapshots, proxies, at_start, configs, leader, behind }
@@ -202,15 +186,18 @@ impl LaggingCluster {
 
     /// Waits until the receiver has acknowledged a part of an attempt.
     pub(crate) async fn midway(&self) -> AttemptStatus {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(attempt) = self.peer().await.attempt.filter(|a| a.acked > 0) {
-                assert!(attempt.acked < attempt.bytes, "too late: {attempt:?}");
-                return attempt;
-            }
-            assert!(Instant::now() < end, "no attempt begins");
-            tokio::task::yield_now().await;
-        }
+        let attempt = self.attempt("a part is acknowledged", |a| a.acked > 0).await;
+        assert!(attempt.acked < attempt.bytes, "too late: {attempt:?}");
+        attempt
+    }
+
+    /// Waits for an attempt under way with this property.
+    pub(crate) async fn attempt(&self, what: &str, is: impl Fn(&AttemptStatus) -> bool) -> AttemptStatus {
+        eventually(what, async || {
+            let peer = self.peer().await;
+            peer.attempt.filter(&is).ok_or(peer)
+        })
+        .await
     }
 
     /// The faults of the transport of a node.
@@ -229,12 +216,8 @@ impl LaggingCluster {
         self.break_sent(SnapshotFaults { stall_at_chunk: Some(chunks), ..Default::default() });
         self.restart_follower().await;
         let had = self.latest(self.leader).length.min(chunks * chunk_bytes);
-        let end = Instant::now() + DEADLINE;
         let arrived = |a: &AttemptStatus| (a.phase, a.acked) == (Some(TransferPhase::Receiving), had);
-        while !self.peer().await.attempt.as_ref().is_some_and(arrived) {
-            assert!(Instant::now() < end, "{chunks} chunks do not arrive: {:?}", self.peer().await);
-            tokio::task::yield_now().await;
-        }
+        self.attempt("the chunks arrive", arrived).await;
         self.store(self.behind).hold(SnapshotOp::Receive)
     }
 
@@ -267,24 +250,18 @@ impl LaggingCluster {
 
     /// Waits for the end of an attempt after `number`.
     pub(crate) async fn next_end(&self, number: u64) -> LastAttempt {
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(last) = self.peer().await.last_attempt.filter(|last| last.number > number) {
-                return last;
-            }
-            assert!(Instant::now() < end, "no attempt ended after {number}: {:?}", self.peer().await);
-            tokio::task::yield_now().await;
-        }
+        eventually("a later attempt ends", async || {
+            let peer = self.peer().await;
+            peer.last_attempt.filter(|last| last.number > number).ok_or((number, peer))
+        })
+        .await
     }
 
     /// Transfers leadership. Retries, because at each election timeout Raft forgets which peers are active until they answer
     /// the next heartbeat.
     pub(crate) async fn transfer_leadership(&self, to: u64) {
-        let (group, end) = (self.cluster.group(self.leader, 1), Instant::now() + DEADLINE);
-        while let Err(error) = within(group.transfer(node_id(to))).await {
-            assert!(Instant::now() < end, "{error}");
-            tokio::task::yield_now().await;
-        }
+        let group = self.cluster.group(self.leader, 1);
+        eventually("leadership moves", async || within(group.transfer(node_id(to))).await).await;
     }
 
     /// Ends all faults of transports and proxies.
@@ -298,8 +275,8 @@ impl LaggingCluster {
     pub(crate) async fn assert_heals(&self) {
         self.clear_faults();
         assert!(self.cluster.settled(1).await.len() >= 45);
-        let reported = |kind| self.counts.sum(REPORTS, &[kind, "outcome=applied"]);
-        let ended = |outcome| self.counts.sum(TRANSFERS, &["direction=sent", outcome]);
+        let reported = |kind| self.counts.sum(REPORTS, &format!("{kind} outcome=applied"));
+        let ended = |outcome| self.counts.sum(TRANSFERS, &format!("direction=sent {outcome}"));
         let well = || ended("outcome=finished") + ended("outcome=already_had");
         // Raft's acknowledgement may arrive before the receipt, and the transfer is counted before its report.
         until("the transfer that finished is reported", || {
@@ -307,7 +284,11 @@ impl LaggingCluster {
         })
         .await;
         for direction in ["direction=sent", "direction=received"] {
-            assert_eq!(self.counts.sum(TRANSFERS, &[direction, "outcome=finished"]), 1, "{direction}");
+            assert_eq!(
+                self.counts.sum(TRANSFERS, &format!("{direction} outcome=finished")),
+                1,
+                "{direction}"
+            );
         }
         assert_eq!(reported("kind=snapshot_finish"), well());
         assert_eq!(
@@ -315,11 +296,11 @@ impl LaggingCluster {
             ended("outcome=failed") + ended("outcome=refused") + ended("outcome=cancelled"),
             "a report for each attempt, and no more"
         );
-        assert_eq!(self.counts.sum(REPORTS, &["outcome=synthesized"]), 0);
+        assert_eq!(self.counts.sum(REPORTS, "outcome=synthesized"), 0);
     }
 
     /// Counted payload bytes of transfers.
     pub(crate) fn bytes(&self, direction: &str, outcome: &str) -> u64 {
-        self.counts.sum(BYTES, &[&format!("direction={direction}"), &format!("outcome={outcome}")])
+        self.counts.sum(BYTES, &format!("direction={direction} outcome={outcome}"))
     }
 }

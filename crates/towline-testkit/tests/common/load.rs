@@ -1,9 +1,6 @@
 //! Writes that make snapshots and compact logs.
 
-use std::time::Instant;
-
-use bytes::Bytes;
-use towline_testkit::cluster::{Cluster, DEADLINE, Plan, node_id, within};
+use super::*;
 
 /// Writes `count` commands of `bytes` bytes to group 1.
 pub(crate) async fn load(cluster: &Cluster, count: usize, bytes: usize) {
@@ -15,18 +12,28 @@ pub(crate) async fn load(cluster: &Cluster, count: usize, bytes: usize) {
 }
 
 /// The first entry that the leader of a group keeps, or zero while there is none.
-pub(crate) async fn first_index(cluster: &Cluster, group: u64) -> u64 {
+pub(crate) async fn first_index<M: StateMachine>(cluster: &Cluster<M>, group: u64) -> u64 {
     let leader = cluster.leader(group).await;
     within(cluster.group(leader, group).status()).await.map_or(0, |status| status.first_index)
 }
 
 /// Writes small commands until the leader's log no longer holds the entry after `index`.
 pub(crate) async fn compact_past(cluster: &Cluster, group: u64, index: u64) {
-    let end = Instant::now() + DEADLINE;
-    while first_index(cluster, group).await <= index + 1 {
-        assert!(Instant::now() < end, "the log of group {group} is not compacted");
+    eventually("the log is compacted", async || {
         cluster.acked(group, "more").await;
-    }
+        let first = first_index(cluster, group).await;
+        if first > index + 1 { Ok(()) } else { Err(first) }
+    })
+    .await;
+}
+
+/// Waits until the leader's log no longer holds the entry after `index`.
+pub(crate) async fn compacted_past<M: StateMachine>(cluster: &Cluster<M>, index: u64) {
+    eventually("the log is compacted", async || {
+        let first = first_index(cluster, 1).await;
+        if first > index + 1 { Ok(()) } else { Err(first) }
+    })
+    .await;
 }
 
 /// A cluster of five with two followers that need a snapshot and are down.
@@ -42,11 +49,7 @@ pub(crate) async fn five_with_two_behind(plan: impl FnOnce(Plan) -> Plan) -> (Cl
 }
 
 /// The status that the leader of group 1 has of a peer.
-pub(crate) async fn peer_status(
-    cluster: &Cluster,
-    leader: u64,
-    peer: u64,
-) -> towline_engine::status::PeerStatus {
+pub(crate) async fn peer_status(cluster: &Cluster, leader: u64, peer: u64) -> PeerStatus {
     let status = within(cluster.group(leader, 1).status()).await.unwrap();
     status.peers.into_iter().find(|status| status.id == node_id(peer)).expect("a member")
 }

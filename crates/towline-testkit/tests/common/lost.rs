@@ -1,10 +1,6 @@
 //! A reporter that loses every outcome of a snapshot, also those that the watchdog reports.
 
-use std::sync::Arc;
-
-use towline_engine::ids::NodeId;
-use towline_engine::node::NodeBuilder;
-use towline_engine::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
+use super::*;
 
 struct LosesOutcomes(Arc<dyn Reporter>);
 

@@ -1,13 +1,6 @@
 //! A transport around another one that breaks the offer or the transfer of a snapshot, and records each offer.
 
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-
-use async_trait::async_trait;
-use towline_engine::ids::{NodeId, PeerAddr};
-use towline_engine::message::Lane;
-use towline_engine::snapshot_store::Trailer;
-use towline_engine::transport::*;
+use super::*;
 
 /// What happens to the next offer. Later ones pass.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,17 +1,12 @@
 //! Flawed links, listeners and sessions.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
+use crate::common::*;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use towline_engine::ids::{GroupId, Incarnation, NodeId};
-use towline_engine::message::{Batch, Lane};
-use towline_engine::transport::*;
-use towline_testkit::mem::MemTransport;
 
-use super::{FlawState, IMPATIENCE, TransportFlaw, node, transfers};
+use super::{FlawState, IMPATIENCE, TransportFlaw, transfers};
 
 /// Wraps the feedback of a link.
 pub(super) fn feedback(flaw: Option<TransportFlaw>, feedback: LinkFeedback) -> LinkFeedback {
@@ -253,7 +248,7 @@ struct FlawedSession {
 #[async_trait]
 impl PeerSession for FlawedSession {
     fn peer(&self) -> NodeId {
-        node(self.inner.peer().as_u64())
+        self.inner.peer()
     }
 
     fn welcome(&self) -> Welcome {

@@ -3,16 +3,8 @@
 mod links;
 mod transfers;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-use async_trait::async_trait;
-use towline_engine::ids::{Incarnation, NodeId, PeerAddr};
-use towline_engine::message::{Batch, Lane};
-use towline_engine::transport::*;
-use towline_testkit::doubles::LinkLog;
-use towline_testkit::mem::{Fault, LISTENER_LINKS_MAX, MemNet, MemTransport};
+use crate::common::*;
+use crate::transport_suite::MemPath;
 use towline_testkit::suites::transport::{Capabilities, Path, TransportFixture};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,25 +82,6 @@ impl FlawedFixture {
     }
 }
 
-struct FlawedPath(MemNet, PeerAddr);
-
-impl Path for FlawedPath {
-    fn address(&self) -> PeerAddr {
-        self.1.clone()
-    }
-
-    fn cut(&self) {
-        self.0.reset(node(1), node(2));
-    }
-
-    fn black_hole(&self) {}
-
-    fn slow_down(&self, bytes_per_s: u64) -> bool {
-        self.0.fault(node(1), node(2), Fault::Rate(bytes_per_s));
-        true
-    }
-}
-
 #[async_trait]
 impl TransportFixture for FlawedFixture {
     fn transport(&self, _: NodeId) -> Arc<dyn Transport> {
@@ -132,7 +105,7 @@ impl TransportFixture for FlawedFixture {
     }
 
     async fn path(&self, to: &PeerAddr) -> Option<Box<dyn Path>> {
-        Some(Box::new(FlawedPath(self.net.clone(), to.clone())))
+        Some(Box::new(MemPath { net: self.net.clone(), address: to.clone() }))
     }
 
     fn deadline(&self) -> Duration {
@@ -145,10 +118,6 @@ impl FlawedFixture {
     fn is(&self, flaw: TransportFlaw) -> bool {
         self.flaw == Some(flaw)
     }
-}
-
-pub(crate) fn node(raw: u64) -> NodeId {
-    NodeId::new(raw).unwrap()
 }
 
 struct FlawedTransport {
@@ -206,7 +175,7 @@ impl Transport for FlawedTransport {
                 return Err(ConnectError::Protocol { address: to.address.clone(), detail });
             }
             Err(ConnectError::WrongPeer { .. }) if self.is(TransportFlaw::AcceptsAnyPeer) => {
-                let to = Peer { id: node(3), ..to.clone() };
+                let to = Peer { id: node_id(3), ..to.clone() };
                 self.inner.connect(&to, lane, hello, LinkLog::new().1).await?
             }
             other => other?,

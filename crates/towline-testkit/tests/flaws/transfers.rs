@@ -1,13 +1,8 @@
 //! Flawed transfers of snapshots.
 
-use std::sync::Arc;
-
-use async_trait::async_trait;
+use crate::common::*;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use towline_engine::snapshot_store::Trailer;
-use towline_engine::transport::*;
-use towline_testkit::mem::MemTransport;
 
 use super::{FlawState, IMPATIENCE, TransportFlaw};
 

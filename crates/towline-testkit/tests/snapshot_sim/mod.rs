@@ -38,7 +38,7 @@ const SETTLE_ROUNDS_MAX: usize = 1_000;
 const CONVERGE_STEPS_MAX: usize = 40_000;
 
 /// The faults, each with its rate in thousandths of the steps or transfers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Faults {
     pub(crate) crash_permille: u32,
     pub(crate) cut_permille: u32,
@@ -66,38 +66,19 @@ impl Faults {
             install_crash_permille: 50,
             rot_permille: 20,
             shutdown_permille: 2,
-            lose_reports: false,
             watchdog: true,
-            sabotage: Sabotage::Nothing,
+            ..Self::default()
         }
     }
 
     pub(crate) fn snapshots_only() -> Self {
-        Self {
-            crash_permille: 3,
-            cut_permille: 8,
-            lost_permille: 0,
-            transfer_lost_permille: 0,
-            leak_permille: 0,
-            make_fails_permille: 0,
-            install_crash_permille: 0,
-            rot_permille: 0,
-            shutdown_permille: 0,
-            ..Self::rough()
-        }
+        Self { crash_permille: 3, cut_permille: 8, watchdog: true, ..Self::default() }
     }
 
     /// Ends all faults except lost reports, the missing watchdog and sabotage.
     fn healed(&self) -> Self {
         let Self { lose_reports, watchdog, sabotage, .. } = *self;
-        Self {
-            crash_permille: 0,
-            cut_permille: 0,
-            lose_reports,
-            watchdog,
-            sabotage,
-            ..Self::snapshots_only()
-        }
+        Self { lose_reports, watchdog, sabotage, ..Self::default() }
     }
 }
 
@@ -157,6 +138,7 @@ struct Node {
     up: Option<Up>,
 }
 
+#[derive(Default)]
 pub(crate) struct SnapshotSim {
     seed: u64,
     rng: fastrand::Rng,
@@ -170,20 +152,20 @@ pub(crate) struct SnapshotSim {
     conf: ConfState,
     /// Whether a restart empties state machines.
     volatile: bool,
-    reports: ReportCounts,
+    pub(crate) reports: ReportCounts,
     /// The node that shuts down, and the steps until it is down.
     leaving: Option<(NodeId, usize)>,
     runs: u64,
     commands: u64,
     installed: BTreeMap<NodeId, usize>,
-    crashes: usize,
-    shutdowns: usize,
+    pub(crate) crashes: usize,
+    pub(crate) shutdowns: usize,
     arrows: BTreeMap<Arrow, usize>,
-    rotten: usize,
-    synthesized: usize,
+    pub(crate) rotten: usize,
+    pub(crate) synthesized: usize,
     /// Transfers that moved bytes, and those of them that resumed.
-    streamed: usize,
-    resumed: usize,
+    pub(crate) streamed: usize,
+    pub(crate) resumed: usize,
     pub(crate) script: Script,
 }
 
@@ -212,25 +194,9 @@ impl SnapshotSim {
             rng: fastrand::Rng::with_seed(seed),
             faults,
             nodes: members.into_iter().map(|id| (id, Node::default())).collect(),
-            messages: VecDeque::new(),
-            transfers: Vec::new(),
-            cut: BTreeSet::new(),
-            log: Vec::new(),
             conf,
             volatile: seed / 3 % 2 == 1,
-            reports: ReportCounts::default(),
-            leaving: None,
-            runs: 0,
-            commands: 0,
-            installed: BTreeMap::new(),
-            crashes: 0,
-            shutdowns: 0,
-            arrows: BTreeMap::new(),
-            rotten: 0,
-            synthesized: 0,
-            streamed: 0,
-            resumed: 0,
-            script: Script::default(),
+            ..Self::default()
         };
         sim.ids().into_iter().for_each(|id| sim.start(id));
         sim
@@ -296,7 +262,7 @@ impl SnapshotSim {
         }
     }
 
-    fn leader(&self) -> Option<NodeId> {
+    pub(crate) fn leader(&self) -> Option<NodeId> {
         let leading = self.nodes.iter().filter_map(|(id, node)| {
             let state = node.up.as_ref()?.group.state();
             (state.role == Role::Leader).then_some((state.term, *id))
@@ -630,38 +596,6 @@ impl SnapshotSim {
         assert!(self.misreported().is_empty(), "seed {}: {:#?}", self.seed, self.misreported());
     }
 
-    pub(crate) fn emitted(&self) -> usize {
-        self.reports.emitted
-    }
-
-    pub(crate) fn told(&self) -> usize {
-        self.reports.told
-    }
-
-    /// The successes among the reports.
-    pub(crate) fn told_finished(&self) -> usize {
-        self.reports.finished
-    }
-
-    /// Transfers that moved bytes.
-    pub(crate) fn streamed(&self) -> usize {
-        self.streamed
-    }
-
-    /// Transfers that resumed an earlier one.
-    pub(crate) fn resumed(&self) -> usize {
-        self.resumed
-    }
-
-    /// Snapshots without a report because their leadership or their node ended.
-    pub(crate) fn exempt(&self) -> (usize, usize) {
-        (self.reports.leadership_ended, self.reports.node_ended)
-    }
-
-    pub(crate) fn synthesized(&self) -> usize {
-        self.synthesized
-    }
-
     pub(crate) fn installed(&self) -> usize {
         self.installed.values().sum()
     }
@@ -677,20 +611,8 @@ impl SnapshotSim {
         if self.conf.voters_outgoing.is_empty() { 0 } else { self.installed() }
     }
 
-    pub(crate) fn crashes(&self) -> usize {
-        self.crashes
-    }
-
     pub(crate) fn crashes_at(&self, arrow: Arrow) -> usize {
         self.arrows.get(&arrow).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn shutdowns(&self) -> usize {
-        self.shutdowns
-    }
-
-    pub(crate) fn rotten(&self) -> usize {
-        self.rotten
     }
 }
 

@@ -11,8 +11,9 @@ use towline_engine::reporter::{Mailbox, Reporter, Scope, SnapshotAttempt, Snapsh
 pub(crate) type NodeRun = (NodeId, u64);
 
 /// Faults of reports, in thousandths of the reports, that test the simulator itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Sabotage {
+    #[default]
     Nothing,
     /// Reports are lost before the mailbox, also those of the watchdog.
     Drops(u32),

@@ -20,7 +20,7 @@ const SHUTDOWN_STEPS: usize = 40;
 
 impl SnapshotSim {
     /// Starts as the engine does: finishes an install, restores a state machine behind the log, and applies the rest.
-    pub(super) fn start(&mut self, id: NodeId) {
+    pub(crate) fn start(&mut self, id: NodeId) {
         self.runs += 1;
         let run = self.runs;
         let node = self.nodes.get_mut(&id).unwrap();
@@ -101,7 +101,7 @@ impl SnapshotSim {
         }
     }
 
-    pub(super) fn crash(&mut self, id: NodeId) {
+    pub(crate) fn crash(&mut self, id: NodeId) {
         let Some(up) = self.nodes.get_mut(&id).unwrap().up.take() else { return };
         self.crashes += 1;
         self.run_ended(id, up);

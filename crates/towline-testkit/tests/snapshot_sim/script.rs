@@ -81,14 +81,6 @@ impl SnapshotSim {
         (sim, alone)
     }
 
-    pub(crate) fn dies(&mut self, id: NodeId) {
-        self.crash(id);
-    }
-
-    pub(crate) fn leads(&self) -> Option<NodeId> {
-        self.leader()
-    }
-
     /// Whether the state machine of a node is about to restore a snapshot.
     pub(crate) fn is_installing(&self, id: NodeId) -> bool {
         self.nodes[&id].up.as_ref().is_some_and(Up::restores)
@@ -112,10 +104,6 @@ impl SnapshotSim {
             self.propose();
             self.settle();
         }
-    }
-
-    pub(crate) fn restart(&mut self, id: NodeId) {
-        self.start(id);
     }
 
     pub(crate) fn force_compaction(&mut self, id: NodeId) {

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod raw;
+#[path = "../../../towline-tls/tests/common/raw_client.rs"]
+mod raw_client;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock, Mutex};

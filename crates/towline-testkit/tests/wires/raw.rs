@@ -6,15 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+pub(crate) use super::raw_client::{chain_and_key, client};
 use bytes::{Buf as _, BufMut as _, Bytes};
 use hyper_util::rt::TokioIo;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, ServerConfig};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -52,24 +50,6 @@ pub enum Heard {
     /// The stream or the connection ended with this text.
     Ended(String),
     Welcome,
-}
-
-/// TLS that trusts any server and shows `cert`, if any.
-pub fn client(cert: Option<&DevCert>, alpn: &[u8]) -> ClientConfig {
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TrustsAny));
-    let mut config = match cert {
-        None => config.with_no_client_auth(),
-        Some(cert) => {
-            let (chain, key) = chain_and_key(cert);
-            config.with_client_auth_cert(chain, key).unwrap()
-        }
-    };
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config
 }
 
 /// QUIC error codes of TLS alerts start here.
@@ -264,11 +244,6 @@ pub async fn quic_welcome(connection: &Connection, welcome: &Welcome) -> (SendSt
     (say, hear)
 }
 
-fn chain_and_key(cert: &DevCert) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-    let chain = vec![CertificateDer::from_pem_slice(cert.cert.as_bytes()).unwrap()];
-    (chain, PrivateKeyDer::from_pem_slice(cert.key.as_bytes()).unwrap())
-}
-
 fn tls_end(error: &io::Error) -> Heard {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::AlertReceived(alert)) => Heard::Alert(u8::from(*alert)),
@@ -328,45 +303,5 @@ impl tower_service::Service<Uri> for One {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         ready(self.0.take().ok_or_else(|| io::ErrorKind::NotConnected.into()))
-    }
-}
-
-/// Accepts any server certificate.
-#[derive(Debug)]
-struct TrustsAny;
-
-impl ServerCertVerifier for TrustsAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let provider = rustls::crypto::ring::default_provider();
-        provider.signature_verification_algorithms.supported_schemes()
     }
 }

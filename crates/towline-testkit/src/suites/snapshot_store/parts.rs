@@ -22,8 +22,7 @@ fn invalid<T: std::fmt::Debug>(outcome: io::Result<T>) -> bool {
     outcome.unwrap_err().kind() == io::ErrorKind::InvalidData
 }
 
-pub fn every_part_carries_its_own_checksum(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn every_part_carries_its_own_checksum(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let bytes = body(5 * chunk + 9, 1);
     let meta = open.put(&head(1), &bytes);
@@ -48,8 +47,7 @@ pub fn every_part_carries_its_own_checksum(new: NewSnapshotStore<'_>) {
     assert!(out == bytes);
 }
 
-pub fn parts_end_before_damage(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn parts_end_before_damage(mut open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let bytes = body(6 * chunk + 50, 1);
     for (number, at) in [0, chunk - 1, 2 * chunk, 5 * chunk + 1, 6 * chunk + 49].into_iter().enumerate() {
@@ -76,8 +74,7 @@ pub fn parts_end_before_damage(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn parts_do_not_change_while_they_are_held(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn parts_do_not_change_while_they_are_held(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let bytes = body(20 * chunk + 9, 1);
     let meta = open.put(&head(1), &bytes);
@@ -98,8 +95,7 @@ pub fn parts_do_not_change_while_they_are_held(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_body_may_be_written_in_parts_of_any_size(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_body_may_be_written_in_parts_of_any_size(mut open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let sizes = [1000, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk + 5, 64 * chunk];
     for (number, size) in sizes.into_iter().enumerate() {
@@ -127,8 +123,7 @@ pub fn a_body_may_be_written_in_parts_of_any_size(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_broken_transfer_resumes_in_parts(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_broken_transfer_resumes_in_parts(mut open: OpenSnapshotStore) {
     let chunk = open.chunk();
     for (number, broken_at) in
         [1, chunk - 1, chunk, chunk + 1, 2 * chunk, 2 * chunk + 77].into_iter().enumerate()
@@ -149,8 +144,7 @@ pub fn a_broken_transfer_resumes_in_parts(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_part_with_a_wrong_checksum_is_refused(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_part_with_a_wrong_checksum_is_refused(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let mut number = 0;
     // Parts at the start and in the middle of a chunk.
@@ -181,8 +175,7 @@ pub fn a_part_with_a_wrong_checksum_is_refused(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_part_beyond_the_end_is_refused_and_removed(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_part_beyond_the_end_is_refused_and_removed(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     for length in [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk + 7] {
         for more in [1, chunk, 2 * chunk] {
@@ -199,8 +192,7 @@ pub fn a_part_beyond_the_end_is_refused_and_removed(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_part_after_verify_voids_the_verification(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_part_after_verify_voids_the_verification(open: OpenSnapshotStore) {
     let bytes = body(3 * open.chunk(), 1);
     for length in [1, open.chunk()] {
         let mut writer = open.store().create(&head(1)).unwrap();

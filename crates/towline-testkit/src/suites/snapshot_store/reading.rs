@@ -2,8 +2,7 @@
 
 use super::*;
 
-pub fn a_read_begins_at_any_offset(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_read_begins_at_any_offset(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     for length in [0, 1, chunk, 2 * chunk + 9] {
         let bytes = body(length, 1);
@@ -16,8 +15,7 @@ pub fn a_read_begins_at_any_offset(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn reads_of_any_size_give_the_same_bytes(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn reads_of_any_size_give_the_same_bytes(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk() + 9, 1);
     let meta = open.put(&head(1), &bytes);
     for size in [1, 1000, open.chunk(), open.chunk() + 1, 4 * open.chunk()] {
@@ -36,8 +34,7 @@ pub fn reads_of_any_size_give_the_same_bytes(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn a_reader_detects_damage(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn a_reader_detects_damage(mut open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let bytes = body(3 * chunk + 50, 1);
     for (number, at) in [0, chunk - 1, 2 * chunk, 3 * chunk + 49].into_iter().enumerate() {
@@ -52,8 +49,7 @@ pub fn a_reader_detects_damage(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn an_absent_snapshot_is_missing(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn an_absent_snapshot_is_missing(open: OpenSnapshotStore) {
     let meta = meta_of(&head(1), b"body");
     let missing = |meta: &SnapshotMeta| {
         let answer = open.store().open(meta, 0);
@@ -68,8 +64,7 @@ pub fn an_absent_snapshot_is_missing(new: NewSnapshotStore<'_>) {
     assert!(missing(&meta));
 }
 
-pub fn retain_removes_other_snapshots(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn retain_removes_other_snapshots(mut open: OpenSnapshotStore) {
     let metas: Vec<_> = (1..=4).map(|index| open.put(&head(index), &body(10, index))).collect();
     open.store().retain(A, &[metas[1].content, metas[2].content]).unwrap();
     for _ in 0..2 {
@@ -85,8 +80,7 @@ pub fn retain_removes_other_snapshots(new: NewSnapshotStore<'_>) {
     assert_eq!(open.fixture.files(), 0);
 }
 
-pub fn retain_removes_partial_files(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn retain_removes_partial_files(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     open.leave(&meta, &bytes, open.chunk());
@@ -95,8 +89,7 @@ pub fn retain_removes_partial_files(new: NewSnapshotStore<'_>) {
     open.assert_gone(&meta);
 }
 
-pub fn retain_keeps_named_files(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn retain_keeps_named_files(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk(), 1);
     let (complete, left) = (open.put(&head(1), b"body"), meta_of(&head(2), &bytes));
     open.leave(&left, &bytes, open.chunk());
@@ -105,8 +98,7 @@ pub fn retain_keeps_named_files(new: NewSnapshotStore<'_>) {
     assert_eq!(open.finish(&left, &bytes), open.chunk());
 }
 
-pub fn retain_keeps_files_of_open_writers(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn retain_keeps_files_of_open_writers(open: OpenSnapshotStore) {
     let bytes = body(2 * open.chunk() + 5, 1);
     let theirs = meta_of(&head(1), &bytes);
     let (mut received, mut own) = (open.receive(&theirs), open.store().create(&head(2)).unwrap());
@@ -125,8 +117,7 @@ pub fn retain_keeps_files_of_open_writers(new: NewSnapshotStore<'_>) {
     }
 }
 
-pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn an_open_file_stays_until_its_last_reader_is_dropped(open: OpenSnapshotStore) {
     let bytes = body(3 * open.chunk(), 1);
     let meta = open.put(&head(1), &bytes);
     let newer = open.put(&head(2), b"newer");
@@ -150,8 +141,7 @@ pub fn an_open_file_stays_until_its_last_reader_is_dropped(new: NewSnapshotStore
     assert_eq!(open.store().latest(A).unwrap(), Some(newer));
 }
 
-pub fn a_file_that_is_retained_again_stays(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_file_that_is_retained_again_stays(open: OpenSnapshotStore) {
     let meta = open.put(&head(1), b"body");
     let reader = open.store().open(&meta, 0).unwrap();
     open.store().retain(A, &[]).unwrap();
@@ -162,8 +152,7 @@ pub fn a_file_that_is_retained_again_stays(new: NewSnapshotStore<'_>) {
     assert_eq!(open.store().latest(A).unwrap(), Some(meta));
 }
 
-pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(open: OpenSnapshotStore) {
     let bytes = body(3 * open.chunk(), 1);
     let meta = open.put(&head(1), &bytes);
     let mut reader = open.reader(&meta, 0);
@@ -179,8 +168,7 @@ pub fn a_reader_is_not_disturbed_by_the_same_snapshot_again(new: NewSnapshotStor
     assert_eq!(open.fixture.files(), 1);
 }
 
-pub fn many_threads_write_and_read(new: NewSnapshotStore<'_>) {
-    let open = OpenSnapshotStore::new(new);
+pub fn many_threads_write_and_read(open: OpenSnapshotStore) {
     let chunk = open.chunk();
     let (done, finished) = mpsc::channel();
     let store = open.store.clone().unwrap();

@@ -2,10 +2,9 @@
 
 use towline_engine::snapshot_store::{REREAD_BYTES_MAX, SnapshotStoreError};
 
-use super::{NewSnapshotStore, OpenSnapshotStore, SEVERAL_MIB, body, head, meta_of};
+use super::{OpenSnapshotStore, SEVERAL_MIB, body, head, meta_of};
 
-pub fn rereading_a_partial_file_reports_progress_and_may_stop(new: NewSnapshotStore<'_>) {
-    let mut open = OpenSnapshotStore::new(new);
+pub fn rereading_a_partial_file_reports_progress_and_may_stop(mut open: OpenSnapshotStore) {
     let bytes = body(SEVERAL_MIB + open.chunk(), 1);
     let meta = meta_of(&head(1), &bytes);
     let mut reported = Vec::new();

@@ -1,7 +1,5 @@
 //! The cases, by topic.
 
-#![allow(missing_docs)] // the name of a case and the sentence in its body document it
-
 pub(super) mod ends;
 pub(super) mod handshake;
 pub(super) mod lanes;
@@ -22,13 +20,8 @@ use towline_engine::transport::{
     SnapshotReceipt, SnapshotRefusal, Transfer, TransferError, TransferPhase, TransferProgress, Violation,
 };
 
-use super::harness::{
-    ListeningNode, NOT_YET, Opened, TransportCase, chain, heartbeat, run, with_host, with_snapshots,
-};
+use super::harness::{ListeningNode, NOT_YET, Opened, TransportCase, chain, heartbeat};
 use super::snapshot::TestSnapshot;
-use super::{LANE_DELAY_MAX, Path, TransportFixture};
+use super::{LANE_DELAY_MAX, Path};
 use crate::cluster::node_id as node;
 use crate::doubles::{InboundLog, LinkLog, OfferReply, SinkScript, append, batch, hello};
-
-/// The argument of each case.
-type SharedFixture = Arc<dyn TransportFixture>;

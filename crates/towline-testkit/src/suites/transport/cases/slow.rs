@@ -20,8 +20,6 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 /// as long.
 const STANDSTILL_MAX: Duration = Duration::from_millis(1_500);
 
-const ALIVE: &str = "a link is alive while its peer receives what it carries, however slowly";
-
 /// A node behind a slow path, and a control lane over that path.
 struct SlowPath {
     host: ListeningNode,
@@ -76,100 +74,94 @@ async fn open(case: &TransportCase, host: &ListeningNode, address: PeerAddr, lan
     case.open_as(host.hello(1), peer, lane).await
 }
 
-pub fn a_snapshot_over_a_slow_link_arrives_in_one_attempt(fixture: SharedFixture) {
-    run(fixture, ALIVE, async |case| {
-        if !case.can.snapshots {
-            return;
+pub(in super::super) async fn a_snapshot_over_a_slow_link_arrives_in_one_attempt(case: &TransportCase) {
+    if !case.can.snapshots {
+        return;
+    }
+    let Some(mut slow) = SlowPath::begin(case).await else { return };
+    let (before, begun) = (slow.path.carried().unwrap_or_default(), Instant::now());
+    let (to, said, transport) = (slow.peer(), slow.host.hello(1), case.transport(node(1)));
+    let sending = tokio::spawn(async move {
+        let snapshot = TestSnapshot::new(1, 1, BYTES);
+        let offered = transport.offer(&to, &said, &snapshot.offer, &ProgressCell::new(0)).await;
+        let mut transfer = match offered {
+            Ok(OfferAnswer::Accepted { transfer, .. }) => transfer,
+            Ok(_) => return Err("the offer is not accepted".into()),
+            Err(error) => return Err(chain(&error)),
+        };
+        for offset in (0..snapshot.body.len()).step_by(CHUNK_BYTES) {
+            let data = snapshot.body.slice(offset..snapshot.body.len().min(offset + CHUNK_BYTES));
+            let crc32c = crc32c::crc32c(&data);
+            let chunk = Chunk { offset: offset as u64, data, crc32c };
+            transfer.send(chunk).await.map_err(|error| chain(&error))?;
         }
-        let Some(mut slow) = SlowPath::begin(case).await else { return };
-        let (before, begun) = (slow.path.carried().unwrap_or_default(), Instant::now());
-        let (to, said, transport) = (slow.peer(), slow.host.hello(1), case.transport(node(1)));
-        let sending = tokio::spawn(async move {
-            let snapshot = TestSnapshot::new(1, 1, BYTES);
-            let offered = transport.offer(&to, &said, &snapshot.offer, &ProgressCell::new(0)).await;
-            let mut transfer = match offered {
-                Ok(OfferAnswer::Accepted { transfer, .. }) => transfer,
-                Ok(_) => return Err("the offer is not accepted".into()),
-                Err(error) => return Err(chain(&error)),
-            };
-            for offset in (0..snapshot.body.len()).step_by(CHUNK_BYTES) {
-                let data = snapshot.body.slice(offset..snapshot.body.len().min(offset + CHUNK_BYTES));
-                let crc32c = crc32c::crc32c(&data);
-                let chunk = Chunk { offset: offset as u64, data, crc32c };
-                transfer.send(chunk).await.map_err(|error| chain(&error))?;
-            }
-            transfer.finish(snapshot.trailer).await.map_err(|error| chain(&error))?;
-            Ok(begun.elapsed())
-        });
-        slow.heartbeats(case, || sending.is_finished()).await;
-        let sent: Result<Duration, String> = case.join("the transfer", sending).await;
-        match sent {
-            Ok(took) => slow.check_cost(case, before, took),
-            Err(error) => case.fail(format_args!("the transfer fails: {error}")),
-        }
+        transfer.finish(snapshot.trailer).await.map_err(|error| chain(&error))?;
+        Ok(begun.elapsed())
     });
+    slow.heartbeats(case, || sending.is_finished()).await;
+    let sent: Result<Duration, String> = case.join("the transfer", sending).await;
+    match sent {
+        Ok(took) => slow.check_cost(case, before, took),
+        Err(error) => case.fail(format_args!("the transfer fails: {error}")),
+    }
 }
 
-pub fn appends_over_a_slow_link_arrive_once(fixture: SharedFixture) {
-    run(fixture, ALIVE, async |case| {
-        let Some(mut slow) = SlowPath::begin(case).await else { return };
-        let mut appends = open(case, &slow.host, slow.path.address(), Lane::Append).await;
-        let (before, begun) = (slow.path.carried().unwrap_or_default(), Instant::now());
-        let count = (BYTES / APPEND_BYTES) as u64;
-        let taken = appends.link.taken();
-        let sending = tokio::spawn(async move {
-            for index in 0..count {
-                appends.link.dispatch(batch(index, APPEND_BYTES)).await.map_err(|error| chain(&error))?;
-            }
-            Ok(appends)
-        });
-        let engine = slow.host.inbound.clone();
-        let arrived = || engine.look(|log| log.count(Lane::Append) as u64 >= count);
-        let mut failed = false;
-        let (mut seen, mut moved, mut standstill) = (0, Instant::now(), Duration::ZERO);
-        slow.heartbeats(case, || {
-            let now = taken.now();
-            if now != seen || sending.is_finished() {
-                (seen, moved) = (now, Instant::now());
-            }
-            standstill = standstill.max(moved.elapsed());
-            failed |= sending.is_finished() && begun.elapsed() > case.fixture.deadline();
-            failed || arrived()
-        })
-        .await;
-        let took = begun.elapsed();
-        let sent: Result<Opened, String> = case.join("the dispatches", sending).await;
-        let appends = sent.unwrap_or_else(|error| case.fail(format_args!("a dispatch fails: {error}")));
-        let indexes = slow.host.inbound.look(|log| log.indexes(Lane::Append));
-        case.equal("what arrives", &indexes, &(0..count).collect());
-        case.hold(!appends.log.is_closed(), "the link of the appends was closed");
-        // Counting is optional.
-        let moves = seen == 0 || standstill <= STANDSTILL_MAX;
-        case.hold(moves, format_args!("the count of what was taken stood still for {standstill:?}"));
-        slow.check_cost(case, before, took);
+pub(in super::super) async fn appends_over_a_slow_link_arrive_once(case: &TransportCase) {
+    let Some(mut slow) = SlowPath::begin(case).await else { return };
+    let mut appends = open(case, &slow.host, slow.path.address(), Lane::Append).await;
+    let (before, begun) = (slow.path.carried().unwrap_or_default(), Instant::now());
+    let count = (BYTES / APPEND_BYTES) as u64;
+    let taken = appends.link.taken();
+    let sending = tokio::spawn(async move {
+        for index in 0..count {
+            appends.link.dispatch(batch(index, APPEND_BYTES)).await.map_err(|error| chain(&error))?;
+        }
+        Ok(appends)
     });
+    let engine = slow.host.inbound.clone();
+    let arrived = || engine.look(|log| log.count(Lane::Append) as u64 >= count);
+    let mut failed = false;
+    let (mut seen, mut moved, mut standstill) = (0, Instant::now(), Duration::ZERO);
+    slow.heartbeats(case, || {
+        let now = taken.now();
+        if now != seen || sending.is_finished() {
+            (seen, moved) = (now, Instant::now());
+        }
+        standstill = standstill.max(moved.elapsed());
+        failed |= sending.is_finished() && begun.elapsed() > case.fixture.deadline();
+        failed || arrived()
+    })
+    .await;
+    let took = begun.elapsed();
+    let sent: Result<Opened, String> = case.join("the dispatches", sending).await;
+    let appends = sent.unwrap_or_else(|error| case.fail(format_args!("a dispatch fails: {error}")));
+    let indexes = slow.host.inbound.look(|log| log.indexes(Lane::Append));
+    case.equal("what arrives", &indexes, &(0..count).collect());
+    case.hold(!appends.log.is_closed(), "the link of the appends was closed");
+    // Counting is optional.
+    let moves = seen == 0 || standstill <= STANDSTILL_MAX;
+    case.hold(moves, format_args!("the count of what was taken stood still for {standstill:?}"));
+    slow.check_cost(case, before, took);
 }
 
 /// Batches in flight do not delay the discovery.
-pub fn a_slow_link_that_dies_is_noticed(fixture: SharedFixture) {
-    run(fixture, "a dead link is detected within `silence_max`, also with batches in flight", async |case| {
-        let Some(bound) = case.can.silence_max else { return };
-        let Some(slow) = SlowPath::begin(case).await else { return };
-        let mut appends = open(case, &slow.host, slow.path.address(), Lane::Append).await;
-        let log = appends.log.clone();
-        let sending = tokio::spawn(async move {
-            for index in 0.. {
-                if appends.link.dispatch(batch(index, APPEND_BYTES)).await.is_err() {
-                    return;
-                }
+pub(in super::super) async fn a_slow_link_that_dies_is_noticed(case: &TransportCase) {
+    let Some(bound) = case.can.silence_max else { return };
+    let Some(slow) = SlowPath::begin(case).await else { return };
+    let mut appends = open(case, &slow.host, slow.path.address(), Lane::Append).await;
+    let log = appends.log.clone();
+    let sending = tokio::spawn(async move {
+        for index in 0.. {
+            if appends.link.dispatch(batch(index, APPEND_BYTES)).await.is_err() {
+                return;
             }
-        });
-        slow.host.until(case, "a delivery", |log| log.count(Lane::Append) > 0).await;
-        slow.path.black_hole();
-        let since = Instant::now();
-        case.closed(&log).await;
-        let took = since.elapsed();
-        case.hold(took <= bound, format_args!("it was found after {took:?}, not {bound:?}"));
-        case.join("the failure of a dispatch", sending).await;
+        }
     });
+    slow.host.until(case, "a delivery", |log| log.count(Lane::Append) > 0).await;
+    slow.path.black_hole();
+    let since = Instant::now();
+    case.closed(&log).await;
+    let took = since.elapsed();
+    case.hold(took <= bound, format_args!("it was found after {took:?}, not {bound:?}"));
+    case.join("the failure of a dispatch", sending).await;
 }
