@@ -317,16 +317,13 @@ fn named<'a>(libraries: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The packages of a dependency tree, each with its features.
-fn with_features(root: &Path, packages: &[&str], features: &[&str]) -> Result<BTreeSet<Vec<String>>> {
+fn with_features(root: &Path, packages: &[&str], features: &[&str]) -> Result<BTreeSet<String>> {
     let shape = ["tree", "--locked", "-e", "normal", "--prefix", "none", "-f", "{p} {f}"];
     let tree = cargo::captured(root, &[&shape[..], packages, features].concat())?;
     // `default` only enables others, which have their own names.
     let words = |line: &str| {
-        line.trim_end_matches("(*)")
-            .split([' ', ','])
-            .map(str::to_owned)
-            .filter(|word| word != "default")
-            .collect()
+        let words = line.trim_end_matches("(*)").trim_end().split([' ', ',']);
+        words.filter(|word| *word != "default").collect::<Vec<_>>().join(" ")
     };
     Ok(tree.lines().map(words).collect())
 }

@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(found[0].rank(FIRST), Some(0));
         assert_eq!(found[1].rank(FIRST), None);
         let again = found[0].again(&["a::late".to_owned()]).command;
-        assert!(again.get_args().eq(["--exact", "a::late"]));
+        assert!(again.get_args().eq(["--test-threads", TESTS_AT_A_TIME, "--exact", "a::late"]));
         assert_eq!(found[0].directory, Path::new("/r/examples/kv"));
     }
 

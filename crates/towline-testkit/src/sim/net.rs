@@ -32,10 +32,14 @@ impl Default for NetOptions {
     }
 }
 
+/// Messages in order, each with the step from which it is due.
+type Queue = VecDeque<(u64, Message)>;
+
 /// Ordered lanes between every two nodes. Messages of different lanes overtake each other.
 #[derive(Debug, Default)]
 pub(super) struct SimNet {
-    lanes: BTreeMap<(NodeId, NodeId, Lane), VecDeque<(u64, Message)>>,
+    /// By receiver and lane, then by sender: a node looks for its messages at each step.
+    lanes: BTreeMap<(NodeId, Lane), BTreeMap<NodeId, Queue>>,
     cut: BTreeSet<(NodeId, NodeId)>,
     /// Appends with entries by sender and receiver: their number and payload bytes.
     appends: BTreeMap<(NodeId, NodeId), (u64, u64)>,
@@ -64,7 +68,7 @@ impl SimNet {
         if chance(rng, options.silent_drop_permille) {
             return;
         }
-        let queue = self.lanes.entry((from, to, lane)).or_default();
+        let queue = self.lanes.entry((to, lane)).or_default().entry(from).or_default();
         let due = now + rng.u64(options.delay.clone());
         let due = queue.back().map_or(due, |&(before, _)| due.max(before));
         if chance(rng, options.duplicate_permille) {
@@ -80,10 +84,8 @@ impl SimNet {
     /// The due messages to `to`, those of the control lane first.
     pub(super) fn receive(&mut self, now: u64, to: NodeId) -> Vec<Message> {
         let mut messages = Vec::new();
-        for wanted in Lane::ALL {
-            for (&(from, _, _), queue) in
-                self.lanes.iter_mut().filter(|((_, receiver, lane), _)| *receiver == to && *lane == wanted)
-            {
+        for lane in Lane::ALL {
+            for (&from, queue) in self.lanes.get_mut(&(to, lane)).into_iter().flatten() {
                 let cut = self.cut.contains(&(from, to));
                 while queue.front().is_some_and(|&(due, _)| cut || due <= now) {
                     match queue.pop_front() {
@@ -99,10 +101,12 @@ impl SimNet {
 
     /// Loses all messages in flight to a crashed node.
     pub(super) fn lose_all_to(&mut self, node: NodeId) {
-        for (&(from, to, _), queue) in &mut self.lanes {
-            if to == node && !queue.is_empty() {
-                queue.clear();
-                self.lost.push((from, to));
+        for lane in Lane::ALL {
+            for (&from, queue) in self.lanes.get_mut(&(node, lane)).into_iter().flatten() {
+                if !queue.is_empty() {
+                    queue.clear();
+                    self.lost.push((from, node));
+                }
             }
         }
     }
@@ -113,7 +117,7 @@ impl SimNet {
 
     /// All messages in flight.
     pub(super) fn in_flight(&self) -> impl Iterator<Item = &Message> {
-        self.lanes.values().flatten().map(|(_, message)| message)
+        self.lanes.values().flat_map(BTreeMap::values).flatten().map(|(_, message)| message)
     }
 
     pub(super) fn cut(&mut self, from: NodeId, to: NodeId) {
