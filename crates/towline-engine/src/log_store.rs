@@ -198,7 +198,9 @@ impl GroupWrite {
             self.installed = false;
             self.entries.clear();
         }
-        if let Some(first) = later.entries.first().map(|e| e.index) {
+        if self.entries.is_empty() {
+            self.entries = later.entries;
+        } else if let Some(first) = later.entries.first().map(|e| e.index) {
             let keep = self.entries.partition_point(|e| e.index < first);
             self.entries.truncate(keep);
             self.entries.extend(later.entries);

@@ -128,7 +128,9 @@ async fn a_cluster_of_one_and_three_new_founders_never_both_acknowledge() {
 async fn founders_wait_for_one_that_answers_late_and_has_another_list() {
     let world = World::new();
     let _alone = world.found_alone().await;
-    [2, 3].map(|id| world.net.fault(node_id(id), node_id(1), Fault::Stall));
+    for id in [2, 3] {
+        world.net.fault(node_id(id), node_id(1), Fault::Stall);
+    }
     let founders = [world.found(2, &[1, 2, 3]).await, world.found(3, &[1, 2, 3]).await];
     no_founder_leads(&[&founders[0]]).await;
     world.net.heal_all();

@@ -111,7 +111,10 @@ async fn a_start_that_failed_or_was_dropped_can_be_made_again() {
         match start(&node, ONE, how).await {
             // The dropped start may still have stored the group.
             Err(error @ StartError::AlreadyBootstrapped { .. }) => Err(error),
-            done => Ok(done.unwrap()),
+            done => {
+                done.unwrap();
+                Ok(())
+            }
         }
     })
     .await;

@@ -2,7 +2,6 @@
 //! serves a connection. The rest is in the suite and for both transports in `transport_bounds`, `transport_peers` and
 //! `node_refusals`.
 
-
 use crate::common::*;
 use crate::wires::raw::{self, quic_server, quic_welcome};
 use crate::wires::{AUTHORITY, Listening, RawLane, connect, identity, of_node};

@@ -130,6 +130,11 @@ impl Attempts {
         self.live().filter(|(_, live)| live.term == 0).count()
     }
 
+    /// Whether Raft has wanted no snapshot for any peer.
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
     /// Ticks so far.
     pub(super) fn now(&self) -> u64 {
         self.now

@@ -204,14 +204,14 @@ impl<W, R> GroupCore<W, R> {
         }
         self.quiet_ticks = self.quiet_ticks.saturating_sub(1);
         // A sole voter wins its election inside the step that starts it. Raft then asserts that the whole log is persisted.
-        let persisted = self.unpersisted.is_empty() && self.replica.is_log_persisted();
-        let alone = self.replica.is_sole_voter() && !self.replica.is_leader();
+        let alone = !self.replica.is_leader() && self.replica.is_sole_voter();
+        let may_win = !alone || (self.unpersisted.is_empty() && self.replica.is_log_persisted());
         // Raft panics if it campaigns over a snapshot that is not applied. And a node whose log is late must not lead: the
         // vote of its next campaign is the write that proves its disk.
         if self.snapshots.installing() || (self.replica.is_follower() && self.stalls.is_log_late(self.ticks))
         {
             self.replica.tick_without_campaign();
-        } else if !alone || persisted {
+        } else if may_win {
             self.replica.tick();
         }
         if self.replica.attempts().tick() {
@@ -535,7 +535,9 @@ impl<W, R> GroupCore<W, R> {
         }
         self.finish_turn(fx);
         self.fail_lost_proposals(fx);
-        fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
+        if !self.reads.is_empty() {
+            fx.readable.append(&mut self.reads.take_confirmed(self.replica.log().applied()));
+        }
         let (term, low) = (self.replica.term(), &self.peers_low);
         fx.fetches.append(&mut self.replica.take_fetches(|peer| low.get(&peer) == Some(&term)));
     }
@@ -546,6 +548,9 @@ impl<W, R> GroupCore<W, R> {
     }
 
     fn start_read_round(&mut self) {
+        if self.reads.is_empty() {
+            return;
+        }
         // Raft silently drops a round without a leader, and on a leader that has not committed in its term.
         let can_confirm = match self.replica.is_leader() {
             true => self.replica.committed_in_term(),

@@ -40,9 +40,9 @@ pub struct GroupLog {
 
 /// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Lookup {
+pub(crate) enum Lookup<T> {
     /// At least one entry, from the start of the range on.
-    Here(Vec<Entry>),
+    Here(Vec<T>),
     /// The entries are in the log store only.
     Cold,
     /// The range begins before the first entry.
@@ -112,8 +112,14 @@ impl GroupLog {
         self.last_index + 1 - self.cached.len() as u64
     }
 
-    /// Looks up `low..high`: as many entries as fit in `bytes_max`, but at least one.
-    pub(crate) fn entries(&self, low: u64, high: u64, bytes_max: u64) -> Lookup {
+    /// Looks up `low..high`: as many entries as fit in `bytes_max`, but at least one. Copies them with `copy`.
+    pub(crate) fn entries<T>(
+        &self,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+        copy: impl Fn(&Entry) -> T,
+    ) -> Lookup<T> {
         if low <= self.truncated.index {
             return Lookup::Compacted;
         }
@@ -130,9 +136,9 @@ impl GroupLog {
             bytes += cost(entry) as u64;
             first || bytes <= bytes_max
         };
-        Lookup::Here(
-            self.cached.range(start.min(self.cached.len())..).take(count).take_while(fits).cloned().collect(),
-        )
+        let cached = self.cached.range(start.min(self.cached.len())..);
+        let fitting = cached.clone().take(count).take_while(fits).count();
+        Lookup::Here(cached.take(fitting).map(copy).collect())
     }
 
     /// Appends contiguous entries, from any index after the applied one. They replace the entries that they overlap.
@@ -140,20 +146,24 @@ impl GroupLog {
         let Some(first) = entries.first().map(|e| e.index) else { return };
         debug_assert!(first > self.applied && first <= self.last_index + 1, "append at {first} leaves a gap");
         self.truncate_from(first);
+        let mut last_term = self.terms.back().map(|&(_, term)| term);
         let mut next_mark = self.marks.back().map_or(0, |(_, bytes)| bytes + MARK_BYTES);
+        let mut bytes = self.bytes_appended;
         for entry in entries {
-            if self.terms.back().is_none_or(|&(_, term)| term != entry.term) {
+            if last_term != Some(entry.term) {
+                last_term = Some(entry.term);
                 self.terms.push_back((entry.index, entry.term));
             }
-            self.last_index = entry.index;
-            self.unapplied_bytes += cost(entry);
-            self.bytes_appended += cost(entry) as u64;
-            self.cached.push_back(entry.clone());
-            if self.bytes_appended >= next_mark {
-                self.marks.push_back((entry.index, self.bytes_appended));
-                next_mark = self.bytes_appended + MARK_BYTES;
+            bytes += cost(entry) as u64;
+            if bytes >= next_mark {
+                self.marks.push_back((entry.index, bytes));
+                next_mark = bytes + MARK_BYTES;
             }
         }
+        self.unapplied_bytes += (bytes - self.bytes_appended) as usize;
+        self.bytes_appended = bytes;
+        self.last_index += entries.len() as u64;
+        self.cached.extend(entries.iter().cloned());
     }
 
     /// Replaces the whole log by a received snapshot. The applied index stays until the state machine is restored.
@@ -250,7 +260,13 @@ mod tests {
         GroupLog::new(LogId::NONE, Vec::new(), 0, Vec::new(), 0, cache_bytes_max)
     }
 
-    fn indices(lookup: Lookup) -> Vec<u64> {
+    impl GroupLog {
+        fn entries_here(&self, low: u64, high: u64, bytes_max: u64) -> Lookup<Entry> {
+            self.entries(low, high, bytes_max, Entry::clone)
+        }
+    }
+
+    fn indices(lookup: Lookup<Entry>) -> Vec<u64> {
         match lookup {
             Lookup::Here(entries) => entries.iter().map(|e| e.index).collect(),
             other => panic!("{other:?}"),
@@ -271,8 +287,8 @@ mod tests {
         let mut log = log(0);
         log.append(&[entry(1, 1), entry(2, 1), entry(3, 2)]);
         log.applied_to(2);
-        assert_eq!(log.entries(1, 3, 1000), Lookup::Cold);
-        assert_eq!(indices(log.entries(3, 4, 1000)), [3]);
+        assert_eq!(log.entries_here(1, 3, 1000), Lookup::Cold);
+        assert_eq!(indices(log.entries_here(3, 4, 1000)), [3]);
         assert_eq!((log.term(1), log.term(2)), (Some(1), Some(1)), "terms stay");
         assert_eq!(log.unapplied_bytes(), cost(&entry(3, 2)));
     }
@@ -282,18 +298,18 @@ mod tests {
         let mut log = log(2 * cost(&entry(1, 1)));
         log.append(&(1..=5).map(|i| entry(i, 1)).collect::<Vec<_>>());
         log.applied_to(5);
-        assert_eq!(log.entries(3, 6, 1000), Lookup::Cold);
-        assert_eq!(indices(log.entries(4, 6, 1000)), [4, 5]);
+        assert_eq!(log.entries_here(3, 6, 1000), Lookup::Cold);
+        assert_eq!(indices(log.entries_here(4, 6, 1000)), [4, 5]);
     }
 
     #[test]
     fn a_lookup_gives_at_least_one_entry_and_no_more_than_fit() {
         let mut log = log(0);
         log.append(&(1..=5).map(|i| entry(i, 1)).collect::<Vec<_>>());
-        assert_eq!(indices(log.entries(2, 6, 0)), [2]);
-        assert_eq!(indices(log.entries(2, 6, 2 * cost(&entry(1, 1)) as u64)), [2, 3]);
-        assert_eq!(log.entries(2, 7, 1000), Lookup::Beyond);
-        assert_eq!(log.entries(0, 2, 1000), Lookup::Compacted);
+        assert_eq!(indices(log.entries_here(2, 6, 0)), [2]);
+        assert_eq!(indices(log.entries_here(2, 6, 2 * cost(&entry(1, 1)) as u64)), [2, 3]);
+        assert_eq!(log.entries_here(2, 7, 1000), Lookup::Beyond);
+        assert_eq!(log.entries_here(0, 2, 1000), Lookup::Compacted);
     }
 
     #[test]
@@ -304,7 +320,7 @@ mod tests {
         log.compact(3);
         let terms: Vec<_> = (2..=5).map(|i| log.term(i)).collect();
         assert_eq!(terms, [None, Some(2), Some(2), Some(4)]);
-        assert_eq!((log.first_index(), log.entries(3, 6, 1000)), (4, Lookup::Compacted));
+        assert_eq!((log.first_index(), log.entries_here(3, 6, 1000)), (4, Lookup::Compacted));
         log.compact(5);
         assert_eq!((log.first_index(), log.term(4), log.term(5)), (5, Some(2), Some(4)));
         assert_eq!((log.unapplied_bytes(), log.applied_bytes), (cost(&entry(5, 4)), 0));
@@ -325,7 +341,7 @@ mod tests {
         assert_eq!((log.first_index(), log.last_index(), log.term(10), log.term(2)), (11, 11, Some(3), None));
         log.applied_to(10);
         assert_eq!((log.applied(), log.unapplied_bytes()), (10, cost(&entry(11, 3))));
-        assert_eq!(indices(log.entries(11, 12, 1000)), [11]);
+        assert_eq!(indices(log.entries_here(11, 12, 1000)), [11]);
     }
 
     #[test]
@@ -353,6 +369,6 @@ mod tests {
         let log = GroupLog::new(LogId { index: 2, term: 1 }, vec![(3, 1), (5, 4)], 7, tail, 6, 0);
         let terms: Vec<_> = (1..=8).map(|i| log.term(i)).collect();
         assert_eq!(terms, [None, Some(1), Some(1), Some(1), Some(4), Some(4), Some(4), None]);
-        assert_eq!(log.entries(3, 8, 1000), Lookup::Cold);
+        assert_eq!(log.entries_here(3, 8, 1000), Lookup::Cold);
     }
 }

@@ -42,7 +42,7 @@ impl<W> Proposals<W> {
 
     /// Takes the waiters of committed entries, which come in log order.
     pub(super) fn committed(&mut self, entries: &[Entry]) -> Matched<W> {
-        let mut matched = Matched { waiters: Vec::new(), superseded: Vec::new() };
+        let mut matched = Matched { waiters: Vec::with_capacity(entries.len()), superseded: Vec::new() };
         for entry in entries {
             let mut waiter = None;
             while self.waiting.front().is_some_and(|&(index, _)| index <= entry.index) {

@@ -84,9 +84,6 @@ impl<R> Reads<R> {
     ///
     /// A retry has another number: a late answer to an earlier round must not confirm reads that joined after it.
     pub(super) fn start_round(&mut self, now_tick: u64, retry_ticks: u64) -> Option<Vec<u8>> {
-        if self.is_empty() {
-            return None;
-        }
         let paced = self.rounds.len() < ROUNDS_AT_ONCE || self.started_tick < now_tick;
         let joins = !self.waiting.is_empty() && self.rounds.len() < ROUNDS_MAX && paced;
         let retries = !self.rounds.is_empty() && self.started_tick.saturating_add(retry_ticks) <= now_tick;

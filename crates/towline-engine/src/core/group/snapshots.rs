@@ -360,6 +360,9 @@ impl<W, R> GroupCore<W, R> {
 
     /// Ends attempts whose leadership is over, before any of their messages can leave.
     pub(super) fn void_stale_attempts(&mut self, fx: &mut Effects<W, R>) {
+        if self.replica.attempts().is_empty() {
+            return;
+        }
         let term = self.replica.is_leader().then(|| self.replica.term());
         let kept = self.replica.attempts().keeps_any();
         let voided = self.replica.attempts().void_stale(term, |peer| self.replica.is_member(peer));
@@ -382,7 +385,11 @@ impl<W, R> GroupCore<W, R> {
     /// Notes the tick at which a peer's progress state changes.
     fn note_progress(&mut self) {
         if !self.replica.is_leader() {
-            return self.snapshots.progress.clear();
+            // Clearing an empty map is not free, and each group runs this in each turn.
+            if !self.snapshots.progress.is_empty() {
+                self.snapshots.progress.clear();
+            }
+            return;
         }
         let now = self.ticks;
         for (peer, progress) in self.replica.progress() {
@@ -394,6 +401,9 @@ impl<W, R> GroupCore<W, R> {
     }
 
     fn bound_pins(&mut self, fx: &mut Effects<W, R>) {
+        if self.replica.attempts().is_empty() {
+            return;
+        }
         let (bytes, most) = (self.replica.log().bytes_appended(), self.snapshots.policy.pin_bytes_max);
         let overdue = self.replica.attempts().overdue(bytes, most);
         let cause = SnapshotFailure::PinTooLarge;
@@ -433,9 +443,13 @@ impl<W, R> GroupCore<W, R> {
     }
 
     fn compact(&mut self, fx: &mut Effects<W, R>) {
+        let (first, applied) = (self.replica.log().first_index(), self.replica.log().applied());
+        if self.snapshots.compact_target < first || self.snapshots.installing() {
+            return;
+        }
         let pinned = self.replica.attempts().pinned().unwrap_or(u64::MAX);
-        let through = self.snapshots.compact_target.min(pinned).min(self.replica.log().applied());
-        if through >= self.replica.log().first_index() && !self.snapshots.installing() {
+        let through = self.snapshots.compact_target.min(pinned).min(applied);
+        if through >= first {
             self.replica.compact(through);
             fx.compact = Some(through);
         }
@@ -444,10 +458,14 @@ impl<W, R> GroupCore<W, R> {
     /// Lets the store remove snapshots that are not in use. A transfer opens its file only after the peer accepted the offer,
     /// so a snapshot being sent stays in use until its attempt ends.
     fn retain_snapshots(&mut self, fx: &mut Effects<W, R>) {
+        if !self.snapshots.retain {
+            return;
+        }
         // The content id of a snapshot being made is not known yet, and its file may exist already. The last snapshot stays
         // until there is another: a volatile state machine restarts from it.
         let another = self.snapshots.taking.is_none() && self.replica.attempts().available().is_some();
-        if another && std::mem::take(&mut self.snapshots.retain) {
+        if another {
+            self.snapshots.retain = false;
             let installing = self.snapshots.installing.as_ref().map(|meta| meta.content);
             fx.retain = Some(self.replica.attempts().contents().chain(installing).collect());
         }

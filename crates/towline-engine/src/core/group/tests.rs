@@ -129,6 +129,23 @@ fn messages_that_would_make_raft_panic_or_stall_are_refused() {
     }
 }
 
+#[test]
+fn committed_entries_come_in_pieces_of_limited_size() {
+    let mut setup = new_setup(3);
+    setup.replica.committed_bytes_max = 250;
+    let mut group = TestGroup::new(setup);
+    let entries = (1..=5).map(|index| entry(index, 1)).collect();
+    group.deliver(Message { commit: 5, ..append(1, 0, entries) });
+    let (number, _) = group.poll_write();
+    group.written(number);
+    group.poll();
+    let through = group.fx.apply.iter().map(|task| match task {
+        Apply::Entries { through, .. } => through.index,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(through.collect::<Vec<_>>(), [2, 4, 5]);
+}
+
 /// Entries arrived and were not polled when the clock ticked. A sole voter wins within that tick.
 #[test]
 fn a_sole_voter_with_entries_in_no_write_does_not_campaign() {

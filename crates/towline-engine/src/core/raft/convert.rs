@@ -14,7 +14,7 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
         term: m.term,
         log_term: m.log_term,
         index: m.index,
-        entries: m.take_entries().into_iter().map(entry_from_raft).collect(),
+        entries: entries_from_raft(m.take_entries().into_vec()),
         commit: m.commit,
         commit_term: m.commit_term,
         snapshot: m.snapshot.take().map(|s| Box::new(record_from_raft(s.get_metadata()))),
@@ -31,25 +31,25 @@ pub(super) fn message_from_raft(mut m: eraftpb::Message) -> Option<Message> {
 }
 
 pub(super) fn message_to_raft(m: Message) -> eraftpb::Message {
-    let mut out = eraftpb::Message::default();
-    out.set_msg_type(kind_to_raft(m.kind));
-    out.to = m.to.as_u64();
-    out.from = m.from.as_u64();
-    out.term = m.term;
-    out.log_term = m.log_term;
-    out.index = m.index;
-    out.set_entries(m.entries.into_iter().map(entry_to_raft).collect::<Vec<_>>().into());
-    out.commit = m.commit;
-    out.commit_term = m.commit_term;
-    out.request_snapshot = m.request_snapshot;
-    out.reject = m.reject;
-    out.reject_hint = m.reject_hint;
-    out.context = m.context;
-    out.priority = m.priority;
-    if let Some(record) = m.snapshot {
-        out.set_snapshot(snapshot_to_raft(record.index, record.term, &record.conf_state));
+    let snapshot = m.snapshot.map(|record| snapshot_to_raft(record.index, record.term, &record.conf_state));
+    eraftpb::Message {
+        msg_type: kind_to_raft(m.kind),
+        to: m.to.as_u64(),
+        from: m.from.as_u64(),
+        term: m.term,
+        log_term: m.log_term,
+        index: m.index,
+        entries: m.entries.into_iter().map(entry_to_raft).collect::<Vec<_>>().into(),
+        commit: m.commit,
+        commit_term: m.commit_term,
+        snapshot: snapshot.into(),
+        request_snapshot: m.request_snapshot,
+        reject: m.reject,
+        reject_hint: m.reject_hint,
+        context: m.context,
+        priority: m.priority,
+        ..Default::default()
     }
-    out
 }
 
 /// Makes raft's snapshot without its body, which a transfer carries.
@@ -62,7 +62,14 @@ pub(super) fn snapshot_to_raft(index: u64, term: u64, conf_state: &ConfState) ->
     snapshot
 }
 
-pub(super) fn entry_from_raft(e: eraftpb::Entry) -> Entry {
+pub(super) fn entries_from_raft(entries: Vec<eraftpb::Entry>) -> Vec<Entry> {
+    // Collecting in place would make the allocator shrink the vector.
+    let mut out = Vec::with_capacity(entries.len());
+    out.extend(entries.into_iter().map(entry_from_raft));
+    out
+}
+
+fn entry_from_raft(e: eraftpb::Entry) -> Entry {
     let kind = match e.get_entry_type() {
         eraftpb::EntryType::EntryNormal => EntryKind::Normal,
         eraftpb::EntryType::EntryConfChange => EntryKind::ConfChange,
@@ -72,17 +79,13 @@ pub(super) fn entry_from_raft(e: eraftpb::Entry) -> Entry {
 }
 
 pub(super) fn entry_to_raft(e: Entry) -> eraftpb::Entry {
-    let mut out = eraftpb::Entry::default();
-    out.set_entry_type(match e.kind {
+    let entry_type = match e.kind {
         EntryKind::Normal => eraftpb::EntryType::EntryNormal,
         EntryKind::ConfChange => eraftpb::EntryType::EntryConfChange,
         EntryKind::ConfChangeV2 => eraftpb::EntryType::EntryConfChangeV2,
-    });
-    out.term = e.term;
-    out.index = e.index;
-    out.data = e.data;
-    out.context = e.context;
-    out
+    };
+    let (term, index, data, context) = (e.term, e.index, e.data, e.context);
+    eraftpb::Entry { entry_type, term, index, data, context, ..Default::default() }
 }
 
 pub(super) fn hard_state_from_raft(hs: &eraftpb::HardState) -> HardState {

@@ -174,13 +174,16 @@ impl Flows {
         }
     }
 
+    /// Whether a peer has answered a heartbeat since the last call of [`questions`](Self::questions).
+    pub(super) fn is_any_heard(&self) -> bool {
+        self.is_any_heard
+    }
+
     /// Returns the peers to ask now, each with the index before raft's next entry. These peers answered a heartbeat while raft
     /// could not send to them. Call it when all messages of raft have left: a question comes behind them.
     pub(super) fn questions(&mut self, prs: &ProgressTracker) -> Vec<(u64, u64)> {
         let mut questions = Vec::new();
-        if !std::mem::take(&mut self.is_any_heard) {
-            return questions;
-        }
+        self.is_any_heard = false;
         for (&peer, flow) in &mut self.peers {
             if !std::mem::take(&mut flow.is_heard) || flow.sent.is_empty() {
                 continue;

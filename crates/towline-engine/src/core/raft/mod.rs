@@ -105,11 +105,13 @@ impl Replica {
             batch_append: false,
             priority: 0,
             max_uncommitted_size: setup.uncommitted_bytes_max.max(setup.append_bytes_max),
-            max_committed_size_per_ready: setup.committed_bytes_max,
+            // The storage limits them.
+            max_committed_size_per_ready: raft::NO_LIMIT,
         };
         let flows = Flows::new(&setup);
         let logger = logger::logger(setup.node, setup.group);
-        let view = LogView::new(setup.log, setup.hard_state, setup.conf_state, attempts);
+        let view =
+            LogView::new(setup.log, setup.hard_state, setup.conf_state, setup.committed_bytes_max, attempts);
         RawNode::new(&config, view, &logger)
             .map(|raw| Self { raw, heard: Vec::new(), flows, since_beat: 0 })
             .map_err(|e| e.to_string())
@@ -353,7 +355,7 @@ impl Replica {
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.raw.raft.id;
         let entry = |data| eraftpb::Entry { data, ..Default::default() };
-        message.set_entries(commands.into_iter().map(entry).collect::<Vec<_>>().into());
+        message.entries = commands.into_iter().map(entry).collect::<Vec<_>>().into();
         self.raw.raft.step(message).is_ok()
     }
 
@@ -379,34 +381,28 @@ impl Replica {
             return None;
         }
         let mut ready = self.raw.ready();
-        let plain = |messages: Vec<eraftpb::Message>| {
-            messages.into_iter().filter_map(convert::message_from_raft).collect()
-        };
-        let install = match ready.snapshot().get_metadata() {
-            meta if meta.index == 0 => None,
-            meta => Some(LogId { index: meta.index, term: meta.term }),
-        };
-        let mut parts = ReadyParts {
-            number: ready.number(),
-            entries: ready.take_entries().into_iter().map(convert::entry_from_raft).collect(),
-            hard_state: convert::hard_state_from_raft(&self.raw.raft.hard_state()),
-            must_write: ready.must_sync() || install.is_some(),
-            committed: ready.take_committed_entries().into_iter().map(convert::entry_from_raft).collect(),
-            messages: plain(ready.take_messages()),
-            messages_after_write: plain(ready.take_persisted_messages()),
-            reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
-            install,
-        };
         if self.is_leader() {
             let raft = &mut self.raw.raft;
             if self.flows.lead(raft.term, raft.mut_prs()) {
                 // The answers tell a new leader whose disks are low.
                 raft.ping();
             }
-            for messages in [&mut parts.messages, &mut parts.messages_after_write] {
-                messages.retain_mut(|message| self.flows.send(message, raft.mut_prs(), is_low(message.to)));
-            }
         }
+        let install = match ready.snapshot().get_metadata() {
+            meta if meta.index == 0 => None,
+            meta => Some(LogId { index: meta.index, term: meta.term }),
+        };
+        let parts = ReadyParts {
+            number: ready.number(),
+            entries: convert::entries_from_raft(ready.take_entries()),
+            hard_state: convert::hard_state_from_raft(&self.raw.raft.hard_state()),
+            must_write: ready.must_sync() || install.is_some(),
+            committed: convert::entries_from_raft(ready.take_committed_entries()),
+            messages: self.to_send(ready.take_messages(), &is_low),
+            messages_after_write: self.to_send(ready.take_persisted_messages(), &is_low),
+            reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
+            install,
+        };
         if let Some(at) = install {
             self.raw.mut_store().log.install(at);
         }
@@ -415,9 +411,22 @@ impl Replica {
         Some(parts)
     }
 
+    /// Converts the messages of a ready. A leader leaves out those that must not leave yet.
+    fn to_send(&mut self, messages: Vec<eraftpb::Message>, is_low: impl Fn(NodeId) -> bool) -> Vec<Message> {
+        let leads = self.is_leader();
+        let mut plain = Vec::with_capacity(messages.len());
+        for mut message in messages.into_iter().filter_map(convert::message_from_raft) {
+            let is_low = is_low(message.to);
+            if !leads || self.flows.send(&mut message, self.raw.raft.mut_prs(), is_low) {
+                plain.push(message);
+            }
+        }
+        plain
+    }
+
     /// Appends without entries for [`Flows::questions`].
     pub(crate) fn questions(&mut self) -> Vec<Message> {
-        if !self.is_leader() {
+        if !self.is_leader() || !self.flows.is_any_heard() {
             return Vec::new();
         }
         let raft = &self.raw.raft;

@@ -30,6 +30,8 @@ pub(super) struct LogView {
     pub(super) log: GroupLog,
     hard_state: HardState,
     conf_state: ConfState,
+    /// The most bytes of committed entries in one ready. Raft has no limit, because it would measure each entry once more.
+    committed_bytes_max: u64,
     fetches: RefCell<Fetches>,
     /// Raft asks for snapshots through a shared reference.
     pub(super) attempts: RefCell<Attempts>,
@@ -51,9 +53,11 @@ impl LogView {
         log: GroupLog,
         hard_state: HardState,
         conf_state: ConfState,
+        committed_bytes_max: u64,
         attempts: Attempts,
     ) -> Self {
-        Self { log, hard_state, conf_state, fetches: RefCell::default(), attempts: RefCell::new(attempts) }
+        let (fetches, attempts) = (RefCell::default(), RefCell::new(attempts));
+        Self { log, hard_state, conf_state, committed_bytes_max, fetches, attempts }
     }
 
     /// Takes the fetches since the last call. [`fetched`](Self::fetched) or [`not_fetched`](Self::not_fetched) answers each.
@@ -143,9 +147,13 @@ impl Storage for LogView {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> raft::Result<Vec<eraftpb::Entry>> {
-        let bytes_max = max_size.into().unwrap_or(u64::MAX);
-        match self.log.entries(low, high, bytes_max) {
-            Lookup::Here(entries) => Ok(entries.into_iter().map(convert::entry_to_raft).collect()),
+        let bytes_max = match max_size.into() {
+            // Only for entries to apply, see `committed_bytes_max`. Raft gives `None` where it needs the whole range.
+            Some(raft::NO_LIMIT) => self.committed_bytes_max,
+            limit => limit.unwrap_or(u64::MAX),
+        };
+        match self.log.entries(low, high, bytes_max, |entry| convert::entry_to_raft(entry.clone())) {
+            Lookup::Here(entries) => Ok(entries),
             Lookup::Cold => self.cold(low, high, bytes_max, context),
             Lookup::Compacted => Err(Error::Store(StorageError::Compacted)),
             Lookup::Beyond => Err(Error::Store(StorageError::Unavailable)),
