@@ -58,8 +58,10 @@ const CALM: Duration = Duration::from_secs(3);
 const RECOVERY_MAX: Duration = Duration::from_secs(10);
 /// A node that is later than that does not recover by itself.
 const GIVE_UP: Duration = Duration::from_secs(60);
-/// Snapshots come often: nodes that were away need them, and a killed node applies few entries before it serves.
-const SETTINGS: &str = "[engine]\nsnapshot_entries = 20_000\nsnapshot_trailing_entries = 2_000\n";
+/// Snapshots come often: nodes that were away need them, and a killed node applies few entries before it serves. The log is
+/// small: it reads all of it, beside the other nodes on one machine.
+const SETTINGS: &str = "[engine]\nsnapshot_entries = 20_000\nsnapshot_trailing_entries = 2_000\n\
+                        [log]\nfile_bytes = '16MiB'\npurge_bytes = '128MiB'\n";
 
 pub(crate) fn run(options: &ChaosOptions) -> Result<()> {
     let binary = cluster::kv_binary(options.binary.as_deref())?;

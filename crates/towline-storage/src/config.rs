@@ -1,5 +1,6 @@
 //! Settings of a data directory.
 
+use serde::{Deserialize, Serialize};
 use towline_engine::units::ByteSize;
 
 /// Settings of a [`DataDir`](crate::DataDir).
@@ -12,8 +13,9 @@ pub struct DataDirConfig {
     pub snapshots: SnapshotConfig,
 }
 
-/// Settings of the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Settings of the log. Read with serde, a missing field keeps its default and an unknown one is an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct LogConfig {
     /// Bytes after which a log file is closed. Smaller files return space sooner, but the log changes files more often.

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use towline::ByteSize;
 use towline::engine::units::duration;
+use towline::{ByteSize, LogConfig};
 
 use crate::machine::{FILES_MIN, JOURNAL_BYTES_MIN, StoreConfig, VALUE_BYTES_MAX};
 
@@ -24,6 +24,7 @@ const WORKER_THREADS_MAX: usize = 64;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Settings {
     pub(crate) engine: towline::Config,
+    pub(crate) log: LogConfig,
     pub(crate) store: StoreConfig,
     pub(crate) kv: KvConfig,
 }
@@ -77,7 +78,7 @@ impl Default for Settings {
         // from the heartbeat of its read round.
         let engine =
             towline::Config { network_workers: 1, commit_broadcast: false, ..towline::Config::default() };
-        Self { engine, store: StoreConfig::default(), kv: KvConfig::default() }
+        Self { engine, log: LogConfig::default(), store: StoreConfig::default(), kv: KvConfig::default() }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use towline::engine::log_store::LogStore as _;
 use towline::engine::reporter::{Reporter, Scope, SnapshotAttempt, SnapshotStatus, UnreachableCause};
 use towline::metrics::exporter::{Exporter, UPKEEP_INTERVAL};
-use towline::{DataDir, GroupId, Node, NodeId, Start};
+use towline::{DataDir, DataDirConfig, GroupId, Node, NodeId, Start};
 
 use crate::cli::{PeerSpec, Serve};
 use crate::config::Settings;
@@ -36,7 +36,9 @@ pub(crate) async fn run(args: Serve) -> Result<(), Failure> {
     let plan = descriptors::plan(args.peers.len(), &settings, transports::PEERS_MAX);
     settings.kv.connections_max = plan.redis;
     settings.store.files_max = plan.store_files;
-    let dir = DataDir::open(&args.data)
+    let mut data = DataDirConfig::default();
+    data.log = settings.log.clone();
+    let dir = DataDir::open_with(&args.data, data)
         .map_err(|e| Failure::run(format!("data directory {}", args.data.display()), e))?;
     let log = Arc::downgrade(&dir.log());
     let of_log = log.clone();
