@@ -299,12 +299,11 @@ fn low_followers_take_the_commands_that_a_new_leader_needs_for_its_first_commit_
         assert_eq!(followers.iter().map(|&id| sim.durable(id).0).max(), Some(commit(&sim, leader)));
         followers.iter().for_each(|&follower| sim.crash(follower));
         sim.crash(leader);
-        // The first to campaign wins: its log is the longest.
-        sim.restart(leader).unwrap();
+        // Of these two only the one with the longer log can win.
+        [leader, followers[0]].iter().for_each(|&node| sim.restart(node).unwrap());
         sim.set_disk_room(leader, room).unwrap();
-        ticks(&mut sim, 40);
-        followers.iter().for_each(|&follower| sim.restart(follower).unwrap());
         until(&mut sim, |sim| sim.leader() == Some(leader));
+        sim.restart(followers[1]).unwrap();
         match room {
             DiskRoom::Low => {
                 until(&mut sim, |sim| commit(sim, leader) == sim.status(leader).unwrap().last_index);
