@@ -395,8 +395,8 @@ impl Replica {
             hard_state: convert::hard_state_from_raft(&self.raw.raft.hard_state()),
             must_write: ready.must_sync() || install.is_some(),
             committed: convert::entries_from_raft(ready.take_committed_entries()),
-            messages: self.to_send(ready.take_messages(), &is_low),
-            messages_after_write: self.to_send(ready.take_persisted_messages(), &is_low),
+            messages: self.sendable(ready.take_messages(), &is_low),
+            messages_after_write: self.sendable(ready.take_persisted_messages(), &is_low),
             reads: ready.take_read_states().into_iter().map(|r| (r.request_ctx, r.index)).collect(),
             install,
         };
@@ -409,7 +409,7 @@ impl Replica {
     }
 
     /// Converts the messages of a ready. A leader leaves out those that must not leave yet.
-    fn to_send(&mut self, messages: Vec<eraftpb::Message>, is_low: impl Fn(NodeId) -> bool) -> Vec<Message> {
+    fn sendable(&mut self, messages: Vec<eraftpb::Message>, is_low: impl Fn(NodeId) -> bool) -> Vec<Message> {
         let leads = self.is_leader();
         let mut plain = Vec::with_capacity(messages.len());
         for mut message in messages.into_iter().filter_map(convert::message_from_raft) {
